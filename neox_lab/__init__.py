@@ -1,0 +1,60 @@
+"""neox_lab: look inside GPT-NeoX and Pythia models.
+
+    import neox_lab as nl
+
+    model = nl.load()                                   # small built-in model, no network
+    output, cache = model.run_with_cache("The king went to the city of")
+    cache["pattern", 0]                                 # attention of layer 0
+
+Names are loaded when they are first used, so importing the package costs little.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "GPTNeoXConfig": "neox_lab.config",
+    "GPTNeoXTokenizerFast": "neox_lab.tokenizer",
+    "GPTNeoXModel": "neox_lab.family",
+    "GPTNeoXForCausalLM": "neox_lab.family",
+    "GPTNeoXForQuestionAnswering": "neox_lab.family",
+    "GPTNeoXForSequenceClassification": "neox_lab.family",
+    "GPTNeoXForTokenClassification": "neox_lab.family",
+    "load": "neox_lab.family",
+}
+_ROOMS = ("errors", "gym", "views")
+
+__all__ = [*_HOME, *_ROOMS]
+
+if TYPE_CHECKING:
+    from neox_lab import errors, gym, views
+    from neox_lab.config import GPTNeoXConfig
+    from neox_lab.family import (
+        GPTNeoXForCausalLM,
+        GPTNeoXForQuestionAnswering,
+        GPTNeoXForSequenceClassification,
+        GPTNeoXForTokenClassification,
+        GPTNeoXModel,
+        load,
+    )
+    from neox_lab.tokenizer import GPTNeoXTokenizerFast
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name in _ROOMS:
+        return importlib.import_module(f"neox_lab.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'neox_lab' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Public names, for completion."""
+    return sorted({*globals(), *__all__})

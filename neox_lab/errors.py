@@ -1,0 +1,63 @@
+"""Everything that can go wrong, as one small tree.
+
+    NeoxLabError
+    ├── ConfigError         (ValueError)   a configuration value is unknown or contradicts another
+    ├── CheckpointError     (OSError)      a file is missing, damaged, hostile or does not fit
+    ├── TokenizerError      (ValueError)   text or ids cannot be turned into what was asked for
+    ├── InputError          (ValueError)   tensors given to a forward pass do not fit together
+    ├── HookError           (ValueError)   a hook would read or write something that makes no sense
+    │   ├── HookNameError   (LookupError)  no hook point has that name
+    │   └── HookNeverFiredError            a hook was placed but its point was not reached
+    └── GenerationError     (ValueError)   an argument of ``generate`` is unknown or contradictory
+
+Each class also inherits the built-in exception named beside it, so code that was written
+against another library and catches ``ValueError`` or ``OSError`` keeps working. Messages say
+what was wrong, what was expected, and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class NeoxLabError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class ConfigError(NeoxLabError, ValueError):
+    """A configuration value is unknown, out of range, or contradicts another."""
+
+
+class CheckpointError(NeoxLabError, OSError):
+    """A checkpoint file is missing, damaged, hostile, or does not fit the model."""
+
+
+class TokenizerError(NeoxLabError, ValueError):
+    """Text or token ids cannot be turned into what was asked for."""
+
+
+class InputError(NeoxLabError, ValueError):
+    """Tensors given to a forward pass do not fit together."""
+
+
+class HookError(NeoxLabError, ValueError):
+    """A hook would read or write something that makes no sense."""
+
+
+class HookNameError(HookError, LookupError):
+    """No hook point of this model has that name."""
+
+
+class HookNeverFiredError(HookError):
+    """A hook was placed, the model ran, and the hook's point was never reached."""
+
+
+class GenerationError(NeoxLabError, ValueError):
+    """An argument of ``generate`` is unknown or contradicts another."""
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+    """A sentence naming the entries of ``known`` closest to ``name``; empty if none is close."""
+    matches = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

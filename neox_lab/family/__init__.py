@@ -1,0 +1,24 @@
+"""The five public classes: where network, hooks, checkpoints and generation meet.
+
+``base`` is what they share, made of ``hooked`` (hooks and caches), ``text`` (text helpers) and
+``pretrained`` (loading and saving). ``backbone`` is the model without a head, ``heads`` the other
+four, ``losses`` their losses, ``loading`` the front door ``nl.load``.
+"""
+
+from neox_lab.family.backbone import GPTNeoXModel
+from neox_lab.family.heads import (
+    GPTNeoXForCausalLM,
+    GPTNeoXForQuestionAnswering,
+    GPTNeoXForSequenceClassification,
+    GPTNeoXForTokenClassification,
+)
+from neox_lab.family.loading import load
+
+__all__ = [
+    "GPTNeoXForCausalLM",
+    "GPTNeoXForQuestionAnswering",
+    "GPTNeoXForSequenceClassification",
+    "GPTNeoXForTokenClassification",
+    "GPTNeoXModel",
+    "load",
+]

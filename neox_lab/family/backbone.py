@@ -1,0 +1,203 @@
+"""The model without a head: tokens in, final residual stream out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, TypedDict, Unpack
+
+from torch import Tensor
+
+from neox_lab.config import GPTNeoXConfig
+from neox_lab.errors import InputError
+from neox_lab.family.base import GPTNeoXPreTrainedModel
+from neox_lab.hooks.points import HookPoint, Taps, Watcher
+from neox_lab.model.keys_values import KeyValueCache
+from neox_lab.model.network import Network
+from neox_lab.model.outputs import BaseModelOutputWithPast
+
+_log = logging.getLogger("neox_lab")
+
+
+class RunOptions(TypedDict, total=False):
+    """Arguments that every class's ``forward`` passes on to the network.
+
+    Attributes:
+        output_attentions: also return every layer's attention pattern.
+        output_hidden_states: also return the residual stream before every layer.
+        start_at_layer: first block to run; ``inputs_embeds`` is the residual stream entering it.
+        stop_at_layer: block to stop before; a BaseModelOutputWithPast with the residual stream
+            entering it is returned, without final layer norm or head.
+    """
+
+    output_attentions: bool | None
+    output_hidden_states: bool | None
+    start_at_layer: int | None
+    stop_at_layer: int | None
+
+
+class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
+    """GPT-NeoX without a head (Black et al., arXiv:2204.06745).
+
+    Args:
+        config: shape of the model; weights are drawn as ``config.initializer_range`` says.
+    """
+
+    head = "base"
+
+    def __init__(self, config: GPTNeoXConfig) -> None:
+        Network.__init__(self, config)
+        self._set_up(config)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: KeyValueCache | None = None,
+        use_cache: bool | None = None,
+        return_dict: bool | None = None,
+        **options: Unpack[RunOptions],
+    ) -> BaseModelOutputWithPast | tuple[Any, ...]:
+        """Run the network.
+
+        Args:
+            input_ids: token ids ``[batch, pos]``; or give ``inputs_embeds``.
+            attention_mask: 1 for text and 0 for padding, ``[batch, past + pos]``, or 4-D, see
+                ``neox_lab.model.masking.attention_mask``.
+            position_ids: absolute positions ``[batch or 1, pos]``; default: continue the cache.
+            inputs_embeds: vectors ``[batch, pos, d_model]`` instead of token ids.
+            past_key_values: cache of earlier positions, extended in place.
+            use_cache: return a cache; default ``config.use_cache``.
+            return_dict: False returns a plain tuple.
+            options: see ``RunOptions``.
+
+        Raises:
+            InputError: arguments that do not fit together.
+        """
+        output = self.run(
+            self.hook_stack.taps(),
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            **options,
+        )
+        return output if self.wants_dict(return_dict) else output.to_tuple()
+
+    def run(
+        self,
+        taps: Taps,
+        *,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past_key_values: KeyValueCache | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+    ) -> BaseModelOutputWithPast:
+        """What ``forward`` does, for a head that brings the taps of its own run."""
+        first, last = self._span(start_at_layer, stop_at_layer, input_ids)
+        keys_values = self._cache(past_key_values, use_cache)
+        watch = _Recorder(self, first, last)
+        if _default(output_attentions, self.config.output_attentions):
+            taps = taps.with_more(watch.attentions())
+        if _default(output_hidden_states, self.config.output_hidden_states):
+            taps = taps.with_more(watch.hidden_states())
+
+        residual = inputs_embeds
+        if residual is None or first == 0:
+            residual = self.embed(input_ids, inputs_embeds, taps)
+        residual = self.run_layers(
+            residual,
+            first=first,
+            last=last,
+            position_ids=position_ids,
+            mask=attention_mask,
+            keys_values=keys_values,
+            taps=taps,
+        )
+        if stop_at_layer is None:
+            residual = self.normalize(residual, taps)
+        keep = _default(use_cache, self.config.use_cache)
+        return BaseModelOutputWithPast(
+            last_hidden_state=residual,
+            past_key_values=keys_values if keep else None,
+            hidden_states=watch.states and (*watch.states, residual),
+            attentions=watch.patterns,
+        )
+
+    def wants_dict(self, return_dict: bool | None) -> bool:
+        """Whether to return an output object instead of a tuple."""
+        return bool(_default(return_dict, self.config.return_dict))
+
+    def _span(
+        self, start: int | None, stop: int | None, input_ids: Tensor | None
+    ) -> tuple[int, int]:
+        """First block to run and block to stop before; negative numbers count from the end."""
+        layers = len(self.layers)
+        first = 0 if start is None else start + layers if start < 0 else start
+        last = layers if stop is None else stop + layers if stop < 0 else stop
+        if first > 0 and input_ids is not None:
+            raise InputError(
+                f"start_at_layer={start} takes the residual stream entering that layer, "
+                "[batch, pos, d_model], as inputs or inputs_embeds; got token ids."
+            )
+        return first, last
+
+    def _cache(self, given: KeyValueCache | None, use_cache: bool | None) -> KeyValueCache | None:
+        if given is not None and not isinstance(given, KeyValueCache):
+            raise InputError(
+                f"past_key_values is a {type(given).__name__}; expected the KeyValueCache that an "
+                "earlier call returned."
+            )
+        if self.gradient_checkpointing and self.training:
+            if given is not None:
+                raise InputError("Gradient checkpointing cannot be combined with past_key_values.")
+            return None
+        if given is None and _default(use_cache, self.config.use_cache):
+            return KeyValueCache(len(self.layers))
+        return given
+
+
+class _Recorder:
+    """Watchers for ``output_hidden_states`` and ``output_attentions``: hooks like any other."""
+
+    def __init__(self, model: GPTNeoXModel, first: int, last: int) -> None:
+        self.names = {layer: f"blocks.{layer}." for layer in range(first, last)}
+        self.points = model.hook_points
+        self.states: tuple[Tensor, ...] | None = None
+        self.patterns: tuple[Tensor, ...] | None = None
+
+    def hidden_states(self) -> list[Watcher]:
+        self.states = ()
+
+        def keep(tensor: Tensor, _point: HookPoint) -> None:
+            assert self.states is not None
+            self.states = (*self.states, tensor)
+
+        return self._at("hook_resid_pre", keep)
+
+    def attentions(self) -> list[Watcher]:
+        self.patterns = ()
+
+        def keep(tensor: Tensor, _point: HookPoint) -> None:
+            assert self.patterns is not None
+            self.patterns = (*self.patterns, tensor)
+
+        return self._at("attn.hook_pattern", keep)
+
+    def _at(self, name: str, keep: Callable[[Tensor, HookPoint], None]) -> list[Watcher]:
+        points = [self.points[prefix + name] for prefix in self.names.values()]
+        return [Watcher(point, keep, writes=False) for point in points]
+
+
+def _default(value: bool | None, otherwise: bool) -> bool:
+    return otherwise if value is None else value

@@ -1,0 +1,152 @@
+"""Hooks and caches on a model: what a user types."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from neox_lab.hooks.cache import ActivationCache, Keeping, PosSlice, run_backward
+from neox_lab.hooks.hooking import HookList, HookStack, Placement
+from neox_lab.hooks.names import Name, find_all
+from neox_lab.hooks.points import HookPoint
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.family.text import Inputs
+
+
+class Hooked:
+    """Read and change any activation of the model by name."""
+
+    hook_points: dict[str, HookPoint]
+    hook_stack: HookStack
+    prepare_inputs: Callable[[Inputs], dict[str, Tensor]]
+    _pieces_of: Callable[[dict[str, Tensor]], list[str] | None]
+
+    @property
+    def hook_names(self) -> tuple[str, ...]:
+        """Names of all hook points, in the order of the forward pass."""
+        return tuple(self.hook_points)
+
+    def hook_table(self) -> pd.DataFrame:
+        """All hook points: ``name``, ``shape`` in axis names, ``meaning``, ``aliases``."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            {
+                "name": point.name,
+                "shape": f"[{', '.join(point.axes)}]",
+                "meaning": point.meaning,
+                "aliases": ", ".join(point.aliases),
+            }
+            for point in self.hook_points.values()
+        )
+
+    @contextmanager
+    def hooks(
+        self, fwd_hooks: HookList = (), bwd_hooks: HookList = (), *, must_fire: bool = True
+    ) -> Iterator[Hooked]:
+        """Place hooks for the duration of a ``with`` block.
+
+        Args:
+            fwd_hooks: pairs ``(name, function)``. ``function(tensor, hook)`` returns None to leave
+                the tensor (or to have edited it in place), or a tensor to replace it.
+                ``hook.name`` and ``hook.layer`` say where it is called.
+            bwd_hooks: likewise, called with gradients when the run is backpropagated.
+            must_fire: raise if the model runs and a hook is never reached.
+
+        Raises:
+            HookNameError: a name matches no hook point; nothing is placed then.
+            HookNeverFiredError: at the end of the block, see ``must_fire``.
+        """
+        placement = Placement(self.hook_points, fwd_hooks, bwd_hooks)
+        with self.hook_stack.placed(placement, must_fire):
+            yield self
+
+    def run_with_hooks(
+        self,
+        inputs: Inputs,
+        fwd_hooks: HookList = (),
+        bwd_hooks: HookList = (),
+        *,
+        must_fire: bool = True,
+        **forward_arguments: Any,
+    ) -> Any:
+        """Run once with hooks in place.
+
+        Args:
+            inputs: a string, a list of strings, or token ids ``[batch, pos]``.
+            fwd_hooks: see ``hooks``.
+            bwd_hooks: see ``hooks``; they belong to this run's graph and fire when it is
+                backpropagated, also after this call returns.
+            must_fire: see ``hooks``.
+            forward_arguments: passed to ``forward``.
+
+        Returns:
+            What ``forward`` returns.
+        """
+        with self.hooks(fwd_hooks, bwd_hooks, must_fire=must_fire):
+            return self(**self.prepare_inputs(inputs) | forward_arguments)  # type: ignore[operator]
+
+    def run_with_cache(
+        self,
+        inputs: Inputs,
+        names_filter: Name | Iterable[Name] | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        pos_slice: PosSlice | None = None,
+        incl_bwd: bool | Callable[[Any], Tensor] = False,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        **forward_arguments: Any,
+    ) -> tuple[Any, ActivationCache]:
+        """Run once and keep activations.
+
+        Args:
+            inputs: a string, a list of strings, or token ids ``[batch, pos]``.
+            names_filter: what to keep: a name, alias, glob, predicate, or several; None keeps
+                every hook point.
+            device: keep tensors there; None leaves them on the model's device.
+            dtype: keep floating-point tensors in this dtype.
+            pos_slice: keep only these positions.
+            incl_bwd: also keep gradients, as ``<name>_grad``: of ``output.loss``, or of the
+                scalar that a function of the output returns.
+            start_at_layer: first block to run; ``inputs`` is then the residual stream entering it.
+            stop_at_layer: block to stop before; the output is then the residual stream entering it.
+            forward_arguments: passed to ``forward``.
+
+        Returns:
+            What ``forward`` returns, and the cache. Without ``incl_bwd`` no graph is recorded.
+
+        Raises:
+            HookNameError: ``names_filter`` names no hook point.
+        """
+        points = list(self.hook_points.values())
+        if names_filter is not None:
+            points = find_all(names_filter, self.hook_points)
+        prepared = self.prepare_inputs(inputs)
+        cache = ActivationCache(
+            self.hook_points,
+            attention_mask=prepared.get("attention_mask"),
+            pieces=self._pieces_of(prepared),
+        )
+        keeping = Keeping(device, dtype, pos_slice)
+        placement = Placement(self.hook_points, (), ())
+        placement.entries.append(("cache", cache.watchers(points, keeping)))
+        if incl_bwd:
+            placement.entries.append(("gradients", cache.gradient_watchers(points, keeping)))
+        arguments = prepared | forward_arguments
+        arguments |= {"start_at_layer": start_at_layer, "stop_at_layer": stop_at_layer}
+        with (
+            nullcontext() if incl_bwd else torch.no_grad(),
+            self.hook_stack.placed(placement, must_fire=False),
+        ):
+            output = self(**arguments)  # type: ignore[operator]
+        if incl_bwd:
+            run_backward(output, incl_bwd)
+        return output, cache

@@ -1,0 +1,72 @@
+"""The front door: one call from a name to a model that is ready to be looked into."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from neox_lab.errors import ConfigError, nearest
+from neox_lab.family.backbone import GPTNeoXModel
+from neox_lab.family.heads import (
+    GPTNeoXForCausalLM,
+    GPTNeoXForQuestionAnswering,
+    GPTNeoXForSequenceClassification,
+    GPTNeoXForTokenClassification,
+)
+
+CLASSES = {
+    model_class.head: model_class
+    for model_class in (
+        GPTNeoXModel,
+        GPTNeoXForCausalLM,
+        GPTNeoXForQuestionAnswering,
+        GPTNeoXForSequenceClassification,
+        GPTNeoXForTokenClassification,
+    )
+}
+"""From the name of a head to its class."""
+
+
+def load(
+    name: str | os.PathLike[str] | None = None,
+    head: str = "causal-lm",
+    revision: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | int | None = None,
+) -> Any:
+    """A model in evaluation mode, with its tokenizer as ``model.tokenizer``.
+
+    Args:
+        name: a directory or hub id; None is the small built-in model, which needs no network.
+        head: ``base``, ``causal-lm``, ``question-answering``, ``sequence-classification`` or
+            ``token-classification``.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights; None means float32 on a CPU, where half precision is slow and
+            coarse, and the checkpoint's own dtype elsewhere.
+        device: where to; None means the CPU.
+
+    Raises:
+        ConfigError: an unknown head.
+        CheckpointError: a file is missing, damaged or does not fit.
+    """
+    if head not in CLASSES:
+        raise ConfigError(
+            f"head={head!r}; expected one of {', '.join(CLASSES)}.{nearest(head, CLASSES)}"
+        )
+    from neox_lab.tokenizer import GPTNeoXTokenizerFast
+
+    if name is None:
+        from neox_lab.gym import weights_directory
+
+        name = weights_directory()
+    on_cpu = device is None or torch.device(device).type == "cpu"
+    model = CLASSES[head].from_pretrained(
+        name,
+        revision=revision,
+        dtype=dtype or (torch.float32 if on_cpu else "auto"),
+        device_map=device,
+    )
+    model.tokenizer = GPTNeoXTokenizerFast.from_pretrained(name, revision=revision)
+    return model

@@ -1,0 +1,147 @@
+"""``from_pretrained`` and ``save_pretrained`` of the five classes."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from neox_lab.config import GPTNeoXConfig
+from neox_lab.errors import ConfigError, nearest
+from neox_lab.hub import HubOptions, pin
+
+if TYPE_CHECKING:
+    Source = str | os.PathLike[str]
+
+_ATTENTION_PATHS = (None, "sdpa", "eager")
+_OF_NO_EFFECT = ("low_cpu_mem_usage", "_fast_init", "use_auth_token", "trust_remote_code")
+_LOADING = ("variant", "use_safetensors", "ignore_mismatched_sizes", "key_mapping", "state_dict")
+
+
+class Pretrained(nn.Module):
+    """Loading from and saving to Hugging Face's checkpoint format."""
+
+    config: GPTNeoXConfig
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Source | None,
+        *,
+        revision: str | None = None,
+        dtype: torch.dtype | str | None = "auto",
+        device_map: Any = None,
+        config: GPTNeoXConfig | Source | None = None,
+        output_loading_info: bool = False,
+        **more: Any,
+    ) -> Any:
+        """Load a checkpoint from a directory or the hub, in evaluation mode.
+
+        Args:
+            source: a directory, or a hub id such as ``EleutherAI/pythia-70m``; None with
+                ``state_dict=`` and ``config=``.
+            revision: branch, tag (``step3000``) or commit on the hub.
+            dtype: ``"auto"`` (or None) keeps the checkpoint's; or one to convert to.
+            device_map: device to load to: ``"cpu"``, ``"cuda:0"``, a number, ``"auto"``.
+            config: configuration to use instead of the checkpoint's own.
+            output_loading_info: also return which weights were missing, unexpected or mismatched.
+            more: ``subfolder, cache_dir, force_download, local_files_only, token`` (where from);
+                ``variant, use_safetensors, ignore_mismatched_sizes, key_mapping, state_dict``
+                (how); any field of the configuration, to override it.
+
+        Returns:
+            The model; with ``output_loading_info``, the model and a dictionary.
+
+        Raises:
+            CheckpointError: a file is missing, damaged, hostile, or does not fit.
+            ConfigError: the configuration is not GPT-NeoX's or contradicts itself.
+            TypeError: an argument that is none of the above.
+        """
+        from neox_lab.checkpoint import load_into
+
+        dtype = more.pop("torch_dtype", dtype)
+        _check_attention_path(more.pop("attn_implementation", None))
+        for name in _OF_NO_EFFECT:
+            more.pop(name, None)
+        more["revision"] = revision
+        options = HubOptions.take(more)
+        loading = {name: more.pop(name) for name in _LOADING if name in more}
+        if source is not None:
+            options = pin(source, options)
+        config = _configuration(source if config is None else config, options, more)
+        model, report = load_into(
+            cls,
+            source,
+            config=config,
+            options=options,
+            dtype=dtype,
+            device_map=device_map,
+            **loading,
+        )
+        model.eval()
+        return (model, report.as_dict()) if output_loading_info else model
+
+    @classmethod
+    def from_config(cls, config: GPTNeoXConfig, dtype: torch.dtype | None = None) -> Self:
+        """A model with fresh random weights, in evaluation mode."""
+        return cls(config).to(dtype=dtype).eval()
+
+    def save_pretrained(
+        self,
+        directory: Source,
+        *,
+        max_shard_size: int | str = "50GB",
+        state_dict: dict[str, Tensor] | None = None,
+        variant: str | None = None,
+    ) -> None:
+        """Write ``config.json`` and the weights, readable by transformers 4 and 5.
+
+        Nothing is replaced before everything is written, so a failed save leaves an earlier
+        checkpoint intact, and saving over the directory the model came from is safe.
+
+        Args:
+            directory: created if absent.
+            max_shard_size: split the weights into files of at most this size.
+            state_dict: tensors to write instead of the model's own.
+            variant: word to put into the file names, as in ``model.fp16.safetensors``.
+
+        Raises:
+            CheckpointError: the directory cannot be written.
+        """
+        from neox_lab.checkpoint import save
+
+        save(self, directory, max_shard_size=max_shard_size, state_dict=state_dict, variant=variant)
+
+
+def _configuration(
+    source: GPTNeoXConfig | Source | None, options: HubOptions, overrides: dict[str, Any]
+) -> GPTNeoXConfig:
+    """The configuration to build with; ``overrides`` that are not fields of it are errors."""
+    if source is None:
+        raise ConfigError("from_pretrained(None, state_dict=...) needs config= as well.")
+    if isinstance(source, GPTNeoXConfig):
+        config = GPTNeoXConfig.from_dict(source.to_dict())
+    else:
+        config = GPTNeoXConfig.from_pretrained(source, **vars(options))
+    unknown = [name for name in overrides if not hasattr(config, name)]
+    if unknown:
+        known = [*config.to_dict(), "revision", "dtype", "device_map", *_LOADING]
+        raise TypeError(
+            f"from_pretrained() got {unknown[0]!r}, which is neither an argument nor a field of "
+            f"the configuration.{nearest(unknown[0], known)}"
+        )
+    for name, value in overrides.items():
+        setattr(config, name, value)
+    return config
+
+
+def _check_attention_path(name: str | None) -> None:
+    """Accept the paths that give the same numbers here; refuse those that promise a kernel."""
+    if name not in _ATTENTION_PATHS:
+        raise ConfigError(
+            f"attn_implementation={name!r} is not available; expected one of "
+            f"{_ATTENTION_PATHS}. Both names mean the same here: fused attention, with scores and "
+            "patterns made when something watches them."
+        )

@@ -1,0 +1,126 @@
+"""Text in and out of a model that has a tokenizer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeAlias
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import InputError, TokenizerError
+
+if TYPE_CHECKING:
+    from neox_lab.tokenizer import GPTNeoXTokenizerFast
+
+Inputs: TypeAlias = "str | list[str] | Tensor"
+"""A string, a list of strings (padded, masked), token ids ``[batch, pos]``, or, to start at a
+layer, a residual stream ``[batch, pos, d_model]``."""
+
+
+class TextHelpers:
+    """From text to token ids and back, with the model's own tokenizer."""
+
+    tokenizer: GPTNeoXTokenizerFast | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        raise NotImplementedError
+
+    def to_tokens(self, text: str | list[str]) -> Tensor:
+        """Token ids ``[batch, pos]`` on the model's device; shorter texts are padded.
+
+        No token is put in front: GPT-NeoX models are trained without one.
+
+        Raises:
+            TokenizerError: the model has no tokenizer.
+        """
+        return self._encode(text)["input_ids"]
+
+    def to_str_tokens(self, text: str | list[str] | Tensor) -> list[str] | list[list[str]]:
+        """Each token's own text, such as ``["The", " cat"]``; a list of lists for several texts.
+
+        Tokens that are a fragment of a character are shown by their bytes, as in ``⟨E2⟩``.
+
+        Args:
+            text: a string, several strings, or token ids ``[pos]`` or ``[batch, pos]``.
+        """
+        tokenizer = self._tokenizer()
+        if isinstance(text, str):
+            return tokenizer.pieces(tokenizer(text).input_ids)
+        if isinstance(text, Tensor):
+            if text.dim() == 1:
+                return tokenizer.pieces(text.tolist())
+            rows = [tokenizer.pieces(row) for row in text.tolist()]
+            return rows[0] if len(rows) == 1 else rows
+        return [tokenizer.pieces(tokenizer(row).input_ids) for row in text]
+
+    def to_string(self, tokens: Tensor | list[int] | int) -> str | list[str]:
+        """The text of token ids ``[pos]``, or one text a row for ``[batch, pos]``."""
+        return self._tokenizer().decode(tokens)
+
+    def to_single_token(self, text: str) -> int:
+        """The id of ``text``, which must be exactly one token.
+
+        Raises:
+            TokenizerError: it is none or several; the message shows which.
+        """
+        ids = self._tokenizer()(text).input_ids
+        if len(ids) != 1:
+            pieces = self._tokenizer().pieces(ids)
+            hint = (
+                ""
+                if text.startswith(" ")
+                else " Most words are single tokens only with a leading space."
+            )
+            raise TokenizerError(
+                f"{text!r} is {len(ids)} tokens, {pieces}; expected exactly one.{hint}"
+            )
+        return int(ids[0])
+
+    def prepare_inputs(self, inputs: Inputs) -> dict[str, Tensor]:
+        """Arguments of ``forward`` for whatever the user gave.
+
+        Returns:
+            ``input_ids`` (with ``attention_mask`` for texts), or ``inputs_embeds``.
+
+        Raises:
+            InputError: neither text, ids nor vectors.
+        """
+        if isinstance(inputs, Tensor):
+            if inputs.is_floating_point():
+                return {"inputs_embeds": inputs}
+            return {"input_ids": inputs.to(self.device)}
+        if isinstance(inputs, str) or (
+            isinstance(inputs, list | tuple) and inputs and all(isinstance(t, str) for t in inputs)
+        ):
+            return self._encode(inputs if isinstance(inputs, str) else list(inputs))
+        raise InputError(
+            f"inputs is {inputs!r:.80}; expected a string, a list of strings, or a LongTensor "
+            "[batch, pos]."
+        )
+
+    def _encode(self, text: str | list[str]) -> dict[str, Tensor]:
+        texts = [text] if isinstance(text, str) else text
+        batch = self._tokenizer()(texts, padding=len(texts) > 1, return_tensors="pt")
+        ids = batch["input_ids"]
+        if ids.shape[1] == 0:
+            raise InputError("The text is empty: there is no token to run the model on.")
+        return {
+            "input_ids": ids.to(self.device),
+            "attention_mask": batch["attention_mask"].to(self.device),
+        }
+
+    def _pieces_of(self, prepared: dict[str, Tensor]) -> list[str] | None:
+        """The token strings of the first row, or None without a tokenizer or without ids."""
+        if self.tokenizer is None or "input_ids" not in prepared:
+            return None
+        return self.tokenizer.pieces(prepared["input_ids"][0].tolist())
+
+    def _tokenizer(self) -> GPTNeoXTokenizerFast:
+        if self.tokenizer is None:
+            raise TokenizerError(
+                "This model has no tokenizer. Load both with nl.load(...), or set model.tokenizer "
+                "= nl.GPTNeoXTokenizerFast.from_pretrained(...)."
+            )
+        return self.tokenizer

@@ -1,0 +1,112 @@
+"""Placing functions at hook points, and taking them away again whatever happens.
+
+    with model.hooks(fwd_hooks=[("blocks.3.hook_resid_post", lambda x, hook: 0.9 * x)]):
+        model(tokens)
+
+Hooks live in a stack that belongs to one model and one thread, not in the modules. Leaving the
+``with`` block, by whatever door, removes exactly what it placed. Names are looked up before
+anything is placed, and a hook that the model ran past without ever reaching is an error.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+from neox_lab.errors import HookError, HookNeverFiredError
+from neox_lab.hooks.names import Name, find
+from neox_lab.hooks.points import NO_TAPS, HookFunction, HookPoint, Taps, Watcher
+
+HookList = Sequence[tuple[Name, HookFunction]]
+"""Pairs of a name (or alias, glob, predicate, short form) and a function."""
+
+
+class Placement:
+    """The watchers of one ``with`` block, grouped by the entry the user wrote."""
+
+    def __init__(
+        self, points: Mapping[str, HookPoint], fwd_hooks: HookList, bwd_hooks: HookList
+    ) -> None:
+        """Look up all names; nothing is placed yet.
+
+        Raises:
+            HookNameError: a name matches no hook point.
+            HookError: an entry is not a pair of name and function.
+        """
+        self.runs = 0
+        self.entries: list[tuple[Name, list[Watcher]]] = []
+        for name, function in _pairs(fwd_hooks, "fwd_hooks"):
+            self._add(name, function, "forward", points)
+        for name, function in _pairs(bwd_hooks, "bwd_hooks"):
+            self._add(name, function, "backward", points)
+
+    def _add(
+        self,
+        name: Name,
+        function: HookFunction,
+        direction: Literal["forward", "backward"],
+        points: Mapping[str, HookPoint],
+    ) -> None:
+        watchers = [Watcher(point, function, direction) for point in find(name, points)]
+        self.entries.append((name, watchers))
+
+    @property
+    def watchers(self) -> list[Watcher]:
+        """All watchers, in the order in which they were asked for."""
+        return [watcher for _, watchers in self.entries for watcher in watchers]
+
+    def check_all_reached(self) -> None:
+        """Raise HookNeverFiredError if the model ran and some entry saw no tensor."""
+        if not self.runs:
+            return
+        missed = [name for name, watchers in self.entries if not any(w.reached for w in watchers)]
+        if missed:
+            raise HookNeverFiredError(
+                f"The model ran, but these hooks were never reached: {missed!r}. "
+                "Layers outside start_at_layer and stop_at_layer do not run. If that is what you "
+                "want, pass must_fire=False."
+            )
+
+
+def _pairs(hooks: HookList, argument: str) -> Iterator[tuple[Name, HookFunction]]:
+    for entry in hooks:
+        if not (isinstance(entry, tuple | list) and len(entry) == 2 and callable(entry[1])):
+            raise HookError(
+                f"{argument} holds {entry!r}; expected pairs of a name and a function, such as "
+                "[('blocks.0.hook_resid_pre', my_function)]."
+            )
+        yield entry[0], entry[1]
+
+
+class HookStack(threading.local):
+    """The placements in force for one model in the current thread, outermost first."""
+
+    def __init__(self) -> None:
+        """Empty; every thread starts with an empty stack of its own."""
+        self.placements: list[Placement] = []
+
+    def taps(self) -> Taps:
+        """The taps for one run under the placements now in force."""
+        if not self.placements:
+            return NO_TAPS
+        for placement in self.placements:
+            placement.runs += 1
+        return Taps(watcher for placement in self.placements for watcher in placement.watchers)
+
+    @contextmanager
+    def placed(self, placement: Placement, must_fire: bool) -> Iterator[None]:
+        """Put ``placement`` in force for the duration of a ``with`` block."""
+        placements = self.placements  # of the thread that enters, whichever one leaves
+        placements.append(placement)
+        try:
+            yield
+        finally:
+            placements.remove(placement)
+        if must_fire:
+            placement.check_all_reached()
+
+    def __reduce__(self) -> tuple[Callable[[], HookStack], tuple[()]]:
+        """Copying or pickling a model gives the copy an empty stack."""
+        return HookStack, ()

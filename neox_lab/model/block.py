@@ -1,0 +1,156 @@
+"""One transformer block, in its two wirings.
+
+    parallel (GPT-NeoX-20B, Pythia)          sequential (RedPajama-INCITE, GPT-2's)
+
+         x ──────┬─────────┐                      x ──────┐
+         │      ln1       ln2                     │      ln1
+         │       │         │                      │   attention
+         │   attention    mlp                     x ──────┤  (+)  resid_mid
+         │       │         │                      │      ln2
+         x ─(+)──┴───(+)───┘                      │      mlp
+                                                  x ──────┘  (+)
+
+Parallel: y = x + attention(ln1(x)) + mlp(ln2(x)); the MLP does not see what attention of the same
+block wrote, so there is no residual stream "in the middle". Sequential: m = x + attention(ln1(x)),
+y = m + mlp(ln2(m)). (Wang and Komatsuzaki, GPT-J-6B, 2021; Black et al., arXiv:2204.06745.)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import layer_norm as plain_layer_norm
+
+from neox_lab.config import GPTNeoXConfig
+from neox_lab.hooks.points import NO_TAP, Tap
+from neox_lab.model.activations import ACTIVATION_FUNCTIONS
+from neox_lab.model.attention import Attention, SplitInput
+from neox_lab.model.keys_values import LayerKeysValues
+from neox_lab.model.masking import AttentionMask
+
+SPLIT_INPUTS = ("hook_q_input", "hook_k_input", "hook_v_input")
+
+
+class MLP(nn.Module):
+    """W_out f(W_in x + b_in) + b_out, one position at a time."""
+
+    def __init__(self, config: GPTNeoXConfig) -> None:
+        """Weights ``dense_h_to_4h [d_mlp, d_model]`` and ``dense_4h_to_h [d_model, d_mlp]``."""
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.act = ACTIVATION_FUNCTIONS[config.hidden_act]
+
+    def forward(self, x: Tensor, tap: Tap = NO_TAP) -> Tensor:
+        """From normalised ``[batch, pos, d_model]`` to what the MLP adds, of the same shape."""
+        pre = tap("mlp.hook_pre", self.dense_h_to_4h(x))  # [batch, pos, d_mlp]
+        post = tap("mlp.hook_post", self.act(pre))
+        return self.dense_4h_to_h(post)
+
+
+class Block(nn.Module):
+    """One layer of the network."""
+
+    def __init__(self, config: GPTNeoXConfig) -> None:
+        """Two layer norms, attention, MLP; wired by ``config.use_parallel_residual``."""
+        super().__init__()
+        self.parallel = config.use_parallel_residual
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_attention_dropout = nn.Dropout(config.hidden_dropout)
+        self.post_mlp_dropout = nn.Dropout(config.hidden_dropout)
+        self.attention = Attention(config)
+        self.mlp = MLP(config)
+
+    def forward(
+        self,
+        resid_pre: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: AttentionMask,
+        keys_values: LayerKeysValues | None = None,
+        tap: Tap = NO_TAP,
+    ) -> Tensor:
+        """From the residual stream before the block to the one after, ``[batch, pos, d_model]``."""
+        resid_pre = tap("hook_resid_pre", resid_pre)
+        attn_out = self.attend(resid_pre, rotation, mask, keys_values, tap)
+        if self.parallel:
+            mlp_out = self.transform(resid_pre, tap)
+            resid_post = mlp_out + attn_out + resid_pre
+        else:
+            resid_mid = tap("hook_resid_mid", attn_out + resid_pre)
+            mlp_out = self.transform(resid_mid, tap)
+            resid_post = mlp_out + resid_mid
+        return tap("hook_resid_post", resid_post)
+
+    def attend(
+        self,
+        resid: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        mask: AttentionMask,
+        keys_values: LayerKeysValues | None,
+        tap: Tap,
+    ) -> Tensor:
+        """What attention adds to the residual stream ``[batch, pos, d_model]``."""
+        split = self._split_inputs(resid, tap)
+        x = layer_norm(resid, self.input_layernorm, tap, "ln1.hook_scale", "ln1.hook_normalized")
+        out = self.attention(x, rotation, mask, keys_values, tap, split)
+        return tap("hook_attn_out", self.post_attention_dropout(out))
+
+    def transform(self, resid: Tensor, tap: Tap) -> Tensor:
+        """What the MLP adds to the residual stream ``[batch, pos, d_model]``."""
+        mlp_in = tap("hook_mlp_in", resid)
+        norm = self.post_attention_layernorm
+        x = layer_norm(mlp_in, norm, tap, "ln2.hook_scale", "ln2.hook_normalized")
+        return tap("hook_mlp_out", self.post_mlp_dropout(self.mlp(x, tap)))
+
+    def _split_inputs(self, resid: Tensor, tap: Tap) -> tuple[SplitInput | None, ...] | None:
+        """Offer each head its own input to queries, keys and values; return those hooks altered.
+
+        A tensor that is only read costs nothing: it is the residual stream, seen once per head
+        through a stride of zero. Where hooks may write, only heads whose input really differs
+        leave the shared path, so that the others keep their values to the last bit.
+        """
+        if not tap.watched("hook_attn_in", *SPLIT_INPUTS):
+            return None
+        shared = resid.unsqueeze(2).expand(-1, -1, self.attention.heads, -1)
+        attn_in = tap("hook_attn_in", shared)  # [batch, pos, head, d_model]
+        made: list[SplitInput | None] = []
+        for name in SPLIT_INPUTS:
+            own = tap(name, attn_in)
+            if not tap.altered("hook_attn_in", name):
+                made.append(None)
+                continue
+            heads = (own != shared).any(dim=-1).any(dim=0).any(dim=0)
+            if own.requires_grad:  # gradients are wanted through every head's own input
+                heads = torch.ones_like(heads)
+            made.append(SplitInput(self.input_layernorm(own), heads))
+        return tuple(made)
+
+
+def layer_norm(x: Tensor, norm: nn.LayerNorm, tap: Tap, scale_name: str, out_name: str) -> Tensor:
+    """Layer norm of ``x`` ``[..., d_model]`` (Ba et al., arXiv:1607.06450), in steps if watched.
+
+    scale = √(variance + eps) in float32, ``[..., 1]``; normalized = (x − mean) / scale; the
+    result is normalized · weight + bias.
+    """
+    if not tap.watched(scale_name, out_name):
+        return norm(x)
+    if not tap.altered(scale_name, out_name):
+        _show_layer_norm(x, norm, tap, scale_name, out_name)
+        return norm(x)
+    exact = x.float()
+    centred = exact - exact.mean(dim=-1, keepdim=True)
+    scale = (centred.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt()
+    normalized = centred / tap(scale_name, scale)
+    return tap(out_name, normalized.to(x.dtype)) * norm.weight + norm.bias
+
+
+def _show_layer_norm(
+    x: Tensor, norm: nn.LayerNorm, tap: Tap, scale_name: str, out_name: str
+) -> None:
+    """Show the parts of a layer norm to those who only read."""
+    if tap.watched(scale_name):
+        variance = x.float().var(dim=-1, keepdim=True, correction=0)
+        tap(scale_name, (variance + norm.eps).sqrt())
+    if tap.watched(out_name):
+        tap(out_name, plain_layer_norm(x, norm.normalized_shape, eps=norm.eps))

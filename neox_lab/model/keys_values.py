@@ -1,0 +1,172 @@
+"""The key-value cache: what attention remembers of positions it has already seen.
+
+Keys and values of past positions never change in a causal model, so they are kept, and each new
+token costs one position of work instead of all of them. Keys are stored *after* rotation.
+
+Each layer writes into a buffer that is longer than what it holds and doubles when full, so
+appending a token copies one token, not the whole history. Where gradients flow through the cache
+(training with it on) the tensors are concatenated instead, since autograd forbids writing over
+what the backward pass will read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import InputError
+
+_SPARE_POSITIONS = 64
+
+
+class LayerKeysValues:
+    """Keys and values of one layer."""
+
+    def __init__(self) -> None:
+        """Empty."""
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+        self.length = 0
+        # The first tensors are kept as they come, without a copy; others may hold them too, so
+        # nothing is written into them. Buffers of our own may be.
+        self._own = False
+
+    @property
+    def keys(self) -> Tensor | None:
+        """Rotated keys ``[batch, head, pos, d_head]``, None while empty."""
+        return None if self._keys is None else self._keys[:, :, : self.length]
+
+    @property
+    def values(self) -> Tensor | None:
+        """Values ``[batch, head, pos, d_head]``, None while empty."""
+        return None if self._values is None else self._values[:, :, : self.length]
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Add positions; return all keys and all values ``[batch, head, pos, d_head]``.
+
+        Raises:
+            InputError: the batch differs from what is stored.
+        """
+        if self._keys is None or self._values is None:
+            self._keys, self._values, self.length = keys, values, keys.shape[2]
+            return keys, values
+        if keys.shape[0] != self._keys.shape[0]:
+            raise InputError(
+                f"past_key_values holds a batch of {self._keys.shape[0]}, the new tokens are a "
+                f"batch of {keys.shape[0]}. Use batch_repeat_interleave or batch_select_indices."
+            )
+        total = self.length + keys.shape[2]
+        if _must_concatenate(self._keys, keys, values):
+            self._keys = torch.cat((self._keys[:, :, : self.length], keys), dim=2)
+            self._values = torch.cat((self._values[:, :, : self.length], values), dim=2)
+            self._own = False
+        else:
+            if not self._own or total > self._keys.shape[2]:
+                self._grow(max(2 * self.length, total + _SPARE_POSITIONS))
+            self._keys[:, :, self.length : total] = keys
+            self._values[:, :, self.length : total] = values
+        self.length = total
+        return self._keys[:, :, :total], self._values[:, :, :total]
+
+    def _grow(self, capacity: int) -> None:
+        """Move into contiguous buffers with room for ``capacity`` positions."""
+        assert self._keys is not None and self._values is not None
+        for name in ("_keys", "_values"):
+            old = getattr(self, name)
+            batch, head, _, d_head = old.shape
+            new = old.new_empty(batch, head, capacity, d_head)
+            new[:, :, : self.length] = old[:, :, : self.length]
+            setattr(self, name, new)
+        self._own = True
+
+    def crop(self, length: int) -> None:
+        """Forget all positions from ``length`` on."""
+        self.length = min(self.length, length)
+
+    def select(self, rows: Tensor) -> None:
+        """Keep batch rows ``rows`` ``[new_batch]``, in that order; rows may repeat."""
+        if self._keys is not None and self._values is not None:
+            index = rows.to(self._keys.device)
+            self._keys = self._keys[:, :, : self.length].index_select(0, index)
+            self._values = self._values[:, :, : self.length].index_select(0, index)
+
+    def copy(self) -> LayerKeysValues:
+        """An independent copy: appending to one leaves the other as it is."""
+        other = LayerKeysValues()
+        if self._keys is not None and self._values is not None:
+            other._keys = self._keys[:, :, : self.length].clone()
+            other._values = self._values[:, :, : self.length].clone()
+            other.length = self.length
+        return other
+
+
+def _must_concatenate(stored: Tensor, keys: Tensor, values: Tensor) -> bool:
+    if torch.is_grad_enabled() and (
+        stored.requires_grad or keys.requires_grad or values.requires_grad
+    ):
+        return True
+    # PyTorch forbids writing into tensors made under inference_mode once outside it.
+    return stored.is_inference() and not torch.is_inference_mode_enabled()
+
+
+class KeyValueCache:
+    """Keys and values of every layer; ``past_key_values`` of the forward pass.
+
+    The methods have the names of Hugging Face's ``DynamicCache``. ``cache.layers[i].keys`` and
+    ``.values`` are ``[batch, head, pos, d_head]``; iterating yields such pairs layer by layer.
+    """
+
+    def __init__(self, layers: int) -> None:
+        """An empty cache for a network of ``layers`` blocks."""
+        self.layers = [LayerKeysValues() for _ in range(layers)]
+
+    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
+        """Append new positions to ``layer``; return all its keys and values."""
+        return self.layers[layer].append(keys, values)
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """How many positions ``layer`` holds."""
+        return self.layers[layer].length
+
+    def crop(self, length: int) -> None:
+        """Keep the first ``length`` positions; if negative, forget the last ``-length``."""
+        for layer in self.layers:
+            layer.crop(length if length >= 0 else max(0, layer.length + length))
+
+    def batch_select_indices(self, rows: Tensor) -> None:
+        """Keep batch rows ``rows`` ``[new_batch]``, in that order; rows may repeat."""
+        for layer in self.layers:
+            layer.select(rows)
+
+    reorder_cache = batch_select_indices
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each batch row ``repeats`` times, copies side by side."""
+        for layer in self.layers:
+            if layer.keys is not None:
+                rows = torch.arange(layer.keys.shape[0], device=layer.keys.device)
+                layer.select(rows.repeat_interleave(repeats))
+
+    def copy(self) -> KeyValueCache:
+        """An independent copy: appending to one leaves the other as it is."""
+        other = KeyValueCache(0)
+        other.layers = [layer.copy() for layer in self.layers]
+        return other
+
+    def __len__(self) -> int:
+        """Number of layers."""
+        return len(self.layers)
+
+    def __getitem__(self, layer: int) -> tuple[Tensor | None, Tensor | None]:
+        """Keys and values of ``layer``, each ``[batch, head, pos, d_head]``."""
+        return self.layers[layer].keys, self.layers[layer].values
+
+    def __iter__(self) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+        """Keys and values, layer by layer."""
+        return (self[layer] for layer in range(len(self)))
+
+    def __repr__(self) -> str:
+        """Layers and positions."""
+        return f"KeyValueCache({len(self)} layers, {self.get_seq_length()} positions)"

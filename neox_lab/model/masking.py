@@ -1,0 +1,117 @@
+"""Who may look at whom: causality and padding as one additive bias.
+
+A query at position i may look at keys 0..i (a language model must not see the future) and never
+at padding. Both rules become numbers added to the attention scores before the softmax: 0 where
+looking is allowed, minus infinity where it is not.
+
+One case needs care: a padded query in front of the text may look at nothing at all, and a softmax
+over nothing is NaN. Such a row gets the lowest finite number everywhere instead, hence uniform
+attention. No real token ever reads from it.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import InputError
+
+
+class AttentionMask(NamedTuple):
+    """What attention needs to know about visibility.
+
+    Attributes:
+        bias: additive, ``[batch or 1, head or 1, query_pos, key_pos]``, or None for none.
+        causal: True if the lower triangle is all there is to it, and ``bias`` is None. Fused
+            kernels then skip the upper half instead of computing and masking it.
+    """
+
+    bias: Tensor | None
+    causal: bool
+
+    def full_bias(self, scores: Tensor) -> Tensor | None:
+        """The additive bias for ``scores`` ``[.., query_pos, key_pos]``, the triangle included."""
+        if not self.causal:
+            return self.bias
+        length = scores.shape[-1]
+        return _as_bias(_visible(length, 0, scores.device), scores.dtype)
+
+
+def attention_mask(
+    given: Tensor | None,
+    batch: int,
+    length: int,
+    past: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> AttentionMask:
+    """The mask for ``length`` new positions after ``past`` cached ones.
+
+    Args:
+        given: None (no padding); ``[batch, past + length]`` with 1 for text and 0 for padding;
+            or ``[batch or 1, head or 1, length, past + length]``, used as it is: boolean with
+            True for visible, or floating point and additive.
+        batch: rows in the batch.
+        length: new positions (queries).
+        past: positions whose keys and values are cached.
+        dtype: dtype of queries and keys.
+        device: where they are.
+
+    Raises:
+        InputError: ``given`` has another number of axes or another size.
+    """
+    total = past + length
+    if given is not None and given.dim() == 4:
+        return _explicit(given, batch, length, total, dtype, device)
+    padding = None if given is None else _padding(given, batch, total, past, device)
+    if padding is None:
+        if length == 1:
+            return AttentionMask(None, causal=False)  # one query sees everything before it
+        if past == 0:
+            return AttentionMask(None, causal=True)
+        return AttentionMask(_as_bias(_visible(length, past, device), dtype), causal=False)
+    visible = _visible(length, past, device) & padding[:, None, None, :]
+    return AttentionMask(_as_bias(visible, dtype), causal=False)
+
+
+def _explicit(
+    given: Tensor, batch: int, length: int, total: int, dtype: torch.dtype, device: torch.device
+) -> AttentionMask:
+    if given.shape[0] not in (1, batch) or tuple(given.shape[2:]) != (length, total):
+        raise InputError(
+            f"A 4-D attention_mask has shape {list(given.shape)}; expected "
+            f"[batch, head or 1, query_pos, key_pos] = [{batch}, 1, {length}, {total}]."
+        )
+    given = given.to(device)
+    bias = given.to(dtype) if given.is_floating_point() else _as_bias(given.bool(), dtype)
+    return AttentionMask(bias, causal=False)
+
+
+def _padding(
+    given: Tensor, batch: int, total: int, past: int, device: torch.device
+) -> Tensor | None:
+    """A boolean ``[batch, key_pos]``, True for text; None if there is no padding at all."""
+    if given.dim() != 2 or tuple(given.shape) != (batch, total):
+        cached = f" ({past} of them cached)" if past else ""
+        raise InputError(
+            f"attention_mask has shape {list(given.shape)}; expected [batch, pos] = "
+            f"[{batch}, {total}], a 1 for each position to be read{cached}, or a 4-D mask."
+        )
+    text = given.to(device).bool()
+    return None if bool(text.all()) else text
+
+
+def _visible(length: int, past: int, device: torch.device) -> Tensor:
+    """``[1, 1, query_pos, key_pos]``: True where the key is not in the query's future."""
+    query = torch.arange(past, past + length, device=device)
+    key = torch.arange(past + length, device=device)
+    return (key[None, :] <= query[:, None])[None, None]
+
+
+def _as_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """From True and False to 0 and minus infinity; rows that see nothing become finite."""
+    bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    bias.masked_fill_(~visible, float("-inf"))
+    return bias.masked_fill_(~visible.any(dim=-1, keepdim=True), torch.finfo(dtype).min)

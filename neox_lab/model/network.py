@@ -1,0 +1,128 @@
+"""The whole network, and the one loop over its layers.
+
+    tokens ── embed_in ──► residual ──► block 0 ──► … ──► block L-1 ──► final_layer_norm ──► out
+
+``run_layers`` is the only place where a transformer is computed in this package. Generation,
+sweeps, lenses and widgets drive it: it starts before any layer and stops before any other, from
+a residual stream, cached keys and values, and positions of the caller's choosing.
+
+Black et al., GPT-NeoX-20B, arXiv:2204.06745; Biderman et al., Pythia, arXiv:2304.01373.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from neox_lab.config import GPTNeoXConfig
+from neox_lab.errors import InputError
+from neox_lab.hooks.points import NO_TAPS, Taps
+from neox_lab.model.block import Block, layer_norm
+from neox_lab.model.keys_values import KeyValueCache
+from neox_lab.model.masking import attention_mask
+from neox_lab.model.rotary import RotaryTable
+
+
+class Network(nn.Module):
+    """Embedding, blocks and final layer norm, under Hugging Face's parameter names."""
+
+    def __init__(self, config: GPTNeoXConfig) -> None:
+        """Build the modules ``config`` describes; weights are PyTorch's defaults."""
+        super().__init__()
+        self.embed_in = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.emb_dropout = nn.Dropout(config.hidden_dropout)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.rotary = RotaryTable(config)
+        self.gradient_checkpointing = False
+
+    def embed(self, input_ids: Tensor | None, embeds: Tensor | None, taps: Taps) -> Tensor:
+        """The residual stream before block 0, ``[batch, pos, d_model]``.
+
+        Args:
+            input_ids: token ids ``[batch, pos]``, or None.
+            embeds: vectors ``[batch, pos, d_model]`` instead of the ids' embeddings, or None.
+            taps: hook points.
+
+        Raises:
+            InputError: both given or neither, or of the wrong shape.
+        """
+        if (input_ids is None) == (embeds is None):
+            raise InputError(
+                "You must specify exactly one of input_ids or inputs_embeds; got "
+                f"{'both' if embeds is not None else 'neither'}."
+            )
+        if input_ids is not None:
+            if input_ids.dim() != 2:
+                raise InputError(
+                    f"input_ids has shape {list(input_ids.shape)}; expected [batch, pos]. "
+                    "For a single sequence use input_ids[None]."
+                )
+            embeds = self.embed_in(input_ids)
+        assert embeds is not None
+        return self.emb_dropout(taps.outside("hook_embed", embeds))
+
+    def run_layers(
+        self,
+        residual: Tensor,
+        *,
+        first: int = 0,
+        last: int | None = None,
+        position_ids: Tensor | None = None,
+        mask: Tensor | None = None,
+        keys_values: KeyValueCache | None = None,
+        taps: Taps = NO_TAPS,
+    ) -> Tensor:
+        """Run blocks ``first`` to ``last - 1``.
+
+        Args:
+            residual: residual stream entering block ``first``, ``[batch, pos, d_model]``.
+            first: number of the first block to run.
+            last: number of the block to stop before; None means all the way.
+            position_ids: absolute positions ``[batch or 1, pos]``; None continues the cache.
+            mask: padding or visibility, see ``attention_mask``; covers past and new positions.
+            keys_values: keys and values of earlier positions, extended in place.
+            taps: hook points.
+
+        Returns:
+            The residual stream entering block ``last``, ``[batch, pos, d_model]``.
+
+        Raises:
+            InputError: shapes or layer numbers that do not fit.
+        """
+        last = len(self.layers) if last is None else last
+        if not 0 <= first <= last <= len(self.layers):
+            raise InputError(
+                f"Cannot run layers {first} to {last}: this model has {len(self.layers)} layers, "
+                "and a run goes from a lower to a higher one."
+            )
+        batch, length, _ = residual.shape
+        past = 0 if keys_values is None or first == last else keys_values.get_seq_length(first)
+        if position_ids is None:
+            position_ids = torch.arange(past, past + length, device=residual.device)[None]
+        elif position_ids.dim() != 2 or position_ids.shape[1] != length:
+            raise InputError(
+                f"position_ids has shape {list(position_ids.shape)}; expected [{batch}, {length}] "
+                "or [1, pos]."
+            )
+        rotation = self.rotary.angles(position_ids)
+        visible = attention_mask(mask, batch, length, past, residual.dtype, residual.device)
+        for layer in range(first, last):
+            block, tap = self.layers[layer], taps.block(layer)
+            if self.gradient_checkpointing and self.training and not taps:
+                residual = checkpoint(block, residual, rotation, visible, use_reentrant=False)
+            else:
+                store = None if keys_values is None else keys_values.layers[layer]
+                residual = block(residual, rotation, visible, store, tap)
+        return residual
+
+    def normalize(self, residual: Tensor, taps: Taps = NO_TAPS) -> Tensor:
+        """The final layer norm: from ``[..., d_model]`` to what the heads read."""
+        return layer_norm(
+            residual,
+            self.final_layer_norm,
+            taps.outside,
+            "ln_final.hook_scale",
+            "ln_final.hook_normalized",
+        )
