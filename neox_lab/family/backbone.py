@@ -13,7 +13,7 @@ from neox_lab.errors import InputError
 from neox_lab.family.base import GPTNeoXPreTrainedModel
 from neox_lab.hooks.points import HookPoint, Taps, Watcher
 from neox_lab.model.keys_values import KeyValueCache
-from neox_lab.model.network import Network
+from neox_lab.model.network import Network, layer_span
 from neox_lab.model.outputs import BaseModelOutputWithPast
 
 _log = logging.getLogger("neox_lab")
@@ -104,7 +104,12 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         stop_at_layer: int | None = None,
     ) -> BaseModelOutputWithPast:
         """What ``forward`` does, for a head that brings the taps of its own run."""
-        first, last = self._span(start_at_layer, stop_at_layer, input_ids)
+        first, last = layer_span(start_at_layer, stop_at_layer, len(self.layers))
+        if first > 0 and input_ids is not None:
+            raise InputError(
+                f"start_at_layer={start_at_layer} takes the residual stream entering that layer, "
+                "[batch, pos, d_model], as inputs or inputs_embeds; got token ids."
+            )
         keys_values = self._cache(past_key_values, use_cache)
         watch = _Recorder(self, first, last)
         if _default(output_attentions, self.config.output_attentions):
@@ -137,20 +142,6 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
     def wants_dict(self, return_dict: bool | None) -> bool:
         """Whether to return an output object instead of a tuple."""
         return bool(_default(return_dict, self.config.return_dict))
-
-    def _span(
-        self, start: int | None, stop: int | None, input_ids: Tensor | None
-    ) -> tuple[int, int]:
-        """First block to run and block to stop before; negative numbers count from the end."""
-        layers = len(self.layers)
-        first = 0 if start is None else start + layers if start < 0 else start
-        last = layers if stop is None else stop + layers if stop < 0 else stop
-        if first > 0 and input_ids is not None:
-            raise InputError(
-                f"start_at_layer={start} takes the residual stream entering that layer, "
-                "[batch, pos, d_model], as inputs or inputs_embeds; got token ids."
-            )
-        return first, last
 
     def _cache(self, given: KeyValueCache | None, use_cache: bool | None) -> KeyValueCache | None:
         if given is not None and not isinstance(given, KeyValueCache):

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
-from neox_lab.hooks.cache import ActivationCache, Keeping, PosSlice, run_backward
+from neox_lab.hooks.cache import ActivationCache
 from neox_lab.hooks.hooking import HookList, HookStack, Placement
-from neox_lab.hooks.names import Name, find_all
+from neox_lab.hooks.keeping import Keeping, PosSlice
+from neox_lab.hooks.names import Name
 from neox_lab.hooks.points import HookPoint
+from neox_lab.hooks.recording import Recording
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from neox_lab.family.text import Inputs
+    from neox_lab.hooks.derived import Runnable
 
 
 class Hooked:
@@ -103,6 +107,10 @@ class Hooked:
         incl_bwd: bool | Callable[[Any], Tensor] = False,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
+        *,
+        lean: bool = False,
+        budget: int | str | None = None,
+        spill: str | os.PathLike[str] | None = None,
         **forward_arguments: Any,
     ) -> tuple[Any, ActivationCache]:
         """Run once and keep activations.
@@ -118,6 +126,10 @@ class Hooked:
                 scalar that a function of the output returns.
             start_at_layer: first block to run; ``inputs`` is then the residual stream entering it.
             stop_at_layer: block to stop before; the output is then the residual stream entering it.
+            lean: store residual streams only, and make any other activation of a block by running
+                that block again when it is asked for.
+            budget: bytes, or a size such as ``"2 GB"``; None means nine tenths of the free memory.
+            spill: a file to write the cache to, memory-mapped, if it exceeds the budget.
             forward_arguments: passed to ``forward``.
 
         Returns:
@@ -125,28 +137,36 @@ class Hooked:
 
         Raises:
             HookNameError: ``names_filter`` names no hook point.
+            HookError: the cache exceeds the budget and there is no ``spill``; or ``lean`` was
+                asked for in a run that cannot be repeated exactly.
         """
-        points = list(self.hook_points.values())
-        if names_filter is not None:
-            points = find_all(names_filter, self.hook_points)
-        prepared = self.prepare_inputs(inputs)
-        cache = ActivationCache(
-            self.hook_points,
-            attention_mask=prepared.get("attention_mask"),
-            pieces=self._pieces_of(prepared),
+        arguments = self.prepare_inputs(inputs) | forward_arguments
+        recording = Recording(
+            cast("Runnable", self),
+            arguments | {"start_at_layer": start_at_layer, "stop_at_layer": stop_at_layer},
+            names_filter,
+            Keeping(device, dtype, pos_slice),
+            lean=lean,
+            pieces=self._pieces_of(arguments),
         )
-        keeping = Keeping(device, dtype, pos_slice)
-        placement = Placement(self.hook_points, (), ())
-        placement.entries.append(("cache", cache.watchers(points, keeping)))
-        if incl_bwd:
-            placement.entries.append(("gradients", cache.gradient_watchers(points, keeping)))
-        arguments = prepared | forward_arguments
-        arguments |= {"start_at_layer": start_at_layer, "stop_at_layer": stop_at_layer}
-        with (
-            nullcontext() if incl_bwd else torch.no_grad(),
-            self.hook_stack.placed(placement, must_fire=False),
-        ):
-            output = self(**arguments)  # type: ignore[operator]
-        if incl_bwd:
-            run_backward(output, incl_bwd)
-        return output, cache
+        recording.reserve(budget, spill)
+        return recording.run(incl_bwd)
+
+    def cache_size(
+        self,
+        inputs: Inputs,
+        names_filter: Name | Iterable[Name] | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        pos_slice: PosSlice | None = None,
+        lean: bool = False,
+    ) -> int:
+        """Bytes that ``run_with_cache`` with these arguments would store; nothing is run.
+
+        Raises:
+            HookNameError: ``names_filter`` names no hook point.
+        """
+        keeping = Keeping(None, dtype, pos_slice)
+        arguments = self.prepare_inputs(inputs)
+        model = cast("Runnable", self)
+        return Recording(model, arguments, names_filter, keeping, lean=lean, pieces=None).nbytes

@@ -5,69 +5,40 @@
     cache.frame                              # what is in it, with shapes and bytes
 
 A cache keeps the network's own tensors without copying them: the network never writes over a
-tensor it has shown, and hooks that write get copies of their own (see ``points``).
+tensor it has shown, and hooks that write get copies of their own (see ``points``). What follows
+from a kept tensor by one cheap step (each head's input is the residual stream; each head's result
+is its ``z`` times a matrix) is not stored but made when asked for.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from neox_lab.errors import HookNameError
+from neox_lab.errors import HookError, HookNameError
+from neox_lab.hooks import files
+from neox_lab.hooks.arithmetic import CacheArithmetic
+from neox_lab.hooks.keeping import Keeping, in_words
 from neox_lab.hooks.names import ShortForm, exact
 from neox_lab.hooks.points import HookPoint, Watcher
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PosSlice = int | slice | Sequence[int] | Tensor
-"""Which positions to keep: one (its axis goes), a slice, or a list."""
+Maker = Callable[[], Tensor]
 
 
-@dataclass(frozen=True)
-class Keeping:
-    """How a tensor is kept.
-
-    Attributes:
-        device: move there; None leaves it where it is.
-        dtype: convert floating-point tensors; None leaves them.
-        pos_slice: positions to keep along ``pos`` (``query_pos`` for scores and patterns).
-    """
-
-    device: torch.device | str | None = None
-    dtype: torch.dtype | None = None
-    pos_slice: PosSlice | None = None
-
-    def __call__(self, tensor: Tensor, point: HookPoint) -> Tensor:
-        """The tensor to keep: detached, cut, moved, converted."""
-        kept = tensor.detach()
-        if self.pos_slice is not None:
-            kept = self._cut(kept, point)
-        return kept.to(device=self.device, dtype=self.dtype)
-
-    def _cut(self, tensor: Tensor, point: HookPoint) -> Tensor:
-        names = [name for name in ("pos", "query_pos") if name in point.axes]
-        if not names:
-            return tensor
-        axis = point.axes.index(names[0])
-        if isinstance(self.pos_slice, int):
-            return tensor.select(axis, self.pos_slice).clone()
-        if isinstance(self.pos_slice, slice):
-            index = torch.arange(tensor.shape[axis], device=tensor.device)[self.pos_slice]
-        else:
-            index = torch.as_tensor(self.pos_slice, device=tensor.device)
-        return tensor.index_select(axis, index)
-
-
-class ActivationCache(Mapping[str, Tensor]):
+class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
     """Activations of one run, by hook name; a read-only mapping from names to tensors.
 
     Attributes:
         points: every hook point of the model, by name.
+        model: the model that ran; None for a cache loaded from a file without one.
         attention_mask: ``[batch, pos]`` with 1 for text and 0 for padding, or None.
         pieces: the token strings of the first row, or None where no tokenizer was at hand.
     """
@@ -76,20 +47,28 @@ class ActivationCache(Mapping[str, Tensor]):
         self,
         points: Mapping[str, HookPoint],
         *,
+        model: Any = None,
         attention_mask: Tensor | None = None,
         pieces: list[str] | None = None,
     ) -> None:
         """An empty cache for a model with these hook points."""
         self.points = points
+        self.model = model
         self.attention_mask = attention_mask
         self.pieces = pieces
         self._tensors: dict[str, Tensor] = {}
+        self._makers: dict[str, Maker] = {}
 
-    def watchers(self, points: Sequence[HookPoint], keeping: Keeping) -> list[Watcher]:
-        """Watchers that keep what passes ``points`` in this cache."""
+    def watchers(
+        self, points: Sequence[HookPoint], keeping: Keeping, spill: files.SpillFile | None = None
+    ) -> list[Watcher]:
+        """Watchers that keep what passes ``points`` in this cache, or in a file."""
 
         def keep(tensor: Tensor, point: HookPoint) -> None:
-            self._tensors[point.name] = keeping(tensor, point)
+            kept = keeping(tensor, point)
+            if spill is not None and kept.shape == spill.tensors[point.name].shape:
+                kept = spill.put(point.name, kept)
+            self._tensors[point.name] = kept
 
         return [Watcher(point, keep, writes=False) for point in points]
 
@@ -101,40 +80,53 @@ class ActivationCache(Mapping[str, Tensor]):
 
         return [Watcher(point, keep, direction="backward", writes=False) for point in points]
 
+    def make_on_access(self, name: str, maker: Maker) -> None:
+        """Let ``maker`` produce the tensor of ``name`` each time it is asked for."""
+        self._makers[name] = maker
+
     def __getitem__(self, name: str | ShortForm) -> Tensor:
         """The tensor kept at a name, alias or short form such as ``("pattern", 0)``.
 
         Raises:
             HookNameError: no such hook point, or it was not kept in this run.
         """
-        if isinstance(name, str) and name in self._tensors:
-            return self._tensors[name]
-        wanted, suffix = name, ""
+        full = name if isinstance(name, str) and name in self._tensors else self._full_name(name)
+        if full in self._tensors:
+            return self._tensors[full]
+        if full in self._makers:
+            return self._makers[full]()
+        raise HookNameError(
+            f"{full!r} is not in this cache, which holds {len(self)} activations. It was left out "
+            "by names_filter, or the run did not reach it (start_at_layer, stop_at_layer)."
+        )
+
+    def _full_name(self, name: str | ShortForm) -> str:
         if isinstance(name, str) and name.endswith("_grad"):
-            wanted, suffix = name.removesuffix("_grad"), "_grad"
-        full = exact(wanted, self.points) + suffix
-        if full not in self._tensors:
-            raise HookNameError(
-                f"{full!r} is not in this cache, which keeps {len(self)} tensors. It was left out "
-                "by names_filter, or the run did not reach it (start_at_layer, stop_at_layer)."
-            )
-        return self._tensors[full]
+            return exact(name.removesuffix("_grad"), self.points) + "_grad"
+        return exact(name, self.points)
 
     def __contains__(self, name: object) -> bool:
-        """True if the tensor was kept; names, aliases and short forms all count."""
-        try:
-            self[name]  # type: ignore[index]
-        except (HookNameError, AttributeError, TypeError):
+        """True if the tensor can be had; names, aliases and short forms all count."""
+        if not isinstance(name, str | tuple):
             return False
-        return True
+        try:
+            full = self._full_name(name)
+        except HookNameError:
+            return False
+        return full in self._tensors or full in self._makers
 
     def __iter__(self) -> Iterator[str]:
-        """Full names, in the order in which the tensors passed."""
-        return iter(self._tensors)
+        """Full names, in the order of the forward pass; gradients last."""
+        there = self._tensors.keys() | self._makers.keys()
+        yield from (name for name in self.points if name in there)
+        yield from (name for name in self._tensors if name.endswith("_grad"))
 
     def __len__(self) -> int:
-        """Number of tensors kept."""
-        return len(self._tensors)
+        """Number of activations that can be had."""
+        return len(self._tensors.keys() | self._makers.keys())
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
 
     @property
     def nbytes(self) -> int:
@@ -146,27 +138,86 @@ class ActivationCache(Mapping[str, Tensor]):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """A table of what is kept: name, shape, axes, dtype, device and megabytes."""
+        """What can be had: name, shape, axes, dtype, megabytes, and whether it is stored.
+
+        Activations made on access have no shape and size here: asking would make them.
+        """
         import pandas as pd
 
         rows = []
-        for name, tensor in self._tensors.items():
-            point = self.points[name.removesuffix("_grad")]
+        for name in self:
+            tensor = self._tensors.get(name)
             rows.append(
                 {
                     "name": name,
-                    "shape": tuple(tensor.shape),
-                    "axes": " ".join(point.axes),
-                    "dtype": str(tensor.dtype).removeprefix("torch."),
-                    "device": str(tensor.device),
-                    "megabytes": tensor.numel() * tensor.element_size() / 1e6,
+                    "axes": " ".join(self.points[name.removesuffix("_grad")].axes),
+                    "stored": tensor is not None,
+                    "shape": None if tensor is None else tuple(tensor.shape),
+                    "dtype": None if tensor is None else str(tensor.dtype).removeprefix("torch."),
+                    "megabytes": 0.0 if tensor is None else tensor.nbytes / 1e6,
                 }
             )
         return pd.DataFrame(rows)
 
     def __repr__(self) -> str:
         """Count and size."""
-        return f"ActivationCache({len(self)} tensors, {self.nbytes / 1e6:.1f} MB)"
+        made = len(self._makers.keys() - self._tensors.keys())
+        tail = f", {made} of them made on access" if made else ""
+        return f"ActivationCache({len(self)} activations{tail}; {in_words(self.nbytes)})"
+
+    def to(self, device: torch.device | str) -> ActivationCache:
+        """A cache with the stored tensors on ``device``; what is made on access stays as it is."""
+        moved = ActivationCache(
+            self.points, model=self.model, attention_mask=self.attention_mask, pieces=self.pieces
+        )
+        moved._makers = dict(self._makers)
+        moved._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
+        return moved
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the stored tensors, names and token strings to a safetensors file.
+
+        Activations that are made on access are not written; name them in ``names_filter`` to
+        store them.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        tensors = dict(self._tensors)
+        if self.attention_mask is not None:
+            tensors["attention_mask"] = self.attention_mask
+        files.write(Path(path), tensors, self.description())
+
+    def description(self) -> dict[str, object]:
+        """What a file needs besides tensors: token strings and hook points."""
+        points = [
+            [point.name, point.layer, " ".join(point.axes), point.meaning, list(point.aliases)]
+            for point in self.points.values()
+        ]
+        return {"pieces": self.pieces, "points": points}
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], model: Any = None) -> ActivationCache:
+        """A cache that ``save`` wrote, or that a run spilled; tensors are memory-mapped.
+
+        Args:
+            path: the file.
+            model: the model that ran, for arithmetic that needs its weights.
+
+        Raises:
+            CheckpointError: there is no such file, or it is not a cache.
+        """
+        tensors, description = files.read(Path(path))
+        listed: Any = description["points"]
+        points = {
+            name: HookPoint(name, layer, tuple(axes.split()), meaning, tuple(aliases))
+            for name, layer, axes, meaning, aliases in listed
+        }
+        pieces: Any = description["pieces"]
+        mask = tensors.pop("attention_mask", None)
+        cache = cls(points, model=model, attention_mask=mask, pieces=pieces)
+        cache._tensors = tensors
+        return cache
 
 
 def run_backward(output: Any, target: bool | Callable[[Any], Tensor]) -> None:
@@ -177,14 +228,14 @@ def run_backward(output: Any, target: bool | Callable[[Any], Tensor]) -> None:
         target: True for ``output.loss``, or a function from the output to a scalar.
 
     Raises:
-        ValueError: there is no such scalar.
+        HookError: there is no such scalar.
     """
     scalar = target(output) if callable(target) else output.get("loss")
     if scalar is None:
-        raise ValueError(
+        raise HookError(
             "incl_bwd=True backpropagates from output.loss, and this run computed none. Pass "
             "labels=, or incl_bwd= a function from the output to a scalar."
         )
     if scalar.dim() != 0:
-        raise ValueError(f"incl_bwd needs a scalar; got a tensor of shape {list(scalar.shape)}.")
+        raise HookError(f"incl_bwd needs a scalar; got a tensor of shape {list(scalar.shape)}.")
     scalar.backward()

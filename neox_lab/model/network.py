@@ -126,3 +126,16 @@ class Network(nn.Module):
             "ln_final.hook_scale",
             "ln_final.hook_normalized",
         )
+
+
+def layer_span(start: int | None, stop: int | None, layers: int) -> tuple[int, int]:
+    """First block to run and block to stop before.
+
+    Args:
+        start: None for the first; negative numbers count from the end.
+        stop: None for after the last; negative numbers count from the end.
+        layers: how many there are.
+    """
+    first = 0 if start is None else start + layers if start < 0 else start
+    last = layers if stop is None else stop + layers if stop < 0 else stop
+    return first, last

@@ -1,0 +1,178 @@
+"""Activations that are made when asked for, instead of stored.
+
+Two kinds. *Derived*: what each head reads is the residual stream, and what each head writes is its
+``z`` times a matrix; storing them would take ``head`` times the memory of the residual stream.
+*Lean*: a block's activations all follow from the residual stream that enters it, so one tensor
+``[batch, pos, d_model]`` a layer answers any question, at the price of one block's work when the
+question is asked. The block asked about last is kept, because questions about a block come
+together.
+
+Both are exactly what a full cache would hold, or an error: the weights must not have changed since.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from neox_lab.errors import HookError
+from neox_lab.hooks.cache import ActivationCache
+from neox_lab.hooks.hooking import HookStack
+from neox_lab.hooks.keeping import Keeping
+from neox_lab.hooks.points import HookPoint
+from neox_lab.model.attention import head_results
+
+_SPLIT_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
+
+
+class Runnable(Protocol):
+    """What recording needs of a model."""
+
+    config: Any
+    hook_points: dict[str, HookPoint]
+    hook_stack: HookStack
+    training: bool
+
+    @property
+    def backbone(self) -> Any:
+        """The network."""
+
+    def __call__(self, **arguments: Any) -> Any:
+        """Run."""
+
+    def run_with_cache(self, inputs: Any, **arguments: Any) -> tuple[Any, ActivationCache]:
+        """Run and keep activations."""
+
+    def parameters(self) -> Iterable[Tensor]:
+        """The weights."""
+
+    def modules(self) -> Iterable[nn.Module]:
+        """All modules."""
+
+
+def base_of(point: HookPoint) -> str | None:
+    """The hook name that ``point``'s tensor follows from by one cheap step, if there is one."""
+    prefix = f"blocks.{point.layer}."
+    inside = point.name.removeprefix(prefix)
+    if inside in _SPLIT_INPUTS:
+        return f"{prefix}hook_resid_pre"
+    return f"{prefix}attn.hook_z" if inside == "attn.hook_result" else None
+
+
+def derive(cache: ActivationCache, point: HookPoint) -> None:
+    """Let ``cache`` make the tensor at ``point`` from the one it follows from."""
+    base = base_of(point)
+    assert base is not None
+    attention = cache.model.backbone.layers[point.layer].attention
+    if point.name.endswith("hook_result"):
+        weight = attention.dense.weight
+        seen = weights_seen([weight])
+
+        def result() -> Tensor:
+            check_weights([weight], seen, point.name)
+            return head_results(cache[base], weight.detach())
+
+        cache.make_on_access(point.name, result)
+    else:
+        heads = attention.heads
+        cache.make_on_access(point.name, lambda: cache[base].unsqueeze(2).expand(-1, -1, heads, -1))
+
+
+def weights_seen(parameters: Iterable[Tensor]) -> int:
+    """A number that changes when one of ``parameters`` is written to."""
+    return sum(0 if p.is_inference() else p._version for p in parameters)
+
+
+def check_weights(parameters: Iterable[Tensor], seen: int, name: str) -> None:
+    """Raise HookError if the weights changed since ``weights_seen``."""
+    if weights_seen(parameters) != seen:
+        raise HookError(
+            f"{name!r} is made on access, and the model's weights have changed since this run, so "
+            "it would not be what that run computed. Name it in names_filter to store it."
+        )
+
+
+def residual_points(model: Runnable, first: int, last: int) -> list[HookPoint]:
+    """What a lean cache stores: the residual stream before each block and after the last one."""
+    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(first, last)]
+    if last > first:
+        names.append(f"blocks.{last - 1}.hook_resid_post")
+    return [model.hook_points[name] for name in names]
+
+
+class LeanReplay:
+    """Runs single blocks again to make activations that a lean cache did not store."""
+
+    def __init__(
+        self,
+        model: Runnable,
+        cache: ActivationCache,
+        arguments: Mapping[str, Any],
+        keeping: Keeping,
+    ) -> None:
+        """Remember how the model ran; refuse runs that could not be repeated exactly.
+
+        Raises:
+            HookError: hooks that write are active, dropout is on, a key-value cache was given, or
+                tensors are to be cut or converted.
+        """
+        if keeping.dtype is not None or keeping.pos_slice is not None:
+            raise HookError(
+                "lean=True keeps whole residual streams in the model's dtype; cut or convert what "
+                "you take out of the cache instead of passing pos_slice or dtype."
+            )
+        if model.training and any(m.p > 0 for m in model.modules() if isinstance(m, nn.Dropout)):
+            raise HookError(
+                "lean=True repeats blocks, which dropout makes random. Call model.eval()."
+            )
+        if any(w.writes for p in model.hook_stack.placements for w in p.watchers):
+            raise HookError(
+                "lean=True repeats blocks without hooks, so what they changed would be missing. "
+                "Cache without lean, or name what you need in names_filter."
+            )
+        if arguments.get("past_key_values") is not None:
+            raise HookError("lean=True cannot repeat a run that began with past_key_values.")
+        dropped = ("input_ids", "inputs_embeds", "labels", "start_at_layer", "stop_at_layer")
+        self.arguments = {k: v for k, v in arguments.items() if k not in dropped}
+        self.model = model
+        self.cache = cache
+        self.seen = weights_seen(model.parameters())
+        self._latest: tuple[int, ActivationCache] | None = None
+
+    def serve(self, points: Iterable[HookPoint], first: int, last: int) -> None:
+        """Let the cache make everything at ``points`` that layers ``first`` to ``last`` reach."""
+        layers = self.model.config.num_hidden_layers
+        embed = f"blocks.{first}.hook_resid_pre"
+        for point in points:
+            if point.layer is None:
+                if point.name == "hook_embed":
+                    if first == 0:
+                        self.cache.make_on_access(point.name, lambda: self.cache[embed])
+                elif last == layers:
+                    self.cache.make_on_access(
+                        point.name, functools.partial(self._make, point.name, layers)
+                    )
+            elif first <= point.layer < last:
+                self.cache.make_on_access(
+                    point.name, functools.partial(self._make, point.name, point.layer)
+                )
+
+    def _make(self, name: str, layer: int) -> Tensor:
+        """The tensor at ``name``, from running block ``layer`` (or, past the last, the head)."""
+        check_weights(self.model.parameters(), self.seen, name)
+        if self._latest is None or self._latest[0] != layer:
+            layers = self.model.config.num_hidden_layers
+            start = f"blocks.{layer}.hook_resid_pre"
+            if layer == layers:
+                start = f"blocks.{layer - 1}.hook_resid_post"
+            stop = None if layer == layers else layer + 1
+            with self.model.hook_stack.suspended():
+                residual = self.cache[start].to(self.model.backbone.embed_in.weight.device)
+                _, made = self.model.run_with_cache(
+                    residual, start_at_layer=layer, stop_at_layer=stop, **self.arguments
+                )
+            self._latest = layer, made
+        return self._latest[1][name]

@@ -1,0 +1,227 @@
+"""From a request to a filled cache: what to store, what to make on access, where to put it.
+
+    full      every activation is stored, except what follows from a stored one by one cheap step
+    filtered  only what ``names_filter`` names
+    lean      only the residual stream before each block is stored; any other activation of a
+              block is made by running that block again, alone, when it is asked for
+
+Lean keeps d_model numbers a token and layer instead of about 20 d_model + 2 head · pos.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import HookError
+from neox_lab.hooks.cache import ActivationCache, run_backward
+from neox_lab.hooks.derived import LeanReplay, Runnable, base_of, derive, residual_points
+from neox_lab.hooks.files import SpillFile
+from neox_lab.hooks.hooking import Placement
+from neox_lab.hooks.keeping import (
+    Keeping,
+    axis_sizes,
+    bytes_of,
+    dtype_at,
+    free_memory,
+    in_words,
+    parse_bytes,
+    shape_at,
+)
+from neox_lab.hooks.names import Name, find_all
+from neox_lab.hooks.points import HookPoint
+from neox_lab.model.network import layer_span
+
+Plan = dict[str, tuple[tuple[int, ...], torch.dtype]]
+"""Shape and dtype of every tensor that will be stored, by hook name."""
+
+
+def plan_for(
+    model: Runnable, points: Iterable[HookPoint], keeping: Keeping, batch: int, pos: int
+) -> Plan:
+    """Shape and dtype of what would be stored of ``points`` in a run on ``batch`` by ``pos``."""
+    sizes = axis_sizes(model.config, batch, pos)
+    dtype = model.backbone.embed_in.weight.dtype
+    return {
+        point.name: (
+            keeping.shape(shape_at(point, sizes), point),
+            keeping.dtype or dtype_at(point, dtype),
+        )
+        for point in points
+    }
+
+
+def planned_bytes(plan: Plan, model: Runnable, keeping: Keeping) -> int:
+    """Memory of a plan; tensors that a run would store in the same memory count once."""
+    shared = set(_shared_names(plan, model)) if keeping.as_it_is else set()
+    return sum(bytes_of(*entry) for name, entry in plan.items() if name not in shared)
+
+
+def _shared_names(plan: Plan, model: Runnable) -> Iterable[str]:
+    """Names whose tensor is the same as that of another name of the plan."""
+    parallel = model.config.use_parallel_residual
+    for layer in range(model.config.num_hidden_layers):
+        prefix, following = f"blocks.{layer}.", f"blocks.{layer + 1}."
+        same_as = {
+            f"{prefix}hook_resid_post": f"{following}hook_resid_pre",
+            f"{prefix}hook_mlp_in": f"{prefix}{'hook_resid_pre' if parallel else 'hook_resid_mid'}",
+        }
+        if layer == 0:
+            same_as["hook_embed"] = f"{prefix}hook_resid_pre"
+        for name, original in same_as.items():
+            if name in plan and original in plan:
+                yield name
+        for part in ("attn_in", "q_input", "k_input", "v_input"):
+            if f"{prefix}hook_{part}" in plan:
+                yield f"{prefix}hook_{part}"  # seen once per head through a stride of zero
+
+
+def over_budget(needed: int, budget: int | None, device: torch.device) -> str | None:
+    """None if ``needed`` bytes fit; otherwise a sentence saying that they do not."""
+    if budget is not None:
+        if needed <= budget:
+            return None
+        return f"This cache needs {in_words(needed)}; the budget is {in_words(budget)}."
+    free = free_memory(device)
+    if free is None or needed <= 0.9 * free:
+        return None
+    return f"This cache needs {in_words(needed)}; {in_words(free)} are free on {device}."
+
+
+class Recording:
+    """One run with a cache, from request to result."""
+
+    def __init__(
+        self,
+        model: Runnable,
+        arguments: Mapping[str, Any],
+        names_filter: Name | Iterable[Name] | None,
+        keeping: Keeping,
+        *,
+        lean: bool,
+        pieces: list[str] | None,
+    ) -> None:
+        """Decide what to store; nothing runs yet.
+
+        Args:
+            model: the model to run.
+            arguments: of ``forward``.
+            names_filter: what to keep; None for everything.
+            keeping: how.
+            lean: store residual streams only.
+            pieces: token strings of the first row.
+
+        Raises:
+            HookNameError: ``names_filter`` names no hook point.
+            HookError: a lean run that could not be repeated exactly.
+        """
+        self.model, self.arguments, self.keeping = model, dict(arguments), keeping
+        wanted = find_all(names_filter or "*", model.hook_points)
+        self.cache = ActivationCache(
+            model.hook_points,
+            model=model,
+            attention_mask=arguments.get("attention_mask"),
+            pieces=pieces,
+        )
+        self.first, self.last = layer_span(
+            arguments.get("start_at_layer"),
+            arguments.get("stop_at_layer"),
+            model.config.num_hidden_layers,
+        )
+        self.replay = LeanReplay(model, self.cache, arguments, keeping) if lean else None
+        if self.replay is not None:
+            self.stored = residual_points(model, self.first, self.last)
+            self.lazy = [point for point in wanted if point not in self.stored]
+        else:
+            self.lazy = self._derivable(wanted)
+            self.stored = [p for p in wanted if p not in self.lazy and self._reached(p)]
+        self.spill: SpillFile | None = None
+
+    @property
+    def plan(self) -> Plan:
+        """Shape and dtype of what will be stored."""
+        given = self.arguments.get("input_ids")
+        if given is None:
+            given = self.arguments["inputs_embeds"]
+        batch, pos = given.shape[:2]
+        return plan_for(self.model, self.stored, self.keeping, batch, pos)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that will be stored, in bytes."""
+        return planned_bytes(self.plan, self.model, self.keeping)
+
+    def reserve(self, budget: int | str | None, spill: str | os.PathLike[str] | None) -> None:
+        """Check that the cache fits, or make a file for it.
+
+        Raises:
+            HookError: it does not fit and ``spill`` is None.
+            CheckpointError: the file exists or cannot be made.
+        """
+        weight = self.model.backbone.embed_in.weight
+        device = torch.device(self.keeping.device or weight.device)
+        limit = None if budget is None else parse_bytes(budget)
+        too_large = over_budget(self.nbytes, limit, device)
+        if too_large is None:
+            return
+        if spill is None:
+            raise HookError(
+                f"{too_large} Keep less with names_filter or pos_slice, keep residual streams "
+                "only with lean=True, or write the cache to a file with spill='cache.safetensors'."
+            )
+        self.keeping = dataclasses.replace(self.keeping, device="cpu")
+        self.spill = SpillFile(Path(spill), self.plan, self.cache.description())
+
+    def run(self, incl_bwd: bool | Callable[[Any], Tensor]) -> tuple[Any, ActivationCache]:
+        """Run the model; return its output and the filled cache."""
+        if incl_bwd and self.replay is not None:
+            raise HookError("lean=True keeps no gradients; leave out incl_bwd or lean.")
+        placement = Placement(self.model.hook_points, (), ())
+        watchers = self.cache.watchers(self.stored, self.keeping, self.spill)
+        if incl_bwd:
+            watchers += self.cache.gradient_watchers(self.stored, self.keeping)
+        placement.entries.append(("run_with_cache", watchers))
+        with (
+            torch.enable_grad() if incl_bwd else torch.no_grad(),
+            self.model.hook_stack.placed(placement, must_fire=False),
+        ):
+            output = self.model(**self.arguments)
+        if incl_bwd:
+            run_backward(output, incl_bwd)
+        if self.replay is not None:
+            self.replay.serve(self.lazy, self.first, self.last)
+        else:
+            for point in self.lazy:
+                derive(self.cache, point)
+        return output, self.cache
+
+    def _derivable(self, wanted: list[HookPoint]) -> list[HookPoint]:
+        """Points whose tensors need not be stored, because they follow from stored ones."""
+        if not self.keeping.as_it_is:
+            return []
+        written = {
+            watcher.point.name
+            for placement in self.model.hook_stack.placements
+            for watcher in placement.watchers
+            if watcher.writes
+        }
+        names = {point.name for point in wanted}
+        return [
+            point
+            for point in wanted
+            if base_of(point) in names and point.name not in written and self._reached(point)
+        ]
+
+    def _reached(self, point: HookPoint) -> bool:
+        """Whether the run passes ``point``."""
+        if point.layer is not None:
+            return self.first <= point.layer < self.last
+        if point.name == "hook_embed":
+            return self.first == 0
+        return self.arguments.get("stop_at_layer") is None
