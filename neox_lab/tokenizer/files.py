@@ -1,0 +1,190 @@
+"""The files of a tokenizer: reading what a directory says, writing one back.
+
+``tokenizer.json`` holds the whole Rust tokenizer. ``tokenizer_config.json`` beside it holds what
+the Rust library does not know: lengths, sides, and which token plays which role. Older tools
+also wrote ``special_tokens_map.json`` and ``added_tokens.json``; both are read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer
+
+from neox_lab.errors import CheckpointError
+from neox_lab.hub import HubOptions, Source, find_file, list_files, pin
+from neox_lab.tokenizer.pipeline import load_backend
+from neox_lab.tokenizer.settings import ROLES, SETTINGS
+
+VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
+CONFIG_FILE = "tokenizer_config.json"
+ROLES_FILE = "special_tokens_map.json"
+ADDED_FILE = "added_tokens.json"
+
+# Written by other tools about themselves; they would be untrue in a file of ours.
+_NOT_KEPT = {
+    "added_tokens_decoder",
+    "auto_map",
+    "backend",
+    "init_inputs",
+    "is_local",
+    "local_files_only",
+    "merges_file",
+    "name_or_path",
+    "special_tokens_map_file",
+    "tokenizer_class",
+    "tokenizer_file",
+    "vocab_file",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """What the files beside a vocabulary say.
+
+    Attributes:
+        settings: constructor arguments.
+        foreign: keys that mean nothing here and are written back on save.
+        added: tokens that must exist, by id.
+    """
+
+    settings: dict[str, Any]
+    foreign: dict[str, Any]
+    added: dict[int, AddedToken]
+
+
+def read_json(path: Path | None) -> dict[str, Any]:
+    """The JSON object in a file; empty without a file. Raises CheckpointError when damaged."""
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{str(path)!r} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{str(path)!r} must hold a JSON object, not {type(content)}.")
+    return content
+
+
+def interpret(config: dict[str, Any], roles: dict[str, Any], added: dict[str, Any]) -> Saved:
+    """Read the contents of tokenizer_config.json, special_tokens_map.json, added_tokens.json.
+
+    The two older files count only where the newer ``added_tokens_decoder`` is absent, as in
+    transformers. Two settings are not taken from files: ``clean_up_tokenization_spaces``, which
+    transformers 4 wrote as true without anyone asking and which would make decoding lossy, and
+    ``add_bos_token``/``add_eos_token`` when false, because tokenizer.json says so itself.
+    """
+    declared = config.get("added_tokens_decoder")
+    if declared is None:
+        config = config | roles
+        special = {_content(config.get(role)) for role in ROLES}
+        tokens = {
+            int(token_id): AddedToken(text, special=text in special, normalized=text not in special)
+            for text, token_id in added.items()
+        }
+    else:
+        tokens = {int(token_id): _token(value) for token_id, value in declared.items()}
+    settings = {name: value for name, value in config.items() if name in SETTINGS}
+    settings.pop("clean_up_tokenization_spaces", None)
+    for name in ("add_bos_token", "add_eos_token"):
+        if not settings.get(name):
+            settings.pop(name, None)
+    for role in ROLES:
+        if isinstance(settings.get(role), dict):
+            settings[role] = _token(settings[role] | {"special": True})
+    extra = settings.pop("additional_special_tokens", None) or settings.get("extra_special_tokens")
+    if isinstance(extra, list):
+        extra = [_token(token) for token in extra]
+    settings["extra_special_tokens"] = extra
+    known = _NOT_KEPT.union(SETTINGS)
+    foreign = {name: value for name, value in config.items() if name not in known}
+    return Saved(settings, foreign, tokens)
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _token(value: Any) -> Any:
+    """An added token from its JSON form; texts stay texts."""
+    if isinstance(value, str):
+        return value
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    return AddedToken(value["content"], **{flag: value[flag] for flag in flags if flag in value})
+
+
+def add_declared(backend: Tokenizer, added: dict[int, AddedToken]) -> None:
+    """Add the tokens that the files declare and ``backend`` lacks, in order of their ids.
+
+    Raises CheckpointError when a token would get another id than declared.
+    """
+    for token_id, token in sorted(added.items()):
+        if backend.token_to_id(str(token)) is None:
+            backend.add_tokens([token])
+        if (given := backend.token_to_id(str(token))) != token_id:
+            raise CheckpointError(
+                f"The files declare the added token {str(token)!r} with id {token_id}, but in this "
+                f"vocabulary it has id {given}: tokenizer.json and {CONFIG_FILE} do not belong "
+                "together."
+            )
+
+
+def json_text(content: dict[str, Any]) -> str:
+    """JSON as it is written to files: sorted, readable, in Unicode."""
+    return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def write_all(directory: Path, contents: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Write named texts into ``directory``, each whole or not at all; returns their paths."""
+    if directory.is_file():
+        raise CheckpointError(f"{str(directory)!r} is a file: give a directory to save into.")
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, text in contents:
+        temporary = directory / f".{name}.{uuid.uuid4().hex}"
+        try:
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, directory / name)
+        finally:
+            temporary.unlink(missing_ok=True)
+        paths.append(str(directory / name))
+    return tuple(paths)
+
+
+def read_source(source: Source, options: HubOptions) -> tuple[Tokenizer, Saved]:
+    """The Rust tokenizer of a directory or hub id, and what the files beside it say.
+
+    Raises CheckpointError when there is no tokenizer, or its files are damaged.
+    """
+    options = pin(source, options)
+
+    def find(name: str) -> Path | None:
+        return find_file(source, name, options, required=False)
+
+    tokenizer_file, vocab_file, merges_file = map(find, VOCABULARY_FILES)
+    if tokenizer_file is not None:
+        backend = load_backend(tokenizer_file=tokenizer_file)
+    elif vocab_file is not None and merges_file is not None:
+        backend = load_backend(vocab_file=vocab_file, merges_file=merges_file)
+    else:
+        raise CheckpointError(
+            f"{os.fspath(source)!r} has no tokenizer.json, nor vocab.json with merges.txt. It "
+            f"holds: {', '.join(list_files(source, options)) or 'nothing'}. SentencePiece models "
+            "(*.model) are not GPT-NeoX tokenizers and cannot be read."
+        )
+    contents = [read_json(find(name)) for name in (CONFIG_FILE, ROLES_FILE, ADDED_FILE)]
+    try:
+        saved = interpret(*contents)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{CONFIG_FILE}, {ROLES_FILE} or {ADDED_FILE} of {os.fspath(source)!r} describes a "
+            f"token in an unknown form ({type(error).__name__}: {error})."
+        ) from error
+    add_declared(backend, saved.added)
+    return backend, saved
