@@ -1,0 +1,276 @@
+"""A model from a checkpoint, with at most one copy of the weights in memory.
+
+The model is built without memory (PyTorch's ``meta`` device), then each parameter is replaced
+by its tensor from the file: the mapped pages themselves where dtype and device are already
+right, a converted copy otherwise. What the file lacks is initialised; nothing else is. Names
+and shapes are compared before any tensor is read, so what cannot fit fails at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from neox_lab.checkpoint.files import find_weights
+from neox_lab.checkpoint.names import INPUT_EMBEDDING, OUTPUT_EMBEDDING, Match, match
+from neox_lab.checkpoint.reading import GivenTensors, TensorInfo, TensorSource, open_weights
+from neox_lab.checkpoint.report import LoadingReport, Shape
+from neox_lab.config import GPTNeoXConfig
+from neox_lab.errors import CheckpointError, ConfigError, nearest
+from neox_lab.hub import DEFAULTS, HubOptions, Source, pin
+
+logger = logging.getLogger("neox_lab")
+
+Model = TypeVar("Model", bound=nn.Module)
+
+DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")
+}
+"""The dtypes that weights may have, in a file and in a model."""
+
+_RELEASE_AFTER = 32 * 2**20  # bytes copied out of mapped files before their pages are given back
+
+
+def load_into(
+    model_class: type[Model],
+    source: Source | None,
+    *,
+    config: GPTNeoXConfig | None = None,
+    options: HubOptions = DEFAULTS,
+    dtype: torch.dtype | str | None = "auto",
+    device_map: Any = None,
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    ignore_mismatched_sizes: bool = False,
+    key_mapping: Mapping[str, str] | None = None,
+    state_dict: Mapping[str, Tensor] | None = None,
+) -> tuple[Model, LoadingReport]:
+    """Build a model and fill it from a checkpoint.
+
+    Args:
+        model_class: one of the five classes, built as ``model_class(config)``.
+        source: directory or hub id; None only with ``config`` and ``state_dict``.
+        config: the source's ``config.json`` if None.
+        options: where and how to look, see ``HubOptions``.
+        dtype: ``"auto"`` or None for the configuration's dtype, else that of the checkpoint's
+            first tensor; or a dtype to convert to.
+        device_map: the one device to load to, see ``to_device``.
+        variant: use the files of this variant (``"fp16"``).
+        use_safetensors: True for safetensors only, False for ``.bin`` only, None for both.
+        ignore_mismatched_sizes: initialise parameters whose shape differs, instead of failing.
+        key_mapping: regular expression -> replacement for the checkpoint's names.
+        state_dict: tensors to use instead of the source's weights; they are copied.
+
+    Returns:
+        The model, in training mode as built, and the report of what did not fit.
+
+    Raises:
+        CheckpointError: a file is missing, damaged or hostile, shapes differ, or the checkpoint
+            is of another architecture.
+        ConfigError: a dtype or device that is unknown or not there.
+    """
+    device = to_device(device_map)
+    if source is not None:
+        options = pin(source, options)
+    if config is None:
+        if source is None:
+            raise ConfigError("Without a source, config= and state_dict= are needed.")
+        config = GPTNeoXConfig.from_pretrained(source, **vars(options))
+    with torch.device("meta"), _NoInitialValues():
+        model = model_class(config)
+    if state_dict is not None:
+        tensors: TensorSource = GivenTensors(state_dict)
+    elif source is not None:
+        tensors = open_weights(find_weights(source, options, variant, use_safetensors))
+    else:
+        raise ConfigError("Without a source, config= and state_dict= are needed.")
+
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    found = match(parameters, tensors.tensors, key_mapping)
+    sources, mismatched = _compare_shapes(found, parameters, tensors, ignore_mismatched_sizes)
+    chosen = to_dtype(dtype) or config.dtype or _first_dtype(sources, tensors)
+    _fill(model, sources, tensors, chosen, device)
+    absent = [name for name in parameters if name not in sources]
+    tied = config.tie_word_embeddings and OUTPUT_EMBEDDING in parameters
+    if tied:
+        tied, absent = _decide_tie(model, absent)
+    _initialise(model, absent, config.initializer_range, chosen, device)
+    if tied:
+        model.tie_weights()  # type: ignore[operator]
+    config.dtype = chosen
+
+    changed = {name for name, _, _ in mismatched}
+    missing = tuple(name for name in absent if name not in changed)
+    report = LoadingReport(missing, found.unexpected, mismatched)
+    if not report.complete:
+        logger.warning("%s is not complete in %s:\n%s", model_class.__name__, source, report)
+    elif report.unexpected_keys:
+        logger.info("%s from %s:\n%s", model_class.__name__, source, report)
+    return model, report
+
+
+class _NoInitialValues(TorchFunctionMode):
+    """Skips ``torch.nn.init``: on ``meta`` it does nothing, and imports for seconds to do it."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return None
+        return func(*args, **(kwargs or {}))
+
+
+def to_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """``"float16"``, ``"torch.float16"`` or ``torch.float16`` -> dtype; None for "auto"."""
+    if dtype is None or dtype == "auto":
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        expected = ", ".join(DTYPES)
+        raise ConfigError(f"dtype={dtype!r} is none of auto, {expected}.{nearest(name, DTYPES)}")
+    return DTYPES[name]
+
+
+def to_device(device_map: Any) -> torch.device:
+    """The device that ``device_map`` means.
+
+    Accepts a device, its name or number, ``{"": device}``, ``"auto"`` (an accelerator if there
+    is one) and None (the CPU). A model is never spread over several devices.
+
+    Raises ConfigError for anything else, and for an accelerator that is not there.
+    """
+    place = device_map
+    if isinstance(place, Mapping):
+        if set(place) != {""}:
+            raise ConfigError(
+                f"device_map={device_map!r} spreads the model over devices, which is not "
+                'supported: give one device, such as "cuda:0" or {"": 0}.'
+            )
+        place = place[""]
+    if place is None:
+        place = "cpu"
+    if place == "auto":
+        place = "cuda" if torch.cuda.is_available() else "cpu"
+        place = "mps" if torch.backends.mps.is_available() else place
+    try:
+        device = torch.device(place)
+        torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            f"device_map={device_map!r} is not a device of this machine: {reason} Expected "
+            '"cpu", "cuda:0", a number, a torch.device, "auto", or {"": device}.'
+        ) from error
+    return device
+
+
+def _compare_shapes(
+    found: Match, parameters: Mapping[str, Tensor], tensors: TensorSource, ignore: bool
+) -> tuple[dict[str, str], tuple[tuple[str, Shape, Shape], ...]]:
+    """Sources of the parameters that fit, and those whose shape differs.
+
+    Raises CheckpointError for a dtype that is not of weights, and for other shapes unless they
+    are to be ignored.
+    """
+    sources, mismatched = {}, []
+    for name, source in found.sources.items():
+        info: TensorInfo = tensors.tensors[source]
+        if info.dtype not in DTYPES:
+            raise CheckpointError(
+                f"Tensor {source!r} has dtype {info.dtype}; weights must be one of "
+                f"{', '.join(DTYPES)}. Quantised checkpoints cannot be loaded."
+            )
+        shape = tuple(parameters[name].shape)
+        if info.shape == shape:
+            sources[name] = source
+        else:
+            mismatched.append((name, info.shape, shape))
+    if mismatched and not ignore:
+        few = "; ".join(
+            f"{name} is {list(there)} in the checkpoint and {list(here)} in the model"
+            for name, there, here in mismatched[:3]
+        )
+        more = f"; and {len(mismatched) - 3} more" if len(mismatched) > 3 else ""
+        raise CheckpointError(
+            f"The checkpoint does not fit the configuration: {few}{more}. Correct the "
+            "configuration, or pass ignore_mismatched_sizes=True to initialise these anew."
+        )
+    return sources, tuple(mismatched)
+
+
+def _first_dtype(sources: Mapping[str, str], tensors: TensorSource) -> torch.dtype:
+    return next((DTYPES[tensors.tensors[s].dtype] for s in sources.values()), torch.float32)
+
+
+def _fill(
+    model: nn.Module,
+    sources: Mapping[str, str],
+    tensors: TensorSource,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Replace the parameters named in ``sources`` by their tensors.
+
+    A file's pages are used as they are only if all its tensors fit, for one tensor that keeps
+    the mapping would also keep the pages that others were copied from.
+    """
+    wanted = str(dtype).removeprefix("torch.")
+    copy = any(tensors.tensors[source].dtype != wanted for source in sources.values())
+    copied, in_use = 0, set()
+    for name, source in sources.items():
+        stored = tensors.read(source)
+        shared = stored.data_ptr() in in_use  # two names in one .bin may mean the same memory
+        tensor = stored.to(device=device, dtype=dtype, copy=copy or shared)
+        if tensor is stored:
+            in_use.add(tensor.data_ptr())
+        else:
+            copied += stored.nbytes
+        del stored
+        if copied > _RELEASE_AFTER:
+            tensors.release()
+            copied = 0
+        _set(model, name, tensor)
+
+
+def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
+    owner, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
+
+
+def _decide_tie(model: nn.Module, absent: list[str]) -> tuple[bool, list[str]]:
+    """Whether input and output embeddings become one, and what is absent in that case.
+
+    If only one was stored, it serves as both. If both were and differ, both stay.
+    """
+    pair = (INPUT_EMBEDDING, OUTPUT_EMBEDDING)
+    stored = [model.get_parameter(name) for name in pair if name not in absent]
+    if len(stored) == 2 and not torch.equal(*stored):
+        logger.warning(
+            "The configuration ties input and output embeddings, but the checkpoint has two "
+            "different ones: both are kept. Set tie_word_embeddings=False to say so."
+        )
+        return False, absent
+    if len(stored) == 1:
+        _set(model, INPUT_EMBEDDING, stored[0].data)
+    needed = () if stored else (INPUT_EMBEDDING,)
+    return True, [name for name in absent if name not in pair or name in needed]
+
+
+def _initialise(
+    model: nn.Module, names: list[str], spread: float, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Layer norms to the identity, other biases to 0, matrices to normal(0, ``spread``)."""
+    for name in names:
+        owner, _, leaf = name.rpartition(".")
+        module = model.get_submodule(owner)
+        tensor = torch.zeros_like(getattr(module, leaf), dtype=dtype, device=device)
+        if isinstance(module, nn.LayerNorm):
+            tensor.fill_(1.0 if leaf == "weight" else 0.0)
+        elif leaf == "weight":
+            tensor.normal_(0.0, spread)
+        _set(model, name, tensor)

@@ -1,0 +1,100 @@
+"""Which tensor of a checkpoint becomes which parameter of a model.
+
+Checkpoints and our models use the same names, up to three habits that this module undoes:
+the backbone's names begin with ``gpt_neox.`` in a class with a head and with nothing in the
+bare model; the unembedding is ``embed_out`` on disk, yet some tools write ``lm_head``; and
+old files carry masks and rotary frequencies that were never weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Iterable, Mapping
+
+from neox_lab.errors import CheckpointError
+
+PREFIX = "gpt_neox."
+INPUT_EMBEDDING = "gpt_neox.embed_in.weight"
+OUTPUT_EMBEDDING = "embed_out.weight"
+
+RENAMED = {"lm_head.weight": OUTPUT_EMBEDDING}
+"""Other tools' names -> ours, which are also the ones on disk."""
+
+NOT_WEIGHTS = re.compile(r"(^|\.)(attention\.(bias|masked_bias)|rotary_emb\.(original_)?inv_freq)$")
+"""Buffers that old versions saved; they follow from the configuration."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+    """How a checkpoint's names fit a model's.
+
+    Attributes:
+        sources: model name -> checkpoint name, in the checkpoint's order.
+        unexpected: checkpoint names that the model has no use for.
+    """
+
+    sources: dict[str, str]
+    unexpected: tuple[str, ...]
+
+
+def on_disk(name: str) -> str:
+    """The name under which a tensor is saved."""
+    return RENAMED.get(name, name)
+
+
+def match(
+    wanted: Collection[str], found: Iterable[str], key_mapping: Mapping[str, str] | None = None
+) -> Match:
+    """Match the names ``found`` in a checkpoint with those ``wanted`` by a model.
+
+    Args:
+        wanted: names of the model's parameters.
+        found: names of the checkpoint's tensors.
+        key_mapping: regular expression -> replacement, applied to the checkpoint's names
+            before anything else; the first expression that occurs in a name is the one used.
+
+    Raises:
+        CheckpointError: two tensors for one parameter, or none for the whole backbone.
+    """
+    wanted = frozenset(wanted)
+    sources: dict[str, str] = {}
+    unexpected = []
+    for name in found:
+        if NOT_WEIGHTS.search(name):
+            continue
+        target = _target(on_disk(_mapped(name, key_mapping or {})), wanted)
+        if target is None:
+            unexpected.append(name)
+        elif target in sources:
+            raise CheckpointError(
+                f"The checkpoint has two tensors for {target!r}: {sources[target]!r} and "
+                f"{name!r}. Remove one of them."
+            )
+        else:
+            sources[target] = name
+    has_head = any(name.startswith(PREFIX) for name in wanted)
+    if not any(name.startswith(PREFIX) or not has_head for name in sources):
+        raise CheckpointError(
+            "The checkpoint is not of a GPT-NeoX model: none of its tensors is one of the "
+            f"model's. Found {_few(unexpected)}; expected {_few(sorted(wanted))}."
+        )
+    return Match(sources, tuple(unexpected))
+
+
+def _mapped(name: str, key_mapping: Mapping[str, str]) -> str:
+    for pattern, replacement in key_mapping.items():
+        changed, count = re.subn(pattern, replacement, name)
+        if count:
+            return changed
+    return name
+
+
+def _target(name: str, wanted: frozenset[str]) -> str | None:
+    candidates = (name, PREFIX + name, name.removeprefix(PREFIX))
+    return next((candidate for candidate in candidates if candidate in wanted), None)
+
+
+def _few(names: Collection[str]) -> str:
+    shown = ", ".join(list(names)[:3])
+    return f"{shown}, ... ({len(names)} in all)" if len(names) > 3 else shown or "nothing"

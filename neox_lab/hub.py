@@ -1,0 +1,307 @@
+"""Where the files of a checkpoint come from: a directory, or the Hugging Face hub.
+
+A *source* is a directory (which never touches the network) or a hub id such as
+``EleutherAI/pythia-70m``. ``find_file`` turns a source and a file name into a path. A hub
+branch or tag can move while its files are fetched one by one, so a load of several files
+first calls ``pin``, which replaces the revision by the commit it stands for now::
+
+    options = pin("EleutherAI/pythia-70m", HubOptions(revision="step3000"))
+    config_path = find_file("EleutherAI/pythia-70m", "config.json", options)
+
+Downloading, the cache and access tokens are the ``huggingface_hub`` library's, so a file
+fetched by any other tool is not fetched again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from neox_lab.errors import CheckpointError, nearest
+
+logger = logging.getLogger("neox_lab")
+
+Source = str | os.PathLike[str]
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_RESOLVE_TIMEOUT = 10.0  # seconds; a hub slower than this counts as out of reach
+
+
+@dataclasses.dataclass(frozen=True)
+class HubOptions:
+    """How to fetch files from the hub; everything but ``subfolder`` is idle for a directory.
+
+    Attributes:
+        revision: branch, tag (``"step3000"``) or commit; None means ``"main"``.
+        subfolder: folder below the source that holds the files.
+        cache_dir: where downloads are kept; None means huggingface_hub's own cache.
+        force_download: fetch again even what the cache holds.
+        local_files_only: use the cache and never the network.
+        token: access token; True for the stored one, False for none.
+        pinned: set by ``pin``: ``revision`` is a commit the hub or the cache has confirmed.
+    """
+
+    revision: str | None = None
+    subfolder: str = ""
+    cache_dir: str | Path | None = None
+    force_download: bool = False
+    local_files_only: bool = False
+    token: str | bool | None = None
+    pinned: bool = False
+
+    @classmethod
+    def take(cls, kwargs: dict[str, Any]) -> HubOptions:
+        """Build the options from ``kwargs``, removing the entries that were used."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        taken = {name: kwargs.pop(name) for name in names if name in kwargs}
+        if taken.get("subfolder", "") is None:
+            taken["subfolder"] = ""
+        return cls(**taken)
+
+
+DEFAULTS = HubOptions()
+
+
+def local_directory(source: Source) -> Path | None:
+    """The directory that ``source`` names, or None when it is a hub id.
+
+    Raises CheckpointError for what can be neither: a file, or a path to nothing.
+    """
+    text = os.fspath(source)
+    path = Path(text).expanduser()
+    if text and path.is_dir():
+        return path
+    if path.is_file():
+        raise CheckpointError(f"{text!r} is a file: give the directory that holds it.")
+    looks_like_path = text.startswith(("/", ".", "~")) or "\\" in text or text.count("/") > 1
+    if looks_like_path or not text or isinstance(source, Path):
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"There is no directory {text!r}.{nearest(path.name, siblings)}")
+    return None
+
+
+def pin(source: Source, options: HubOptions = DEFAULTS) -> HubOptions:
+    """The same options with ``revision`` replaced by the commit it stands for now.
+
+    One request to the hub. Where the hub cannot be reached, the commit last seen is taken
+    from the cache and the options returned no longer use the network. Directories, and
+    commits that are already cached, need nothing.
+
+    Raises CheckpointError when neither the hub nor the cache knows the id and revision.
+    """
+    if options.pinned:
+        return options
+    if local_directory(source) is not None:
+        if options.revision not in (None, "main"):
+            logger.warning("%s is a directory: revision=%r is ignored.", source, options.revision)
+        return options
+    repository, revision = os.fspath(source), options.revision or "main"
+    cache = _repository_cache(repository, options)
+    if _COMMIT.fullmatch(revision) and (cache / "snapshots" / revision).is_dir():
+        return dataclasses.replace(options, pinned=True)
+    if not _network_allowed(options):
+        return _pin_to_cache(repository, revision, cache, options, error=None)
+
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi(token=options.token).model_info(
+            repository, revision=revision, timeout=_RESOLVE_TIMEOUT
+        )
+    except Exception as error:  # each version of huggingface_hub has other network errors
+        if _hub_answered(error):
+            raise _explained(error, repository, revision) from error
+        return _pin_to_cache(repository, revision, cache, options, error)
+    if info.sha is None:
+        raise CheckpointError(f"The hub names no commit for {repository!r} at {revision!r}.")
+    _remember(cache, revision, info.sha)
+    return dataclasses.replace(options, revision=info.sha, pinned=True)
+
+
+def find_file(
+    source: Source, filename: str, options: HubOptions = DEFAULTS, required: bool = True
+) -> Path | None:
+    """Path of one file of the source, downloaded if need be.
+
+    Returns None when the source has no such file and ``required`` is False. Raises
+    CheckpointError when the source or a required file is missing, access is refused, or the
+    hub cannot be reached and the cache does not hold the file.
+    """
+    directory = local_directory(source)
+    if directory is not None:
+        path = directory / options.subfolder / filename
+        if path.is_file():
+            return path
+    else:
+        options = pin(source, options)
+        downloaded = _download(os.fspath(source), filename, options)
+        if downloaded is not None:
+            return downloaded
+    if not required:
+        return None
+    present = list_files(source, options)
+    holds = f" It holds: {', '.join(present)}." if present else ""
+    raise CheckpointError(
+        f"There is no file {filename!r} in {_describe(source, options)}."
+        f"{nearest(filename, present)}{holds}"
+    )
+
+
+def list_files(source: Source, options: HubOptions = DEFAULTS) -> list[str]:
+    """Names of the files that the source is known to hold, for messages; may be empty."""
+    directory = local_directory(source)
+    if directory is None:
+        repository = os.fspath(source)
+        if _network_allowed(options):
+            from huggingface_hub import HfApi
+
+            try:
+                names = HfApi(token=options.token).list_repo_files(
+                    repository, revision=options.revision
+                )
+            except Exception:  # a better message is no reason for a second failure
+                return []
+            prefix = f"{options.subfolder}/" if options.subfolder else ""
+            return sorted(name[len(prefix) :] for name in names if name.startswith(prefix))
+        directory = _repository_cache(repository, options) / "snapshots" / (options.revision or "")
+    folder = directory / options.subfolder
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def _download(repository: str, filename: str, options: HubOptions) -> Path | None:
+    """Path of one file at the pinned commit, or None where that commit has no such file."""
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    name = f"{options.subfolder}/{filename}" if options.subfolder else filename
+    network = _network_allowed(options)
+    if network and not options.force_download:
+        known = try_to_load_from_cache(
+            repository, name, cache_dir=options.cache_dir, revision=options.revision
+        )
+        if known is _CACHED_NO_EXIST:
+            return None
+    try:
+        return Path(
+            hf_hub_download(
+                repository,
+                name,
+                revision=options.revision,
+                cache_dir=options.cache_dir,
+                force_download=options.force_download and network,
+                local_files_only=not network,
+                token=options.token,
+            )
+        )
+    except EntryNotFoundError as error:
+        if isinstance(error, LocalEntryNotFoundError) and network:
+            raise _out_of_reach(repository, options.revision, error) from error
+        return None
+    except Exception as error:  # refused, interrupted, disk full: all end the load
+        raise _explained(error, repository, options.revision or "main") from error
+
+
+def _network_allowed(options: HubOptions) -> bool:
+    from huggingface_hub import constants
+
+    return not (options.local_files_only or constants.HF_HUB_OFFLINE)
+
+
+def _repository_cache(repository: str, options: HubOptions) -> Path:
+    """The folder of one model in the hub's cache, which holds ``refs`` and ``snapshots``."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repository)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{repository!r} is neither a directory nor a possible hub id "
+            f"(they look like 'EleutherAI/pythia-70m'): {error}"
+        ) from error
+    cache = Path(options.cache_dir or constants.HF_HUB_CACHE).expanduser()
+    return cache / ("models--" + repository.replace("/", "--"))
+
+
+def _pin_to_cache(
+    repository: str, revision: str, cache: Path, options: HubOptions, error: Exception | None
+) -> HubOptions:
+    """Options for a load from the cache alone, at the commit last seen for ``revision``."""
+    reference = cache / "refs" / revision
+    if not reference.is_file():
+        raise _out_of_reach(repository, revision, error) from error
+    if error is not None:
+        logger.warning(
+            "The hub cannot be reached (%s); %s is taken from the cache.", error, repository
+        )
+    commit = reference.read_text().strip()
+    return dataclasses.replace(options, revision=commit, local_files_only=True, pinned=True)
+
+
+def _remember(cache: Path, revision: str, commit: str) -> None:
+    """Note in the cache which commit a branch or tag names, for loads without network."""
+    if _COMMIT.fullmatch(revision):
+        return
+    reference = cache / "refs" / revision
+    try:
+        if reference.is_file() and reference.read_text() == commit:
+            return
+        reference.parent.mkdir(parents=True, exist_ok=True)
+        reference.write_text(commit)
+    except OSError as error:  # a read-only cache still serves what it holds
+        logger.info("Could not write %s: %s", reference, error)
+
+
+def _hub_answered(error: Exception) -> bool:
+    """Whether the hub itself refused, as opposed to not being reached or being down."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    response = getattr(error, "response", None)
+    return isinstance(error, HfHubHTTPError) and response is not None and response.status_code < 500
+
+
+def _describe(source: Source, options: HubOptions) -> str:
+    where = f"subfolder {options.subfolder!r} of " if options.subfolder else ""
+    if local_directory(source) is not None:
+        return f"{where}directory {os.fspath(source)!r}"
+    cached = "" if _network_allowed(options) else " (looking only in the local cache)"
+    revision = options.revision or "main"
+    return f"{where}hub model {os.fspath(source)!r} at {revision!r}{cached}"
+
+
+def _out_of_reach(
+    repository: str, revision: str | None, error: Exception | None
+) -> CheckpointError:
+    if error is None:
+        reason = "network use is switched off (local_files_only or HF_HUB_OFFLINE)"
+    else:
+        reason = f"the hub cannot be reached ({type(error).__name__}: {error})"
+    return CheckpointError(
+        f"{repository!r} at revision {revision or 'main'!r} is not in the local cache, "
+        f"and {reason}. "
+        "Give a local directory instead, or download the model once with a network and then set "
+        "HF_HUB_OFFLINE=1, or call neox_lab.load() for the built-in model, which needs no network."
+    )
+
+
+def _explained(error: Exception, repository: str, revision: str) -> CheckpointError:
+    """The hub's refusal in plain words."""
+    from huggingface_hub import errors
+
+    what = f"{repository!r} at revision {revision!r}"
+    if isinstance(error, errors.GatedRepoError):
+        text = f"{what} is gated: accept its terms on the hub's page, then pass token=."
+    elif isinstance(error, errors.RevisionNotFoundError):
+        text = f"The hub has {repository!r}, but no revision (branch, tag, commit) {revision!r}."
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        text = (
+            f"The hub shows no model {repository!r}, and there is no directory of that name: "
+            "check the spelling; for a private model pass token=."
+        )
+    else:
+        text = f"Fetching {what} failed: {type(error).__name__}: {error}"
+    return CheckpointError(text)
