@@ -28,7 +28,19 @@ _HOME = {
 }
 _ROOMS = ("errors", "gym", "views")
 
-__all__ = [*_HOME, *_ROOMS]
+__all__ = [
+    "GPTNeoXConfig",
+    "GPTNeoXForCausalLM",
+    "GPTNeoXForQuestionAnswering",
+    "GPTNeoXForSequenceClassification",
+    "GPTNeoXForTokenClassification",
+    "GPTNeoXModel",
+    "GPTNeoXTokenizerFast",
+    "errors",
+    "gym",
+    "load",
+    "views",
+]
 
 if TYPE_CHECKING:
     from neox_lab import errors, gym, views

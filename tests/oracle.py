@@ -85,3 +85,77 @@ def padding_masks(batch: int = 3, pos: int = 12) -> dict[str, Tensor | None]:
 def furthest(a: Tensor, b: Tensor) -> float:
     """Largest absolute difference."""
     return float((a.float() - b.float()).abs().max())
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    """Length of the difference, relative to the length of the reference ``b``."""
+    return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
+    """Assert equality to ``tolerance``: absolute for small numbers, relative for large ones."""
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+@torch.no_grad()
+def their_run(theirs: Any, *args: Any, **arguments: Any) -> tuple[Any, list[Tensor]]:
+    """Transformers' output with all extras, and the output of each of their blocks."""
+    blocks: list[Tensor] = []
+    handles = [
+        layer.register_forward_hook(
+            lambda _module, _inputs, out: blocks.append(out[0] if isinstance(out, tuple) else out)
+        )
+        for layer in theirs.get_decoder().layers
+    ]
+    output = theirs(*args, output_hidden_states=True, output_attentions=True, **arguments)
+    for handle in handles:
+        handle.remove()
+    return output, blocks
+
+
+@torch.no_grad()
+def our_run(ours: Any, *args: Any, **arguments: Any) -> tuple[Any, list[Tensor]]:
+    """Our output, and the output of each block; attention stays fused if nothing else is asked."""
+    blocks: list[Tensor] = []
+
+    def keep(tensor: Tensor, _hook: Any) -> None:
+        blocks.append(tensor.clone())
+
+    with ours.hooks(fwd_hooks=[("blocks.*.hook_resid_post", keep)]):
+        return ours(*args, **arguments), blocks
+
+
+def assert_same_run(theirs: Any, ours: Any, *args: Any, **arguments: Any) -> None:
+    """Run both and compare logits, the stream after every block, and every attention pattern.
+
+    Ours runs twice: with fused attention, and with attention in the open.
+    """
+    expected, their_blocks = their_run(theirs, *args, **arguments)
+    fused, our_blocks = our_run(ours, *args, **arguments)
+    extras = {"output_hidden_states": True, "output_attentions": True}
+    opened, our_open_blocks = our_run(ours, *args, **extras, **arguments)
+    assert_same_parts(fused, our_blocks, expected, their_blocks)
+    assert_same_parts(opened, our_open_blocks, expected, their_blocks)
+    for part in ("hidden_states", "attentions"):
+        assert len(opened[part]) == len(expected[part]) > 0
+        for got, wanted in zip(opened[part], expected[part], strict=True):
+            same(got, wanted)
+
+
+def assert_same_parts(
+    ours: Any, our_blocks: list[Tensor], theirs: Any, their_blocks: list[Tensor]
+) -> None:
+    """Compare logits and the outputs of all blocks, the last one's before the final norm too."""
+    same(ours.logits, theirs.logits)
+    assert len(our_blocks) == len(their_blocks) > 0
+    for got, wanted in zip(our_blocks, their_blocks, strict=True):
+        same(got, wanted)
+
+
+def in_half(theirs: Any, dtype: torch.dtype) -> Any:
+    """Transformers' model as if loaded in ``dtype``, which keeps its rotary frequencies float32."""
+    rotary = theirs.get_decoder().rotary_emb
+    frequencies = rotary.inv_freq.clone()
+    theirs.to(dtype)
+    rotary.inv_freq = frequencies
+    return theirs

@@ -149,6 +149,11 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
                 f"past_key_values is a {type(given).__name__}; expected the KeyValueCache that an "
                 "earlier call returned."
             )
+        if given is not None and len(given) != len(self.layers):
+            raise InputError(
+                f"past_key_values is of a model with {len(given)} layers; this one has "
+                f"{len(self.layers)}."
+            )
         if self.gradient_checkpointing and self.training:
             if given is not None:
                 raise InputError("Gradient checkpointing cannot be combined with past_key_values.")

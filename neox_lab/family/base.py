@@ -12,12 +12,13 @@ from neox_lab.errors import ConfigError
 from neox_lab.family.hooked import Hooked
 from neox_lab.family.pretrained import Pretrained
 from neox_lab.family.text import TextHelpers
+from neox_lab.family.weights import WeightViews
 from neox_lab.hooks.hooking import HookStack
 from neox_lab.hooks.table import Head, hook_points
 from neox_lab.model.network import Network
 
 
-class GPTNeoXPreTrainedModel(TextHelpers, Hooked, Pretrained):
+class GPTNeoXPreTrainedModel(TextHelpers, Hooked, WeightViews, Pretrained):
     """Base of the five classes; not used by itself.
 
     A subclass builds its modules under Hugging Face's names and then calls ``_set_up``.

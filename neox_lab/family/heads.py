@@ -16,6 +16,7 @@ from neox_lab.errors import InputError
 from neox_lab.family.backbone import GPTNeoXModel, RunOptions
 from neox_lab.family.base import GPTNeoXPreTrainedModel
 from neox_lab.family.losses import next_token_loss, sequence_loss, span_loss, token_loss
+from neox_lab.generation import Generates
 from neox_lab.hooks.points import Taps
 from neox_lab.model.keys_values import KeyValueCache
 from neox_lab.model.outputs import (
@@ -46,7 +47,7 @@ class _WithHead(GPTNeoXPreTrainedModel):
         return output if self.gpt_neox.wants_dict(return_dict) else output.to_tuple()
 
 
-class GPTNeoXForCausalLM(_WithHead):
+class GPTNeoXForCausalLM(Generates, _WithHead):
     """GPT-NeoX with an unembedding: predicts each next token.
 
     Args:

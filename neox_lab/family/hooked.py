@@ -170,3 +170,16 @@ class Hooked:
         arguments = self.prepare_inputs(inputs)
         model = cast("Runnable", self)
         return Recording(model, arguments, names_filter, keeping, lean=lean, pieces=None).nbytes
+
+    def check(self, tokens: Tensor | None = None) -> pd.DataFrame:
+        """Try every hook point: right shape, patterns sum to one, changing it changes the output.
+
+        Args:
+            tokens: ids ``[batch, pos]`` to run on; None takes six spread over the vocabulary.
+
+        Returns:
+            One row a hook point; the column ``ok`` sums it up. See ``neox_lab.family.check``.
+        """
+        from neox_lab.family.check import check
+
+        return check(self, tokens)

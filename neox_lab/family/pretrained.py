@@ -80,6 +80,8 @@ class Pretrained(nn.Module):
             device_map=device_map,
             **loading,
         )
+        if source is not None:
+            model._load_beside(source, options)
         model.eval()
         return (model, report.as_dict()) if output_loading_info else model
 
@@ -113,6 +115,13 @@ class Pretrained(nn.Module):
         from neox_lab.checkpoint import save
 
         save(self, directory, max_shard_size=max_shard_size, state_dict=state_dict, variant=variant)
+        self._save_beside(directory)
+
+    def _load_beside(self, source: Source, options: HubOptions) -> None:
+        """Read what a class keeps in files of its own beside the weights; most keep nothing."""
+
+    def _save_beside(self, directory: Source) -> None:
+        """Write what ``_load_beside`` reads."""
 
 
 def _configuration(

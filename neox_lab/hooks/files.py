@@ -124,7 +124,7 @@ class SpillFile:
         except OSError as error:
             raise CheckpointError(f"Cannot spill the cache to {str(path)!r}: {error}") from error
         storage = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=size)
-        whole = torch.empty(0, dtype=torch.uint8).set_(storage)
+        whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
         self.tensors: dict[str, Tensor] = {}
         for name, (shape, dtype) in plan.items():
             place = start + places[name]

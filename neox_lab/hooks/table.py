@@ -142,3 +142,18 @@ def _point(row: Row, layer: int | None, head: Head) -> HookPoint:
         meaning=row.meaning,
         aliases=tuple(prefix + alias.format(l=layer) for alias in row.aliases.split()),
     )
+
+
+def as_markdown() -> str:
+    """The table for the README: ``python -m neox_lab.hooks.table``."""
+    lines = ["| name | shape | meaning | Hugging Face path | only in |", "|---|---|---|---|---|"]
+    for row in ROWS:
+        names = "`, `".join(row.aliases.split())
+        paths = f"`{names}`" if names else ""
+        shape = ", ".join(row.axes.split())
+        lines.append(f"| `{row.name}` | [{shape}] | {row.meaning} | {paths} | {row.only} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(as_markdown())

@@ -93,7 +93,7 @@ class Attention(nn.Module):
         if keys_values is not None:
             k, v = keys_values.append(k, v)  # [batch, head, key_pos, d_head]
 
-        if tap.watched("attn.hook_attn_scores", "attn.hook_pattern"):
+        if mask.blind or tap.watched("attn.hook_attn_scores", "attn.hook_pattern"):
             z = self._attend_in_the_open(q, k, v, mask, tap)
         else:
             z = F.scaled_dot_product_attention(

@@ -26,10 +26,14 @@ class AttentionMask(NamedTuple):
         bias: additive, ``[batch or 1, head or 1, query_pos, key_pos]``, or None for none.
         causal: True if the lower triangle is all there is to it, and ``bias`` is None. Fused
             kernels then skip the upper half instead of computing and masking it.
+        blind: True if some query may look at nothing while gradients are recorded. Fused kernels
+            give such a row a wrong gradient: they remember log Σ exp(score) of each row, in which
+            the number of keys is lost beside the lowest finite number.
     """
 
     bias: Tensor | None
     causal: bool
+    blind: bool = False
 
     def full_bias(self, scores: Tensor) -> Tensor | None:
         """The additive bias for ``scores`` ``[.., query_pos, key_pos]``, the triangle included."""
@@ -73,7 +77,7 @@ def attention_mask(
             return AttentionMask(None, causal=True)
         return AttentionMask(_as_bias(_visible(length, past, device), dtype), causal=False)
     visible = _visible(length, past, device) & padding[:, None, None, :]
-    return AttentionMask(_as_bias(visible, dtype), causal=False)
+    return _biased(_as_bias(visible, dtype))
 
 
 def _explicit(
@@ -85,8 +89,7 @@ def _explicit(
             f"[batch, head or 1, query_pos, key_pos] = [{batch}, 1, {length}, {total}]."
         )
     given = given.to(device)
-    bias = given.to(dtype) if given.is_floating_point() else _as_bias(given.bool(), dtype)
-    return AttentionMask(bias, causal=False)
+    return _biased(given.to(dtype) if given.is_floating_point() else _as_bias(given.bool(), dtype))
 
 
 def _padding(
@@ -108,6 +111,12 @@ def _visible(length: int, past: int, device: torch.device) -> Tensor:
     query = torch.arange(past, past + length, device=device)
     key = torch.arange(past + length, device=device)
     return (key[None, :] <= query[:, None])[None, None]
+
+
+def _biased(bias: Tensor) -> AttentionMask:
+    lowest = torch.finfo(bias.dtype).min
+    blind = torch.is_grad_enabled() and bool((bias.amax(dim=-1) <= lowest).any())
+    return AttentionMask(bias, causal=False, blind=blind)
 
 
 def _as_bias(visible: Tensor, dtype: torch.dtype) -> Tensor:

@@ -46,7 +46,7 @@ class Network(nn.Module):
             taps: hook points.
 
         Raises:
-            InputError: both given or neither, or of the wrong shape.
+            InputError: both given or neither, of the wrong shape, or ids outside the vocabulary.
         """
         if (input_ids is None) == (embeds is None):
             raise InputError(
@@ -54,14 +54,24 @@ class Network(nn.Module):
                 f"{'both' if embeds is not None else 'neither'}."
             )
         if input_ids is not None:
-            if input_ids.dim() != 2:
-                raise InputError(
-                    f"input_ids has shape {list(input_ids.shape)}; expected [batch, pos]. "
-                    "For a single sequence use input_ids[None]."
-                )
-            embeds = self.embed_in(input_ids)
+            embeds = self._look_up(input_ids)
         assert embeds is not None
         return self.emb_dropout(taps.outside("hook_embed", embeds))
+
+    def _look_up(self, input_ids: Tensor) -> Tensor:
+        """Embeddings ``[batch, pos, d_model]`` of ``input_ids`` ``[batch, pos]``."""
+        if input_ids.dim() != 2 or input_ids.is_floating_point():
+            raise InputError(
+                f"input_ids is a {input_ids.dtype} tensor of shape {list(input_ids.shape)}; "
+                "expected whole numbers [batch, pos]. For a single sequence use input_ids[None]."
+            )
+        try:
+            return self.embed_in(input_ids)
+        except IndexError:
+            raise InputError(
+                f"input_ids goes from {int(input_ids.min())} to {int(input_ids.max())}, but ids "
+                f"must be at least 0 and below vocab_size, which is {self.embed_in.num_embeddings}."
+            ) from None
 
     def run_layers(
         self,
@@ -97,14 +107,21 @@ class Network(nn.Module):
                 f"Cannot run layers {first} to {last}: this model has {len(self.layers)} layers, "
                 "and a run goes from a lower to a higher one."
             )
+        if residual.dim() != 3 or residual.shape[2] != self.embed_in.embedding_dim:
+            raise InputError(
+                f"The residual stream (inputs_embeds) has shape {list(residual.shape)}; expected "
+                f"[batch, pos, {self.embed_in.embedding_dim}]."
+            )
+        if first == last:
+            return residual
         batch, length, _ = residual.shape
-        past = 0 if keys_values is None or first == last else keys_values.get_seq_length(first)
+        past = 0 if keys_values is None else keys_values.get_seq_length(first)
         if position_ids is None:
             position_ids = torch.arange(past, past + length, device=residual.device)[None]
-        elif position_ids.dim() != 2 or position_ids.shape[1] != length:
+        elif tuple(position_ids.shape) not in ((batch, length), (1, length)):
             raise InputError(
                 f"position_ids has shape {list(position_ids.shape)}; expected [{batch}, {length}] "
-                "or [1, pos]."
+                f"or [1, {length}]."
             )
         rotation = self.rotary.angles(position_ids)
         visible = attention_mask(mask, batch, length, past, residual.dtype, residual.device)

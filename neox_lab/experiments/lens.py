@@ -1,0 +1,229 @@
+"""The logit lens: what the model would say if it stopped after each layer.
+
+Every block adds to one residual stream, and the unembedding reads that stream at the end. Reading
+it earlier, through the same final layer norm and the same unembedding, shows how the prediction
+takes shape (nostalgebraist, "interpreting GPT: the logit lens", 2020). The last row of a lens on
+the residual stream is the model's real prediction.
+
+For attention and MLP outputs the same reading says what that one part, by itself, would predict.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.views import LensView
+
+SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+
+
+@dataclass(frozen=True)
+class LensResult:
+    """Predictions read off at each layer and position.
+
+    All arrays are float32 on the CPU unless said otherwise. ``layer`` stands for the rows named by
+    ``labels``; on the residual stream the last row is the model's own prediction.
+
+    Attributes:
+        site: what was read.
+        labels: name of each row, such as ``"0_pre"`` … ``"final"``.
+        pieces: token strings, ``[batch][pos]``.
+        mask: True for text and False for padding, ``[batch, pos]``.
+        top: ids of the likeliest tokens ``[layer, batch, pos, top_k]``, int64.
+        top_probability: their probabilities, of the same shape.
+        entropy: of each prediction, in nats, ``[layer, batch, pos]``.
+        kl: KL(final prediction ‖ this one), in nats, ``[layer, batch, pos]``.
+        next_probability: probability of the token that really follows ``[layer, batch, pos]``;
+            NaN at the last position.
+        next_rank: how many tokens were likelier than it, int64; -1 at the last position.
+        watched: ids of the watched tokens.
+        watched_probability: their probabilities ``[layer, batch, pos, watched]``.
+        watched_rank: how many tokens were likelier, int64.
+    """
+
+    site: str
+    labels: list[str]
+    pieces: list[list[str]]
+    mask: Tensor
+    top: Tensor
+    top_probability: Tensor
+    entropy: Tensor
+    kl: Tensor
+    next_probability: Tensor
+    next_rank: Tensor
+    watched: list[int]
+    watched_probability: Tensor
+    watched_rank: Tensor
+    piece_of: dict[int, str]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row for each layer, text and position; padding is left out."""
+        import pandas as pd
+
+        rows = []
+        layers, batch, length = self.entropy.shape
+        for index in range(layers):
+            for row in range(batch):
+                for pos in range(length):
+                    if self.mask[row, pos]:
+                        rows.append(self._record(index, row, pos))
+        return pd.DataFrame(rows)
+
+    def _record(self, index: int, row: int, pos: int) -> dict[str, Any]:
+        """One line of the frame."""
+        at = (index, row, pos)
+        best = int(self.top[at][0])
+        record: dict[str, Any] = {
+            "layer": self.labels[index],
+            "text": row,
+            "pos": pos,
+            "token": self.pieces[row][pos],
+            "prediction": self.piece_of[best],
+            "probability": float(self.top_probability[at][0]),
+            "entropy": float(self.entropy[at]),
+            "kl": float(self.kl[at]),
+            "next_probability": float(self.next_probability[at]),
+            "next_rank": int(self.next_rank[at]),
+        }
+        for number, token in enumerate(self.watched):
+            record[f"p({self.piece_of[token]})"] = float(self.watched_probability[at][number])
+            record[f"rank({self.piece_of[token]})"] = int(self.watched_rank[at][number])
+        return record
+
+    def view(self, text: int = 0) -> LensView:
+        """The picture of one text: a row a layer, the likeliest token in each cell."""
+        from neox_lab.views import LensView
+
+        kept = self.mask[text].nonzero().flatten()
+        top, probability = self.top[:, text, kept], self.top_probability[:, text, kept]
+        return LensView(
+            candidates=[[[self.piece_of[int(t)] for t in cell] for cell in row] for row in top],
+            probabilities=probability.numpy(),
+            entropy=self.entropy[:, text, kept].numpy(),
+            row_labels=self.labels,
+            pieces=[self.pieces[text][int(pos)] for pos in kept],
+            title=f"Logit lens on {self.site}",
+        )
+
+    def __repr__(self) -> str:
+        """The view's text."""
+        return repr(self.view())
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return self.view()._repr_mimebundle_(include, exclude)
+
+    def __getattr__(self, name: str) -> Any:
+        """``to_png`` and the like are those of the picture of the first text."""
+        if name.startswith("to_"):
+            return getattr(self.view(), name)
+        raise AttributeError(f"LensResult has no attribute {name!r}")
+
+
+@torch.no_grad()
+def logit_lens(
+    model: Any,
+    inputs: Any,
+    site: str = "resid_pre",
+    *,
+    watch: Sequence[str | int] = (),
+    top_k: int = 5,
+) -> LensResult:
+    """Read predictions off the residual stream, or off what attention or the MLP writes.
+
+    Args:
+        model: a GPTNeoXForCausalLM.
+        inputs: a string, a list of strings, or token ids ``[batch, pos]``.
+        site: ``resid_pre`` (before each block, and at the end), ``resid_mid`` (sequential blocks
+            only), ``resid_post``, ``attn_out`` or ``mlp_out``.
+        watch: tokens to follow, as strings of exactly one token or as ids.
+        top_k: how many of the likeliest tokens to keep.
+
+    Raises:
+        InputError: an unknown site, or a model without an unembedding.
+        HookNameError: ``resid_mid`` of a model with parallel blocks.
+        TokenizerError: a watched string is not exactly one token.
+    """
+    if site not in SITES:
+        raise InputError(f"site={site!r}; expected one of {', '.join(SITES)}.{nearest(site, SITES)}")
+    unembed = model.get_output_embeddings()
+    if unembed is None:
+        raise InputError(f"The logit lens needs an unembedding; {type(model).__name__} has none.")
+    watched = [model.to_single_token(t) if isinstance(t, str) else int(t) for t in watch]
+    prepared = model.prepare_inputs(inputs)
+    last = model.config.num_hidden_layers - 1
+    output, cache = model.run_with_cache(
+        inputs, [f"blocks.*.hook_{site}", f"blocks.{last}.hook_resid_post"]
+    )
+    ids = prepared["input_ids"]
+    following = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-1)
+    final = output.logits.float().log_softmax(dim=-1)
+    rows = [
+        _read(log_probs, final, following, watched, min(top_k, final.shape[-1]))
+        for log_probs in _predictions(model, cache, site, unembed)
+    ]
+    columns = [torch.stack(column).cpu() for column in zip(*rows, strict=True)]
+    mask = prepared.get("attention_mask", torch.ones_like(ids)).bool().cpu()
+    decode = functools.lru_cache(maxsize=None)(functools.partial(_piece, model.tokenizer))
+    shown = {*columns[0].flatten().tolist(), *watched}
+    return LensResult(
+        site,
+        _labels(site, last + 1),
+        [[decode(token) for token in row] for row in ids.tolist()],
+        mask,
+        *columns[:6],
+        watched,
+        *columns[6:],
+        {token: decode(token) for token in shown},
+    )
+
+
+def _predictions(model: Any, cache: Any, site: str, unembed: Any) -> Iterator[Tensor]:
+    """Log probabilities ``[batch, pos, vocab]`` of each row of the lens, one at a time."""
+    layers = model.config.num_hidden_layers
+    streams = [cache[site, layer] for layer in range(layers)]
+    if site == "resid_pre":
+        streams.append(cache["resid_post", layers - 1])
+    for stream in streams:
+        yield unembed(model.backbone.normalize(stream)).float().log_softmax(dim=-1)
+
+
+def _labels(site: str, layers: int) -> list[str]:
+    """Names of the rows; the residual stream after the last block is ``final``."""
+    labels = [f"{layer}_{site.removeprefix('resid_')}" for layer in range(layers)]
+    if site == "resid_pre":
+        return [*labels, "final"]
+    return [*labels[:-1], "final"] if site == "resid_post" else labels
+
+
+def _read(
+    log_probs: Tensor, final: Tensor, following: Tensor, watched: list[int], top_k: int
+) -> tuple[Tensor, ...]:
+    """The numbers of one row of the lens, in the order of LensResult's fields."""
+    probability, top = log_probs.topk(top_k, dim=-1)
+    entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
+    kl = (final.exp() * (final - log_probs)).sum(dim=-1)
+    at_end = following < 0
+    next_log = log_probs.gather(-1, following.clamp(min=0)[..., None])
+    next_rank = (log_probs > next_log).sum(dim=-1).masked_fill(at_end, -1)
+    next_probability = next_log[..., 0].exp().masked_fill(at_end, float("nan"))
+    columns = log_probs[..., watched]
+    ranks = [(log_probs > columns[..., n : n + 1]).sum(dim=-1) for n in range(len(watched))]
+    rank = torch.stack(ranks, dim=-1) if ranks else columns.long()
+    return top, probability.exp(), entropy, kl, next_probability, next_rank, columns.exp(), rank
+
+
+def _piece(tokenizer: Any, token: int) -> str:
+    """One token's text, or its number where there is no tokenizer."""
+    return f"⟨{token}⟩" if tokenizer is None else str(tokenizer.piece_text(token))

@@ -1,0 +1,85 @@
+"""A causal self-test: does every hook point do what the table says?
+
+For each point the model is run on a few tokens and asked: does a tensor of the promised shape pass
+here? Do the rows of attention patterns sum to one? And does changing the tensor change the output
+(a point that can be edited without effect is a trap)? The test takes one run a point.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from neox_lab.hooks.keeping import axis_sizes, shape_at
+from neox_lab.hooks.points import HookPoint
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@torch.no_grad()
+def check(model: Any, tokens: Tensor | None = None) -> pd.DataFrame:
+    """Try every hook point of ``model``.
+
+    Args:
+        model: any of the five classes.
+        tokens: ids ``[batch, pos]`` to run on; None takes six spread over the vocabulary.
+
+    Returns:
+        One row a hook point: ``name``, ``shape`` that passed, ``shape_right``, ``rows_sum_to_one``
+        (None except for patterns), ``change`` (largest change of the output when the tensor is
+        changed), and ``ok``.
+    """
+    import pandas as pd
+
+    if tokens is None:
+        vocab = model.config.vocab_size
+        tokens = torch.arange(6, device=model.device)[None] * (vocab // 7) + vocab // 11
+    sizes = axis_sizes(model.config, *tokens.shape)
+    baseline = _numbers(model(tokens))
+    rows = [_try(model, tokens, point, sizes, baseline) for point in model.hook_points.values()]
+    return pd.DataFrame(rows)
+
+
+def _try(
+    model: Any, tokens: Tensor, point: HookPoint, sizes: dict[str, int], baseline: Tensor
+) -> dict[str, Any]:
+    """One row of the report."""
+    seen: list[Tensor] = []
+
+    def change(tensor: Tensor, hook: HookPoint) -> Tensor:
+        seen.append(tensor.clone())
+        return _changed(tensor, hook)
+
+    output = model.run_with_hooks(tokens, [(point.name, change)])
+    effect = float((_numbers(output) - baseline).abs().nan_to_num(torch.inf).max())
+    shape_right = tuple(seen[0].shape) == shape_at(point, sizes)
+    sums = None
+    if point.name.endswith("hook_pattern"):
+        sums = bool(torch.allclose(seen[0].float().sum(-1), torch.ones(()), atol=1e-3))
+    return {
+        "name": point.name,
+        "shape": tuple(seen[0].shape),
+        "shape_right": shape_right,
+        "rows_sum_to_one": sums,
+        "change": effect,
+        "ok": shape_right and sums is not False and 0 < effect < torch.inf,
+    }
+
+
+def _changed(tensor: Tensor, hook: HookPoint) -> Tensor:
+    """``tensor`` changed in a way that no later softmax or layer norm undoes."""
+    if hook.name.endswith("hook_pattern"):
+        return -0.5 * tensor
+    if hook.name.endswith("hook_attn_scores"):  # minus infinity stays where it is
+        return tensor + torch.arange(tensor.shape[-1], device=tensor.device)
+    return tensor + tensor.roll(1, dims=-1) + 1.0
+
+
+def _numbers(output: Any) -> Tensor:
+    """All numbers of an output that a hook can influence, in one row."""
+    names = ("last_hidden_state", "logits", "start_logits", "end_logits")
+    parts = [output[name].float().flatten() for name in names if name in output]
+    return torch.cat(parts)

@@ -1,0 +1,182 @@
+"""A large matrix of low rank, kept as the product of two thin ones.
+
+What a head does to the residual stream is a ``[d_model, d_model]`` matrix of rank d_head: ``OV``
+says what it copies, ``QK`` what it looks for (Elhage et al., 2021, "A Mathematical Framework for
+Transformer Circuits"). Held as M = A B with A ``[.., rows, rank]`` and B ``[.., rank, columns]``,
+its singular values, eigenvalues and norm cost what matrices of size ``rank`` cost.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import InputError
+
+
+class FactoredMatrix:
+    """The matrix A B, never multiplied out unless asked.
+
+    Attributes:
+        A: ``[.., rows, rank]``.
+        B: ``[.., rank, columns]``; leading axes are those of ``A``.
+
+    Raises:
+        InputError: the two do not fit together.
+    """
+
+    def __init__(self, A: Tensor, B: Tensor) -> None:  # noqa: N803 (matrices are capitals)
+        if A.dim() < 2 or B.dim() < 2 or A.shape[-1] != B.shape[-2]:
+            raise InputError(
+                f"FactoredMatrix got A {list(A.shape)} and B {list(B.shape)}; expected "
+                "[.., rows, rank] and [.., rank, columns]."
+            )
+        leading = torch.broadcast_shapes(A.shape[:-2], B.shape[:-2])  # type: ignore[no-untyped-call]
+        self.A = A.expand(*leading, *A.shape[-2:])
+        self.B = B.expand(*leading, *B.shape[-2:])
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the product, ``[.., rows, columns]``."""
+        return torch.Size((*self.A.shape[:-1], self.B.shape[-1]))
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the product."""
+        return self.A.dim()
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """``(A, B)``."""
+        return self.A, self.B
+
+    @property
+    def AB(self) -> Tensor:  # noqa: N802
+        """The product, ``[.., rows, columns]``."""
+        return self.A @ self.B
+
+    @property
+    def BA(self) -> Tensor:  # noqa: N802
+        """The product the other way round, ``[.., rank, rank]``.
+
+        Raises:
+            InputError: the matrix is not square.
+        """
+        if self.shape[-1] != self.shape[-2]:
+            raise InputError(f"BA needs a square matrix; this one is {list(self.shape)}.")
+        return self.B @ self.A
+
+    @property
+    def T(self) -> FactoredMatrix:  # noqa: N802
+        """The transpose, ``[.., columns, rows]``."""
+        return FactoredMatrix(self.B.mT, self.A.mT)
+
+    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Singular value decomposition, TransformerLens's way: ``(U, S, V)``.
+
+        M = U diag(S) Vᵀ with U ``[.., rows, rank]``, S ``[.., rank]`` in descending order, V
+        ``[.., columns, rank]``; in float32 at least.
+        """
+        return self._svd
+
+    @cached_property
+    def _svd(self) -> tuple[Tensor, Tensor, Tensor]:
+        dtype = torch.promote_types(self.A.dtype, torch.float32)
+        # A = Q_A R_A and Bᵀ = Q_B R_B: all that is left to decompose is R_A R_Bᵀ, rank by rank.
+        left, left_rest = torch.linalg.qr(self.A.to(dtype))
+        right, right_rest = torch.linalg.qr(self.B.mT.to(dtype))
+        u, s, vh = torch.linalg.svd(left_rest @ right_rest.mT, full_matrices=False)
+        return left @ u, s, right @ vh.mT
+
+    @property
+    def U(self) -> Tensor:  # noqa: N802
+        """Left singular vectors, the columns of ``[.., rows, rank]``."""
+        return self._svd[0]
+
+    @property
+    def S(self) -> Tensor:  # noqa: N802
+        """Singular values ``[.., rank]``, largest first."""
+        return self._svd[1]
+
+    @property
+    def V(self) -> Tensor:  # noqa: N802
+        """Right singular vectors, the columns of ``[.., columns, rank]``."""
+        return self._svd[2]
+
+    @property
+    def Vh(self) -> Tensor:  # noqa: N802
+        """Right singular vectors, the rows of ``[.., rank, columns]``."""
+        return self.V.mT
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """The ``rank`` eigenvalues that can differ from zero, complex ``[.., rank]``.
+
+        A B and B A share them: from B A v = λ v follows A B (A v) = λ (A v).
+
+        Raises:
+            InputError: the matrix is not square.
+        """
+        product = self.BA
+        return torch.linalg.eigvals(product.to(torch.promote_types(product.dtype, torch.float32)))
+
+    def norm(self) -> Tensor:
+        """Frobenius norm ``[..]``."""
+        return self.S.norm(dim=-1)
+
+    def collapse_l(self) -> Tensor:
+        """diag(S) Vᵀ, ``[.., rank, columns]``: equal to the matrix up to a rotation on the left."""
+        return self.S[..., :, None] * self.Vh
+
+    def collapse_r(self) -> Tensor:
+        """U diag(S), ``[.., rows, rank]``: equal to the matrix up to a rotation on the right."""
+        return self.U * self.S[..., None, :]
+
+    def __matmul__(self, other: Tensor | FactoredMatrix) -> Any:
+        """``self @ other``: a tensor for a vector ``[columns]``, else a FactoredMatrix."""
+        if isinstance(other, FactoredMatrix):
+            return (self @ other.A) @ other.B
+        if other.dim() == 1:
+            return (self.A @ (self.B @ other)[..., None])[..., 0]
+        rows, columns = self.B.shape[-2], other.shape[-1]
+        if rows <= columns:
+            return FactoredMatrix(self.A, self.B @ other)
+        return FactoredMatrix(self.AB, other)
+
+    def __rmatmul__(self, other: Tensor) -> Any:
+        """``other @ self``: a tensor for a vector ``[rows]``, else a FactoredMatrix."""
+        if other.dim() == 1:
+            return ((other @ self.A)[..., None, :] @ self.B)[..., 0, :]
+        return (self.T @ other.mT).T
+
+    def __getitem__(self, index: Any) -> FactoredMatrix:
+        """Part of the matrix, still factored.
+
+        Leading axes index as in a tensor. A single row or column keeps its axis, of length 1, so
+        that a matrix remains: ``m[layer, head, 3]`` is ``[1, columns]``.
+
+        Raises:
+            IndexError: more indices than axes.
+        """
+        entries = list(index) if isinstance(index, tuple) else [index]
+        dots = [place for place, entry in enumerate(entries) if entry is Ellipsis]
+        place = dots[0] if dots else len(entries)
+        missing = self.ndim - len(entries) + len(dots)
+        if missing < 0:
+            raise IndexError(f"{len(entries)} indices for a matrix of {self.ndim} axes.")
+        entries[place : place + len(dots)] = [slice(None)] * missing
+        *leading, row, column = entries
+        a, b = self.A[tuple(leading)], self.B[tuple(leading)]
+        return FactoredMatrix(a[..., _as_list(row), :], b[..., _as_list(column)])
+
+    def __repr__(self) -> str:
+        """Shape and rank."""
+        return f"FactoredMatrix({list(self.shape)}, rank {self.A.shape[-1]})"
+
+
+def _as_list(index: Any) -> Any:
+    """An index that keeps its axis."""
+    return [index] if isinstance(index, int) else index

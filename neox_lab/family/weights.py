@@ -1,0 +1,326 @@
+"""A model's weights under TransformerLens's names, seen in place.
+
+    model.blocks[3].W_Q           [head, d_model, d_head]: a view; writing to it changes the model
+    model.W_Q                     [layer, head, d_model, d_head]: all layers stacked, a copy
+    model.OV[3, 5]                what head 5 of layer 3 moves, as a FactoredMatrix
+
+Vectors multiply from the left, ``q = x @ W_Q + b_Q``, so every matrix is the transpose of the
+stored one. GPT-NeoX stores queries, keys and values in one matrix whose rows are grouped by head:
+[q | k | v] of head 0, then of head 1, and so on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from neox_lab.config import GPTNeoXConfig
+from neox_lab.errors import ConfigError
+from neox_lab.family.factored import FactoredMatrix
+from neox_lab.hooks.table import Head
+from neox_lab.model.block import Block
+from neox_lab.model.network import Network
+
+HEAD_MODULES = {
+    "causal-lm": "embed_out",
+    "sequence-classification": "score",
+    "token-classification": "classifier",
+    "question-answering": "qa_outputs",
+}
+
+
+class LayerWeights:
+    """Weights of one block.
+
+    Matrices are views of the parameters, which take part in gradients; to write into one, use
+    ``with torch.no_grad(): model.blocks[0].W_Q[2] = 0``. Biases a model does not have
+    (``attention_bias=False``) read as zeros.
+    """
+
+    def __init__(self, block: Block) -> None:
+        """The weights of ``block``."""
+        self.block = block
+
+    def _qkv(self, part: int) -> Tensor:
+        attention = self.block.attention
+        weight = attention.query_key_value.weight.view(attention.heads, 3, attention.d_head, -1)
+        return weight[:, part].transpose(1, 2)
+
+    def _qkv_bias(self, part: int) -> Tensor:
+        attention = self.block.attention
+        bias = attention.query_key_value.bias
+        if bias is None:
+            return attention.dense.weight.new_zeros(attention.heads, attention.d_head)
+        return bias.view(attention.heads, 3, -1)[:, part]
+
+    @property
+    def W_Q(self) -> Tensor:  # noqa: N802
+        """Residual stream to queries, ``[head, d_model, d_head]``."""
+        return self._qkv(0)
+
+    @property
+    def W_K(self) -> Tensor:  # noqa: N802
+        """Residual stream to keys, ``[head, d_model, d_head]``."""
+        return self._qkv(1)
+
+    @property
+    def W_V(self) -> Tensor:  # noqa: N802
+        """Residual stream to values, ``[head, d_model, d_head]``."""
+        return self._qkv(2)
+
+    @property
+    def b_Q(self) -> Tensor:  # noqa: N802
+        """Bias of the queries, ``[head, d_head]``."""
+        return self._qkv_bias(0)
+
+    @property
+    def b_K(self) -> Tensor:  # noqa: N802
+        """Bias of the keys, ``[head, d_head]``."""
+        return self._qkv_bias(1)
+
+    @property
+    def b_V(self) -> Tensor:  # noqa: N802
+        """Bias of the values, ``[head, d_head]``."""
+        return self._qkv_bias(2)
+
+    @property
+    def W_O(self) -> Tensor:  # noqa: N802
+        """From what a head read to the residual stream, ``[head, d_head, d_model]``."""
+        attention = self.block.attention
+        weight = attention.dense.weight.view(-1, attention.heads, attention.d_head)
+        return weight.permute(1, 2, 0)
+
+    @property
+    def b_O(self) -> Tensor:  # noqa: N802
+        """Bias that attention adds to the residual stream, ``[d_model]``."""
+        dense = self.block.attention.dense
+        return dense.weight.new_zeros(dense.out_features) if dense.bias is None else dense.bias
+
+    @property
+    def W_in(self) -> Tensor:  # noqa: N802
+        """Residual stream to neurons, ``[d_model, d_mlp]``."""
+        return self.block.mlp.dense_h_to_4h.weight.T
+
+    @property
+    def b_in(self) -> Tensor:
+        """Bias of the neurons, ``[d_mlp]``."""
+        return self.block.mlp.dense_h_to_4h.bias
+
+    @property
+    def W_out(self) -> Tensor:  # noqa: N802
+        """Neurons to residual stream, ``[d_mlp, d_model]``."""
+        return self.block.mlp.dense_4h_to_h.weight.T
+
+    @property
+    def b_out(self) -> Tensor:
+        """Bias that the MLP adds to the residual stream, ``[d_model]``."""
+        return self.block.mlp.dense_4h_to_h.bias
+
+
+class StackedWeights:
+    """All layers' weights at once, ``[layer, ..]``; stacking copies."""
+
+    config: GPTNeoXConfig
+
+    @property
+    def blocks(self) -> Sequence[LayerWeights]:
+        """Weights by layer."""
+        raise NotImplementedError
+
+    def _stack(self, name: str) -> Tensor:
+        return torch.stack([getattr(block, name) for block in self.blocks])
+
+    @property
+    def W_Q(self) -> Tensor:  # noqa: N802
+        """Residual stream to queries, ``[layer, head, d_model, d_head]``."""
+        return self._stack("W_Q")
+
+    @property
+    def W_K(self) -> Tensor:  # noqa: N802
+        """Residual stream to keys, ``[layer, head, d_model, d_head]``."""
+        return self._stack("W_K")
+
+    @property
+    def W_V(self) -> Tensor:  # noqa: N802
+        """Residual stream to values, ``[layer, head, d_model, d_head]``."""
+        return self._stack("W_V")
+
+    @property
+    def W_O(self) -> Tensor:  # noqa: N802
+        """From what heads read to the residual stream, ``[layer, head, d_head, d_model]``."""
+        return self._stack("W_O")
+
+    @property
+    def W_in(self) -> Tensor:  # noqa: N802
+        """Residual stream to neurons, ``[layer, d_model, d_mlp]``."""
+        return self._stack("W_in")
+
+    @property
+    def W_out(self) -> Tensor:  # noqa: N802
+        """Neurons to residual stream, ``[layer, d_mlp, d_model]``."""
+        return self._stack("W_out")
+
+    @property
+    def b_Q(self) -> Tensor:  # noqa: N802
+        """Bias of the queries, ``[layer, head, d_head]``."""
+        return self._stack("b_Q")
+
+    @property
+    def b_K(self) -> Tensor:  # noqa: N802
+        """Bias of the keys, ``[layer, head, d_head]``."""
+        return self._stack("b_K")
+
+    @property
+    def b_V(self) -> Tensor:  # noqa: N802
+        """Bias of the values, ``[layer, head, d_head]``."""
+        return self._stack("b_V")
+
+    @property
+    def b_O(self) -> Tensor:  # noqa: N802
+        """Bias that attention adds, ``[layer, d_model]``."""
+        return self._stack("b_O")
+
+    @property
+    def b_in(self) -> Tensor:
+        """Bias of the neurons, ``[layer, d_mlp]``."""
+        return self._stack("b_in")
+
+    @property
+    def b_out(self) -> Tensor:
+        """Bias that the MLP adds, ``[layer, d_model]``."""
+        return self._stack("b_out")
+
+    @property
+    def QK(self) -> FactoredMatrix:  # noqa: N802
+        """What heads look for, W_Q W_Kᵀ ``[layer, head, d_model, d_model]``.
+
+        Without rotation: the score of query and key is ``x_q QK x_kᵀ / √d_head`` only in the
+        dimensions that are not rotated, or where query and key stand at the same position.
+        Biases are left out.
+        """
+        return FactoredMatrix(self.W_Q, self.W_K.mT)
+
+    @property
+    def OV(self) -> FactoredMatrix:  # noqa: N802
+        """What heads move, W_V W_O ``[layer, head, d_model, d_model]``; biases are left out."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    @property
+    def all_head_labels(self) -> list[str]:
+        """``["L0H0", "L0H1", ..]``, by layer, then head."""
+        heads = range(self.config.num_attention_heads)
+        return [f"L{layer}H{head}" for layer in range(len(self.blocks)) for head in heads]
+
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Tensor:
+        """Sum of the biases that the blocks before ``layer`` added, ``[d_model]``.
+
+        Args:
+            layer: 0 to the number of layers.
+            mlp_input: up to what the MLP of ``layer`` reads: also its attention's bias, in
+                sequential blocks (in parallel ones both read the same).
+            include_mlp_biases: count ``b_out`` too, not only ``b_O``.
+        """
+        blocks = self.blocks
+        total = torch.zeros_like(blocks[0].b_O)
+        for block in blocks[:layer]:
+            total = total + block.b_O
+            if include_mlp_biases:
+                total = total + block.b_out
+        if mlp_input and not self.config.use_parallel_residual:
+            total = total + blocks[layer].b_O
+        return total
+
+    @torch.no_grad()
+    def all_composition_scores(self, mode: Literal["Q", "K", "V"]) -> Tensor:
+        """How strongly each head reads what each head of an earlier layer writes.
+
+        ‖OV₁ X₂‖ / (‖OV₁‖ ‖X₂‖) with X = QK, QKᵀ or OV for mode Q, K or V (Elhage et al., 2021);
+        published figures use folded weights (``neox_lab.family.folded``).
+
+        Returns:
+            ``[layer, head, layer, head]``, writer first; 0 where the writer is not earlier.
+
+        Raises:
+            ConfigError: another mode.
+        """
+        readers = {"Q": lambda: self.QK, "K": lambda: self.QK.T, "V": lambda: self.OV}
+        if mode not in readers:
+            raise ConfigError(f"all_composition_scores({mode!r}); expected 'Q', 'K' or 'V'.")
+        writes, reads = self.OV.collapse_l(), readers[mode]().collapse_r()
+        layers, heads, rank, _ = writes.shape
+        norms = writes.norm(dim=(-2, -1))[..., None, None] * reads.norm(dim=(-2, -1))
+        scores = writes.new_zeros(layers, heads, layers, heads)
+        for early in range(layers):
+            for late in range(early + 1, layers):
+                both = writes[early].flatten(0, 1) @ reads[late].transpose(0, 1).flatten(1)
+                parts = both.view(heads, rank, heads, rank)
+                scores[early, :, late] = parts.norm(dim=(1, 3))
+        return scores / norms
+
+
+class WeightViews(StackedWeights):
+    """TransformerLens's names on a model; see the module's docstring."""
+
+    head: ClassVar[Head]
+
+    @property
+    def backbone(self) -> Network:
+        """The network below the head."""
+        raise NotImplementedError
+
+    @property
+    def blocks(self) -> tuple[LayerWeights, ...]:
+        """Each layer's weights, as views."""
+        return tuple(LayerWeights(cast("Block", block)) for block in self.backbone.layers)
+
+    @property
+    def output_head(self) -> nn.Linear:
+        """The head's linear map, weight ``[vocab or label, d_model]``.
+
+        Raises:
+            ConfigError: this model has none.
+        """
+        if self.head not in HEAD_MODULES:
+            raise ConfigError(
+                f"{type(self).__name__} has no head: it returns the final residual stream. Load "
+                f"the checkpoint with one: {', '.join(HEAD_MODULES)}."
+            )
+        linear = getattr(self, HEAD_MODULES[self.head])
+        assert isinstance(linear, nn.Linear)
+        return linear
+
+    @property
+    def W_E(self) -> Tensor:  # noqa: N802
+        """Token embeddings ``[vocab, d_model]``: the parameter itself."""
+        return self.backbone.embed_in.weight
+
+    @property
+    def W_U(self) -> Tensor:  # noqa: N802
+        """Unembedding ``[d_model, vocab]``: a view.
+
+        Raises:
+            ConfigError: this model's head is not an unembedding.
+        """
+        head = self.output_head
+        if self.head != "causal-lm":
+            name = HEAD_MODULES[self.head]
+            raise ConfigError(
+                f"{type(self).__name__} has no unembedding W_U. Its head is model.{name}, with "
+                f"model.{name}.weight [label, d_model] = {list(head.weight.shape)}; W_U needs "
+                "head='causal-lm'."
+            )
+        return head.weight.T
+
+    @property
+    def b_U(self) -> Tensor:  # noqa: N802
+        """Bias of the unembedding ``[vocab]``: GPT-NeoX has none, so zeros.
+
+        Raises:
+            ConfigError: this model's head is not an unembedding.
+        """
+        return self.W_U.new_zeros(self.W_U.shape[1])
