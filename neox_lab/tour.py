@@ -1,0 +1,201 @@
+"""The main job from one command: load, generate, cache, look, change one thing and see what it did.
+
+Everything here is made of public calls, so it doubles as an example of how they fit together.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import neox_lab as nl
+from neox_lab import views
+from neox_lab.errors import InputError
+
+DEFAULT_PROMPT = "The people of the United States have given to the Government of the"
+
+
+@dataclass(frozen=True)
+class Tour:
+    """What the tour found.
+
+    Attributes:
+        prompt: the text that was read.
+        continuation: what the model wrote after it, greedily.
+        pieces: tokens of the prompt.
+        activations: how many activations were cached.
+        cache_bytes: their memory.
+        predictions: the likeliest next tokens, as a view.
+        attention: attention of every head, as a view.
+        corrupted: position of the token whose loss hurts the prediction most.
+        occlusion: log probability of the clean prediction with each token replaced, ``[pos]``.
+        clean: log probability of the prediction, in nats.
+        patching: share of the prediction that each patched residual restores, as a view.
+    """
+
+    prompt: str
+    continuation: str
+    pieces: list[str]
+    activations: int
+    cache_bytes: int
+    predictions: views.PredictionsView
+    attention: views.AttentionView
+    corrupted: int
+    occlusion: Tensor
+    clean: float
+    patching: views.HeatmapView
+
+
+@torch.no_grad()
+def take(model: Any, prompt: str, new_tokens: int = 20) -> Tour:
+    """Look into ``model`` while it reads ``prompt``.
+
+    Raises:
+        InputError: a prompt of fewer than two tokens: there would be nothing to change.
+    """
+    tokens = model.to_tokens(prompt)
+    pieces = model.to_str_tokens(prompt)
+    if len(pieces) < 2:
+        raise InputError(f"The tour needs a prompt of at least two tokens; {prompt!r} has one.")
+    written = model.generate(tokens, max_new_tokens=new_tokens, do_sample=False)
+
+    output, cache = model.run_with_cache(tokens)
+    log_probs = output.logits[0, -1].float().log_softmax(dim=-1)
+    best = log_probs.topk(8)
+    answer = int(best.indices[0])
+
+    occlusion = occlude(model, tokens, answer)
+    position = int(occlusion[:-1].argmin()) if len(occlusion) > 1 else 0
+    corrupted = tokens.clone()
+    corrupted[0, position] = model.config.eos_token_id
+    restored = patch_residuals(model, tokens, corrupted, answer)
+    return Tour(
+        prompt=prompt,
+        continuation=model.to_string(written[0, tokens.shape[1] :]),
+        pieces=pieces,
+        activations=len(cache),
+        cache_bytes=cache.nbytes,
+        predictions=views.PredictionsView(
+            [pieces[-1]],
+            [[(model.tokenizer.piece_text(int(i)), float(p.exp())) for p, i in zip(*best, strict=True)]],
+            title="Likeliest next tokens",
+        ),
+        attention=views.attention(cache),
+        corrupted=position,
+        occlusion=occlusion,
+        clean=float(log_probs[answer]),
+        patching=views.HeatmapView(
+            restored,
+            [f"layer {layer}" for layer in range(model.config.num_hidden_layers)],
+            [f"{pos} {piece}" for pos, piece in enumerate(pieces)],
+            row_axis="layer",
+            column_axis="position",
+            value_name="share of the prediction restored",
+            title=f"Patching resid_pre after replacing token {position}",
+        ),
+    )
+
+
+def occlude(model: Any, tokens: Tensor, answer: int) -> Tensor:
+    """Log probability of ``answer`` with each token of ``tokens`` ``[1, pos]`` replaced in turn.
+
+    All variants run as one batch. Returns ``[pos]``, in nats.
+    """
+    length = tokens.shape[1]
+    variants = tokens.repeat(length, 1)
+    variants.fill_diagonal_(model.config.eos_token_id)
+    logits = model(variants, logits_to_keep=1, use_cache=False).logits[:, -1]
+    return logits.float().log_softmax(dim=-1)[:, answer].cpu()
+
+
+def patch_residuals(model: Any, clean: Tensor, corrupted: Tensor, answer: int) -> Tensor:
+    """How much of a prediction comes back when one residual vector is taken from the clean run.
+
+    For each layer and position the corrupted run is continued from that layer with the clean run's
+    ``resid_pre`` at that one position. Positions of a layer run as one batch, and layers below the
+    patched one are not run again.
+
+    Args:
+        model: a causal language model.
+        clean: token ids ``[1, pos]``.
+        corrupted: token ids ``[1, pos]``.
+        answer: the token whose log probability at the last position is measured.
+
+    Returns:
+        ``[layer, pos]``: 0 is the corrupted run, 1 the clean one.
+    """
+    runs = [model.run_with_cache(ids, "blocks.*.hook_resid_pre") for ids in (clean, corrupted)]
+    scores = [out.logits[0, -1].float().log_softmax(dim=-1)[answer] for out, _ in runs]
+    layers, length = model.config.num_hidden_layers, clean.shape[1]
+    diagonal = torch.arange(length, device=clean.device)
+    patched = torch.empty(layers, length)
+    for layer in range(layers):
+        good, bad = (cache["resid_pre", layer] for _, cache in runs)
+        residual = bad.repeat(length, 1, 1)
+        residual[diagonal, diagonal] = good[0]
+        run = model(inputs_embeds=residual, start_at_layer=layer, logits_to_keep=1, use_cache=False)
+        patched[layer] = run.logits[:, -1].float().log_softmax(dim=-1)[:, answer].cpu()
+    difference = (scores[0] - scores[1]).cpu()
+    return (patched - scores[1].cpu()) / difference
+
+
+def report(tour: Tour, model: Any, name: str) -> str:
+    """The tour as one self-contained HTML page."""
+    token = views.label(tour.pieces[tour.corrupted])
+    return views.report(
+        f"neox_lab tour: {name}",
+        [
+            ("The model", summary(model), None),
+            ("What it writes", f"{tour.prompt} → {tour.continuation}", None),
+            ("What it expects next", None, tour.predictions),
+            (
+                "Where it looks",
+                f"{tour.activations} activations were cached, {tour.cache_bytes / 1e6:.1f} MB. "
+                "These are the attention patterns among them: each row is a token that looks, each "
+                "column one that is looked at.",
+                tour.attention,
+            ),
+            (
+                "What one activation does",
+                f"Replacing token {tour.corrupted} ({token}) hurts the prediction most. The map "
+                "shows how much of it comes back when the residual stream of the undisturbed run is "
+                "put in at one layer and position: 1 is all of it, 0 nothing.",
+                tour.patching,
+            ),
+        ],
+    )
+
+
+def summary(model: Any) -> str:
+    """One line on the model."""
+    config = model.config
+    wiring = "parallel" if config.use_parallel_residual else "sequential"
+    return (
+        f"{model.num_parameters():,} parameters, {config.num_hidden_layers} layers of "
+        f"{config.num_attention_heads} heads, width {config.hidden_size}, {config.vocab_size} "
+        f"tokens, {wiring} residual, {len(model.hook_names)} hook points."
+    )
+
+
+def run(name: str | None, prompt: str | None, out: Path | None) -> None:
+    """Take the tour, print what it found, and write the report.
+
+    Args:
+        name: directory or hub id; None for the built-in model.
+        prompt: text to read; None for a default.
+        out: HTML file to write; None for none.
+    """
+    model = nl.load(name)
+    shown = name or "the built-in model"
+    print(f"{shown}: {summary(model)}\n")
+    tour = take(model, prompt or DEFAULT_PROMPT)
+    print(f"{tour.prompt}\n  → {tour.continuation!r}\n")
+    print(f"{tour.activations} activations cached, {tour.cache_bytes / 1e6:.1f} MB\n")
+    print(tour.predictions, tour.attention, tour.patching, sep="\n\n")
+    if out is not None:
+        out.write_text(report(tour, model, shown), encoding="utf-8")
+        print(f"\nReport: {out}")
