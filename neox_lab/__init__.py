@@ -26,7 +26,12 @@ _HOME = {
     "GPTNeoXForTokenClassification": "neox_lab.family",
     "load": "neox_lab.family",
 }
-_ROOMS = ("errors", "gym", "views")
+_ROOMS = {
+    "errors": "neox_lab.errors",
+    "gym": "neox_lab.gym",
+    "lens": "neox_lab.experiments.lens",
+    "views": "neox_lab.views",
+}
 
 __all__ = [
     "GPTNeoXConfig",
@@ -38,12 +43,14 @@ __all__ = [
     "GPTNeoXTokenizerFast",
     "errors",
     "gym",
+    "lens",
     "load",
     "views",
 ]
 
 if TYPE_CHECKING:
     from neox_lab import errors, gym, views
+    from neox_lab.experiments import lens
     from neox_lab.config import GPTNeoXConfig
     from neox_lab.family import (
         GPTNeoXForCausalLM,
@@ -59,7 +66,7 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first asked for."""
     if name in _ROOMS:
-        return importlib.import_module(f"neox_lab.{name}")
+        return importlib.import_module(_ROOMS[name])
     if name not in _HOME:
         raise AttributeError(f"module 'neox_lab' has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOME[name]), name)

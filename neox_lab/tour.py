@@ -65,8 +65,7 @@ def take(model: Any, prompt: str, new_tokens: int = 20) -> Tour:
 
     output, cache = model.run_with_cache(tokens)
     log_probs = output.logits[0, -1].float().log_softmax(dim=-1)
-    best = log_probs.topk(8)
-    answer = int(best.indices[0])
+    answer = int(log_probs.argmax())
 
     occlusion = occlude(model, tokens, answer)
     position = int(occlusion[:-1].argmin()) if len(occlusion) > 1 else 0
@@ -79,25 +78,31 @@ def take(model: Any, prompt: str, new_tokens: int = 20) -> Tour:
         pieces=pieces,
         activations=len(cache),
         cache_bytes=cache.nbytes,
-        predictions=views.PredictionsView(
-            [pieces[-1]],
-            [[(model.tokenizer.piece_text(int(i)), float(p.exp())) for p, i in zip(*best, strict=True)]],
-            title="Likeliest next tokens",
-        ),
+        predictions=views.PredictionsView(pieces, _candidates(model, output.logits[0])),
         attention=views.attention(cache),
         corrupted=position,
         occlusion=occlusion,
         clean=float(log_probs[answer]),
         patching=views.HeatmapView(
             restored,
-            [f"layer {layer}" for layer in range(model.config.num_hidden_layers)],
-            [f"{pos} {piece}" for pos, piece in enumerate(pieces)],
+            [str(layer) for layer in range(model.config.num_hidden_layers)],
+            pieces,
             row_axis="layer",
             column_axis="position",
             value_name="share of the prediction restored",
             title=f"Patching resid_pre after replacing token {position}",
         ),
     )
+
+
+def _candidates(model: Any, logits: Tensor, count: int = 8) -> list[list[tuple[str, float]]]:
+    """The likeliest next tokens and their probabilities at each position of ``[pos, vocab]``."""
+    best = logits.float().softmax(dim=-1).topk(min(count, logits.shape[-1]))
+    piece = model.tokenizer.piece_text
+    return [
+        [(piece(token), probability) for token, probability in zip(tokens, values, strict=True)]
+        for tokens, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
 
 
 def occlude(model: Any, tokens: Tensor, answer: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
@@ -27,6 +27,7 @@ from neox_lab.checkpoint.saving import size_in_bytes, split, write_safetensors
 from neox_lab.errors import CheckpointError, ConfigError
 from neox_lab.hub import HubOptions
 
+unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=50)
 ORDER = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -184,7 +185,7 @@ def test_reading_gives_back_what_was_written(tmp_path: Path, dtype: torch.dtype)
         source = opened(tmp_path / folder)
         for name, tensor in tensors.items():
             info = source.tensors[name]
-            assert info.shape == (3, 5) and f"torch.{info.dtype}" == str(dtype)
+            assert info.shape == (3, 5) and info.dtype == dtype
             read = source.read(name)
             source.release()
             assert read.dtype == dtype and torch.equal(read, tensor)
@@ -388,6 +389,7 @@ def test_no_sizes(text: Any) -> None:
         size_in_bytes(text)
 
 
+@unhurried
 @given(st.lists(st.integers(0, 50), max_size=20), st.integers(1, 400))
 def test_split_keeps_order_and_limit(lengths: list[int], limit: int) -> None:
     tensors = {str(i): torch.zeros(length) for i, length in enumerate(lengths)}
@@ -401,6 +403,7 @@ def test_split_keeps_order_and_limit(lengths: list[int], limit: int) -> None:
 DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 
 
+@unhurried
 @given(
     st.dictionaries(
         st.text(st.characters(exclude_categories=["Cs"]), min_size=1).filter(

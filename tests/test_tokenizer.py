@@ -189,6 +189,7 @@ def test_one_text_and_words_match_transformers(ours: GPTNeoXTokenizerFast, their
         (words, None, True),
         ([words, words[:1]], None, True),
         (words, words[::-1], True),
+        ([(words, words[:1])], None, True),
     ]:
         options = {"is_split_into_words": split, "return_token_type_ids": True}
         expected = theirs(text, pair, **options)
@@ -197,6 +198,8 @@ def test_one_text_and_words_match_transformers(ours: GPTNeoXTokenizerFast, their
         assert result.word_ids() == expected.word_ids()
         assert result.sequence_ids() == expected.sequence_ids()
         assert result.tokens() == expected.tokens()
+    tuples = ours([("a", "b")], is_split_into_words=True, return_token_type_ids=True)
+    assert tuples.token_type_ids == [[0, 0]]  # two words of one text, not a pair
     text = TEXTS[3]
     assert ours.tokenize(text) == theirs.tokenize(text)
     overflowing = {"max_length": 5, "truncation": True, "return_overflowing_tokens": True}

@@ -18,7 +18,12 @@ from torch.overrides import TorchFunctionMode
 
 from neox_lab.checkpoint.files import find_weights
 from neox_lab.checkpoint.names import INPUT_EMBEDDING, OUTPUT_EMBEDDING, Match, match
-from neox_lab.checkpoint.reading import GivenTensors, TensorInfo, TensorSource, open_weights
+from neox_lab.checkpoint.reading import (
+    WEIGHT_DTYPES,
+    GivenTensors,
+    TensorSource,
+    open_weights,
+)
 from neox_lab.checkpoint.report import LoadingReport, Shape
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import CheckpointError, ConfigError, nearest
@@ -28,11 +33,7 @@ logger = logging.getLogger("neox_lab")
 
 Model = TypeVar("Model", bound=nn.Module)
 
-DTYPES: dict[str, torch.dtype] = {
-    name: getattr(torch, name) for name in ("float32", "float16", "bfloat16", "float64")
-}
-"""The dtypes that weights may have, in a file and in a model."""
-
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in WEIGHT_DTYPES.values()}
 _RELEASE_AFTER = 32 * 2**20  # bytes copied out of mapped files before their pages are given back
 
 
@@ -74,35 +75,29 @@ def load_into(
             is of another architecture.
         ConfigError: a dtype or device that is unknown or not there.
     """
-    device = to_device(device_map)
-    if source is not None:
-        options = pin(source, options)
-    if config is None:
-        if source is None:
+    device, wanted_dtype = to_device(device_map), to_dtype(dtype)
+    if source is None:
+        if config is None or state_dict is None:
             raise ConfigError("Without a source, config= and state_dict= are needed.")
-        config = GPTNeoXConfig.from_pretrained(source, **vars(options))
+    else:
+        options = pin(source, options)
+        if config is None:
+            config = GPTNeoXConfig.from_pretrained(source, **vars(options))
+    if source is None or state_dict is not None:
+        tensors: TensorSource = GivenTensors(state_dict or {})
+    else:
+        tensors = open_weights(find_weights(source, options, variant, use_safetensors))
     with torch.device("meta"), _NoInitialValues():
         model = model_class(config)
-    if state_dict is not None:
-        tensors: TensorSource = GivenTensors(state_dict)
-    elif source is not None:
-        tensors = open_weights(find_weights(source, options, variant, use_safetensors))
-    else:
-        raise ConfigError("Without a source, config= and state_dict= are needed.")
 
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = match(parameters, tensors.tensors, key_mapping)
     sources, mismatched = _compare_shapes(found, parameters, tensors, ignore_mismatched_sizes)
-    chosen = to_dtype(dtype) or config.dtype or _first_dtype(sources, tensors)
-    _fill(model, sources, tensors, chosen, device)
-    absent = [name for name in parameters if name not in sources]
-    tied = config.tie_word_embeddings and OUTPUT_EMBEDDING in parameters
-    if tied:
-        tied, absent = _decide_tie(model, absent)
-    _initialise(model, absent, config.initializer_range, chosen, device)
-    if tied:
-        model.tie_weights()  # type: ignore[operator]
-    config.dtype = chosen
+    stored = (tensors.tensors[name].dtype for name in sources.values())
+    first = next((dtype for dtype in stored if isinstance(dtype, torch.dtype)), torch.float32)
+    config.dtype = wanted_dtype or config.dtype or first
+    _fill(model, sources, tensors, config.dtype, device)
+    absent = _complete(model, [name for name in parameters if name not in sources], device)
 
     changed = {name for name, _, _ in mismatched}
     missing = tuple(name for name in absent if name not in changed)
@@ -130,10 +125,10 @@ def to_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is None or dtype == "auto":
         return None
     name = str(dtype).removeprefix("torch.")
-    if name not in DTYPES:
-        expected = ", ".join(DTYPES)
-        raise ConfigError(f"dtype={dtype!r} is none of auto, {expected}.{nearest(name, DTYPES)}")
-    return DTYPES[name]
+    if name not in _DTYPES:
+        expected = ", ".join(_DTYPES)
+        raise ConfigError(f"dtype={dtype!r} is none of auto, {expected}.{nearest(name, _DTYPES)}")
+    return _DTYPES[name]
 
 
 def to_device(device_map: Any) -> torch.device:
@@ -179,11 +174,11 @@ def _compare_shapes(
     """
     sources, mismatched = {}, []
     for name, source in found.sources.items():
-        info: TensorInfo = tensors.tensors[source]
-        if info.dtype not in DTYPES:
+        info = tensors.tensors[source]
+        if info.dtype not in WEIGHT_DTYPES.values():
             raise CheckpointError(
                 f"Tensor {source!r} has dtype {info.dtype}; weights must be one of "
-                f"{', '.join(DTYPES)}. Quantised checkpoints cannot be loaded."
+                f"{', '.join(_DTYPES)}. Quantised checkpoints cannot be loaded."
             )
         shape = tuple(parameters[name].shape)
         if info.shape == shape:
@@ -203,10 +198,6 @@ def _compare_shapes(
     return sources, tuple(mismatched)
 
 
-def _first_dtype(sources: Mapping[str, str], tensors: TensorSource) -> torch.dtype:
-    return next((DTYPES[tensors.tensors[s].dtype] for s in sources.values()), torch.float32)
-
-
 def _fill(
     model: nn.Module,
     sources: Mapping[str, str],
@@ -219,8 +210,7 @@ def _fill(
     A file's pages are used as they are only if all its tensors fit, for one tensor that keeps
     the mapping would also keep the pages that others were copied from.
     """
-    wanted = str(dtype).removeprefix("torch.")
-    copy = any(tensors.tensors[source].dtype != wanted for source in sources.values())
+    copy = any(tensors.tensors[source].dtype != dtype for source in sources.values())
     copied, in_use = 0, set()
     for name, source in sources.items():
         stored = tensors.read(source)
@@ -242,35 +232,41 @@ def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
     setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
 
 
-def _decide_tie(model: nn.Module, absent: list[str]) -> tuple[bool, list[str]]:
-    """Whether input and output embeddings become one, and what is absent in that case.
+def _complete(model: Any, absent: list[str], device: torch.device) -> list[str]:
+    """Tie embeddings if the configuration asks for it, and initialise what is absent.
 
-    If only one was stored, it serves as both. If both were and differ, both stay.
+    Returns the names of the parameters that were initialised. If only one of two tied embeddings
+    was stored it serves as both; if both were and differ, both stay as they are.
     """
     pair = (INPUT_EMBEDDING, OUTPUT_EMBEDDING)
-    stored = [model.get_parameter(name) for name in pair if name not in absent]
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    tie = model.config.tie_word_embeddings and parameters.keys() >= set(pair)
+    stored = [parameters[name] for name in pair if tie and name not in absent]
     if len(stored) == 2 and not torch.equal(*stored):
+        tie = False
         logger.warning(
             "The configuration ties input and output embeddings, but the checkpoint has two "
             "different ones: both are kept. Set tie_word_embeddings=False to say so."
         )
-        return False, absent
-    if len(stored) == 1:
-        _set(model, INPUT_EMBEDDING, stored[0].data)
-    needed = () if stored else (INPUT_EMBEDDING,)
-    return True, [name for name in absent if name not in pair or name in needed]
+    if tie:
+        if stored:
+            _set(model, INPUT_EMBEDDING, stored[0].data)
+        settled = pair if stored else (OUTPUT_EMBEDDING,)
+        absent = [name for name in absent if name not in settled]
+    for name in absent:
+        _initialise(model, name, device)
+    if tie:
+        model.tie_weights()
+    return absent
 
 
-def _initialise(
-    model: nn.Module, names: list[str], spread: float, dtype: torch.dtype, device: torch.device
-) -> None:
-    """Layer norms to the identity, other biases to 0, matrices to normal(0, ``spread``)."""
-    for name in names:
-        owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
-        tensor = torch.zeros_like(getattr(module, leaf), dtype=dtype, device=device)
-        if isinstance(module, nn.LayerNorm):
-            tensor.fill_(1.0 if leaf == "weight" else 0.0)
-        elif leaf == "weight":
-            tensor.normal_(0.0, spread)
-        _set(model, name, tensor)
+def _initialise(model: Any, name: str, device: torch.device) -> None:
+    """Layer norms to the identity, other biases to 0, matrices to normal(0, initializer_range)."""
+    owner, _, leaf = name.rpartition(".")
+    module = model.get_submodule(owner)
+    tensor = torch.zeros_like(getattr(module, leaf), dtype=model.config.dtype, device=device)
+    if isinstance(module, nn.LayerNorm):
+        tensor.fill_(1.0 if leaf == "weight" else 0.0)
+    elif leaf == "weight":
+        tensor.normal_(0.0, model.config.initializer_range)
+    _set(model, name, tensor)

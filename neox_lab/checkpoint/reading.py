@@ -28,17 +28,21 @@ from neox_lab.checkpoint.names import NOT_WEIGHTS
 from neox_lab.checkpoint.report import Shape
 from neox_lab.errors import CheckpointError
 
-SAFETENSORS_DTYPES = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-}  # fmt: skip
+WEIGHT_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F64": torch.float64,
+}
+"""The dtypes that weights may have, by the names of the safetensors format."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TensorInfo:
-    """Shape and dtype of a stored tensor; ``dtype`` is PyTorch's name without ``torch.``."""
+    """Shape and dtype of a stored tensor; one that is not for weights may be a mere name."""
 
     shape: Shape
-    dtype: str
+    dtype: torch.dtype | str
 
 
 class TensorSource(ABC):
@@ -68,7 +72,7 @@ class SafetensorsFile(TensorSource):
             part = file.get_slice(name)
             dtype = part.get_dtype()
             self.tensors[name] = TensorInfo(
-                tuple(part.get_shape()), SAFETENSORS_DTYPES.get(dtype, dtype)
+                tuple(part.get_shape()), WEIGHT_DTYPES.get(dtype, dtype)
             )
 
     def read(self, name: str) -> Tensor:  # noqa: D102
@@ -202,13 +206,16 @@ def open_weights(files: WeightFiles) -> TensorSource:
 
 
 def _info(tensor: Tensor) -> TensorInfo:
-    return TensorInfo(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
+    return TensorInfo(tuple(tensor.shape), tensor.dtype)
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:
     """Say what is wrong with a file, with the usual cause where it shows."""
-    with open(path, "rb") as file:
-        start = file.read(24)
+    try:
+        with open(path, "rb") as file:
+            start = file.read(24)
+    except OSError as refusal:
+        return CheckpointError(f"{path} cannot be read: {refusal}.")
     if start.startswith(b"version https://git-lfs"):
         return CheckpointError(
             f"{path} is a placeholder of Git LFS, not the weights: run 'git lfs pull' there."

@@ -22,14 +22,13 @@ from torch import Tensor, nn
 
 from neox_lab.checkpoint.files import INDEX_SUFFIX, WHOLE_FILES, with_variant
 from neox_lab.checkpoint.names import INPUT_EMBEDDING, OUTPUT_EMBEDDING, on_disk
+from neox_lab.checkpoint.reading import WEIGHT_DTYPES
 from neox_lab.errors import CheckpointError, ConfigError
 from neox_lab.hub import Source
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _UNITS |= {f"{letter}I": 1024**power for power, letter in enumerate("KMGT", start=1)}
-_DTYPES = {
-    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-}  # fmt: skip
+_DTYPE_NAMES = {dtype: name for name, dtype in WEIGHT_DTYPES.items()}
 _ALIGNMENT = 64  # bytes; mapped tensors then start where vector instructions like them
 
 
@@ -52,8 +51,8 @@ def save(
         variant: written into the names of the weight files, see ``checkpoint.files``.
 
     Raises:
-        CheckpointError: the directory cannot be written, or a tensor cannot be stored. What the
-            directory held before is unchanged.
+        CheckpointError: the directory cannot be written, or a tensor cannot be stored. A
+            checkpoint that the directory held before is kept.
         ConfigError: ``max_shard_size`` is not a size.
     """
     tensors = _to_store(model, state_dict)
@@ -81,7 +80,8 @@ def save(
         _remove_stale(folder, stem, index_name, kept)
     except OSError as error:
         raise CheckpointError(
-            f"Saving to {str(directory)!r} failed: {error}. What was there before is unchanged."
+            f"Saving to {str(directory)!r} failed: {error}. "
+            "A checkpoint that was there before is kept."
         ) from error
 
 
@@ -118,7 +118,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
         start, end = end, end + tensor.nbytes
         header[name] = {
-            "dtype": _DTYPES[tensor.dtype],
+            "dtype": _DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
@@ -138,11 +138,11 @@ def _to_store(model: nn.Module, state_dict: Mapping[str, Tensor] | None) -> dict
     config: Any = model.config
     tensors = {}
     for name, tensor in (model.state_dict() if state_dict is None else state_dict).items():
-        if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPES or tensor.is_meta:
+        if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPE_NAMES or tensor.is_meta:
             what = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else tensor
             raise CheckpointError(
                 f"{name!r} cannot be stored: expected a tensor of "
-                f"{', '.join(str(dtype) for dtype in _DTYPES)} that holds data, got {what!r}."
+                f"{', '.join(str(dtype) for dtype in _DTYPE_NAMES)} that holds data, got {what!r}."
             )
         tensors[on_disk(name)] = tensor
     if config.tie_word_embeddings and {INPUT_EMBEDDING, OUTPUT_EMBEDDING} <= tensors.keys():

@@ -153,25 +153,23 @@ class GPTNeoXPreTrainedModel(TextHelpers, Hooked, WeightViews, Pretrained):
         embedding = self.backbone.embed_in
         output = self.get_output_embeddings()
         tied = output is not None and output.weight is embedding.weight
-        embedding.weight = nn.Parameter(_resized(embedding.weight, size, spread))
+        embedding.weight = _resized(embedding.weight, size, spread)
         embedding.num_embeddings = size
         if output is not None:
-            output.weight = (
-                embedding.weight if tied else nn.Parameter(_resized(output.weight, size, spread))
-            )
+            output.weight = embedding.weight if tied else _resized(output.weight, size, spread)
             output.out_features = size
         self.config.vocab_size = size
         return embedding
 
 
-def _resized(weight: Tensor, size: int, spread: float | None) -> Tensor:
-    """``weight`` ``[rows, d_model]`` cut or grown to ``size`` rows."""
+def _resized(weight: Tensor, size: int, spread: float | None) -> nn.Parameter:
+    """``weight`` ``[rows, d_model]`` cut or grown to ``size`` rows; frozen if it was."""
     rows, d_model = weight.shape
-    if size <= rows:
-        return weight[:size].clone()
-    new = weight.new_empty(size - rows, d_model)
+    new = weight.new_empty(max(size - rows, 0), d_model)
     if spread is not None:
-        return torch.cat((weight, new.normal_(0.0, spread)))
-    exact = weight.float()
-    noise = 1e-4 * exact.std(dim=0) * torch.randn_like(new, dtype=torch.float32)
-    return torch.cat((weight, (exact.mean(dim=0) + noise).to(weight.dtype)))
+        new.normal_(0.0, spread)
+    else:
+        exact = weight.float()
+        noise = 1e-4 * exact.std(dim=0) * torch.randn_like(new, dtype=torch.float32)
+        new.copy_(exact.mean(dim=0) + noise)
+    return nn.Parameter(torch.cat((weight[:size], new)), requires_grad=weight.requires_grad)

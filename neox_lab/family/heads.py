@@ -382,7 +382,7 @@ def kept_positions(hidden: Tensor, keep: int | Tensor) -> Tensor:
     keep = keep.to(hidden.device)
     if keep.dtype == torch.bool and keep.dim() == 2:
         return hidden[keep]
-    if keep.dim() == 1:
+    if keep.dim() == 1 and not keep.is_floating_point():
         return hidden[:, keep]
     if keep.dim() == 2 and not keep.is_floating_point():
         rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]

@@ -77,7 +77,7 @@ def sequence_loss(logits: Tensor, labels: Tensor, config: GPTNeoXConfig) -> Tens
             return F.mse_loss(logits.squeeze(), labels.squeeze())
         return F.mse_loss(logits, labels)
     if config.problem_type == "single_label_classification":
-        return F.cross_entropy(logits.view(-1, config.num_labels), labels.view(-1))
+        return F.cross_entropy(logits.view(-1, config.num_labels), labels.view(-1).long())
     return F.binary_cross_entropy_with_logits(logits, labels)
 
 

@@ -258,7 +258,9 @@ class CacheArithmetic(LogitShares):
             parts += [reading.along(out)[None] for out in self._fetch(names, pos_slice)]
             labels += [f"{block}_mlp_out" for block in range(reading.layer)]
         (embed,) = self._fetch(["hook_embed"], pos_slice)
-        bias = self._running_model.accumulated_bias(reading.layer, mlp_input, expand_neurons).detach()
+        bias = self._running_model.accumulated_bias(
+            reading.layer, mlp_input, expand_neurons
+        ).detach()
         for tensor in (embed, bias.to(embed.device).expand_as(embed)):
             parts.append(reading.along(tensor)[None])
         return self._finish(parts, [*labels, "embed", "bias"], reading, return_labels)
@@ -281,15 +283,82 @@ class CacheArithmetic(LogitShares):
         return torch.stack([self[(activation_name, block, *part)] for block in blocks])  # type: ignore[index]
 
     def compute_head_results(self) -> None:
-        """Let ``cache["result", l]`` be had for every block, from ``z`` where it was not kept."""
+        """Let ``cache["result", l]`` be had for every block, from ``z`` where it was not kept.
+
+        Raises:
+            HookNameError: neither ``hook_result`` nor ``hook_z`` was kept.
+        """
         for block in range(self._layers):
             name = f"blocks.{block}.attn.hook_result"
             if name not in self:
-                self.make_on_access(name, partial(self._results, block, None))
+                (z,) = self._fetch([f"blocks.{block}.attn.hook_z"], None)
+                # Holds the tensors and not the cache, which would keep itself alive.
+                self.make_on_access(name, partial(_results, z, self._output_weight(block)))
 
-    def _results(self, block: int, pos_slice: Selection) -> Tensor:
-        """What each head of ``block`` wrote, ``[batch, pos, head, d_model]``."""
-        name = f"blocks.{block}.attn.hook_result"
-        if name in self.stored or f"blocks.{block}.attn.hook_z" not in self:
-            return self._fetch([name], pos_slice)[0]
-        return 
+    def _output_weight(self, block: int) -> Tensor:
+        """``[d_model, head * d_head]``."""
+        weight: Tensor = self._network.layers[block].attention.dense.weight
+        return weight.detach()
+
+    def _heads(self, layers: int, reading: Reading) -> tuple[list[Tensor], list[str]]:
+        """What each head of the first ``layers`` blocks wrote, and labels."""
+        parts, labels = [], []
+        for block in range(layers):
+            name = f"blocks.{block}.attn.hook_result"
+            if name in self:
+                (result,) = self._fetch([name], reading.pos_slice)
+            else:
+                (z,) = self._fetch([f"blocks.{block}.attn.hook_z"], reading.pos_slice)
+                result = _results(z, self._output_weight(block))
+            parts.append(reading.along(result).movedim(-2, 0))
+            labels += [f"L{block}H{head}" for head in range(result.shape[-2])]
+        return parts, labels
+
+    def _neurons(self, reading: Reading, neuron_slice: Selection) -> tuple[list[Tensor], list[str]]:
+        """What each neuron before ``reading`` wrote, and labels."""
+        chosen = [neuron_slice] if isinstance(neuron_slice, int) else neuron_slice
+        parts, labels = [], []
+        for block in range(reading.layer):
+            results = self.get_neuron_results(block, chosen, reading.pos_slice, reading.onto)
+            parts.append(results.movedim(-2, 0))
+            neurons = torch.arange(self._network.layers[block].mlp.dense_h_to_4h.out_features)
+            labels += [f"L{block}N{neuron}" for neuron in take(neurons, 0, chosen).tolist()]
+        return parts, labels
+
+    def _read(self, reading: Reading) -> Tensor:
+        """The residual stream that is read, ``[batch, pos, d_model]``."""
+        if self._reads_own_attention(reading):
+            return self._middle(reading.layer, reading.pos_slice)
+        return self._stream(reading.layer, reading.pos_slice)
+
+    def _add_remainder(self, parts: list[Tensor], labels: list[str], reading: Reading) -> None:
+        rest = reading.along(self._read(reading))
+        for part in parts:
+            rest = rest - part.sum(dim=0)
+        parts.append(rest[None])
+        labels.append("remainder")
+
+    def _finish(
+        self, parts: list[Tensor], labels: list[str], reading: Reading, return_labels: bool
+    ) -> Stack:
+        """One stack of all parts, normalised if that is asked for."""
+        if parts:
+            stack = torch.cat(parts)
+        else:
+            stack = reading.along(self._read(reading))[None][:0]
+        if reading.apply_ln and reading.onto is None:
+            stack = self.apply_ln_to_stack(
+                stack, reading.layer, reading.mlp_input, reading.pos_slice
+            )
+        elif reading.apply_ln:  # its directions are centred already
+            stack = stack / self._scale(reading.layer, reading.mlp_input, reading.pos_slice)
+        if reading.one_direction:
+            stack = stack[..., 0]
+        return (stack, labels) if return_labels else stack
+
+
+def _results(z: Tensor, weight: Tensor) -> Tensor:
+    """``head_results`` for ``z`` with or without a ``pos`` axis."""
+    z, weight = in_one_dtype(z, weight)
+    flat = z.reshape(1, -1, *z.shape[-2:])
+    return head_results(flat, weight).reshape(*z.shape[:-1], -1)

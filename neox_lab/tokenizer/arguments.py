@@ -85,10 +85,10 @@ class Lengths:
         model_max_length: int,
     ) -> Lengths:
         """Settle the arguments of a call; raises TokenizerError where they contradict."""
+        if truncation is None and max_length is not None and padding is False:
+            truncation = True  # a length that is not for padding can only be for truncation
         if isinstance(padding, bool):
             padding = "longest" if padding else "do_not_pad"
-        if truncation is None and max_length is not None and padding == "do_not_pad":
-            truncation = True  # a length that is not for padding can only be for truncation
         if truncation is None or isinstance(truncation, bool):
             truncation = "longest_first" if truncation else "do_not_truncate"
         padding = choose("padding", padding, PADDING)
@@ -185,6 +185,8 @@ def arrange(text: Any, text_pair: Any, split_into_words: bool) -> tuple[list[Row
         _check_text(f"text{place}", first, split_into_words)
         if second is not None:
             _check_text(f"text_pair{place}", second, split_into_words)
+        if split_into_words:  # a tuple would mean a pair to the Rust library
+            first, second = list(first), None if second is None else list(second)
         rows.append(first if second is None else (first, second))
     return rows, batched
 

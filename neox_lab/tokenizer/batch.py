@@ -195,7 +195,7 @@ class BatchEncoding(dict[str, Any]):
         encoding = self._row(row)
         if index < -len(encoding):
             raise TokenizerError(f"There is no token {index}: the row has {len(encoding)} tokens.")
-        return encoding, index
+        return encoding, index % len(encoding) if index < 0 else index
 
 
 def as_tensor(name: str, value: Any, kind: str) -> Any:

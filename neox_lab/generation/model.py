@@ -1,0 +1,29 @@
+"""What generation asks of a model."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+
+from neox_lab.config import GPTNeoXConfig
+from neox_lab.model.network import Network
+
+
+class LanguageModel(Protocol):
+    """A causal language model: calling it gives an output with ``logits``."""
+
+    config: GPTNeoXConfig
+    tokenizer: Any
+    hook_stack: Any
+
+    @property
+    def backbone(self) -> Network:
+        """The network below the unembedding."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run forward."""

@@ -1,0 +1,239 @@
+"""What generation starts from: tokens, or vectors, or nothing; with padding, or a past."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import GenerationError, TokenizerError, nearest
+from neox_lab.generation.settings import REFUSED, SETTINGS, GenerationConfig
+from neox_lab.model.keys_values import KeyValueCache
+
+if TYPE_CHECKING:
+    from neox_lab.generation.model import LanguageModel
+
+_log = logging.getLogger("neox_lab")
+
+MODEL_ARGUMENTS = ("input_ids", "attention_mask", "inputs_embeds", "past_key_values")
+
+
+@dataclass
+class Prompt:
+    """Where generation starts.
+
+    Attributes:
+        ids: token ids ``[batch, pos]``; with ``embeds`` alone, of length 0.
+        embeds: vectors ``[batch, pos, d_model]`` to read instead of the ids, or None.
+        mask: 1 for text and 0 for padding ``[batch, pos]``, or None where all is text.
+        cache: keys and values of a beginning of the prompt, or None.
+    """
+
+    ids: Tensor
+    embeds: Tensor | None = None
+    mask: Tensor | None = None
+    cache: KeyValueCache | None = None
+
+    def repeated(self, times: int) -> Prompt:
+        """Every row ``times`` times, copies side by side."""
+        if times == 1:
+            return self
+        if self.cache is not None:
+            self.cache.batch_repeat_interleave(times)
+        return Prompt(
+            self.ids.repeat_interleave(times, dim=0),
+            None if self.embeds is None else self.embeds.repeat_interleave(times, dim=0),
+            None if self.mask is None else self.mask.repeat_interleave(times, dim=0),
+            self.cache,
+        )
+
+
+def split_arguments(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sort arguments of ``generate`` into settings and what the model reads.
+
+    Raises:
+        GenerationError: an argument is neither; the message names it.
+    """
+    settings: dict[str, Any] = {}
+    model_arguments: dict[str, Any] = {}
+    for name, value in kwargs.items():
+        if name in MODEL_ARGUMENTS:
+            model_arguments[name] = value
+        elif name in SETTINGS or name in REFUSED:
+            settings[name] = value
+        elif name == "token_type_ids":
+            raise GenerationError(
+                "token_type_ids is not used by GPT-NeoX: the model has one kind of token. Some "
+                "tokenizers return it all the same; call the tokenizer with "
+                "return_token_type_ids=False, or pass only input_ids and attention_mask."
+            )
+        else:
+            known = [*SETTINGS, *MODEL_ARGUMENTS]
+            raise GenerationError(
+                f"generate() got {name!r}, which is neither a setting of generation nor an input "
+                f"of the model.{nearest(name, known)}"
+            )
+    return settings, model_arguments
+
+
+def prepare(
+    model: LanguageModel,
+    inputs: Any,
+    model_arguments: dict[str, Any],
+    settings: GenerationConfig,
+    tokenizer: Any,
+) -> Prompt:
+    """The prompt, whatever form it was given in.
+
+    Args:
+        model: whose vocabulary and device count.
+        inputs: text, texts, token ids ``[batch, pos]`` or ``[pos]``, or None.
+        model_arguments: the named inputs, see ``MODEL_ARGUMENTS``.
+        settings: special tokens.
+        tokenizer: for texts.
+
+    Raises:
+        GenerationError: arguments that contradict each other or do not fit.
+    """
+    given = {name: value for name, value in model_arguments.items() if value is not None}
+    if inputs is not None and "input_ids" in given:
+        raise GenerationError("The prompt was given twice, as inputs and as input_ids.")
+    source = inputs if inputs is not None else given.get("input_ids")
+    mask = given.get("attention_mask")
+    embeds = given.get("inputs_embeds")
+    if _is_text(source):
+        if mask is not None:
+            raise GenerationError("attention_mask cannot go with a text: padding is made for it.")
+        ids, mask = _encode(source, tokenizer, settings)
+    else:
+        ids = _token_ids(source, embeds, mask, settings, model.device)
+    ids = ids.to(model.device)
+    read = ids if embeds is None else embeds
+    if mask is None:
+        mask = _inferred_mask(ids, settings)
+    mask = _checked_mask(mask, ids, read, model.device)
+    return Prompt(ids, embeds, mask, _checked_cache(given.get("past_key_values"), ids))
+
+
+def _is_text(source: Any) -> bool:
+    return isinstance(source, str) or (
+        isinstance(source, list | tuple)
+        and bool(source)
+        and all(isinstance(text, str) for text in source)
+    )
+
+
+def _encode(
+    text: str | list[str], tokenizer: Any, settings: GenerationConfig
+) -> tuple[Tensor, Tensor]:
+    """Token ids and mask of texts, padded on the left so that every row ends in its last token."""
+    if tokenizer is None:
+        raise TokenizerError(
+            "A text can only be continued by a model with a tokenizer. Load both with "
+            "nl.load(...), set model.tokenizer, or pass token ids."
+        )
+    rows = tokenizer([text] if isinstance(text, str) else list(text))["input_ids"]
+    length = max(len(row) for row in rows)
+    if min(len(row) for row in rows) == 0:
+        raise GenerationError("A text is empty: there is no token to continue from.")
+    pad = pad_token(settings)
+    filler = 0 if pad is None else pad
+    ids = torch.tensor([[filler] * (length - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
+    return ids, mask
+
+
+def _token_ids(
+    source: Any,
+    embeds: Tensor | None,
+    mask: Tensor | None,
+    settings: GenerationConfig,
+    device: torch.device,
+) -> Tensor:
+    """Token ids ``[batch, pos]`` from a tensor, from nested lists, or from nothing."""
+    if source is None and embeds is not None:
+        return torch.zeros(embeds.shape[0], 0, dtype=torch.long, device=device)
+    if source is None:
+        if settings.bos_token_id is None:
+            raise GenerationError(
+                "There is no prompt, and no bos_token_id to start from. Pass inputs, or set "
+                "bos_token_id."
+            )
+        rows = 1 if mask is None else mask.shape[0]
+        return torch.full((rows, 1), settings.bos_token_id, dtype=torch.long, device=device)
+    ids = source if isinstance(source, Tensor) else torch.tensor(source)
+    if ids.is_floating_point():
+        raise GenerationError(
+            f"inputs holds {ids.dtype}; expected token ids. Vectors are passed as inputs_embeds."
+        )
+    if ids.dim() == 1:
+        ids = ids[None]
+    if ids.dim() != 2 or ids.shape[1] == 0:
+        raise GenerationError(f"inputs has shape {list(ids.shape)}; expected [batch, pos].")
+    return ids.long()
+
+
+def _inferred_mask(ids: Tensor, settings: GenerationConfig) -> Tensor | None:
+    """Padding, where it can be told: by a padding token that does not also end texts."""
+    pad = settings.pad_token_id
+    if pad is None or pad in eos_tokens(settings) or ids.shape[1] == 0:
+        return None
+    return ids != pad
+
+
+def _checked_mask(
+    mask: Tensor | None, ids: Tensor, read: Tensor, device: torch.device
+) -> Tensor | None:
+    """``mask`` if it fits and hides something, None if all is text."""
+    if mask is None:
+        return None
+    if mask.dim() != 2 or mask.shape[0] != read.shape[0] or mask.shape[1] != read.shape[1]:
+        raise GenerationError(
+            f"attention_mask has shape {list(mask.shape)}; expected [batch, pos] = "
+            f"{list(read.shape[:2])}, a 1 for each token and a 0 for padding."
+        )
+    mask = mask.to(device).bool()
+    if bool(mask.all()):
+        return None
+    if not bool(mask[:, -1].all()):
+        _log.warning(
+            "The prompt is padded on the right, so new tokens are put behind padding. Pad on "
+            "the left: padding_side='left' when the tokenizer is loaded."
+        )
+    return mask.long()
+
+
+def _checked_cache(cache: Any, ids: Tensor) -> KeyValueCache | None:
+    if cache is None:
+        return None
+    if not isinstance(cache, KeyValueCache):
+        raise GenerationError(
+            f"past_key_values is a {type(cache).__name__}; expected the KeyValueCache that "
+            "forward or generate returned."
+        )
+    if cache.get_seq_length() >= ids.shape[1]:
+        raise GenerationError(
+            f"past_key_values holds {cache.get_seq_length()} positions and inputs {ids.shape[1]}. "
+            "Pass the whole text, the part that is in the cache included, and at least one token "
+            "more; or shorten the cache with crop."
+        )
+    return cache
+
+
+def eos_tokens(settings: GenerationConfig) -> list[int]:
+    """Tokens that end a text."""
+    eos = settings.eos_token_id
+    if eos is None:
+        return []
+    return [eos] if isinstance(eos, int) else list(eos)
+
+
+def pad_token(settings: GenerationConfig) -> int | None:
+    """What finished rows are filled up with: the padding token, else the first ending token."""
+    if settings.pad_token_id is not None:
+        return int(settings.pad_token_id)
+    return next(iter(eos_tokens(settings)), None)

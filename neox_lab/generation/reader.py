@@ -1,0 +1,128 @@
+"""Reading tokens into the model, one step at a time.
+
+A ``Reader`` knows what has been read so far: keys and values, padding, positions. It is given the
+tokens that are new and returns the scores of what might come next, so that the strategies
+(greedy, sampling, beams, assisted) need not know how a model is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from neox_lab.generation.prompt import Prompt
+from neox_lab.model.keys_values import KeyValueCache
+
+if TYPE_CHECKING:
+    from neox_lab.generation.model import LanguageModel
+    from neox_lab.generation.settings import GenerationConfig
+
+
+@dataclass
+class Reading:
+    """What the model says after a step.
+
+    Attributes:
+        logits: float32 ``[batch, kept, vocab]``, for the last ``kept`` positions read.
+        hidden_states: per layer ``[batch, pos, d_model]``, if asked for.
+        attentions: per layer ``[batch, head, query_pos, key_pos]``, if asked for.
+    """
+
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class Reader:
+    """A model in the middle of a text.
+
+    Attributes:
+        cache: keys and values read so far; None where every step reads everything again.
+        steps: how many steps were made.
+    """
+
+    def __init__(self, model: LanguageModel, prompt: Prompt, settings: GenerationConfig) -> None:
+        """Nothing is read yet."""
+        self.model = model
+        self.cache = prompt.cache
+        if settings.use_cache and self.cache is None:
+            self.cache = KeyValueCache(len(model.backbone.layers))
+        self.steps = 0
+        self._embeds = prompt.embeds
+        self._prompt_length = (prompt.ids if prompt.embeds is None else prompt.embeds).shape[1]
+        self._ids_in_prompt = prompt.ids.shape[1]
+        self._mask = prompt.mask
+        self._wanted = {
+            "output_hidden_states": settings.output_hidden_states,
+            "output_attentions": settings.output_attentions,
+        }
+
+    def read(self, ids: Tensor, keep: int = 1) -> Reading:
+        """Read on to the end of ``ids``.
+
+        Args:
+            ids: the whole text so far ``[batch, pos]``.
+            keep: for how many of the last positions logits are wanted.
+        """
+        past = 0 if self.cache is None else self.cache.get_seq_length()
+        arguments = self._unread(ids, past)
+        length = next(iter(arguments.values())).shape[1]
+        mask, positions = self._mask_and_positions(past, length)
+        with self._marked(past, length, positions):
+            output = self.model(
+                **arguments,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=self.cache is not None,
+                logits_to_keep=keep,
+                return_dict=True,
+                **self._wanted,
+            )
+        self.steps += 1
+        return Reading(output.logits.float(), output.hidden_states, output.attentions)
+
+    def _unread(self, ids: Tensor, past: int) -> dict[str, Tensor]:
+        """The part of the text after the first ``past`` positions, as an argument of forward."""
+        if self._embeds is None:
+            return {"input_ids": ids[:, past:]}
+        generated = ids[:, self._ids_in_prompt :]
+        if past >= self._prompt_length:
+            return {"input_ids": generated[:, past - self._prompt_length :]}
+        embed = self.model.backbone.embed_in
+        embeds = torch.cat((self._embeds, embed(generated).to(self._embeds.dtype)), dim=1)
+        return {"inputs_embeds": embeds[:, past:]}
+
+    def _mask_and_positions(self, past: int, length: int) -> tuple[Tensor | None, Tensor | None]:
+        """Visibility of everything, and positions of what is new; None and None if unpadded."""
+        if self._mask is None:
+            return None, None
+        missing = past + length - self._mask.shape[1]
+        if missing > 0:
+            ones = self._mask.new_ones(self._mask.shape[0], missing)
+            self._mask = torch.cat((self._mask, ones), dim=1)
+        mask = self._mask[:, : past + length]
+        positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
+        return mask, positions[:, past:].masked_fill(mask[:, past:] == 0, 0)
+
+    @contextmanager
+    def _marked(self, past: int, length: int, positions: Tensor | None) -> Iterator[None]:
+        """Tell hooks which step this is."""
+        yield
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with batch rows ``rows`` ``[batch]`` in place of the present ones."""
+        if self.cache is not None:
+            self.cache.batch_select_indices(rows)
+        if self._mask is not None:
+            self._mask = self._mask[rows]
+
+    def forget(self, length: int) -> None:
+        """Keep only the first ``length`` positions read."""
+        if self.cache is not None:
+            self.cache.crop(length)

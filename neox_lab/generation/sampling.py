@@ -1,0 +1,69 @@
+"""Greedy search and sampling: one token a row and step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neox_lab.generation.processors import LogitsProcessorList
+from neox_lab.generation.prompt import eos_tokens, pad_token
+from neox_lab.generation.reader import Reader, Reading
+from neox_lab.generation.settings import GenerationConfig
+from neox_lab.generation.stopping import StoppingCriteriaList
+
+
+@dataclass
+class Step:
+    """One step of a strategy.
+
+    Attributes:
+        ids: the text so far, new tokens included, ``[batch, pos]``.
+        new: how many tokens a row this step added.
+        scores: what they were chosen from: a float32 ``[batch, vocab]`` for each.
+        logits: what the model said: a float32 ``[batch, vocab]`` for each.
+        reading: everything the model returned.
+    """
+
+    ids: Tensor
+    new: int
+    scores: tuple[Tensor, ...]
+    logits: tuple[Tensor, ...]
+    reading: Reading
+
+
+def choose(scores: Tensor, sample: bool) -> Tensor:
+    """One token a row ``[batch]``: the best, or drawn with probability softmax(scores)."""
+    if not sample:
+        return scores.argmax(dim=-1)
+    return torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
+
+
+def one_by_one(
+    reader: Reader,
+    ids: Tensor,
+    processors: LogitsProcessorList,
+    stopping: StoppingCriteriaList,
+    settings: GenerationConfig,
+) -> Iterator[Step]:
+    """Continue every row of ``ids`` ``[batch, pos]`` until each is finished.
+
+    Rows that are finished before others are filled up with the padding token. All rows take
+    part in every draw, so that a row's tokens depend on the seed and its place in the batch only.
+    """
+    pad = pad_token(settings) if eos_tokens(settings) else None
+    finished = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
+    going_on = True
+    while going_on:
+        reading = reader.read(ids)
+        logits = reading.logits[:, -1]
+        scores = processors(ids, logits)
+        tokens = choose(scores, settings.do_sample)
+        if pad is not None:
+            tokens = tokens.masked_fill(finished, pad)
+        ids = torch.cat((ids, tokens[:, None]), dim=1)
+        finished = finished | stopping(ids, scores)
+        going_on = not bool(finished.all())
+        yield Step(ids, 1, (scores,), (logits,), reading)

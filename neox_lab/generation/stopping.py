@@ -1,0 +1,109 @@
+"""When a text is finished.
+
+A criterion is anything that can be called with the text so far, token ids ``[batch, pos]``, and
+the scores of the last step, and returns True or False, or one of these a row ``[batch]``. A row
+is finished as soon as one criterion says so.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neox_lab.generation.text import TokenBytes
+
+Criterion = Callable[[Tensor, Any], "Tensor | bool"]
+
+
+class StoppingCriteria:
+    """Base class for criteria; a plain function will do as well."""
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor | bool:
+        """Whether each row is finished: ``[batch]`` or a single answer for all."""
+        raise NotImplementedError
+
+
+class StoppingCriteriaList(list[Criterion]):
+    """Criteria of which one is enough."""
+
+    def __call__(self, input_ids: Tensor, scores: Any) -> Tensor:
+        """Boolean ``[batch]``: which rows are finished."""
+        done = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
+        for criterion in self:
+            answer = criterion(input_ids, scores)
+            if answer is False:
+                continue
+            done = done | answer
+        return done
+
+
+@dataclass
+class MaxLength(StoppingCriteria):
+    """The text, prompt included, has ``length`` tokens."""
+
+    length: int
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> bool:
+        """Whether all rows are finished."""
+        return input_ids.shape[1] >= self.length
+
+
+@dataclass
+class MaxTime(StoppingCriteria):
+    """``seconds`` have passed since this object was made."""
+
+    seconds: float
+    start: float = field(default_factory=time.monotonic)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> bool:
+        """Whether all rows are finished."""
+        return time.monotonic() - self.start > self.seconds
+
+
+class EndToken(StoppingCriteria):
+    """The last token is one of ``tokens``."""
+
+    def __init__(self, tokens: Sequence[int]) -> None:
+        self.tokens = list(tokens)
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Which rows are finished, ``[batch]``."""
+        last = input_ids[:, -1]
+        done = last == self.tokens[0]
+        for token in self.tokens[1:]:
+            done = done | (last == token)
+        return done
+
+
+class StopStrings(StoppingCriteria):
+    """The last token completes one of some strings.
+
+    Strings are compared byte by byte, so that it does not matter where tokens begin and end: a
+    string may begin in the middle of a token (also of the prompt) and end in the middle of the
+    last one.
+    """
+
+    def __init__(self, strings: Sequence[str], tokenizer: Any) -> None:
+        self.bytes_of = TokenBytes(tokenizer)
+        self.strings = [string.encode() for string in strings]
+        self.longest = max(map(len, self.strings))
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Which rows are finished, ``[batch]``."""
+        rows = input_ids[:, -self.longest - 1 :].tolist()  # a token is a byte at least
+        return torch.tensor([self._completed(row) for row in rows], device=input_ids.device)
+
+    def _completed(self, row: Sequence[int]) -> bool:
+        last = self.bytes_of(row[-1])
+        before = b"".join(map(self.bytes_of, row[:-1]))
+        for string in self.strings:
+            # Only occurrences that end inside the last token.
+            tail = before[len(before) + 1 - len(string) :] if len(string) > 1 else b""
+            if string in tail + last:
+                return True
+        return False

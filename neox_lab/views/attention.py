@@ -1,0 +1,269 @@
+"""Attention as maps: where each token looks, head by head.
+
+A row of a map is a query, the token that looks; a column is a key, the token looked at. One head
+fills the picture with labels on both sides and, when it is small, its numbers; many heads become
+small maps on one colour scale. That scale grows with the square root of the weight, because in a
+long text most weights are small and the first token always has weight 1 on itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neox_lab.errors import InputError
+from neox_lab.views.attention_maps import draw_head, draw_heads
+from neox_lab.views.base import View, array, texts
+from neox_lab.views.drawing import Sheet, number
+from neox_lab.views.markup import Table
+from neox_lab.views.tokens import html_text, isolated, label
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TOKEN_LIMIT = 400  # tokens listed below the picture
+LABEL_LIMIT = 24  # characters of a token in a table
+PAIRS = 3  # strongest pairs told of a head
+
+
+class AttentionView(View):
+    """Attention patterns of some layers and heads over one text.
+
+    Args:
+        patterns: weights `[layer, head, query, key]`, finite and not negative.
+        pieces: the tokens, one string for each position.
+        layers: the layers' numbers; 0, 1, … if not given.
+        heads: the heads' numbers; 0, 1, … if not given.
+        title: the headline.
+
+    Raises InputError if these do not fit together.
+    """
+
+    def __init__(
+        self,
+        patterns: object,
+        pieces: Sequence[str],
+        layers: Sequence[int] | None = None,
+        title: str | None = None,
+        heads: Sequence[int] | None = None,
+    ) -> None:
+        self.patterns = array(patterns, "layer head query key", "patterns")
+        layer_count, head_count, queries, keys = self.patterns.shape
+        if queries != keys or 0 in self.patterns.shape:
+            raise InputError(
+                f"patterns must be [layer, head, query, key] with as many queries as keys and at "
+                f"least one of each; got {self.patterns.shape}"
+            )
+        if not np.isfinite(self.patterns).all() or self.patterns.min() < 0:
+            raise InputError(
+                "attention weights must be finite and not negative; these are not (scores and "
+                "gradients can be drawn with HeatmapView)"
+            )
+        self.pieces = texts(pieces, keys, "pieces", "token")
+        self.layers = _numbers(layers, layer_count, "layers")
+        self.heads = _numbers(heads, head_count, "heads")
+        super().__init__(title or self._own_title())
+
+    def _own_title(self) -> str:
+        """A headline that names what is shown."""
+        if len(self.layers) > 1:
+            return f"Attention of {len(self.layers)} layers × {_count(len(self.heads), 'head')}"
+        where = f"Attention in layer {self.layers[0]}"
+        return f"{where}, head {self.heads[0]}" if len(self.heads) == 1 else where
+
+    def layer(self, layer: int) -> AttentionView:
+        """Only the heads of one layer, named by its number."""
+        at = _position(layer, self.layers, "layer")
+        return AttentionView(self.patterns[at : at + 1], self.pieces, [layer], heads=self.heads)
+
+    def head(self, layer: int, head: int) -> AttentionView:
+        """Only one head, as one large map."""
+        at, of = _position(layer, self.layers, "layer"), _position(head, self.heads, "head")
+        chosen = self.patterns[at : at + 1, of : of + 1]
+        return AttentionView(chosen, self.pieces, [layer], heads=[head])
+
+    @cached_property
+    def causal(self) -> bool:
+        """Whether no token looks ahead; then the part above the diagonal is left white."""
+        return not np.triu(self.patterns, 1).any()
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """Columns layer, head, query_pos, query, key_pos, key, weight; causal weights only."""
+        import pandas as pd
+
+        count = len(self.pieces)
+        shown = np.tri(count, dtype=bool) if self.causal else np.ones((count, count), dtype=bool)
+        query, key = np.nonzero(shown)
+        weights = self.patterns[:, :, query, key]
+        layer, head, pair = np.unravel_index(np.arange(weights.size), weights.shape)
+        pieces = np.array(self.pieces, dtype=object)
+        return pd.DataFrame(
+            {
+                "layer": np.array(self.layers)[layer],
+                "head": np.array(self.heads)[head],
+                "query_pos": query[pair],
+                "query": pieces[query[pair]],
+                "key_pos": key[pair],
+                "key": pieces[key[pair]],
+                "weight": weights.ravel(),
+            }
+        )
+
+    @property
+    def head_frame(self) -> pd.DataFrame:
+        """One row for each head: where it looks on average over all queries but the first.
+
+        Columns: layer, head, entropy (bits, mean over queries), first (mean weight on token 0),
+        previous (mean weight on the token before), and the strongest pair: strongest_query_pos,
+        strongest_key_pos, strongest_weight. The first query has no choice and is left out; a text
+        of one token has nothing else, and its numbers are NaN.
+        """
+        import pandas as pd
+
+        rows = []
+        for at, layer in enumerate(self.layers):
+            for of, head in enumerate(self.heads):
+                pattern = self.patterns[at, of]
+                query, key = strongest(pattern, 1)[0] if len(pattern) > 1 else (0, 0)
+                where = (query, key, float(pattern[query, key]))
+                rows.append((layer, head, *measures(pattern), *where))
+        names = ["layer", "head", "entropy", "first", "previous"]
+        best = ["strongest_query_pos", "strongest_key_pos", "strongest_weight"]
+        return pd.DataFrame(rows, columns=names + best)
+
+    @property
+    def alt_text(self) -> str:
+        """What is drawn, and the strongest weight in it."""
+        layers, heads = _count(len(self.layers), "layer"), _count(len(self.heads), "head")
+        single = len(self.layers) == len(self.heads) == 1
+        shown = "One map" if single else f"{layers} by {heads}, a map each,"
+        text = (
+            f"{shown} of attention over {_count(len(self.pieces), 'token')}; a row for each query, "
+            f"a column for each key."
+        )
+        if len(self.pieces) == 1:
+            return text
+        later = self.patterns[:, :, 1:]
+        at, of, query, key = np.unravel_index(int(later.argmax()), later.shape)
+        return (
+            f"{text} After the first query, the largest weight is {float(later.max()):.2f}, in "
+            f"layer {self.layers[at]} head {self.heads[of]} from "
+            f"{self._token(int(query) + 1)} to {self._token(int(key))}."
+        )
+
+    def tables(self) -> list[Table]:
+        """For each head, or for each query of a single head, where it looks."""
+        if len(self.layers) == len(self.heads) == 1:
+            return [self._query_table()]
+        rows = []
+        for at, layer in enumerate(self.layers):
+            for of, head in enumerate(self.heads):
+                pattern = self.patterns[at, of]
+                entropy, first, previous = measures(pattern)
+                pairs = strongest(pattern, PAIRS) if len(pattern) > 1 else []
+                shown = "; ".join(
+                    f"{self._token(query)} → {self._token(key)} {pattern[query, key]:.2f}"
+                    for query, key in pairs
+                )
+                numbers = [number(entropy, 2), _percent(first), _percent(previous)]
+                rows.append([str(layer), str(head), *numbers, shown])
+        names = ["layer", "head", "entropy (bits)", "on first", "on previous"]
+        columns = [*((name, "r") for name in names), ("strongest query → key", "l")]
+        note = "Means over all queries but the first; tokens are written with their position."
+        return [Table("Where each head looks", columns, rows, note, ".head_frame")]
+
+    def _query_table(self) -> Table:
+        """For each query of the only head, the keys it looks at most."""
+        pattern = self.patterns[0, 0]
+        rows = []
+        for query, weights in enumerate(pattern):
+            best = np.argsort(-weights, kind="stable")[:PAIRS]
+            keys = [f"{self._token(int(k))} {weights[k]:.2f}" for k in best if weights[k] > 0]
+            entropy = _entropy(weights[None])[0]
+            rows.append(
+                [
+                    str(query),
+                    isolated(label(self.pieces[query], LABEL_LIMIT)),
+                    number(entropy, 2),
+                    "; ".join(keys),
+                ]
+            )
+        names = ["position", "query", "entropy (bits)", "looks most at"]
+        columns = list(zip(names, "rlrl", strict=True))
+        return Table("Where each token looks", columns, rows)
+
+    def _token(self, position: int) -> str:
+        """A token for running text, with its position: repeated tokens look alike."""
+        return f"{isolated(label(self.pieces[position], LABEL_LIMIT))}@{position}"
+
+    def _running_text(self) -> str:
+        """All tokens with their positions, for maps too small to name them."""
+        shown = "  ".join(
+            f"{position} {isolated(label(piece, LABEL_LIMIT))}"
+            for position, piece in enumerate(self.pieces[:TOKEN_LIMIT])
+        )
+        rest = len(self.pieces) - TOKEN_LIMIT
+        more = f" … and {rest} more" if rest > 0 else ""
+        return (
+            f"<details><summary>The {_count(len(self.pieces), 'token')} by position</summary>"
+            f"<p>{html_text(shown + more)}</p></details>\n"
+        )
+
+    def _draw(self) -> Sheet:
+        single = len(self.layers) == len(self.heads) == 1
+        return draw_head(self) if single else draw_heads(self)
+
+
+def measures(pattern: NDArray[np.float32]) -> tuple[float, float, float]:
+    """Entropy in bits, weight on token 0 and weight on the token before, of `[query, key]`.
+
+    Means over all queries but the first; NaN if there is no other.
+    """
+    if len(pattern) < 2:
+        return (float("nan"),) * 3
+    entropy = float(_entropy(pattern[1:]).mean())
+    return entropy, float(pattern[1:, 0].mean()), float(np.diagonal(pattern, -1).mean())
+
+
+def strongest(pattern: NDArray[np.float32], count: int) -> list[tuple[int, int]]:
+    """The ``count`` (query, key) positions of the largest weights after the first query."""
+    best = np.argsort(-pattern[1:], axis=None, kind="stable")[:count]
+    return [(int(at) // pattern.shape[1] + 1, int(at) % pattern.shape[1]) for at in best]
+
+
+def _entropy(weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Shannon entropy in bits of each row of `[query, key]`; 0 log 0 is 0."""
+    wide = weights.astype(np.float64)
+    logarithm = np.log2(wide, out=np.zeros_like(wide), where=wide > 0)
+    entropy: NDArray[np.float64] = -(wide * logarithm).sum(-1) + 0.0
+    return entropy
+
+
+def _numbers(given: Sequence[int] | None, count: int, name: str) -> list[int]:
+    """The numbers of the layers or heads, checked against how many there are."""
+    numbers = list(range(count)) if given is None else [int(number) for number in given]
+    if len(numbers) != count or len(set(numbers)) != count:
+        raise InputError(f"{name} must be {count} different numbers, got {numbers}")
+    return numbers
+
+
+def _position(number: int, numbers: list[int], name: str) -> int:
+    """Where a layer or head of this number is."""
+    if number not in numbers:
+        raise InputError(f"this view has no {name} {number}; it has {name}s {numbers}")
+    return numbers.index(number)
+
+
+def _count(count: int, noun: str) -> str:
+    """``count`` things, in the singular where there is one."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _percent(share: float) -> str:
+    """A share as a percentage."""
+    return "–" if np.isnan(share) else f"{100 * share:.0f} %"

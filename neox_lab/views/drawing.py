@@ -1,0 +1,201 @@
+"""The little that every picture shares: one sheet, its colours, its texts, its files.
+
+A picture is drawn on a *sheet*: one matplotlib axes that covers the whole figure, measured in
+inches from the top left corner, y downwards. Maps are images placed at a rectangle, labels are
+texts placed at a point. That keeps hundreds of small maps as cheap as one, and the same input
+gives the same bytes. Nothing here touches pyplot; the user's style sheet is set aside while we
+draw and is back afterwards.
+
+Colours: viridis for amounts, blue-white-orange for differences, Okabe and Ito's set (Color
+Universal Design, 2008) for kinds. All three can be told apart by colour-blind readers.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neox_lab.views.tokens import figure_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE = "#0072B2", "#E69F00"  # two of Okabe and Ito's eight
+INK, SOFT, FAINT = "#1a1a1a", "#5f6368", "#ececec"
+POINTS = 72  # a typographer's points in an inch
+MARGIN, HEADING = 0.15, 0.54  # inches
+FormatName = Literal["png", "svg", "pdf"]
+# Without dates and version numbers the same picture is the same file.
+METADATA: dict[str, dict[str, str | None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+@contextmanager
+def plain_style() -> Iterator[None]:
+    """Matplotlib's own defaults, whatever style the user has chosen, for the time of a drawing."""
+    import matplotlib
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        # Identifiers that repeat, letters that can be edited, even spacing at low resolution.
+        matplotlib.rcParams["svg.hashsalt"] = "neox_lab"
+        matplotlib.rcParams["pdf.fonttype"] = 42
+        matplotlib.rcParams["text.hinting"] = "none"
+        yield
+
+
+class Sheet:
+    """A white page with a heading; (0, 0) is the top left corner of what is drawn.
+
+    ``width`` and ``height`` are the inches inside the margin. The page grows if the heading is
+    wider, and what is drawn begins at ``HEADING`` inches.
+    """
+
+    def __init__(self, width: float, height: float, title: str, subtitle: str) -> None:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        title, subtitle = figure_text(title), figure_text(subtitle)
+        width = max(width, 1.15 * text_width(title, 11.5), text_width(subtitle, 8))
+        size = width + 2 * MARGIN, height + 2 * MARGIN
+        self.figure: Figure = Figure(figsize=size, facecolor="white")
+        FigureCanvasAgg(self.figure)
+        self.axes: Axes = self.figure.add_axes((0, 0, 1, 1))
+        self.limits = (-MARGIN, width + MARGIN), (height + MARGIN, -MARGIN)
+        self.axes.set(xlim=self.limits[0], ylim=self.limits[1])
+        self.axes.set_axis_off()
+        self.text(0, 0.14, title, 11.5, weight="bold")
+        self.text(0, 0.35, subtitle, 8, color=SOFT)
+
+    def text(self, x: float, y: float, text: str, size: float = 8, **style: Any) -> None:
+        """``text`` with its anchor (left, baseline) at a point; ``style`` is matplotlib's."""
+        style = {"color": INK, "ha": "left", "va": "baseline", **style}
+        self.axes.text(x, y, text, fontsize=size, **style)
+
+    def rectangle(self, x: float, y: float, width: float, height: float, **style: Any) -> None:
+        """A rectangle with its top left corner at a point; ``style`` is matplotlib's."""
+        from matplotlib.patches import Rectangle
+
+        self.axes.add_patch(Rectangle((x, y), width, height, **style))
+
+    def map(
+        self, x: float, y: float, width: float, height: float, colours: NDArray[np.float64]
+    ) -> None:
+        """An image ``[row, column, rgba]`` in a rectangle, one flat field for each entry."""
+        self.axes.imshow(
+            colours,
+            extent=(x, x + width, y + height, y),
+            interpolation="none",
+            aspect="auto",
+            origin="upper",
+        )
+        self.axes.set(xlim=self.limits[0], ylim=self.limits[1])
+
+    def frames(self, corners: Sequence[tuple[float, float]], width: float, height: float) -> None:
+        """Thin frames of one size with their top left corners at these points."""
+        from matplotlib.collections import LineCollection
+
+        turns = [(0, 0), (width, 0), (width, height), (0, height), (0, 0)]
+        lines = [[(x + right, y + down) for right, down in turns] for x, y in corners]
+        self.axes.add_collection(LineCollection(lines, colors="#c4c7cb", linewidths=0.5))
+
+    def scale(
+        self,
+        x: float,
+        y: float,
+        width: float,
+        ticks: Sequence[float],
+        tick_labels: Sequence[str],
+        colours: Colormap,
+        norm: Normalize,
+        name: str,
+    ) -> None:
+        """A colour bar lying at a point, its name above and its ticks below."""
+        steps = np.linspace(0, 1, 256)
+        self.text(x, y - 0.06, name, 7.5, color=SOFT)
+        self.map(x, y, width, 0.12, np.asarray(colours(steps))[None])
+        self.rectangle(x, y, width, 0.12, fill=False, edgecolor=SOFT, linewidth=0.5)
+        for tick, shown in zip(ticks, tick_labels, strict=True):
+            at = x + width * float(norm(tick))
+            self.axes.plot([at, at], [y + 0.12, y + 0.16], color=SOFT, linewidth=0.6)
+            self.text(at, y + 0.19, shown, 7, color=SOFT, ha="center", va="top")
+
+
+def text_width(text: str, size: float) -> float:
+    """The width in inches of ``text`` set in DejaVu Sans of ``size`` points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    shown = text.replace(r"\$", "$")
+    font = FontProperties(family="DejaVu Sans", size=size)
+    width, _, _ = text_to_path.get_text_width_height_descent(shown, font, False)
+    return float(width) / POINTS
+
+
+def diverging() -> Colormap:
+    """Blue, white, orange: less, the same, more."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    stops = ["#08306b", "#2171b5", "#9ecae1", "#ffffff", "#fdbe7d", "#e66101", "#7f2704"]
+    return LinearSegmentedColormap.from_list("blue_white_orange", stops)
+
+
+def ink_on(colour: Sequence[float] | NDArray[np.float64]) -> str:
+    """Black or white, whichever reads better on ``colour`` (red, green, blue from 0 to 1)."""
+    # Relative luminance and contrast as in WCAG 2.1; 0.179 is where both contrasts are equal.
+    linear = [((c + 0.055) / 1.055) ** 2.4 if c > 0.04045 else c / 12.92 for c in colour[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return INK if luminance > 0.179 else "white"
+
+
+def decimals(largest: float) -> int:
+    """How many decimals show numbers up to ``largest`` with two or three digits that matter."""
+    if largest == 0 or not np.isfinite(largest):
+        return 2
+    before = int(np.floor(np.log10(largest)))
+    return int(np.clip((2 if before >= 0 else 1) - before, 0, 9))
+
+
+def number(value: float, places: int) -> str:
+    """``value`` with a fixed number of decimals, a true minus sign, and never ``-0.00``."""
+    if not np.isfinite(value):
+        return "–" if np.isnan(value) else ("∞" if value > 0 else "−∞")
+    return f"{round(float(value), places) + 0.0:.{places}f}".replace("-", "−")
+
+
+def encode(figure: Figure, form: FormatName, dpi: float, **options: Any) -> bytes:
+    """The bytes of ``figure`` as a PNG, SVG or PDF file."""
+    out = io.BytesIO()
+    figure.savefig(out, format=form, dpi=dpi, metadata=METADATA[form], **options)
+    return out.getvalue()
+
+
+def preview(figure: Figure, budget: int) -> tuple[bytes, int]:
+    """A PNG of 256 colours within ``budget`` bytes if it can be, and its width in inches x 96.
+
+    Drawn at 144 dots an inch, and if that is too large at what should fit, but never below 72.
+    """
+    from PIL import Image
+
+    dpi, quick = 144.0, {"compress_level": 1}
+    while True:
+        draft = encode(figure, "png", dpi, pil_kwargs=quick)
+        with Image.open(io.BytesIO(draft)) as picture:
+            width = round(picture.width * 96 / dpi)
+            small = picture.convert("RGB").quantize(256)
+        out = io.BytesIO()
+        small.save(out, "png", optimize=True)
+        excess = len(out.getvalue()) / budget
+        if excess <= 1 or dpi == 72:
+            return out.getvalue(), width
+        dpi = max(72.0, float(np.floor(dpi * 0.93 / np.sqrt(excess))))

@@ -1,0 +1,241 @@
+"""A table of numbers as a map: what changed where, layer by position or layer by head.
+
+Differences are drawn on a scale that is white at ``centre`` and equally deep in blue and orange on
+both sides, so that the eye compares sizes and not only signs. The numbers are printed inside their
+fields as far as they fit. NaN means "not measured" and is drawn grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neox_lab.errors import InputError
+from neox_lab.views.base import View, array, texts
+from neox_lab.views.drawing import (
+    HEADING,
+    SOFT,
+    Sheet,
+    decimals,
+    diverging,
+    ink_on,
+    number,
+    text_width,
+)
+from neox_lab.views.marks import Marks
+from neox_lab.views.markup import Table
+from neox_lab.views.tokens import figure_text, isolated, label
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.colors import Colormap, Normalize
+
+TOP = 10  # cells told in the table
+GRID_LIMIT = 600  # cells up to which the whole grid is a table as well
+LABEL_LIMIT, LEGEND_LIMIT = 16, 48  # characters of a label in a table, of a name in the legend
+GREY = (0.85, 0.85, 0.85, 1.0)
+
+
+class HeatmapView(View):
+    """Numbers over two named axes, such as a patching result.
+
+    Args:
+        values: `[row, column]`; NaN where nothing was measured.
+        row_labels: a name for each row, such as a layer.
+        column_labels: a name for each column, such as a token; they may repeat.
+        row_axis: what a row is, such as ``"layer"``.
+        column_axis: what a column is, such as ``"position"``.
+        value_name: what a number is, with its unit.
+        centre: the value that means "no difference" and is drawn white; None for amounts.
+        title: the headline.
+
+    Raises InputError if these do not fit together.
+    """
+
+    def __init__(
+        self,
+        values: object,
+        row_labels: Sequence[str],
+        column_labels: Sequence[str],
+        row_axis: str = "row",
+        column_axis: str = "column",
+        value_name: str = "value",
+        centre: float | None = 0.0,
+        title: str | None = None,
+    ) -> None:
+        self.values = array(values, "row column", "values")
+        if 0 in self.values.shape:
+            raise InputError(f"values must not be empty; got shape {self.values.shape}")
+        if np.isinf(self.values).any():
+            raise InputError("values holds infinity, which has no colour; NaN means not measured")
+        if len({row_axis, column_axis, value_name}) < 3:
+            raise InputError("row_axis, column_axis and value_name must be three different names")
+        self.row_labels = texts(row_labels, self.values.shape[0], "row_labels", "row")
+        self.column_labels = texts(column_labels, self.values.shape[1], "column_labels", "column")
+        self.row_axis, self.column_axis, self.value_name = row_axis, column_axis, value_name
+        self.centre = centre
+        finite = self.values[np.isfinite(self.values)]
+        self._decimals = decimals(float(np.abs(finite).max()) if finite.size else 0.0)
+        super().__init__(title or f"{value_name} by {row_axis} and {column_axis}")
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row for each cell: both axes as index and as label, and the value.
+
+        Columns: ``{row_axis}_index``, row_axis, ``{column_axis}_index``, column_axis, value_name.
+        """
+        import pandas as pd
+
+        row, column = (places.ravel() for places in np.indices(self.values.shape))
+        return pd.DataFrame(
+            {
+                f"{self.row_axis}_index": row,
+                self.row_axis: np.array(self.row_labels, dtype=object)[row],
+                f"{self.column_axis}_index": column,
+                self.column_axis: np.array(self.column_labels, dtype=object)[column],
+                self.value_name: self.values.ravel(),
+            }
+        )
+
+    @property
+    def alt_text(self) -> str:
+        """The size of the map, and its largest cell."""
+        rows, columns = self.values.shape
+        text = (
+            f"Heat map of {self.value_name}: {rows} × {columns} cells, a row for each "
+            f"{self.row_axis}, a column for each {self.column_axis}."
+        )
+        if missing := int(np.isnan(self.values).sum()):
+            text += f" {missing} cells were not measured."
+        if missing == self.values.size:
+            return text
+        row, column = self._top(1)[0]
+        apart = "largest" if self.centre is None else f"farthest from {self.centre:g}"
+        return (
+            f"{text} The {apart} is {self._number(row, column)}, at {self.row_axis} "
+            f"{_name(self.row_labels, row)}, {self.column_axis} "
+            f"{_name(self.column_labels, column)}."
+        )
+
+    def tables(self) -> list[Table]:
+        """The cells that stand out, and all of them if they are few."""
+        rows = [
+            [
+                isolated(label(self.row_labels[row], LABEL_LIMIT)),
+                str(column),
+                isolated(label(self.column_labels[column], LABEL_LIMIT)),
+                self._number(row, column),
+            ]
+            for row, column in self._top(TOP)
+        ]
+        apart = "Largest values" if self.centre is None else f"Farthest from {self.centre:g}"
+        names = [self.row_axis, f"{self.column_axis} index", self.column_axis, self.value_name]
+        tables = [Table(apart, list(zip(names, "lrlr", strict=True)), rows)]
+        return tables + ([self._grid()] if self.values.size <= GRID_LIMIT else [])
+
+    def _grid(self) -> Table:
+        """All numbers, laid out as in the picture."""
+        names = [(isolated(label(name, LABEL_LIMIT)), "r") for name in self.column_labels]
+        rows = [
+            [
+                isolated(label(name, LABEL_LIMIT)),
+                *(self._number(row, at) for at in range(len(names))),
+            ]
+            for row, name in enumerate(self.row_labels)
+        ]
+        return Table("All values", [(f"{self.row_axis} ╲ {self.column_axis}", "l"), *names], rows)
+
+    def _top(self, count: int) -> list[tuple[int, int]]:
+        """The measured cells farthest from the centre (or largest), the farthest first."""
+        distance = self.values if self.centre is None else np.abs(self.values - self.centre)
+        order = np.argsort(-distance, axis=None, kind="stable")  # NaN comes last
+        measured = self.values.size - int(np.isnan(self.values).sum())
+        return [divmod(int(at), self.values.shape[1]) for at in order[: min(count, measured)]]
+
+    def _number(self, row: int, column: int) -> str:
+        """One value as it is printed everywhere."""
+        return number(float(self.values[row, column]), self._decimals)
+
+    def _colours(self) -> tuple[Colormap, Normalize]:
+        """Even on both sides of the centre, or from the smallest to the largest amount."""
+        import matplotlib
+        from matplotlib.colors import Normalize
+
+        finite = self.values[np.isfinite(self.values)]
+        if self.centre is None:
+            low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+            return matplotlib.colormaps["viridis"], Normalize(low, high if high > low else low + 1)
+        reach = float(np.abs(finite - self.centre).max()) if finite.size else 0.0
+        reach = reach or 1.0
+        return diverging(), Normalize(self.centre - reach, self.centre + reach)
+
+    def _draw(self) -> Sheet:
+        rows, columns = self.values.shape
+        wide, high = min(0.74, 10.5 / columns), min(0.4, 7.0 / rows)
+        beside, below = Marks.fit(self.row_labels, high), Marks.fit(self.column_labels, wide)
+        left, top = max(0.35 + beside.widest, below.overhang(45)), HEADING + 0.05
+        bottom = top + rows * high + below.height(45) + 0.22
+        size = max(left + columns * wide, 4.5), bottom + 0.75
+        sheet = Sheet(*size, self.title, self._legend())
+        palette, norm = self._colours()
+        colours = np.asarray(palette(norm(self.values)))
+        colours[np.isnan(self.values)] = GREY
+        sheet.map(left, top, columns * wide, rows * high, colours)
+        sheet.frames([(left, top)], columns * wide, rows * high)
+        self._print(sheet, left, top, wide, high, colours)
+        beside.beside(sheet, left, top)
+        below.below(sheet, left, top + rows * high, 45)
+        style = {"color": SOFT, "va": "center", "ha": "center"}
+        across, down = (
+            figure_text(label(name, LEGEND_LIMIT)) for name in (self.column_axis, self.row_axis)
+        )
+        sheet.text(left + columns * wide / 2, bottom, across, 8.0, **style)
+        side = left - beside.widest - 0.22
+        sheet.text(side, top + rows * high / 2, down, 8.0, rotation=90.0, **style)
+        ticks = np.linspace(float(norm.vmin or 0), float(norm.vmax or 0), 5)
+        shown = [number(float(tick), self._decimals) for tick in ticks]
+        name = figure_text(label(self.value_name, LEGEND_LIMIT))
+        sheet.scale(left, bottom + 0.4, 2.6, list(ticks), shown, palette, norm, name)
+        return sheet
+
+    def _legend(self) -> str:
+        """What the colours mean."""
+        parts = [f"A field's colour is its {label(self.value_name, LEGEND_LIMIT)}."]
+        if self.centre is not None:
+            parts.append(f"White is {self.centre:g}, blue is less, orange is more.")
+        if np.isnan(self.values).any():
+            parts.append("Grey was not measured.")
+        return " ".join(parts)
+
+    def _print(
+        self,
+        sheet: Sheet,
+        left: float,
+        top: float,
+        wide: float,
+        high: float,
+        colours: NDArray[np.float64],
+    ) -> None:
+        """The numbers in their fields, if the longest of them fits."""
+        shown = [
+            [self._number(row, at) for at in range(len(line))]
+            for row, line in enumerate(self.values)
+        ]
+        longest = max((text for line in shown for text in line), key=len)
+        size = min(8.0, high * 40, 8 * wide * 0.88 / text_width(longest, 8))
+        if size < 5.5:
+            return
+        for (row, column), _ in np.ndenumerate(self.values):
+            x, y = left + (column + 0.5) * wide, top + (row + 0.5) * high
+            style = {"ha": "center", "va": "center_baseline"}
+            ink = ink_on(colours[row, column])
+            sheet.text(x, y, shown[row][column], size, color=ink, **style)
+
+
+def _name(labels: list[str], at: int) -> str:
+    """A label for running text, with its place if another one looks the same."""
+    name = isolated(label(labels[at], LABEL_LIMIT))
+    return name if labels.count(labels[at]) == 1 else f"{name}@{at}"

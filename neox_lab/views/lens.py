@@ -1,0 +1,153 @@
+"""A lens as a table of tokens: what the model would say next, layer by layer.
+
+A column is a position of the text and a row a layer, the deepest on top, so that a prediction can
+be followed upwards as it takes shape. A field holds the likeliest next token; its colour is how
+likely that token is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from neox_lab.errors import InputError
+from neox_lab.views.base import View, array, texts
+from neox_lab.views.drawing import HEADING, SOFT, Sheet, ink_on, number, text_width
+from neox_lab.views.marks import Marks
+from neox_lab.views.markup import Table
+from neox_lab.views.tokens import figure_text, isolated, label
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CELL_LIMIT = 12  # characters of a token in a field
+TABLE_LIMIT = 16  # characters of a token in a table
+WIDE, HIGH = 0.78, 0.3  # inches of a field
+MOST_COLUMNS = 24  # positions drawn; the last ones of a longer text
+
+
+class LensView(View):
+    """Predictions read off at each layer and position of one text.
+
+    Args:
+        candidates: the likeliest next tokens, best first, ``[layer][pos][rank]``.
+        probabilities: their probabilities `[layer, pos, rank]`.
+        entropy: of each whole prediction, in nats, `[layer, pos]`.
+        row_labels: a name for each layer, the first layer first.
+        pieces: the tokens of the text, one for each position.
+        title: the headline.
+
+    Raises InputError if these do not fit together.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Sequence[Sequence[str]]],
+        probabilities: object,
+        entropy: object,
+        row_labels: Sequence[str],
+        pieces: Sequence[str],
+        title: str | None = None,
+    ) -> None:
+        self.probabilities = array(probabilities, "layer pos rank", "probabilities")
+        self.entropy = array(entropy, "layer pos", "entropy")
+        layers, positions, ranks = self.probabilities.shape
+        if 0 in self.probabilities.shape or self.entropy.shape != (layers, positions):
+            raise InputError(
+                f"probabilities [layer, pos, rank] {self.probabilities.shape} and entropy "
+                f"[layer, pos] {self.entropy.shape} must not be empty and must cover the same "
+                "layers and positions"
+            )
+        self.row_labels = texts(row_labels, layers, "row_labels", "layer")
+        self.pieces = texts(pieces, positions, "pieces", "position")
+        self.candidates = [
+            [texts(cell, ranks, "candidates", "rank") for cell in row] for row in candidates
+        ]
+        super().__init__(title or "Predictions layer by layer")
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row for each candidate: layer, pos, token, rank, candidate, probability, entropy."""
+        import pandas as pd
+
+        rows = [
+            (name, at, self.pieces[at], rank + 1, candidate, probability, self.entropy[row, at])
+            for row, name in enumerate(self.row_labels)
+            for at in range(len(self.pieces))
+            for rank, (candidate, probability) in enumerate(
+                zip(self.candidates[row][at], self.probabilities[row, at], strict=True)
+            )
+        ]
+        names = ["layer", "pos", "token", "rank", "candidate", "probability", "entropy"]
+        return pd.DataFrame(rows, columns=names)
+
+    @property
+    def alt_text(self) -> str:
+        """The size of the table and the prediction after the whole text."""
+        best = isolated(label(self.candidates[-1][-1][0], TABLE_LIMIT))
+        return (
+            f"A row for each of {len(self.row_labels)} layers, the deepest on top, and a column for "
+            f"each of {len(self.pieces)} tokens; each field holds the likeliest next token. After "
+            f"the last token, row {self.row_labels[-1]} says {best} with probability "
+            f"{number(float(self.probabilities[-1, -1, 0]), 2)}."
+        )
+
+    def tables(self) -> list[Table]:
+        """How the prediction after the last token takes shape."""
+        rows = [
+            [
+                self.row_labels[row],
+                ", ".join(
+                    f"{isolated(label(piece, TABLE_LIMIT))} {number(float(probability), 2)}"
+                    for piece, probability in zip(
+                        self.candidates[row][-1], self.probabilities[row, -1], strict=True
+                    )
+                ),
+                number(float(self.entropy[row, -1]), 2),
+            ]
+            for row in reversed(range(len(self.row_labels)))
+        ]
+        names = [("layer", "l"), ("likeliest next tokens", "l"), ("entropy (nats)", "r")]
+        last = isolated(label(self.pieces[-1], TABLE_LIMIT))
+        return [Table(f"After the last token, {last}", names, rows)]
+
+    def _draw(self) -> Sheet:
+        import matplotlib
+        from matplotlib.colors import Normalize
+
+        first = max(0, len(self.pieces) - MOST_COLUMNS)
+        pieces, layers = self.pieces[first:], len(self.row_labels)
+        columns = len(pieces)
+        beside = Marks.fit(self.row_labels[::-1], HIGH)
+        below = Marks.fit(pieces, WIDE)
+        left, top = 0.15 + beside.widest, HEADING + 0.05
+        bottom = top + layers * HIGH + below.height(45) + 0.22
+        sheet = Sheet(max(left + columns * WIDE + 0.2, 4.5), bottom + 0.75)
+        sheet.heading(0, figure_text(self.title), figure_text(self._legend(first)))
+        palette, norm = matplotlib.colormaps["viridis"], Normalize(0, 1)
+        colours = np.asarray(palette(norm(self.probabilities[::-1, first:, 0])))
+        sheet.map(left, top, columns * WIDE, layers * HIGH, colours)
+        sheet.frames([(left, top)], columns * WIDE, layers * HIGH)
+        for (row, column), _ in np.ndenumerate(colours[:, :, 0]):
+            piece = self.candidates[layers - 1 - row][first + column][0]
+            shown = figure_text(label(piece), CELL_LIMIT)
+            size = min(7.5, 7.5 * WIDE * 0.92 / text_width(shown, 7.5))
+            x, y = left + (column + 0.5) * WIDE, top + (row + 0.5) * HIGH
+            style = {"ha": "center", "va": "center_baseline"}
+            sheet.text(x, y, shown, size, color=ink_on(colours[row, column]), **style)
+        beside.beside(sheet, left, top)
+        below.below(sheet, left, top + layers * HIGH, 45)
+        sheet.text(
+            left + columns * WIDE / 2, bottom - 0.02, "token read", 8, color=SOFT, ha="center"
+        )
+        ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
+        name = "probability of the likeliest token"
+        sheet.scale(left, bottom + 0.35, 2.6, ticks, list(map(str, ticks)), palette, norm, name)
+        return sheet
+
+    def _legend(self, first: int) -> str:
+        """What a field is, and what is left out."""
+        text = "In each field: the likeliest next token at this layer."
+        return f"{text} The last {MOST_COLUMNS} tokens of {len(self.pieces)}." if first else text

@@ -1,0 +1,44 @@
+"""Several results on one page: a file to send, to print, to keep.
+
+The page carries everything with it, runs no script and asks nothing of any network; it follows the
+reader's light or dark setting.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from neox_lab.views.base import View, utf8, write_file
+from neox_lab.views.markup import page
+from neox_lab.views.tokens import html_text
+
+Section = tuple[str, str | None, View | str | None]
+
+
+def report(title: str, sections: Sequence[Section]) -> str:
+    """One self-contained HTML page.
+
+    Each section is (heading, paragraph or None, content or None). A content is a ``View``, shown
+    with its picture and tables, or a string, shown as it is typed. No string is taken as HTML.
+    """
+    body = [f"<h1>{html_text(title)}</h1>"]
+    for heading, paragraph, content in sections:
+        parts = [f"<h2>{html_text(heading)}</h2>"]
+        if paragraph is not None:
+            parts.append(f"<p>{html_text(paragraph)}</p>")
+        if isinstance(content, View):
+            parts.append(content.to_html())
+        elif content is not None:
+            parts.append(f"<pre>{html_text(content)}</pre>")
+        body.append("<section>\n" + "\n".join(parts) + "\n</section>")
+    return page(title, "\n".join(body))
+
+
+def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> Path:
+    """Write ``report(title, sections)`` to ``path`` (``*.html``), whole or not at all.
+
+    Raises InputError if the path does not end in ``.html``.
+    """
+    return write_file(path, ".html", utf8(report(title, sections)))

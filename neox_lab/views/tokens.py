@@ -1,0 +1,109 @@
+"""How one token is shown: every mark visible, no token able to break the page it stands on.
+
+A byte-level tokenizer cuts text wherever it likes, so pieces begin with spaces, consist of
+nothing but newlines, hold half a character or half an HTML tag. A label makes each of them
+readable: a leading or trailing space is ``·``, a newline ``⏎``, a tab ``⇥``, and a character that
+shows nothing by itself (a control, a direction mark, an odd space) is written as its number,
+``⟨U+200B⟩``. Bytes that are no whole character reach this file as ``⟨E2⟩`` already.
+
+Three places show labels, and each has its own trap: HTML (``html_text``), matplotlib, where a
+dollar sign starts a formula (``figure_text``), and running text, where one Hebrew or Arabic token
+would turn its neighbours around (``isolated``).
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from functools import lru_cache
+
+ELLIPSIS = "…"
+VISIBLE = {"\n": "⏎", "\t": "⇥"}
+INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp"})
+RIGHT_TO_LEFT = frozenset({"R", "AL", "AN"})
+MARK = re.compile(r"⟨[^⟨⟩]*⟩|.", re.DOTALL)
+
+
+def label(piece: str, limit: int | None = None) -> str:
+    """``piece`` with every character visible, on one line, cut in the middle beyond ``limit``.
+
+    ``limit`` counts characters; a ``⟨…⟩`` group is kept or left out whole. An empty piece becomes
+    ``∅``. A label's own label is the label, so it does no harm to call this twice.
+    """
+    if not piece:
+        return "∅"
+    core = piece.strip(" ")
+    start = len(piece) - len(piece.lstrip(" ")) if core else len(piece)
+    end = len(piece) - len(piece.rstrip(" ")) if core else 0
+    shown = "·" * start + "".join(map(_visible, core)) + "·" * end
+    if unicodedata.combining(shown[0]):
+        shown = "◌" + shown  # an accent with no letter of its own would climb onto its neighbour
+    return shown if limit is None else shorten(shown, limit)
+
+
+def _visible(character: str) -> str:
+    """One character as itself, as its sign, or as its number when it would show nothing."""
+    if character == " " or unicodedata.category(character) not in INVISIBLE_CATEGORIES:
+        return character
+    return VISIBLE.get(character) or f"⟨U+{ord(character):04X}⟩"
+
+
+def shorten(text: str, limit: int) -> str:
+    """``text`` cut in its middle to at most ``limit`` characters, with an ellipsis."""
+    if len(text) <= limit:
+        return text
+    marks = MARK.findall(text)
+    front: list[str] = []
+    back: list[str] = []
+    room = limit - len(ELLIPSIS)
+    while marks:
+        at_front = len(front) <= len(back)
+        mark = marks.pop(0 if at_front else -1)
+        if len(mark) > room:
+            break
+        room -= len(mark)
+        (front if at_front else back).append(mark)
+    return "".join([*front, ELLIPSIS, *reversed(back)])
+
+
+def html_text(text: str) -> str:
+    """``text`` for HTML, inside an element or inside an attribute in double quotes."""
+    return html.escape(text, quote=True)
+
+
+def isolated(text: str) -> str:
+    """``text`` kept from turning its neighbours around, if it is written right to left."""
+    if any(unicodedata.bidirectional(character) in RIGHT_TO_LEFT for character in text):
+        return f"\u2068{text}\u2069"
+    return text
+
+
+def figure_text(text: str, limit: int | None = None) -> str:
+    """``text`` for matplotlib: no formulas, and no glyph that its own font does not have."""
+    glyphs = _font_characters()
+    shown = "".join(c if c in glyphs else f"⟨U+{ord(c):04X}⟩" for c in text)
+    shown = shown if limit is None else shorten(shown, limit)
+    return shown.replace("$", r"\$")
+
+
+@lru_cache(maxsize=1)
+def _font_characters() -> frozenset[str]:
+    """The characters that DejaVu Sans, which matplotlib carries with it, can draw."""
+    from matplotlib import get_data_path
+    from matplotlib.font_manager import get_font
+
+    font = get_font(f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf")
+    return frozenset(map(chr, font.get_charmap()))
+
+
+def display_width(text: str) -> int:
+    """How many terminal columns ``text`` takes: wide characters two, combining ones none."""
+    return sum(_columns(character) for character in text)
+
+
+def _columns(character: str) -> int:
+    """The terminal columns of one character."""
+    if unicodedata.combining(character) or unicodedata.category(character) == "Cf":
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
