@@ -12,6 +12,7 @@ temporary directory. Each load then runs in a process of its own, after its impo
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -70,7 +71,9 @@ def measure(library: str, directory: str, dtype: str) -> dict[str, float]:
 def run(*arguments: str) -> str:
     """Run a function of this file in a process of its own; returns what it printed last."""
     command = [sys.executable, __file__, *arguments]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    paths = (str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", ""))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return done.stdout.strip().rpartition("\n")[2]
 
 
@@ -96,8 +99,8 @@ def main() -> None:
                 faster = " and ".join(
                     f"{theirs[what] / ours[what]:.1f}x ({what})" for what in ("load", "read")
                 )
-                print(f"{'':12} {'':19} neox_lab is {faster} as fast, with ", end="")
-                print(f"{ours['peak'] / theirs['peak']:.2f} of the memory")
+                memory = ours["peak"] / theirs["peak"]
+                print(f"{'':32} neox_lab is {faster} as fast, with {memory:.2f} of the memory")
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ class Keeping:
         if self.pos_slice is not None and axis is not None:
             kept = _cut(kept, axis, self.pos_slice)
         kept = kept.to(device=self.device, dtype=self.dtype)
-        if 0 in kept.stride():
+        if self.as_it_is and 0 in kept.stride():
             return kept  # one tensor seen once per head; it takes no memory of its own
         whole = kept.untyped_storage().nbytes()
         return kept if kept.numel() * kept.element_size() == whole else kept.clone()

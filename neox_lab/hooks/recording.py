@@ -94,6 +94,11 @@ def over_budget(needed: int, budget: int | None, device: torch.device) -> str | 
     return f"This cache needs {in_words(needed)}; {in_words(free)} are free on {device}."
 
 
+def _device(model: Runnable) -> torch.device:
+    device: torch.device = model.backbone.embed_in.weight.device
+    return device
+
+
 class Recording:
     """One run with a cache, from request to result."""
 
@@ -121,6 +126,8 @@ class Recording:
             HookNameError: ``names_filter`` names no hook point.
             HookError: a lean run that could not be repeated exactly.
         """
+        if keeping.device is not None and torch.device(keeping.device) == _device(model):
+            keeping = dataclasses.replace(keeping, device=None)
         self.model, self.arguments, self.keeping = model, dict(arguments), keeping
         wanted = find_all(names_filter or "*", model.hook_points)
         self.cache = ActivationCache(
@@ -164,8 +171,7 @@ class Recording:
             HookError: it does not fit and ``spill`` is None.
             CheckpointError: the file exists or cannot be made.
         """
-        weight = self.model.backbone.embed_in.weight
-        device = torch.device(self.keeping.device or weight.device)
+        device = torch.device(self.keeping.device or _device(self.model))
         limit = None if budget is None else parse_bytes(budget)
         too_large = over_budget(self.nbytes, limit, device)
         if too_large is None:

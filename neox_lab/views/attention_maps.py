@@ -41,7 +41,8 @@ def draw_head(view: AttentionView) -> Sheet:
     box = Box(0.15 + marks.widest, HEADING, side, places)
     bottom = HEADING + side + marks.height(45)
     size = box.x + max(side, 3.0), bottom + 0.75
-    sheet = Sheet(*size, view.title, _subtitle(view, range(1)))
+    sheet = Sheet(*size)
+    sheet.heading(0, figure_text(view.title), _subtitle(view, range(1)))
     sheet.map(box.x, box.y, side, side, colours)
     sheet.frames([(box.x, box.y)], side, side)
     if side / count >= 0.3:
@@ -68,7 +69,8 @@ def draw_heads(view: AttentionView) -> Sheet:
     height = down * math.ceil(len(panels) / columns)
     bottom = top + height - gap[1] + marks.height(90)
     size = max(left + columns * across, 5.0), bottom + 0.75
-    sheet = Sheet(*size, view.title, _subtitle(view, chosen))
+    sheet = Sheet(*size)
+    sheet.heading(0, figure_text(view.title), _subtitle(view, chosen))
     sheet.map(left, top, columns * across, height, mosaic)
     boxes = [
         Box(left + panel % columns * across, top + panel // columns * down, side, places)

@@ -20,8 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from neox_lab.views.tokens import figure_text
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
@@ -55,27 +53,32 @@ def plain_style() -> Iterator[None]:
 
 
 class Sheet:
-    """A white page with a heading; (0, 0) is the top left corner of what is drawn.
+    """A white page of ``width`` by ``height`` inches inside a margin; (0, 0) is top left."""
 
-    ``width`` and ``height`` are the inches inside the margin. The page grows if the heading is
-    wider, and what is drawn begins at ``HEADING`` inches.
-    """
-
-    def __init__(self, width: float, height: float, title: str, subtitle: str) -> None:
+    def __init__(self, width: float, height: float) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        title, subtitle = figure_text(title), figure_text(subtitle)
-        width = max(width, 1.15 * text_width(title, 11.5), text_width(subtitle, 8))
-        size = width + 2 * MARGIN, height + 2 * MARGIN
-        self.figure: Figure = Figure(figsize=size, facecolor="white")
+        self.figure: Figure = Figure(facecolor="white")
         FigureCanvasAgg(self.figure)
         self.axes: Axes = self.figure.add_axes((0, 0, 1, 1))
-        self.limits = (-MARGIN, width + MARGIN), (height + MARGIN, -MARGIN)
-        self.axes.set(xlim=self.limits[0], ylim=self.limits[1])
         self.axes.set_axis_off()
-        self.text(0, 0.14, title, 11.5, weight="bold")
-        self.text(0, 0.35, subtitle, 8, color=SOFT)
+        self.size = width, height
+        self._measure()
+
+    def _measure(self) -> None:
+        """Let the axes count in inches from the inner top left corner, whatever was drawn."""
+        width, height = self.size
+        self.figure.set_size_inches(width + 2 * MARGIN, height + 2 * MARGIN)
+        self.axes.set(xlim=(-MARGIN, width + MARGIN), ylim=(height + MARGIN, -MARGIN))
+
+    def heading(self, x: float, title: str, subtitle: str) -> None:
+        """A title and a line below it, in the first ``HEADING`` inches; the page is made to fit."""
+        widest = x + max(1.15 * text_width(title, 11.5), text_width(subtitle, 8))
+        self.size = max(self.size[0], widest), self.size[1]
+        self._measure()
+        self.text(x, 0.14, title, 11.5, weight="bold")
+        self.text(x, 0.35, subtitle, 8, color=SOFT)
 
     def text(self, x: float, y: float, text: str, size: float = 8, **style: Any) -> None:
         """``text`` with its anchor (left, baseline) at a point; ``style`` is matplotlib's."""
@@ -99,7 +102,7 @@ class Sheet:
             aspect="auto",
             origin="upper",
         )
-        self.axes.set(xlim=self.limits[0], ylim=self.limits[1])
+        self._measure()
 
     def frames(self, corners: Sequence[tuple[float, float]], width: float, height: float) -> None:
         """Thin frames of one size with their top left corners at these points."""

@@ -179,7 +179,8 @@ class HeatmapView(View):
         left, top = max(0.35 + beside.widest, below.overhang(45)), HEADING + 0.05
         bottom = top + rows * high + below.height(45) + 0.22
         size = max(left + columns * wide, 4.5), bottom + 0.75
-        sheet = Sheet(*size, self.title, self._legend())
+        sheet = Sheet(*size)
+        sheet.heading(0, figure_text(self.title), figure_text(self._legend()))
         palette, norm = self._colours()
         colours = np.asarray(palette(norm(self.values)))
         colours[np.isnan(self.values)] = GREY

@@ -119,7 +119,8 @@ class PredictionsView(View):
         left = 0.25 + max(text_width(name, 9) for name in names)
         width, step = 4.2, 0.29
         size = left + width + 0.9, HEADING + len(entries) * step
-        sheet = Sheet(*size, self.title, self._context())
+        sheet = Sheet(*size)
+        sheet.heading(0, figure_text(self.title), figure_text(self._context()))
         longest = entries[0][1] or 1.0
         for row, (name, (piece, probability)) in enumerate(zip(names, entries, strict=True)):
             y = HEADING + row * step

@@ -120,7 +120,8 @@ class TextView(View):
         spots = _flow(pieces[first:], first, self.probabilities, len(self.prompt))
         legend = "Plain: the prompt. Boxed, with its probability below: the continuation."
         cut = f" The last {DRAWN} of {len(pieces)} tokens." if first else ""
-        sheet = Sheet(WIDTH, HEADING + spots[-1].y + LINE, self.title, legend + cut)
+        sheet = Sheet(WIDTH, HEADING + spots[-1].y + LINE)
+        sheet.heading(0, figure_text(self.title), legend + cut)
         for spot in spots:
             x, y = spot.x, HEADING + spot.y
             middle = {"ha": "center", "va": "center_baseline"}
