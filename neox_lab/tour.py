@@ -148,31 +148,28 @@ def patch_residuals(model: Any, clean: Tensor, corrupted: Tensor, answer: int) -
     return (patched - scores[1].cpu()) / difference
 
 
-def report(tour: Tour, model: Any, name: str) -> str:
-    """The tour as one self-contained HTML page."""
+def sections(tour: Tour, model: Any) -> list[tuple[str, str | None, views.View | str | None]]:
+    """The tour as headings, paragraphs and pictures, for a report."""
     token = views.label(tour.pieces[tour.corrupted])
-    return views.report(
-        f"neox_lab tour: {name}",
-        [
-            ("The model", summary(model), None),
-            ("What it writes", f"{tour.prompt} → {tour.continuation}", None),
-            ("What it expects next", None, tour.predictions),
-            (
-                "Where it looks",
-                f"{tour.activations} activations were cached, {tour.cache_bytes / 1e6:.1f} MB. "
-                "These are the attention patterns among them: each row is a token that looks, each "
-                "column one that is looked at.",
-                tour.attention,
-            ),
-            (
-                "What one activation does",
-                f"Replacing token {tour.corrupted} ({token}) hurts the prediction most. The map "
-                "shows how much of it comes back when the residual stream of the undisturbed run is "
-                "put in at one layer and position: 1 is all of it, 0 nothing.",
-                tour.patching,
-            ),
-        ],
-    )
+    return [
+        ("The model", summary(model), None),
+        ("What it writes", None, f"{tour.prompt}{tour.continuation}"),
+        ("What it expects next", None, tour.predictions),
+        (
+            "Where it looks",
+            f"{tour.activations} activations were cached, {tour.cache_bytes / 1e6:.1f} MB. These "
+            "are the attention patterns among them: each row is a token that looks, each column "
+            "one that is looked at.",
+            tour.attention,
+        ),
+        (
+            "What one activation does",
+            f"Replacing token {tour.corrupted} ({token}) hurts the prediction most. The map shows "
+            "how much of it comes back when the residual stream of the undisturbed run is put in "
+            "at one layer and position: 1 is all of it, 0 nothing.",
+            tour.patching,
+        ),
+    ]
 
 
 def summary(model: Any) -> str:
@@ -194,6 +191,8 @@ def run(name: str | None, prompt: str | None, out: Path | None) -> None:
         prompt: text to read; None for a default.
         out: HTML file to write; None for none.
     """
+    if out is not None and out.suffix != ".html":
+        raise InputError(f"The report is a page: --out must end in .html; got {str(out)!r}.")
     model = nl.load(name)
     shown = name or "the built-in model"
     print(f"{shown}: {summary(model)}\n")
@@ -202,5 +201,5 @@ def run(name: str | None, prompt: str | None, out: Path | None) -> None:
     print(f"{tour.activations} activations cached, {tour.cache_bytes / 1e6:.1f} MB\n")
     print(tour.predictions, tour.attention, tour.patching, sep="\n\n")
     if out is not None:
-        out.write_text(report(tour, model, shown), encoding="utf-8")
+        views.write_report(out, f"neox_lab tour: {shown}", sections(tour, model))
         print(f"\nReport: {out}")

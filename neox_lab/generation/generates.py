@@ -1,31 +1,23 @@
-"""``model.generate``: from arguments to a strategy, and from its steps to a result."""
+"""``model.generate`` and its relatives, for a causal language model to inherit."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from neox_lab.config import GPTNeoXConfig
-from neox_lab.errors import GenerationError
-from neox_lab.generation.lineup import Own, line_up, merge
-from neox_lab.generation.outputs import GenerateDecoderOnlyOutput
-from neox_lab.generation.processors import Processor
-from neox_lab.generation.prompt import Prompt, eos_tokens, prepare, split_arguments
-from neox_lab.generation.reader import Reader
-from neox_lab.generation.sampling import Step, one_by_one
-from neox_lab.generation.settings import FILE_NAME, GenerationConfig
-from neox_lab.generation.stopping import (
-    Criterion,
-    EndToken,
-    MaxLength,
-    MaxTime,
-    StoppingCriteriaList,
-    StopStrings,
-)
+from neox_lab.errors import GenerationError, nearest
+from neox_lab.generation.call import Call, Companions
+from neox_lab.generation.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+from neox_lab.generation.record import Record
+from neox_lab.generation.settings import FILE_NAME, SETTINGS, GenerationConfig
+from neox_lab.generation.stream import Describer, StreamStep
+from neox_lab.generation.streamers import new_tokens
+from neox_lab.generation.watching import GenerationCache
 from neox_lab.hub import HubOptions, Source, find_file
 
 if TYPE_CHECKING:
@@ -33,9 +25,13 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("neox_lab")
 
+_COMPANIONS = tuple(Companions.__dataclass_fields__)
+
+Generated = Tensor | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput
+
 
 class Generates:
-    """Text generation, for a causal language model to inherit."""
+    """Text generation."""
 
     config: GPTNeoXConfig
     tokenizer: Any
@@ -67,78 +63,137 @@ class Generates:
         self,
         inputs: str | list[str] | Tensor | None = None,
         generation_config: GenerationConfig | None = None,
-        logits_processor: Sequence[Processor] = (),
-        stopping_criteria: Sequence[Criterion] = (),
-        prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
-        *,
-        streamer: Any = None,
-        tokenizer: Any = None,
-        **settings: Any,
-    ) -> Tensor | GenerateDecoderOnlyOutput:
-        """Continue a text."""
+        **arguments: Any,
+    ) -> Generated:
+        """Continue a text.
+
+        Greedy search by default; ``do_sample=True`` draws, ``num_beams`` searches with beams,
+        ``prompt_lookup_num_tokens`` or ``assistant_model`` read several tokens at once.
+        Interrupting the kernel stops after the last whole step and returns what there is.
+
+        Args:
+            inputs: token ids ``[batch, pos]``, a text, or several texts (padded on the left);
+                None starts from the beginning-of-text token.
+            generation_config: settings, used where ``arguments`` have none.
+            arguments: settings (see ``neox_lab.generation.settings.SETTINGS``); inputs of the
+                model (``input_ids``, ``attention_mask``, ``inputs_embeds``, ``past_key_values``
+                with the whole text as inputs); and what goes with them
+                (``neox_lab.generation.call.Companions``: ``logits_processor``,
+                ``stopping_criteria``, ``prefix_allowed_tokens_fn``, ``assistant_model``,
+                ``streamer``, ``negative_prompt_ids``, ``tokenizer``).
+
+        Returns:
+            Token ids ``[batch * num_return_sequences, pos]``, prompt included (unless it was
+            ``inputs_embeds`` alone), filled up with the padding token; with
+            ``return_dict_in_generate=True`` an object that holds more.
+
+        Raises:
+            GenerationError: unknown, impossible or contradictory arguments.
+        """
+        return self._run(self._call(inputs, generation_config, arguments))
+
+    def _call(self, inputs: Any, config: GenerationConfig | None, arguments: dict[str, Any]) -> Call:
+        companions = {name: arguments.pop(name) for name in _COMPANIONS if name in arguments}
+        if companions.get("tokenizer") is None:
+            companions["tokenizer"] = self.tokenizer
         model = cast("LanguageModel", self)
-        named, model_arguments = split_arguments(settings)
-        given = generation_config or GenerationConfig()
-        resolved = GenerationConfig(**named).resolved(given, self.generation_config)
-        tokenizer = tokenizer if tokenizer is not None else self.tokenizer
-        prompt = prepare(model, inputs, model_arguments, resolved, tokenizer)
-        has_max = any(c.max_length is not None for c in (GenerationConfig(**named), given, self.generation_config))
-        _settle_lengths(resolved, prompt, has_max, self.config)
-        _check(resolved)
-        prompt = prompt.repeated(max(resolved.num_beams, resolved.num_return_sequences))
-        reader = Reader(model, prompt, resolved)
-        own = Own(list(logits_processor or ()), prefix_allowed_tokens_fn)
-        processors = line_up(resolved, prompt, own, self.config.vocab_size)
-        stopping = _stopping(resolved, list(stopping_criteria or ()), tokenizer)
-        steps = one_by_one(reader, prompt.ids, processors, stopping, resolved)
-        return _collect(steps, reader, resolved)
-
-
-def _settle_lengths(settings: GenerationConfig, prompt: Prompt, has_max: bool, config: GPTNeoXConfig) -> None:
-    length = prompt.ids.shape[1]
-    if settings.max_new_tokens is not None:
-        settings.max_length = settings.max_new_tokens + length
-    elif not has_max:
-        settings.max_length = max(length + 1, min(settings.max_length + length, config.max_position_embeddings))
-    if settings.min_new_tokens is not None:
-        settings.min_length = settings.min_new_tokens + length
-    if length >= settings.max_length:
-        raise GenerationError(
-            f"The prompt has {length} tokens and max_length={settings.max_length} counts them: "
-            "there is no room for a new one. Pass max_new_tokens, or a larger max_length."
+        return Call(
+            model, inputs, config, Companions(**companions), arguments, self.generation_config
         )
 
+    def _run(self, call: Call) -> Generated:
+        """Run a call to its end, or to an interruption."""
+        record = Record(call.prompt.ids, call.settings)
+        streamer = call.companions.streamer
+        if streamer is not None:
+            streamer.put(call.prompt.ids.cpu())
+        try:
+            for step in call.steps:
+                record.add(step)
+                if streamer is not None:
+                    for tokens in new_tokens(step.ids, step.new):
+                        streamer.put(tokens)
+        except KeyboardInterrupt:
+            count = record.ids.shape[1] - call.prompt.ids.shape[1]
+            _log.warning("Generation was interrupted; returning the %d tokens there are.", count)
+            call.reader.forget_beyond(record.ids)
+        finally:
+            if streamer is not None:
+                streamer.end()
+        return cast(Generated, record.result(call.reader, call.beams))
 
-def _check(settings: GenerationConfig) -> None:
-    if settings.num_return_sequences > 1 and not settings.do_sample and settings.num_beams == 1:
-        raise GenerationError(
-            f"num_return_sequences={settings.num_return_sequences} with greedy search, which has "
-            "one result. Pass do_sample=True or num_beams."
-        )
+    @torch.no_grad()
+    def stream(
+        self,
+        inputs: str | Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        *,
+        alternatives: int = 5,
+        names_filter: Any = None,
+        **arguments: Any,
+    ) -> Iterator[StreamStep]:
+        """Continue one text, token by token.
 
+        ``for step in model.stream("The king"): print(step.text, end="")``. Nothing runs ahead:
+        each token is computed when it is asked for, and stopping early leaves nothing behind.
 
-def _stopping(settings: GenerationConfig, own: list[Criterion], tokenizer: Any) -> StoppingCriteriaList:
-    made: list[Criterion] = [MaxLength(settings.max_length)]
-    if settings.max_time is not None:
-        made.append(MaxTime(settings.max_time))
-    if settings.stop_strings is not None:
-        strings = settings.stop_strings
-        made.append(StopStrings([strings] if isinstance(strings, str) else strings, tokenizer))
-    if eos_tokens(settings):
-        made.append(EndToken(eos_tokens(settings)))
-    return StoppingCriteriaList(merge(made, own))
+        Args:
+            inputs: a text or token ids ``[1, pos]``.
+            generation_config: see ``generate``.
+            alternatives: how many of the likeliest tokens each step names.
+            names_filter: hook points whose activations each step carries: a name, glob, ...
+            arguments: see ``generate``; no beams and no streamer.
 
+        Yields:
+            A ``StreamStep`` for each new token.
 
-def _collect(
-    steps: Iterator[Step], reader: Reader, settings: GenerationConfig
-) -> Tensor | GenerateDecoderOnlyOutput:
-    scores: list[Tensor] = []
-    logits: list[Tensor] = []
-    for step in steps:
-        scores += step.scores if settings.output_scores else ()
-        logits += step.logits if settings.output_logits else ()
-    if not settings.return_dict_in_generate:
-        return step.ids
-    return GenerateDecoderOnlyOutput(
-        step.ids, tuple(scores) or None, tuple(logits) or None, past_key_values=reader.cache
-    )
+        Raises:
+            GenerationError: as ``generate``; when the first token is asked for.
+        """
+        call = self._call(inputs, generation_config, arguments)
+        if call.prompt.ids.shape[0] > 1 or call.beams is not None:
+            raise GenerationError("stream() continues one text, without num_beams.")
+        describe = Describer(call.companions.tokenizer, alternatives)
+        kept = self._capture(call, names_filter)
+        steps = iter(call.steps)
+        while True:
+            with self._watched(kept, names_filter):
+                step = next(steps, None)
+            if step is None:
+                return
+            for place, logits in enumerate(step.logits):
+                end = step.ids.shape[1] - step.new + place + 1
+                ids, is_last = step.ids[:, :end], False
+                made = describe.step(int(ids[0, -1]), ids, logits[0], is_last)
+                if kept is not None:
+                    made.activations = kept.steps[-1]
+                yield made
+
+    @torch.no_grad()
+    def generate_with_cache(
+        self,
+        inputs: str | list[str] | Tensor | None = None,
+        names_filter: Any = None,
+        generation_config: GenerationConfig | None = None,
+        **arguments: Any,
+    ) -> tuple[Generated, GenerationCache]:
+        """Continue a text and keep activations of every step, without running anything twice.
+
+        Args:
+            inputs: see ``generate``.
+            names_filter: what to keep: a name, alias, glob, predicate, or several; None keeps
+                every hook point.
+            generation_config: see ``generate``.
+            arguments: see ``generate``.
+
+        Returns:
+            What ``generate`` returns, and the activations.
+
+        Raises:
+            HookNameError: ``names_filter`` names no hook point.
+            GenerationError: as ``generate``.
+        """
+        call = self._call(inputs, generation_config, arguments)
+        cache = self._capture(call, names_filter or "*")
+        with self._watched(cache, names_filter or "*"):
+            return self._run(call), cast(GenerationCache, cache)

@@ -1,8 +1,8 @@
 """Reading tokens into the model, one step at a time.
 
 A ``Reader`` knows what has been read so far: keys and values, padding, positions. It is given the
-tokens that are new and returns the scores of what might come next, so that the strategies
-(greedy, sampling, beams, assisted) need not know how a model is run.
+text so far, reads what is new in it, and returns the scores of what might come next, so that the
+strategies (greedy, sampling, beams, assisted) need not know how a model is run.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from neox_lab.generation.prompt import Prompt
 from neox_lab.model.keys_values import KeyValueCache
+from neox_lab.model.layout import for_decoding
 
 if TYPE_CHECKING:
     from neox_lab.generation.model import LanguageModel
-    from neox_lab.generation.settings import GenerationConfig
 
 
 @dataclass
@@ -46,21 +46,28 @@ class Reader:
         steps: how many steps were made.
     """
 
-    def __init__(self, model: LanguageModel, prompt: Prompt, settings: GenerationConfig) -> None:
-        """Nothing is read yet."""
-        self.model = model
+    def __init__(
+        self, model: LanguageModel, prompt: Prompt, use_cache: bool = True, **wanted: bool
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            model: the model.
+            prompt: where the text begins.
+            use_cache: keep keys and values instead of reading everything again each step.
+            wanted: ``output_hidden_states``, ``output_attentions``.
+        """
+        for_decoding(model)
+        self.model, self.wanted = model, wanted
         self.cache = prompt.cache
-        if settings.use_cache and self.cache is None:
+        if use_cache and self.cache is None:
             self.cache = KeyValueCache(len(model.backbone.layers))
         self.steps = 0
         self._embeds = prompt.embeds
-        self._prompt_length = (prompt.ids if prompt.embeds is None else prompt.embeds).shape[1]
         self._ids_in_prompt = prompt.ids.shape[1]
+        # Read columns of the prompt: they may be fewer or more than its ids.
+        self._prompt_length = self._ids_in_prompt if self._embeds is None else self._embeds.shape[1]
         self._mask = prompt.mask
-        self._wanted = {
-            "output_hidden_states": settings.output_hidden_states,
-            "output_attentions": settings.output_attentions,
-        }
 
     def read(self, ids: Tensor, keep: int = 1) -> Reading:
         """Read on to the end of ``ids``.
@@ -70,19 +77,19 @@ class Reader:
             keep: for how many of the last positions logits are wanted.
         """
         past = 0 if self.cache is None else self.cache.get_seq_length()
-        arguments = self._unread(ids, past)
-        length = next(iter(arguments.values())).shape[1]
+        new = self._unread(ids, past)
+        length = next(iter(new.values())).shape[1]
         mask, positions = self._mask_and_positions(past, length)
         with self._marked(past, length, positions):
             output = self.model(
-                **arguments,
+                **new,
                 attention_mask=mask,
                 position_ids=positions,
                 past_key_values=self.cache,
                 use_cache=self.cache is not None,
                 logits_to_keep=keep,
                 return_dict=True,
-                **self._wanted,
+                **self.wanted,
             )
         self.steps += 1
         return Reading(output.logits.float(), output.hidden_states, output.attentions)
@@ -107,13 +114,25 @@ class Reader:
             ones = self._mask.new_ones(self._mask.shape[0], missing)
             self._mask = torch.cat((self._mask, ones), dim=1)
         mask = self._mask[:, : past + length]
-        positions = (mask.cumsum(dim=1) - 1).clamp_(min=0)
-        return mask, positions[:, past:].masked_fill(mask[:, past:] == 0, 0)
+        # Padding does not count as a position.
+        positions = (mask.cumsum(dim=1) - 1).masked_fill(mask == 0, 0)
+        return mask, positions[:, past:]
 
     @contextmanager
     def _marked(self, past: int, length: int, positions: Tensor | None) -> Iterator[None]:
-        """Tell hooks which step this is."""
-        yield
+        """Let hooks know for the duration of one run which step and positions it is about."""
+        stack = self.model.hook_stack
+        if not stack.placements:
+            yield
+            return
+        if positions is None:
+            positions = torch.arange(past, past + length, device=self.model.device)[None]
+        generated = max(0, min(length, past + length - self._prompt_length))
+        stack.mark(step=self.steps, positions=positions, generated=generated)
+        try:
+            yield
+        finally:
+            stack.mark(step=None, positions=None, generated=0)
 
     def select(self, rows: Tensor) -> None:
         """Go on with batch rows ``rows`` ``[batch]`` in place of the present ones."""
@@ -122,7 +141,7 @@ class Reader:
         if self._mask is not None:
             self._mask = self._mask[rows]
 
-    def forget(self, length: int) -> None:
-        """Keep only the first ``length`` positions read."""
+    def forget_beyond(self, ids: Tensor) -> None:
+        """Keep only what was read of all but the last token of ``ids`` ``[batch, pos]``."""
         if self.cache is not None:
-            self.cache.crop(length)
+            self.cache.crop(ids.shape[1] - 1 - self._ids_in_prompt + self._prompt_length)

@@ -1,12 +1,13 @@
-"""Tokens as bytes.
+"""Tokens as bytes, and text while it is being written.
 
-A token of a byte-level vocabulary is a few bytes, and not always whole characters: "é" may be
-spread over two tokens. Whoever compares or shows text while it is being written has to work with
-bytes, and wait until a character is complete.
+A token of a byte-level vocabulary is a few bytes, and not always whole characters: an emoji may be
+spread over three tokens. Whoever compares or shows text while it is being written has to work with
+bytes, and to wait until a character is complete.
 """
 
 from __future__ import annotations
 
+import codecs
 from functools import cache
 from typing import Any
 
@@ -21,16 +22,17 @@ def byte_of_letter() -> dict[str, int]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = {chr(byte): byte for byte in printable}
-    return letters | {chr(0x100 + i): byte for i, byte in enumerate(others)}
+    return letters | {chr(0x100 + place): byte for place, byte in enumerate(others)}
 
 
 class TokenBytes:
     """From a token id to the bytes it stands for."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool = False) -> None:
         """Any tokenizer with ``convert_ids_to_tokens`` and ``get_added_vocab`` will do."""
         self._tokenizer = tokenizer
         self._added = set(tokenizer.get_added_vocab())
+        self._skipped = set(tokenizer.all_special_tokens) if skip_special_tokens else set()
         self._known: dict[int, bytes] = {}
 
     def __call__(self, token: int) -> bytes:
@@ -41,9 +43,28 @@ class TokenBytes:
 
     def _look_up(self, token: int) -> bytes:
         piece = self._tokenizer.convert_ids_to_tokens(token)
-        if piece is None:
+        if piece is None or piece in self._skipped:
             return b""
         letters = byte_of_letter()
         if piece in self._added or any(letter not in letters for letter in piece):
             return str(piece).encode()
         return bytes(letters[letter] for letter in piece)
+
+
+class GrowingText:
+    """Token ids in, as many whole characters as are complete out."""
+
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool = False) -> None:
+        """Nothing written yet."""
+        self._bytes_of = TokenBytes(tokenizer, skip_special_tokens)
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def add(self, token: int) -> str:
+        """The characters that ``token`` completes; empty while one is unfinished."""
+        return self._decoder.decode(self._bytes_of(token))
+
+    def end(self) -> str:
+        """What was unfinished, as a replacement character; the next text starts afresh."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest

@@ -25,8 +25,14 @@ from torch import Tensor
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError
 from neox_lab.family import GPTNeoXForCausalLM
-from neox_lab.gym.corpus import END_OF_TEXT, PADDING, sample_contexts, split, train_tokenizer
-from neox_lab.gym.corpus import windows as windows_of
+from neox_lab.gym.corpus import (
+    END_OF_TEXT,
+    PADDING,
+    sample_contexts,
+    split,
+    train_tokenizer,
+    windows,
+)
 from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
 _log = logging.getLogger("neox_lab")
@@ -61,7 +67,7 @@ class Recipe:
     positions: int = 512
     context: int = 256
     batch: int = 8
-    steps: int = 4000
+    steps: int = 3000
     warm_up: int = 100
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
@@ -120,7 +126,7 @@ def held_out_loss(model: GPTNeoXForCausalLM, tokens: Tensor, context: int) -> fl
     """Mean loss in nats per token over ``tokens`` ``[pos]``, read in contexts of that length."""
     total = 0.0
     with torch.inference_mode():
-        for contexts in windows_of(tokens, context, batch=16):
+        for contexts in windows(tokens, context, batch=16):
             predicted = contexts.shape[0] * (contexts.shape[1] - 1)
             total += model(contexts, labels=contexts).loss.item() * predicted
     return total / (len(tokens) - 1)

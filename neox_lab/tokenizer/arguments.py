@@ -185,7 +185,7 @@ def arrange(text: Any, text_pair: Any, split_into_words: bool) -> tuple[list[Row
         _check_text(f"text{place}", first, split_into_words)
         if second is not None:
             _check_text(f"text_pair{place}", second, split_into_words)
-        if split_into_words:  # a tuple would mean a pair to the Rust library
+        if split_into_words:  # so that only a pair is a tuple
             first, second = list(first), None if second is None else list(second)
         rows.append(first if second is None else (first, second))
     return rows, batched

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from neox_lab.views.drawing import HEADING, SOFT, Sheet, ink_on
 from neox_lab.views.marks import Marks
+from neox_lab.views.tokens import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.colors import Normalize

@@ -204,7 +204,7 @@ class HeatmapView(View):
 
     def _legend(self) -> str:
         """What the colours mean."""
-        parts = [f"A field's colour is its {label(self.value_name, LEGEND_LIMIT)}."]
+        parts = [f"Colour: {label(self.value_name, LEGEND_LIMIT)}."]
         if self.centre is not None:
             parts.append(f"White is {self.centre:g}, blue is less, orange is more.")
         if np.isnan(self.values).any():

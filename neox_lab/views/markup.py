@@ -124,7 +124,7 @@ pre { background: var(--stripe); border: 1px solid var(--line); border-radius: 6
 .neox-table { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
-th, td { padding: .22rem .7rem .22rem 0; vertical-align: top; }
+th { white-space: nowrap; } th, td { padding: .22rem .7rem .22rem 0; vertical-align: top; }
 tbody tr + tr td { border-top: 1px solid var(--stripe); }
 summary { cursor: pointer; padding: .3rem 0; } small { color: var(--soft); }
 """
