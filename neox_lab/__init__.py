@@ -50,8 +50,8 @@ __all__ = [
 
 if TYPE_CHECKING:
     from neox_lab import errors, gym, views
-    from neox_lab.experiments import lens
     from neox_lab.config import GPTNeoXConfig
+    from neox_lab.experiments import lens
     from neox_lab.family import (
         GPTNeoXForCausalLM,
         GPTNeoXForQuestionAnswering,

@@ -105,6 +105,7 @@ def _candidates(model: Any, logits: Tensor, count: int = 8) -> list[list[tuple[s
     ]
 
 
+@torch.no_grad()
 def occlude(model: Any, tokens: Tensor, answer: int) -> Tensor:
     """Log probability of ``answer`` with each token of ``tokens`` ``[1, pos]`` replaced in turn.
 
@@ -117,6 +118,7 @@ def occlude(model: Any, tokens: Tensor, answer: int) -> Tensor:
     return logits.float().log_softmax(dim=-1)[:, answer].cpu()
 
 
+@torch.no_grad()
 def patch_residuals(model: Any, clean: Tensor, corrupted: Tensor, answer: int) -> Tensor:
     """How much of a prediction comes back when one residual vector is taken from the clean run.
 

@@ -156,7 +156,9 @@ def logit_lens(
         TokenizerError: a watched string is not exactly one token.
     """
     if site not in SITES:
-        raise InputError(f"site={site!r}; expected one of {', '.join(SITES)}.{nearest(site, SITES)}")
+        raise InputError(
+            f"site={site!r}; expected one of {', '.join(SITES)}.{nearest(site, SITES)}"
+        )
     unembed = model.get_output_embeddings()
     if unembed is None:
         raise InputError(f"The logit lens needs an unembedding; {type(model).__name__} has none.")
@@ -173,19 +175,18 @@ def logit_lens(
         _read(log_probs, final, following, watched, min(top_k, final.shape[-1]))
         for log_probs in _predictions(model, cache, site, unembed)
     ]
-    columns = [torch.stack(column).cpu() for column in zip(*rows, strict=True)]
+    columns = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
     mask = prepared.get("attention_mask", torch.ones_like(ids)).bool().cpu()
     decode = functools.lru_cache(maxsize=None)(functools.partial(_piece, model.tokenizer))
-    shown = {*columns[0].flatten().tolist(), *watched}
+    shown = {*columns["top"].flatten().tolist(), *watched}
     return LensResult(
-        site,
-        _labels(site, last + 1),
-        [[decode(token) for token in row] for row in ids.tolist()],
-        mask,
-        *columns[:6],
-        watched,
-        *columns[6:],
-        {token: decode(token) for token in shown},
+        site=site,
+        labels=_labels(site, last + 1),
+        pieces=[[decode(token) for token in row] for row in ids.tolist()],
+        mask=mask,
+        watched=watched,
+        piece_of={token: decode(token) for token in shown},
+        **columns,
     )
 
 
@@ -209,8 +210,8 @@ def _labels(site: str, layers: int) -> list[str]:
 
 def _read(
     log_probs: Tensor, final: Tensor, following: Tensor, watched: list[int], top_k: int
-) -> tuple[Tensor, ...]:
-    """The numbers of one row of the lens, in the order of LensResult's fields."""
+) -> dict[str, Tensor]:
+    """The numbers of one row of the lens, by the names of LensResult's fields."""
     probability, top = log_probs.topk(top_k, dim=-1)
     entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
     kl = (final.exp() * (final - log_probs)).sum(dim=-1)
@@ -221,7 +222,16 @@ def _read(
     columns = log_probs[..., watched]
     ranks = [(log_probs > columns[..., n : n + 1]).sum(dim=-1) for n in range(len(watched))]
     rank = torch.stack(ranks, dim=-1) if ranks else columns.long()
-    return top, probability.exp(), entropy, kl, next_probability, next_rank, columns.exp(), rank
+    return {
+        "top": top,
+        "top_probability": probability.exp(),
+        "entropy": entropy,
+        "kl": kl,
+        "next_probability": next_probability,
+        "next_rank": next_rank,
+        "watched_probability": columns.exp(),
+        "watched_rank": rank,
+    }
 
 
 def _piece(tokenizer: Any, token: int) -> str:

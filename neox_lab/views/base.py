@@ -94,17 +94,19 @@ class View(ABC):
         exclude: Container[str] | None = None,
     ) -> dict[str, Any]:
         """What a notebook stores: text for terminals, HTML for pages, PNG for everything else."""
-        png, width = self._preview()
-        bundle = {
-            "text/plain": repr(self),
-            "text/html": self._fragment(png, width),
-            "image/png": png,
-        }
-        return {
-            kind: content
-            for kind, content in bundle.items()
+        kinds = ["text/plain", "text/html", "image/png"]
+        wanted = [
+            kind
+            for kind in kinds
             if (include is None or kind in include) and (exclude is None or kind not in exclude)
+        ]
+        png, width = self._preview() if set(wanted) & {"text/html", "image/png"} else (b"", 0)
+        make = {
+            "text/plain": lambda: repr(self),
+            "text/html": lambda: self._fragment(png, width),
+            "image/png": lambda: png,
         }
+        return {kind: make[kind]() for kind in wanted}
 
     def __repr__(self) -> str:
         parts = [self.title, self.alt_text, *(table.to_text() for table in self.tables())]

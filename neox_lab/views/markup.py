@@ -90,7 +90,7 @@ class Table:
     def _cell(tag: str, text: str, side: str) -> str:
         """One cell; right-aligned ones keep their digits below each other."""
         align = "right" if side == "r" else "left"
-        return f'<{tag} style="text-align:{align}">{html_text(text)}</{tag}>'
+        return f'<{tag} style="text-align:{align};padding:2px 8px">{html_text(text)}</{tag}>'
 
 
 def _padded(text: str, width: int, side: str) -> str:
