@@ -15,6 +15,7 @@ from torch import Tensor
 import neox_lab as nl
 from neox_lab import views
 from neox_lab.errors import InputError
+from neox_lab.family.tree import headline
 
 DEFAULT_PROMPT = "The people of the United States have given to the Government of the"
 
@@ -154,7 +155,7 @@ def sections(tour: Tour, model: Any) -> list[tuple[str, str | None, views.View |
     """The tour as headings, paragraphs and pictures, for a report."""
     token = views.label(tour.pieces[tour.corrupted])
     return [
-        ("The model", summary(model), None),
+        ("The model", headline(model), None),
         ("What it writes", None, f"{tour.prompt}{tour.continuation}"),
         ("What it expects next", None, tour.predictions),
         (
@@ -174,17 +175,6 @@ def sections(tour: Tour, model: Any) -> list[tuple[str, str | None, views.View |
     ]
 
 
-def summary(model: Any) -> str:
-    """One line on the model."""
-    config = model.config
-    wiring = "parallel" if config.use_parallel_residual else "sequential"
-    return (
-        f"{model.num_parameters():,} parameters, {config.num_hidden_layers} layers of "
-        f"{config.num_attention_heads} heads, width {config.hidden_size}, {config.vocab_size} "
-        f"tokens, {wiring} residual, {len(model.hook_names)} hook points."
-    )
-
-
 def run(name: str | None, prompt: str | None, out: Path | None) -> None:
     """Take the tour, print what it found, and write the report.
 
@@ -197,7 +187,7 @@ def run(name: str | None, prompt: str | None, out: Path | None) -> None:
         raise InputError(f"The report is a page: --out must end in .html; got {str(out)!r}.")
     model = nl.load(name)
     shown = name or "the built-in model"
-    print(f"{shown}: {summary(model)}\n")
+    print(f"{headline(model)}\n")
     tour = take(model, prompt or DEFAULT_PROMPT)
     print(f"{tour.prompt}\n  → {tour.continuation!r}\n")
     print(f"{tour.activations} activations cached, {tour.cache_bytes / 1e6:.1f} MB\n")

@@ -62,7 +62,9 @@ def test_the_documentation_pages_example(tmp_path: Path, shared: Path) -> None:
 
     model = nl.GPTNeoXForCausalLM.from_pretrained(tmp_path).half()
     tokenizer = nl.GPTNeoXTokenizerFast.from_pretrained(tmp_path)
-    prompt = "GPTNeoX20B is a 20B-parameter autoregressive Transformer model developed by EleutherAI."
+    prompt = (
+        "GPTNeoX20B is a 20B-parameter autoregressive Transformer model developed by EleutherAI."
+    )
     input_ids = tokenizer(prompt, return_tensors="pt").input_ids
     gen_tokens = model.generate(input_ids, do_sample=True, temperature=0.9, max_length=100)
     gen_text = tokenizer.batch_decode(gen_tokens)[0]
@@ -82,6 +84,19 @@ def test_notebooks_are_clean(path: Path) -> None:
     assert not any(output["output_type"] == "error" for output in outputs)
     assert any("image/png" in output.get("data", {}) for output in outputs), "no picture"
     for output in outputs:
-        shown = json.dumps(output.get("text", "")) + json.dumps(output.get("data", {}).get("text/plain", ""))
+        shown = json.dumps(output.get("text", "")) + json.dumps(
+            output.get("data", {}).get("text/plain", "")
+        )
         assert str(ROOT) not in shown
         assert "/home/" not in shown
+
+
+def test_a_model_shows_itself_as_a_tree() -> None:
+    model = nl.load()
+    shown = repr(model)
+    assert shown.startswith("GPTNeoXForCausalLM: 1,317,632 parameters, 4 layers")
+    inside = [p.name.split(".", 2)[2] for p in model.hook_points.values() if p.layer == 0]
+    for name in ("hook_embed", "unembed.hook_out", "ln_final.hook_scale", *inside):
+        assert name in shown
+        assert f"<code>{name}</code>" in model._repr_html_()
+    assert "hook points" in model._repr_html_()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import ConfigError
+from neox_lab.family import tree
 from neox_lab.family.hooked import Hooked
 from neox_lab.family.pretrained import Pretrained
 from neox_lab.family.text import TextHelpers
@@ -65,6 +66,13 @@ class GPTNeoXPreTrainedModel(TextHelpers, Hooked, WeightViews, Pretrained):
 
     def tie_weights(self) -> None:
         """Share input and output embeddings if the configuration asks for it."""
+
+    def __repr__(self) -> str:
+        """The model as a tree of its hook points."""
+        return tree.as_text(self)
+
+    def _repr_html_(self) -> str:
+        return tree.as_html(self)
 
     @property
     def device(self) -> torch.device:

@@ -89,8 +89,8 @@ class LensView(View):
         best = isolated(label(self.candidates[-1][-1][0], TABLE_LIMIT))
         return (
             f"A row for each of {len(self.row_labels)} layers, the deepest on top, and a column "
-            f"for each of {len(self.pieces)} tokens; each field holds the likeliest next token. After "
-            f"the last token, row {self.row_labels[-1]} says {best} with probability "
+            f"for each of {len(self.pieces)} tokens; each field holds the likeliest next token. "
+            f"After the last token, row {self.row_labels[-1]} says {best} with probability "
             f"{number(float(self.probabilities[-1, -1, 0]), 2)}."
         )
 
