@@ -1,4 +1,6 @@
-"""Time of a forward pass without hooks, neox_lab beside transformers: python benchmarks/forward.py
+"""Time of a forward pass without hooks, neox_lab beside transformers.
+
+    python benchmarks/forward.py [--quick] [--threads N]
 
 Both run the same random weights of the Pythia shapes in float32, transformers by its fastest path
 on a CPU (``sdpa``). The two take turns, so that whatever else the machine does hits both:

@@ -1,4 +1,6 @@
-"""Time and memory to load a checkpoint, neox_lab beside transformers: python benchmarks/loading.py
+"""Time and memory to load a checkpoint, neox_lab beside transformers.
+
+Run: python benchmarks/loading.py
 
 Checkpoints of the Pythia shapes with random weights are written once by transformers into a
 temporary directory. Each load then runs in a process of its own, after its imports:

@@ -31,11 +31,14 @@ def build(name: str = "GPTNeoXForCausalLM", seed: int = 0, **overrides: Any) -> 
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
-    assert a.shape == b.shape
-    assert float((a - b).abs().max()) <= tolerance * max(1.0, float(b.abs().max()))
+    """Assert equality to ``tolerance`` of the largest number (absolute, if that is below 1)."""
+    scale = float(b.detach().abs().max().clamp(min=1)) if b.numel() else 1.0
+    torch.testing.assert_close(a, b, rtol=0, atol=tolerance * scale)
 
 
-@pytest.fixture(scope="module", params=WIRINGS, ids=lambda w: "-".join(str(v)[0] for v in w.values()))
+@pytest.fixture(
+    scope="module", params=WIRINGS, ids=lambda w: "-".join(str(v)[0] for v in w.values())
+)
 def run(request: pytest.FixtureRequest) -> tuple[Any, Tensor, ActivationCache]:
     model = build(**request.param)
     output, cache = model.run_with_cache(tokens(), attention_mask=padding_masks()["left"])

@@ -95,11 +95,11 @@ class Assistant:
         drawn_from = []
         while ids.shape[1] - length < min(self.count, room):
             scores = self.processors(ids, self.reader.read(ids).logits[:, -1])
-            probabilities = scores.softmax(dim=-1)
+            chances = scores.softmax(dim=-1)
             token = choose(scores, self.settings.do_sample)
             ids = torch.cat((ids, token[:, None]), dim=1)
-            drawn_from.append(probabilities)
-            sure = float(probabilities[0, token]) >= self.settings.assistant_confidence_threshold
+            drawn_from.append(chances)
+            sure = float(chances[0, token]) >= self.settings.assistant_confidence_threshold
             if not sure or int(token) in self.eos:
                 break
         probabilities = torch.cat(drawn_from) if drawn_from else None
@@ -138,11 +138,16 @@ def draft_and_check(
             going_on = not bool(stopping(ids, scores[new : new + 1]).all())
             new += 1
         reader.forget_beyond(ids)
-        yield Step(ids, new, scores[:new].split(1), logits[:new].split(1), reading)
+        yield Step(ids, new, _rows(scores, new), _rows(logits, new), reading, not going_on)
+
+
+def _rows(tensor: Tensor, count: int) -> tuple[Tensor, ...]:
+    """The first ``count`` rows of ``[row, vocab]``, each ``[1, vocab]``."""
+    return tuple(tensor[row : row + 1] for row in range(count))
 
 
 def _processed(processors: LogitsProcessorList, text: Tensor, logits: Tensor) -> Tensor:
-    """Processed scores ``[kept, vocab]`` of the last ``kept`` positions, each after its own text."""
+    """Processed scores ``[kept, vocab]`` of the last positions, each after its own text."""
     kept = logits.shape[0]
     first = text.shape[1] - kept + 1
     rows = [processors(text[:, : first + i], logits[i : i + 1]) for i in range(kept)]

@@ -115,7 +115,7 @@ class BeamSearch:
             self.length += 1
             self.reader.select(self.running.origins[..., self._new - 1].flatten())
             going_on = self._worth_going_on(ends)
-            yield Step(texts, 1, (scores,), (logits,), reading)
+            yield Step(texts, 1, (scores,), (logits,), reading, not going_on)
 
     @property
     def _new(self) -> int:

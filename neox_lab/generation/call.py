@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,7 @@ from neox_lab.errors import GenerationError
 from neox_lab.generation.assisted import Assistant, Drafter, PromptLookup, draft_and_check
 from neox_lab.generation.beams import BeamSearch
 from neox_lab.generation.lineup import Own, line_up, merge
-from neox_lab.generation.processors import LogitsProcessorList, Processor
+from neox_lab.generation.processors import Processor
 from neox_lab.generation.prompt import Prompt, eos_tokens, prepare, split_arguments
 from neox_lab.generation.reader import Reader
 from neox_lab.generation.sampling import Step, one_by_one
@@ -58,6 +58,12 @@ class Companions:
     negative_prompt_attention_mask: Tensor | None = None
     tokenizer: Any = None
 
+    @classmethod
+    def taken_from(cls, arguments: dict[str, Any]) -> Companions:
+        """Companions among ``arguments``, which are taken out of them."""
+        names = [field.name for field in fields(cls) if field.name in arguments]
+        return cls(**{name: arguments.pop(name) for name in names})
+
 
 class Call:
     """Settings, prompt, processors and criteria of one call, and the strategy they amount to.
@@ -84,7 +90,8 @@ class Call:
         Raises:
             GenerationError: unknown, impossible or contradictory arguments.
         """
-        named, model_arguments = split_arguments(arguments)
+        others = [field.name for field in fields(Companions)]
+        named, model_arguments = split_arguments(arguments, others)
         places = (GenerationConfig(**named), config or GenerationConfig(), own_defaults)
         self.model, self.companions = model, companions
         self.settings = places[0].resolved(*places[1:])
@@ -110,6 +117,12 @@ class Call:
         self.stopping = stopping_criteria(self.settings, companions)
         self.beams: BeamSearch | None = None
         self.steps = self._strategy()
+
+    @property
+    def drafts(self) -> bool:
+        """Whether something guesses tokens for the model to check."""
+        assistant = self.companions.assistant_model
+        return assistant is not None or self.settings.prompt_lookup_num_tokens is not None
 
     def _strategy(self) -> Iterable[Step]:
         parts = (self.prompt.ids, self.processors, self.stopping, self.settings)
@@ -278,5 +291,3 @@ def stopping_criteria(settings: GenerationConfig, companions: Companions) -> Sto
     if eos_tokens(settings):
         made.append(EndToken(eos_tokens(settings)))
     return StoppingCriteriaList(merge(made, companions.stopping_criteria or ()))
-
-

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
 
 from neox_lab.config import GPTNeoXConfig
-from neox_lab.errors import GenerationError, nearest
+from neox_lab.errors import GenerationError
 from neox_lab.generation.call import Call, Companions
 from neox_lab.generation.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from neox_lab.generation.record import Record
-from neox_lab.generation.settings import FILE_NAME, SETTINGS, GenerationConfig
+from neox_lab.generation.settings import FILE_NAME, GenerationConfig
 from neox_lab.generation.stream import Describer, StreamStep
 from neox_lab.generation.streamers import new_tokens
 from neox_lab.generation.watching import GenerationCache
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from neox_lab.generation.model import LanguageModel
 
 _log = logging.getLogger("neox_lab")
-
-_COMPANIONS = tuple(Companions.__dataclass_fields__)
 
 Generated = Tensor | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput
 
@@ -92,14 +91,14 @@ class Generates:
         """
         return self._run(self._call(inputs, generation_config, arguments))
 
-    def _call(self, inputs: Any, config: GenerationConfig | None, arguments: dict[str, Any]) -> Call:
-        companions = {name: arguments.pop(name) for name in _COMPANIONS if name in arguments}
-        if companions.get("tokenizer") is None:
-            companions["tokenizer"] = self.tokenizer
+    def _call(
+        self, inputs: Any, config: GenerationConfig | None, arguments: dict[str, Any]
+    ) -> Call:
+        companions = Companions.taken_from(arguments)
+        if companions.tokenizer is None:
+            companions.tokenizer = self.tokenizer
         model = cast("LanguageModel", self)
-        return Call(
-            model, inputs, config, Companions(**companions), arguments, self.generation_config
-        )
+        return Call(model, inputs, config, companions, arguments, self.generation_config)
 
     def _run(self, call: Call) -> Generated:
         """Run a call to its end, or to an interruption."""
@@ -151,23 +150,18 @@ class Generates:
             GenerationError: as ``generate``; when the first token is asked for.
         """
         call = self._call(inputs, generation_config, arguments)
-        if call.prompt.ids.shape[0] > 1 or call.beams is not None:
-            raise GenerationError("stream() continues one text, without num_beams.")
-        describe = Describer(call.companions.tokenizer, alternatives)
-        kept = self._capture(call, names_filter)
+        if call.prompt.ids.shape[0] > 1 or call.beams is not None or call.companions.streamer:
+            raise GenerationError("stream() continues one text, without num_beams or streamer.")
+        cache = None if names_filter is None else self._cache_for(call)
+        describer = Describer(call.companions.tokenizer, alternatives)
         steps = iter(call.steps)
         while True:
-            with self._watched(kept, names_filter):
+            with self._filling(cache, names_filter):
                 step = next(steps, None)
             if step is None:
                 return
-            for place, logits in enumerate(step.logits):
-                end = step.ids.shape[1] - step.new + place + 1
-                ids, is_last = step.ids[:, :end], False
-                made = describe.step(int(ids[0, -1]), ids, logits[0], is_last)
-                if kept is not None:
-                    made.activations = kept.steps[-1]
-                yield made
+            activations = None if cache is None else cache.steps[-1]
+            yield from describer.describe(step, activations)
 
     @torch.no_grad()
     def generate_with_cache(
@@ -194,6 +188,59 @@ class Generates:
             GenerationError: as ``generate``.
         """
         call = self._call(inputs, generation_config, arguments)
-        cache = self._capture(call, names_filter or "*")
-        with self._watched(cache, names_filter or "*"):
-            return self._run(call), cast(GenerationCache, cache)
+        cache = self._cache_for(call)
+        with self._filling(cache, "*" if names_filter is None else names_filter):
+            return self._run(call), cache
+
+    def _cache_for(self, call: Call) -> GenerationCache:
+        """An empty cache for the steps of ``call``; refuses calls whose steps do not add up."""
+        if not call.settings.use_cache or call.settings.num_beams > 1 or call.drafts:
+            raise GenerationError(
+                "Activations can be kept step by step only where each step reads one new token: "
+                "with use_cache=True, and without num_beams, prompt_lookup_num_tokens or "
+                "assistant_model."
+            )
+        return GenerationCache(call.model.hook_points)
+
+    @contextmanager
+    def _filling(self, cache: GenerationCache | None, names: Any) -> Iterator[None]:
+        """Keep activations in ``cache`` for the duration of a ``with`` block."""
+        if cache is None:
+            yield
+            return
+        one = isinstance(names, str | tuple) or callable(names)
+        places = [(name, cache) for name in ([names] if one else names)]
+        with cast("LanguageModel", self).hooks(places, must_fire=False):
+            yield
+
+    def compute_transition_scores(
+        self,
+        sequences: Tensor,
+        scores: Sequence[Tensor],
+        beam_indices: Tensor | None = None,
+        normalize_logits: bool = False,
+    ) -> Tensor:
+        """The score of each token that was generated.
+
+        Args:
+            sequences: ``output.sequences`` ``[batch, pos]``.
+            scores: ``output.scores`` of the same call.
+            beam_indices: ``output.beam_indices``, for beam search.
+            normalize_logits: make the scores log probabilities first.
+
+        Returns:
+            ``[batch, new_pos]``; 0 where a text is shorter than the longest. Of beam search, each
+            row's sum over (number of new tokens ** length_penalty) is its ``sequences_scores``.
+        """
+        stacked = torch.stack(tuple(scores))  # [new_pos, row, vocab]
+        if normalize_logits:
+            stacked = stacked.log_softmax(dim=-1)
+        if beam_indices is None:
+            new = stacked.shape[0]
+            rows = torch.arange(stacked.shape[1], device=sequences.device)[:, None].expand(-1, new)
+        else:
+            new = int((beam_indices >= 0).sum(dim=1).max())
+            rows = beam_indices[:, :new]
+        tokens = sequences[:, sequences.shape[1] - new :]
+        steps = torch.arange(new, device=sequences.device)
+        return stacked[steps, rows.clamp(min=0), tokens].masked_fill(rows < 0, 0.0)

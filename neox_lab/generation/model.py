@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 
 from neox_lab.config import GPTNeoXConfig
+from neox_lab.hooks.points import HookPoint
 from neox_lab.model.network import Network
 
 
@@ -16,6 +18,7 @@ class LanguageModel(Protocol):
     config: GPTNeoXConfig
     tokenizer: Any
     hook_stack: Any
+    hook_points: dict[str, HookPoint]
 
     @property
     def backbone(self) -> Network:
@@ -24,6 +27,9 @@ class LanguageModel(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
+
+    def hooks(self, fwd_hooks: Any, *, must_fire: bool) -> AbstractContextManager[Any]:
+        """Place hooks."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run forward."""

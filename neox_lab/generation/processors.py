@@ -166,7 +166,9 @@ class NoRepeatNGram(LogitsProcessor):
         """New scores ``[batch, vocab]``."""
         if input_ids.shape[1] < self.size:
             return scores
-        return _ban_completions(scores, input_ids, input_ids[:, input_ids.shape[1] + 1 - self.size :])
+        return _ban_completions(
+            scores, input_ids, input_ids[:, input_ids.shape[1] + 1 - self.size :]
+        )
 
 
 @dataclass

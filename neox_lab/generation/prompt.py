@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -52,8 +52,12 @@ class Prompt:
         )
 
 
-def split_arguments(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def split_arguments(
+    kwargs: Mapping[str, Any], others: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Sort arguments of ``generate`` into settings and what the model reads.
+
+    ``others`` are names that exist beside these, for the suggestion in the message.
 
     Raises:
         GenerationError: an argument is neither; the message names it.
@@ -72,7 +76,7 @@ def split_arguments(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str
                 "return_token_type_ids=False, or pass only input_ids and attention_mask."
             )
         else:
-            known = [*SETTINGS, *MODEL_ARGUMENTS]
+            known = [*SETTINGS, *MODEL_ARGUMENTS, *others]
             raise GenerationError(
                 f"generate() got {name!r}, which is neither a setting of generation nor an input "
                 f"of the model.{nearest(name, known)}"
@@ -113,13 +117,13 @@ def prepare(
         ids = _token_ids(source, embeds, mask, settings, model.device)
     ids = ids.to(model.device)
     read = ids if embeds is None else embeds
-    if mask is None:
+    cache = _checked_cache(given.get("past_key_values"), read)
+    if mask is None and cache is None:
         mask = _inferred_mask(ids, settings)
-    mask = _checked_mask(mask, ids, read, model.device)
-    return Prompt(ids, embeds, mask, _checked_cache(given.get("past_key_values"), ids))
+    return Prompt(ids, embeds, _checked_mask(mask, read, model.device), cache)
 
 
-def _is_text(source: Any) -> bool:
+def _is_text(source: Any) -> TypeGuard[str | list[str]]:
     return isinstance(source, str) or (
         isinstance(source, list | tuple)
         and bool(source)
@@ -140,8 +144,8 @@ def _encode(
     length = max(len(row) for row in rows)
     if min(len(row) for row in rows) == 0:
         raise GenerationError("A text is empty: there is no token to continue from.")
-    pad = pad_token(settings)
-    filler = 0 if pad is None else pad
+    filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else pad_token(settings)
+    filler = filler or 0  # masked, so any token will do
     ids = torch.tensor([[filler] * (length - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
     return ids, mask
@@ -178,16 +182,17 @@ def _token_ids(
 
 
 def _inferred_mask(ids: Tensor, settings: GenerationConfig) -> Tensor | None:
-    """Padding, where it can be told: by a padding token that does not also end texts."""
+    """Padding, where it can be told: by a padding token that does not also end texts.
+
+    Not asked for texts whose beginning is in a cache: what was generated may hold that token.
+    """
     pad = settings.pad_token_id
     if pad is None or pad in eos_tokens(settings) or ids.shape[1] == 0:
         return None
     return ids != pad
 
 
-def _checked_mask(
-    mask: Tensor | None, ids: Tensor, read: Tensor, device: torch.device
-) -> Tensor | None:
+def _checked_mask(mask: Tensor | None, read: Tensor, device: torch.device) -> Tensor | None:
     """``mask`` if it fits and hides something, None if all is text."""
     if mask is None:
         return None
@@ -207,7 +212,7 @@ def _checked_mask(
     return mask.long()
 
 
-def _checked_cache(cache: Any, ids: Tensor) -> KeyValueCache | None:
+def _checked_cache(cache: Any, read: Tensor) -> KeyValueCache | None:
     if cache is None:
         return None
     if not isinstance(cache, KeyValueCache):
@@ -215,9 +220,9 @@ def _checked_cache(cache: Any, ids: Tensor) -> KeyValueCache | None:
             f"past_key_values is a {type(cache).__name__}; expected the KeyValueCache that "
             "forward or generate returned."
         )
-    if cache.get_seq_length() >= ids.shape[1]:
+    if cache.get_seq_length() >= read.shape[1]:
         raise GenerationError(
-            f"past_key_values holds {cache.get_seq_length()} positions and inputs {ids.shape[1]}. "
+            f"past_key_values holds {cache.get_seq_length()} positions and inputs {read.shape[1]}. "
             "Pass the whole text, the part that is in the cache included, and at least one token "
             "more; or shorten the cache with crop."
         )

@@ -10,10 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neox_lab.generation.prompt import Prompt
 from neox_lab.model.keys_values import KeyValueCache
@@ -57,7 +57,7 @@ class Reader:
             use_cache: keep keys and values instead of reading everything again each step.
             wanted: ``output_hidden_states``, ``output_attentions``.
         """
-        for_decoding(model)
+        for_decoding(cast(nn.Module, model))
         self.model, self.wanted = model, wanted
         self.cache = prompt.cache
         if use_cache and self.cache is None:

@@ -25,6 +25,7 @@ class Step:
         scores: what they were chosen from: a float32 ``[batch, vocab]`` for each.
         logits: what the model said: a float32 ``[batch, vocab]`` for each.
         reading: everything the model returned.
+        last: whether this was the last step.
     """
 
     ids: Tensor
@@ -32,6 +33,7 @@ class Step:
     scores: tuple[Tensor, ...]
     logits: tuple[Tensor, ...]
     reading: Reading
+    last: bool
 
 
 def choose(scores: Tensor, sample: bool) -> Tensor:
@@ -66,4 +68,4 @@ def one_by_one(
         ids = torch.cat((ids, tokens[:, None]), dim=1)
         finished = finished | stopping(ids, scores)
         going_on = not bool(finished.all())
-        yield Step(ids, 1, (scores,), (logits,), reading)
+        yield Step(ids, 1, (scores,), (logits,), reading, not going_on)

@@ -76,9 +76,7 @@ _BIAS = Kind(
 )
 _STOPPING = Kind(lambda v: isinstance(v, bool) or v == "never", "True, False or 'never'")
 _DECAY = Kind(
-    lambda v: (
-        isinstance(v, list | tuple) and len(v) == 2 and _is_whole(v[0]) and _is_number(v[1])
-    ),
+    lambda v: isinstance(v, list | tuple) and len(v) == 2 and _is_whole(v[0]) and _is_number(v[1]),
     "a pair (start, factor)",
 )
 _SCHEDULE = Kind(
@@ -205,8 +203,7 @@ class GenerationConfig:
         return [*super().__dir__(), *SETTINGS]
 
     def resolved(self, *fallbacks: GenerationConfig) -> GenerationConfig:
-        """A copy in which every setting has the first value found: here, in ``fallbacks``, or
-        among the defaults."""
+        """A copy with every setting set: here, in the first of ``fallbacks``, or by default."""
         result = GenerationConfig()
         for name, (default, _) in SETTINGS.items():
             places = (config._values.get(name) for config in (self, *fallbacks))
@@ -314,14 +311,13 @@ def check(name: str, value: Any) -> None:
             )
         return
     if name not in SETTINGS:
-        raise GenerationError(
-            f"There is no generation setting {name!r}.{nearest(name, SETTINGS)}"
-        )
+        raise GenerationError(f"There is no generation setting {name!r}.{nearest(name, SETTINGS)}")
     if name in ("max_length", "max_new_tokens") and value == 0 and not isinstance(value, bool):
         raise GenerationError(f"{name}=0 leaves no room for a token; expected 1 or more.")
     kind = SETTINGS[name][1]
     if value is not None and not kind.accepts(value):
-        raise GenerationError(f"{name}={value!r}; expected {kind.words}.")
+        hint = " For greedy search pass do_sample=False." if name == "temperature" else ""
+        raise GenerationError(f"{name}={value!r}; expected {kind.words}.{hint}")
 
 
 def _as_dict(value: Any) -> Any:

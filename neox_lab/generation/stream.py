@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from neox_lab.generation.sampling import Step
 from neox_lab.generation.text import GrowingText
 
 
@@ -62,11 +64,23 @@ class Describer:
         self.growing = None if tokenizer is None else GrowingText(tokenizer)
         self.index = 0
 
-    def step(self, token: int, ids: Tensor, logits: Tensor, is_last: bool) -> StreamStep:
-        """The step that added ``token`` to make ``ids`` ``[1, pos]``; ``logits`` is ``[vocab]``."""
+    def describe(
+        self, step: Step, activations: dict[str, Tensor] | None = None
+    ) -> Iterator[StreamStep]:
+        """The tokens of one step of a strategy, for a batch of one text."""
+        for place, logits in enumerate(step.logits):
+            end = step.ids.shape[1] - step.new + place + 1
+            is_last = step.last and place == step.new - 1
+            yield self._one(step.ids[:, :end], logits[0], is_last, activations)
+
+    def _one(
+        self, ids: Tensor, logits: Tensor, is_last: bool, activations: dict[str, Tensor] | None
+    ) -> StreamStep:
+        """What to say about the last token of ``ids`` ``[1, pos]`` given ``logits`` ``[vocab]``."""
+        token = int(ids[0, -1])
         log_probabilities = logits.log_softmax(dim=-1)
         probabilities = log_probabilities.exp()
-        lowest = torch.finfo(logits.dtype).min
+        lowest = torch.finfo(logits.dtype).min  # 0 times minus infinity would be NaN
         entropy = -(probabilities * log_probabilities.clamp(min=lowest)).sum()
         best = probabilities.topk(min(self.alternatives, probabilities.shape[0]))
         made = StreamStep(
@@ -75,12 +89,15 @@ class Describer:
             text=self._text(token, is_last),
             probability=float(probabilities[token]),
             alternatives=tuple(
-                Alternative(i, self._piece(i), p)
-                for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                Alternative(other, self._piece(other), probability)
+                for other, probability in zip(
+                    best.indices.tolist(), best.values.tolist(), strict=True
+                )
             ),
             entropy=float(entropy),
             ids=ids,
             logits=logits,
+            activations=activations,
         )
         self.index += 1
         return made

@@ -12,7 +12,7 @@ tensor's ``pos`` axis) and ``hook.generated`` (how many of the last of them are 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Literal
 
 import torch
@@ -149,5 +149,3 @@ class GenerationCache(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         """Activations and steps."""
         return f"GenerationCache({len(self)} activations, {len(self.steps)} steps)"
-
-

@@ -10,10 +10,13 @@ anything is placed, and a hook that the model ran past without ever reaching is 
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
+
+from torch import Tensor
 
 from neox_lab.errors import HookError, HookNeverFiredError
 from neox_lab.hooks.names import Name, find
@@ -49,7 +52,8 @@ class Placement:
         direction: Literal["forward", "backward"],
         points: Mapping[str, HookPoint],
     ) -> None:
-        watchers = [Watcher(point, function, direction) for point in find(name, points)]
+        writes = not getattr(function, "reads_only", False)
+        watchers = [Watcher(point, function, direction, writes) for point in find(name, points)]
         self.entries.append((name, watchers))
 
     @property
@@ -94,6 +98,14 @@ class HookStack(threading.local):
         for placement in self.placements:
             placement.runs += 1
         return Taps(watcher for placement in self.placements for watcher in placement.watchers)
+
+    def mark(self, *, step: int | None, positions: Tensor | None, generated: int) -> None:
+        """Tell the hooks now placed where in a generated text the next run is; see HookPoint."""
+        for placement in self.placements:
+            for watcher in placement.watchers:
+                watcher.point = dataclasses.replace(
+                    watcher.point, step=step, positions=positions, generated=generated
+                )
 
     @contextmanager
     def placed(self, placement: Placement, must_fire: bool) -> Iterator[None]:

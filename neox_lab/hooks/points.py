@@ -41,6 +41,10 @@ class HookPoint:
         axes: names of the tensor's axes, such as ``("batch", "pos", "head", "d_head")``.
         meaning: one line saying what the tensor is.
         aliases: other names it answers to.
+        step: in generation, number of the step: 0 reads the prompt, later ones one new token;
+            None outside generation.
+        positions: in generation, absolute positions of the tensor ``[batch or 1, pos]``.
+        generated: how many of the last positions are generated tokens.
     """
 
     name: str
@@ -48,6 +52,9 @@ class HookPoint:
     axes: tuple[str, ...]
     meaning: str
     aliases: tuple[str, ...] = ()
+    step: int | None = field(default=None, compare=False)
+    positions: Tensor | None = field(default=None, compare=False, repr=False)
+    generated: int = field(default=0, compare=False)
 
 
 HookFunction = Callable[[Tensor, HookPoint], "Tensor | None"]

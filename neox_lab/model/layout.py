@@ -33,7 +33,7 @@ def for_decoding(model: nn.Module) -> None:
 
 
 def _lay_out(weight: Tensor) -> None:
-    if weight.is_meta or weight.is_shared() and weight.device.type == "cpu":
+    if weight.is_meta:
         return
     in_columns = weight.device.type == "cpu" and weight.dtype in _FASTER_IN_COLUMNS
     transposed = weight.t()

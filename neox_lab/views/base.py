@@ -94,19 +94,20 @@ class View(ABC):
         exclude: Container[str] | None = None,
     ) -> dict[str, Any]:
         """What a notebook stores: text for terminals, HTML for pages, PNG for everything else."""
-        kinds = ["text/plain", "text/html", "image/png"]
-        wanted = [
-            kind
-            for kind in kinds
-            if (include is None or kind in include) and (exclude is None or kind not in exclude)
-        ]
-        png, width = self._preview() if set(wanted) & {"text/html", "image/png"} else (b"", 0)
-        make = {
-            "text/plain": lambda: repr(self),
-            "text/html": lambda: self._fragment(png, width),
-            "image/png": lambda: png,
-        }
-        return {kind: make[kind]() for kind in wanted}
+
+        def wanted(kind: str) -> bool:
+            return (include is None or kind in include) and (exclude is None or kind not in exclude)
+
+        bundle: dict[str, Any] = {}
+        if wanted("text/plain"):
+            bundle["text/plain"] = repr(self)
+        if wanted("text/html") or wanted("image/png"):
+            png, width = self._preview()
+            if wanted("text/html"):
+                bundle["text/html"] = self._fragment(png, width)
+            if wanted("image/png"):
+                bundle["image/png"] = png
+        return bundle
 
     def __repr__(self) -> str:
         parts = [self.title, self.alt_text, *(table.to_text() for table in self.tables())]

@@ -1,0 +1,723 @@
+from __future__ import annotations
+
+import importlib
+import io
+import re
+import subprocess
+import sys
+import unicodedata
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+
+from neox_lab import views
+from neox_lab.errors import InputError
+from neox_lab.views import (
+    AttentionView,
+    HeatmapView,
+    PredictionsView,
+    TextView,
+    View,
+    attention,
+    report,
+    write_report,
+)
+from neox_lab.views.attention_maps import _fields
+from neox_lab.views.drawing import decimals, ink_on, number
+from neox_lab.views.markup import Table
+from neox_lab.views.tokens import (
+    INVISIBLE_CATEGORIES,
+    display_width,
+    figure_text,
+    html_text,
+    isolated,
+    label,
+    shorten,
+)
+
+HOSTILE = [
+    "</script>",
+    " <div>",
+    "&amp;",
+    "\"quoted'",
+    "\n",
+    "\t",
+    "שלום",
+    " 😀",
+    "<|endoftext|>",
+    "$x^2$",
+    "⟨E2⟩",
+    "日本語",
+    "\x1b[31m",
+    "\u202eevil",
+    "<img src=x onerror=alert(1)>",
+    "",
+]
+WORDS = ["The", " cat", " sat", " on", " the", " mat"]
+
+
+def causal(layers: int, heads: int, count: int, seed: int = 0) -> np.ndarray:
+    scores = np.random.default_rng(seed).normal(0, 2, (layers, heads, count, count))
+    scores[:, :, ~np.tri(count, dtype=bool)] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+
+
+def hostile_views() -> list[View]:
+    count = len(HOSTILE)
+    shares = np.linspace(0.9, 0.01, count)
+    candidates = [list(zip(HOSTILE, shares, strict=True))] * count
+    grid = np.linspace(-1, 1, count * 2).reshape(2, count)
+    return [
+        AttentionView(causal(2, 2, count), HOSTILE, title="<b>$t$</b>"),
+        AttentionView(causal(1, 1, count), HOSTILE),
+        HeatmapView(grid, HOSTILE[:2], HOSTILE, "<layer>", "$position$", "a & b"),
+        PredictionsView(HOSTILE, candidates),
+        TextView(HOSTILE, HOSTILE, list(shares)),
+    ]
+
+
+def drawn_texts(view: View) -> str:
+    return "\n".join(text.get_text() for text in view._draw().axes.texts)
+
+
+@pytest.fixture(scope="module")
+def small() -> AttentionView:
+    return AttentionView(causal(2, 2, 4), WORDS[:4], layers=[3, 5])
+
+
+# Tokens
+
+
+@pytest.mark.parametrize(
+    ("piece", "shown"),
+    [
+        ("cat", "cat"),
+        (" cat", "·cat"),
+        ("  cat ", "··cat·"),
+        ("    ", "····"),
+        ("\n", "⏎"),
+        ("\n\n", "⏎⏎"),
+        ("\tif", "⇥if"),
+        ("two words", "two words"),
+        ("\x1b[0m", "⟨U+001B⟩[0m"),
+        ("\r\n", "⟨U+000D⟩⏎"),
+        ("\u200b", "⟨U+200B⟩"),
+        ("a\u00a0b", "a⟨U+00A0⟩b"),
+        ("\ud83d", "⟨U+D83D⟩"),
+        ("⟨E2⟩", "⟨E2⟩"),
+        ("\u0301", "◌\u0301"),
+        ("", "∅"),
+    ],
+)
+def test_a_label_shows_every_character(piece: str, shown: str) -> None:
+    assert label(piece) == shown
+
+
+@given(st.text())
+@example("\u0301")
+@example(" \u202e ")
+def test_a_label_is_one_visible_line_and_its_own_label(piece: str) -> None:
+    shown = label(piece)
+    assert shown
+    hidden = [c for c in shown if unicodedata.category(c) in INVISIBLE_CATEGORIES and c != " "]
+    assert not hidden
+    assert shown == shown.strip(" ")
+    assert label(shown) == shown
+
+
+@given(st.text(alphabet="ab⟨⟩E2· "), st.integers(3, 30))
+def test_a_shortened_text_fits_and_keeps_groups_whole(text: str, limit: int) -> None:
+    short = shorten(text, limit)
+    assert len(short) <= limit
+    assert short == text if len(text) <= limit else "…" in short
+    kept = short.split("…")
+    if "…" in short:
+        assert text.startswith(kept[0])
+        assert text.endswith(kept[1])
+
+
+def test_shortening_is_in_the_middle_and_spares_byte_groups() -> None:
+    assert shorten("antidisestablishmentarianism", 11) == "antid…anism"
+    assert shorten("⟨E2⟩⟨80⟩⟨99⟩", 9) == "⟨E2⟩…⟨99⟩"
+
+
+def test_text_for_figures_has_no_formulas_and_no_missing_glyphs() -> None:
+    assert figure_text("$x$") == r"\$x\$"
+    assert figure_text("日") == "⟨U+65E5⟩"
+    assert figure_text("日本語", 9) == "⟨U+65E5⟩…"
+
+
+def test_text_for_pages_is_escaped_and_keeps_its_direction_to_itself() -> None:
+    assert (
+        html_text("<a href=\"x\" id='y'>&") == "&lt;a href=&quot;x&quot; id=&#x27;y&#x27;&gt;&amp;"
+    )
+    assert isolated("cat") == "cat"
+    assert isolated("שלום") == "\u2068שלום\u2069"
+    assert display_width("日本a\u0301") == 5
+
+
+# What all views share
+
+
+class Sanitised(HTMLParser):
+    """Checks that HTML holds only what JupyterLab leaves in the output of an untrusted notebook."""
+
+    KEPT = frozenset(
+        "div p strong u span small table thead tbody tr th td details summary img br".split()
+    )
+    ATTRIBUTES = frozenset({"class", "style", "title", "src", "alt", "width"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in self.KEPT, tag
+        assert {name for name, _ in attrs} <= self.ATTRIBUTES, attrs
+        self.seen.append(tag)
+        if tag == "img":
+            given = dict(attrs)
+            assert (given["src"] or "").startswith("data:image/png;base64,")
+            assert len(given["alt"] or "") > 20
+        if tag not in ("img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.mark.parametrize("view", hostile_views(), ids=lambda view: type(view).__name__)
+@pytest.mark.filterwarnings("error")
+def test_hostile_tokens_stay_text_in_every_view(view: View) -> None:
+    bundle = view._repr_mimebundle_()
+    assert list(bundle) == ["text/plain", "text/html", "image/png"]
+    page = Sanitised()
+    page.feed(bundle["text/html"])
+    page.close()
+    assert not page.open
+    assert page.seen[:2] == ["div", "img"]
+    assert "table" in page.seen
+    for piece in ("</script>", "&amp;", "<|endoftext|>", "⟨U+202E⟩"):
+        assert piece in page.text
+    assert "⏎" in page.text
+    assert "\x1b" not in bundle["text/plain"] + bundle["text/html"]
+    assert "\u202e" not in bundle["text/plain"] + bundle["text/html"]
+    assert len(bundle["image/png"]) <= 150_000
+    assert len(bundle["text/html"]) <= 1_000_000
+    assert view.title in bundle["text/plain"]
+
+
+def test_every_format_is_what_it_says(small: AttentionView, tmp_path: Path) -> None:
+    png = small.to_png(tmp_path / "a.png", dpi=60)
+    assert (tmp_path / "a.png").read_bytes() == png
+    assert Image.open(io.BytesIO(png)).format == "PNG"
+    svg = small.to_svg(str(tmp_path / "a.svg"))
+    assert svg.startswith("<?xml")
+    assert (tmp_path / "a.svg").read_text("utf-8") == svg
+    pdf = small.to_pdf(tmp_path / "a.pdf")
+    assert pdf.startswith(b"%PDF")
+    assert (tmp_path / "a.pdf").read_bytes() == pdf
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_larger_resolution_is_a_larger_picture(small: AttentionView) -> None:
+    sizes = [Image.open(io.BytesIO(small.to_png(dpi=dpi))).size for dpi in (50, 100)]
+    assert sizes[1][0] == pytest.approx(2 * sizes[0][0], abs=2)
+
+
+def test_csv_is_the_frame(small: AttentionView, tmp_path: Path) -> None:
+    import pandas as pd
+
+    text = small.to_csv(tmp_path / "a.CSV")
+    assert (tmp_path / "a.CSV").read_text("utf-8") == text
+    back = pd.read_csv(io.StringIO(text), keep_default_na=False)
+    pd.testing.assert_frame_equal(back, small.frame, check_dtype=False)
+
+
+def test_a_html_file_is_a_whole_page_and_a_fragment_is_not(
+    small: AttentionView, tmp_path: Path
+) -> None:
+    fragment = small.to_html()
+    assert fragment.startswith('<div class="neox-view">')
+    page = small.to_html(tmp_path / "a.html")
+    assert page == small.to_html(standalone=True) == (tmp_path / "a.html").read_text("utf-8")
+    assert page.startswith("<!DOCTYPE html>")
+    assert fragment in page
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    first, second = (AttentionView(causal(1, 2, 3), WORDS[:3]) for _ in range(2))
+    assert first._repr_mimebundle_() == second._repr_mimebundle_()
+    assert first.to_svg() == second.to_svg()
+    assert first.to_pdf() == second.to_pdf()
+
+
+def test_the_users_matplotlib_style_neither_shows_nor_changes(small: AttentionView) -> None:
+    import matplotlib
+
+    before = small.to_png(dpi=50)
+    with matplotlib.rc_context({"font.family": "monospace", "font.size": 30}):
+        assert small.to_png(dpi=50) == before
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_only_the_asked_kinds_are_given(small: AttentionView) -> None:
+    assert small._repr_mimebundle_(include={"text/plain"}) == {"text/plain": repr(small)}
+    assert list(small._repr_mimebundle_(exclude={"image/png"})) == ["text/plain", "text/html"]
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf", "html", "csv"])
+def test_a_wrong_ending_is_refused_before_anything_is_written(
+    small: AttentionView, tmp_path: Path, ending: str
+) -> None:
+    with pytest.raises(InputError, match=rf"ending in '\.{ending}'.*jpeg"):
+        getattr(small, f"to_{ending}")(tmp_path / "a.jpeg")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_fails_leaves_the_old_file(
+    small: AttentionView, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "a.csv"
+    target.write_text("old")
+
+    def full(self: Path, content: bytes) -> int:
+        with self.open("wb") as file:
+            file.write(content[:10])
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        small.to_csv(target)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+    assert target.read_text() == "old"
+
+
+def test_nothing_heavy_is_imported_early_and_pyplot_never() -> None:
+    code = (
+        "import sys, torch; import neox_lab.views as views;"
+        "assert not {'matplotlib', 'pandas', 'PIL'} & set(sys.modules);"
+        "views.HeatmapView([[1.0]], ['a'], ['b'])._repr_mimebundle_();"
+        "assert 'matplotlib.figure' in sys.modules and 'matplotlib.pyplot' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Attention
+
+
+def test_the_attention_frame_has_every_causal_weight_once(small: AttentionView) -> None:
+    frame = small.frame
+    columns = ["layer", "head", "query_pos", "query", "key_pos", "key", "weight"]
+    assert list(frame.columns) == columns
+    assert len(frame) == 2 * 2 * (4 * 5 // 2)
+    assert set(frame["layer"]) == {3, 5}
+    for row in frame.itertuples():
+        at = small.layers.index(row.layer)
+        assert row.weight == small.patterns[at, row.head, row.query_pos, row.key_pos]
+        assert row.query == WORDS[row.query_pos]
+        assert row.key == WORDS[row.key_pos]
+
+
+def test_attention_that_looks_ahead_is_not_hidden() -> None:
+    view = AttentionView(np.full((1, 1, 2, 2), 0.5), ["a", "b"])
+    assert not view.causal
+    assert len(view.frame) == 4
+    colours, _ = _fields(view, view.patterns[0, 0], 2.0)
+    assert (colours[0, 1] == colours[1, 0]).all()
+
+
+def test_each_head_is_measured_over_all_queries_but_the_first() -> None:
+    uniform = np.tri(4) / np.arange(1, 5)[:, None]
+    previous = np.eye(4, k=-1) + np.diag([1, 0, 0, 0])
+    view = AttentionView(np.stack([uniform, previous])[None], WORDS[:4])
+    uniform_row, previous_row = (row for _, row in view.head_frame.iterrows())
+    assert uniform_row["entropy"] == pytest.approx((1 + np.log2(3) + 2) / 3)
+    assert uniform_row["first"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3)
+    assert uniform_row["previous"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3)
+    assert (previous_row["entropy"], previous_row["previous"]) == (0, 1)
+    assert previous_row["first"] == pytest.approx(1 / 3)
+    rows = view.tables()[0].rows
+    assert rows[1][2:5] == ["0.00", "33 %", "100 %"]
+    assert rows[1][5].startswith("·cat@1 → The@0 1.00; ·sat@2 → ·cat@1 1.00")
+
+
+def test_layers_and_heads_are_chosen_by_their_numbers(small: AttentionView) -> None:
+    layer = small.layer(5)
+    assert (layer.layers, layer.heads) == ([5], [0, 1])
+    head = small.head(5, 1)
+    assert (head.layers, head.heads) == ([5], [1])
+    assert (head.patterns[0, 0] == small.patterns[1, 1]).all()
+    assert head.title == "Attention in layer 5, head 1"
+    assert head.head(5, 1).alt_text == head.alt_text
+    with pytest.raises(InputError, match=r"no layer 0; it has layers \[3, 5\]"):
+        small.layer(0)
+    with pytest.raises(InputError, match="no head 7"):
+        small.head(3, 7)
+
+
+def test_one_token_and_tensors_of_any_type_are_drawn() -> None:
+    view = AttentionView(torch.ones(1, 2, 1, 1, dtype=torch.bfloat16), ["x"])
+    assert view.to_png(dpi=50)
+    assert view.tables()[0].rows[0][2:5] == ["–", "–", "–"]
+
+
+def test_the_largest_weight_is_named_in_the_alternative_text() -> None:
+    pattern = np.tri(4) * 0.01
+    pattern[3, 1] = 0.875
+    text = AttentionView(pattern[None, None], WORDS[:4], layers=[7]).alt_text
+    assert "0.88, in layer 7 head 0 from ·on@3 to ·cat@1." in text
+
+
+def test_a_thin_line_in_a_long_text_does_not_vanish() -> None:
+    count = 1000
+    pattern = np.zeros((count, count), dtype=np.float32)
+    pattern[777, 333] = 1
+    view = AttentionView(pattern[None, None], ["x"] * count)
+    colours, factor = _fields(view, pattern, 2.0)
+    assert factor == 5
+    dark, bright = colours[-1, 0], colours[777 // factor, 333 // factor]
+    assert bright[:3].sum() > dark[:3].sum() + 1
+
+
+@pytest.mark.parametrize(
+    ("patterns", "pieces", "options", "message"),
+    [
+        (np.ones((2, 2)), ["a"], {}, r"axes \[layer, head, query, key\]; got shape \(2, 2\)"),
+        (np.ones((1, 1, 1, 2)), ["a", "b"], {}, "as many queries as keys"),
+        (np.ones((1, 1, 2, 2)), ["a"], {}, "pieces has 1 entries; needed: 2"),
+        (np.ones((1, 1, 2, 2)), "ab", {}, "list of strings"),
+        (np.ones((1, 1, 2, 2)), [1, 2], {}, "list of strings"),
+        (-np.ones((1, 1, 1, 1)), ["a"], {}, "not negative"),
+        (np.full((1, 1, 1, 1), np.nan), ["a"], {}, "finite"),
+        (np.ones((2, 1, 1, 1)), ["a"], {"layers": [1, 1]}, "2 different numbers"),
+    ],
+)
+def test_patterns_that_make_no_sense_are_refused(
+    patterns: Any, pieces: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        AttentionView(patterns, pieces, **options)
+
+
+def test_a_hundred_heads_stay_within_the_budget() -> None:
+    html = AttentionView(causal(12, 12, 20), WORDS * 3 + ["x", "y"]).to_html()
+    assert len(html) <= 1_000_000
+    assert "144 rows" in html
+
+
+@pytest.mark.slow
+def test_a_thousand_heads_say_which_are_shown() -> None:
+    view = AttentionView(causal(32, 32, 64), ["token"] * 64)
+    html = view.to_html()
+    assert len(html) <= 1_000_000
+    assert "The first 200 of 1024 rows; .head_frame has them all." in html
+    assert "Only layers 0, 3, 6" in drawn_texts(view)
+
+
+# Heat maps
+
+
+def test_the_cells_farthest_from_the_centre_come_first() -> None:
+    values = np.array([[0.1, -0.9, 0.2], [0.5, np.nan, 0.0]])
+    view = HeatmapView(values, ["0", "1"], [" a", " b", " a"], "layer", "position", "effect")
+    top = view.tables()[0]
+    assert [row[3] for row in top.rows] == ["−0.90", "0.50", "0.20", "0.10", "0.00"]
+    assert top.rows[0][:3] == ["0", "1", "·b"]
+    assert "farthest from 0 is −0.90, at layer 0, position ·b." in view.alt_text
+    assert "1 cells were not measured" in view.alt_text
+    assert view.frame["position"].tolist() == [" a", " b", " a"] * 2
+    assert view.frame["position_index"].tolist() == [0, 1, 2] * 2
+    np.testing.assert_array_equal(view.frame["effect"], values.astype(np.float32).ravel())
+
+
+def test_a_repeated_label_is_told_with_its_place() -> None:
+    view = HeatmapView([[0.0, 0.0, 1.0]], ["0"], [" a", " b", " a"], "layer", "position")
+    assert "position ·a@2." in view.alt_text
+
+
+def test_white_is_the_centre_and_both_sides_reach_equally_far() -> None:
+    view = HeatmapView([[1.0, 0.75]], ["r"], ["a", "b"], centre=1.0)
+    palette, norm = view._colours()
+    assert (norm.vmin, norm.vmax) == (0.75, 1.25)
+    assert palette(norm(1.0))[:3] == pytest.approx((1, 1, 1), abs=0.02)
+    blue, orange = palette(norm(0.75)), palette(norm(1.25))
+    assert blue[2] > blue[0]
+    assert orange[0] > orange[2]
+
+
+@pytest.mark.parametrize("values", [[[0.0]], [[np.nan]], [[2.5, 2.5]]])
+@pytest.mark.parametrize("centre", [0.0, None])
+@pytest.mark.filterwarnings("error")
+def test_maps_without_contrast_are_drawn(values: Any, centre: float | None) -> None:
+    view = HeatmapView(values, ["r"], ["a", "b"][: len(values[0])], centre=centre)
+    assert view.to_png(dpi=50)
+    assert view.title in repr(view)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([1.0], ["r"], ["c"]), r"axes \[row, column\]"),
+        (([[1.0]], ["r", "s"], ["c"]), "row_labels has 2 entries; needed: 1"),
+        (([[np.inf]], ["r"], ["c"]), "infinity"),
+        (([[1.0]], ["r"], ["c"], "layer", "layer"), "three different names"),
+        ((np.ones((0, 2)), [], ["c", "d"]), "empty"),
+    ],
+)
+def test_heat_maps_that_make_no_sense_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        HeatmapView(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("value", "largest", "shown"),
+    [
+        (1.234, 1.234, "1.23"),
+        (-0.001, 1.0, "0.00"),
+        (-0.9, 0.9, "−0.90"),
+        (123.4, 123.4, "123"),
+        (0.00123, 0.00123, "0.0012"),
+        (float("nan"), 1.0, "–"),
+    ],
+)
+def test_numbers_show_the_digits_that_matter(value: float, largest: float, shown: str) -> None:
+    assert number(value, decimals(largest)) == shown
+
+
+@given(st.tuples(*[st.floats(0, 1)] * 3))
+def test_text_on_a_colour_has_contrast(colour: tuple[float, float, float]) -> None:
+    linear = [((c + 0.055) / 1.055) ** 2.4 if c > 0.04045 else c / 12.92 for c in colour]
+    luminance = float(np.dot([0.2126, 0.7152, 0.0722], linear))
+    ink = 1.0 if ink_on(colour) == "white" else 0.0103
+    contrast = (max(ink, luminance) + 0.05) / (min(ink, luminance) + 0.05)
+    assert contrast > 3.7
+
+
+# Predictions and text
+
+
+def test_candidates_are_ranked_and_what_came_is_found() -> None:
+    view = PredictionsView(
+        ["The", " cat", " sat"],
+        [[(" dog", 0.3), (" cat", 0.2)], [], [(" on", 0.25), (" down", 0.5)]],
+    )
+    assert view.frame["candidate"].tolist() == [" dog", " cat", " down", " on"]
+    assert view.frame["rank"].tolist() == [1, 2, 1, 2]
+    assert view.frame["came"].tolist() == [False, True, None, None]
+    drawn, every = view.tables()
+    assert drawn.rows == [["1", "·down", "50.0 %"], ["2", "·on", "25.0 %"]]
+    assert [row[2] for row in every.rows] == ["2", "–"]
+    assert "after ·sat@2: ·down 50.0 %, ·on 25.0 %." in view.alt_text
+    assert "after The@0" in view.at(0).alt_text
+
+
+@pytest.mark.parametrize(
+    ("pieces", "candidates", "position", "message"),
+    [
+        (["a"], [[("b", 3.0)]], -1, "between 0 and 1"),
+        (["a"], [[("b", -0.1)]], -1, "between 0 and 1"),
+        (["a"], [[(3, 0.1)]], -1, "a piece is a string"),
+        (["a", "b"], [[("b", 0.1)]], -1, "pieces has 2 entries; needed: 1"),
+        (["a"], [[("b", 0.1)]], 1, "no position 1 in a text of 1"),
+        (["a"], [[]], -1, "no candidates to draw at position 0"),
+    ],
+)
+def test_predictions_that_make_no_sense_are_refused(
+    pieces: Any, candidates: Any, position: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        PredictionsView(pieces, candidates, position)
+
+
+def test_prompt_and_continuation_differ_in_more_than_colour() -> None:
+    view = TextView(["Once", " upon"], [" a", " <b>"], [0.5, 0.0001])
+    html = view.to_html()
+    running = re.search(r"<p>(Once upon)<strong><u>(.*)</u></strong></p>", html)
+    assert running
+    assert re.sub(r"<[^>]*>", "", running[2]) == " a &lt;b&gt;"
+    assert 'title="50.0 %"' in running[2]
+    assert view.frame["part"].tolist() == ["prompt"] * 2 + ["continuation"] * 2
+    assert view.frame["probability"].isna().tolist() == [True, True, False, False]
+    assert view.tables()[0].rows == [["2", "·a", "50.0 %"], ["3", "·<b>", "< 0.1 %"]]
+    assert "Least likely token added: ·<b>@3" in view.alt_text
+
+
+def test_a_prompt_alone_and_a_long_text_are_drawn() -> None:
+    assert TextView(["x"], [], []).to_png(dpi=50)
+    long = TextView(["a", "\n"] * 200, [], [])
+    assert "The last 300 of 400 tokens" in drawn_texts(long)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (([], [], []), "both empty"),
+        ((["a"], ["b"], []), "continuation has 1 entries; needed: 0"),
+        ((["a"], ["b"], [2.0]), "between 0 and 1"),
+        (("ab", [], []), "list of strings"),
+    ],
+)
+def test_texts_that_make_no_sense_are_refused(arguments: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TextView(*arguments)
+
+
+# Tables and reports
+
+
+def test_a_table_is_aligned_in_a_terminal_and_says_what_it_leaves_out() -> None:
+    rows = [["日本", "1.0"], ["a", "10.0"], *([["b", "2"]] * 20)]
+    lines = Table("T", [("token", "l"), ("n", "r")], rows, "A note.").to_text().split("\n")
+    assert lines[:4] == ["T", "  token     n", "  日本    1.0", "  a      10.0"]
+    assert lines[-2:] == ["  (The first 16 of 22 rows; .frame has them all.)", "  (A note.)"]
+
+
+def test_a_wide_table_says_how_many_columns_are_missing() -> None:
+    table = Table("T", [(f"column {n}", "r") for n in range(40)], [["1.00"] * 40])
+    text = table.to_text()
+    assert max(map(len, text.split("\n"))) <= 115
+    assert re.search(r"Columns that do not fit: \d+; they are in \.frame\.", text)
+
+
+def test_a_report_is_one_page_that_asks_for_nothing(small: AttentionView, tmp_path: Path) -> None:
+    sections = [
+        ("<h> & more", "A <b>paragraph</b>.", small.head(3, 0)),
+        ("Text", None, "line\n<script>alert(1)</script>"),
+        ("Nothing", "Only words.", None),
+    ]
+    page = report("</title><script>x</script>", sections)
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "A &lt;b&gt;paragraph&lt;/b&gt;." in page
+    assert not re.search(r"https?:|url\(|@import|<link", page)
+    assert re.findall(r'src="(.{15})', page) == ["data:image/png;"]
+    assert "default-src 'none'" in page
+    assert "prefers-color-scheme: dark" in page
+    path = write_report(tmp_path / "r.html", "T", sections)
+    assert path.read_text("utf-8") == report("T", sections)
+    with pytest.raises(InputError, match=r"\.html"):
+        write_report(tmp_path / "r.txt", "T", sections)
+
+
+# The door
+
+
+class FakeCache(dict[Any, torch.Tensor]):
+    """Patterns under their full names and their short ones, as the real cache answers."""
+
+    pieces: list[str] | None = None
+    attention_mask: torch.Tensor | None = None
+
+    def __getitem__(self, name: Any) -> torch.Tensor:
+        if isinstance(name, tuple):
+            name = f"blocks.{name[1]}.attn.hook_{name[0]}"
+        return super().__getitem__(name)
+
+
+def fake_cache(layers: tuple[int, ...] = (0, 2), batch: int = 2, count: int = 4) -> FakeCache:
+    patterns = torch.tensor(causal(len(layers), batch * 3, count)).unflatten(1, (batch, 3))
+    cache = FakeCache()
+    for layer, pattern in zip(layers, patterns, strict=True):
+        cache[f"blocks.{layer}.attn.hook_pattern"] = pattern
+    cache["blocks.0.hook_resid_pre"] = torch.zeros(batch, count, 5)
+    return cache
+
+
+class FakeModel:
+    def __init__(self, cache: FakeCache) -> None:
+        self.cache, self.asked = cache, ""
+
+    def run_with_cache(self, text: Any, names_filter: str) -> tuple[None, FakeCache]:
+        self.asked = names_filter
+        return None, self.cache
+
+    def to_str_tokens(self, text: Any) -> Any:
+        return text.split("|") if isinstance(text, str) else [row.split("|") for row in text]
+
+
+def test_a_model_is_asked_for_its_patterns_and_nothing_else() -> None:
+    model = FakeModel(fake_cache())
+    view = attention(model, "The| cat| sat| on")
+    assert model.asked == "blocks.*.attn.hook_pattern"
+    assert (view.layers, view.heads, view.pieces) == ([0, 2], [0, 1, 2], WORDS[:4])
+    assert torch.equal(torch.tensor(view.patterns[1]), model.cache["pattern", 2][0])
+    assert attention(model, "a|b|c|d", layer=2).layers == [2]
+    assert model.asked == "blocks.2.attn.hook_pattern"
+
+
+def test_a_text_of_a_batch_is_shown_without_its_padding() -> None:
+    cache = fake_cache()
+    cache.attention_mask = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1]])
+    view = attention(FakeModel(cache), ["a|b|c|d", "x|y"], batch_index=1)
+    assert view.pieces == ["x", "y"]
+    assert torch.equal(torch.tensor(view.patterns[0]), cache["pattern", 0][1, :, 2:, 2:])
+
+
+def test_a_cache_names_its_first_text_only() -> None:
+    cache = fake_cache()
+    assert attention(cache).pieces == ["0", "1", "2", "3"]
+    cache.pieces = WORDS[:4]
+    assert attention(cache).pieces == WORDS[:4]
+    assert attention(cache, batch_index=1).pieces == ["0", "1", "2", "3"]
+    assert attention(cache, list("wxyz"), batch_index=1).pieces == list("wxyz")
+
+
+def test_a_cache_of_the_real_model_is_drawn() -> None:
+    nl = importlib.import_module("neox_lab")
+    config = nl.GPTNeoXConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+    )
+    model = nl.GPTNeoXForCausalLM(config).eval()
+    ids = torch.arange(6)[None]
+    _, cache = model.run_with_cache(ids, names_filter="blocks.*.attn.hook_pattern")
+    view = attention(cache)
+    assert view.patterns.shape == (2, 2, 6, 6)
+    assert view.causal
+    np.testing.assert_allclose(view.patterns.sum(-1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: attention(FakeModel(fake_cache())), "needs a text"),
+        (lambda: attention(3), "expected a model with run_with_cache or a cache.*int"),
+        (lambda: attention({"blocks.0.hook_resid_pre": 1}), "no attention patterns"),
+        (lambda: attention(fake_cache(), "a text"), "list of strings"),
+        (
+            lambda: attention(fake_cache(), layer=1),
+            r"no pattern of layer 1; it has layers \[0, 2\]",
+        ),
+        (lambda: attention(fake_cache(), batch_index=2), "no text 2 in a batch of 2"),
+        (lambda: attention(fake_cache(), ["a"]), "pieces has 1 entries; needed: 4"),
+    ],
+)
+def test_questions_without_an_answer_are_refused(call: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        call()
+
+
+def test_the_function_is_not_hidden_by_the_file_of_the_same_name() -> None:
+    importlib.import_module("neox_lab.views.attention")
+    importlib.import_module("neox_lab.views.report")
+    assert callable(views.attention)
+    assert callable(views.report)
+    assert set(views.__all__) <= set(dir(views))
