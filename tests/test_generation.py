@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from oracle import pair, tokens
 from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.errors import GenerationError
 from neox_lab.generation import GenerationConfig
 from neox_lab.generation.processors import RepetitionPenalty
-from oracle import pair, tokens
 
 PAD = 1
 

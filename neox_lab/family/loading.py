@@ -15,6 +15,7 @@ from neox_lab.family.heads import (
     GPTNeoXForSequenceClassification,
     GPTNeoXForTokenClassification,
 )
+from neox_lab.hub import HubOptions, pin
 
 CLASSES = {
     model_class.head: model_class
@@ -61,6 +62,8 @@ def load(
         from neox_lab.gym import weights_directory
 
         name = weights_directory()
+    # One commit for model and tokenizer, even if the branch moves in between.
+    revision = pin(name, HubOptions(revision=revision)).revision
     on_cpu = device is None or torch.device(device).type == "cpu"
     model = CLASSES[head].from_pretrained(
         name,
