@@ -228,6 +228,13 @@ def test_gradients_equal_autograd(model: Any) -> None:
         model.run_with_cache(tokens(), incl_bwd=True)
 
 
+def test_every_point_has_its_gradient(model: Any) -> None:
+    _, cache = model.run_with_cache(tokens(), incl_bwd=True, labels=tokens())
+    assert {f"{name}_grad" for name in model.hook_names} <= set(cache)
+    split = sum(cache[f"blocks.1.hook_{part}_input_grad"] for part in "qkv")
+    torch.testing.assert_close(cache["blocks.1.hook_attn_in_grad"], split)
+
+
 def test_sizes_in_words() -> None:
     assert parse_bytes("2 GB") == 2 * 10**9
     assert parse_bytes("1.5mb") == 1_500_000

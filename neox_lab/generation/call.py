@@ -94,10 +94,12 @@ class Call:
         named, model_arguments = split_arguments(arguments, others)
         places = (GenerationConfig(**named), config or GenerationConfig(), own_defaults)
         self.model, self.companions = model, companions
-        self.settings = places[0].resolved(*places[1:])
+        off = {name for name, value in named.items() if value is None}
+        self.settings = places[0].resolved(*places[1:], off=off)
         tokenizer = companions.tokenizer
         prompt = prepare(model, inputs, model_arguments, self.settings, tokenizer)
-        settle_lengths(self.settings, places, prompt, model.config.max_position_embeddings)
+        by_hand = "max_length" not in off and any(p.max_length is not None for p in places)
+        settle_lengths(self.settings, by_hand, prompt, model.config.max_position_embeddings)
         refuse_contradictions(self.settings, companions, prompt)
         times = max(self.settings.num_beams, self.settings.num_return_sequences)
         self.prompt = prompt.repeated(times)
@@ -164,29 +166,30 @@ class Call:
 
 
 def settle_lengths(
-    settings: GenerationConfig,
-    places: Sequence[GenerationConfig],
-    prompt: Prompt,
-    max_positions: int,
+    settings: GenerationConfig, by_hand: bool, prompt: Prompt, max_positions: int
 ) -> None:
     """Turn limits on new tokens into limits on the whole text, in ``settings``.
 
-    Without any limit there are 20 new tokens, or as many as the model has positions for.
+    Args:
+        settings: resolved.
+        by_hand: whether somebody set ``max_length``; otherwise there are 20 new tokens, or as
+            many as the model has positions for.
+        prompt: where the text begins.
+        max_positions: positions the model was made for.
 
     Raises:
         GenerationError: the prompt leaves no room for a new token.
     """
     length = prompt.ids.shape[1]
-    set_by_hand = any(place.max_length is not None for place in places)
     # Vectors that stand for no ids are not in the returned text, but max_length counts them.
     apart = 0
     if prompt.embeds is not None and prompt.embeds.shape[1] != length:
         apart = prompt.embeds.shape[1]
     if settings.max_new_tokens is not None:
-        if set_by_hand:
+        if by_hand:
             _log.warning("Both max_new_tokens and max_length are set; max_new_tokens counts.")
         settings.max_length = settings.max_new_tokens + length
-    elif not set_by_hand:
+    elif not by_hand:
         room = max_positions - length - apart
         settings.max_length = length + max(1, min(settings.max_length, room))
     elif apart:

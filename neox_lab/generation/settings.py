@@ -5,7 +5,8 @@ runs, four places are asked in this order, and the first that has a value wins:
 
     arguments of generate  >  generation_config=  >  model.generation_config  >  DEFAULTS
 
-so a saved preference never overrides what is written in the call.
+so a saved preference never overrides what is written in the call. None in a call switches a
+setting off (``eos_token_id=None``: no token ends the text) even if another place sets it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -149,6 +150,9 @@ SETTINGS: dict[str, tuple[Any, Kind]] = {
     "output_attentions": (False, _SWITCH),
 }
 
+# What None means in a call, where it is not the same as the default.
+_OFF = {"top_k": 0}
+
 # name: (values that ask for nothing, what it would ask for)
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "num_beam_groups": ((1,), "Group beam search"),
@@ -202,12 +206,17 @@ class GenerationConfig:
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *SETTINGS]
 
-    def resolved(self, *fallbacks: GenerationConfig) -> GenerationConfig:
-        """A copy with every setting set: here, in the first of ``fallbacks``, or by default."""
+    def resolved(self, *fallbacks: GenerationConfig, off: Collection[str] = ()) -> GenerationConfig:
+        """A copy with every setting set: here, in the first of ``fallbacks``, or by default.
+
+        Settings named in ``off`` are switched off, whatever the others say.
+        """
         result = GenerationConfig()
         for name, (default, _) in SETTINGS.items():
-            places = (config._values.get(name) for config in (self, *fallbacks))
-            value = next((v for v in places if v is not None), default)
+            places = () if name in off else (self, *fallbacks)
+            values = (config._values.get(name) for config in places)
+            otherwise = _OFF.get(name, default) if name in off else default
+            value = next((v for v in values if v is not None), otherwise)
             result._values[name] = copy.copy(value)
         return result
 

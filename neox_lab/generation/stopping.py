@@ -103,7 +103,7 @@ class StopStrings(StoppingCriteria):
         before = b"".join(map(self.bytes_of, row[:-1]))
         for string in self.strings:
             # Only occurrences that end inside the last token.
-            tail = before[len(before) + 1 - len(string) :] if len(string) > 1 else b""
+            tail = before[max(0, len(before) + 1 - len(string)) :]
             if string in tail + last:
                 return True
         return False

@@ -188,6 +188,8 @@ class Recording:
         """Run the model; return its output and the filled cache."""
         if incl_bwd and self.replay is not None:
             raise HookError("lean=True keeps no gradients; leave out incl_bwd or lean.")
+        if incl_bwd:  # what is made on access has no gradient
+            self.stored, self.lazy = [*self.stored, *self.lazy], []
         placement = Placement(self.model.hook_points, (), ())
         watchers = self.cache.watchers(self.stored, self.keeping, self.spill)
         if incl_bwd:

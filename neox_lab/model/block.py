@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm as plain_layer_norm
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.hooks.points import NO_TAP, Tap
@@ -149,8 +148,8 @@ def _show_layer_norm(
     x: Tensor, norm: nn.LayerNorm, tap: Tap, scale_name: str, out_name: str
 ) -> None:
     """Show the parts of a layer norm to those who only read."""
-    if tap.watched(scale_name):
-        variance = x.float().var(dim=-1, keepdim=True, correction=0)
-        tap(scale_name, (variance + norm.eps).sqrt())
-    if tap.watched(out_name):
-        tap(out_name, plain_layer_norm(x, norm.normalized_shape, eps=norm.eps))
+    normalized, _, inverse = torch.native_layer_norm(
+        x.float(), norm.normalized_shape, None, None, norm.eps
+    )
+    tap(scale_name, inverse.reciprocal())
+    tap(out_name, normalized.to(x.dtype))
