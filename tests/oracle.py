@@ -94,7 +94,10 @@ def relative(a: Tensor, b: Tensor) -> float:
 
 def same(ours: Tensor, theirs: Tensor, tolerance: float = 1e-5) -> None:
     """Assert equality to ``tolerance``: absolute for small numbers, relative for large ones."""
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+    tolerances = {"rtol": tolerance, "atol": tolerance}
+    alike = ours.shape == theirs.shape and ours.dtype == theirs.dtype
+    if not (alike and torch.allclose(ours, theirs, **tolerances)):  # the quick way to say yes
+        torch.testing.assert_close(ours, theirs, **tolerances)
 
 
 @torch.no_grad()

@@ -495,7 +495,7 @@ def test_an_edit_in_place_never_changes_what_came_before(parallel: bool) -> None
             _, edited = ours.run_with_cache(embeds)
         assert not edited[name].any(), name
         for earlier in names[: names.index(name)]:
-            same(edited[earlier], before[earlier], tolerance=1e-6)  # scales take another path
+            same(edited[earlier], before[earlier])  # scales take another path
         assert all(torch.equal(plain[other], before[other]) for other in names), name
         assert torch.equal(embeds, mine), name
 
@@ -816,17 +816,8 @@ def test_backward_hooks_see_the_gradient(parallel: bool) -> None:
         assert_same_gradient(seen[name], expected[name], name)
 
 
-ZERO_BEHIND_SPLIT_INPUTS = pytest.mark.xfail(
-    strict=True,
-    reason="watching the gradient of hook_q_input takes all heads off the shared layer norm, so "
-    "the gradients at ln1.hook_normalized and ln1.hook_scale come out as zero",
-)
-
-
 @WIRINGS
-@pytest.mark.parametrize(
-    "dtype", [None, pytest.param(torch.float64, marks=ZERO_BEHIND_SPLIT_INPUTS)]
-)
+@pytest.mark.parametrize("dtype", [None, torch.float64])
 def test_gradients_kept_all_at_once(parallel: bool, dtype: torch.dtype | None) -> None:
     ours = model(parallel=parallel)
     output, cache = ours.run_with_cache(tokens(), incl_bwd=total, dtype=dtype)
@@ -840,7 +831,6 @@ def test_gradients_kept_all_at_once(parallel: bool, dtype: torch.dtype | None) -
 
 
 @WIRINGS
-@ZERO_BEHIND_SPLIT_INPUTS
 def test_backward_hooks_everywhere_at_once(parallel: bool) -> None:
     ours = model(parallel=parallel)
     seen, expected = gradients_by_hooks(ours, ["*"]), gradients_by_autograd(ours)
@@ -994,27 +984,23 @@ def test_gradients_of_the_loss() -> None:
 
 def assert_cache_sees(ours: Any, name: str) -> None:
     """A cache taken under an edit holds what passed, also what it makes on access."""
-    edit = [(name, lambda t, hook: torch.full_like(t, 0.5))]
+    edit = [(name, lambda t, hook: noise(t).abs() + 0.5)]
     with ours.hooks(edit):
         _, cache = ours.run_with_cache(tokens())
     assert not ours.hook_stack.placements
-    assert (cache[name] == 0.5).all()
+    assert torch.equal(cache[name], noise(cache[name]).abs() + 0.5)
     for other, tensor in read(ours, edit).items():
         same(cache[other], tensor, tolerance=1e-4)
 
 
-@WIRINGS
 @torch.no_grad()
-def test_a_cache_sees_what_hooks_made(parallel: bool) -> None:
-    ours = model(parallel=parallel)
+def test_a_cache_sees_what_hooks_made() -> None:
+    ours = model(parallel=False)
     for name in some_names(ours):
         if name != "blocks.1.hook_attn_in":
             assert_cache_sees(ours, name)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="the cache makes hook_q_input from hook_resid_pre, past the edited attn_in"
-)
 @torch.no_grad()
 def test_a_cache_sees_an_edited_attention_input_in_all_three_parts() -> None:
     assert_cache_sees(model(), "blocks.1.hook_attn_in")

@@ -714,7 +714,7 @@ def _neighbouring_pairs(ours: Any) -> None:
 )
 @pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "sequential"])
 def test_a_wrong_network_is_noticed(mutate: Any, parallel: bool) -> None:
-    theirs, ours = pair(use_parallel_residual=parallel)
+    theirs, ours = pair(use_parallel_residual=parallel, num_hidden_layers=2)
     assert_same_run(theirs, ours, tokens())
     mutate(ours)
     with pytest.raises(AssertionError):

@@ -57,6 +57,8 @@ class HookPoint:
     generated: int = field(default=0, compare=False)
 
 
+_WHERE_GRADIENTS_END = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
+
 HookFunction = Callable[[Tensor, HookPoint], "Tensor | None"]
 
 
@@ -103,6 +105,14 @@ class Tap:
         """True if anyone watches one of ``names``."""
         watchers = self._watchers
         return bool(watchers) and any(name in watchers for name in names)
+
+    def written(self, *names: str) -> bool:
+        """True if someone may replace the tensor at one of ``names``."""
+        return any(
+            watcher.writes and watcher.direction == "forward"
+            for name in names
+            for watcher in self._watchers.get(name, ())
+        )
 
     def altered(self, *names: str) -> bool:
         """True if someone may replace the tensor at one of ``names`` or wants its gradient."""
@@ -182,7 +192,7 @@ def _watch_gradient(tensor: Tensor, watcher: Watcher) -> Tensor:
 
     def on_gradient(gradient: Tensor) -> Tensor | None:
         if watcher.writes:
-            return _offer(gradient, watcher)
+            return _gradient_offer(gradient, watcher)
         watcher.function(gradient, point)
         return None
 
@@ -191,6 +201,18 @@ def _watch_gradient(tensor: Tensor, watcher: Watcher) -> Tensor:
     own = tensor.view_as(tensor)
     own.register_hook(on_gradient)  # type: ignore[no-untyped-call]
     return own
+
+
+def _gradient_offer(gradient: Tensor, watcher: Watcher) -> Tensor:
+    """What a writer makes of a gradient; where gradients end, it may only look."""
+    offered = _offer(gradient, watcher)
+    if watcher.point.name.endswith(_WHERE_GRADIENTS_END) and not torch.equal(offered, gradient):
+        raise HookError(
+            f"The gradient at {watcher.point.name!r} can be read but not replaced: it is that of "
+            "each head's own view of the residual stream, and ends there. Replace the gradient at "
+            "attn.hook_q, hook_k or hook_v, or at hook_resid_pre."
+        )
+    return offered
 
 
 def _fitting(replacement: object, original: Tensor, point: HookPoint) -> Tensor:

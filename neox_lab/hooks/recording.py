@@ -213,8 +213,8 @@ class Recording:
         """Points whose tensors need not be stored, because they follow from stored ones."""
         if not self.keeping.as_it_is:
             return []
-        written = {
-            watcher.point.name
+        written = {  # an edit anywhere in a block may reach what would be made from its parts
+            watcher.point.layer
             for placement in self.model.hook_stack.placements
             for watcher in placement.watchers
             if watcher.writes
@@ -223,7 +223,7 @@ class Recording:
         return [
             point
             for point in wanted
-            if base_of(point) in names and point.name not in written and self._reached(point)
+            if base_of(point) in names and point.layer not in written and self._reached(point)
         ]
 
     def _reached(self, point: HookPoint) -> bool:

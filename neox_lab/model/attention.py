@@ -34,11 +34,12 @@ class SplitInput(NamedTuple):
 
     Attributes:
         normalized: each head's own input after the layer norm, ``[batch, pos, head, d_model]``.
-        heads: which heads use theirs, boolean ``[head]``; the others share the common one.
+        heads: which heads use theirs, boolean ``[head]``; the others share the common one. None
+            if all share it, and only the gradient of their own input is wanted.
     """
 
     normalized: Tensor
-    heads: Tensor
+    heads: Tensor | None
 
 
 class Attention(nn.Module):
@@ -138,7 +139,11 @@ class Attention(nn.Module):
         biases = None if bias is None else bias.view(self.heads, 3, self.d_head)
         made = []
         for part, (tensor, own) in enumerate(zip(shared, inputs, strict=True)):
-            if own is not None:
+            if own is not None and own.heads is None:
+                # Nothing is added to the value; the gradient reaches the heads' own inputs too.
+                probe = torch.einsum("bphd,hed->bphe", own.normalized, weight[:, part].detach())
+                tensor = tensor + (probe - probe.detach())
+            elif own is not None and own.heads is not None:
                 projected = torch.einsum("bphd,hed->bphe", own.normalized, weight[:, part])
                 if biases is not None:
                     projected = projected + biases[:, part]

@@ -107,11 +107,16 @@ class Block(nn.Module):
 
         A tensor that is only read costs nothing: it is the residual stream, seen once per head
         through a stride of zero. Where hooks may write, only heads whose input really differs
-        leave the shared path, so that the others keep their values to the last bit.
+        leave the shared path, so that the others keep their values to the last bit. Where only
+        gradients are watched, the heads' inputs are a copy at which gradients end, and every
+        other gradient stays what it is.
         """
         if not tap.watched("hook_attn_in", *SPLIT_INPUTS):
             return None
         shared = resid.unsqueeze(2).expand(-1, -1, self.attention.heads, -1)
+        written = tap.written("hook_attn_in", *SPLIT_INPUTS)
+        if tap.altered("hook_attn_in", *SPLIT_INPUTS) and not written:
+            shared = shared.detach().requires_grad_(resid.requires_grad)
         attn_in = tap("hook_attn_in", shared)  # [batch, pos, head, d_model]
         made: list[SplitInput | None] = []
         for name in SPLIT_INPUTS:
@@ -119,11 +124,20 @@ class Block(nn.Module):
             if not tap.altered("hook_attn_in", name):
                 made.append(None)
                 continue
+            if not written:
+                made.append(SplitInput(_with_frozen_weights(self.input_layernorm, own), None))
+                continue
             heads = (own != shared).any(dim=-1).any(dim=0).any(dim=0)
             if own.requires_grad:  # gradients are wanted through every head's own input
                 heads = torch.ones_like(heads)
             made.append(SplitInput(self.input_layernorm(own), heads))
         return tuple(made)
+
+
+def _with_frozen_weights(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """Layer norm of ``x`` through which gradients reach ``x`` but not the weights."""
+    weight, bias = norm.weight.detach(), norm.bias.detach()
+    return torch.nn.functional.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm, tap: Tap, scale_name: str, out_name: str) -> Tensor:
