@@ -194,6 +194,17 @@ def test_names_in_a_generation_cache(model: Any) -> None:
             model.generate_with_cache(tokens(1, 4), **refused)
 
 
+def test_a_generation_cache_can_be_drawn(speaker: Any) -> None:
+    text, cache = speaker.generate_with_cache(
+        ["Hello world", "The king went to the city"], "*.hook_pattern", max_new_tokens=4
+    )
+    assert len(cache.pieces) == text.shape[1] - 1
+    assert cache.pieces[:5] == ["<|padding|>"] * 4 + ["Hello"]
+    assert cache.attention_mask.tolist()[0][:5] == [0, 0, 0, 0, 1]
+    view = nl.views.attention(cache, batch_index=0)
+    assert len(view.frame)
+
+
 def test_keeping_does_not_disturb_other_hooks(model: Any) -> None:
     """A writer placed before is seen by the cache, and fires once a step."""
     calls: list[int | None] = []
@@ -220,6 +231,7 @@ def test_a_stream_says_what_generate_says(model: Any) -> None:
         )
         torch.manual_seed(0)
         steps = list(model.stream(ids, max_new_tokens=8, alternatives=3, **arguments))
+        assert all(step.piece == "" for step in steps)
         assert [step.token for step in steps] == out.sequences[0, 5:].tolist()
         assert [step.index for step in steps] == list(range(8))
         assert steps[-1].ids.tolist() == out.sequences.tolist()

@@ -190,7 +190,12 @@ class Generates:
         call = self._call(inputs, generation_config, arguments)
         cache = self._cache_for(call)
         with self._filling(cache, "*" if names_filter is None else names_filter):
-            return self._run(call), cache
+            output = self._run(call)
+        ids = cast(Tensor, output if isinstance(output, Tensor) else output.sequences)
+        if call.companions.tokenizer is not None and call.prompt.embeds is None:
+            cache.pieces = call.companions.tokenizer.pieces(ids[0, :-1].tolist())
+        cache.attention_mask = call.reader.mask
+        return output, cache
 
     def _cache_for(self, call: Call) -> GenerationCache:
         """An empty cache for the steps of ``call``; refuses calls whose steps do not add up."""

@@ -42,13 +42,14 @@ class Prompt:
         """Every row ``times`` times, copies side by side."""
         if times == 1:
             return self
-        if self.cache is not None:
-            self.cache.batch_repeat_interleave(times)
+        cache = None if self.cache is None else self.cache.copy()  # the user's stays as it is
+        if cache is not None:
+            cache.batch_repeat_interleave(times)
         return Prompt(
             self.ids.repeat_interleave(times, dim=0),
             None if self.embeds is None else self.embeds.repeat_interleave(times, dim=0),
             None if self.mask is None else self.mask.repeat_interleave(times, dim=0),
-            self.cache,
+            cache,
         )
 
 

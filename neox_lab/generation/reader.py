@@ -44,6 +44,7 @@ class Reader:
     Attributes:
         cache: keys and values read so far; None where every step reads everything again.
         steps: how many steps were made.
+        mask: 1 for text and 0 for padding ``[batch, pos]`` of what was read; None without padding.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class Reader:
         self._ids_in_prompt = prompt.ids.shape[1]
         # Read columns of the prompt: they may be fewer or more than its ids.
         self._prompt_length = self._ids_in_prompt if self._embeds is None else self._embeds.shape[1]
-        self._mask = prompt.mask
+        self.mask = prompt.mask
 
     def read(self, ids: Tensor, keep: int = 1) -> Reading:
         """Read on to the end of ``ids``.
@@ -107,13 +108,13 @@ class Reader:
 
     def _mask_and_positions(self, past: int, length: int) -> tuple[Tensor | None, Tensor | None]:
         """Visibility of everything, and positions of what is new; None and None if unpadded."""
-        if self._mask is None:
+        if self.mask is None:
             return None, None
-        missing = past + length - self._mask.shape[1]
+        missing = past + length - self.mask.shape[1]
         if missing > 0:
-            ones = self._mask.new_ones(self._mask.shape[0], missing)
-            self._mask = torch.cat((self._mask, ones), dim=1)
-        mask = self._mask[:, : past + length]
+            ones = self.mask.new_ones(self.mask.shape[0], missing)
+            self.mask = torch.cat((self.mask, ones), dim=1)
+        mask = self.mask[:, : past + length]
         # Padding does not count as a position.
         positions = (mask.cumsum(dim=1) - 1).masked_fill(mask == 0, 0)
         return mask, positions[:, past:]
@@ -138,8 +139,8 @@ class Reader:
         """Go on with batch rows ``rows`` ``[batch]`` in place of the present ones."""
         if self.cache is not None:
             self.cache.batch_select_indices(rows)
-        if self._mask is not None:
-            self._mask = self._mask[rows]
+        if self.mask is not None:
+            self.mask = self.mask[rows]
 
     def forget_beyond(self, ids: Tensor) -> None:
         """Keep only what was read of all but the last token of ``ids`` ``[batch, pos]``."""

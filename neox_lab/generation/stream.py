@@ -35,6 +35,7 @@ class StreamStep:
         index: number of the token among the new ones, from 0.
         token: its id.
         text: the text it completes: empty while a character is unfinished.
+        piece: the token's own text; bytes that are no whole character as in ``⟨E2⟩``.
         probability: what the model gave the token, before temperature and the like.
         alternatives: the likeliest tokens, the likeliest first.
         entropy: of the model's distribution, in nats: 0 is certainty, ln(vocab) ignorance.
@@ -46,6 +47,7 @@ class StreamStep:
     index: int
     token: int
     text: str
+    piece: str
     probability: float
     alternatives: tuple[Alternative, ...]
     entropy: float
@@ -87,6 +89,7 @@ class Describer:
             index=self.index,
             token=token,
             text=self._text(token, is_last),
+            piece=self._piece(token),
             probability=float(probabilities[token]),
             alternatives=tuple(
                 Alternative(other, self._piece(other), probability)

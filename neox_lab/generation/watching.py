@@ -94,6 +94,11 @@ class GenerationCache(Mapping[str, Tensor]):
     but its last token had been read at once (which is what reading it step by step amounts to);
     ``cache.steps[3]["blocks.0.hook_resid_post"]`` is what step 3 saw. Names, aliases and short
     forms such as ``("pattern", 0)`` will do.
+
+    Attributes:
+        steps: what each step saw, by full name.
+        pieces: the first text's tokens as text, as far as they were read; None if unknown.
+        attention_mask: 1 for text and 0 for padding ``[batch, pos]``, or None for no padding.
     """
 
     # Read by the hook stack: this hook changes nothing and gets the network's own tensors.
@@ -103,6 +108,8 @@ class GenerationCache(Mapping[str, Tensor]):
         """An empty cache; it is a hook function that keeps what it is called with."""
         self.points = points
         self.steps: list[dict[str, Tensor]] = []
+        self.pieces: list[str] | None = None
+        self.attention_mask: Tensor | None = None
 
     def __call__(self, tensor: Tensor, hook: HookPoint) -> None:
         """Keep a tensor under the hook's name and the present step."""
