@@ -389,7 +389,7 @@ def test_lean_and_loaded_caches_agree(tmp_path: Any) -> None:
     orphan = ActivationCache.load(tmp_path / "cache.safetensors")
     close(orphan.decompose_resid(apply_ln=True).sum(0), full["ln_final.hook_normalized"])
     with pytest.raises(HookError, match="model=model"):
-        orphan.stack_neuron_results(1)
+        orphan.stack_head_results(1)
 
 
 def test_stack_activation() -> None:

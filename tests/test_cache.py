@@ -75,7 +75,8 @@ def test_lean_gives_the_same_and_takes_a_fraction(model: Any) -> None:
     lean_output, lean = model.run_with_cache(tokens(), lean=True, **arguments)
     equal(full, lean, 2e-5)
     torch.testing.assert_close(output.logits, lean_output.logits, rtol=0, atol=1e-5)
-    assert lean.nbytes == model.cache_size(tokens(), lean=True) < full.nbytes / 12
+    assert lean.nbytes == model.cache_size(tokens(), lean=True) < full.nbytes / 8
+    assert lean.nbytes < sum(full[name].nbytes for name in full) / 20
 
 
 def test_lean_on_a_part_of_the_layers(model: Any) -> None:
@@ -250,3 +251,29 @@ def test_every_head_caches_everything(name: str) -> None:
     assert tuple(full) == model.hook_names
     _, lean = model.run_with_cache(tokens(), lean=True)
     equal(full, lean, 2e-5)
+
+
+def test_a_full_cache_grows_with_the_length_of_the_text_not_with_its_square(model: Any) -> None:
+    stored = model.run_with_cache(tokens())[1].frame.set_index("name").stored
+    assert not stored["blocks.0.attn.hook_attn_scores"]
+    assert not stored["blocks.0.attn.hook_pattern"]
+    short, long = (model.cache_size(torch.zeros(1, n, dtype=torch.long)) for n in (10, 40))
+    assert long == 4 * short
+
+
+def test_scores_that_look_at_earlier_keys_are_stored(model: Any, tmp_path: Path) -> None:
+    ids = tokens()
+    whole = model.run_with_cache(ids)[1]
+    past = model(ids[:, :5], use_cache=True).past_key_values
+    _, rest = model.run_with_cache(ids[:, 5:], past_key_values=past)
+    torch.testing.assert_close(rest["pattern", 1], whole["pattern", 1][:, :, 5:], rtol=0, atol=1e-5)
+    rest.save(tmp_path / "rest.safetensors")
+    again = ActivationCache.load(tmp_path / "rest.safetensors", model)
+    assert torch.equal(again["pattern", 1], rest["pattern", 1])
+    # What was left out of a run with earlier keys cannot be made up for later.
+    past = model(ids[:, :5], use_cache=True).past_key_values
+    _, part = model.run_with_cache(ids[:, 5:], "*.hook_rot_?", past_key_values=past)
+    part.save(tmp_path / "part.safetensors")
+    again = ActivationCache.load(tmp_path / "part.safetensors", model)
+    with pytest.raises(HookNameError, match="not in this cache"):
+        again["attn_scores", 1]

@@ -145,7 +145,7 @@ class Hooked:
             cast("Runnable", self),
             arguments | {"start_at_layer": start_at_layer, "stop_at_layer": stop_at_layer},
             names_filter,
-            Keeping(device, dtype, pos_slice),
+            Keeping(device, dtype, pos_slice, names_filter is None),
             lean=lean,
             pieces=self._pieces_of(arguments),
         )

@@ -22,7 +22,7 @@ The sums hold without dropout, and as long as no hook replaced a sum.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Literal
 
@@ -40,7 +40,7 @@ Stack = Tensor | tuple[Tensor, list[str]]
 class CacheArithmetic(LogitShares):
     """Sums and decompositions of the residual stream, over activations by name."""
 
-    def make_on_access(self, name: str, maker: Callable[[], Tensor]) -> None:
+    def make_on_access(self, name: str, maker: Callable[[Mapping[str, Tensor]], Tensor]) -> None:
         """Let ``maker`` produce the tensor of ``name`` each time it is asked for."""
         raise NotImplementedError
 
@@ -291,9 +291,9 @@ class CacheArithmetic(LogitShares):
         for block in range(self._layers):
             name = f"blocks.{block}.attn.hook_result"
             if name not in self:
-                (z,) = self._fetch([f"blocks.{block}.attn.hook_z"], None)
-                # Holds the tensors and not the cache, which would keep itself alive.
-                self.make_on_access(name, partial(_results, z, self._output_weight(block)))
+                base = f"blocks.{block}.attn.hook_z"
+                self._fetch([base], None)
+                self.make_on_access(name, partial(_made, base, self._output_weight(block)))
 
     def _output_weight(self, block: int) -> Tensor:
         """``[d_model, head * d_head]``."""
@@ -355,6 +355,10 @@ class CacheArithmetic(LogitShares):
         if reading.one_direction:
             stack = stack[..., 0]
         return (stack, labels) if return_labels else stack
+
+
+def _made(base: str, weight: Tensor, kept: Mapping[str, Tensor]) -> Tensor:
+    return _results(kept[base], weight)
 
 
 def _results(z: Tensor, weight: Tensor) -> Tensor:

@@ -30,7 +30,8 @@ from neox_lab.hooks.points import HookPoint, Watcher
 if TYPE_CHECKING:
     import pandas as pd
 
-Maker = Callable[[], Tensor]
+Maker = Callable[["ActivationCache"], Tensor]
+"""Makes one activation from others; it is given the cache, and must not hold on to it."""
 
 
 class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
@@ -94,7 +95,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         if full in self._tensors:
             return self._tensors[full]
         if full in self._makers:
-            return self._makers[full]()
+            return self._makers[full](self)
         raise HookNameError(
             f"{full!r} is not in this cache, which holds {len(self)} activations. It was left out "
             "by names_filter, or the run did not reach it (start_at_layer, stop_at_layer)."
@@ -194,7 +195,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
             [point.name, point.layer, " ".join(point.axes), point.meaning, list(point.aliases)]
             for point in self.points.values()
         ]
-        return {"pieces": self.pieces, "points": points}
+        return {"pieces": self.pieces, "points": points, "derived": list(self._makers)}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: Any = None) -> ActivationCache:
@@ -217,6 +218,13 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         mask = tensors.pop("attention_mask", None)
         cache = cls(points, model=model, attention_mask=mask, pieces=pieces)
         cache._tensors = tensors
+        if model is not None:
+            from neox_lab.hooks.derived import bases_of, derive
+
+            derived: Any = description["derived"]
+            for point in (points[name] for name in derived):
+                if all(base in cache for base in bases_of(point)):
+                    derive(cache, point)
         return cache
 
 

@@ -1,7 +1,9 @@
 """Activations that are made when asked for, instead of stored.
 
-Two kinds. *Derived*: what each head reads is the residual stream, and what each head writes is its
-``z`` times a matrix; storing them would take ``head`` times the memory of the residual stream.
+Two kinds. *Derived*: one cheap step leads there from a stored tensor. What each head reads is the
+residual stream, what it writes is its ``z`` times a matrix: storing them would take ``head`` times
+the memory of the residual stream. Scores and patterns follow from queries and keys: storing them
+would take memory that grows with the square of the length.
 *Lean*: a block's activations all follow from the residual stream that enters it, so one tensor
 ``[batch, pos, d_model]`` a layer answers any question, at the price of one block's work when the
 question is asked. The block asked about last is kept, because questions about a block come
@@ -19,13 +21,28 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from neox_lab.errors import HookError
-from neox_lab.hooks.cache import ActivationCache
+from neox_lab.hooks.cache import ActivationCache, Maker
 from neox_lab.hooks.hooking import HookStack
 from neox_lab.hooks.keeping import Keeping
 from neox_lab.hooks.points import HookPoint
-from neox_lab.model.attention import head_results
+from neox_lab.model.attention import head_results, masked_scores
+from neox_lab.model.block import layer_norm_parts
+from neox_lab.model.masking import attention_mask
 
-_SPLIT_INPUTS = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
+_BASES = {
+    "hook_attn_in": ("hook_resid_pre",),
+    "hook_q_input": ("hook_resid_pre",),
+    "hook_k_input": ("hook_resid_pre",),
+    "hook_v_input": ("hook_resid_pre",),
+    "ln1.hook_scale": ("hook_resid_pre",),
+    "ln1.hook_normalized": ("hook_resid_pre",),
+    "attn.hook_attn_scores": ("attn.hook_rot_q", "attn.hook_rot_k"),
+    "attn.hook_pattern": ("attn.hook_attn_scores",),
+    "attn.hook_result": ("attn.hook_z",),
+    "ln2.hook_scale": ("hook_mlp_in",),
+    "ln2.hook_normalized": ("hook_mlp_in",),
+    "mlp.hook_post": ("mlp.hook_pre",),
+}
 
 
 class Runnable(Protocol):
@@ -53,32 +70,69 @@ class Runnable(Protocol):
         """All modules."""
 
 
-def base_of(point: HookPoint) -> str | None:
-    """The hook name that ``point``'s tensor follows from by one cheap step, if there is one."""
+def bases_of(point: HookPoint) -> tuple[str, ...]:
+    """The hook names that ``point``'s tensor follows from by one cheap step; none if it does not.
+
+    Scores follow from queries and keys only in a run without earlier keys.
+    """
     prefix = f"blocks.{point.layer}."
-    inside = point.name.removeprefix(prefix)
-    if inside in _SPLIT_INPUTS:
-        return f"{prefix}hook_resid_pre"
-    return f"{prefix}attn.hook_z" if inside == "attn.hook_result" else None
+    return tuple(prefix + base for base in _BASES.get(point.name.removeprefix(prefix), ()))
 
 
 def derive(cache: ActivationCache, point: HookPoint) -> None:
-    """Let ``cache`` make the tensor at ``point`` from the one it follows from."""
-    base = base_of(point)
-    assert base is not None
-    attention = cache.model.backbone.layers[point.layer].attention
-    if point.name.endswith("hook_result"):
+    """Let ``cache`` make the tensor at ``point`` from those it follows from."""
+    first, *others = bases_of(point)
+    block = cache.model.backbone.layers[point.layer]
+    attention = block.attention
+    inside = point.name.removeprefix(f"blocks.{point.layer}.")
+    make: Maker
+    if inside in ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"):
+        heads = attention.heads
+
+        def make(kept: ActivationCache) -> Tensor:
+            return kept[first].unsqueeze(2).expand(-1, -1, heads, -1)
+
+    elif inside.startswith("ln"):
+        norm = block.input_layernorm if inside[2] == "1" else block.post_attention_layernorm
+        part = 1 if inside.endswith("scale") else 0
+
+        def make(kept: ActivationCache) -> Tensor:
+            return layer_norm_parts(kept[first], norm)[part]
+
+    elif inside == "attn.hook_attn_scores":
+        scale = attention.scale
+
+        def make(kept: ActivationCache) -> Tensor:
+            return _scores(kept[first], kept[others[0]], kept.attention_mask, scale)
+
+    elif inside == "attn.hook_pattern":
+        dtype = attention.dense.weight.dtype
+
+        def make(kept: ActivationCache) -> Tensor:
+            return kept[first].softmax(dim=-1).to(dtype)
+
+    elif inside == "mlp.hook_post":
+        act = block.mlp.act
+
+        def make(kept: ActivationCache) -> Tensor:
+            return act(kept[first])
+
+    else:
         weight = attention.dense.weight
         seen = weights_seen([weight])
 
-        def result() -> Tensor:
+        def make(kept: ActivationCache) -> Tensor:
             check_weights([weight], seen, point.name)
-            return head_results(cache[base], weight.detach())
+            return head_results(kept[first], weight.detach())
 
-        cache.make_on_access(point.name, result)
-    else:
-        heads = attention.heads
-        cache.make_on_access(point.name, lambda: cache[base].unsqueeze(2).expand(-1, -1, heads, -1))
+    cache.make_on_access(point.name, make)
+
+
+def _scores(q: Tensor, k: Tensor, given: Tensor | None, scale: float) -> Tensor:
+    """Scores from rotated queries and keys ``[batch, pos, head, d_head]`` of a whole text."""
+    batch, pos = q.shape[:2]
+    mask = attention_mask(given, batch, pos, 0, q.dtype, q.device)
+    return masked_scores(q.transpose(1, 2), k.transpose(1, 2), mask, scale)
 
 
 def weights_seen(parameters: Iterable[Tensor]) -> int:
@@ -109,7 +163,6 @@ class LeanReplay:
     def __init__(
         self,
         model: Runnable,
-        cache: ActivationCache,
         arguments: Mapping[str, Any],
         keeping: Keeping,
     ) -> None:
@@ -138,29 +191,30 @@ class LeanReplay:
         dropped = ("input_ids", "inputs_embeds", "labels", "start_at_layer", "stop_at_layer")
         self.arguments = {k: v for k, v in arguments.items() if k not in dropped}
         self.model = model
-        self.cache = cache
         self.seen = weights_seen(model.parameters())
         self._latest: tuple[int, ActivationCache] | None = None
 
-    def serve(self, points: Iterable[HookPoint], first: int, last: int) -> None:
-        """Let the cache make everything at ``points`` that layers ``first`` to ``last`` reach."""
+    def serve(
+        self, cache: ActivationCache, points: Iterable[HookPoint], first: int, last: int
+    ) -> None:
+        """Let ``cache`` make everything at ``points`` that layers ``first`` to ``last`` reach."""
         layers = self.model.config.num_hidden_layers
         embed = f"blocks.{first}.hook_resid_pre"
         for point in points:
             if point.layer is None:
                 if point.name == "hook_embed":
                     if first == 0:
-                        self.cache.make_on_access(point.name, lambda: self.cache[embed])
+                        cache.make_on_access(point.name, lambda kept: kept[embed])
                 elif last == layers:
-                    self.cache.make_on_access(
+                    cache.make_on_access(
                         point.name, functools.partial(self._make, point.name, layers)
                     )
             elif first <= point.layer < last:
-                self.cache.make_on_access(
+                cache.make_on_access(
                     point.name, functools.partial(self._make, point.name, point.layer)
                 )
 
-    def _make(self, name: str, layer: int) -> Tensor:
+    def _make(self, name: str, layer: int, kept: ActivationCache) -> Tensor:
         """The tensor at ``name``, from running block ``layer`` (or, past the last, the head)."""
         check_weights(self.model.parameters(), self.seen, name)
         if self._latest is None or self._latest[0] != layer:
@@ -170,7 +224,7 @@ class LeanReplay:
                 start = f"blocks.{layer - 1}.hook_resid_post"
             stop = None if layer == layers else layer + 1
             with self.model.hook_stack.suspended():
-                residual = self.cache[start].to(self.model.backbone.embed_in.weight.device)
+                residual = kept[start].to(self.model.backbone.embed_in.weight.device)
                 _, made = self.model.run_with_cache(
                     residual, start_at_layer=layer, stop_at_layer=stop, **self.arguments
                 )

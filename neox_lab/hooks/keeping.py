@@ -35,11 +35,14 @@ class Keeping:
         device: move there; None leaves it where it is.
         dtype: convert floating-point tensors; None leaves them.
         pos_slice: positions to keep along ``pos`` (``query_pos`` for scores and patterns).
+        everything: all hook points are kept, so a part of a larger tensor need not be copied:
+            the other parts are kept too.
     """
 
     device: torch.device | str | None = None
     dtype: torch.dtype | None = None
     pos_slice: PosSlice | None = None
+    everything: bool = False
 
     @property
     def as_it_is(self) -> bool:
@@ -59,6 +62,8 @@ class Keeping:
         kept = kept.to(device=self.device, dtype=self.dtype)
         if self.as_it_is and 0 in kept.stride():
             return kept  # one tensor seen once per head; it takes no memory of its own
+        if self.everything and self.pos_slice is None:
+            return kept
         whole = kept.untyped_storage().nbytes()
         return kept if kept.numel() * kept.element_size() == whole else kept.clone()
 

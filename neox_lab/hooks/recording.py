@@ -5,7 +5,8 @@
     lean      only the residual stream before each block is stored; any other activation of a
               block is made by running that block again, alone, when it is asked for
 
-Lean keeps d_model numbers a token and layer instead of about 20 d_model + 2 head · pos.
+Lean keeps d_model numbers a token and layer; the full cache about 13, and all activations
+together are about 30 d_model + 2 head · pos.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from neox_lab.errors import HookError
 from neox_lab.hooks.cache import ActivationCache, run_backward
-from neox_lab.hooks.derived import LeanReplay, Runnable, base_of, derive, residual_points
+from neox_lab.hooks.derived import LeanReplay, Runnable, bases_of, derive, residual_points
 from neox_lab.hooks.files import SpillFile
 from neox_lab.hooks.hooking import Placement
 from neox_lab.hooks.keeping import (
@@ -141,13 +142,15 @@ class Recording:
             arguments.get("stop_at_layer"),
             model.config.num_hidden_layers,
         )
-        self.replay = LeanReplay(model, self.cache, arguments, keeping) if lean else None
+        self.replay = LeanReplay(model, arguments, keeping) if lean else None
         if self.replay is not None:
             self.stored = residual_points(model, self.first, self.last)
             self.lazy = [point for point in wanted if point not in self.stored]
         else:
             self.lazy = self._derivable(wanted)
             self.stored = [p for p in wanted if p not in self.lazy and self._reached(p)]
+            for point in self.lazy:
+                derive(self.cache, point)
         self.spill: SpillFile | None = None
 
     @property
@@ -203,10 +206,7 @@ class Recording:
         if incl_bwd:
             run_backward(output, incl_bwd)
         if self.replay is not None:
-            self.replay.serve(self.lazy, self.first, self.last)
-        else:
-            for point in self.lazy:
-                derive(self.cache, point)
+            self.replay.serve(self.cache, self.lazy, self.first, self.last)
         return output, self.cache
 
     def _derivable(self, wanted: list[HookPoint]) -> list[HookPoint]:
@@ -220,10 +220,13 @@ class Recording:
             if watcher.writes
         }
         names = {point.name for point in wanted}
+        past = self.arguments.get("past_key_values") is not None
         return [
             point
             for point in wanted
-            if base_of(point) in names and point.layer not in written and self._reached(point)
+            if (bases := bases_of(point)) and names.issuperset(bases)
+            if point.layer not in written and self._reached(point)
+            if not (past and point.name.endswith("hook_attn_scores"))
         ]
 
     def _reached(self, point: HookPoint) -> bool:

@@ -115,11 +115,7 @@ class Attention(nn.Module):
         self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, tap: Tap
     ) -> Tensor:
         """The same attention with scores and pattern made: ``z`` ``[batch, head, pos, d_head]``."""
-        scores = torch.matmul(q.float(), k.float().transpose(2, 3)) * self.scale
-        bias = mask.full_bias(scores)
-        if bias is not None:
-            scores = scores + bias
-        scores = tap("attn.hook_attn_scores", scores)  # float32 [batch, head, query_pos, key_pos]
+        scores = tap("attn.hook_attn_scores", masked_scores(q, k, mask, self.scale))
         pattern = tap("attn.hook_pattern", scores.softmax(dim=-1).to(q.dtype))
         pattern = F.dropout(pattern, self.dropout, self.training)
         return torch.matmul(pattern, v)
@@ -150,6 +146,20 @@ class Attention(nn.Module):
                 tensor = torch.where(own.heads[:, None], projected, tensor)
             made.append(tensor)
         return tuple(made)
+
+
+def masked_scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float) -> Tensor:
+    """Scaled and masked scores, float32 ``[batch, head, query_pos, key_pos]``.
+
+    Args:
+        q: rotated queries ``[batch, head, query_pos, d_head]``.
+        k: rotated keys ``[batch, head, key_pos, d_head]``.
+        mask: who may look at whom.
+        scale: 1 / √d_head.
+    """
+    scores = torch.matmul(q.float(), k.float().transpose(2, 3)) * scale
+    bias = mask.full_bias(scores)
+    return scores if bias is None else scores + bias
 
 
 def head_results(z: Tensor, output_weight: Tensor) -> Tensor:

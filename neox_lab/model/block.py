@@ -162,8 +162,14 @@ def _show_layer_norm(
     x: Tensor, norm: nn.LayerNorm, tap: Tap, scale_name: str, out_name: str
 ) -> None:
     """Show the parts of a layer norm to those who only read."""
+    normalized, scale = layer_norm_parts(x, norm)
+    tap(scale_name, scale)
+    tap(out_name, normalized)
+
+
+def layer_norm_parts(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+    """``hook_normalized`` and ``hook_scale`` of a layer norm of ``x``; one kernel makes both."""
     normalized, _, inverse = torch.native_layer_norm(
         x.float(), norm.normalized_shape, None, None, norm.eps
     )
-    tap(scale_name, inverse.reciprocal())
-    tap(out_name, normalized.to(x.dtype))
+    return normalized.to(x.dtype), inverse.reciprocal()
