@@ -30,6 +30,8 @@ _ROOMS = {
     "errors": "neox_lab.errors",
     "gym": "neox_lab.gym",
     "lens": "neox_lab.experiments.lens",
+    "probing": "neox_lab.experiments.probing",
+    "tasks": "neox_lab.tasks",
     "views": "neox_lab.views",
 }
 
@@ -45,13 +47,15 @@ __all__ = [
     "gym",
     "lens",
     "load",
+    "probing",
+    "tasks",
     "views",
 ]
 
 if TYPE_CHECKING:
-    from neox_lab import errors, gym, views
+    from neox_lab import errors, gym, tasks, views
     from neox_lab.config import GPTNeoXConfig
-    from neox_lab.experiments import lens
+    from neox_lab.experiments import lens, probing
     from neox_lab.family import (
         GPTNeoXForCausalLM,
         GPTNeoXForQuestionAnswering,

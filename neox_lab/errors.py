@@ -5,6 +5,8 @@
     ├── CheckpointError     (OSError)      a file is missing, damaged, hostile or does not fit
     ├── TokenizerError      (ValueError)   text or ids cannot be turned into what was asked for
     ├── InputError          (ValueError)   tensors given to a forward pass do not fit together
+    │   └── DataError                      rows of a table are wrong; the message names them
+    ├── TrainingError       (RuntimeError) training cannot go on: the loss is not a number
     ├── HookError           (ValueError)   a hook would read or write something that makes no sense
     │   ├── HookNameError   (LookupError)  no hook point has that name
     │   └── HookNeverFiredError            a hook was placed but its point was not reached
@@ -39,6 +41,14 @@ class TokenizerError(NeoxLabError, ValueError):
 
 class InputError(NeoxLabError, ValueError):
     """Tensors given to a forward pass do not fit together."""
+
+
+class DataError(InputError):
+    """Rows of a table of examples are wrong; the message names them."""
+
+
+class TrainingError(NeoxLabError, RuntimeError):
+    """Training cannot go on; the weights are those before the step that failed."""
 
 
 class HookError(NeoxLabError, ValueError):

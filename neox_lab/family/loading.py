@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ def load(
     revision: str | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | int | None = None,
+    labels: Sequence[str] | None = None,
 ) -> Any:
     """A model in evaluation mode, with its tokenizer as ``model.tokenizer``.
 
@@ -47,9 +49,11 @@ def load(
         dtype: of the weights; None means float32 on a CPU, where half precision is slow and
             coarse, and the checkpoint's own dtype elsewhere.
         device: where to; None means the CPU.
+        labels: names of the classes or tags, for a head that is to be trained; None for those of
+            the checkpoint.
 
     Raises:
-        ConfigError: an unknown head.
+        ConfigError: an unknown head, or labels for a head that has none.
         CheckpointError: a file is missing, damaged or does not fit.
     """
     if head not in CLASSES:
@@ -67,9 +71,25 @@ def load(
     on_cpu = device is None or torch.device(device).type == "cpu"
     model = CLASSES[head].from_pretrained(
         name,
+        **_label_settings(head, labels),
         revision=revision,
         dtype=dtype or (torch.float32 if on_cpu else "auto"),
         device_map=device,
     )
     model.tokenizer = GPTNeoXTokenizerFast.from_pretrained(name, revision=revision)
     return model
+
+
+def _label_settings(head: str, labels: Sequence[str] | None) -> dict[str, Any]:
+    """What a configuration says about labels."""
+    if labels is None:
+        return {}
+    if head not in ("sequence-classification", "token-classification"):
+        raise ConfigError(f"head={head!r} has no labels; leave out labels={list(labels)!r}.")
+    if isinstance(labels, str) or len(set(labels)) != len(labels) or not labels:
+        raise ConfigError(f"labels={labels!r}; expected a list of different names.")
+    return {
+        "num_labels": len(labels),
+        "id2label": dict(enumerate(labels)),
+        "label2id": {label: number for number, label in enumerate(labels)},
+    }

@@ -20,19 +20,28 @@ from numpy.typing import NDArray
 
 from neox_lab.errors import InputError
 from neox_lab.views.attention import AttentionView
+from neox_lab.views.bars import BarsView
 from neox_lab.views.base import View, array
+from neox_lab.views.confusion import ConfusionView
+from neox_lab.views.curves import CurvesView, Line
 from neox_lab.views.heatmap import HeatmapView
 from neox_lab.views.lens import LensView
 from neox_lab.views.predictions import PredictionsView
 from neox_lab.views.report import report, write_report
+from neox_lab.views.strips import StripView
 from neox_lab.views.text import TextView
 from neox_lab.views.tokens import label
 
 __all__ = [
     "AttentionView",
+    "BarsView",
+    "ConfusionView",
+    "CurvesView",
     "HeatmapView",
     "LensView",
+    "Line",
     "PredictionsView",
+    "StripView",
     "TextView",
     "View",
     "attention",

@@ -1,0 +1,263 @@
+"""Answer questions with a stretch of a text.
+
+    model = nl.load(head="question-answering")
+    answering.train(model, "train-v2.0.json")
+    answering.predict(model, "Who wrote it?", "It was written by Ada in 1843.")
+
+The model reads ``question ⏎ text <|endoftext|>``. GPT-NeoX sees only what came before, so the
+question stands in front, where every token of the text can see it; and "no answer" is a span at the
+closing token, the only one that has seen everything. Texts that are too long are read in windows
+that overlap.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import DataError, InputError
+from neox_lab.tasks import squad
+from neox_lab.tasks.batches import Example, outputs, pad_token, padded, tokenizer_of
+from neox_lab.tasks.report import Report
+from neox_lab.tasks.settings import TrainingSettings
+from neox_lab.tasks.training import TrainingResult, fit
+
+LONGEST_ANSWER = 30  # tokens
+CANDIDATES = 20  # best starts and best ends that are combined
+
+
+class Window(NamedTuple):
+    """One stretch of a text as the model reads it.
+
+    Attributes:
+        row: which question.
+        ids: question, stretch and closing token.
+        first: position of the first token of the stretch.
+        offsets: first and last character (exclusive) of each of its tokens, in the whole text.
+    """
+
+    row: int
+    ids: list[int]
+    first: int
+    offsets: list[tuple[int, int]]
+
+
+class Answer(NamedTuple):
+    """A possible answer: its score (start logit plus end logit), text and characters."""
+
+    score: float
+    text: str
+    start: int
+    end: int
+
+
+def train(
+    model: Any,
+    data: Any,
+    validation: Any = None,
+    settings: TrainingSettings | None = None,
+    *,
+    max_length: int | None = None,
+    stride: int = 64,
+    directory: str | os.PathLike[str] | None = None,
+) -> TrainingResult:
+    """Fine-tune a model for extractive question answering in place.
+
+    Args:
+        model: a GPTNeoXForQuestionAnswering with a tokenizer.
+        data: SQuAD JSON or a table; see ``squad.read_squad``.
+        validation: likewise, to be measured during training; or None.
+        settings: see ``TrainingSettings``.
+        max_length: tokens in one window; None for all positions of the model.
+        stride: tokens that neighbouring windows share.
+        directory: keep the run here and go on with it if it was stopped.
+
+    Raises:
+        DataError: rows are wrong; the message names them.
+        InputError: the model has another head, or settings do not fit.
+    """
+    _check_head(model)
+    examples = prepare(model, data, max_length=max_length, stride=stride)
+    held = None if validation is None else squad.read_squad(validation)
+    pad = pad_token(model)
+
+    def measure() -> dict[str, float]:
+        return evaluate(model, held, max_length=max_length, stride=stride).metrics
+
+    return fit(
+        model,
+        examples,
+        lambda rows: padded(rows, pad),
+        settings,
+        evaluate=None if held is None else measure,
+        best="f1",
+        directory=directory,
+    )
+
+
+def evaluate(model: Any, data: Any, *, max_length: int | None = None, stride: int = 64) -> Report:
+    """Measure by SQuAD's rules.
+
+    Returns:
+        ``metrics``: ``exact_match`` and ``f1`` (0 to 1), both also over questions with and without
+        an answer, where there are such. A row for each question; the picture shows the first.
+    """
+    _check_head(model)
+    frame = squad.read_squad(data)
+    found = _best(model, frame, max_length, stride)
+    answers = [[text for _, text in spans] for spans in frame["answers"]]
+    predicted = [best[0].text for best in found]
+    result = frame.assign(prediction=predicted)
+    pairs = list(zip(predicted, answers, strict=True))
+    result["exact_match"] = [squad.exact_match(*pair) for pair in pairs]
+    result["f1"] = [squad.f1(*pair) for pair in pairs]
+    metrics = {name: float(result[name].mean()) for name in ("exact_match", "f1")}
+    answerable = frame["answers"].map(bool)
+    for name, part in (("answerable", answerable), ("unanswerable", ~answerable)):
+        if part.any() and not part.all():
+            metrics |= {f"{m}_{name}": float(result[part][m].mean()) for m in ("exact_match", "f1")}
+    question, context = frame["question"][0], frame["context"][0]
+    return Report(result, metrics, lambda: _view(question, context, found[0]))
+
+
+def predict(
+    model: Any,
+    question: str,
+    context: str,
+    *,
+    best: int = 5,
+    max_length: int | None = None,
+    stride: int = 64,
+) -> Report:
+    """Answer one question.
+
+    Returns:
+        A frame with the ``best`` answers: text ("" for no answer), first and last character
+        (exclusive) in ``context``, score (start logit plus end logit), and probability among the
+        answers considered. The picture marks the answer in the text.
+    """
+    import pandas as pd
+
+    _check_head(model)
+    row = {"question": question, "context": context, "answers": []}
+    found = _best(model, squad.read_squad([row]), max_length, stride)[0]
+    chances = torch.tensor([answer.score for answer in found]).softmax(dim=0).tolist()
+    rows = [
+        {"answer": a.text, "start": a.start, "end": a.end, "score": a.score, "probability": p}
+        for a, p in zip(found, chances, strict=True)
+    ]
+    return Report(pd.DataFrame(rows[:best]), {}, lambda: _view(question, context, found))
+
+
+def prepare(
+    model: Any, data: Any, *, max_length: int | None = None, stride: int = 64
+) -> list[Example]:
+    """Examples with ``input_ids``, ``start_positions`` and ``end_positions``, one a window.
+
+    A window without the answer has "no answer" as its target.
+    """
+    frame = squad.read_squad(data)
+    examples: list[Example] = []
+    for window in _windows(model, frame, max_length, stride):
+        start = end = len(window.ids) - 1
+        for first_character, text in frame["answers"][window.row][:1]:
+            inside = _tokens_of(window, first_character, first_character + len(text))
+            start, end = inside or (start, end)
+        positions = {"start_positions": start, "end_positions": end}
+        examples.append({"input_ids": window.ids, **positions, "_row": window.row})
+    return examples
+
+
+def _check_head(model: Any) -> None:
+    if model.head != "question-answering":
+        raise InputError(
+            f"this model's head is {model.head!r}; expected 'question-answering': "
+            "nl.load(..., head='question-answering')"
+        )
+
+
+def _windows(model: Any, frame: Any, max_length: int | None, stride: int) -> list[Window]:
+    """Every question with its text, cut into overlapping windows where it is too long."""
+    tokenizer = tokenizer_of(model)
+    longest = max_length or model.config.max_position_embeddings
+    closing = tokenizer.eos_token_id
+    if closing is None:
+        raise InputError("the tokenizer has no end-of-text token to close a text with")
+    windows: list[Window] = []
+    for row, (question, context) in enumerate(
+        zip(frame["question"], frame["context"], strict=True)
+    ):
+        asked = list(tokenizer(f"{question}\n").input_ids)
+        read = tokenizer(context, return_offsets_mapping=True)
+        room = longest - len(asked) - 1
+        if room <= stride:
+            raise DataError(
+                f"row {row}: the question has {len(asked)} tokens, which leaves {room} of "
+                f"{longest} for the text; expected more than stride={stride}. Shorten the "
+                "question, or choose a smaller stride or a larger max_length."
+            )
+        for start in range(0, max(1, len(read.input_ids) - stride), room - stride):
+            ids = list(read.input_ids[start : start + room])
+            offsets = [tuple(pair) for pair in read.offset_mapping[start : start + room]]
+            windows.append(Window(row, [*asked, *ids, closing], len(asked), offsets))
+    return windows
+
+
+def _tokens_of(window: Window, start: int, end: int) -> tuple[int, int] | None:
+    """Positions of the first and last token of characters ``start`` to ``end``, if all inside."""
+    touched = [at for at, (low, high) in enumerate(window.offsets) if low < end and high > start]
+    if not touched or window.offsets[touched[0]][0] > start or window.offsets[touched[-1]][1] < end:
+        return None
+    return window.first + touched[0], window.first + touched[-1]
+
+
+def _best(model: Any, frame: Any, max_length: int | None, stride: int) -> list[list[Answer]]:
+    """For each question its answers, the best first; "" stands for no answer."""
+    windows = _windows(model, frame, max_length, stride)
+    bare: list[Example] = [{"input_ids": window.ids} for window in windows]
+    logits = outputs(model, bare, 32, ["start_logits", "end_logits"])
+    found: list[dict[tuple[int, int], Answer]] = [{} for _ in range(len(frame))]
+    for window, row in zip(windows, logits, strict=True):
+        context = frame["context"][window.row]
+        there = found[window.row]
+        for answer in _answers(window, context, row["start_logits"], row["end_logits"]):
+            place = (answer.start, answer.end)
+            # A text has no answer only if none of its windows has one.
+            pick = min if not answer.text else max
+            there[place] = pick(there.get(place, answer), answer)
+    return [sorted(there.values(), reverse=True) for there in found]
+
+
+def _answers(window: Window, context: str, start: Tensor, end: Tensor) -> list[Answer]:
+    """Candidates of one window: pairs of good starts and ends inside the text, and no answer."""
+    first, count = window.first, len(window.offsets)
+    answers = [Answer(float(start[-1] + end[-1]), "", 0, 0)]
+    starts, ends = start[first : first + count], end[first : first + count]
+    for a in starts.topk(min(CANDIDATES, count)).indices.tolist():
+        for b in ends.topk(min(CANDIDATES, count)).indices.tolist():
+            if a <= b < a + LONGEST_ANSWER:
+                low, high = window.offsets[a][0], window.offsets[b][1]
+                score = float(starts[a] + ends[b])
+                answers.append(Answer(score, context[low:high], low, high))
+    return answers
+
+
+def _view(question: str, context: str, found: list[Answer]) -> Any:
+    """The text with its best answer marked, and the runners-up as a table."""
+    from neox_lab.views.strips import Piece, StripView
+
+    chances = torch.tensor([answer.score for answer in found]).softmax(dim=0).tolist()
+    table = [
+        {"answer": a.text or "(no answer)", "start": a.start, "end": a.end, "probability": p}
+        for a, p in zip(found[:5], chances, strict=False)
+    ]
+    best = found[0]
+    pieces = [Piece(context)]
+    if best.text:
+        marked = Piece(best.text, f"{chances[0]:.2f}", "answer")
+        pieces = [Piece(context[: best.start]), marked, Piece(context[best.end :])]
+    note = "The answer is marked." if best.text else "The text has no answer."
+    return StripView([p for p in pieces if p.text], title=question, note=note, found=table)

@@ -1,0 +1,116 @@
+"""Entities as tags: the CoNLL file format, what BIO tags mean, and how entities are compared.
+
+``B-X`` begins an entity of kind X, ``I-X`` goes on with it, ``O`` is outside. Entities are counted
+as conlleval and seqeval do: right if first word, last word and kind are all right; an ``I-X`` that
+follows nothing it could go on with begins an entity of its own (Tjong Kim Sang and De Meulder 2003,
+arXiv:cs/0306050).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neox_lab.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Entity = tuple[str, int, int]
+"""Kind, first word and last word (exclusive)."""
+
+
+def read_conll(path: Any) -> pd.DataFrame:
+    """Sentences of a CoNLL file: columns ``words`` and ``tags``, a list in each cell.
+
+    A line is a word and, last on the line, its tag; an empty line ends a sentence; lines that begin
+    with ``-DOCSTART-`` are left out.
+
+    Raises:
+        DataError: the file cannot be read, or a line has a word and no tag.
+    """
+    import pandas as pd
+
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error}") from error
+    sentences: list[dict[str, list[str]]] = [{"words": [], "tags": []}]
+    for number, line in enumerate([*lines, ""], 1):
+        parts = line.split()
+        if not parts or parts[0] == "-DOCSTART-":
+            if sentences[-1]["words"]:
+                sentences.append({"words": [], "tags": []})
+        elif len(parts) < 2:
+            raise DataError(f"line {number} of {Path(path).name} has a word and no tag: {line!r}")
+        else:
+            sentences[-1]["words"].append(parts[0])
+            sentences[-1]["tags"].append(parts[-1])
+    return pd.DataFrame(sentences[:-1])
+
+
+def broken(tags: Sequence[str]) -> str | None:
+    """What breaks the rules of BIO in ``tags``, or None."""
+    before = "O"
+    for at, tag in enumerate(tags):
+        kind = tag[2:]
+        if tag != "O" and (tag[:2] not in ("B-", "I-") or not kind):
+            return f"tag {at} is {tag!r}; expected 'O', 'B-...' or 'I-...'"
+        if tag.startswith("I-") and before[2:] != kind:
+            return f"tag {at} is {tag!r} after {before!r}; an entity begins with 'B-{kind}'"
+        before = tag
+    return None
+
+
+def entities(tags: Sequence[str]) -> list[Entity]:
+    """The entities that BIO tags stand for, in order."""
+    found: list[Entity] = []
+    before = "O"
+    for at, tag in enumerate(tags):
+        kind = tag[2:]
+        if tag != "O" and (tag.startswith("B-") or before[2:] != kind):
+            found.append((kind, at, at + 1))
+        elif tag != "O":
+            found[-1] = (kind, found[-1][1], at + 1)
+        before = tag
+    return found
+
+
+def entity_metrics(
+    right: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Precision, recall and F1 of entities over all sentences, and F1 of each kind.
+
+    Args:
+        right: the tags of each sentence.
+        predicted: those found, as many.
+
+    Returns:
+        ``precision`` = entities found that are right / found, ``recall`` = / there, ``f1`` their
+        harmonic mean (each 0 where nothing is there to divide by), ``accuracy`` of single tags,
+        and ``f1_KIND`` for each kind.
+    """
+    there: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    hits: Counter[str] = Counter()
+    same = total = 0
+    for one, other in zip(right, predicted, strict=True):
+        wanted, given = set(entities(one)), set(entities(other))
+        there.update(kind for kind, _, _ in wanted)
+        found.update(kind for kind, _, _ in given)
+        hits.update(kind for kind, _, _ in wanted & given)
+        same += sum(a == b for a, b in zip(one, other, strict=True))
+        total += len(one)
+    precision = hits.total() / max(1, found.total())
+    recall = hits.total() / max(1, there.total())
+    result = {
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * hits.total() / max(1, found.total() + there.total()),
+        "accuracy": same / max(1, total),
+    }
+    for kind in sorted(there | found):
+        result[f"f1_{kind}"] = 2 * hits[kind] / (there[kind] + found[kind])
+    return result

@@ -1,0 +1,301 @@
+"""How likely a model finds texts: perplexity, continuations, multiple choice.
+
+All of it is sums of log p(token | tokens before it), in nats. Where a text is cut into context and
+continuation, tokens follow the rule of the usual evaluation harness (Gao et al., the Language Model
+Evaluation Harness): spaces at the end of the context belong to the continuation, both are encoded
+together, and the continuation is what is left after the context's own tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import DataError, InputError
+from neox_lab.tasks.batches import tokenizer_of
+from neox_lab.tasks.report import Report
+from neox_lab.tasks.tables import refuse
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Scored(NamedTuple):
+    """A run of tokens to be scored after others.
+
+    Attributes:
+        context: token ids that are only read.
+        target: token ids that are scored; each is predicted from everything before it.
+    """
+
+    context: list[int]
+    target: list[int]
+
+
+@torch.inference_mode()
+def log_probabilities(
+    model: Any, requests: Sequence[Scored], batch_size: int = 16
+) -> list[tuple[Tensor, Tensor]]:
+    """Log probability of each target token, and whether it was the likeliest.
+
+    Args:
+        model: a GPTNeoXForCausalLM.
+        requests: what to score; context and target together within the model's positions, and at
+            least one token in all before the first target.
+        batch_size: requests in one forward pass; they are sorted by length.
+
+    Returns:
+        For each request float32 ``[target]`` in nats and boolean ``[target]``, on the CPU.
+    """
+    found: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(requests)
+    order = sorted(range(len(requests)), key=lambda at: -sum(map(len, requests[at])))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        whole = [requests[row].context + requests[row].target for row in rows]
+        longest = len(whole[0]) - 1  # the last token is predicted and never read
+        # Padding stands on the right, where causal attention cannot see it.
+        ids = torch.tensor([line[:-1] + [0] * (longest - len(line) + 1) for line in whole])
+        most = max(len(requests[row].target) for row in rows)
+        ends = torch.tensor([len(line) - 1 for line in whole])
+        kept = (ends[:, None] - most + torch.arange(most)).clamp(min=0)
+        logits = model(ids.to(model.device), logits_to_keep=kept.to(model.device)).logits
+        scores = logits.float().log_softmax(dim=-1).cpu()
+        for row, line in zip(rows, scores, strict=True):
+            target = torch.tensor(requests[row].target)
+            line = line[most - len(target) :]
+            chosen = line.gather(-1, target[:, None])[:, 0]
+            found[row] = chosen, line.argmax(dim=-1) == target
+    return found
+
+
+def windows(ids: Sequence[int], context: int, stride: int, first: int | None) -> Iterator[Scored]:
+    """Cut a text so that each token is scored once, after as much context as fits.
+
+    Args:
+        ids: the text's tokens.
+        context: the most tokens read at once.
+        stride: how many new tokens each window scores.
+        first: a token to put in front, so that the first one is scored as well; None to skip it.
+    """
+    whole = list(ids) if first is None else [first, *ids]
+    start = 1
+    while start < len(whole):
+        end = min(len(whole), start + (context if start == 1 else stride))
+        begin = max(0, end - context - 1)
+        yield Scored(whole[begin:start], whole[start:end])
+        start = end
+
+
+def perplexity(
+    model: Any,
+    texts: str | Sequence[str],
+    *,
+    context: int | None = None,
+    stride: int | None = None,
+    batch_size: int = 16,
+) -> Report:
+    """How surprised the model is by texts.
+
+    Args:
+        model: a GPTNeoXForCausalLM with a tokenizer.
+        texts: one or several; each is scored by itself, its first token excepted.
+        context: the most tokens read at once; None for all positions of the model.
+        stride: new tokens scored by each window; None for half of ``context``. Smaller means more
+            context for each token, and more work.
+        batch_size: windows in one forward pass.
+
+    Returns:
+        ``metrics``: ``loss`` in nats per token, ``perplexity`` = exp(loss), ``bits_per_byte`` and
+        ``tokens``. A frame with a row for each scored token (text, position, token, loss); the
+        picture marks the first text's tokens by their loss.
+
+    Raises:
+        DataError: a text has fewer than two tokens, or no text is given.
+        InputError: ``stride`` or ``context`` makes no sense.
+    """
+    import pandas as pd
+
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    context, stride = _sizes(model, context, stride)
+    rows = [list(row) for row in tokenizer_of(model)(listed).input_ids] if listed else []
+    short = [(at, f"{len(row)} tokens") for at, row in enumerate(rows) if len(row) < 2]
+    refuse("Too short to predict anything", short, "A text needs two tokens at least.")
+    if not rows:
+        raise DataError("there is no text to score")
+    requests, owner = [], []
+    for number, row in enumerate(rows):
+        cut = list(windows(row, context, stride, None))
+        requests += cut
+        owner += [number] * len(cut)
+    losses: list[list[float]] = [[] for _ in rows]
+    scored = log_probabilities(model, requests, batch_size)
+    for number, (values, _) in zip(owner, scored, strict=True):
+        losses[number] += (-values).tolist()
+    pieces = [tokenizer_of(model).pieces(row) for row in rows]
+    frame = pd.DataFrame(
+        [
+            {"text": number, "position": at, "token": pieces[number][at], "loss": loss}
+            for number, line in enumerate(losses)
+            for at, loss in enumerate(line, 1)
+        ]
+    )
+    total = float(frame["loss"].sum())
+    scored_bytes = sum(
+        len(text.encode()) - len(piece[0].encode())
+        for text, piece in zip(listed, pieces, strict=True)
+    )
+    mean = total / len(frame)
+    metrics = {
+        "loss": mean,
+        "perplexity": math.exp(mean),
+        "bits_per_byte": total / math.log(2) / max(1, scored_bytes),
+        "tokens": float(len(frame)),
+    }
+    return Report(frame, metrics, lambda: _view(pieces[0], losses[0], metrics))
+
+
+def continuations(
+    model: Any, pairs: Sequence[tuple[str, str]], batch_size: int = 16
+) -> pd.DataFrame:
+    """How likely each continuation is after its context.
+
+    Args:
+        model: a GPTNeoXForCausalLM with a tokenizer.
+        pairs: context and continuation; an empty context stands for the start of a text.
+        batch_size: pairs in one forward pass.
+
+    Returns:
+        One row a pair: ``log_probability`` (sum over its tokens, nats), ``greedy`` (whether greedy
+        decoding would write it), ``tokens``, ``characters``.
+    """
+    import pandas as pd
+
+    requests = [encoded_pair(model, *pair) for pair in pairs]
+    empty = [(row, repr(pairs[row])) for row, r in enumerate(requests) if not r.target]
+    refuse("There is nothing to score", empty, "A continuation needs a token at least.")
+    rows = [
+        {
+            "context": context,
+            "continuation": continuation,
+            "log_probability": float(values.sum()),
+            "greedy": bool(greedy.all()),
+            "tokens": len(values),
+            "characters": len(continuation),
+        }
+        for (context, continuation), (values, greedy) in zip(
+            pairs, log_probabilities(model, requests, batch_size), strict=True
+        )
+    ]
+    return pd.DataFrame(rows)
+
+
+def encoded_pair(model: Any, context: str, continuation: str) -> Scored:
+    """Tokens of context and continuation by the harness's rule, cut to the model's positions."""
+    tokenizer = tokenizer_of(model)
+    spaces = len(context) - len(context.rstrip())
+    if spaces:
+        context, continuation = context[:-spaces], context[-spaces:] + continuation
+    if not context:
+        before, target = [tokenizer.eos_token_id], list(tokenizer(continuation).input_ids)
+    else:
+        whole = list(tokenizer(context + continuation).input_ids)
+        cut = len(tokenizer(context).input_ids)
+        before, target = whole[:cut], whole[cut:]
+    longest = model.config.max_position_embeddings
+    room = max(1, longest + 1 - len(target))
+    return Scored(before[-room:], target[:longest])
+
+
+def choose(
+    model: Any,
+    questions: Sequence[str],
+    options: Sequence[Sequence[str]],
+    right: Sequence[int] | None = None,
+    *,
+    per: str = "option",
+) -> Report:
+    """Multiple choice: the likeliest option after each question.
+
+    Args:
+        model: a GPTNeoXForCausalLM with a tokenizer.
+        questions: what stands before the options.
+        options: those of each question, with the space they begin with.
+        right: number of the right option of each question, if known.
+        per: compare the log probability of the whole ``option``, or per ``character`` or
+            ``token``, which favours no length.
+
+    Returns:
+        A row for each option; ``metrics`` has ``accuracy`` if ``right`` is given.
+    """
+    from neox_lab.views.bars import BarsView
+
+    units = {"option": None, "character": "characters", "token": "tokens"}
+    if per not in units:
+        raise InputError(f"per={per!r}; expected one of {', '.join(units)}")
+    pairs = [(q, o) for q, listed in zip(questions, options, strict=True) for o in listed]
+    frame = continuations(model, pairs)
+    owners = [number for number, listed in enumerate(options) for _ in listed]
+    frame.insert(0, "question", owners)
+    unit = units[per]
+    frame["score"] = frame["log_probability"] / (1 if unit is None else frame[unit])
+    best = frame.groupby("question")["score"].idxmax()
+    frame["chosen"] = frame.index.isin(best)
+    metrics = {}
+    if right is not None:
+        order = frame.groupby("question").cumcount()
+        hits = [int(order[best[n]]) == answer for n, answer in enumerate(right)]
+        metrics["accuracy"] = sum(hits) / len(hits)
+    first = frame[frame["question"] == 0]
+    return Report(
+        frame, metrics, lambda: BarsView(list(first["continuation"]), first["score"], questions[0])
+    )
+
+
+def last_word(model: Any, texts: Sequence[str]) -> Report:
+    """Predict the last word of each text from all before it (LAMBADA, arXiv:1606.06031).
+
+    Returns:
+        ``metrics``: ``accuracy``, the share of texts whose last word greedy decoding would write,
+        and ``perplexity`` of the last words, exp(mean of -log p(word)).
+    """
+    from neox_lab.views.bars import BarsView
+
+    cuts = [text.rstrip().rpartition(" ") for text in texts]
+    wrong = [(row, f"{text!r:.40}") for row, text in enumerate(texts) if not cuts[row][0]]
+    refuse("A text needs two words at least", wrong, "Leave these texts out.")
+    frame = continuations(model, [(before, space + word) for before, space, word in cuts])
+    metrics = {
+        "accuracy": float(frame["greedy"].mean()),
+        "perplexity": math.exp(-float(frame["log_probability"].mean())),
+    }
+    return Report(
+        frame, metrics, lambda: BarsView(list(metrics), list(metrics.values()), "Last words")
+    )
+
+
+def _sizes(model: Any, context: int | None, stride: int | None) -> tuple[int, int]:
+    longest = model.config.max_position_embeddings
+    context = longest if context is None else context
+    stride = max(1, context // 2) if stride is None else stride
+    if not 1 <= stride <= context <= longest:
+        raise InputError(
+            f"stride={stride}, context={context}; expected 1 ≤ stride ≤ context ≤ {longest}."
+        )
+    return context, stride
+
+
+def _view(pieces: list[str], losses: list[float], metrics: dict[str, float]) -> Any:
+    """A text whose tokens are the deeper the less they were expected."""
+    from neox_lab.views.strips import Piece, StripView
+
+    marked = [
+        Piece(piece, f"{loss:.1f}", "loss", min(1.0, loss / 10))
+        for piece, loss in zip(pieces[1:], losses, strict=True)
+    ]
+    title = f"{metrics['loss']:.2f} nats a token, perplexity {metrics['perplexity']:.1f}"
+    note = "Below each token its loss in nats; the deeper, the less it was expected."
+    return StripView([Piece(pieces[0]), *marked], title, note)

@@ -1,0 +1,45 @@
+"""What evaluation and prediction return: metrics, a row for each example, and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.views import View
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """The result of ``evaluate`` or ``predict``; shown in a notebook it is its picture.
+
+    Attributes:
+        frame: one row for each example, or for each thing found in it.
+        metrics: numbers over all examples; empty for predictions.
+        picture: makes the view.
+    """
+
+    frame: pd.DataFrame
+    metrics: dict[str, float]
+    picture: Callable[[], View] = dataclasses.field(repr=False)
+
+    def view(self) -> View:
+        """The picture."""
+        return self.picture()
+
+    def __repr__(self) -> str:
+        """Metrics, and the view's text."""
+        numbers = ", ".join(f"{name} {value:.3f}" for name, value in self.metrics.items())
+        return f"{numbers}\n\n{self.view()!r}" if numbers else repr(self.view())
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return self.view()._repr_mimebundle_(include, exclude)
+
+    def __getattr__(self, name: str) -> Any:
+        """``to_png`` and the like are those of the view."""
+        if name.startswith("to_"):
+            return getattr(self.view(), name)
+        raise AttributeError(f"Report has no attribute {name!r}")

@@ -1,0 +1,285 @@
+"""Tag the words of a text: names, places, dates, or whatever the tags say.
+
+    model = nl.load(head="token-classification", labels=["O", "B-PERSON", "I-PERSON"])
+    tagging.train(model, "train.conll")
+    tagging.predict(model, "Mary Stone went home.")
+
+A word may be several tokens. GPT-NeoX sees only what came before, so a word's tag is read at its
+*last* token, the only one that has seen the whole word; the others do not count in the loss.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from neox_lab.errors import DataError, InputError, nearest
+from neox_lab.family.losses import IGNORED
+from neox_lab.tasks import conll
+from neox_lab.tasks.batches import Example, outputs, pad_token, padded, tokenizer_of
+from neox_lab.tasks.report import Report
+from neox_lab.tasks.settings import TrainingSettings
+from neox_lab.tasks.tables import check_lengths, read_table, refuse
+from neox_lab.tasks.training import TrainingResult, fit
+
+WORD = re.compile(r"\w+|[^\w\s]")
+
+
+class Sentence(NamedTuple):
+    """A text, the characters of its words (last one exclusive), and a tag for each word."""
+
+    text: str
+    words: list[tuple[int, int]]
+    tags: list[str]
+
+
+def train(
+    model: Any,
+    data: Any,
+    validation: Any = None,
+    settings: TrainingSettings | None = None,
+    *,
+    directory: str | os.PathLike[str] | None = None,
+) -> TrainingResult:
+    """Fine-tune a tagger in place.
+
+    Args:
+        model: a GPTNeoXForTokenClassification with a tokenizer; its labels are BIO tags.
+        data: see ``read_sentences``.
+        validation: likewise, to be measured during training; or None.
+        settings: see ``TrainingSettings``.
+        directory: keep the run here and go on with it if it was stopped.
+
+    Raises:
+        DataError: rows are wrong; the message names them.
+        InputError: the model has another head, or settings do not fit.
+    """
+    _check_head(model)
+    examples = prepare(model, read_sentences(data))
+    held = None if validation is None else read_sentences(validation)
+    pad = pad_token(model)
+    return fit(
+        model,
+        examples,
+        lambda rows: padded(rows, pad),
+        settings,
+        evaluate=None if held is None else lambda: _measure(model, held)[0],
+        best="f1",
+        directory=directory,
+    )
+
+
+def evaluate(model: Any, data: Any) -> Report:
+    """Measure entities as seqeval does; see ``conll.entity_metrics``.
+
+    Returns:
+        A row for each text with its tags and those predicted; the picture shows the first text.
+    """
+    import pandas as pd
+
+    _check_head(model)
+    sentences = read_sentences(data)
+    metrics, predicted, scores = _measure(model, sentences)
+    rows = [
+        {"text": sentence.text, "tags": sentence.tags, "predicted": tags}
+        for sentence, tags in zip(sentences, predicted, strict=True)
+    ]
+    return Report(pd.DataFrame(rows), metrics, lambda: _view(sentences[0], predicted[0], scores[0]))
+
+
+def predict(model: Any, texts: str | Sequence[str]) -> Report:
+    """Find entities in texts.
+
+    Returns:
+        A row for each entity: number of the text, entity, label, first and last character
+        (exclusive), score (mean probability of its tags). The picture shows the first text.
+    """
+    import pandas as pd
+
+    _check_head(model)
+    listed = [texts] if isinstance(texts, str) else list(texts)
+    sentences = [Sentence(text, _words(text), []) for text in listed]
+    empty = [(row, "has no word") for row, s in enumerate(sentences) if not s.words]
+    refuse("There is nothing to tag", empty, "Leave these texts out.")
+    predicted, scores = _predicted(model, sentences)
+    rows = [
+        {"text": number, **entity}
+        for number, sentence in enumerate(sentences)
+        for entity in _found(sentence, predicted[number], scores[number])
+    ]
+    names = ["text", "entity", "label", "start", "end", "score"]
+    return Report(
+        pd.DataFrame(rows, columns=names), {}, lambda: _view(sentences[0], predicted[0], scores[0])
+    )
+
+
+def read_sentences(data: Any) -> list[Sentence]:
+    """Texts with tags.
+
+    Args:
+        data: a CoNLL file (``.conll``, ``.txt``, ``.bio``); a table with ``words`` and ``tags``
+            (or ``tokens`` and ``ner_tags``), a list in each cell; or a table with ``text`` and
+            ``entities``, objects with ``start``, ``end`` (characters) and ``label``.
+
+    Raises:
+        DataError: tags that break BIO, lists of different length, entities that do not begin and
+            end with a word; the message names the rows.
+    """
+    if isinstance(data, list) and data and all(isinstance(row, Sentence) for row in data):
+        return data
+    if isinstance(data, str | os.PathLike) and Path(data).suffix in (".conll", ".txt", ".bio"):
+        data = conll.read_conll(data)
+    frame = read_table(data).rename(columns={"tokens": "words", "ner_tags": "tags"})
+    by_words = {"words", "tags"} <= set(frame.columns)
+    if not by_words and not {"text", "entities"} <= set(frame.columns):
+        raise DataError(
+            f"the table has the columns {', '.join(map(str, frame.columns))}; expected words and "
+            "tags, or text and entities"
+        )
+    columns = ("words", "tags") if by_words else ("text", "entities")
+    read = _from_words if by_words else _from_entities
+    sentences, wrong = [], []
+    for row, (first, second) in enumerate(zip(*(frame[name] for name in columns), strict=True)):
+        try:
+            sentences.append(read(first, second))
+        except (DataError, TypeError, KeyError) as error:
+            wrong.append((row, str(error)))
+    refuse("Texts cannot be used", wrong, "Correct these rows or leave them out.")
+    return sentences
+
+
+def prepare(model: Any, sentences: Sequence[Sentence]) -> list[Example]:
+    """Examples with ``input_ids`` and ``labels``: a tag at each word's last token, -100 elsewhere.
+
+    Raises:
+        DataError: a tag that the model does not have, or a text that is too long.
+    """
+    known = {str(name): number for number, name in model.config.id2label.items()}
+    wrong = [
+        (row, f"{tag!r}.{nearest(tag, known)}")
+        for row, sentence in enumerate(sentences)
+        for tag in dict.fromkeys(sentence.tags)
+        if tag not in known
+    ]
+    refuse("The model has no such tag", wrong, f"It has {', '.join(known)}.")
+    examples: list[Example] = []
+    for sentence in sentences:
+        ids, last = _tokens(model, sentence)
+        labels = [IGNORED] * len(ids)
+        for at, tag in zip(last, sentence.tags, strict=False):
+            labels[at] = known[tag]
+        examples.append({"input_ids": ids, "labels": labels, "_last": last})
+    check_lengths(
+        [example["input_ids"] for example in examples],
+        model.config.max_position_embeddings,
+        "Split these texts.",
+    )
+    return examples
+
+
+def _check_head(model: Any) -> None:
+    if model.head != "token-classification":
+        raise InputError(
+            f"this model's head is {model.head!r}; expected 'token-classification': "
+            "nl.load(..., head='token-classification', labels=[...])"
+        )
+
+
+def _words(text: str) -> list[tuple[int, int]]:
+    return [match.span() for match in WORD.finditer(text)]
+
+
+def _from_words(words: Any, tags: Any) -> Sentence:
+    words, tags = [str(word) for word in words], [str(tag) for tag in tags]
+    if not words or len(words) != len(tags):
+        raise DataError(f"{len(words)} words and {len(tags)} tags; expected as many, at least one")
+    problem = conll.broken(tags)
+    if problem:
+        raise DataError(problem)
+    ends = [sum(map(len, words[: at + 1])) + at for at in range(len(words))]
+    spans = [(end - len(word), end) for word, end in zip(words, ends, strict=True)]
+    return Sentence(" ".join(words), spans, tags)
+
+
+def _from_entities(text: Any, given: Any) -> Sentence:
+    words = _words(str(text))
+    if not words:
+        raise DataError("the text has no word")
+    tags = ["O"] * len(words)
+    starts = {start: at for at, (start, _) in enumerate(words)}
+    ends = {end: at for at, (_, end) in enumerate(words)}
+    for entity in given:
+        start, end, label = int(entity["start"]), int(entity["end"]), entity["label"]
+        if start not in starts or end not in ends or starts[start] > ends[end]:
+            raise DataError(
+                f"entity {text[start:end]!r} ({start} to {end}) does not begin and end with a word"
+            )
+        for at in range(starts[start], ends[end] + 1):
+            if tags[at] != "O":
+                raise DataError(f"entity {text[start:end]!r} overlaps another one")
+            tags[at] = f"{'B' if at == starts[start] else 'I'}-{label}"
+    return Sentence(str(text), words, tags)
+
+
+def _tokens(model: Any, sentence: Sentence) -> tuple[list[int], list[int]]:
+    """Token ids of a text, and the number of each word's last token."""
+    read = tokenizer_of(model)(sentence.text, return_offsets_mapping=True)
+    last = []
+    for _, end in sentence.words:
+        # Several tokens may share the last character (its bytes); the last of them ends the word.
+        at = max(i for i, (low, high) in enumerate(read.offset_mapping) if low < end <= high)
+        last.append(at)
+    return list(read.input_ids), last
+
+
+def _predicted(
+    model: Any, sentences: Sequence[Sentence]
+) -> tuple[list[list[str]], list[list[float]]]:
+    """A tag for each word of each text, and its probability."""
+    bare = [sentence._replace(tags=[]) for sentence in sentences]
+    examples = prepare(model, bare)
+    names = [str(model.config.id2label[n]) for n in range(model.config.num_labels)]
+    tags, scores = [], []
+    for example, found in zip(examples, outputs(model, examples, 32, ["logits"]), strict=True):
+        best = found["logits"][torch.tensor(example["_last"])].softmax(dim=-1).max(dim=-1)
+        tags.append([names[number] for number in best.indices.tolist()])
+        scores.append(best.values.tolist())
+    return tags, scores
+
+
+def _measure(
+    model: Any, sentences: Sequence[Sentence]
+) -> tuple[dict[str, float], list[list[str]], list[list[float]]]:
+    predicted, scores = _predicted(model, sentences)
+    return conll.entity_metrics([s.tags for s in sentences], predicted), predicted, scores
+
+
+def _found(sentence: Sentence, tags: list[str], scores: list[float]) -> list[dict[str, Any]]:
+    """The entities of one text."""
+    rows = []
+    for label, first, end in conll.entities(tags):
+        low, high = sentence.words[first][0], sentence.words[end - 1][1]
+        score = sum(scores[first:end]) / (end - first)
+        place = {"start": low, "end": high}
+        rows.append({"entity": sentence.text[low:high], "label": label, **place, "score": score})
+    return rows
+
+
+def _view(sentence: Sentence, tags: list[str], scores: list[float]) -> Any:
+    """The text with its entities marked."""
+    from neox_lab.views.strips import Piece, StripView
+
+    found = _found(sentence, tags, scores)
+    pieces, at = [], 0
+    for row in found:
+        pieces.append(Piece(sentence.text[at : row["start"]]))
+        pieces.append(Piece(row["entity"], row["label"], row["label"], row["score"]))
+        at = row["end"]
+    pieces.append(Piece(sentence.text[at:]))
+    note = f"{len(found)} found; the deeper the colour, the surer."
+    return StripView([p for p in pieces if p.text], "Entities", note, found)

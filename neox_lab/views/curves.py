@@ -1,0 +1,187 @@
+"""Lines over one axis: how a loss falls, how a probe's accuracy rises with the layer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neox_lab.errors import InputError
+from neox_lab.views.base import View, array
+from neox_lab.views.drawing import HEADING, SOFT, Sheet, number
+from neox_lab.views.markup import Table
+from neox_lab.views.tokens import figure_text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Okabe and Ito's set, those that show well on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#1a1a1a")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKED = 40  # lines of up to so many points get a mark at each
+WIDE, HIGH = 5.2, 2.7  # inches of the plot
+LEGEND = 0.24  # inches of a line of the legend
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """One line of a plot.
+
+    Attributes:
+        x: where, `[point]`.
+        y: how much, `[point]`.
+        low: lower end of an interval `[point]`, or None.
+        high: upper end.
+        faint: drawn thin and grey, for what lies behind a smoothed line.
+    """
+
+    x: Any
+    y: Any
+    low: Any = None
+    high: Any = None
+    faint: bool = False
+
+
+class CurvesView(View):
+    """Lines with their names, intervals where there are some, and values at their ends.
+
+    Args:
+        title: the headline.
+        lines: by name.
+        x_label: what runs to the right.
+        y_label: what runs upwards.
+        x_names: names of the places 0, 1, … on the x axis, instead of numbers.
+        levels: horizontal lines to compare with, by name, such as a baseline.
+
+    Raises InputError if there is no line or one whose x and y differ in length.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        lines: Mapping[str, Line],
+        x_label: str,
+        y_label: str,
+        x_names: list[str] | None = None,
+        levels: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__(title)
+        self.lines = {name: _checked(name, line) for name, line in lines.items()}
+        if not self.lines:
+            raise InputError("there is no line to draw")
+        self.x_label, self.y_label = x_label, y_label
+        self.x_names = x_names
+        self.levels = dict(levels or {})
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row for each point: line, x, y, low, high."""
+        import pandas as pd
+
+        rows = [
+            (name, x, y, low, high)
+            for name, line in self.lines.items()
+            for x, y, low, high in zip(line.x, line.y, line.low, line.high, strict=True)
+        ]
+        return pd.DataFrame(rows, columns=["line", self.x_label, self.y_label, "low", "high"])
+
+    @property
+    def alt_text(self) -> str:
+        """Where each line begins and ends."""
+        parts = [
+            f"{name} from {number(float(line.y[0]), 3)} to {number(float(line.y[-1]), 3)}"
+            for name, line in self.lines.items()
+            if len(line.y) and not line.faint
+        ]
+        levels = [f"{name} at {number(value, 3)}" for name, value in self.levels.items()]
+        return f"{self.y_label} over {self.x_label}: {'; '.join([*parts, *levels])}."
+
+    def tables(self) -> list[Table]:
+        """First, lowest, highest and last value of each line."""
+        rows = []
+        for name, line in self.lines.items():
+            finite = line.y[np.isfinite(line.y)]
+            if len(finite) and not line.faint:
+                found = (finite[0], finite.min(), finite.max(), finite[-1])
+                rows.append([name, *(number(float(value), 3) for value in found)])
+        rows += [[name, *([number(value, 3)] * 4)] for name, value in self.levels.items()]
+        columns = [("line", "l"), *((name, "r") for name in ("first", "lowest", "highest", "last"))]
+        return [Table("Values", columns, rows)]
+
+    def _draw(self) -> Sheet:
+        shown = [*self.lines, *self.levels]
+        high = HEADING + HIGH + 0.5 + LEGEND * len(shown)
+        sheet = Sheet(WIDE + 0.6, high)
+        sheet.heading(0, figure_text(self.title), f"{self.y_label} over {self.x_label}.")
+        width, height = sheet.size
+        plot = sheet.figure.add_axes(
+            (
+                (0.6 + 0.15) / (width + 0.3),
+                1 - (HEADING + HIGH + 0.15) / (height + 0.3),
+                WIDE / (width + 0.3),
+                HIGH / (height + 0.3),
+            )
+        )
+        for at, line in enumerate(self.lines.values()):
+            self._line(plot, at, line)
+        for value in self.levels.values():
+            plot.axhline(value, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
+        plot.set_xlabel(figure_text(self.x_label), fontsize=8)
+        plot.set_ylabel(figure_text(self.y_label), fontsize=8)
+        plot.tick_params(labelsize=7)
+        plot.grid(color="#ececec", linewidth=0.6)
+        plot.set_axisbelow(True)
+        plot.spines[["top", "right"]].set_visible(False)
+        if self.x_names is not None:
+            plot.set_xticks(range(len(self.x_names)), [figure_text(n) for n in self.x_names])
+        self._legend(sheet, HEADING + HIGH + 0.62)
+        return sheet
+
+    def _line(self, plot: Any, at: int, line: Line) -> None:
+        colour = "#b9bdc2" if line.faint else COLOURS[at % len(COLOURS)]
+        marker = MARKERS[at % len(MARKERS)] if len(line.x) <= MARKED and not line.faint else None
+        plot.plot(
+            line.x,
+            line.y,
+            color=colour,
+            linewidth=0.7 if line.faint else 1.6,
+            marker=marker,
+            markersize=4,
+            zorder=1 if line.faint else 3,
+        )
+        if np.isfinite(line.low).any():
+            plot.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
+
+    def _legend(self, sheet: Sheet, y: float) -> None:
+        """A line for each name, with its mark and its last value, below the plot."""
+        for at, (name, line) in enumerate(self.lines.items()):
+            colour = "#b9bdc2" if line.faint else COLOURS[at % len(COLOURS)]
+            marker = None if line.faint or len(line.x) > MARKED else MARKERS[at % len(MARKERS)]
+            sheet.axes.plot([0.6, 0.9], [y - 0.04] * 2, color=colour, linewidth=1.8)
+            if marker:
+                sheet.axes.plot([0.75], [y - 0.04], color=colour, marker=marker, markersize=4)
+            last = "" if line.faint or not len(line.y) else f"  {number(float(line.y[-1]), 3)}"
+            sheet.text(1.0, y, f"{figure_text(name)}{last}", 8)
+            y += LEGEND
+        for name, value in self.levels.items():
+            sheet.axes.plot(
+                [0.6, 0.9], [y - 0.04] * 2, color=SOFT, linewidth=1, linestyle=(0, (4, 3))
+            )
+            sheet.text(1.0, y, f"{figure_text(name)}  {number(value, 3)}", 8)
+            y += LEGEND
+
+
+def _checked(name: str, line: Line) -> Line:
+    """The line with float32 arrays throughout; a missing interval is NaN."""
+    x, y = array(line.x, "point", f"x of {name!r}"), array(line.y, "point", f"y of {name!r}")
+    missing: NDArray[np.float32] = np.full_like(y, np.nan)
+    low = missing if line.low is None else array(line.low, "point", f"low of {name!r}")
+    high = missing if line.high is None else array(line.high, "point", f"high of {name!r}")
+    if not len(x) == len(y) == len(low) == len(high):
+        raise InputError(
+            f"line {name!r} has {len(x)} x, {len(y)} y, {len(low)} low and {len(high)} high values"
+        )
+    return Line(x, y, low, high, line.faint)
