@@ -26,7 +26,7 @@ from neox_lab.tasks.training import TrainingResult, fit
 
 HEADS = {
     "GPTNeoXForCausalLM": lambda ids: {"labels": [i if i % 3 else IGNORED for i in ids]},
-    "GPTNeoXForTokenClassification": lambda ids: {"labels": [[i % 2, -100][i % 3 == 0] for i in ids]},
+    "GPTNeoXForTokenClassification": lambda ids: {"labels": [i % 2 for i in ids[:-1]] + [-100]},
     "GPTNeoXForSequenceClassification": lambda ids: {"labels": ids[-1] % 2},
     "GPTNeoXForQuestionAnswering": lambda ids: {
         "start_positions": ids[0] % len(ids),

@@ -1,0 +1,150 @@
+"""Perplexity and likelihoods, against a plain loop and the evaluation harness's rules."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import neox_lab as nl
+from neox_lab.errors import DataError, InputError
+from neox_lab.tasks import TrainingSettings, language, likelihood
+
+TEXT = "The people of the United States are the rightful masters of both Congress and the courts."
+
+
+@cache
+def model() -> Any:
+    return nl.load()
+
+
+@torch.no_grad()
+def one_by_one(ids: list[int], context: int, stride: int) -> list[float]:
+    """-log p of each token but the first, each from a forward pass of its own."""
+    losses, start = [], 1
+    while start < len(ids):
+        end = min(len(ids), start + (context if start == 1 else stride))
+        for at in range(start, end):
+            begin = max(0, end - context - 1)
+            logits = model()(torch.tensor([ids[begin:at]])).logits[0, -1]
+            losses.append(-float(logits.log_softmax(dim=-1)[ids[at]]))
+        start = end
+    return losses
+
+
+@given(st.integers(2, 40), st.integers(1, 12), st.data())
+def test_windows_score_every_token_once(length: int, context: int, data: Any) -> None:
+    stride = data.draw(st.integers(1, context))
+    ids = list(range(length))
+    cuts = list(likelihood.windows(ids, context, stride, None))
+    assert [token for cut in cuts for token in cut.target] == ids[1:]
+    assert all(cut.context for cut in cuts)
+    for number, cut in enumerate(cuts):
+        assert len(cut.context) + len(cut.target) <= context + 1
+        if number:
+            assert len(cut.context) >= min(context - stride, cut.target[0])
+
+
+@pytest.mark.parametrize(("context", "stride"), [(512, None), (8, 3), (8, 8), (5, 1)])
+def test_perplexity_is_that_of_a_plain_loop(context: int, stride: int | None) -> None:
+    report = likelihood.perplexity(model(), TEXT, context=context, stride=stride)
+    ids = model().tokenizer(TEXT).input_ids
+    expected = one_by_one(ids, context, stride or context // 2)
+    assert report.frame["loss"].tolist() == pytest.approx(expected, abs=1e-4)
+    mean = sum(expected) / len(expected)
+    assert report.metrics["perplexity"] == pytest.approx(math.exp(mean), rel=1e-4)
+    first = model().tokenizer.pieces(ids[:1])[0]
+    size = len(TEXT.encode()) - len(first.encode())
+    bits = sum(expected) / math.log(2) / size
+    assert report.metrics["bits_per_byte"] == pytest.approx(bits, rel=1e-4)
+    assert report.to_png()[:4] == b"\x89PNG"
+
+
+def test_perplexity_of_several_texts_does_not_depend_on_the_batch() -> None:
+    texts = [TEXT, "A king.", "It is the duty of every man to read."]
+    alone = likelihood.perplexity(model(), texts, batch_size=1).frame
+    together = likelihood.perplexity(model(), texts, batch_size=8).frame
+    assert together["loss"].tolist() == pytest.approx(alone["loss"].tolist(), abs=1e-4)
+
+
+def test_texts_that_cannot_be_scored() -> None:
+    with pytest.raises(DataError, match="row 1: 1 tokens"):
+        likelihood.perplexity(model(), ["A king.", "a"])
+    with pytest.raises(DataError, match="no text"):
+        likelihood.perplexity(model(), [])
+    with pytest.raises(InputError, match="stride=9, context=8"):
+        likelihood.perplexity(model(), TEXT, context=8, stride=9)
+    with pytest.raises(DataError, match="There is nothing to score"):
+        likelihood.continuations(model(), [("a", "")])
+
+
+def test_continuations_follow_the_rule_of_the_boundary() -> None:
+    """Spaces at the end of the context go to the continuation, both are encoded as one."""
+    pairs = [("The people of the", " United States"), ("The people of the ", "United States")]
+    frame = likelihood.continuations(model(), pairs)
+    assert frame["log_probability"][0] == pytest.approx(frame["log_probability"][1], abs=1e-5)
+    ids = model().tokenizer("The people of the United States").input_ids
+    cut = len(model().tokenizer("The people of the").input_ids)
+    with torch.no_grad():
+        scores = model()(torch.tensor([ids])).logits[0].log_softmax(dim=-1)
+    expected = sum(float(scores[at - 1, ids[at]]) for at in range(cut, len(ids)))
+    assert frame["log_probability"][0] == pytest.approx(expected, abs=1e-4)
+    assert frame["tokens"][0] == len(ids) - cut
+    greedy = all(int(scores[at - 1].argmax()) == ids[at] for at in range(cut, len(ids)))
+    assert frame["greedy"][0] == greedy
+
+
+def test_the_start_of_a_text_follows_the_end_of_another() -> None:
+    (value,) = likelihood.continuations(model(), [("", "The")])["log_probability"]
+    with torch.no_grad():
+        scores = model()(torch.tensor([[0]])).logits[0, -1].log_softmax(dim=-1)
+    (first,) = model().tokenizer("The").input_ids
+    assert value == pytest.approx(float(scores[first]), abs=1e-5)
+
+
+def test_choices_and_last_words() -> None:
+    options = [[" men", " xylophone"], [" of", " zebra"]]
+    report = likelihood.choose(model(), ["All the", "The king"], options, right=[0, 1])
+    assert report.metrics["accuracy"] == 0.5
+    assert report.frame["chosen"].tolist() == [True, False, True, False]
+    per = likelihood.choose(model(), ["All the"], [options[0]], per="character").frame
+    assert per["score"].tolist() == pytest.approx(
+        (per["log_probability"] / per["characters"]).tolist()
+    )
+    with pytest.raises(InputError, match="per='word'"):
+        likelihood.choose(model(), ["All the"], [options[0]], per="word")
+    words = likelihood.last_word(model(), ["The people of the United States", "He went to zebra"])
+    assert 0 <= words.metrics["accuracy"] <= 1
+    assert words.frame["continuation"].tolist() == [" States", " zebra"]
+    with pytest.raises(DataError, match="row 0: 'word'"):
+        likelihood.last_word(model(), ["word"])
+
+
+def test_a_language_model_learns_a_text() -> None:
+    learner = nl.load()
+    texts = ["Xanadu is the capital of Quux. " * 4] * 4
+    settings = TrainingSettings(steps=15, batch_size=4, learning_rate=3e-3)
+    result = language.train(learner, texts, texts[:1], settings, context=32)
+    assert result.frame["loss"].iloc[-1] < result.frame["loss"].iloc[0] / 2
+    report = language.evaluate(learner, texts[:1], context=32)
+    before = language.evaluate(model(), texts[:1], context=32)
+    assert report.metrics["loss"] < before.metrics["loss"] / 2
+    assert set(result.best) == {"loss", "perplexity"}
+
+
+def test_texts_are_joined_and_cut() -> None:
+    examples = language.prepare(model(), ["The king", "A queen"], context=3)
+    joined = [token for example in examples for token in example["input_ids"]]
+    first, second = model().tokenizer(["The king", "A queen"]).input_ids
+    whole = [*first, 0, *second, 0]
+    assert joined == whole[: len(joined)]
+    assert len(joined) >= len(whole) - 1
+    with pytest.raises(InputError, match="context=1"):
+        language.prepare(model(), ["a b"], context=1)
+    with pytest.raises(InputError, match="expected 'causal-lm'"):
+        language.train(nl.load(head="base"), ["a b c"])
