@@ -209,15 +209,23 @@ class GPTNeoXForSequenceClassification(_WithHead):
             return self._finish(run, return_dict)
         everywhere = self._project("score", self.score, _hidden(run), taps)
         rows = torch.arange(everywhere.shape[0], device=everywhere.device)
-        logits = everywhere[rows, self._last_token(input_ids, everywhere)]
+        logits = everywhere[rows, self.last_token(input_ids, everywhere)]
         loss = None if labels is None else sequence_loss(logits, labels, self.config)
         output = SequenceClassifierOutputWithPast(
             loss, logits, run.past_key_values, run.hidden_states, run.attentions
         )
         return self._finish(output, return_dict)
 
-    def _last_token(self, input_ids: Tensor | None, logits: Tensor) -> Tensor | int:
-        """Position of each text's last token ``[batch]``, or -1 for the end of every row."""
+    def last_token(self, input_ids: Tensor | None, logits: Tensor) -> Tensor | int:
+        """Where each text is read: position of its last token ``[batch]``, or -1 for every end.
+
+        Args:
+            input_ids: token ids ``[batch, pos]``; None if vectors were given.
+            logits: anything with as many rows.
+
+        Raises:
+            InputError: several texts and no ``config.pad_token_id`` to find their ends.
+        """
         pad = self.config.pad_token_id
         if pad is None and logits.shape[0] > 1:
             raise InputError(
