@@ -20,7 +20,7 @@ from torch import Tensor
 
 from neox_lab.errors import DataError, InputError
 from neox_lab.tasks import squad
-from neox_lab.tasks.batches import Example, outputs, pad_token, padded, tokenizer_of
+from neox_lab.tasks.batches import Example, encoded, outputs, pad_token, padded, tokenizer_of
 from neox_lab.tasks.report import Report
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.training import TrainingResult, fit
@@ -191,7 +191,7 @@ def _windows(model: Any, frame: Any, max_length: int | None, stride: int) -> lis
         zip(frame["question"], frame["context"], strict=True)
     ):
         asked = list(tokenizer(f"{question}\n").input_ids)
-        read = tokenizer(context, return_offsets_mapping=True)
+        read = encoded(model, context, return_offsets_mapping=True)
         room = longest - len(asked) - 1
         if room <= stride:
             raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -72,6 +73,13 @@ def tokenizer_of(model: Any) -> Any:
             "nl.GPTNeoXTokenizerFast.from_pretrained(...)."
         )
     return model.tokenizer
+
+
+def encoded(model: Any, texts: str | list[str], **arguments: Any) -> Any:
+    """What the model's tokenizer makes of texts, whose length the caller looks after."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="A text has .* tokens")
+        return tokenizer_of(model)(texts, **arguments)
 
 
 @torch.inference_mode()

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from neox_lab.errors import InputError
 from neox_lab.tasks import metrics
-from neox_lab.tasks.batches import Example, outputs, pad_token, padded, tokenizer_of
+from neox_lab.tasks.batches import Example, encoded, outputs, pad_token, padded
 from neox_lab.tasks.report import Report
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.tables import check_lengths, read_table, refuse, texts_of
@@ -202,7 +202,7 @@ def _class(value: Any, names: list[str]) -> int:
 
 def _tokenized(model: Any, texts: list[str], truncate: bool) -> list[Example]:
     longest = model.config.max_position_embeddings
-    rows = tokenizer_of(model)(texts).input_ids if texts else []
+    rows = encoded(model, texts).input_ids if texts else []
     if truncate:
         rows = [row[-longest:] for row in rows]
     check_lengths(rows, longest, "Pass truncate=True to keep their ends.")

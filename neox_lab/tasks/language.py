@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from neox_lab.errors import DataError, InputError
-from neox_lab.tasks.batches import Example, pad_token, padded, tokenizer_of
+from neox_lab.tasks.batches import Example, encoded, pad_token, padded, tokenizer_of
 from neox_lab.tasks.likelihood import perplexity
 from neox_lab.tasks.report import Report
 from neox_lab.tasks.settings import TrainingSettings
@@ -81,7 +81,7 @@ def prepare(model: Any, data: Any, *, text: str = "text", context: int = 256) ->
     if not 2 <= context <= longest:
         raise InputError(f"context={context}; expected 2 to {longest} tokens.")
     joined: list[int] = []
-    for row in tokenizer(_texts(data, text)).input_ids:
+    for row in encoded(model, _texts(data, text)).input_ids:
         joined += [*row, tokenizer.eos_token_id]
     cuts = [joined[start : start + context] for start in range(0, len(joined), context)]
     examples: list[Example] = [{"input_ids": cut, "labels": cut} for cut in cuts if len(cut) > 1]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import DataError, InputError
-from neox_lab.tasks.batches import tokenizer_of
+from neox_lab.tasks.batches import encoded, tokenizer_of
 from neox_lab.tasks.report import Report
 from neox_lab.tasks.tables import refuse
 
@@ -121,7 +121,7 @@ def perplexity(
 
     listed = [texts] if isinstance(texts, str) else list(texts)
     context, stride = _sizes(model, context, stride)
-    rows = [list(row) for row in tokenizer_of(model)(listed).input_ids] if listed else []
+    rows = [list(row) for row in encoded(model, listed).input_ids] if listed else []
     short = [(at, f"{len(row)} tokens") for at, row in enumerate(rows) if len(row) < 2]
     refuse("Too short to predict anything", short, "A text needs two tokens at least.")
     if not rows:
@@ -200,10 +200,10 @@ def encoded_pair(model: Any, context: str, continuation: str) -> Scored:
     if spaces:
         context, continuation = context[:-spaces], context[-spaces:] + continuation
     if not context:
-        before, target = [tokenizer.eos_token_id], list(tokenizer(continuation).input_ids)
+        before, target = [tokenizer.eos_token_id], list(encoded(model, continuation).input_ids)
     else:
-        whole = list(tokenizer(context + continuation).input_ids)
-        cut = len(tokenizer(context).input_ids)
+        whole = list(encoded(model, context + continuation).input_ids)
+        cut = len(encoded(model, context).input_ids)
         before, target = whole[:cut], whole[cut:]
     longest = model.config.max_position_embeddings
     room = max(1, longest + 1 - len(target))

@@ -21,7 +21,7 @@ import torch
 from neox_lab.errors import DataError, InputError, nearest
 from neox_lab.family.losses import IGNORED
 from neox_lab.tasks import conll
-from neox_lab.tasks.batches import Example, outputs, pad_token, padded, tokenizer_of
+from neox_lab.tasks.batches import Example, encoded, outputs, pad_token, padded
 from neox_lab.tasks.report import Report
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.tables import check_lengths, read_table, refuse
@@ -228,7 +228,7 @@ def _from_entities(text: Any, given: Any) -> Sentence:
 
 def _tokens(model: Any, sentence: Sentence) -> tuple[list[int], list[int]]:
     """Token ids of a text, and the number of each word's last token."""
-    read = tokenizer_of(model)(sentence.text, return_offsets_mapping=True)
+    read = encoded(model, sentence.text, return_offsets_mapping=True)
     last = []
     for _, end in sentence.words:
         # Several tokens may share the last character (its bytes); the last of them ends the word.
