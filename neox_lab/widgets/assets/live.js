@@ -1,0 +1,141 @@
+// The frame of every live widget: a form, buttons, a line of words, and the views' own pictures.
+//
+// Traits read: heading, verb, controls, phase, message, progress, panels, slot, and one for each
+// control. Traits written: those of the controls, and request: {id, action, ...arguments}.
+// A panel is {key, asset, data}; MOUNTS[asset](element, data, host) draws it. What a picture emits
+// becomes a request: host.emit(action, detail) -> {action, panel: key, ...detail}.
+
+export default { render };
+
+function make(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes))
+    if (value !== undefined && value !== null) node.setAttribute(name, value);
+  node.append(...children);
+  return node;
+}
+
+function render({ model, el }) {
+  const listening = [];
+  const on = (name, act) => {
+    model.on(name, act);
+    listening.push([name, act]);
+    act();
+  };
+  let count = 0;
+  const ask = (action, detail = {}) => {
+    model.set("request", { id: `${Date.now()}-${count++}`, action, ...detail });
+    model.save_changes();
+  };
+
+  // The attribute keeps keys typed here from driving the notebook's cells.
+  const outer = make("div", { class: "neox-widget", "data-lm-suppress-shortcuts": "true" });
+  const kept = `[data-neox="${model.get("slot")}"] .neox-current { display: none; }`;
+  el.append(make("style", {}, kept), outer); // what is kept below is shown here, while we live
+  const section = make("section", { "aria-label": model.get("heading") });
+  outer.attachShadow({ mode: "open" }).append(make("style", {}, LIVE_STYLE), section);
+
+  const heading = make("h3", {}, model.get("heading"));
+  const form = make("form", {});
+  for (const control of model.get("controls")) form.append(field(model, control, on, ask));
+  const run = make("button", { type: "submit", class: "run" }, model.get("verb"));
+  const stop = make("button", { type: "button", class: "stop" }, "Stop");
+  const pin = make("button", { type: "button", title: "Keep this result below" }, "Pin");
+  stop.addEventListener("click", () => ask("stop"));
+  pin.addEventListener("click", () => ask("pin"));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    ask("run");
+  });
+  const bar = make("progress", { "aria-label": "progress" });
+  const words = make("p", { class: "words", role: "status", "aria-live": "polite" });
+  form.append(make("div", { class: "buttons" }, run, stop, pin, bar, words));
+  const pictures = make("div", { class: "pictures" });
+  section.append(heading, form, pictures);
+
+  const state = () => {
+    const phase = model.get("phase");
+    const busy = phase === "waiting" || phase === "running";
+    const [done, all] = model.get("progress");
+    section.dataset.phase = phase;
+    section.setAttribute("aria-busy", String(busy));
+    stop.disabled = !busy;
+    bar.hidden = !busy;
+    if (all) [bar.max, bar.value] = [all, done];
+    else bar.removeAttribute("value");
+    const said = { waiting: "Waiting for other work …", running: all ? `${done} of ${all}` : "Working …" };
+    words.textContent = model.get("message") || said[phase] || "";
+  };
+  for (const name of ["phase", "message", "progress"]) on(`change:${name}`, state);
+
+  const drawn = new Map();
+  on("change:panels", () => {
+    const panels = model.get("panels");
+    const keys = new Set(panels.map((panel) => panel.key));
+    for (const [key, { node }] of drawn) if (!keys.has(key)) node.remove(), drawn.delete(key);
+    for (const panel of panels) draw(panel);
+  });
+
+  function draw({ key, asset, data }) {
+    const text = JSON.stringify([asset, data]);
+    if (!drawn.has(key)) drawn.set(key, { node: make("div", { "data-panel": key }), text: "" });
+    const entry = drawn.get(key);
+    pictures.append(entry.node);
+    if (entry.text === text) return;
+    entry.text = text;
+    const fresh = make("div");
+    const failed = (error) => fresh.replaceChildren(`This cannot be drawn: ${error.message}`);
+    const host = { emit: (action, detail) => ask(action, { panel: key, ...detail }) };
+    const height = entry.node.offsetHeight; // what stands below does not jump while we draw
+    entry.node.style.minHeight = `${height}px`;
+    entry.node.replaceChildren(fresh);
+    Promise.resolve()
+      .then(() => MOUNTS[asset](fresh, data, host))
+      .catch(failed)
+      .finally(() => (entry.node.style.minHeight = ""));
+  }
+
+  return () => {
+    for (const [name, act] of listening) model.off(name, act);
+    el.replaceChildren();
+  };
+}
+
+/** A control with its label; its value goes to the kernel when it is entered. */
+function field(model, control, on, ask) {
+  const { name, label, kind, min, max, step, options, runs } = { kind: control.control, ...control };
+  let input;
+  if (kind === "choice") input = make("select", {}, ...options.map((o) => make("option", {}, o)));
+  else if (kind === "area") input = make("textarea", { rows: 4 });
+  else input = make("input", { type: { slider: "range", number: "number" }[kind] || "text" });
+  if (kind === "slider" || kind === "number") {
+    const limits = { min, max, step: step || "any" };
+    for (const [limit, value] of Object.entries(limits))
+      if (value !== undefined) input.setAttribute(limit, value);
+  }
+  input.name = name;
+  input.spellcheck = false;
+  input.dir = "auto";
+  const numeric = kind === "slider" || kind === "number";
+  const shown = make("output", {});
+  const say = () => kind === "slider" && (shown.textContent = Number(input.value).toFixed(2));
+  const enter = () => {
+    model.set(name, numeric ? Number(input.value) : input.value);
+    if (runs) ask("run");
+    else model.save_changes();
+  };
+  input.addEventListener("input", say);
+  input.addEventListener("change", enter);
+  input.addEventListener("keydown", (event) => {
+    event.stopPropagation();
+    if (event.key !== "Enter" || (kind === "area" && !event.ctrlKey && !event.metaKey)) return;
+    event.preventDefault();
+    enter();
+    if (!runs) ask("run");
+  });
+  on(`change:${name}`, () => {
+    if (input.value !== String(model.get(name))) input.value = model.get(name);
+    say();
+  });
+  return make("label", { class: kind }, make("span", {}, label), input, ...(kind === "slider" ? [shown] : []));
+}

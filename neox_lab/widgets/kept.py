@@ -1,0 +1,106 @@
+"""What stays of a live widget when the kernel is gone: an ordinary output below it.
+
+JupyterLab cannot draw a widget without its kernel and shows an error in its place, whatever else
+the output holds. So a widget that is displayed puts a second, ordinary output below itself. It
+holds what was pinned and the present result, as static views that need no kernel. While the widget
+lives it hides the present result, which it shows itself; in a file that is opened later nobody
+hides it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from neox_lab.errors import InputError
+
+PINNED = "Pinned from the widget above."
+CURRENT = "Kept from the widget above. Run the cell again to bring it back to life."
+
+
+class Kept:
+    """The output below a widget.
+
+    Attributes:
+        name: the output's display id, and the mark by which the widget finds it in the page.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is displayed and nothing kept yet."""
+        self.name = f"neox-kept-{uuid.uuid4().hex[:12]}"
+        self._pinned: list[tuple[Any, dict[str, Any]]] = []
+        self._current: tuple[Any, dict[str, Any]] | None = None
+        self._displayed = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def display(self, result: Any) -> None:
+        """Show the output here, in the cell that runs now."""
+        from IPython.display import display
+
+        self._take(result)
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:  # plain Python
+            self._loop = None
+        self._displayed = True
+        display(self.bundle(), raw=True, display_id=self.name)  # type: ignore[no-untyped-call]
+
+    def pin(self, result: Any) -> None:
+        """Keep ``result`` even when the widget shows another.
+
+        Raises:
+            InputError: the output is shown nowhere.
+        """
+        if not self._displayed:
+            raise InputError(
+                "The widget is not shown in a cell of its own. Show it, or put widget.result at "
+                "the end of a cell."
+            )
+        self._take(result)
+        if self._current is not None:
+            self._pinned.append(self._current)
+        self._update()
+
+    def refresh(self, result: Any) -> None:
+        """Bring the output up to date; in the main thread, because matplotlib draws in it."""
+        if self._displayed and self._take(result):
+            self._update()
+
+    def refresh_soon(self, result: Callable[[], Any]) -> None:
+        """The same from another thread: when the kernel has time."""
+        if self._displayed and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(lambda: self.refresh(result()))
+
+    def _take(self, result: Any) -> bool:
+        """Draw ``result`` if it is another one than before."""
+        if result is None or (self._current is not None and self._current[0] is result):
+            return False
+        self._current = (result, result._repr_mimebundle_())
+        return True
+
+    def _update(self) -> None:
+        from IPython.display import update_display
+
+        update_display(self.bundle(), raw=True, display_id=self.name)  # type: ignore[no-untyped-call]
+
+    def bundle(self) -> dict[str, Any]:
+        """What a notebook stores: what was pinned, then the present result if it is another."""
+        kept = list(self._pinned)
+        current = self._current
+        if current is not None and not any(result is current[0] for result, _ in kept):
+            kept.append(current)
+        parts = [
+            f'<div class="{"neox-pinned" if place < len(self._pinned) else "neox-current"}">'
+            f"<p><small>{PINNED if place < len(self._pinned) else CURRENT}</small></p>\n"
+            f"{data.get('text/html', '')}</div>"
+            for place, (_, data) in enumerate(kept)
+        ]
+        bundle: dict[str, Any] = {
+            "text/plain": "\n\n".join(str(data.get("text/plain", "")) for _, data in kept),
+            "text/html": f'<div class="neox-kept" data-neox="{self.name}">{"".join(parts)}</div>',
+        }
+        if kept and "image/png" in kept[-1][1]:
+            bundle["image/png"] = kept[-1][1]["image/png"]
+        return bundle

@@ -1,0 +1,263 @@
+"""The life of every live widget: a request, work in another thread, a state that is shown.
+
+The browser sets traits: values of the controls, and ``request``, which says what to do. A request
+starts a job in the one worker thread (see ``worker``); the job publishes what it has at most twenty
+times a second, through ``phase``, ``message``, ``progress`` and ``panels``. A newer request stops
+an older one. Whatever a job raises is shown in the widget, in words, and raised by ``wait``.
+
+The same from Python, for tests and for notebooks that run without a browser::
+
+    widget = nl.widgets.attention(model, "The cat sat")
+    widget.set_state({"text": "The dog", "request": {"id": 1, "action": "run"}})    # as a browser
+    widget.wait()                                                                   # the result
+
+What a widget shows is also kept in the notebook as an ordinary output, see ``kept``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import anywidget
+import traitlets
+
+from neox_lab.errors import InputError, NeoxLabError
+from neox_lab.widgets.kept import Kept
+from neox_lab.widgets.panels import script
+from neox_lab.widgets.worker import WORKER, Job, Stopped
+
+INTERVAL = 0.05  # seconds between two updates of the browser
+BUSY = ("waiting", "running")
+
+
+class LiveWidget(anywidget.AnyWidget):
+    """A form, buttons to run, stop and pin, a line of words, and pictures.
+
+    Subclasses declare their controls as traits tagged ``sync=True, control="text"`` (or
+    ``number``, ``choice``, ``area``) with a ``label``, and implement ``_answer``.
+
+    Attributes:
+        phase: ``idle``, ``waiting`` (for the worker), ``running``, ``done``, ``stopped`` or
+            ``failed``.
+        message: what is going on, or went wrong, in words.
+        progress: steps done and steps in all; zeros where nobody knows.
+        panels: what is drawn, see ``panels.panel``.
+        request: what the browser asks for: ``{"id": …, "action": …}`` and arguments.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = ()
+    """The kinds of views it draws, see ``views.live.kinds``."""
+
+    heading = traitlets.Unicode().tag(sync=True)
+    verb = traitlets.Unicode("Run").tag(sync=True)
+    controls = traitlets.List().tag(sync=True)
+    phase = traitlets.Unicode("idle").tag(sync=True)
+    message = traitlets.Unicode("").tag(sync=True)
+    progress = traitlets.List([0, 0]).tag(sync=True)
+    panels = traitlets.List().tag(sync=True)
+    slot = traitlets.Unicode().tag(sync=True)
+    request = traitlets.Dict().tag(sync=True)
+
+    actions: ClassVar[tuple[str, ...]] = ("run", "stop", "pin")
+    """What a browser may ask for: names of methods."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "kinds" in cls.__dict__:
+            cls._esm = script(cls.kinds)
+
+    def __init__(self, **values: Any) -> None:
+        self._lock = threading.RLock()
+        self._job: Job | None = None
+        self._result: Any = None
+        self._pending: dict[str, Any] = {}
+        self._sent = 0.0
+        self._kept = Kept()
+        controls = [_control(name, trait) for name, trait in type(self).class_traits().items()]
+        super().__init__(
+            controls=[control for control in controls if control], slot=self._kept.name, **values
+        )
+        self.observe(self._on_request, "request")
+
+    # What users call.
+
+    @property
+    def result(self) -> Any:
+        """The answer so far as an ordinary result with a static view; None before the first."""
+        return self._result
+
+    def run(self) -> None:
+        """Start anew with the values the controls have now; returns at once."""
+        values = {control["name"]: getattr(self, control["name"]) for control in self.controls}
+        self._start(lambda job: self._answer(job, **values))
+
+    def stop(self) -> None:
+        """Stop what is going on; what is there so far stays."""
+        if self._job is not None:
+            self._job.stop()
+
+    def wait(self, timeout: float | None = None) -> Any:
+        """Wait until nothing is going on.
+
+        Returns:
+            ``result``.
+
+        Raises:
+            TimeoutError: it took longer than ``timeout`` seconds.
+            Exception: whatever the work raised.
+        """
+        job = self._job
+        if job is not None:
+            try:
+                if not job.finished.wait(timeout):
+                    raise TimeoutError(f"still {self.phase} after {timeout} seconds")
+            except KeyboardInterrupt:
+                job.stop()
+                raise
+            if job.error is not None:
+                raise job.error
+        self._kept.refresh(self._result)
+        return self._result
+
+    def pin(self) -> None:
+        """Leave the present result below the widget, as an ordinary output that stays.
+
+        Raises:
+            InputError: there is no result yet, or the widget is not shown by itself in a cell.
+        """
+        if self._result is None:
+            raise InputError("There is no result to pin yet.")
+        self._kept.pin(self._result)
+        self.message = "Pinned below."
+
+    def close(self) -> None:
+        """Stop, and take the widget out of the page; ``result`` stays."""
+        self.stop()
+        super().close()
+
+    # What subclasses do.
+
+    def _answer(self, job: Job, **values: Any) -> None:
+        """Do the work with the controls' ``values``; show results with ``_show``."""
+        raise NotImplementedError
+
+    def _start(self, work: Callable[[Job], None]) -> None:
+        """Stop what is going on and let the worker do ``work``."""
+        job = Job(lambda job: self._lead(job, work))
+        with self._lock:
+            self.stop()
+            self._job = job
+            self._pending.clear()
+            self._set({"phase": "waiting", "message": "", "progress": [0, 0]})
+        WORKER.submit(job)
+
+    def _lead(self, job: Job, work: Callable[[Job], None]) -> None:
+        """One job from its first to its last change of state; in the worker thread."""
+        try:
+            job.check()
+            self._publish(job, now=True, phase="running")
+            work(job)
+            self._publish(job, now=True, phase="done")
+        except Stopped:
+            self._publish(job, now=True, phase="stopped", message="Stopped.")
+        except BaseException as error:
+            self._publish(job, now=True, phase="failed", message=in_words(error))
+            raise
+        finally:
+            if job is self._job:
+                self._kept.refresh_soon(lambda: self._result)
+
+    def _show(self, job: Job, result: Any, panels: list[dict[str, Any]], now: bool = False) -> None:
+        """Make ``result`` the widget's result, and draw it; called in the worker thread."""
+        with self._lock:
+            if job is self._job:
+                self._result = result
+                self._publish(job, now, panels=panels)
+
+    def _publish(self, job: Job, now: bool = False, **state: Any) -> None:
+        """Set traits, at most every ``INTERVAL`` seconds unless ``now``; the latest value wins.
+
+        Nothing happens if ``job`` is no longer the widget's: its successor has the word.
+        """
+        with self._lock:
+            if job is not self._job:
+                return
+            self._pending |= state
+            if now or time.monotonic() - self._sent >= INTERVAL:
+                self._set(self._pending)
+                self._pending = {}
+
+    def _set(self, state: Mapping[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value)
+        self._sent = time.monotonic()
+
+    # What comes from the browser.
+
+    def set_state(self, sync_data: dict[str, Any]) -> None:
+        """Take over what the browser sends; a value that does not fit is refused, in words."""
+        with self._lock:
+            try:
+                super().set_state(sync_data)
+            except traitlets.TraitError as error:
+                self.message = f"Not changed: {error}"
+                self.send_state([name for name in sync_data if name in self.keys])
+
+    def _on_request(self, change: Any) -> None:
+        """Do what the browser asks for; what goes wrong at once is shown."""
+        arguments = dict(change["new"])
+        arguments.pop("id", None)
+        action = arguments.pop("action", None)
+        try:
+            if action not in self.actions:
+                raise InputError(f"unknown request {action!r}; expected one of {self.actions}")
+            getattr(self, action)(**arguments)
+        except Exception as error:
+            self.message = in_words(error)
+
+    # How it is shown.
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+        """The live widget, and for readers without a kernel the present result."""
+        bundle = super()._repr_mimebundle_(**kwargs)
+        data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
+        static = {} if self._result is None else self._result._repr_mimebundle_()
+        return {**data, **static}, metadata
+
+    def _ipython_display_(self) -> None:
+        """Show the live widget and, below it, the place for what is kept of it."""
+        from IPython.display import display
+
+        if self.comm is None:  # closed
+            display(self._result)  # type: ignore[no-untyped-call]
+            return
+        bundle = super()._repr_mimebundle_()
+        data = bundle[0] if isinstance(bundle, tuple) else bundle
+        display({**(data or {}), "text/plain": repr(self)}, raw=True)  # type: ignore[no-untyped-call]
+        self._kept.display(self._result)
+
+    def __repr__(self) -> str:
+        """Its name, and how it stands."""
+        return f"{self.heading} (live widget: {self.phase})"
+
+
+def in_words(error: BaseException) -> str:
+    """An error as a sentence: ours say everything themselves, others need their name."""
+    if isinstance(error, NeoxLabError):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _control(name: str, trait: Any) -> dict[str, Any] | None:
+    """What the browser has to know to draw a control, or None for other traits."""
+    if "control" not in trait.metadata:
+        return None
+    told = {key: value for key, value in trait.metadata.items() if key != "sync"}
+    limits = {key: getattr(trait, key, None) for key in ("min", "max")}
+    if isinstance(trait, traitlets.Enum):
+        told["options"] = list(trait.values)
+    finite = {k: v for k, v in limits.items() if v is not None and abs(v) != float("inf")}
+    return {"name": name, **told, **finite}
