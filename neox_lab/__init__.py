@@ -27,6 +27,7 @@ _HOME = {
     "load": "neox_lab.family",
 }
 _ROOMS = {
+    "detect": "neox_lab.experiments.detection",
     "errors": "neox_lab.errors",
     "gym": "neox_lab.gym",
     "lens": "neox_lab.experiments.lens",
@@ -43,6 +44,7 @@ __all__ = [
     "GPTNeoXForTokenClassification",
     "GPTNeoXModel",
     "GPTNeoXTokenizerFast",
+    "detect",
     "errors",
     "gym",
     "lens",
@@ -55,6 +57,7 @@ __all__ = [
 if TYPE_CHECKING:
     from neox_lab import errors, gym, tasks, views
     from neox_lab.config import GPTNeoXConfig
+    from neox_lab.experiments import detection as detect
     from neox_lab.experiments import lens, probing
     from neox_lab.family import (
         GPTNeoXForCausalLM,

@@ -1,0 +1,312 @@
+r"""Which heads attend the way a known circuit does.
+
+    result = nl.detect.heads(model, "induction")
+    result                   # a map, layer by head
+    result.top(3)            # the best heads, as a table
+
+A *pattern* says where a head of a kind looks. For a text of n tokens it is a matrix D ``[query_pos,
+key_pos]`` of numbers from 0 to 1, zero above the diagonal:
+
+    previous_token    the token one position earlier
+    duplicate_token   earlier occurrences of the query's own token
+    induction         what came right after earlier occurrences of the query's own token
+                      (Olsson et al., 2022, arXiv:2209.11895)
+
+The score of a head with attention A is the attention it pays to the pattern, averaged over the
+queries Q that have something to look at:
+
+    share = 1/|Q| · Σ_{q ∈ Q} Σ_k A[q, k] D[q, k]        Q = {q : Σ_k D[q, k] > 0}
+
+1 is a head that does nothing else. All heads are measured in one pass, and each attention pattern
+is dropped as soon as it was added up, so memory does not grow with the number of layers or texts.
+
+How a head attends does not say what it copies. The *copying score* reads that from the weights
+alone (Elhage et al., 2021, "A Mathematical Framework for Transformer Circuits"): with λ the
+eigenvalues of W_E W_V W_O W_U, from tokens to logits,
+
+    copying = Σ λ / Σ |λ|                                −1 to 1
+
+A head that raises the logits of the very tokens it reads has positive eigenvalues and a score
+near 1. Layer norms are folded into the weights (``neox_lab.family.folded``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import InputError, nearest
+from neox_lab.experiments.detection_result import HeadsResult
+from neox_lab.family.factored import FactoredMatrix
+from neox_lab.family.folded import folded
+
+if TYPE_CHECKING:
+    from neox_lab.hooks.points import HookPoint
+
+Pattern = str | Tensor | Callable[[Tensor], Tensor]
+
+MEASURES = ("share", "mul", "abs")
+
+
+def previous_token(tokens: Tensor) -> Tensor:
+    """``[query_pos, key_pos]``, 1 one position before the query; ``tokens`` is ``[pos]``."""
+    return torch.eye(len(tokens), device=tokens.device).roll(-1, dims=1).tril(-1)
+
+
+def duplicate_token(tokens: Tensor) -> Tensor:
+    """``[query_pos, key_pos]``, 1 where the key is an earlier copy of the query's token."""
+    return (tokens[:, None] == tokens).float().tril(-1)
+
+
+def induction(tokens: Tensor) -> Tensor:
+    """``[query_pos, key_pos]``, 1 right after an earlier copy of the query's token."""
+    after = duplicate_token(tokens).roll(1, dims=1)
+    after[:, 0] = 0
+    return after
+
+
+PATTERNS: dict[str, Callable[[Tensor], Tensor]] = {
+    "induction": induction,
+    "previous_token": previous_token,
+    "duplicate_token": duplicate_token,
+}
+
+
+def repeated_tokens(model: Any, length: int = 50, count: int = 8, seed: int = 0) -> Tensor:
+    """Random tokens, and then the same ones again: ``[count, 2 * length]``, on the model's device.
+
+    Tokens are drawn from the vocabulary without the special ones, all different within a row if
+    there are enough. The same seed gives the same tokens.
+
+    Raises:
+        InputError: ``length`` or ``count`` is below 1.
+    """
+    if length < 1 or count < 1:
+        raise InputError(f"repeated_tokens(length={length}, count={count}); both must be positive.")
+    tokenizer, config = model.tokenizer, model.config
+    if tokenizer is None:
+        size, special = config.vocab_size, {config.bos_token_id, config.eos_token_id}
+        special |= {config.pad_token_id}
+    else:
+        size, special = min(len(tokenizer), config.vocab_size), set(tokenizer.all_special_ids)
+    allowed = torch.tensor([number not in special for number in range(size)])
+    generator = torch.Generator().manual_seed(seed)
+    again = length > int(allowed.sum())
+    weights = allowed.float().expand(count, -1)
+    once = torch.multinomial(weights, length, replacement=again, generator=generator)
+    return torch.cat((once, once), dim=1).to(model.device)
+
+
+@torch.no_grad()
+def heads(
+    model: Any,
+    pattern: Pattern = "induction",
+    inputs: Any = None,
+    *,
+    measure: str = "share",
+    batch_size: int = 8,
+    seed: int = 0,
+) -> HeadsResult:
+    """Score every head of ``model`` by how much it attends as ``pattern`` says.
+
+    Args:
+        model: any of the five classes.
+        pattern: ``"induction"``, ``"previous_token"``, ``"duplicate_token"``; a matrix
+            ``[query_pos, key_pos]``; or a function from token ids ``[pos]`` of one text to such a
+            matrix.
+        inputs: a string, a list of strings (padding is left out), or token ids ``[batch, pos]``;
+            None for ``repeated_tokens``.
+        measure: ``"share"``, see above; or ``"mul"`` and ``"abs"``, TransformerLens's measures,
+            which count all queries n, also those that have nothing to look at:
+            Σ A D / n and 1 - Σ |A - D| / n.
+        batch_size: texts in one forward pass.
+        seed: of the repeated random tokens.
+
+    Raises:
+        InputError: an unknown pattern or measure; a matrix of the wrong shape, with numbers above
+            the diagonal or outside 0 to 1; a text of fewer than two tokens; or no query in any
+            text has something to look at.
+    """
+    if measure not in MEASURES:
+        raise InputError(f"measure={measure!r}; expected one of {', '.join(MEASURES)}.")
+    find = _finder(pattern)
+    if inputs is None:
+        length = len(pattern) if isinstance(pattern, Tensor) else _usual_length(model)
+        inputs = repeated_tokens(model, -(-length // 2), seed=seed)[:, :length]
+    prepared = model.prepare_inputs(inputs)
+    if "input_ids" not in prepared:
+        raise InputError("Head detection needs texts or token ids, not embeddings.")
+    ids = prepared["input_ids"]
+    mask = prepared.get("attention_mask", torch.ones_like(ids)).bool()
+    targets = [find(_text(ids, mask, row)) for row in range(len(ids))]
+    if not any(bool(target.any()) for target in targets):
+        raise InputError(
+            f"In these texts no query has anything to look at for the pattern {_name(pattern)!r}."
+            " Induction and duplicate tokens need texts in which tokens come again, such as "
+            "nl.detect.repeated_tokens(model)."
+        )
+    sums = _Sums(model.config.num_hidden_layers, model.config.num_attention_heads)
+    for start in range(0, len(ids), batch_size):
+        rows = slice(start, start + batch_size)
+        sums.begin(targets[rows], mask[rows])
+        padding = None if bool(mask[rows].all()) else mask[rows].long()
+        with model.hooks([("blocks.*.attn.hook_pattern", sums.add)]):
+            model.backbone(ids[rows], attention_mask=padding, use_cache=False)
+    return HeadsResult(
+        pattern=_name(pattern),
+        measure=measure,
+        values=sums.score(measure),
+        copying=copying_scores(model),
+        entropy=sums.mean("entropy"),
+        distance=sums.mean("distance"),
+        first_token=sums.mean("first_token"),
+        queries=sums.queries,
+    )
+
+
+class _Sums:
+    """Adds up what is asked of attention patterns as they pass, layer by layer."""
+
+    def __init__(self, layers: int, heads: int) -> None:
+        names = ("on_target", "off_target", "entropy", "distance", "first_token")
+        self.sums = {name: torch.zeros(layers, heads, dtype=torch.float64) for name in names}
+        self.queries = 0  # that have something to look at
+        self.rows = 0  # all queries
+        self.later = 0  # queries but the first of each text
+
+    def begin(self, targets: list[Tensor], mask: Tensor) -> None:
+        """Say what comes next: texts with their patterns, and the mask ``[batch, pos]``."""
+        batch, length = mask.shape
+        self.target = torch.zeros(batch, length, length, device=mask.device)
+        for row, target in enumerate(targets):
+            where = mask[row].nonzero().flatten()
+            self.target[row, where[:, None], where] = target
+        self.real = mask
+        place = mask.cumsum(dim=1) - 1  # of each token in its own text
+        self.is_later = mask & (place > 0)
+        self.is_first = mask & (place == 0)
+        self.apart = (place[:, :, None] - place[:, None, :]).float()
+        self.queries += int((self.target.sum(dim=-1) > 0).sum())
+        self.rows += int(mask.sum())
+        self.later += int(self.is_later.sum())
+
+    def add(self, attention: Tensor, hook: HookPoint) -> None:
+        """Add one layer's attention ``[batch, head, query_pos, key_pos]``."""
+        attention = attention.float()
+        target = self.target[:, None]
+        each = {
+            "on_target": ((attention * target).sum(-1), self.real),
+            "off_target": ((attention - target).abs().sum(-1), self.real),
+            "entropy": (torch.special.entr(attention).sum(-1), self.is_later),
+            "distance": ((attention * self.apart[:, None]).sum(-1), self.is_later),
+            "first_token": ((attention * self.is_first[:, None, None]).sum(-1), self.is_later),
+        }
+        for name, (numbers, rows) in each.items():
+            total = (numbers * rows[:, None]).sum(dim=(0, 2), dtype=torch.float32)
+            self.sums[name][hook.layer] += total.double().cpu()
+
+    add.reads_only = True  # type: ignore[attr-defined]
+
+    def score(self, measure: str) -> Tensor:
+        """The score of each head by one of MEASURES, float32 ``[layer, head]``."""
+        if measure == "abs":
+            return (1 - self.sums["off_target"] / self.rows).float()
+        count = self.queries if measure == "share" else self.rows
+        return (self.sums["on_target"] / count).float()
+
+    def mean(self, name: str) -> Tensor:
+        """A statistic, averaged over all queries but the first of each text."""
+        return (self.sums[name] / self.later).float()
+
+
+@torch.no_grad()
+def copying_scores(model: Any) -> Tensor:
+    """Σ λ / Σ |λ| of each head's map from tokens to logits, float32 ``[layer, head]``.
+
+    NaN where there is nothing to measure: in a model without an unembedding, and for a head whose
+    writing the unembedding does not read. W_E W_V W_O W_U shares its eigenvalues with the small
+    matrix W_O W_U W_E W_V ``[d_head, d_head]``.
+    """
+    config = model.config
+    scores = torch.full((config.num_hidden_layers, config.num_attention_heads), torch.nan)
+    if model.get_output_embeddings() is None:
+        return scores
+    weights = folded(model)
+    around = weights.W_U.float() @ weights.W_E.float()  # [d_model, d_model]
+    for layer, block in enumerate(weights.blocks):
+        product = FactoredMatrix(block.W_V.float(), block.W_O.float() @ around)
+        real, size = product.eigenvalues.real.sum(-1), product.eigenvalues.abs().sum(-1)
+        # Rounding leaves something even where the exact product is zero.
+        largest = block.W_V.float().norm(dim=(1, 2)) * block.W_O.float().norm(dim=(1, 2))
+        nothing = size <= 1e-5 * largest * around.norm()
+        scores[layer] = (real / size).masked_fill(nothing, torch.nan).cpu()
+    return scores
+
+
+def _usual_length(model: Any) -> int:
+    """Tokens in one text of repeated tokens: 100, or what the model can read."""
+    return max(2, min(100, model.config.max_position_embeddings))
+
+
+def _name(pattern: Pattern) -> str:
+    """What to call the pattern."""
+    if isinstance(pattern, str):
+        return pattern
+    return "matrix" if isinstance(pattern, Tensor) else getattr(pattern, "__name__", "function")
+
+
+def _finder(pattern: Pattern) -> Callable[[Tensor], Tensor]:
+    """A function from one text's token ids ``[pos]`` to a checked pattern, float32."""
+    if isinstance(pattern, str):
+        if pattern not in PATTERNS:
+            raise InputError(
+                f"pattern={pattern!r}; expected {', '.join(PATTERNS)}, a matrix [query_pos, "
+                f"key_pos], or a function from token ids to one.{nearest(pattern, PATTERNS)}"
+            )
+        return PATTERNS[pattern]
+    if isinstance(pattern, Tensor):
+        return lambda tokens: _checked(pattern, tokens)
+    if callable(pattern):
+        return lambda tokens: _checked(pattern(tokens), tokens)
+    raise InputError(
+        f"pattern is {type(pattern).__name__}; expected a name ({', '.join(PATTERNS)}), a tensor "
+        "[query_pos, key_pos], or a function from token ids to one."
+    )
+
+
+def _checked(target: Tensor, tokens: Tensor) -> Tensor:
+    """``target`` as float32 on the device of ``tokens``, if it can be a pattern for them."""
+    if not isinstance(target, Tensor):
+        raise InputError(f"A pattern must be a tensor; got {type(target).__name__}.")
+    length = len(tokens)
+    if tuple(target.shape) != (length, length):
+        raise InputError(
+            f"The pattern has shape {list(target.shape)}; expected [query_pos, key_pos] = "
+            f"[{length}, {length}], for a text of {length} tokens. For texts of different lengths "
+            "give a function from token ids to a matrix."
+        )
+    target = target.to(tokens.device, torch.float32)
+    if bool((target != target.tril()).any()):
+        raise InputError(
+            "The pattern has numbers above the diagonal, where a query would look at its future; "
+            "use pattern.tril()."
+        )
+    if not bool(((target >= 0) & (target <= 1)).all()):
+        raise InputError(
+            f"A pattern holds numbers from 0 to 1; this one goes from {target.min():g} to "
+            f"{target.max():g}."
+        )
+    return target
+
+
+def _text(ids: Tensor, mask: Tensor, row: int) -> Tensor:
+    """The token ids of one text, without padding."""
+    tokens = ids[row][mask[row]]
+    if len(tokens) < 2:
+        raise InputError(
+            f"Text {row} has {len(tokens)} token(s); a head needs at least 2 to choose from."
+        )
+    return tokens
