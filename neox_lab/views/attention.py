@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neox_lab.errors import InputError
+from neox_lab.views.attention_data import attention_data
 from neox_lab.views.attention_maps import draw_head, draw_heads
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import Sheet, number
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 TOKEN_LIMIT = 400  # tokens listed below the picture
 LABEL_LIMIT = 24  # characters of a token in a table
+SKETCH_FIELDS = 100_000  # of all small maps together, in a notebook's picture
 PAIRS = 3  # strongest pairs told of a head
 
 
@@ -42,6 +44,8 @@ class AttentionView(View):
 
     Raises InputError if these do not fit together.
     """
+
+    asset = "attention"
 
     def __init__(
         self,
@@ -90,6 +94,11 @@ class AttentionView(View):
     def causal(self) -> bool:
         """Whether no token looks ahead; then the part above the diagonal is left white."""
         return not np.triu(self.patterns, 1).any()
+
+    @cached_property
+    def top(self) -> float:
+        """The weight with the last colour: 1, or the largest if an edited pattern has larger."""
+        return max(1.0, float(self.patterns.max()))
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -214,9 +223,17 @@ class AttentionView(View):
             f"<p>{html_text(shown + more)}</p></details>\n"
         )
 
+    def data(self) -> dict[str, Any]:
+        """Weights in 256 steps, of as many heads as fit into a small file."""
+        return attention_data(self)
+
     def _draw(self) -> Sheet:
         single = len(self.layers) == len(self.heads) == 1
         return draw_head(self) if single else draw_heads(self)
+
+    def _sketch(self) -> Sheet:
+        single = len(self.layers) == len(self.heads) == 1
+        return draw_head(self) if single else draw_heads(self, SKETCH_FIELDS)
 
 
 def measures(pattern: NDArray[np.float32]) -> tuple[float, float, float]:

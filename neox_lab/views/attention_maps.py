@@ -54,14 +54,20 @@ def draw_head(view: AttentionView) -> Sheet:
     return sheet
 
 
-def draw_heads(view: AttentionView) -> Sheet:
-    """Small maps: a row for each layer and a column for each head; one layer's heads wrapped."""
+def draw_heads(view: AttentionView, most: float = math.inf) -> Sheet:
+    """Small maps: a row for each layer and a column for each head; one layer's heads wrapped.
+
+    ``most`` is how many fields all of them may have together.
+    """
     single_layer, heads = len(view.layers) == 1, len(view.heads)
     chosen = range(0, len(view.layers), math.ceil(len(view.layers) * heads / PANEL_LIMIT))
     columns = _columns(heads) if single_layer else heads
     side = float(np.clip(10.4 / columns - 0.1, 0.3, 2.1))
     titled = side >= 0.95
-    panels = [_fields(view, view.patterns[at, of], side) for at in chosen for of in range(heads)]
+    density = min(DENSITY, math.sqrt(most / (len(chosen) * heads)) / side)
+    panels = [
+        _fields(view, view.patterns[at, of], side, density) for at in chosen for of in range(heads)
+    ]
     places, pooled = len(panels[0][0]) * panels[0][1], panels[0][1]
     gap = (0.22, 0.34) if titled else (0.07, 0.07)
     mosaic, across, down = _mosaic([colours for colours, _ in panels], columns, side, gap)
@@ -170,7 +176,7 @@ def _norm(view: AttentionView) -> Normalize:
     """From 0 to 1 (or to the largest weight, if an edited pattern has larger ones), square root."""
     from matplotlib.colors import PowerNorm
 
-    return PowerNorm(0.5, vmin=0, vmax=max(1.0, float(view.patterns.max())))
+    return PowerNorm(0.5, vmin=0, vmax=view.top)
 
 
 def _shown(view: AttentionView) -> NDArray[np.bool_]:
@@ -180,7 +186,7 @@ def _shown(view: AttentionView) -> NDArray[np.bool_]:
 
 
 def _fields(
-    view: AttentionView, pattern: NDArray[np.float32], side: float
+    view: AttentionView, pattern: NDArray[np.float32], side: float, density: float = DENSITY
 ) -> tuple[NDArray[np.float64], int]:
     """The colours `[row, column, rgba]` of one pattern, and positions along a field's side.
 
@@ -189,7 +195,7 @@ def _fields(
     """
     import matplotlib
 
-    factor = math.ceil(len(pattern) / (side * DENSITY))
+    factor = math.ceil(len(pattern) / (side * density))
     weights = np.where(_shown(view), pattern, np.nan)
     spare = -len(pattern) % factor
     weights = np.pad(weights, ((0, spare), (0, spare)), constant_values=np.nan)

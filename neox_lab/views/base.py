@@ -1,8 +1,9 @@
 """What every picture of a result can do: be seen, be read, be saved.
 
-A ``View`` holds plain arrays and labels. Shown in a notebook it is a picture and a table that need
-no kernel, no script and no network, so they are still there when the file is opened a year later;
-shown in a terminal it is an aligned summary. ``.frame`` has every number behind it, and
+A ``View`` holds plain arrays and labels. Shown in a notebook it is a picture and a table, and a
+script that lets a reader point at them; none needs a kernel or a network, so they are still there
+when the file is opened a year later, and where scripts are cut picture and table remain. Shown in a
+terminal it is an aligned summary. ``.frame`` has every number behind it, and
 ``.to_png``, ``.to_svg``, ``.to_pdf``, ``.to_html`` and ``.to_csv`` make files for a paper. The same
 view gives the same bytes each time.
 """
@@ -13,25 +14,31 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Container
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neox_lab.errors import InputError
 from neox_lab.views.drawing import Sheet, encode, plain_style, preview
+from neox_lab.views.live import fragment
 from neox_lab.views.markup import Table, image, page
 from neox_lab.views.tokens import html_text, label
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PREVIEW_BYTES = 150_000
+PREVIEW_BYTES = 90_000
 TITLE_LIMIT = 90
 
 
 class View(ABC):
-    """One result as picture, table and text. Subclasses say what is drawn and what is said."""
+    """One result as picture, table and text. Subclasses say what is drawn and what is said.
+
+    ``asset`` is the script in ``assets/`` that brings ``data()`` to life.
+    """
+
+    asset: ClassVar[str] = ""
 
     def __init__(self, title: str) -> None:
         self.title = label(title, TITLE_LIMIT)
@@ -53,6 +60,14 @@ class View(ABC):
     @abstractmethod
     def _draw(self) -> Sheet:
         """The picture."""
+
+    def data(self) -> dict[str, Any]:
+        """What the script gets, in the shape that the head of its file describes."""
+        return {}
+
+    def _sketch(self) -> Sheet:
+        """The picture for a notebook, where files must stay small; with less in it if need be."""
+        return self._draw()
 
     def _running_text(self) -> str:
         """HTML between the picture and the tables; nothing, unless a subclass has some."""
@@ -77,7 +92,7 @@ class View(ABC):
         return text
 
     def to_html(self, path: str | os.PathLike[str] | None = None, standalone: bool = False) -> str:
-        """Picture and tables as HTML that fetches nothing; also written to ``path``.
+        """The live view, picture and tables as HTML that fetches nothing; also written to ``path``.
 
         A fragment to put into a page, or with ``standalone`` (and always in a file) a whole page
         for light and dark.
@@ -121,13 +136,13 @@ class View(ABC):
     def _preview(self) -> tuple[bytes, int]:
         """A PNG small enough for a notebook, with its width on a page in pixels."""
         with plain_style():
-            return preview(self._draw().figure, PREVIEW_BYTES)
+            return preview(self._sketch().figure, PREVIEW_BYTES)
 
     def _fragment(self, png: bytes, width: int) -> str:
-        """The picture first, then what can be read."""
+        """The picture first, then what can be read, then the script."""
         tables = "\n".join(table.to_html() for table in self.tables())
         picture = image(png, f"{self.title}. {self.alt_text}", width)
-        return f'<div class="neox-view">\n{picture}\n{self._running_text()}{tables}\n</div>'
+        return fragment(self.asset, self.data(), f"{picture}\n{self._running_text()}", tables)
 
     def _saved(self, path: str | os.PathLike[str] | None, ending: str, content: bytes) -> bytes:
         """``content``, written to ``path`` if there is one and its ending is the right one."""

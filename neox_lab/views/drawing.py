@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
+    from PIL.Image import Image as Picture
 
 BLUE, ORANGE = "#0072B2", "#E69F00"  # two of Okabe and Ito's eight
 INK, SOFT, FAINT = "#1a1a1a", "#5f6368", "#ececec"
@@ -186,7 +187,8 @@ def encode(figure: Figure, form: FormatName, dpi: float, **options: Any) -> byte
 def preview(figure: Figure, budget: int) -> tuple[bytes, int]:
     """A PNG of 256 colours within ``budget`` bytes if it can be, and its width in inches x 96.
 
-    Drawn at 144 dots an inch, and if that is too large at what should fit, but never below 72.
+    Drawn at 144 dots an inch, and if that is too large at what should fit, but never below 72;
+    then with fewer colours.
     """
     from PIL import Image
 
@@ -195,10 +197,18 @@ def preview(figure: Figure, budget: int) -> tuple[bytes, int]:
         draft = encode(figure, "png", dpi, pil_kwargs=quick)
         with Image.open(io.BytesIO(draft)) as picture:
             width = round(picture.width * 96 / dpi)
-            small = picture.convert("RGB").quantize(256)
-        out = io.BytesIO()
-        small.save(out, "png", optimize=True)
-        excess = len(out.getvalue()) / budget
-        if excess <= 1 or dpi == 72:
-            return out.getvalue(), width
+            colours = picture.convert("RGB")
+        png = _indexed(colours, 256)
+        excess = len(png) / budget
+        if excess <= 1:
+            return png, width
+        if dpi == 72:
+            return _indexed(colours, 48), width
         dpi = max(72.0, float(np.floor(dpi * 0.93 / np.sqrt(excess))))
+
+
+def _indexed(picture: Picture, colours: int) -> bytes:
+    """A PNG of so many colours."""
+    out = io.BytesIO()
+    picture.quantize(colours).save(out, "png", optimize=True)
+    return out.getvalue()

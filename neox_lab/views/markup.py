@@ -12,6 +12,7 @@ import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from neox_lab.views.live import policy
 from neox_lab.views.tokens import display_width, html_text
 
 ROW_LIMIT = 200
@@ -129,15 +130,15 @@ tbody tr + tr td { border-top: 1px solid var(--stripe); }
 summary { cursor: pointer; padding: .3rem 0; } small { color: var(--soft); }
 """
 
-# The browser itself then refuses to fetch anything, and to run a script if one ever slipped in.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-
 
 def page(title: str, body: str) -> str:
-    """One self-contained page around ``body`` (HTML), for light and dark, printable."""
+    """One self-contained page around ``body`` (HTML), for light and dark, printable.
+
+    The browser itself then refuses to fetch anything, and to run a script that is not one of ours.
+    """
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy()}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"

@@ -1,0 +1,153 @@
+// What every live view shares. Text from a model reaches the page as text nodes only.
+
+/** An element; children that are strings become text, never markup. */
+function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (name === "style") Object.assign(node.style, value);
+    else if (value !== undefined && value !== false) node.setAttribute(name, value);
+  }
+  node.append(...children);
+  return node;
+}
+
+/** The frame of a view: a shadow root with title, note, body and a line that is read aloud. */
+function frame(element, data) {
+  // The attribute keeps arrows and letters from driving the notebook's cells.
+  const outer = el("div", { class: "neox-live", "data-lm-suppress-shortcuts": "true" });
+  const body = el("div", { class: "body" });
+  const status = el("p", { class: "status", role: "status", "aria-live": "polite" });
+  const heading = el("h3", { dir: "auto" }, data.title);
+  const notes = (data.notes || []).map((note) => el("p", { class: "note" }, note));
+  const section = el("section", { "aria-label": data.title }, heading, ...notes, body, status);
+  outer.attachShadow({ mode: "open" }).append(el("style", {}, STYLE), section);
+  element.replaceChildren(outer);
+  return { body, say: (text) => (status.textContent = text) };
+}
+
+/**
+ * One tab stop for a group of items. Arrows move within rows of `columns` (without, up and down
+ * are back and forth), Enter, space or a click locks, Esc unlocks; looking at an item shows it.
+ */
+function roving(group, items, columns, { show, lock, unlock }) {
+  const places = new Map(items.map((item, place) => [item, place]));
+  const steps = {
+    ArrowRight: 1,
+    ArrowLeft: -1,
+    ArrowDown: columns || 1,
+    ArrowUp: -(columns || 1),
+    Home: -Infinity,
+    End: Infinity,
+  };
+  const find = (event) => {
+    for (let node = event.target; node && node !== group; node = node.parentNode)
+      if (places.has(node)) return places.get(node);
+    return undefined;
+  };
+  const on = (name, act) =>
+    group.addEventListener(name, (event) => {
+      const place = find(event);
+      if (place !== undefined) act(place, event);
+    });
+  let stop = 0;
+  items.forEach((item, place) => (item.tabIndex = place === stop ? 0 : -1));
+  on("pointerover", show);
+  on("click", lock);
+  on("focusin", (place) => {
+    items[stop].tabIndex = -1;
+    stop = place;
+    items[stop].tabIndex = 0;
+    show(place);
+  });
+  on("keydown", (place, event) => {
+    const { key } = event;
+    if (key === "Enter" || key === " ") lock(place);
+    else if (key === "Escape") unlock();
+    else if (key in steps) {
+      const end = key === "Home" ? 0 : items.length - 1;
+      const target = Number.isFinite(steps[key]) ? place + steps[key] : end;
+      if (items[target]) items[target].focus();
+    } else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+}
+
+/** What is shown: the item last looked at, unless one is locked. `draw(place, locked)` shows it. */
+function selection(draw, first) {
+  const state = { place: first, locked: false };
+  const set = (place, locked) => {
+    state.place = place;
+    state.locked = locked;
+    draw(place, locked);
+  };
+  return {
+    state,
+    show: (place) => state.locked || set(place, false),
+    lock: (place) => set(place, !(state.locked && state.place === place)),
+    unlock: () => set(state.place, false),
+  };
+}
+
+/** Bytes from base64 of a deflated block, or from the buffer a widget received. */
+async function unpack(block) {
+  const packed =
+    typeof block === "string"
+      ? Uint8Array.from(atob(block), (character) => character.charCodeAt(0))
+      : new Uint8Array(block.buffer || block, block.byteOffset || 0, block.byteLength);
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+// Colours as [red, green, blue] from 0 to 255. Viridis for amounts, blue-white-orange for
+// differences, tints of Okabe and Ito's set for kinds: safe for colour-blind readers.
+
+const hex = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+const css = (colour) => `rgb(${colour.map(Math.round).join(" ")})`;
+const mix = (a, b, share) => a.map((channel, at) => channel + (b[at] - channel) * share);
+
+/** The colour at `share` (0 to 1) of a scale through evenly spaced stops. */
+function ramp(stops) {
+  const colours = stops.map(hex);
+  return (share) => {
+    const at = Math.min(1, Math.max(0, share)) * (colours.length - 1);
+    const below = Math.min(Math.floor(at), colours.length - 2);
+    return mix(colours[below], colours[below + 1], at - below);
+  };
+}
+
+const viridis = ramp(
+  "#440154 #481b6d #46327e #3f4788 #365c8d #2e6e8e #277f8e #21918c #1fa187 #2db27d #4ac16d #73d056 #a0da39 #d0e11c #fde725".split(" "),
+);
+const diverging = ramp("#08306b #2171b5 #9ecae1 #ffffff #fdbe7d #e66101 #7f2704".split(" "));
+const WHITE = [255, 255, 255];
+const BLUE = hex("#56b4e9");
+const ORANGE = hex("#e69f00");
+const INK = "#1a1a1a";
+
+/** Black or white, whichever reads better on a colour (contrast as in WCAG 2.1). */
+function ink(colour) {
+  const linear = colour.map((channel) => {
+    const c = channel / 255;
+    return c > 0.04045 ? ((c + 0.055) / 1.055) ** 2.4 : c / 12.92;
+  });
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? INK : "#ffffff";
+}
+
+/** Colour an element's background and let its text be read on it; without a colour, neither. */
+function fill(node, colour) {
+  node.style.background = colour ? css(colour) : "";
+  node.style.color = colour ? ink(colour) : "";
+}
+
+/** A token inside a sentence, kept from turning its neighbours around. */
+const isolate = (text) => `\u2068${text}\u2069`;
+
+/** Rows of a name, a bar of `share` (0 to 1) and a printed value. */
+function bars(rows) {
+  const cells = rows.map(([name, share, value]) => {
+    const bar = el("i", { style: { width: `${100 * Math.max(0, Math.min(1, share))}%` } });
+    return el("tr", {}, el("th", { dir: "auto" }, name), el("td", {}, value), el("td", {}, bar));
+  });
+  return el("table", { class: "bars" }, el("tbody", {}, ...cells));
+}
