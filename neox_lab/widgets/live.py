@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import anywidget
@@ -36,8 +37,13 @@ BUSY = ("waiting", "running")
 class LiveWidget(anywidget.AnyWidget):
     """A form, buttons to run, stop and pin, a line of words, and pictures.
 
-    Subclasses declare their controls as traits tagged ``sync=True, control="text"`` (or
-    ``number``, ``choice``, ``area``) with a ``label``, and implement ``_answer``.
+    Subclasses declare their controls as traits tagged ``sync=True, control="text"`` (or ``area``,
+    ``number``, ``slider``, ``choice``) with a ``label``, and implement ``_answer``. With
+    ``runs=True`` a new value starts a run.
+
+    Args:
+        options: what can be chosen from, by the name of a choice.
+        values: of the traits.
 
     Attributes:
         phase: ``idle``, ``waiting`` (for the worker), ``running``, ``done``, ``stopped`` or
@@ -69,17 +75,18 @@ class LiveWidget(anywidget.AnyWidget):
         if "kinds" in cls.__dict__:
             cls._esm = script(cls.kinds)
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, options: Mapping[str, Sequence[str]] | None = None, **values: Any) -> None:
         self._lock = threading.RLock()
         self._job: Job | None = None
         self._result: Any = None
         self._pending: dict[str, Any] = {}
         self._sent = 0.0
         self._kept = Kept()
-        controls = [_control(name, trait) for name, trait in type(self).class_traits().items()]
-        super().__init__(
-            controls=[control for control in controls if control], slot=self._kept.name, **values
-        )
+        traits = type(self).class_traits(control=lambda kind: kind is not None)
+        order = [name for kind in reversed(type(self).__mro__) for name in vars(kind)]
+        names = sorted(traits, key=order.index)  # as they are written down
+        controls = [_control(name, traits[name], options or {}) for name in names]
+        super().__init__(controls=controls, slot=self._kept.name, **values)
         self.observe(self._on_request, "request")
 
     # What users call.
@@ -91,8 +98,8 @@ class LiveWidget(anywidget.AnyWidget):
 
     def run(self) -> None:
         """Start anew with the values the controls have now; returns at once."""
-        values = {control["name"]: getattr(self, control["name"]) for control in self.controls}
-        self._start(lambda job: self._answer(job, **values))
+        given = self._given()
+        self._start(lambda job: self._answer(job, given))
 
     def stop(self) -> None:
         """Stop what is going on; what is there so far stays."""
@@ -140,9 +147,13 @@ class LiveWidget(anywidget.AnyWidget):
 
     # What subclasses do.
 
-    def _answer(self, job: Job, **values: Any) -> None:
-        """Do the work with the controls' ``values``; show results with ``_show``."""
+    def _answer(self, job: Job, given: Any) -> None:
+        """Do the work with what the controls said (``given.text`` and so on); see ``_show``."""
         raise NotImplementedError
+
+    def _given(self) -> SimpleNamespace:
+        """The values of the controls, by name."""
+        return SimpleNamespace(**{c["name"]: getattr(self, c["name"]) for c in self.controls})
 
     def _start(self, work: Callable[[Job], None]) -> None:
         """Stop what is going on and let the worker do ``work``."""
@@ -177,6 +188,11 @@ class LiveWidget(anywidget.AnyWidget):
                 self._result = result
                 self._publish(job, now, panels=panels)
 
+    @property
+    def _due(self) -> bool:
+        """Whether the browser may get another update now."""
+        return time.monotonic() - self._sent >= INTERVAL
+
     def _publish(self, job: Job, now: bool = False, **state: Any) -> None:
         """Set traits, at most every ``INTERVAL`` seconds unless ``now``; the latest value wins.
 
@@ -186,7 +202,7 @@ class LiveWidget(anywidget.AnyWidget):
             if job is not self._job:
                 return
             self._pending |= state
-            if now or time.monotonic() - self._sent >= INTERVAL:
+            if now or self._due:
                 self._set(self._pending)
                 self._pending = {}
 
@@ -251,13 +267,11 @@ def in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _control(name: str, trait: Any) -> dict[str, Any] | None:
-    """What the browser has to know to draw a control, or None for other traits."""
-    if "control" not in trait.metadata:
-        return None
+def _control(name: str, trait: Any, options: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """What the browser has to know to draw a control."""
     told = {key: value for key, value in trait.metadata.items() if key != "sync"}
     limits = {key: getattr(trait, key, None) for key in ("min", "max")}
-    if isinstance(trait, traitlets.Enum):
-        told["options"] = list(trait.values)
-    finite = {k: v for k, v in limits.items() if v is not None and abs(v) != float("inf")}
-    return {"name": name, **told, **finite}
+    told |= {k: v for k, v in limits.items() if v is not None and abs(v) != float("inf")}
+    if name in options:
+        told["options"] = list(options[name])
+    return {"name": name, **told}

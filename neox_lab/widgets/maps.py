@@ -36,6 +36,6 @@ class AttentionWidget(LiveWidget):
         """Note which head and token are locked; the picture itself needs no kernel for that."""
         self.selected = {"layer": layer, "head": head, "token": token}
 
-    def _answer(self, job: Job, *, text: str) -> None:
-        view = views.attention(self._model, text)
+    def _answer(self, job: Job, given: Any) -> None:
+        view = views.attention(self._model, given.text)
         self._show(job, view, [panel("maps", view)])

@@ -1,13 +1,15 @@
-"""From views to what the browser draws: the same scripts as in a saved notebook, in a live frame."""
+"""From views to what the browser draws: the scripts of saved notebooks, in a live frame."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from neox_lab.views import View
 from neox_lab.views.live import json_text, source
+from neox_lab.views.live import kinds as known
 
 ASSETS = Path(__file__).parent / "assets"
 
@@ -17,14 +19,22 @@ def panel(key: str, view: View) -> dict[str, Any]:
 
     ``key`` is its name within the widget: a panel with the same key and data is left as it is.
     """
+    if not view.asset:  # TODO
+        return {"key": key, "asset": "html", "data": view._running_text() + "".join(t.to_html() for t in view.tables())}
     return {"key": key, "asset": view.asset, "data": json.loads(json_text(view.data()))}
+
+
+def choices(key: str, title: str, names: Sequence[str], chosen: int, action: str) -> dict[str, Any]:
+    """A row of buttons, one of them pressed; another one asks for ``action(choice=number)``."""
+    data = {"title": title, "names": list(names), "chosen": chosen, "action": action}
+    return {"key": key, "asset": "choices", "data": data}
 
 
 def script(kinds: tuple[str, ...]) -> str:
     """The module a widget sends to the browser: ``live.js`` and the views' scripts of ``kinds``."""
     style = json.dumps((ASSETS / "live.css").read_text(encoding="utf-8"))
     mounts = ",\n".join(
-        f"{json.dumps(kind)}: (() => {{\n{source(kind)}\nreturn mount;\n}})()" for kind in kinds
+        f"{json.dumps(kind)}: (() => {{\n{source(kind)}\nreturn mount;\n}})()" for kind in kinds if kind in known()
     )
     live = (ASSETS / "live.js").read_text(encoding="utf-8")
     return f'"use strict";\nconst LIVE_STYLE = {style};\nconst MOUNTS = {{{mounts}}};\n{live}'

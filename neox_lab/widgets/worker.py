@@ -8,6 +8,7 @@ cells that use the same model meanwhile are not disturbed.
 
 from __future__ import annotations
 
+import atexit
 import queue
 import threading
 from collections.abc import Callable
@@ -63,6 +64,7 @@ class Worker:
         self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
+        self._now: Job | None = None
 
     def submit(self, job: Job) -> None:
         """Put ``job`` at the end of the queue."""
@@ -70,11 +72,21 @@ class Worker:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._loop, name="neox_lab", daemon=True)
                 self._thread.start()
+                atexit.register(self._leave)  # or the program ends in the middle of a computation
         self._jobs.put(job)
 
     def _loop(self) -> None:
         while True:
-            self._jobs.get().run()
+            self._now = self._jobs.get()
+            self._now.run()
+
+    def _leave(self) -> None:
+        """Stop everything and wait a moment for the thread to notice."""
+        while not self._jobs.empty():
+            self._jobs.get_nowait().stop()
+        if self._now is not None:
+            self._now.stop()
+            self._now.finished.wait(5)
 
 
 WORKER = Worker()

@@ -3,9 +3,20 @@
 // Traits read: heading, verb, controls, phase, message, progress, panels, slot, and one for each
 // control. Traits written: those of the controls, and request: {id, action, ...arguments}.
 // A panel is {key, asset, data}; MOUNTS[asset](element, data, host) draws it. What a picture emits
-// becomes a request: host.emit(action, detail) -> {action, panel: key, ...detail}.
+// becomes a request: host.emit(action, detail) -> {action, ...detail}.
 
 export default { render };
+
+MOUNTS.choices = (element, { title, names, chosen, action }, host) => {
+  const group = make("div", { class: "choices", role: "group", "aria-label": title }, title);
+  names.forEach((name, at) => {
+    const button = make("button", { type: "button", "aria-pressed": String(at === chosen) }, name);
+    button.addEventListener("click", () => host.emit(action, { choice: at }));
+    group.append(button);
+  });
+  element.replaceChildren(group);
+};
+MOUNTS.html = (element, html) => { element.innerHTML = html; };
 
 function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -85,7 +96,7 @@ function render({ model, el }) {
     entry.text = text;
     const fresh = make("div");
     const failed = (error) => fresh.replaceChildren(`This cannot be drawn: ${error.message}`);
-    const host = { emit: (action, detail) => ask(action, { panel: key, ...detail }) };
+    const host = { emit: (action, detail) => ask(action, detail) };
     const height = entry.node.offsetHeight; // what stands below does not jump while we draw
     entry.node.style.minHeight = `${height}px`;
     entry.node.replaceChildren(fresh);
