@@ -23,6 +23,7 @@ from neox_lab.widgets.heads import AnsweringWidget, ClassificationWidget, Taggin
 from neox_lab.widgets.lenses import LogitLensWidget
 from neox_lab.widgets.live import LiveWidget
 from neox_lab.widgets.maps import AttentionWidget
+from neox_lab.widgets.patches import PatchingWidget
 from neox_lab.widgets.probes import ProbingWidget
 from neox_lab.widgets.writing import GenerationWidget
 
@@ -33,6 +34,7 @@ __all__ = [
     "classification",
     "generation",
     "logit_lens",
+    "patching",
     "probing",
     "tagging",
 ]
@@ -72,6 +74,22 @@ def logit_lens(model: Any, text: str) -> LogitLensWidget:
         InputError: a model without an unembedding.
     """
     return LogitLensWidget(model, text)
+
+
+def patching(model: Any, clean: str, corrupted: str, correct: str, wrong: str) -> PatchingWidget:
+    """Activation patching as a map; click a field to run it again and read on.
+
+    Args:
+        model: a GPTNeoXForCausalLM with a tokenizer.
+        clean: the prompt with the behaviour.
+        corrupted: the prompt without it, of as many tokens.
+        correct: the one token that the clean prompt makes likely.
+        wrong: the one token that the corrupted prompt makes likely.
+
+    Raises:
+        InputError: a model that cannot write.
+    """
+    return PatchingWidget(model, clean, corrupted, correct, wrong)
 
 
 def probing(result: Any, model: Any = None, text: str = "") -> ProbingWidget:

@@ -19,6 +19,21 @@ from neox_lab.errors import InputError
 PINNED = "Pinned from the widget above."
 CURRENT = "Kept from the widget above. Run the cell again to bring it back to life."
 
+Shown = tuple[Any, ...]
+"""Results with a static view that belong together, such as a map and the texts read beside it."""
+
+
+def together(shown: Shown) -> dict[str, Any]:
+    """The static views of some results as one: texts and pages joined, the first one's image."""
+    bundles = [result._repr_mimebundle_() for result in shown]
+    joined: dict[str, Any] = {}
+    for kind, between in (("text/plain", "\n\n"), ("text/html", "\n")):
+        if bundles:
+            joined[kind] = between.join(str(bundle.get(kind, "")) for bundle in bundles)
+    if bundles and "image/png" in bundles[0]:
+        joined["image/png"] = bundles[0]["image/png"]
+    return joined
+
 
 class Kept:
     """The output below a widget.
@@ -30,16 +45,16 @@ class Kept:
     def __init__(self) -> None:
         """Nothing is displayed and nothing kept yet."""
         self.name = f"neox-kept-{uuid.uuid4().hex[:12]}"
-        self._pinned: list[tuple[Any, dict[str, Any]]] = []
-        self._current: tuple[Any, dict[str, Any]] | None = None
+        self._pinned: list[tuple[Shown, dict[str, Any]]] = []
+        self._current: tuple[Shown, dict[str, Any]] | None = None
         self._displayed = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def display(self, result: Any) -> None:
+    def display(self, shown: Shown) -> None:
         """Show the output here, in the cell that runs now."""
         from IPython.display import display
 
-        self._take(result)
+        self._take(shown)
         try:
             self._loop = asyncio.get_running_loop()
         except RuntimeError:  # plain Python
@@ -47,8 +62,8 @@ class Kept:
         self._displayed = True
         display(self.bundle(), raw=True, display_id=self.name)  # type: ignore[no-untyped-call]
 
-    def pin(self, result: Any) -> None:
-        """Keep ``result`` even when the widget shows another.
+    def pin(self, shown: Shown) -> None:
+        """Keep ``shown`` even when the widget shows something else.
 
         Raises:
             InputError: the output is shown nowhere.
@@ -58,26 +73,26 @@ class Kept:
                 "The widget is not shown in a cell of its own. Show it, or put widget.result at "
                 "the end of a cell."
             )
-        self._take(result)
+        self._take(shown)
         if self._current is not None:
             self._pinned.append(self._current)
         self._update()
 
-    def refresh(self, result: Any) -> None:
+    def refresh(self, shown: Shown) -> None:
         """Bring the output up to date; in the main thread, because matplotlib draws in it."""
-        if self._displayed and self._take(result):
+        if self._displayed and self._take(shown):
             self._update()
 
-    def refresh_soon(self, result: Callable[[], Any]) -> None:
+    def refresh_soon(self, shown: Callable[[], Shown]) -> None:
         """The same from another thread: when the kernel has time."""
         if self._displayed and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(lambda: self.refresh(result()))
+            self._loop.call_soon_threadsafe(lambda: self.refresh(shown()))
 
-    def _take(self, result: Any) -> bool:
-        """Draw ``result`` if it is another one than before."""
-        if result is None or (self._current is not None and self._current[0] is result):
+    def _take(self, shown: Shown) -> bool:
+        """Draw ``shown`` if it is something else than before."""
+        if not shown or (self._current is not None and self._current[0] is shown):
             return False
-        self._current = (result, result._repr_mimebundle_())
+        self._current = (shown, together(shown))
         return True
 
     def _update(self) -> None:
@@ -86,10 +101,10 @@ class Kept:
         update_display(self.bundle(), raw=True, display_id=self.name)  # type: ignore[no-untyped-call]
 
     def bundle(self) -> dict[str, Any]:
-        """What a notebook stores: what was pinned, then the present result if it is another."""
+        """What a notebook stores: what was pinned, then the present result unless it is pinned."""
         kept = list(self._pinned)
         current = self._current
-        if current is not None and not any(result is current[0] for result, _ in kept):
+        if current is not None and not any(shown is current[0] for shown, _ in kept):
             kept.append(current)
         parts = [
             f'<div class="{"neox-pinned" if place < len(self._pinned) else "neox-current"}">'

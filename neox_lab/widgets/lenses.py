@@ -35,9 +35,7 @@ class LogitLensWidget(LiveWidget):
         self._model = model
         parallel = model.config.use_parallel_residual
         sites = [site for site in lens.SITES if not (parallel and site == "resid_mid")]
-        super().__init__(
-            options={"site": sites}, heading="Logit lens", verb="Read", text=text
-        )
+        super().__init__(options={"site": sites}, heading="Logit lens", verb="Read", text=text)
         self.run()
 
     def _answer(self, job: Job, given: Any) -> None:

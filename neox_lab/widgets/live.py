@@ -26,7 +26,7 @@ import anywidget
 import traitlets
 
 from neox_lab.errors import InputError, NeoxLabError
-from neox_lab.widgets.kept import Kept
+from neox_lab.widgets.kept import Kept, together
 from neox_lab.widgets.panels import script
 from neox_lab.widgets.worker import WORKER, Job, Stopped
 
@@ -59,11 +59,11 @@ class LiveWidget(anywidget.AnyWidget):
 
     heading = traitlets.Unicode().tag(sync=True)
     verb = traitlets.Unicode("Run").tag(sync=True)
-    controls = traitlets.List().tag(sync=True)
+    controls: Any = traitlets.List().tag(sync=True)
     phase = traitlets.Unicode("idle").tag(sync=True)
     message = traitlets.Unicode("").tag(sync=True)
-    progress = traitlets.List([0, 0]).tag(sync=True)
-    panels = traitlets.List().tag(sync=True)
+    progress: Any = traitlets.List([0, 0]).tag(sync=True)
+    panels: Any = traitlets.List().tag(sync=True)
     slot = traitlets.Unicode().tag(sync=True)
     request = traitlets.Dict().tag(sync=True)
 
@@ -79,6 +79,7 @@ class LiveWidget(anywidget.AnyWidget):
         self._lock = threading.RLock()
         self._job: Job | None = None
         self._result: Any = None
+        self._shown: tuple[Any, ...] = ()
         self._pending: dict[str, Any] = {}
         self._sent = 0.0
         self._kept = Kept()
@@ -126,7 +127,7 @@ class LiveWidget(anywidget.AnyWidget):
                 raise
             if job.error is not None:
                 raise job.error
-        self._kept.refresh(self._result)
+        self._kept.refresh(self._shown)
         return self._result
 
     def pin(self) -> None:
@@ -137,7 +138,7 @@ class LiveWidget(anywidget.AnyWidget):
         """
         if self._result is None:
             raise InputError("There is no result to pin yet.")
-        self._kept.pin(self._result)
+        self._kept.pin(self._shown)
         self.message = "Pinned below."
 
     def close(self) -> None:
@@ -179,13 +180,23 @@ class LiveWidget(anywidget.AnyWidget):
             raise
         finally:
             if job is self._job:
-                self._kept.refresh_soon(lambda: self._result)
+                self._kept.refresh_soon(lambda: self._shown)
 
-    def _show(self, job: Job, result: Any, panels: list[dict[str, Any]], now: bool = False) -> None:
-        """Make ``result`` the widget's result, and draw it; called in the worker thread."""
+    def _show(
+        self,
+        job: Job,
+        result: Any,
+        panels: list[dict[str, Any]],
+        now: bool = False,
+        beside: Sequence[Any] = (),
+    ) -> None:
+        """Make ``result`` the widget's result, and draw it; called in the worker thread.
+
+        ``beside`` is what else is kept and pinned with it.
+        """
         with self._lock:
             if job is self._job:
-                self._result = result
+                self._result, self._shown = result, (result, *beside)
                 self._publish(job, now, panels=panels)
 
     @property
@@ -240,8 +251,7 @@ class LiveWidget(anywidget.AnyWidget):
         """The live widget, and for readers without a kernel the present result."""
         bundle = super()._repr_mimebundle_(**kwargs)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
-        static = {} if self._result is None else self._result._repr_mimebundle_()
-        return {**data, **static}, metadata
+        return {**data, **together(self._shown)}, metadata
 
     def _ipython_display_(self) -> None:
         """Show the live widget and, below it, the place for what is kept of it."""
@@ -253,7 +263,7 @@ class LiveWidget(anywidget.AnyWidget):
         bundle = super()._repr_mimebundle_()
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         display({**(data or {}), "text/plain": repr(self)}, raw=True)  # type: ignore[no-untyped-call]
-        self._kept.display(self._result)
+        self._kept.display(self._shown)
 
     def __repr__(self) -> str:
         """Its name, and how it stands."""

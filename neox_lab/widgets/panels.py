@@ -20,7 +20,11 @@ def panel(key: str, view: View) -> dict[str, Any]:
     ``key`` is its name within the widget: a panel with the same key and data is left as it is.
     """
     if not view.asset:  # TODO
-        return {"key": key, "asset": "html", "data": view._running_text() + "".join(t.to_html() for t in view.tables())}
+        return {
+            "key": key,
+            "asset": "html",
+            "data": view._running_text() + "".join(t.to_html() for t in view.tables()),
+        }
     return {"key": key, "asset": view.asset, "data": json.loads(json_text(view.data()))}
 
 
@@ -34,7 +38,9 @@ def script(kinds: tuple[str, ...]) -> str:
     """The module a widget sends to the browser: ``live.js`` and the views' scripts of ``kinds``."""
     style = json.dumps((ASSETS / "live.css").read_text(encoding="utf-8"))
     mounts = ",\n".join(
-        f"{json.dumps(kind)}: (() => {{\n{source(kind)}\nreturn mount;\n}})()" for kind in kinds if kind in known()
+        f"{json.dumps(kind)}: (() => {{\n{source(kind)}\nreturn mount;\n}})()"
+        for kind in kinds
+        if kind in known()
     )
     live = (ASSETS / "live.js").read_text(encoding="utf-8")
     return f'"use strict";\nconst LIVE_STYLE = {style};\nconst MOUNTS = {{{mounts}}};\n{live}'

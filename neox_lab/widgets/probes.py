@@ -65,6 +65,12 @@ class ProbingWidget(LiveWidget):
             )
         kinds = [str(name) for name in self._probes.labels] or ["value"]
         return HeatmapView(
-            scores, names, kinds, row_axis="site", column_axis="label", value_name="score",
-            title=f"What the probes say of: {text}", centre=0.0,
+            scores,
+            names,
+            kinds,
+            row_axis="site",
+            column_axis="label",
+            value_name="score",
+            title=f"What the probes say of: {text}",
+            centre=0.0,
         )

@@ -127,11 +127,16 @@ function field(model, control, on, ask) {
   input.name = name;
   input.spellcheck = false;
   input.dir = "auto";
+  // A leading space, which belongs to most tokens, must be seen: it is shown as a dot.
+  const [read, write] =
+    kind === "token"
+      ? [(text) => text.replaceAll("·", " "), (text) => text.replaceAll(" ", "·")]
+      : [(text) => text, String];
   const numeric = kind === "slider" || kind === "number";
   const shown = make("output", {});
   const say = () => kind === "slider" && (shown.textContent = Number(input.value).toFixed(2));
   const enter = () => {
-    model.set(name, numeric ? Number(input.value) : input.value);
+    model.set(name, numeric ? Number(input.value) : read(input.value));
     if (runs) ask("run");
     else model.save_changes();
   };
@@ -145,7 +150,8 @@ function field(model, control, on, ask) {
     if (!runs) ask("run");
   });
   on(`change:${name}`, () => {
-    if (input.value !== String(model.get(name))) input.value = model.get(name);
+    const value = write(model.get(name));
+    if (input.value !== value) input.value = value;
     say();
   });
   return make("label", { class: kind }, make("span", {}, label), input, ...(kind === "slider" ? [shown] : []));
