@@ -21,7 +21,7 @@ class LogitLensWidget(LiveWidget):
         site: what is read off.
     """
 
-    kinds = ("lens",)
+    kinds = ("grid",)
     text = traitlets.Unicode().tag(sync=True, control="text", label="Text")
     site = traitlets.Unicode("resid_pre").tag(
         sync=True, control="choice", runs=True, label="Read off"

@@ -38,4 +38,4 @@ class AttentionWidget(LiveWidget):
 
     def _answer(self, job: Job, given: Any) -> None:
         view = views.attention(self._model, given.text)
-        self._show(job, view, [panel("maps", view)])
+        self._show(job, view, [panel("maps", view, {"select": "select"})])

@@ -21,6 +21,8 @@ from neox_lab.widgets.worker import Job, Stopped
 Cell = dict[str, int]
 """An index for each axis of a result."""
 
+CLICK = {"cell": "select"}
+
 
 class PatchingWidget(LiveWidget):
     """Clean activations patched into the corrupted run, cell by cell; see ``patching.sweep``.
@@ -40,7 +42,7 @@ class PatchingWidget(LiveWidget):
             name: ``clean``, ``corrupted``, ``patched``.
     """
 
-    kinds = ("heatmap", "text")
+    kinds = ("grid", "trace")
     actions = (*LiveWidget.actions, "select")
     clean = traitlets.Unicode().tag(sync=True, control="text", label="Clean prompt")
     corrupted = traitlets.Unicode().tag(sync=True, control="text", label="Corrupted prompt")
@@ -104,7 +106,7 @@ class PatchingWidget(LiveWidget):
             self._model, given.clean, given.corrupted, metric, given.site, progress=report
         )
         self._sweep, self._asked, self.cell, self.differences = result, given, None, {}
-        self._show(job, result, [panel("map", result.view())], now=True)
+        self._show(job, result, [panel("map", result.view(), CLICK)], now=True)
         if not result.complete:
             raise Stopped
         self._publish(job, message="Click a field to run it again and read on.")
@@ -126,8 +128,8 @@ class PatchingWidget(LiveWidget):
             views.append(view)
         self.cell, self.differences = cell, differences
         names = ("clean", "corrupted", "patched")
-        texts = [panel(name, view) for name, view in zip(names, views, strict=True)]
-        self._show(job, result, [panel("map", result.view()), *texts], beside=views)
+        texts = [panel(name, view, beside=True) for name, view in zip(names, views, strict=True)]
+        self._show(job, result, [panel("map", result.view(), CLICK), *texts], beside=views)
         self._publish(job, message=f"{result.site[0]}: {where}")
 
     def _written(
@@ -146,6 +148,7 @@ class PatchingWidget(LiveWidget):
             model.to_str_tokens(prompt),
             [step.piece for step in steps],
             [step.probability for step in steps],
+            alternatives=[[(a.text, a.probability) for a in step.alternatives] for step in steps],
             title=f"{title}: logit difference {difference:.2f}".replace("-", "−"),
         )
         return view, difference

@@ -22,7 +22,7 @@ class ProbingWidget(LiveWidget):
         text: for a widget with a model, what the probes are asked about.
     """
 
-    kinds = ("curves", "confusion", "heatmap")
+    kinds = ("curves", "grid")
     actions = (*LiveWidget.actions, "select")
     site = traitlets.Unicode().tag(sync=True, control="choice", runs=True, label="Probe at")
     text = traitlets.Unicode().tag(sync=True, control="text", label="Ask the probes about a text")

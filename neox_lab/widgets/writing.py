@@ -67,7 +67,7 @@ class GenerationWidget(LiveWidget):
         shown: which of them is shown.
     """
 
-    kinds = ("text",)
+    kinds = ("trace",)
     actions = (*LiveWidget.actions, "branch", "show")
     prompt = traitlets.Unicode().tag(sync=True, control="text", label="Prompt")
     temperature = traitlets.CFloat(0.0, min=0.0, max=2.0).tag(
@@ -182,8 +182,12 @@ class GenerationWidget(LiveWidget):
             self._pieces,
             [written.piece for written in tokens],
             [written.probability for written in tokens],
+            alternatives=[
+                [(other.text, other.probability) for other in written.alternatives]
+                for written in tokens
+            ],
         )
-        panels = [panel("text", view)]
+        panels = [panel("text", view, {"branch": "branch"})]
         if len(self.branches) > 1:
             names = [self._name(number) for number in range(len(self.branches))]
             panels.insert(0, choices("branches", "Branches:", names, self.shown, "show"))

@@ -2,21 +2,21 @@
 //
 // Traits read: heading, verb, controls, phase, message, progress, panels, slot, and one for each
 // control. Traits written: those of the controls, and request: {id, action, ...arguments}.
-// A panel is {key, asset, data}; MOUNTS[asset](element, data, host) draws it. What a picture emits
-// becomes a request: host.emit(action, detail) -> {action, ...detail}.
+// A panel is {key, asset, data, on, beside}; MOUNTS[asset](element, data, host) draws it. What a
+// picture emits becomes a request if `on` says so: host.emit(event, detail) -> {action: on[event],
+// ...detail}. A picture whose events nobody wants gets no host.
 
 export default { render };
 
-MOUNTS.choices = (element, { title, names, chosen, action }, host) => {
+MOUNTS.choices = (element, { title, names, chosen }, host) => {
   const group = make("div", { class: "choices", role: "group", "aria-label": title }, title);
   names.forEach((name, at) => {
     const button = make("button", { type: "button", "aria-pressed": String(at === chosen) }, name);
-    button.addEventListener("click", () => host.emit(action, { choice: at }));
+    button.addEventListener("click", () => host.emit("choose", { choice: at }));
     group.append(button);
   });
   element.replaceChildren(group);
 };
-MOUNTS.html = (element, html) => { element.innerHTML = html; };
 
 function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
@@ -87,16 +87,18 @@ function render({ model, el }) {
     for (const panel of panels) draw(panel);
   });
 
-  function draw({ key, asset, data }) {
+  function draw({ key, asset, data, on: wanted, beside }) {
     const text = JSON.stringify([asset, data]);
     if (!drawn.has(key)) drawn.set(key, { node: make("div", { "data-panel": key }), text: "" });
     const entry = drawn.get(key);
+    entry.node.className = beside ? "beside" : "";
     pictures.append(entry.node);
     if (entry.text === text) return;
     entry.text = text;
     const fresh = make("div");
     const failed = (error) => fresh.replaceChildren(`This cannot be drawn: ${error.message}`);
-    const host = { emit: (action, detail) => ask(action, detail) };
+    const emit = (event, detail) => wanted[event] && ask(wanted[event], detail);
+    const host = Object.keys(wanted).length ? { emit } : undefined;
     const height = entry.node.offsetHeight; // what stands below does not jump while we draw
     entry.node.style.minHeight = `${height}px`;
     entry.node.replaceChildren(fresh);
