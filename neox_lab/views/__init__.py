@@ -28,9 +28,11 @@ from neox_lab.views.heatmap import HeatmapView
 from neox_lab.views.lens import LensView
 from neox_lab.views.predictions import PredictionsView
 from neox_lab.views.report import report, write_report
-from neox_lab.views.strips import StripView
+from neox_lab.views.scatter import ScatterView
+from neox_lab.views.strips import Piece, StripView
 from neox_lab.views.text import TextView
 from neox_lab.views.tokens import label
+from neox_lab.views.tree import TreeView
 
 __all__ = [
     "AttentionView",
@@ -40,9 +42,12 @@ __all__ = [
     "HeatmapView",
     "LensView",
     "Line",
+    "Piece",
     "PredictionsView",
+    "ScatterView",
     "StripView",
     "TextView",
+    "TreeView",
     "View",
     "attention",
     "label",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import BLUE, HEADING, ORANGE, SOFT, Sheet, number, text_width
+from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import figure_text, isolated, label
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 MOST = 30  # bars drawn
 NAME_LIMIT = 28
+LIVE_BARS, LIVE_CELLS = 300, 20_000  # bars, and attributions, of a live view
 WIDE, STEP = 3.6, 0.27  # inches of the longest bar, and from bar to bar
 
 
@@ -30,17 +32,37 @@ class BarsView(View):
         title: the headline.
         note: a line below it.
 
-    Raises InputError if there is none, or one without a finite value.
+        pieces: tokens of a text, where each says how much it speaks for each name.
+        attributions: by how much, `[name, piece]`.
+
+    Raises InputError if there is none, one without a finite value, or attributions that do not fit.
     """
 
+    asset = "bars"
+
     def __init__(
-        self, names: Sequence[str], values: object, title: str | None = None, note: str = ""
+        self,
+        names: Sequence[str],
+        values: object,
+        title: str | None = None,
+        note: str = "",
+        pieces: Sequence[str] | None = None,
+        attributions: object = None,
     ) -> None:
         self.values = array(values, "name", "values")
         self.names = texts(names, len(self.values), "names", "value")
         if not len(self.values) or not np.isfinite(self.values).all():
             raise InputError("bars need at least one value, and finite ones")
         self.note = note
+        self.pieces, self.attributions = None, None
+        if pieces is not None:
+            self.attributions = array(attributions, "name piece", "attributions")
+            self.pieces = texts(pieces, self.attributions.shape[1], "pieces", "token")
+            if len(self.attributions) != len(self.names):
+                raise InputError(
+                    f"attributions are [name, piece]; got {len(self.attributions)} rows for "
+                    f"{len(self.names)} names"
+                )
         super().__init__(title or "Values")
 
     @property
@@ -49,6 +71,21 @@ class BarsView(View):
         import pandas as pd
 
         return pd.DataFrame({"name": self.names, "value": self.values})
+
+    @property
+    def attribution_frame(self) -> pd.DataFrame:
+        """One row for each name and token: name, position, token, attribution."""
+        import pandas as pd
+
+        rows = [
+            (name, at, piece, float(value))
+            for name, line in zip(self.names, self._attributed(), strict=False)
+            for at, (piece, value) in enumerate(zip(self.pieces or [], line, strict=True))
+        ]
+        return pd.DataFrame(rows, columns=["name", "position", "token", "attribution"])
+
+    def _attributed(self) -> list[Any]:
+        return [] if self.attributions is None else list(self.attributions)
 
     @property
     def alt_text(self) -> str:
@@ -66,7 +103,42 @@ class BarsView(View):
             [isolated(label(name, NAME_LIMIT)), number(float(value), 3)]
             for name, value in zip(self.names, self.values, strict=True)
         ]
-        return [Table("Values", [("name", "l"), ("value", "r")], rows)]
+        tables = [Table("Values", [("name", "l"), ("value", "r")], rows)]
+        if self.pieces is not None and self.attributions is not None:
+            best = int(self.values.argmax())
+            caption = f"What speaks for {isolated(label(self.names[best], NAME_LIMIT))}"
+            told = [
+                [str(at), isolated(label(piece, NAME_LIMIT)), number(float(value), 3)]
+                for at, (piece, value) in enumerate(
+                    zip(self.pieces, self.attributions[best], strict=True)
+                )
+            ]
+            columns = list(zip(["position", "token", "attribution"], "rlr", strict=True))
+            tables.append(Table(caption, columns, told, source=".attribution_frame"))
+        return tables
+
+    def data(self) -> dict[str, Any]:
+        """The bars, and the tokens with their attributions; the first ones of very many."""
+        kept = slice(LIVE_BARS)
+        notes = [self.note] if self.note else []
+        if len(self.names) > LIVE_BARS:
+            notes.append(
+                f"To stay small this shows only the first {LIVE_BARS} of {len(self.names)}."
+            )
+        made: dict[str, Any] = {
+            "title": self.title,
+            "notes": notes,
+            "names": [label(name, 2 * NAME_LIMIT) for name in self.names[kept]],
+            "values": rounded(self.values[kept]),
+            "texts": [number(float(value), 3) for value in self.values[kept]],
+        }
+        if self.pieces is not None and self.attributions is not None:
+            shown = max(1, min(len(self.pieces), LIVE_CELLS // len(made["names"])))
+            if shown < len(self.pieces):
+                notes.append(f"Only the first {shown} of {len(self.pieces)} tokens.")
+            made["pieces"] = [label(piece, 2 * NAME_LIMIT) for piece in self.pieces[:shown]]
+            made["attributions"] = rounded(self.attributions[kept, :shown], 3)
+        return made
 
     def _draw(self) -> Sheet:
         names = [figure_text(label(name), NAME_LIMIT) for name in self.names[:MOST]]

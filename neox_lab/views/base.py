@@ -38,7 +38,7 @@ class View(ABC):
     ``asset`` is the script in ``assets/`` that brings ``data()`` to life.
     """
 
-    asset: ClassVar[str] = ""
+    asset: ClassVar[str]
 
     def __init__(self, title: str) -> None:
         self.title = label(title, TITLE_LIMIT)
@@ -61,9 +61,9 @@ class View(ABC):
     def _draw(self) -> Sheet:
         """The picture."""
 
+    @abstractmethod
     def data(self) -> dict[str, Any]:
         """What the script gets, in the shape that the head of its file describes."""
-        return {}
 
     def _sketch(self) -> Sheet:
         """The picture for a notebook, where files must stay small; with less in it if need be."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import HEADING, SOFT, Sheet, ink_on, text_width
+from neox_lab.views.heatmap import levels
 from neox_lab.views.markup import Table
 from neox_lab.views.predictions import percent
 from neox_lab.views.tokens import figure_text, isolated, label
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAME_LIMIT = 16
+CLASSES = 100  # of a live view
 CELL_WIDE, CELL_HIGH = 0.82, 0.46  # inches
 
 
@@ -31,6 +33,8 @@ class ConfusionView(View):
 
     Raises InputError if counts is not square or there is not a name for each class.
     """
+
+    asset = "grid"
 
     def __init__(self, counts: object, names: Sequence[str], title: str | None = None) -> None:
         self.counts = array(counts, "true predicted", "counts").astype(int)
@@ -77,6 +81,34 @@ class ConfusionView(View):
         ]
         columns = [("true ↓ predicted →", "l"), *((name, "r") for name in names)]
         return [Table("Counts", columns, rows)]
+
+    def data(self) -> dict[str, Any]:
+        """Counts with shares below; the first classes if there are very many."""
+        count = min(len(self.names), CLASSES)
+        shares = self.shares[:count, :count]
+        notes = ["Colour and percentage: the share of the true class."]
+        if count < len(self.names):
+            notes.append(
+                f"To stay small this shows only the first {count} of {len(self.names)} classes."
+            )
+        names = [label(name, 2 * NAME_LIMIT) for name in self.names[:count]]
+        return {
+            "title": self.title,
+            "notes": notes,
+            "rows": names,
+            "columns": names,
+            "row_axis": "true",
+            "column_axis": "predicted",
+            "value_name": "count",
+            "flip": False,
+            "scale": "blues",
+            "low": "0 %",
+            "high": "100 %",
+            "legend": "of the true class",
+            "text": [[str(entry) for entry in row] for row in self.counts[:count, :count]],
+            "under": [[percent(float(share)) for share in row] for row in shares],
+            "level": levels(shares.astype(np.float32)),
+        }
 
     def _draw(self) -> Sheet:
         import matplotlib

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,9 @@ from numpy.typing import NDArray
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, array
 from neox_lab.views.drawing import HEADING, SOFT, Sheet, number
+from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
-from neox_lab.views.tokens import figure_text
+from neox_lab.views.tokens import figure_text, label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 # Okabe and Ito's set, those that show well on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#1a1a1a")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+FAINT = "#b9bdc2"
+POINTS = 8_000  # points of a live view
+NAME_LIMIT = 48
 MARKED = 40  # lines of up to so many points get a mark at each
 WIDE, HIGH = 5.2, 2.7  # inches of the plot
 LEGEND = 0.24  # inches of a line of the legend
@@ -58,6 +63,8 @@ class CurvesView(View):
 
     Raises InputError if there is no line or one whose x and y differ in length.
     """
+
+    asset = "curves"
 
     def __init__(
         self,
@@ -111,6 +118,34 @@ class CurvesView(View):
         columns = [("line", "l"), *((name, "r") for name in ("first", "lowest", "highest", "last"))]
         return [Table("Values", columns, rows)]
 
+    def data(self) -> dict[str, Any]:
+        """The lines; of very long ones every so many points."""
+        most = max(len(line.x) for line in self.lines.values())
+        total = sum(len(line.x) for line in self.lines.values())
+        every = max(1, math.ceil(total / POINTS))
+        notes = []
+        if every > 1:
+            notes.append(f"To stay small this shows every {every}th of up to {most} points.")
+        lines = []
+        for at, (name, line) in enumerate(self.lines.items()):
+            kept = np.unique(np.append(np.arange(0, len(line.x), every), max(0, len(line.x) - 1)))
+            kept = kept[: len(line.x)]
+            numbers = {
+                axis: rounded(getattr(line, axis)[kept], 5) for axis in ("x", "y", "low", "high")
+            }
+            colour = FAINT if line.faint else COLOURS[at % len(COLOURS)]
+            lines.append({"name": label(name, NAME_LIMIT), **numbers, "faint": line.faint})
+            lines[-1]["colour"] = "#8a8f96" if colour == COLOURS[-1] else colour
+        return {
+            "title": self.title,
+            "notes": notes,
+            "x_label": label(self.x_label, NAME_LIMIT),
+            "y_label": label(self.y_label, NAME_LIMIT),
+            "x_names": self.x_names and [label(name, NAME_LIMIT) for name in self.x_names],
+            "lines": lines,
+            "levels": {label(name, NAME_LIMIT): value for name, value in self.levels.items()},
+        }
+
     def _draw(self) -> Sheet:
         shown = [*self.lines, *self.levels]
         high = HEADING + HIGH + 0.5 + LEGEND * len(shown)
@@ -141,7 +176,7 @@ class CurvesView(View):
         return sheet
 
     def _line(self, plot: Any, at: int, line: Line) -> None:
-        colour = "#b9bdc2" if line.faint else COLOURS[at % len(COLOURS)]
+        colour = FAINT if line.faint else COLOURS[at % len(COLOURS)]
         marker = MARKERS[at % len(MARKERS)] if len(line.x) <= MARKED and not line.faint else None
         plot.plot(
             line.x,
@@ -158,7 +193,7 @@ class CurvesView(View):
     def _legend(self, sheet: Sheet, y: float) -> None:
         """A line for each name, with its mark and its last value, below the plot."""
         for at, (name, line) in enumerate(self.lines.items()):
-            colour = "#b9bdc2" if line.faint else COLOURS[at % len(COLOURS)]
+            colour = FAINT if line.faint else COLOURS[at % len(COLOURS)]
             marker = None if line.faint or len(line.x) > MARKED else MARKERS[at % len(MARKERS)]
             sheet.axes.plot([0.6, 0.9], [y - 0.04] * 2, color=colour, linewidth=1.8)
             if marker:

@@ -8,7 +8,7 @@ fields as far as they fit. NaN means "not measured" and is drawn grey.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
 
 TOP = 10  # cells told in the table
+CELLS = 12_000  # cells of a live view
 GRID_LIMIT = 600  # cells up to which the whole grid is a table as well
 LABEL_LIMIT, LEGEND_LIMIT = 16, 48  # characters of a label in a table, of a name in the legend
 GREY = (0.85, 0.85, 0.85, 1.0)
@@ -54,6 +55,8 @@ class HeatmapView(View):
 
     Raises InputError if these do not fit together.
     """
+
+    asset = "grid"
 
     def __init__(
         self,
@@ -172,6 +175,34 @@ class HeatmapView(View):
         reach = reach or 1.0
         return diverging(), Normalize(self.centre - reach, self.centre + reach)
 
+    def data(self) -> dict[str, Any]:
+        """Every cell with its printed value; the first rows and columns of a very large map."""
+        rows, columns = shown_part(self.values.shape)
+        _, norm = self._colours()
+        cells = self.values[:rows, :columns]
+        notes = [self._legend()]
+        if cells.size < self.values.size:
+            notes.append(
+                f"To stay small this shows only the first {rows} of {self.values.shape[0]} rows "
+                f"and {columns} of {self.values.shape[1]} columns; .frame has all."
+            )
+        low, high = (number(float(end or 0), self._decimals) for end in (norm.vmin, norm.vmax))
+        return {
+            "title": self.title,
+            "notes": notes,
+            "rows": [label(name, LEGEND_LIMIT) for name in self.row_labels[:rows]],
+            "columns": [label(name, LEGEND_LIMIT) for name in self.column_labels[:columns]],
+            "row_axis": label(self.row_axis, LEGEND_LIMIT),
+            "column_axis": label(self.column_axis, LEGEND_LIMIT),
+            "value_name": label(self.value_name, LEGEND_LIMIT),
+            "flip": False,
+            "scale": "viridis" if self.centre is None else "diverging",
+            "low": low,
+            "high": high,
+            "text": [[self._number(row, at) for at in range(columns)] for row in range(rows)],
+            "level": levels(np.asarray(norm(cells), dtype=np.float32)),
+        }
+
     def _draw(self) -> Sheet:
         rows, columns = self.values.shape
         wide, high = min(0.74, 10.5 / columns), min(0.4, 7.0 / rows)
@@ -234,6 +265,18 @@ class HeatmapView(View):
             style = {"ha": "center", "va": "center_baseline"}
             ink = ink_on(colours[row, column])
             sheet.text(x, y, shown[row][column], size, color=ink, **style)
+
+
+def shown_part(shape: tuple[int, ...]) -> tuple[int, int]:
+    """How many rows and columns of a table a live view holds: all, unless they are very many."""
+    columns = min(shape[1], CELLS // min(shape[0], 100))
+    return min(shape[0], CELLS // columns), columns
+
+
+def levels(shares: NDArray[np.float32]) -> list[list[int | None]]:
+    """Shares of a colour scale as steps from 0 to 255; None for NaN."""
+    steps = np.rint(255 * np.clip(shares, 0, 1))
+    return [[None if np.isnan(step) else int(step) for step in row] for row in steps]
 
 
 def _name(labels: list[str], at: int) -> str:

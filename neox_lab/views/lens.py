@@ -8,15 +8,17 @@ likely that token is.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import HEADING, SOFT, Sheet, ink_on, number, text_width
+from neox_lab.views.heatmap import levels
 from neox_lab.views.marks import Marks
 from neox_lab.views.markup import Table
+from neox_lab.views.predictions import percent
 from neox_lab.views.tokens import figure_text, isolated, label
 
 if TYPE_CHECKING:
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 CELL_LIMIT = 12  # characters of a token in a field
 TABLE_LIMIT = 16  # characters of a token in a table
+CANDIDATE_LIMIT = 40  # characters of a candidate among others
+CANDIDATES = 9_000  # candidates of a live view
 WIDE, HIGH = 0.78, 0.3  # inches of a field
 MOST_COLUMNS = 24  # positions drawn; the last ones of a longer text
 
@@ -41,6 +45,8 @@ class LensView(View):
 
     Raises InputError if these do not fit together.
     """
+
+    asset = "grid"
 
     def __init__(
         self,
@@ -112,6 +118,48 @@ class LensView(View):
         names = [("layer", "l"), ("likeliest next tokens", "l"), ("entropy (nats)", "r")]
         last = isolated(label(self.pieces[-1], TABLE_LIMIT))
         return [Table(f"After the last token, {last}", names, rows)]
+
+    def data(self) -> dict[str, Any]:
+        """Every field with its candidates; the last tokens of a very long text."""
+        layers, positions, ranks = self.probabilities.shape
+        first = max(0, positions - max(1, CANDIDATES // (layers * ranks)))
+        best = self.probabilities[:, first:]
+        chosen = [row[first:] for row in self.candidates]
+        notes = ["In each field the likeliest next token; point at it for what else was likely."]
+        if first:
+            kept = positions - first
+            notes.append(f"To stay small this shows only the last {kept} of {positions} tokens.")
+        return {
+            "title": self.title,
+            "notes": notes,
+            "rows": [label(name, TABLE_LIMIT) for name in self.row_labels],
+            "columns": [label(piece, TABLE_LIMIT) for piece in self.pieces[first:]],
+            "first": first,
+            "row_axis": "layer",
+            "column_axis": "token",
+            "value_name": "likeliest next",
+            "flip": True,
+            "scale": "viridis",
+            "low": "0",
+            "high": "1",
+            "legend": "probability of the likeliest next token",
+            "text": [[label(cell[0], CELL_LIMIT) for cell in row] for row in chosen],
+            "level": levels(best[:, :, 0]),
+            "bars": [
+                [
+                    [
+                        [label(piece, CANDIDATE_LIMIT), round(float(share), 4), percent(share)]
+                        for piece, share in zip(cell, shares, strict=True)
+                    ]
+                    for cell, shares in zip(row, best[layer], strict=True)
+                ]
+                for layer, row in enumerate(chosen)
+            ],
+            "lines": [
+                [[f"entropy of all: {number(float(nats), 2)} nats"] for nats in row]
+                for row in self.entropy[:, first:]
+            ],
+        }
 
     def _draw(self) -> Sheet:
         import matplotlib

@@ -49,8 +49,6 @@ def script(kind: str) -> str:
 
 def fragment(kind: str, data: Mapping[str, Any], picture: str, tables: str) -> str:
     """A view's HTML: what needs no script first, then what makes it answer to a pointer."""
-    if not kind:
-        return f'<div class="neox-view">\n{picture}{tables}\n</div>'
     return (
         f'<div class="neox-view" data-kind="{kind}">\n<div class="neox-picture">{picture}</div>\n'
         f'{tables}\n<script type="application/json">{json_text(data)}</script>\n'

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, texts
@@ -18,6 +18,7 @@ BARS = 10  # candidates drawn
 CANDIDATES = 5  # candidates told for each position in the table
 CONTEXT = 60  # characters of the text before, in the subtitle
 LABEL_LIMIT = 20
+LIVE, TOKEN_LIMIT = 1_500, 60  # tokens of a live view, and characters of one
 
 
 class PredictionsView(View):
@@ -33,6 +34,8 @@ class PredictionsView(View):
     Raises InputError if these do not fit together.
     """
 
+    asset = "trace"
+
     def __init__(
         self,
         pieces: Sequence[str],
@@ -43,7 +46,7 @@ class PredictionsView(View):
         self.pieces = texts(pieces, len(candidates), "pieces", "entry of candidates")
         if not -len(self.pieces) <= position < len(self.pieces):
             raise InputError(f"no position {position} in a text of {len(self.pieces)} tokens")
-        self.candidates = [_ranked(entries) for entries in candidates]
+        self.candidates = [ranked(entries) for entries in candidates]
         self.position = position % len(self.pieces)
         if not self.candidates[self.position]:
             raise InputError(f"there are no candidates to draw at position {self.position}")
@@ -113,6 +116,33 @@ class PredictionsView(View):
         token = isolated(label(self.pieces[position], LABEL_LIMIT))
         return [str(position), token, str(ranks[0]) if ranks else came, "; ".join(best)]
 
+    def data(self) -> dict[str, Any]:
+        """Every token with the candidates after it; the last ones of a very long text."""
+        first = max(0, len(self.pieces) - LIVE)
+        pieces = [
+            {
+                "text": label(piece, TOKEN_LIMIT),
+                "given": True,
+                "share": None,
+                "alternatives": candidate_rows(
+                    entries, None if at + 1 == len(self.pieces) else self.pieces[at + 1]
+                ),
+            }
+            for at, (piece, entries) in enumerate(zip(self.pieces, self.candidates, strict=True))
+        ]
+        notes = ["Point at a token to see what was expected after it."]
+        if first:
+            notes.append(f"To stay small this shows only the last {LIVE} of {len(pieces)} tokens.")
+        return {
+            "title": self.title,
+            "notes": notes,
+            "position": self.position - first if self.position >= first else None,
+            "first": first,
+            "prompt": len(pieces),
+            "next": True,
+            "pieces": pieces[first:],
+        }
+
     def _draw(self) -> Sheet:
         entries = self.candidates[self.position][:BARS]
         names = [figure_text(label(piece), LABEL_LIMIT) for piece, _ in entries]
@@ -142,7 +172,7 @@ class PredictionsView(View):
         return f"after  {cut}{' '.join(shown)}"
 
 
-def _ranked(entries: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+def ranked(entries: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     """Candidates in order of probability, ties in the order given."""
     ranked = sorted(((piece, float(share)) for piece, share in entries), key=lambda pair: -pair[1])
     if not all(isinstance(piece, str) for piece, _ in ranked):
@@ -150,6 +180,16 @@ def _ranked(entries: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     if not all(0 <= share <= 1.001 for _, share in ranked):
         raise InputError("probabilities lie between 0 and 1; these are not (logits, perhaps?)")
     return ranked
+
+
+def candidate_rows(
+    entries: Sequence[tuple[str, float]], came: str | None
+) -> list[tuple[str, float, str, bool]]:
+    """Candidates for ``assets/trace.js``: label, probability, percentage, and whether it came."""
+    return [
+        (label(piece, TOKEN_LIMIT), round(share, 4), percent(share), piece == came)
+        for piece, share in entries[:BARS]
+    ]
 
 
 def percent(share: float) -> str:

@@ -3,25 +3,36 @@
 One view for entities found in a text, for where an answer starts and ends, and for attributions.
 Marked pieces are boxed and tinted, with what they carry printed below, so that nothing depends on
 colour alone.
+
+    StripView.values(pieces, attributions, value_name="attribution")
+    StripView.tags(pieces, ["B-PER", "I-PER", "O"], scores)
+    StripView.spans(pieces, start, end)
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from neox_lab.errors import InputError
-from neox_lab.views.base import View
-from neox_lab.views.drawing import HEADING, SOFT, Sheet, text_width
+from neox_lab.views.base import View, array, texts
+from neox_lab.views.drawing import HEADING, SOFT, Sheet, decimals, number, text_width
 from neox_lab.views.markup import Table
-from neox_lab.views.tokens import figure_text, html_text, isolated, label, shorten
+from neox_lab.views.predictions import percent
+from neox_lab.views.tokens import figure_text, html_text, isolated, label, readable, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
 
 # Okabe and Ito's colours; kinds beyond the seventh share them and are told apart by their names.
 KINDS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
+OWN = {"less than 0": "#2171b5", "more than 0": "#e66101"}  # as in heat maps of differences
+MARKS = ("#0072B2", "#D55E00", "#009E73")
+PIECES, TEXT, LONGEST = 4_000, 500_000, 200_000  # pieces, characters, and those of one piece, live
 WIDTH, LINE, SIZE = 7.2, 0.52, 9.5  # inches, inches, points
 DRAWN = 400  # pieces drawn
 TEXT_LIMIT = 40
@@ -36,12 +47,16 @@ class Piece:
         note: what is printed below it; "" for nothing.
         kind: decides the colour, such as an entity's label; None for an unmarked piece.
         strength: 0 to 1, how strong the tint is.
+        details: names and values told when someone points at the piece.
+        marks: names and shares from 0 to 1, drawn as thin bars below the piece.
     """
 
     text: str
     note: str = ""
     kind: str | None = None
     strength: float = 1.0
+    details: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    marks: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 class StripView(View):
@@ -56,6 +71,8 @@ class StripView(View):
     Raises InputError if there is no piece.
     """
 
+    asset = "strip"
+
     def __init__(
         self,
         pieces: Sequence[Piece],
@@ -68,9 +85,106 @@ class StripView(View):
         self.pieces, self.note, self.found = list(pieces), note, list(found)
         kinds = [piece.kind for piece in pieces if piece.kind is not None]
         self.colours = {
-            kind: KINDS[at % len(KINDS)] for at, kind in enumerate(dict.fromkeys(kinds))
+            kind: OWN.get(kind, KINDS[at % len(KINDS)])
+            for at, kind in enumerate(dict.fromkeys(kinds))
         }
         super().__init__(title or "Text")
+
+    @classmethod
+    def values(
+        cls,
+        pieces: Sequence[str],
+        values: object,
+        title: str | None = None,
+        value_name: str = "value",
+    ) -> StripView:
+        """A number for each token, such as an attribution: blue below zero, orange above.
+
+        Args:
+            pieces: the tokens.
+            values: a number for each `[token]`; NaN where there is none.
+            title: the headline.
+            value_name: what a number is, with its unit.
+        """
+        numbers = array(values, "token", "values")
+        pieces = texts(pieces, len(numbers), "pieces", "token")
+        finite = np.abs(numbers[np.isfinite(numbers)])
+        most = (float(finite.max()) if finite.size else 0.0) or 1.0
+        made = []
+        for piece, value in zip(pieces, numbers.tolist(), strict=True):
+            if not math.isfinite(value):
+                made.append(Piece(piece))
+                continue
+            said = number(value, decimals(most))
+            kind = "less than 0" if value < 0 else "more than 0"
+            made.append(Piece(piece, said, kind, abs(value) / most, {value_name: said}))
+        rows: list[dict[str, object]] = [
+            {"position": at, "token": piece, value_name: float(value)}
+            for at, (piece, value) in enumerate(zip(pieces, numbers, strict=True))
+        ]
+        note = f"Below each token its {value_name}; blue is less than 0, orange more."
+        return cls(made, title or value_name, note, rows)
+
+    @classmethod
+    def tags(
+        cls,
+        pieces: Sequence[str],
+        tags: Sequence[str],
+        scores: object = None,
+        title: str | None = None,
+    ) -> StripView:
+        """A tag for each word or token, as a tagger gives them: ``B-PER``, ``I-PER``, ``O``.
+
+        Args:
+            pieces: words or tokens, each with the space it begins with.
+            tags: one for each; ``O`` is not marked.
+            scores: how sure each is `[piece]`, from 0 to 1; 1 if not given.
+            title: the headline.
+        """
+        tags = texts(tags, len(pieces), "tags", "piece")
+        sure = array([1.0] * len(tags) if scores is None else scores, "piece", "scores").tolist()
+        made: list[Piece] = []
+        rows: list[dict[str, object]] = []
+        for at, (piece, tag, score) in enumerate(zip(pieces, tags, sure, strict=True)):
+            kind = None if tag == "O" else tag.split("-", 1)[-1]
+            details = {"tag": tag, "score": f"{score:.2f}"}
+            made.append(Piece(piece, tag if kind else "", kind, score, details if kind else {}))
+            rows.append({"position": at, "piece": piece, "tag": tag, "score": float(score)})
+        note = "Below each piece its tag: B- begins, I- continues; the deeper, the surer."
+        return cls(made, title or "Tags", note, rows)
+
+    @classmethod
+    def spans(
+        cls,
+        pieces: Sequence[str],
+        start: object,
+        end: object,
+        best: tuple[int, int] | None = None,
+        title: str | None = None,
+    ) -> StripView:
+        """Where an answer may start and end: two bars below each token, the best span boxed.
+
+        Args:
+            pieces: the tokens of the text.
+            start: the probability that the answer starts there `[token]`.
+            end: that it ends there `[token]`.
+            best: first and last token of the best answer; None if there is no answer.
+            title: the headline.
+        """
+        starts, ends = array(start, "token", "start"), array(end, "token", "end")
+        pieces = texts(pieces, len(starts), "pieces", "token")
+        if len(ends) != len(starts):
+            raise InputError(f"start has {len(starts)} entries and end {len(ends)}")
+        first, last = best if best is not None else (len(pieces), -1)
+        made: list[Piece] = []
+        rows: list[dict[str, object]] = []
+        for at, (piece, a, b) in enumerate(zip(pieces, starts, ends, strict=True)):
+            marks = {"start": float(a), "end": float(b)}
+            kind = "answer" if first <= at <= last else None
+            made.append(Piece(piece, kind=kind, strength=0.4, marks=marks))
+            rows.append({"position": at, "token": piece, **marks})
+        note = "Bars below each token: probability that the answer starts (blue) or ends (orange)."
+        return cls(made, title or "Answer", note, rows)
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -79,7 +193,9 @@ class StripView(View):
 
         if self.found:
             return pd.DataFrame(self.found)
-        return pd.DataFrame([dataclasses.asdict(piece) for piece in self.pieces])
+        names = ["text", "note", "kind", "strength"]
+        rows = [[getattr(piece, name) for name in names] for piece in self.pieces]
+        return pd.DataFrame(rows, columns=names)
 
     @property
     def alt_text(self) -> str:
@@ -105,7 +221,7 @@ class StripView(View):
         """The text as text, its marked pieces tinted, underlined and named."""
         parts = []
         for piece in self.pieces:
-            shown = html_text(piece.text).replace("\n", "⏎<br>")
+            shown = html_text(readable(piece.text)).replace("⏎", "⏎<br>")
             if piece.kind is None:
                 parts.append(shown)
                 continue
@@ -116,35 +232,61 @@ class StripView(View):
             )
         return f"<p>{''.join(parts)}</p>\n"
 
+    def data(self) -> dict[str, Any]:
+        """The pieces with what they carry; the first ones of a very long text."""
+        room, pieces = TEXT, []
+        for piece in self.pieces[:PIECES]:
+            pieces.append(_live_piece(piece))
+            room -= len(str(pieces[-1]))
+            if room < 0:
+                break
+        notes = [self.note] if self.note else []
+        if len(pieces) < len(self.pieces):
+            notes.append(
+                f"To stay small this shows only the first {len(pieces)} of {len(self.pieces)} "
+                f"pieces."
+            )
+        return {
+            "title": self.title,
+            "notes": notes,
+            "kinds": {label(kind, TEXT_LIMIT): colour for kind, colour in self.colours.items()},
+            "pieces": pieces,
+        }
+
     def _draw(self) -> Sheet:
         spots, lines = self._flow()
         cut = f" The first {DRAWN} of {len(self.pieces)} pieces." * (len(self.pieces) > DRAWN)
         sheet = Sheet(WIDTH, HEADING + lines * LINE)
         sheet.heading(0, figure_text(self.title), figure_text(self.note) + cut)
         for piece, text, x, y, width in spots:
-            middle = {"ha": "center", "va": "center_baseline"}
-            y += HEADING
-            if piece.kind is None:
-                sheet.text(x + width / 2, y + 0.12, text, SIZE, **middle)
-                continue
+            self._piece(sheet, piece, text, x, HEADING + y, width)
+        return sheet
+
+    def _piece(
+        self, sheet: Sheet, piece: Piece, text: str, x: float, y: float, width: float
+    ) -> None:
+        """One word or marked piece with its top left corner at a point."""
+        if piece.kind is not None:
             colour = self.colours[piece.kind]
             fill = {"facecolor": _tint(colour, piece.strength), "edgecolor": colour}
             sheet.rectangle(x + 0.01, y, width - 0.02, 0.25, linewidth=0.7, **fill)
-            sheet.text(x + width / 2, y + 0.12, text, SIZE, **middle)
-            if piece.note:
-                note = figure_text(label(piece.note), 14)
-                sheet.text(x + width / 2, y + 0.36, note, 6.5, color=SOFT, ha="center")
-        return sheet
+        sheet.text(x + width / 2, y + 0.12, text, SIZE, ha="center", va="center_baseline")
+        for row, share in enumerate(piece.marks.values()):
+            bar = (width - 0.04) * min(1.0, share)
+            fill = {"facecolor": MARKS[row % len(MARKS)], "linewidth": 0}
+            sheet.rectangle(x + 0.02, y + 0.28 + 0.06 * row, bar, 0.05, **fill)
+        if piece.note:
+            note = figure_text(label(piece.note), 14)
+            sheet.text(x + width / 2, y + 0.36, note, 6.5, color=SOFT, ha="center")
 
     def _flow(self) -> tuple[list[tuple[Piece, str, float, float, float]], int]:
         """Where each word goes ``(piece, text, x, y, width)``, and how many lines that takes."""
         spots = []
         x, line = 0.0, 0
         for piece in self.pieces[:DRAWN]:
-            for word in [piece.text] if piece.kind is not None else _words(piece.text):
-                text = figure_text(
-                    label(word).strip("·") if piece.kind is None else label(word), 60
-                )
+            whole = piece.kind is not None or piece.marks
+            for word in [piece.text] if whole else _words(piece.text):
+                text = figure_text(label(word) if whole else label(word).strip("·"), 60)
                 notes = text_width(figure_text(label(piece.note), 14), 6.5) if piece.note else 0
                 width = max(text_width(text, SIZE), notes) + 0.08
                 if x and x + width > WIDTH:
@@ -154,6 +296,27 @@ class StripView(View):
                 if word.endswith("\n"):
                     x, line = 0.0, line + 1
         return spots, line + 1
+
+
+def _live_piece(piece: Piece) -> dict[str, Any]:
+    """One piece for ``assets/strip.js``."""
+    text = readable(piece.text).replace("⏎", "⏎\n")
+    made: dict[str, Any] = {"text": shorten(text, LONGEST), "kind": None}
+    if piece.kind is not None:
+        made |= {"kind": label(piece.kind, TEXT_LIMIT), "note": label(piece.note, TEXT_LIMIT)}
+        made["strength"] = round(min(1.0, max(0.0, piece.strength)), 3)
+        if not piece.note:
+            made["note"] = ""
+    if piece.details:
+        made["details"] = [
+            [label(name, TEXT_LIMIT), label(str(value), TEXT_LIMIT)]
+            for name, value in piece.details.items()
+        ]
+    if piece.marks:
+        made["marks"] = [
+            [name, round(share, 4), percent(share)] for name, share in piece.marks.items()
+        ]
+    return made
 
 
 def _words(text: str) -> list[str]:

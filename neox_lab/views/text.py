@@ -7,14 +7,14 @@ its probability below each token; in running text it is bold and underlined.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, texts
 from neox_lab.views.drawing import BLUE, HEADING, SOFT, Sheet, text_width
 from neox_lab.views.markup import Table
-from neox_lab.views.predictions import percent
-from neox_lab.views.tokens import figure_text, html_text, isolated, label, shorten
+from neox_lab.views.predictions import LIVE, TOKEN_LIMIT, candidate_rows, percent, ranked
+from neox_lab.views.tokens import figure_text, html_text, isolated, label, readable, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 WIDTH, LINE = 9.0, 0.5  # inches
 SIZE, SMALL = 10.0, 6.5  # points, of tokens and of their probabilities
 DRAWN = 300  # tokens in one picture
+CANDIDATES = 3  # alternatives told in the table
 LABEL_LIMIT, ALT_LIMIT = 24, 300  # characters of a token, and of a part in the alternative text
 LEGEND = (
     "Plain: the prompt. Bold and underlined: the continuation, deeper blue for a more likely token."
@@ -36,9 +37,13 @@ class TextView(View):
         continuation: the tokens added.
         probabilities: of each token added, from 0 to 1, when it was chosen.
         title: the headline.
+        alternatives: for each token added, what else might have come: (piece, probability) pairs;
+            an empty list where nobody asked.
 
     Raises InputError if these do not fit together.
     """
+
+    asset = "trace"
 
     def __init__(
         self,
@@ -46,6 +51,7 @@ class TextView(View):
         continuation: Sequence[str],
         probabilities: Sequence[float],
         title: str | None = None,
+        alternatives: Sequence[Sequence[tuple[str, float]]] | None = None,
     ) -> None:
         self.prompt = texts(prompt, len(prompt), "prompt", "token")
         self.continuation = texts(
@@ -56,6 +62,13 @@ class TextView(View):
             raise InputError("there is no text: prompt and continuation are both empty")
         if not all(0 <= share <= 1.001 for share in self.probabilities):
             raise InputError("probabilities lie between 0 and 1; these are not (logits, perhaps?)")
+        given = [[]] * len(self.continuation) if alternatives is None else list(alternatives)
+        if len(given) != len(self.continuation):
+            raise InputError(
+                f"alternatives has {len(given)} entries; needed: {len(self.continuation)}, one for "
+                f"each token added"
+            )
+        self.alternatives = [ranked(entries) for entries in given]
         super().__init__(title or "Generated text")
 
     @property
@@ -81,7 +94,7 @@ class TextView(View):
     def alt_text(self) -> str:
         """The text itself, its two parts named, and the token the model was least sure of."""
         parts = [
-            f"{name}: {shorten(''.join(map(_readable, pieces)), ALT_LIMIT)}"
+            f"{name}: {shorten(''.join(map(readable, pieces)), ALT_LIMIT)}"
             for name, pieces in (("Prompt", self.prompt), ("Continuation", self.continuation))
             if pieces
         ]
@@ -101,14 +114,49 @@ class TextView(View):
             )
         ]
         names = ["position", "token added", "probability"]
-        return [Table("Continuation", list(zip(names, "rlr", strict=True)), rows)] if rows else []
+        if any(self.alternatives):
+            names.append("likeliest there")
+            for row, entries in zip(rows, self.alternatives, strict=True):
+                best = entries[:CANDIDATES]
+                row.append(
+                    "; ".join(f"{isolated(label(p, LABEL_LIMIT))} {percent(q)}" for p, q in best)
+                )
+        columns = list(zip(names, "rlrl", strict=False))
+        return [Table("Continuation", columns, rows)] if rows else []
+
+    def data(self) -> dict[str, Any]:
+        """The tokens with their probabilities and alternatives; the last of a very long text."""
+        first = max(0, len(self.prompt) + len(self.continuation) - LIVE)
+        pieces: list[dict[str, Any]] = [
+            {"text": label(piece, TOKEN_LIMIT), "given": True, "share": None, "alternatives": []}
+            for piece in self.prompt
+        ]
+        for piece, share, entries in zip(
+            self.continuation, self.probabilities, self.alternatives, strict=True
+        ):
+            rows = candidate_rows(entries, piece)
+            made = {"text": label(piece, TOKEN_LIMIT), "given": False, "note": percent(share)}
+            pieces.append({**made, "share": round(share, 4), "alternatives": rows})
+        notes = ["Dotted: the prompt. Below each token added its probability."]
+        if first:
+            notes.append(f"To stay small this shows only the last {LIVE} of {len(pieces)} tokens.")
+        last = len(pieces) - 1 - first if self.continuation else None
+        return {
+            "title": self.title,
+            "notes": notes,
+            "position": last,
+            "first": first,
+            "prompt": len(self.prompt),
+            "next": False,
+            "pieces": pieces[first:],
+        }
 
     def _running_text(self) -> str:
         """The text as text: the continuation bold, underlined, tinted by probability."""
-        given = "".join(html_text(_readable(piece)) for piece in self.prompt)
+        given = "".join(html_text(readable(piece)) for piece in self.prompt)
         added = "".join(
             f'<span title="{percent(share)}" style="background-color:{_tint(share)};'
-            f'color:#1a1a1a">{html_text(_readable(piece))}</span>'
+            f'color:#1a1a1a">{html_text(readable(piece))}</span>'
             for piece, share in zip(self.continuation, self.probabilities, strict=True)
         )
         text = (given + f"<strong><u>{added}</u></strong>").replace("⏎", "⏎<br>")
@@ -167,15 +215,6 @@ def _flow(pieces: list[str], first: int, shares: list[float], given: int) -> lis
         if piece.endswith("\n"):
             x, y = 0.0, y + LINE
     return spots
-
-
-def _readable(piece: str) -> str:
-    """A piece inside running text: its own spaces, everything invisible visible."""
-    core = piece.strip(" ")
-    if not core:
-        return piece
-    start, end = piece.split(core, 1)
-    return f"{start}{label(core)}{end}"
 
 
 def _tint(share: float) -> str:

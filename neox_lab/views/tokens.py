@@ -49,6 +49,15 @@ def _visible(character: str) -> str:
     return VISIBLE.get(character) or f"⟨U+{ord(character):04X}⟩"
 
 
+def readable(piece: str) -> str:
+    """A piece inside running text: its own spaces, everything invisible visible."""
+    core = piece.strip(" ")
+    if not core:
+        return piece
+    start, end = piece.split(core, 1)
+    return f"{start}{label(core)}{end}"
+
+
 def shorten(text: str, limit: int) -> str:
     """``text`` cut in its middle to at most ``limit`` characters, with an ellipsis."""
     if len(text) <= limit:

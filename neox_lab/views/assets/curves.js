@@ -1,0 +1,157 @@
+// Lines over one axis; pointing at a place prints every line's value there.
+//
+// data: title, notes, x_label, y_label, x_names (names of the places 0, 1, …; may be null), lines:
+//   name, x, y, low, high (null where there is none), faint, colour; levels: {name: value}.
+
+const SVG = "http://www.w3.org/2000/svg";
+const [WIDE, HIGH] = [560, 260];
+const [LEFT, RIGHT, TOP, BOTTOM] = [52, 10, 8, 46];
+const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", "12 4", "1 4"];
+
+function mount(element, data) {
+  const { body, say } = frame(element, data);
+  const xs = [...new Set(data.lines.flatMap((line) => line.x))].sort((a, b) => a - b);
+  const levels = Object.entries(data.levels);
+  const heights = data.lines.flatMap((line) => [...line.y, ...line.low, ...line.high]);
+  const all = [...heights, ...levels.map(([, value]) => value)].filter((value) => value !== null);
+  const [least, most] = range(all);
+  const [first, last] = [xs[0], xs[xs.length - 1]];
+  const across = (x) => LEFT + ((x - first) / (last - first || 1)) * (WIDE - LEFT - RIGHT);
+  const up = (y) => HIGH - BOTTOM - ((y - least) / (most - least)) * (HIGH - TOP - BOTTOM);
+
+  const picture = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, class: "plot", role: "img" });
+  picture.setAttribute("aria-label", `${data.y_label} over ${data.x_label}; arrow keys read it`);
+  picture.tabIndex = 0;
+  axes();
+  for (const [, value] of levels) {
+    const y = up(value);
+    picture.append(svg("line", { x1: LEFT, x2: WIDE - RIGHT, y1: y, y2: y, class: "level" }));
+  }
+  const groups = data.lines.map((line, at) => draw(line, at));
+  const cursor = svg("line", { y1: TOP, y2: HIGH - BOTTOM, class: "cursor" });
+  picture.append(cursor);
+
+  const values = data.lines.map(() => el("td"));
+  const rows = data.lines.map((line, at) => {
+    const swatch = svg("svg", { width: 30, height: 10 });
+    const style = { stroke: line.colour, "stroke-dasharray": DASHES[at % DASHES.length] };
+    swatch.append(svg("line", { x1: 0, x2: 30, y1: 5, y2: 5, "stroke-width": 2.5, ...style }));
+    const toggle = el("button", { type: "button", "aria-pressed": "true" }, el("bdi", {}, line.name));
+    toggle.addEventListener("click", () => {
+      const shown = toggle.getAttribute("aria-pressed") !== "true";
+      toggle.setAttribute("aria-pressed", String(shown));
+      groups[at].style.display = shown ? "" : "none";
+    });
+    return el("tr", {}, el("td", {}, swatch), el("th", {}, toggle), values[at]);
+  });
+  const fixed = levels.map(([name, value]) =>
+    el("tr", {}, el("td", {}, "- - -"), el("th", {}, el("bdi", {}, name)), el("td", {}, print(value))),
+  );
+  const place = el("h4", {}, "");
+  const table = el("table", { class: "readout" }, el("tbody", {}, ...rows, ...fixed));
+  body.append(picture, el("div", {}, place, table));
+
+  let at = xs.length - 1;
+  let locked = false;
+  const show = (next) => {
+    at = Math.max(0, Math.min(xs.length - 1, next));
+    const x = across(xs[at]);
+    cursor.setAttribute("x1", x);
+    cursor.setAttribute("x2", x);
+    const name = data.x_names ? isolate(data.x_names[xs[at]]) : print(xs[at]);
+    place.textContent = `${data.x_label} ${name}`;
+    const spoken = data.lines.map((line, number) => {
+      const index = line.x.indexOf(xs[at]);
+      const text = index < 0 || line.y[index] === null ? "–" : print(line.y[index]);
+      const interval = index >= 0 && line.low[index] !== null;
+      const around = interval ? ` [${print(line.low[index])}, ${print(line.high[index])}]` : "";
+      values[number].textContent = text + around;
+      return `${isolate(line.name)} ${text}${around}`;
+    });
+    say(`${place.textContent}: ${spoken.join("; ")}${locked ? ". Locked; Esc unlocks." : ""}`);
+  };
+  picture.addEventListener("pointermove", (event) => {
+    if (locked) return;
+    const box = picture.getBoundingClientRect();
+    const x = ((event.clientX - box.left) / box.width) * WIDE;
+    const apart = xs.map((value) => Math.abs(across(value) - x));
+    show(apart.indexOf(Math.min(...apart)));
+  });
+  const lock = (wanted) => {
+    locked = wanted;
+    show(at);
+  };
+  picture.addEventListener("click", () => lock(!locked));
+  picture.addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+    if (step) show(at + step);
+    else if (event.key === "Enter") lock(!locked);
+    else if (event.key === "Escape") lock(false);
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
+  show(at);
+
+  function axes() {
+    for (const y of ticks(least, most, 5)) {
+      picture.append(svg("line", { x1: LEFT, x2: WIDE - RIGHT, y1: up(y), y2: up(y), class: "rule" }));
+      label(LEFT - 6, up(y) + 4, print(y), "end");
+    }
+    const named = data.x_names && data.x_names.map((_, x) => x);
+    const every = named && Math.ceil(named.length / 8);
+    const places = named ? named.filter((x) => x % every === 0) : ticks(first, last, 6);
+    for (const x of places)
+      label(across(x), HIGH - BOTTOM + 15, named ? data.x_names[x] : print(x), "middle");
+    label((LEFT + WIDE - RIGHT) / 2, HIGH - 8, data.x_label, "middle");
+    picture.append(svg("line", { x1: LEFT, x2: WIDE - RIGHT, y1: HIGH - BOTTOM, y2: HIGH - BOTTOM, class: "axis" }));
+  }
+
+  function label(x, y, text, anchor) {
+    const node = svg("text", { x, y, "text-anchor": anchor });
+    node.textContent = text;
+    picture.append(node);
+  }
+
+  function draw(line, number) {
+    const group = svg("g", { class: line.faint ? "faint" : "" });
+    const there = line.x.map((_, at) => at).filter((at) => line.y[at] !== null);
+    const path = (of, order) => order.map((at) => `${across(line.x[at])},${up(of[at])}`);
+    const banded = there.filter((at) => line.low[at] !== null && line.high[at] !== null);
+    if (banded.length) {
+      const points = [...path(line.low, banded), ...path(line.high, [...banded].reverse())];
+      group.append(svg("polygon", { points: points.join(" "), fill: line.colour, class: "band" }));
+    }
+    const style = { stroke: line.colour, "stroke-dasharray": DASHES[number % DASHES.length] };
+    group.append(svg("polyline", { points: path(line.y, there).join(" "), class: "curve", ...style }));
+    picture.append(group);
+    return group;
+  }
+}
+
+function svg(tag, attributes) {
+  const node = document.createElementNS(SVG, tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  return node;
+}
+
+/** The least and largest value with a little room around. */
+function range(values) {
+  const least = values.reduce((a, b) => Math.min(a, b), Infinity);
+  const most = values.reduce((a, b) => Math.max(a, b), -Infinity);
+  if (!values.length) return [0, 1];
+  const room = (most - least) * 0.05 || Math.abs(most) * 0.1 || 1;
+  return [least - room, most + room];
+}
+
+/** About `count` round numbers between two. */
+function ticks(least, most, count) {
+  const rough = (most - least) / count || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((lead) => lead * power >= rough);
+  const found = [];
+  for (let n = Math.ceil(least / step); n * step <= most + step * 1e-9; n++) found.push(n * step);
+  return found;
+}
+
+const print = (value) => String(Number(value.toPrecision(4))).replace("-", "−");

@@ -1,0 +1,95 @@
+// A table of coloured cells: patching results, a lens, a confusion matrix.
+//
+// data: title, notes, rows, columns (labels), row_axis, column_axis, value_name, flip (the last row
+//   on top), first (position of the first column, may be missing), scale ("viridis", "diverging" or
+//   "blues"), low and high (printed at its ends), legend (what it shows, value_name if missing), and
+//   for each [row][column]: text, level (0 to 255, null for not measured), under (small text, may be
+//   missing), bars (rows of [name, share, value], may be missing), lines (texts, may be missing).
+// host.emit("cell", {row, column}) tells a widget which cell was clicked.
+
+const SCALES = {
+  viridis,
+  diverging,
+  blues: ramp("#f7fbff #c6dbef #6baed6 #2171b5 #08306b".split(" ")),
+};
+const GREY = [217, 217, 217];
+const CROWDED = 34; // columns with numbers in their cells
+
+function mount(element, data, host) {
+  const { body, say } = frame(element, data);
+  const repeated = new Set(data.columns.filter((name, at) => data.columns.indexOf(name) !== at));
+  const colour = SCALES[data.scale];
+  const rows = data.rows.map((_, at) => (data.flip ? data.rows.length - 1 - at : at));
+  const crowded = data.columns.length > CROWDED && !data.bars;
+  const upright = crowded || data.columns.some((name) => name.length > 9);
+  const side = el("div", { class: "side" });
+  const cells = [];
+  const heads = data.columns.map((name) =>
+    el("th", { scope: "col", title: name }, el("bdi", {}, name)),
+  );
+  const named = (column) => {
+    const name = isolate(data.columns[column]);
+    return repeated.has(data.columns[column]) ? `${name}@${column + (data.first || 0)}` : name;
+  };
+  const corner = el("th", { class: "corner" }, `${data.row_axis} ╲ ${data.column_axis}`);
+  const lines = rows.map((row) => {
+    const name = el("th", { scope: "row", title: data.rows[row] }, el("bdi", {}, data.rows[row]));
+    return el("tr", {}, name, ...data.columns.map((_, column) => cell(row, column)));
+  });
+  const table = el("table", { role: "grid", class: "grid", "aria-label": data.title });
+  table.classList.toggle("crowded", crowded);
+  table.classList.toggle("upright", upright);
+  table.append(el("thead", {}, el("tr", {}, corner, ...heads)), el("tbody", {}, ...lines));
+  body.append(el("div", { class: "scroll" }, table), side);
+  body.parentNode.insertBefore(legend(data), body);
+
+  function cell(row, column) {
+    const level = data.level[row][column];
+    const node = el("td", { role: "gridcell" }, el("bdi", {}, crowded ? "" : data.text[row][column]));
+    if (data.under) node.append(el("small", {}, data.under[row][column]));
+    fill(node, level === null ? GREY : colour(level / 255));
+    node.setAttribute("aria-label", words(row, column));
+    cells.push(node);
+    return node;
+  }
+
+  function words(row, column) {
+    const at = `${data.row_axis} ${isolate(data.rows[row])}, ${data.column_axis} ${named(column)}`;
+    const under = data.under ? ` (${data.under[row][column]})` : "";
+    const value = `${data.value_name} ${isolate(data.text[row][column])}${under}`;
+    return `${at}: ${value}`;
+  }
+
+  const where = (place) => [
+    rows[Math.floor(place / data.columns.length)],
+    place % data.columns.length,
+  ];
+  const choice = selection((place, locked) => {
+    const [row, column] = where(place);
+    cells.forEach((node, at) => node.setAttribute("aria-selected", String(at === place && locked)));
+    heads.forEach((node, at) => node.classList.toggle("at", at === column));
+    lines.forEach((node, at) => node.firstChild.classList.toggle("at", rows[at] === row));
+    cells.forEach((node, at) => node.classList.toggle("shown", at === place));
+    say(words(row, column) + (locked ? " Locked; Esc unlocks." : ""));
+    details(row, column);
+    if (locked && host) host.emit("cell", { row, column });
+  }, null);
+  roving(table, cells, data.columns.length, choice);
+  if (data.bars) choice.show(data.columns.length - 1);
+
+  function details(row, column) {
+    if (!data.bars && !data.lines) return;
+    const at = `${data.row_axis} ${isolate(data.rows[row])}, ${data.column_axis} ${named(column)}`;
+    const said = data.lines ? data.lines[row][column].map((line) => el("p", {}, line)) : [];
+    const ranked = data.bars ? [bars(data.bars[row][column])] : [];
+    side.replaceChildren(el("div", {}, el("h4", {}, at), ...ranked, ...said));
+  }
+}
+
+/** What the colours mean. */
+function legend({ scale, low, high, legend: name, value_name }) {
+  const stops = [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1];
+  const colours = stops.map((share) => css(SCALES[scale](share))).join(", ");
+  const strip = el("i", { style: { background: `linear-gradient(90deg, ${colours})` } });
+  return el("div", { class: "scale" }, low, strip, high, ` ${name || value_name}`);
+}

@@ -1,0 +1,65 @@
+// A text whose pieces carry something: tags, losses, attributions, where an answer may start or end.
+//
+// data: title, notes, kinds ({name: colour}), pieces: text, and for those that are marked kind,
+//   note (printed below), strength (0 to 1), details (rows of [name, value]) and marks (rows of
+//   [name, share, value], drawn as thin bars below the text).
+
+const MARKS = ["#0072b2", "#d55e00", "#009e73"];
+
+function mount(element, data) {
+  const { body, say } = frame(element, data);
+  const flow = el("p", { class: "flow", dir: "auto" });
+  const marked = [];
+  const said = [];
+  for (const piece of data.pieces) {
+    if (piece.kind === null && !piece.marks) {
+      flow.append(el("bdi", {}, piece.text));
+      continue;
+    }
+    const node = el("span", { class: "piece", role: "button" }, el("bdi", {}, piece.text));
+    if (piece.kind !== null) {
+      fill(node, mix(WHITE, hex(data.kinds[piece.kind]), 0.15 + 0.5 * piece.strength));
+      node.style.borderColor = data.kinds[piece.kind];
+    }
+    if (piece.marks) node.append(thin(piece.marks));
+    if (piece.note) node.append(el("small", {}, piece.note));
+    flow.append(node);
+    marked.push(node);
+    said.push(describe(piece));
+  }
+  body.append(legend(data), flow);
+  if (!marked.length) return;
+  const choice = selection((place, locked) => {
+    marked.forEach((node, at) => node.setAttribute("aria-pressed", String(at === place && locked)));
+    say(said[place] + (locked ? " Locked; Esc unlocks." : ""));
+  }, null);
+  marked.forEach((node, at) => node.setAttribute("aria-label", said[at]));
+  roving(flow, marked, 0, choice);
+  say("Point at a marked piece, or move to one with Tab and the arrow keys.");
+}
+
+/** One thin bar for each mark, with its value as text for those who do not see it. */
+function thin(marks) {
+  const lines = marks.map(([, share], at) =>
+    el("i", { style: { width: `${100 * share}%`, background: MARKS[at % MARKS.length] } }),
+  );
+  return el("span", { class: "thin", "aria-hidden": "true" }, ...lines);
+}
+
+/** All that a piece carries, in one line. */
+function describe({ text, kind, note, marks = [], details = [] }) {
+  const carried = [...details, ...marks.map(([name, , value]) => [name, value])];
+  if (!carried.length && note) carried.push([kind, note]);
+  const list = carried.map(([name, value]) => `${name} ${value}`).join(", ");
+  return `${isolate(text.trim() || text)}: ${list || kind}`;
+}
+
+/** The kinds and the marks with their colours. */
+function legend(data) {
+  const withMarks = data.pieces.find((piece) => piece.marks);
+  const names = withMarks ? withMarks.marks.map(([name], at) => [name, MARKS[at]]) : [];
+  const keys = [...Object.entries(data.kinds), ...names].map(([name, colour]) =>
+    el("span", { class: "key" }, el("i", { style: { background: colour } }), el("bdi", {}, name)),
+  );
+  return el("div", { class: "keys" }, ...keys);
+}

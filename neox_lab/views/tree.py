@@ -1,0 +1,110 @@
+"""Named rows in groups: the hook points of a model, or any table that one searches by words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from neox_lab.errors import InputError
+from neox_lab.views.base import View
+from neox_lab.views.drawing import HEADING, SOFT, Sheet, text_width
+from neox_lab.views.markup import Table
+from neox_lab.views.tokens import figure_text, isolated, label
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+STEP, DRAWN = 0.185, 120  # inches from row to row, and rows drawn
+CELL_LIMIT, LIVE_LIMIT = 60, 200  # characters of a cell in the picture, and in the live view
+LIVE_ROWS = 3_000
+
+
+class TreeView(View):
+    """Groups of rows, each group under its heading; in a notebook they fold and can be searched.
+
+    Args:
+        columns: what the cells of a row are; the first one is the row's name.
+        groups: rows of texts by heading.
+        title: the headline.
+
+    Raises InputError if there is no row, or one of another length than ``columns``.
+    """
+
+    asset = "tree"
+
+    def __init__(
+        self,
+        columns: Sequence[str],
+        groups: Mapping[str, Sequence[Sequence[str]]],
+        title: str | None = None,
+    ) -> None:
+        self.columns = list(columns)
+        self.groups = {name: [list(row) for row in rows] for name, rows in groups.items()}
+        rows = [row for listed in self.groups.values() for row in listed]
+        if not rows or any(len(row) != len(self.columns) for row in rows):
+            raise InputError(f"needed: at least one row, and a text for each of {self.columns}")
+        super().__init__(title or "Rows")
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row for each row: group, and the columns."""
+        import pandas as pd
+
+        rows = [[name, *row] for name, listed in self.groups.items() for row in listed]
+        return pd.DataFrame(rows, columns=["group", *self.columns])
+
+    @property
+    def alt_text(self) -> str:
+        """The groups and how many rows they have."""
+        named = [f"{label(name, CELL_LIMIT)}: {len(rows)}" for name, rows in self.groups.items()]
+        return f"Rows by group. {'; '.join(named)}."
+
+    def tables(self) -> list[Table]:
+        """A table for each group."""
+        columns = [(name, "l") for name in self.columns]
+        return [
+            Table(
+                label(name, CELL_LIMIT),
+                columns,
+                [[isolated(label(cell)) for cell in row] for row in rows],
+            )
+            for name, rows in self.groups.items()
+        ]
+
+    def data(self) -> dict[str, Any]:
+        """All rows; the first ones of very many."""
+        room, groups = LIVE_ROWS, []
+        for name, rows in self.groups.items():
+            shown = [[label(cell, LIVE_LIMIT) for cell in row] for row in rows[:room]]
+            groups.append({"name": label(name, LIVE_LIMIT), "rows": shown})
+            room -= len(shown)
+        total = sum(map(len, self.groups.values()))
+        cut = f"To stay small this shows only the first {LIVE_ROWS} of {total} rows."
+        notes = [cut] if total > LIVE_ROWS else []
+        return {"title": self.title, "notes": notes, "columns": self.columns, "groups": groups}
+
+    def _draw(self) -> Sheet:
+        drawn = [
+            (name, [[figure_text(label(cell), CELL_LIMIT) for cell in row] for row in rows])
+            for name, rows in self.groups.items()
+        ]
+        wide = [
+            max(text_width(row[at], 7.5) for _, rows in drawn for row in rows[:DRAWN]) + 0.25
+            for at in range(len(self.columns))
+        ]
+        lines: list[tuple[str, list[str]]] = []
+        for name, rows in drawn:
+            lines += [(name, []), *(("", row) for row in rows)]
+        shown = lines[:DRAWN]
+        sheet = Sheet(0.15 + sum(wide), HEADING + STEP * len(shown))
+        cut = f" The first {DRAWN} of {len(lines)} lines." if len(lines) > DRAWN else ""
+        sheet.heading(0, figure_text(self.title), figure_text(" · ".join(self.columns)) + cut)
+        for at, (heading, row) in enumerate(shown):
+            y = HEADING + STEP * (at + 0.6)
+            if not row:
+                sheet.text(0, y, figure_text(label(heading), CELL_LIMIT), 8, weight="bold")
+            x = 0.15
+            for column, cell in enumerate(row):
+                sheet.text(x, y, cell, 7.5, **({} if column == 0 else {"color": SOFT}))
+                x += wide[column]
+        return sheet
