@@ -27,13 +27,16 @@ _HOME = {
     "load": "neox_lab.family",
 }
 _ROOMS = {
+    "attribution": "neox_lab.experiments.attribution",
     "detect": "neox_lab.experiments.detection",
     "errors": "neox_lab.errors",
     "gym": "neox_lab.gym",
     "lens": "neox_lab.experiments.lens",
+    "patching": "neox_lab.experiments.patching",
     "probing": "neox_lab.experiments.probing",
     "tasks": "neox_lab.tasks",
     "views": "neox_lab.views",
+    "widgets": "neox_lab.widgets",
 }
 
 __all__ = [
@@ -44,21 +47,24 @@ __all__ = [
     "GPTNeoXForTokenClassification",
     "GPTNeoXModel",
     "GPTNeoXTokenizerFast",
+    "attribution",
     "detect",
     "errors",
     "gym",
     "lens",
     "load",
+    "patching",
     "probing",
     "tasks",
     "views",
+    "widgets",
 ]
 
 if TYPE_CHECKING:
-    from neox_lab import errors, gym, tasks, views
+    from neox_lab import errors, gym, tasks, views, widgets
     from neox_lab.config import GPTNeoXConfig
     from neox_lab.experiments import detection as detect
-    from neox_lab.experiments import lens, probing
+    from neox_lab.experiments import attribution, lens, patching, probing
     from neox_lab.family import (
         GPTNeoXForCausalLM,
         GPTNeoXForQuestionAnswering,

@@ -206,6 +206,18 @@ def span_logit(start: Where, end: Where) -> LogitMetric:
     return LogitMetric(terms, "question-answering", "span logit")
 
 
+def side_logit(side: Output, other: Output | None = None, pos: Where = -1) -> LogitMetric:
+    """The ``"start"`` or the ``"end"`` logit of question answering at one token.
+
+    Args:
+        side: ``"start"`` (0) or ``"end"`` (1); or one for each row.
+        other: the side whose logit is subtracted; None for the bare logit.
+        pos: position of the token; or one for each row.
+    """
+    name = "span logit" if other is None else "start and end logit difference"
+    return LogitMetric(_against(side, other, pos), "question-answering", name)
+
+
 def tag_logit(pos: Where, tag: Output, other: Output | None = None) -> LogitMetric:
     """The logit of one tag at one token, or minus that of another, of a tagger.
 
@@ -269,6 +281,12 @@ def bind(metric: Metric, model: Any, prepared: Mapping[str, Tensor]) -> Metric:
     return metric
 
 
+def metric_name(metric: Metric) -> str:
+    """What a metric is called in titles and on axes."""
+    name = getattr(metric, "name", None)
+    return name if isinstance(name, str) else "the metric"
+
+
 def _against(output: Output, other: Output | None, pos: Where | None) -> tuple[Term, ...]:
     """One logit, minus another's if there is one."""
     first = Term(1.0, output, pos)
@@ -303,6 +321,8 @@ def _id(model: Any, text: str) -> int:
     if model.head == "causal-lm":
         return int(model.to_single_token(text))
     labels = model.config.label2id
+    if model.head == "question-answering":
+        labels = {"start": 0, "end": 1}
     if text not in labels:
         raise InputError(f"No label {text!r}.{nearest(text, labels)} There are {[*labels]}.")
     return int(labels[text])

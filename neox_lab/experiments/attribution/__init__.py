@@ -1,0 +1,96 @@
+"""Attribution: which part of the model, or of the text, a metric is owed to.
+
+    direct_logit_attribution(model, text, " Mary", " John")     exact shares of a logit
+    attribution_patch(model, clean, corrupted, metric, "z")     a patching sweep, to first order
+    attribution_patch(model, clean, corrupted, metric, "edges") every edge of the network
+    integrated_gradients(model, text, metric)                   shares of each token
+    occlusion(model, text, metric)                              what each token's absence does
+
+Each answer is a result with ``.values``, ``.frame``, ``.top(k)`` and a picture, and
+``.check()`` compares it with what really happens when each part is exchanged by itself.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from neox_lab.errors import InputError
+from neox_lab.experiments.attribution.agreement import Agreement, compare
+from neox_lab.experiments.attribution.direct import direct_logit_attribution
+from neox_lab.experiments.attribution.edges import attribute_edges
+from neox_lab.experiments.attribution.nodes import attribute_nodes
+from neox_lab.experiments.attribution.result import AttributionResult
+from neox_lab.experiments.attribution.tokens import (
+    TokenAttribution,
+    integrated_gradients,
+    occlusion,
+)
+from neox_lab.experiments.metrics import (
+    Metric,
+    class_logit,
+    logit_difference,
+    span_logit,
+    tag_logit,
+)
+
+__all__ = [
+    "Agreement",
+    "AttributionResult",
+    "TokenAttribution",
+    "attribution_patch",
+    "class_logit",
+    "compare",
+    "direct_logit_attribution",
+    "integrated_gradients",
+    "logit_difference",
+    "occlusion",
+    "span_logit",
+    "tag_logit",
+]
+
+
+def attribution_patch(
+    model: Any,
+    clean: Any,
+    corrupted: Any,
+    metric: Metric,
+    site: str = "resid_pre",
+    *,
+    steps: int = 0,
+) -> AttributionResult:
+    """Estimate a whole patching sweep with two runs forward and one back.
+
+    Patching the clean activation a′ of a cell into the corrupted run, where it is a, changes the
+    metric by about (a′ − a) · ∂metric/∂a: to first order, for all cells from one gradient (Nanda,
+    2023, "Attribution Patching: Activation Patching At Industrial Scale"). For the edge from writer
+    u to reader v the estimate is (u′ − u) · ∂metric/∂(input of v), with the gradient of v's input
+    alone (Syed et al., 2023, arXiv:2310.10348).
+
+    Where the metric is far from linear between the two runs, as where attention saturates, the
+    estimate is poor. ``steps`` then averages the gradient over runs whose embeddings lie between
+    corrupted and clean (EAP-IG, Hanna et al., 2024, arXiv:2403.17806; here at the points of Gauss
+    and Legendre's rule). ``check()`` shows how good it is.
+
+    Args:
+        model: any class with a head.
+        clean: what the activations come from: a string, a list of strings, or ids ``[batch, pos]``.
+        corrupted: what they are patched into; the same numbers of tokens.
+        metric: ``logit_difference(..)`` or another of ``neox_lab.experiments.metrics``, or a
+            function from logits to a scalar.
+        site: a site of ``nl.patching.sweep``, or ``"edges"`` for every writer and reader.
+        steps: 0 takes the gradient of the corrupted run; n averages n gradients.
+
+    Returns:
+        Estimated changes of the metric, as the mean over pairs; with ``per_row`` for each pair.
+        ``facts`` holds the metric of both runs.
+
+    Raises:
+        InputError: an unknown site, pairs of unequal length or without difference, or a metric
+            that does not fit.
+        HookNameError: ``resid_mid`` of parallel blocks.
+    """
+    if steps < 0:
+        raise InputError(f"steps={steps}; expected 0 (one gradient) or more.")
+    if site == "edges":
+        return attribute_edges(model, clean, corrupted, metric, steps)
+    return attribute_nodes(model, clean, corrupted, metric, site, steps)

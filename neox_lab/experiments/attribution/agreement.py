@@ -1,0 +1,124 @@
+"""How far an estimate can be trusted: beside what really happens, part by part."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neox_lab.errors import InputError
+from neox_lab.experiments.attribution.result import part_names
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.experiments.attribution.result import AttributionResult
+    from neox_lab.views import ScatterView
+
+
+@dataclasses.dataclass(frozen=True)
+class Agreement:
+    """An estimate beside exact numbers.
+
+    Attributes:
+        correlation: Pearson's, from -1 to 1; NaN if one side is constant.
+        rank_correlation: Spearman's: Pearson's of the ranks.
+        largest_miss: the largest absolute difference, in the metric's unit.
+        mean_miss: the mean absolute difference.
+        frame: one row for each part: its place, ``estimated``, ``exact``, ``miss`` (estimated minus
+            exact), the largest misses first.
+        k: how many misses are listed when this is shown.
+        title: what was estimated.
+    """
+
+    correlation: float
+    rank_correlation: float
+    largest_miss: float
+    mean_miss: float
+    frame: pd.DataFrame
+    k: int
+    title: str
+
+    @property
+    def misses(self) -> pd.DataFrame:
+        """The ``k`` largest misses."""
+        return self.frame.head(self.k)
+
+    def view(self) -> ScatterView:
+        """Both numbers of every part, and the largest misses by name."""
+        from neox_lab.views import ScatterView
+
+        return ScatterView(
+            self.frame["exact"],
+            self.frame["estimated"],
+            self.frame["name"].tolist(),
+            "exact",
+            "estimated",
+            marked=self.k,
+            title=f"{self.title}: estimate against exact",
+            note=f"Correlation {self.correlation:.3f}, of ranks {self.rank_correlation:.3f}. "
+            f"Largest miss {self.largest_miss:.3f}, mean {self.mean_miss:.3f}.",
+        )
+
+    def __repr__(self) -> str:
+        """The view's text."""
+        return repr(self.view())
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return self.view()._repr_mimebundle_(include, exclude)
+
+    def __getattr__(self, name: str) -> Any:
+        """``to_png`` and the like are those of the picture."""
+        if name.startswith("to_"):
+            return getattr(self.view(), name)
+        raise AttributeError(f"Agreement has no attribute {name!r}")
+
+
+def compare(result: AttributionResult, exact: Tensor, k: int = 10) -> Agreement:
+    """An attribution beside exact changes of the metric.
+
+    Args:
+        result: the estimate.
+        exact: exact changes, over the same axes; NaN where not measured.
+        k: how many of the largest misses to list.
+
+    Raises:
+        InputError: other axes, or nothing measured on both sides.
+    """
+    exact = torch.as_tensor(exact).float().cpu()
+    if exact.shape != result.values.shape:
+        raise InputError(
+            f"The exact values have shape {list(exact.shape)}, the estimate "
+            f"{list(result.values.shape)} ({', '.join(result.axes)})."
+        )
+    if not (result.values.isfinite() & exact.isfinite()).any():
+        raise InputError("There is no part whose estimate and exact value are both known.")
+    frame = result.frame.rename(columns={"value": "estimated"})
+    frame.insert(0, "name", part_names(frame))
+    frame["exact"] = exact[result.values.isfinite()].numpy()  # in the frame's order
+    frame["miss"] = frame["estimated"] - frame["exact"]
+    frame = frame[frame["miss"].notna()]
+    order = frame["miss"].abs().sort_values(ascending=False, kind="stable").index
+    frame = frame.loc[order].reset_index(drop=True)
+    estimated, known = frame["estimated"].to_numpy(), frame["exact"].to_numpy()
+    return Agreement(
+        correlation=_correlation(estimated, known),
+        rank_correlation=_correlation(
+            frame["estimated"].rank().to_numpy(), frame["exact"].rank().to_numpy()
+        ),
+        largest_miss=float(frame["miss"].abs().max()),
+        mean_miss=float(frame["miss"].abs().mean()),
+        frame=frame,
+        k=k,
+        title=result.title,
+    )
+
+
+def _correlation(a: Any, b: Any) -> float:
+    """Pearson's correlation, NaN where it is not defined."""
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / size if size else float("nan")

@@ -1,0 +1,125 @@
+"""Activations and the metric's gradient at them, from one run forward and one back.
+
+Gradients are those of the paths that begin at a hook point: the residual stream and what the MLP
+reads from it may be the same numbers, but each has its own gradient. Weights get none; their
+``.grad`` stays what it was, and frozen models work as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neox_lab.errors import InputError
+from neox_lab.experiments.attribution.pairs import Batch
+from neox_lab.experiments.metrics import output_logits
+from neox_lab.hooks.points import HookPoint
+
+
+class Run(NamedTuple):
+    """What one run forward and back gives.
+
+    Attributes:
+        value: the metric, a scalar.
+        rows: the metric of each row ``[batch]``, or None.
+        activations: by hook name.
+        gradients: by hook name; of ``value``, or, with ``rows``, of each row's own number.
+    """
+
+    value: Tensor
+    rows: Tensor | None
+    activations: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+
+
+def run(
+    batch: Batch, names: Sequence[str], reading: Sequence[str] = (), embeds: Tensor | None = None
+) -> Run:
+    """Run ``batch`` and backpropagate its metric to hook points.
+
+    Args:
+        batch: what to run.
+        names: full hook names.
+        reading: hook names whose activations are wanted without a gradient.
+        embeds: embeddings to run on instead of the tokens' own, ``[batch, pos, d_model]``.
+    """
+    seen: dict[str, Tensor] = {}
+
+    def begin(tensor: Tensor, _: HookPoint) -> Tensor:
+        """Let gradients end at the embeddings, whether or not weights want any."""
+        start = tensor if embeds is None else embeds.to(tensor)
+        seen["hook_embed"] = start.detach().requires_grad_()
+        return seen["hook_embed"]
+
+    def keep(tensor: Tensor, point: HookPoint) -> None:
+        seen[point.name] = tensor  # a copy of its own, which only what comes after it reads
+
+    def read(tensor: Tensor, point: HookPoint) -> None:
+        seen[point.name] = tensor
+
+    read.reads_only = True  # type: ignore[attr-defined]
+    hooks = [(name, keep) for name in names if name != "hook_embed"]
+    hooks += [(name, read) for name in reading if name not in names]
+    with torch.inference_mode(False), torch.enable_grad():
+        output = batch.model.run_with_hooks(
+            batch.ids, [("hook_embed", begin), *hooks], **batch.arguments
+        )
+        value, rows = batch.measure(output_logits(output))
+        wanted = [seen[name] for name in names]
+        gradients = torch.autograd.grad(
+            value if rows is None else rows.sum(), wanted, allow_unused=True, materialize_grads=True
+        )
+    return Run(
+        value.detach(),
+        None if rows is None else rows.detach(),
+        {name: tensor.detach() for name, tensor in seen.items()},
+        dict(zip(names, gradients, strict=True)),
+    )
+
+
+def along_path(
+    base: Batch, names: Sequence[str], start: Tensor, end: Tensor, steps: int
+) -> dict[str, Tensor]:
+    """Gradients averaged over embeddings on the straight line from ``start`` to ``end``.
+
+    The integral over the line is taken with Gauss and Legendre's rule, which is exact for
+    polynomials of degree 2 steps - 1.
+
+    Args:
+        base: what to run.
+        names: full hook names.
+        start: embeddings ``[batch, pos, d_model]``.
+        end: likewise.
+        steps: runs forward and back.
+    """
+    totals: dict[str, Tensor] = {}
+    for place, weight in zip(*quadrature(steps), strict=True):
+        found = run(base, names, embeds=start + place * (end - start)).gradients
+        for name, gradient in found.items():
+            totals[name] = totals.get(name, 0) + weight * gradient
+    return totals
+
+
+def quadrature(steps: int) -> tuple[list[float], list[float]]:
+    """Places and weights of Gauss and Legendre's rule on the interval from 0 to 1.
+
+    Raises:
+        InputError: fewer than one step.
+    """
+    if steps < 1:
+        raise InputError(f"steps={steps}; expected at least 1.")
+    places, weights = np.polynomial.legendre.leggauss(steps)
+    return ((places + 1) / 2).tolist(), (weights / 2).tolist()
+
+
+def activations(
+    batch: Batch, names: Sequence[str]
+) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+    """The metric, the metric of each row, and activations by name, of a plain run."""
+    output, cache = batch.model.run_with_cache(batch.ids, list(names), **batch.arguments)
+    value, rows = batch.measure(output_logits(output))
+    return value, rows, {name: cache[name] for name in names}

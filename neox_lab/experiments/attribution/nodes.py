@@ -1,0 +1,74 @@
+"""Attribution patching of nodes: every cell of a patching sweep at once, to first order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neox_lab.experiments.attribution import gradients
+from neox_lab.experiments.attribution.pairs import Batch, pair
+from neox_lab.experiments.attribution.result import AttributionResult
+from neox_lab.experiments.metrics import Metric, metric_name
+from neox_lab.experiments.patching.sites import find_sites
+
+_RESULT_AXES = {"query_pos": "pos", "key_pos": "source_pos"}
+
+
+def attribute_nodes(
+    model: Any, clean: Any, corrupted: Any, metric: Metric, site: str, steps: int
+) -> AttributionResult:
+    """See ``attribution_patch``."""
+    (place,) = find_sites(site, model.config.use_parallel_residual)
+    names = [f"blocks.{layer}.{place.hook}" for layer in range(model.config.num_hidden_layers)]
+    source, base = pair(model, clean, corrupted, metric)
+    clean_value, _, there = gradients.activations(source, [*names, "hook_embed"])
+    if steps:
+        value, rows, here = gradients.activations(base, [*names, "hook_embed"])
+        ends = here["hook_embed"], there["hook_embed"]
+        slopes = gradients.along_path(base, names, *ends, steps)
+    else:
+        value, rows, here, slopes = gradients.run(base, names)
+    found = []
+    for name in names:
+        shares = (there[name].float() - here[name].float()) * slopes[name].float()
+        axes = [_RESULT_AXES.get(axis, axis) for axis in model.hook_points[name].axes]
+        gone = [at for at, axis in enumerate(axes) if axis not in ("batch", *place.axes)]
+        found.append((shares.sum(dim=gone) if gone else shares).cpu())
+    per_row = torch.stack(found, dim=1)  # [batch, layer, ..]
+    return AttributionResult(
+        values=per_row.sum(dim=0) if rows is None else per_row.mean(dim=0),
+        axes=place.axes,
+        labels=_labels(model, base, place.axes),
+        total=float(clean_value - value),
+        per_row=None if rows is None else per_row,
+        title=f"Attribution patching of {site}",
+        value_name=f"estimated change of {metric_name(metric)}",
+        facts={
+            "clean": float(clean_value),
+            "corrupted": float(value),
+            "steps": float(steps),
+        },
+        _exact=lambda: exact_changes(model, clean, corrupted, metric, site),
+    )
+
+
+def exact_changes(model: Any, clean: Any, corrupted: Any, metric: Metric, site: str) -> Tensor:
+    """What a sweep measures: the metric with each cell patched, minus without."""
+    from neox_lab.experiments import patching
+
+    swept = patching.sweep(model, clean, corrupted, metric, site=site)
+    return swept.effect()
+
+
+def _labels(model: Any, batch: Batch, axes: tuple[str, ...]) -> dict[str, list[str]]:
+    """Names of the entries of each axis; tokens are those of the first text."""
+    config = model.config
+    names = {
+        "layer": [str(layer) for layer in range(config.num_hidden_layers)],
+        "head": [str(head) for head in range(config.num_attention_heads)],
+        "pos": batch.pieces(),
+        "source_pos": batch.pieces(),
+    }
+    return {axis: names[axis] for axis in axes}

@@ -1,0 +1,119 @@
+"""A clean and a corrupted batch that can be compared position by position."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neox_lab.experiments.metrics import BoundMetric, Metric, bind, evaluate
+from neox_lab.experiments.patching.prompts import Prompts, check_pairs, read_prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """One batch, its model, and a metric that reads it.
+
+    Attributes:
+        model: any class with a head.
+        arguments: of ``forward``: ``input_ids`` and perhaps ``attention_mask``.
+        metric: bound to this batch.
+    """
+
+    model: Any
+    arguments: Mapping[str, Tensor]
+    metric: Metric
+
+    @property
+    def ids(self) -> Tensor:
+        """Token ids ``[batch, pos]``."""
+        return self.arguments["input_ids"]
+
+    @property
+    def own(self) -> Tensor:
+        """True for text and False for padding, ``[batch, pos]``."""
+        mask = self.arguments.get("attention_mask")
+        return torch.ones_like(self.ids).bool() if mask is None else mask.bool()
+
+    def measure(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The metric, a scalar; and of each row ``[batch]`` if it knows them.
+
+        The scalar is the mean over rows for a metric that knows them.
+
+        Raises:
+            InputError: the metric returned something else than one number.
+        """
+        if isinstance(self.metric, BoundMetric):
+            rows = self.metric.per_row(logits)
+            return rows.mean(), rows
+        return evaluate(self.metric, logits), None
+
+    def measure_streams(self, streams: Tensor) -> Tensor:
+        """The metric of several final residual streams of this batch.
+
+        Only the logits that a LogitMetric reads are computed.
+
+        Args:
+            streams: what the head reads, before the final layer norm,
+                ``[variant * batch, pos, d_model]``.
+
+        Returns:
+            ``[variant, batch]`` for a metric that knows rows, ``[variant, 1]`` for another.
+        """
+        streams = streams.view(-1, *self.ids.shape, streams.shape[-1])
+        head, normalize = self.model.output_head, self.model.backbone.normalize
+        if isinstance(self.metric, BoundMetric):
+            rows = torch.arange(len(self.ids), device=streams.device)[:, None]
+            read = normalize(streams[:, rows, self.metric.positions])  # [variant, batch, term, d]
+            logits = (read * head.weight[self.metric.outputs]).sum(dim=-1)
+            if head.bias is not None:
+                logits = logits + head.bias[self.metric.outputs]
+            return (logits * self.metric.weights).sum(dim=-1)
+        values = []
+        for stream in streams:
+            logits = head(normalize(stream))
+            if self.model.head == "sequence-classification":
+                rows = torch.arange(len(logits), device=logits.device)
+                logits = logits[rows, self.model.last_token(self.ids, logits)]
+            values.append(evaluate(self.metric, logits))
+        return torch.stack(values)[:, None]
+
+    def pieces(self, row: int = 0) -> list[str]:
+        """Token strings of one row, padding included; numbers where there is no tokenizer."""
+        tokenizer, ids = self.model.tokenizer, self.ids[row].tolist()
+        return [f"⟨{i}⟩" for i in ids] if tokenizer is None else list(tokenizer.pieces(ids))
+
+    def repeated(self, times: int) -> dict[str, Tensor]:
+        """Arguments of ``forward`` for ``times`` copies, ``[times * batch, pos]``."""
+        return {
+            name: tensor.repeat(times, *(1,) * (tensor.dim() - 1))
+            for name, tensor in self.arguments.items()
+        }
+
+
+def batch(model: Any, inputs: Any, metric: Metric) -> Batch:
+    """``inputs`` prepared for ``model``, and ``metric`` bound to them.
+
+    Raises:
+        InputError: inputs that are not text or token ids, or a metric that does not fit.
+    """
+    return _ready(model, read_prompts(model, inputs, "inputs"), metric)
+
+
+def pair(model: Any, clean: Any, corrupted: Any, metric: Metric) -> tuple[Batch, Batch]:
+    """Both batches, checked to have the same tokens in number and place.
+
+    Raises:
+        InputError: pairs of unequal length, without any difference, or a metric that does not fit.
+    """
+    sides = read_prompts(model, clean, "clean"), read_prompts(model, corrupted, "corrupted")
+    check_pairs(model, *sides, named=False)
+    return _ready(model, sides[0], metric), _ready(model, sides[1], metric)
+
+
+def _ready(model: Any, prompts: Prompts, metric: Metric) -> Batch:
+    arguments = prompts.prepared()
+    return Batch(model, arguments, bind(metric, model, arguments))

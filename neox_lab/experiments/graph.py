@@ -1,0 +1,126 @@
+"""The network as a graph: who writes to the residual stream, and who reads it.
+
+    writers    embed   L0H0 .. L5H7   MLP0 .. MLP5
+    readers    L0H0.q  L0H0.k  L0H0.v ..   MLP0 ..   logits
+
+Every writer adds to one residual stream, and every later reader sees the sum. So there is an edge
+from each writer to each reader that comes after it, and a change can be sent along one edge alone
+(Elhage et al., 2021, "A Mathematical Framework for Transformer Circuits").
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from neox_lab.errors import InputError
+
+Kind = Literal["embed", "head", "mlp", "logits"]
+Part = Literal["", "q", "k", "v"]
+
+_NAME = re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)(?:\.(?P<part>[qkv]))?|MLP(?P<mlp>\d+)")
+
+
+@dataclass(frozen=True)
+class Node:
+    """One writer or reader.
+
+    Attributes:
+        kind: what it is.
+        layer: its block; -1 for the embedding, the number of blocks for the logits.
+        head: number of the head, for heads.
+        part: which input of a head, for readers.
+    """
+
+    kind: Kind
+    layer: int
+    head: int = 0
+    part: Part = ""
+
+    @property
+    def name(self) -> str:
+        """As users write it: ``"embed"``, ``"L3H2"``, ``"L3H2.q"``, ``"MLP3"``, ``"logits"``."""
+        if self.kind == "head":
+            return f"L{self.layer}H{self.head}" + (f".{self.part}" if self.part else "")
+        return f"MLP{self.layer}" if self.kind == "mlp" else self.kind
+
+    def precedes(self, reader: Node, parallel: bool) -> bool:
+        """Whether ``reader`` sees what this writer wrote.
+
+        Args:
+            reader: a reader.
+            parallel: the wiring; in sequential blocks the MLP reads its own block's attention.
+        """
+        own = self.kind == "head" and reader.kind == "mlp" and not parallel
+        return self.layer < reader.layer or (own and self.layer == reader.layer)
+
+
+def writers(model: Any) -> list[Node]:
+    """All writers, in the order in which they write."""
+    found = [Node("embed", -1)]
+    for layer in range(model.config.num_hidden_layers):
+        heads = range(model.config.num_attention_heads)
+        found += [Node("head", layer, head) for head in heads]
+        found.append(Node("mlp", layer))
+    return found
+
+
+def readers(model: Any) -> list[Node]:
+    """All readers, in the order in which they read."""
+    found: list[Node] = []
+    layers = model.config.num_hidden_layers
+    parts: tuple[Part, ...] = ("q", "k", "v")
+    for layer in range(layers):
+        for part in parts:
+            heads = range(model.config.num_attention_heads)
+            found += [Node("head", layer, head, part) for head in heads]
+        found.append(Node("mlp", layer))
+    return [*found, Node("logits", layers)]
+
+
+def find_writers(model: Any, names: str | Iterable[str]) -> list[Node]:
+    """Writers by name; ``"heads"``, ``"mlps"`` and ``"all"`` stand for several.
+
+    Raises:
+        InputError: no writer has that name.
+    """
+    return _find(names, writers(model), "writer")
+
+
+def find_readers(model: Any, names: str | Iterable[str]) -> list[Node]:
+    """Readers by name; a head without a part is its three inputs; sets as in ``find_writers``.
+
+    Raises:
+        InputError: no reader has that name.
+    """
+    return _find(names, readers(model), "reader")
+
+
+def _find(names: str | Iterable[str], known: list[Node], what: str) -> list[Node]:
+    wanted = [names] if isinstance(names, str) else list(names)
+    found: list[Node] = []
+    for name in wanted:
+        kind = {"heads": "head", "mlps": "mlp"}.get(name)
+        same = [
+            node
+            for node in known
+            if name in ("all", node.name, node.name.split(".")[0]) or node.kind == kind
+        ]
+        if not same:
+            raise InputError(_unknown(name, known, what))
+        found += same
+    return list(dict.fromkeys(found))
+
+
+def _unknown(name: object, known: list[Node], what: str) -> str:
+    layers = 1 + max(node.layer for node in known if node.kind == "mlp")
+    heads = 1 + max(node.head for node in known)
+    hint = ""
+    if isinstance(name, str) and _NAME.fullmatch(name):
+        hint = f" The model has {layers} layers and {heads} heads in each, counted from 0."
+    other = "embed, L0H1 (a head), MLP0" if what == "writer" else "L0H1.q, L0H1, MLP0, logits"
+    return (
+        f"No {what} {name!r}. Names are {other}; 'heads', 'mlps' and 'all' stand for several.{hint}"
+    )
