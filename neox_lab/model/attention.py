@@ -80,8 +80,7 @@ class Attention(nn.Module):
             What attention adds to the residual stream, ``[batch, pos, d_model]``.
         """
         batch, pos, _ = x.shape
-        qkv = self.query_key_value(x).view(batch, pos, self.heads, 3, self.d_head)
-        q, k, v = qkv.unbind(3)  # each [batch, pos, head, d_head]
+        q, k, v = self.project(x)
         if split_inputs is not None:
             q, k, v = self._from_split_inputs((q, k, v), split_inputs)
 
@@ -94,22 +93,45 @@ class Attention(nn.Module):
         if keys_values is not None:
             k, v = keys_values.append(k, v)  # [batch, head, key_pos, d_head]
 
-        if mask.blind or tap.watched("attn.hook_attn_scores", "attn.hook_pattern"):
-            z = self._attend_in_the_open(q, k, v, mask, tap)
-        else:
-            z = F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask.bias,
-                dropout_p=self.dropout if self.training else 0.0,
-                is_causal=mask.causal,
-                scale=self.scale,
-            )
+        z = self.mix(q, k, v, mask, tap)
         z = tap("attn.hook_z", z.transpose(1, 2))  # [batch, pos, head, d_head]
         if tap.watched("attn.hook_result"):
             return self._sum_of_results(z, tap)
         return self.dense(z.reshape(batch, pos, self.heads * self.d_head))
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values before rotation, each ``[..., head, d_head]``.
+
+        Args:
+            x: normalised residual stream ``[..., d_model]``.
+        """
+        # view, not unflatten: decoding pays for every layer of Python
+        qkv = self.query_key_value(x).view(*x.shape[:-1], self.heads, 3, self.d_head)
+        return qkv.unbind(-2)
+
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, tap: Tap = NO_TAP
+    ) -> Tensor:
+        """What each head reads: ``z`` ``[batch, head, query_pos, d_head]``.
+
+        Args:
+            q: rotated queries ``[batch, head, query_pos, d_head]``.
+            k: rotated keys ``[batch, head, key_pos, d_head]``.
+            v: values ``[batch, head, key_pos, d_head]``.
+            mask: who may look at whom.
+            tap: hook points of this block.
+        """
+        if mask.blind or tap.watched("attn.hook_attn_scores", "attn.hook_pattern"):
+            return self._attend_in_the_open(q, k, v, mask, tap)
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=mask.bias,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask.causal,
+            scale=self.scale,
+        )
 
     def _attend_in_the_open(
         self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, tap: Tap

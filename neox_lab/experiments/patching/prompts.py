@@ -1,0 +1,206 @@
+"""Pairs of prompts, side by side: tokens, padding, which position belongs to which.
+
+Texts of different lengths are padded on the left, so that the same column is the same distance
+from the end. Within a pair both prompts must have the same length, unless ``positions`` names the
+places that correspond.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import InputError
+
+Positions = Mapping[str, Any]
+"""Names of positions: ``{"subject": 3}``, ``{"subject": [3, 5]}`` for each pair, or
+``{"subject": (clean, corrupted)}`` where they differ between the two prompts."""
+
+
+@dataclass
+class Prompts:
+    """A batch of prompts.
+
+    Attributes:
+        ids: tokens ``[batch, pos]``.
+        mask: 1 for text and 0 for padding ``[batch, pos]``; None without padding.
+    """
+
+    ids: Tensor
+    mask: Tensor | None
+
+    @property
+    def own(self) -> Tensor:
+        """True for text ``[batch, pos]``."""
+        return torch.ones_like(self.ids, dtype=torch.bool) if self.mask is None else self.mask > 0
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each text."""
+        return [int(count) for count in self.own.sum(dim=1)]
+
+    def prepared(self) -> dict[str, Tensor]:
+        """Arguments of ``forward``."""
+        found = {"input_ids": self.ids}
+        return found if self.mask is None else found | {"attention_mask": self.mask}
+
+    def part(self, pairs: slice, length: int) -> Prompts:
+        """Some pairs, up to column ``length``."""
+        mask = None if self.mask is None else self.mask[pairs, :length]
+        return Prompts(self.ids[pairs, :length], mask)
+
+
+def read_prompts(model: Any, given: Any, name: str) -> Prompts:
+    """Tokens and padding from whatever the user gave.
+
+    Args:
+        model: with a tokenizer, if texts are given.
+        given: a string, several strings, token ids ``[batch, pos]``, or a mapping with
+            ``input_ids`` and ``attention_mask``.
+        name: of the argument, for errors.
+
+    Raises:
+        InputError: something else, or no tokens.
+        TokenizerError: texts and no tokenizer.
+    """
+    if isinstance(given, Mapping):
+        prepared = {key: torch.as_tensor(value) for key, value in given.items()}
+    elif isinstance(given, list | tuple) and given and all(isinstance(t, str) for t in given):
+        prepared = _padded_left(model, list(given))
+    else:
+        prepared = model.prepare_inputs(given)
+    ids = prepared.get("input_ids")
+    if ids is None or ids.dim() != 2 or ids.is_floating_point() or 0 in ids.shape:
+        raise InputError(
+            f"{name} must be a string, a list of strings, token ids [batch, pos], or a mapping "
+            f"with input_ids and attention_mask; got {given!r:.80}."
+        )
+    ids = ids.to(model.device)
+    mask = prepared.get("attention_mask")
+    if mask is not None:
+        if mask.shape != ids.shape:
+            raise InputError(
+                f"The attention_mask of {name} has shape {list(mask.shape)}; expected "
+                f"{list(ids.shape)}."
+            )
+        mask = None if bool(mask.bool().all()) else mask.to(model.device)
+    return Prompts(ids, mask)
+
+
+def _padded_left(model: Any, texts: list[str]) -> dict[str, Tensor]:
+    rows = [model.prepare_inputs(text)["input_ids"][0] for text in texts]
+    longest = max(map(len, rows))
+    ids = torch.full((len(rows), longest), model.config.pad_token_id or 0, device=model.device)
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(rows):
+        ids[row, longest - len(tokens) :] = tokens
+        mask[row, longest - len(tokens) :] = 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def check_pairs(model: Any, clean: Prompts, corrupted: Prompts, named: bool) -> None:
+    """Check that prompts correspond, pair by pair.
+
+    Args:
+        model: for the tokens in messages.
+        clean: one side.
+        corrupted: the other.
+        named: whether positions are named, so that lengths may differ.
+
+    Raises:
+        InputError: another number of prompts, lengths that differ, or equal prompts.
+    """
+    if len(clean.ids) != len(corrupted.ids):
+        raise InputError(
+            f"There are {len(clean.ids)} clean and {len(corrupted.ids)} corrupted prompts; each "
+            "clean prompt needs its own corrupted one."
+        )
+    lengths = list(zip(clean.lengths, corrupted.lengths, strict=True))
+    unequal = [row for row, (one, other) in enumerate(lengths) if one != other]
+    if unequal and not named:
+        row = unequal[0]
+        shown = [_pieces(model, side.ids[row][side.own[row]]) for side in (clean, corrupted)]
+        raise InputError(
+            f"Pair {row}: the clean prompt has {lengths[row][0]} tokens, {shown[0]}, the corrupted "
+            f"one {lengths[row][1]}, {shown[1]}. Patching puts a position of one at the same "
+            "position of the other, so change words that are as many tokens, or name the "
+            "positions that correspond: positions={'subject': (clean, corrupted)}."
+        )
+    if named:
+        return
+    if clean.ids.shape != corrupted.ids.shape or not torch.equal(clean.own, corrupted.own):
+        raise InputError(
+            "Clean and corrupted prompts must be padded in the same places; got shapes "
+            f"{list(clean.ids.shape)} and {list(corrupted.ids.shape)}."
+        )
+    same = ((clean.ids == corrupted.ids) | ~clean.own).all(dim=1)
+    if bool(same.any()):
+        row = int(same.nonzero()[0])
+        raise InputError(
+            f"Pair {row}: clean and corrupted prompt are the same tokens, "
+            f"{_pieces(model, clean.ids[row][clean.own[row]])}, so there is nothing to patch."
+        )
+
+
+def _pieces(model: Any, ids: Tensor) -> list[Any]:
+    """Tokens for a message."""
+    return ids.tolist() if model.tokenizer is None else model.tokenizer.pieces(ids.tolist())
+
+
+def may_differ(clean: Prompts, corrupted: Prompts) -> Tensor:
+    """False left of the first difference, where both runs are equal ``[batch, pos]``."""
+    differs = (clean.ids != corrupted.ids) | (clean.own != corrupted.own)
+    return differs.long().cumsum(dim=1) > 0
+
+
+def place_columns(
+    positions: Positions, clean: Prompts | None, corrupted: Prompts
+) -> tuple[Tensor, Tensor | None]:
+    """Columns of named positions.
+
+    Args:
+        positions: see ``Positions``; they count each text's own tokens, -1 is the last.
+        clean: None if patches come from elsewhere, at the columns of ``corrupted``.
+        corrupted: the prompts that get patched.
+
+    Returns:
+        Columns in ``corrupted`` ``[place, batch]``, and for each column of ``corrupted`` the one
+        in ``clean`` that is patched in ``[batch, pos]`` (None: the same).
+
+    Raises:
+        InputError: a position that a text does not have.
+    """
+    batch, length = corrupted.ids.shape
+    places, twins = [], torch.arange(length, device=corrupted.ids.device).repeat(batch, 1)
+    for name, where in positions.items():
+        ours = where[1] if isinstance(where, tuple) else where
+        theirs = where[0] if isinstance(where, tuple) else where
+        columns = _columns(corrupted, ours, name)
+        places.append(columns)
+        if clean is not None:
+            rows = torch.arange(batch, device=twins.device)
+            twins[rows, columns] = _columns(clean, theirs, name)
+    if not places:
+        raise InputError("positions is empty; name at least one, such as {'last': -1}.")
+    return torch.stack(places), None if clean is None else twins
+
+
+def _columns(prompts: Prompts, where: int | Sequence[int] | Tensor, name: str) -> Tensor:
+    """The columns ``[batch]`` of a position counted in each text's own tokens."""
+    batch = len(prompts.ids)
+    given = [where] * batch if isinstance(where, int) else [int(pos) for pos in where]
+    if len(given) != batch:
+        raise InputError(f"positions[{name!r}] has {len(given)} entries for {batch} pairs.")
+    found = []
+    for row, (own, pos) in enumerate(zip(prompts.own, given, strict=True)):
+        columns = own.nonzero().flatten()
+        if not -len(columns) <= pos < len(columns):
+            raise InputError(
+                f"positions[{name!r}] is {pos}, but text {row} has {len(columns)} tokens."
+            )
+        found.append(columns[pos])
+    return torch.stack(found)

@@ -1,0 +1,257 @@
+"""The answer of a sweep: one number for each cell, with its labels, statistics and pictures."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from neox_lab.errors import CheckpointError, InputError
+from neox_lab.experiments.patching import statistics
+from neox_lab.hooks import files
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.views import HeatmapView
+
+_TEXTS = ("axes", "site", "metric", "direction", "complete", "labels", "clean", "corrupted")
+
+
+@dataclass(frozen=True)
+class PatchResult:
+    """What the metric becomes when one thing is replaced, cell by cell.
+
+    Attributes:
+        values: the metric of each cell, mean over pairs, float32 (or float64) on the CPU; NaN in
+            cells that an interrupted sweep did not reach.
+        axes: names of the axes of ``values``, such as ``("layer", "pos")``.
+        clean: the metric on the clean prompts; NaN if unknown.
+        corrupted: the metric on the corrupted prompts; NaN if there are none.
+        site: where was patched; several names for a result with an axis ``site``.
+        metric: name of the metric.
+        direction: ``"denoising"`` (clean into corrupted), ``"noising"`` (corrupted into clean) or
+            ``"ablation"`` (something else into clean).
+        labels: for each axis a name for each index.
+        samples: the metric of each pair, ``[pair, ...]``; None if the metric has no such thing.
+        base_samples: the metric of each pair without any patch ``[pair]``.
+        complete: False if the sweep was interrupted.
+    """
+
+    values: Tensor
+    axes: tuple[str, ...]
+    clean: float
+    corrupted: float
+    site: tuple[str, ...]
+    metric: str
+    direction: str
+    labels: dict[str, list[str]] = field(repr=False)
+    samples: Tensor | None = field(default=None, repr=False)
+    base_samples: Tensor | None = field(default=None, repr=False)
+    complete: bool = True
+
+    @property
+    def base(self) -> float:
+        """The metric without any patch."""
+        return self.corrupted if self.direction == "denoising" else self.clean
+
+    def effect(self) -> Tensor:
+        """By how much each cell changes the metric."""
+        return self.values - self.base
+
+    def normalized(self) -> Tensor:
+        """How far each cell goes from the patched prompt (0) to the other prompt (1).
+
+        Raises:
+            InputError: there is no other prompt, or both have the same metric.
+        """
+        other = self.clean if self.direction == "denoising" else self.corrupted
+        distance = other - self.base
+        if distance == 0 or not np.isfinite(distance):
+            raise InputError(
+                f"normalized() needs two different ends; the metric is {self.clean:g} on the clean "
+                f"and {self.corrupted:g} on the corrupted prompts. Use effect()."
+            )
+        return self.effect() / distance
+
+    def standard_error(self) -> Tensor:
+        """Standard error of each cell's mean over pairs."""
+        return statistics.standard_error(self._samples())
+
+    def interval(
+        self, level: float = 0.95, draws: int = 2000, seed: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Bootstrap interval of each cell; see ``statistics.bootstrap_interval``."""
+        return statistics.bootstrap_interval(self._samples(), level, draws, seed)
+
+    def p_values(self, draws: int = 2000, seed: int = 0) -> Tensor:
+        """Permutation p-values of each cell's effect; see ``statistics.sign_flip_p_values``."""
+        samples, base = self._samples(), self.base_samples
+        assert base is not None
+        effects = samples - base.reshape(-1, *[1] * (samples.dim() - 1))
+        return statistics.sign_flip_p_values(effects, draws, seed)
+
+    def _samples(self) -> Tensor:
+        if self.samples is None:
+            raise InputError(
+                "Statistics over pairs need the metric of each pair. A function from all logits to "
+                "one number has none; use logit_difference or another of the named metrics."
+            )
+        return self.samples
+
+    def __getitem__(self, site: str) -> PatchResult:
+        """One site of a result with several.
+
+        Raises:
+            KeyError: no such site.
+        """
+        if site not in self.site:
+            raise KeyError(f"{site!r}; this result has {', '.join(self.site)}")
+        if self.axes[0] != "site":
+            return self
+        at = self.site.index(site)
+        samples = None if self.samples is None else self.samples[:, at]
+        return replace(
+            self, values=self.values[at], axes=self.axes[1:], site=(site,), samples=samples
+        )
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row a cell: its place, the token there, value, effect, and standard error."""
+        import pandas as pd
+
+        columns: dict[str, Any] = {}
+        for axis, index in zip(self.axes, np.indices(self.values.shape), strict=True):
+            names = np.array(self.labels[axis], dtype=object)[index.ravel()]
+            if axis in ("layer", "head"):
+                columns[axis] = index.ravel()
+            elif axis == "site":
+                columns[axis] = names
+            else:
+                columns[axis] = index.ravel()
+                columns["token" if axis == "pos" else "source_token"] = names
+        columns["value"] = self.values.flatten().numpy()
+        columns["effect"] = self.effect().flatten().numpy()
+        if self.samples is not None and len(self.samples) > 1:
+            columns["standard_error"] = self.standard_error().flatten().numpy()
+        return pd.DataFrame(columns)
+
+    def top(self, count: int = 10) -> pd.DataFrame:
+        """The cells that change the metric most, most first; see ``frame``."""
+        frame = self.frame.dropna(subset=["effect"])
+        order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index[:count]
+        return frame.loc[order].reset_index(drop=True)
+
+    def view(self, *, normalized: bool = False, **at: Any) -> HeatmapView:
+        """A heat map of the effects.
+
+        Args:
+            normalized: show ``normalized()`` instead of the metric's change.
+            at: an index on an axis, such as ``head=3`` or ``site="z"``. Of axes that are too many
+                for a map and have no index, each field shows the cell that changes most.
+
+        Raises:
+            InputError: an axis this result does not have.
+        """
+        from neox_lab.views import HeatmapView
+
+        values = self.normalized() if normalized else self.effect()
+        axes, told = list(self.axes), []
+        for axis, index in at.items():
+            if axis not in axes:
+                raise InputError(f"No axis {axis!r}; this result has {', '.join(self.axes)}")
+            number = self.site.index(index) if axis == "site" else int(index)
+            values = values.select(axes.index(axis), number)
+            axes.remove(axis)
+            told.append(str(index) if axis == "site" else f"{axis} {index}")
+        while len(axes) > 2:
+            axis = next(a for a in ("head", "source_pos", "site", *axes) if a in axes)
+            values = _farthest(values, axes.index(axis))
+            axes.remove(axis)
+            told.append(f"the {axis} that changes most")
+        if len(axes) == 1:
+            values, axes = values[None], ["", *axes]
+        rows, columns = (self.labels.get(axis, [""]) for axis in axes)
+        name = f"share of the {self.metric}" if normalized else f"change of the {self.metric}"
+        words = {"pos": "position", "source_pos": "source position", "": "all"}
+        what = {"denoising": "clean into corrupted", "noising": "corrupted into clean"}
+        title = f"Patching {', '.join(self.site)}, {what.get(self.direction, 'ablation')}"
+        return HeatmapView(
+            values.numpy(),
+            rows,
+            columns,
+            words.get(axes[0], axes[0]),
+            words.get(axes[1], axes[1]),
+            name,
+            title="; ".join([title, *told]),
+        )
+
+    def __repr__(self) -> str:
+        """Headline, and the cells that stand out."""
+        shape = " × ".join(f"{n} {a}" for n, a in zip(self.values.shape, self.axes, strict=True))
+        lines = [
+            f"PatchResult of {', '.join(self.site)}: {shape}, {self.direction}",
+            f"{self.metric}: clean {self.clean:.4g}, corrupted {self.corrupted:.4g}",
+        ]
+        if not self.complete:
+            missing = int(self.values.isnan().sum())
+            lines.append(f"Interrupted: {missing} of {self.values.numel()} cells are missing (NaN)")
+        return "\n".join([*lines, self.top(5).to_string(index=False)])
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        bundle = self.view()._repr_mimebundle_(include, exclude)
+        return bundle | {"text/plain": repr(self)}
+
+    def __getattr__(self, name: str) -> Any:
+        """``to_png`` and the like are those of the heat map; ``to_csv`` writes the frame."""
+        if name.startswith("to_"):
+            return getattr(self.view(), name)
+        raise AttributeError(f"PatchResult has no attribute {name!r}")
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """``frame`` as CSV; also written to ``path``."""
+        text = self.frame.to_csv(index=False, lineterminator="\n")
+        if path is not None:
+            Path(path).write_text(text, encoding="utf-8")
+        return text
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything to a safetensors file.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        tensors = {"values": self.values}
+        for name in ("samples", "base_samples"):
+            tensor = getattr(self, name)
+            if tensor is not None:
+                tensors[name] = tensor
+        about = {name: getattr(self, name) for name in _TEXTS}
+        files.write(Path(path), tensors, {"patch_result": json.dumps(about)})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> PatchResult:
+        """A result that ``save`` wrote.
+
+        Raises:
+            CheckpointError: there is no such file, or it is not a result.
+        """
+        tensors, description = files.read(Path(path))
+        if "patch_result" not in description or "values" not in tensors:
+            raise CheckpointError(f"{path} is not a patching result.")
+        about = json.loads(str(description["patch_result"]))
+        about |= {"axes": tuple(about["axes"]), "site": tuple(about["site"])}
+        arguments: dict[str, Any] = {name: tensor.clone() for name, tensor in tensors.items()}
+        return cls(**arguments, **about)
+
+
+def _farthest(values: Tensor, axis: int) -> Tensor:
+    """Along ``axis``, the entry farthest from zero; NaN counts as nothing."""
+    at = values.abs().nan_to_num(-1.0).argmax(dim=axis, keepdim=True)
+    return torch.gather(values, axis, at).squeeze(axis)

@@ -1,0 +1,172 @@
+"""The run that gets patched, and where the patches come from.
+
+Both are activations by hook name and layer. The patched run is kept whole: it is what every
+variant shares below the patched layer, left of the patched position, and in every part of a
+block that a patch does not reach.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor
+
+from neox_lab.experiments.patching.sites import Site
+from neox_lab.model.masking import AttentionMask, attention_mask
+from neox_lab.model.network import Network
+from neox_lab.model.rotary import rotate
+
+if TYPE_CHECKING:
+    from neox_lab.model.block import Block
+
+Source = Callable[[str, int], Tensor]
+"""From a hook name (relative to its block) and a layer to the activations ``[batch, pos, ...]``
+that are patched in."""
+
+BASE_HOOKS = (
+    "hook_resid_pre",
+    "attn.hook_rot_q",
+    "attn.hook_rot_k",
+    "attn.hook_v",
+    "attn.hook_z",
+    "hook_attn_out",
+    "hook_mlp_out",
+)
+
+
+def activations(
+    network: Network, ids: Tensor, mask: Tensor | None, hooks: Iterable[str]
+) -> tuple[Tensor, Source]:
+    """Run the layers once and keep some activations.
+
+    Args:
+        network: embedding and blocks.
+        ids: tokens ``[batch, pos]``.
+        mask: 1 for text and 0 for padding ``[batch, pos]``, or None.
+        hooks: hook names relative to a block.
+
+    Returns:
+        The residual stream after the last block, and the activations.
+    """
+    layers = len(network.layers)
+    names = [f"blocks.{layer}.{hook}" for hook in hooks for layer in range(layers)]
+    arguments = {} if mask is None else {"attention_mask": mask}
+    run, cache = network.run_with_cache(  # type: ignore[operator]
+        ids, names, stop_at_layer=layers, use_cache=False, **arguments
+    )
+
+    def source(hook: str, layer: int) -> Tensor:
+        found: Tensor = cache[f"blocks.{layer}.{hook}"]
+        return found
+
+    return run.last_hidden_state, source
+
+
+@dataclass
+class LayerRun:
+    """One layer of the run that gets patched.
+
+    Attributes:
+        resid_pre: residual stream entering the block ``[batch, pos, d_model]``.
+        q: rotated queries ``[batch, pos, head, d_head]``.
+        k: rotated keys.
+        v: values.
+        z: what each head read.
+        attn_out: what attention adds ``[batch, pos, d_model]``.
+        mlp_out: what the MLP adds.
+    """
+
+    resid_pre: Tensor
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    z: Tensor
+    attn_out: Tensor
+    mlp_out: Tensor
+
+
+class BaseRun:
+    """The run that gets patched.
+
+    Attributes:
+        network: embedding and blocks.
+        blocks: the blocks.
+        layers: activations of each block.
+        final: residual stream after the last block ``[batch, pos, d_model]``.
+        batch: pairs in it.
+        length: positions.
+    """
+
+    def __init__(self, network: Network, ids: Tensor, mask: Tensor | None) -> None:
+        """Run ``ids`` ``[batch, pos]`` with padding ``mask`` (or None) once."""
+        self.network = network
+        self.blocks = [cast("Block", block) for block in network.layers]
+        self.mask = mask
+        self.batch, self.length = ids.shape
+        self.final, run = activations(network, ids, mask, BASE_HOOKS)
+        self.layers = [
+            LayerRun(*(run(hook, layer) for hook in BASE_HOOKS))
+            for layer in range(len(network.layers))
+        ]
+        positions = torch.arange(self.length, device=ids.device)
+        cos, sin = network.rotary.angles(positions[None])
+        self.cos, self.sin = cos[0], sin[0]  # [pos, 1, rotary_ndims]
+
+    def visible(self, first: int = 0) -> AttentionMask:
+        """Who may look at whom, for queries from position ``first`` on and keys everywhere."""
+        like = self.final
+        return attention_mask(
+            self.mask, self.batch, self.length - first, first, like.dtype, like.device
+        )
+
+    def mix(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, pair: Tensor | None = None
+    ) -> Tensor:
+        """What every head reads, ``[row, pos, head, d_head]``.
+
+        Args:
+            layer: whose attention.
+            q: rotated queries ``[row, pos, head, d_head]``.
+            k: rotated keys.
+            v: values.
+            pair: which pair each row belongs to; None if rows are the pairs.
+        """
+        mask = for_rows(self.visible(), pair)
+        attention = self.blocks[layer].attention
+        z: Tensor = attention.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
+        return z.transpose(1, 2)
+
+    def turned(self, x: Tensor) -> Tensor:
+        """Queries or keys ``[batch, pos, head, d_head]``, rotated."""
+        return rotate(x, self.cos, self.sin)
+
+    def at(self, hook: str, layer: int) -> Tensor:
+        """The activation a site replaces, as ``replaced`` in ``arrivals`` compares it."""
+        run = self.layers[layer]
+        match hook:
+            case "hook_resid_mid":
+                return run.attn_out + run.resid_pre
+            case "hook_resid_post":
+                last = layer + 1 == len(self.layers)
+                return self.final if last else self.layers[layer + 1].resid_pre
+            case "attn.hook_q" | "attn.hook_k" | "attn.hook_v" | "attn.hook_z":
+                found: Tensor = getattr(run, hook[-1])
+                return found
+            case _:
+                found = getattr(run, hook.removeprefix("hook_"))
+                return found
+
+
+def needed_hooks(sites: Iterable[Site]) -> list[str]:
+    """Hook names that the source must provide."""
+    return list(dict.fromkeys(site.hook for site in sites))
+
+
+def for_rows(mask: AttentionMask, pair: Tensor | None) -> AttentionMask:
+    """The mask of rows that belong to pairs ``[row]``, from that of the pairs."""
+    if pair is None or mask.bias is None or mask.bias.shape[0] == 1:
+        return mask
+    return mask._replace(bias=mask.bias[pair])
