@@ -45,16 +45,17 @@ def load(
         name: a directory or hub id; None is the small built-in model, which needs no network.
         head: ``base``, ``causal-lm``, ``question-answering``, ``sequence-classification`` or
             ``token-classification``.
-        revision: branch, tag or commit on the hub.
+        revision: branch, tag or commit on the hub; for the built-in model one of
+            ``nl.gym.revisions()``, such as ``step512``.
         dtype: of the weights; None means float32 on a CPU, where half precision is slow and
             coarse, and the checkpoint's own dtype elsewhere.
         device: where to; None means the CPU.
         labels: names of the classes or tags, for a head that is to be trained; None for those of
-            the checkpoint.
+            the checkpoint. The built-in model comes with trained heads, which None gives.
 
     Raises:
         ConfigError: an unknown head, or labels for a head that has none.
-        CheckpointError: a file is missing, damaged or does not fit.
+        CheckpointError: a file is missing, damaged or does not fit, or there is no such revision.
     """
     if head not in CLASSES:
         raise ConfigError(
@@ -65,7 +66,12 @@ def load(
     if name is None:
         from neox_lab.gym import weights_directory
 
-        name = weights_directory()
+        text_source: str | os.PathLike[str] = weights_directory()
+        # With labels of its own a head is to be trained, and starts from the language model.
+        name = weights_directory(revision, head if labels is None else "causal-lm")
+        revision = None
+    else:
+        text_source = name
     # One commit for model and tokenizer, even if the branch moves in between.
     revision = pin(name, HubOptions(revision=revision)).revision
     on_cpu = device is None or torch.device(device).type == "cpu"
@@ -76,7 +82,7 @@ def load(
         dtype=dtype or (torch.float32 if on_cpu else "auto"),
         device_map=device,
     )
-    model.tokenizer = GPTNeoXTokenizerFast.from_pretrained(name, revision=revision)
+    model.tokenizer = GPTNeoXTokenizerFast.from_pretrained(text_source, revision=revision)
     return model
 
 

@@ -1,0 +1,281 @@
+"""How well a model does the tasks of the small world, whatever model it is.
+
+    nl.gym.evaluate(model)              # accuracy and logit difference by task
+    nl.gym.evaluate(model).examples     # every prompt, and why some were left out
+    nl.gym.repeat_loss(model)           # does it look up what came before?
+
+A task asks for one token after a prompt. Another tokenizer may cut an answer into several tokens,
+or a prompt and its corrupted twin into different numbers of them; such examples are left out, and
+counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import InputError, nearest
+from neox_lab.gym.examples import Pair
+from neox_lab.gym.words import Split
+from neox_lab.gym.world import TASKS
+from neox_lab.tasks.batches import by_length, encoded, pad_token, padded
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.views import View
+
+
+class Prompt(NamedTuple):
+    """A pair as tokens.
+
+    Attributes:
+        clean: tokens of the clean prompt.
+        corrupted: tokens of the corrupted one, as many.
+        correct: the token that answers.
+        wrong: the one to compare it with.
+    """
+
+    clean: list[int]
+    corrupted: list[int]
+    correct: int
+    wrong: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """Accuracy and logit difference by task; shown in a notebook it is its picture.
+
+    Attributes:
+        frame: one row a task: ``task``; ``accuracy``, the share of prompts after which the correct
+            token has a higher logit than the wrong one, with Wilson's interval (95 %) from
+            ``accuracy_low`` to ``accuracy_high``; ``logit_difference``, correct minus wrong after
+            the clean prompt, mean with its 95 % interval (normal) from ``logit_difference_low`` to
+            ``logit_difference_high``; ``corrupted_logit_difference``, the same after the corrupted
+            prompt; ``count``, how many prompts; ``left_out``, how many could not be asked.
+            Numbers are missing where nothing could be asked.
+        examples: one row a prompt: the pair, both logit differences, and ``left_out``, the reason,
+            or "".
+    """
+
+    frame: pd.DataFrame
+    examples: pd.DataFrame
+
+    @property
+    def accuracy(self) -> float:
+        """Mean accuracy of the tasks that could be asked."""
+        return float(self.frame["accuracy"].mean())
+
+    def view(self) -> View:
+        """Accuracy of each task as a bar."""
+        from neox_lab.views import BarsView
+
+        asked = self.frame[self.frame["count"] > 0]
+        if asked.empty:
+            raise InputError("no example could be asked; see .examples for the reasons")
+        names = [
+            f"{row.task} ({row.accuracy_low:.2f} to {row.accuracy_high:.2f})"
+            for row in asked.itertuples()
+        ]
+        count, out = int(self.frame["count"].sum()), int(self.frame["left_out"].sum())
+        note = f"Accuracy, with its 95 % interval, on {count} prompts; {out} were left out."
+        return BarsView(names, asked["accuracy"].to_numpy(), "Tasks of the small world", note)
+
+    def __repr__(self) -> str:
+        """The table."""
+        shown = self.frame[["task", "accuracy", "logit_difference", "count", "left_out"]]
+        return shown.to_string(index=False, float_format=lambda value: f"{value:.3f}")
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return self.view()._repr_mimebundle_(include, exclude)
+
+    def __getattr__(self, name: str) -> Any:
+        """``to_png`` and the like are those of the view."""
+        if name.startswith("to_"):
+            return getattr(self.view(), name)
+        raise AttributeError(f"Evaluation has no attribute {name!r}")
+
+
+def tasks(examples: int = 3) -> pd.DataFrame:
+    """What there is to ask: every task with some held-out examples.
+
+    Returns:
+        One row an example: ``task``, ``description``, ``source`` (the paper that studied it),
+        ``clean``, ``corrupted``, ``correct``, ``wrong``.
+    """
+    import pandas as pd
+
+    return pd.DataFrame(
+        {
+            "task": task.name,
+            "description": task.description,
+            "source": task.source,
+            **dataclasses.asdict(pair),
+        }
+        for task in TASKS.values()
+        for pair in task.pairs(examples)
+    )
+
+
+def evaluate(
+    model: Any,
+    tasks: Sequence[str] | None = None,
+    *,
+    count: int = 200,
+    part: Split = "held-out",
+    seed: int = 0,
+    batch_size: int = 64,
+) -> Evaluation:
+    """Ask a model the tasks of the small world.
+
+    Args:
+        model: a GPTNeoXForCausalLM with a tokenizer; any, not only the built-in one.
+        tasks: names of tasks; None for all.
+        count: examples of each (fewer where a task has fewer).
+        part: ``held-out`` asks with words or templates that the built-in model was not trained on
+            in that task; ``train`` asks as in its training.
+        seed: of the examples.
+        batch_size: prompts in one forward pass.
+
+    Raises:
+        InputError: an unknown task, or a model with another head.
+        TokenizerError: a model without tokenizer.
+    """
+    import pandas as pd
+
+    if model.head != "causal-lm":
+        raise InputError(f"this model's head is {model.head!r}; expected 'causal-lm'")
+    names = list(TASKS) if tasks is None else list(tasks)
+    for name in names:
+        if name not in TASKS:
+            raise InputError(
+                f"there is no task {name!r}; there are {', '.join(TASKS)}.{nearest(name, TASKS)}"
+            )
+    rows: list[dict[str, Any]] = []
+    prompts: list[Prompt] = []
+    for name in names:
+        for pair in TASKS[name].pairs(count, part, seed):
+            prompt, reason = as_tokens(model, pair)
+            rows.append({"task": name, **dataclasses.asdict(pair), "left_out": reason})
+            if prompt is not None:
+                prompts.append(prompt)
+    differences = iter(logit_differences(model, prompts, batch_size).tolist())
+    for row in rows:
+        clean, corrupted = (math.nan, math.nan) if row["left_out"] else next(differences)
+        row |= {"logit_difference": clean, "corrupted_logit_difference": corrupted}
+    examples = pd.DataFrame(rows)
+    frame = pd.DataFrame(
+        _summary(name, group) for name, group in examples.groupby("task", sort=False)
+    )
+    return Evaluation(frame, examples)
+
+
+def as_tokens(model: Any, pair: Pair) -> tuple[Prompt | None, str]:
+    """The pair as tokens, or None and the reason why the model's tokenizer does not allow it."""
+    texts = [pair.clean, pair.corrupted, pair.clean + pair.correct, pair.clean + pair.wrong]
+    clean, corrupted, right, wrong = (list(ids) for ids in encoded(model, texts).input_ids)
+    if len(clean) != len(corrupted):
+        return None, f"clean prompt {len(clean)} tokens, corrupted {len(corrupted)}"
+    for answer, ids in ((pair.correct, right), (pair.wrong, wrong)):
+        if ids[:-1] != clean:
+            return None, f"answer {answer!r} is not one token"
+    if max(*right, *wrong, *corrupted) >= model.config.vocab_size:
+        return None, "the tokenizer has more tokens than the model"
+    if len(clean) > model.config.max_position_embeddings:
+        return None, f"{len(clean)} tokens are more than the model reads"
+    return Prompt(clean, corrupted, right[-1], wrong[-1]), ""
+
+
+@torch.inference_mode()
+def logit_differences(model: Any, prompts: Sequence[Prompt], batch_size: int = 64) -> Tensor:
+    """Logit of the correct minus that of the wrong token, ``[prompt, clean or corrupted]``.
+
+    Float32 on the CPU. The model is in evaluation mode meanwhile.
+    """
+    found = torch.zeros(len(prompts), 2)
+    pad = pad_token(model)
+    training = model.training
+    model.eval()
+    try:
+        for side in range(2):
+            examples = [{"input_ids": prompt[side]} for prompt in prompts]
+            for rows in by_length(examples, batch_size):
+                batch = padded([examples[row] for row in rows], pad)
+                last = batch["attention_mask"].sum(dim=1, keepdim=True) - 1
+                batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
+                logits = model(**batch, logits_to_keep=last.to(model.device)).logits[:, 0]
+                pairs = torch.tensor([[prompts[r].correct, prompts[r].wrong] for r in rows])
+                chosen = logits.float().cpu().gather(1, pairs)
+                found[rows, side] = chosen[:, 0] - chosen[:, 1]
+    finally:
+        model.train(training)
+    return found
+
+
+@torch.inference_mode()
+def repeat_loss(
+    model: Any, length: int = 64, count: int = 32, seed: int = 0
+) -> tuple[float, float]:
+    """Loss on unrelated tokens, and on the same tokens a second time, in nats per token.
+
+    A model that looks up what followed before, by induction heads or otherwise, finds the second
+    copy easy. The tokens are drawn evenly from the whole vocabulary but the first two.
+
+    Args:
+        model: a GPTNeoXForCausalLM.
+        length: tokens of one copy.
+        count: sequences.
+        seed: of the tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    once = torch.randint(2, model.config.vocab_size, (count, length), generator=generator)
+    tokens = torch.cat([once, once], dim=1).to(model.device)
+    training = model.training
+    model.eval()
+    try:
+        logits = model(tokens).logits.float()
+    finally:
+        model.train(training)
+    losses = torch.nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none"
+    )
+    # The first token of the second copy cannot be known.
+    return float(losses[:, : length - 1].mean()), float(losses[:, length:].mean())
+
+
+def _summary(name: Any, group: pd.DataFrame) -> dict[str, Any]:
+    """One row of ``Evaluation.frame``."""
+    asked = group[group["left_out"] == ""]
+    count = len(asked)
+    differences = asked["logit_difference"]
+    low, high = wilson(int((differences > 0).sum()), count)
+    mean = float(differences.mean())
+    margin = 1.96 * float(differences.std()) / math.sqrt(count) if count > 1 else math.nan
+    return {
+        "task": name,
+        "accuracy": float((differences > 0).mean()) if count else math.nan,
+        "accuracy_low": low,
+        "accuracy_high": high,
+        "logit_difference": mean,
+        "logit_difference_low": mean - margin,
+        "logit_difference_high": mean + margin,
+        "corrupted_logit_difference": float(asked["corrupted_logit_difference"].mean()),
+        "count": count,
+        "left_out": len(group) - count,
+    }
+
+
+def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's interval (1927) of a share, ``right`` of ``count``; (nan, nan) of nothing."""
+    if not count:
+        return math.nan, math.nan
+    share = right / count
+    middle = share + z * z / (2 * count)
+    margin = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    return (middle - margin) / scale, (middle + margin) / scale
