@@ -5,6 +5,7 @@
     nl.tasks.tagging           words to tags, tags to entities
     nl.tasks.language          further training of a language model
     nl.tasks.likelihood        perplexity, continuations, multiple choice
+    nl.tasks.harness           the model for the evaluation harness ``lm_eval``
 
 Each of the first three has ``train``, ``evaluate`` and ``predict``; what they return shows itself
 in a notebook and has a ``.frame``. All of them train through ``tasks.training.fit``.
@@ -18,14 +19,15 @@ from typing import TYPE_CHECKING, Any
 from neox_lab.tasks.settings import TrainingSettings
 
 if TYPE_CHECKING:
-    from neox_lab.tasks import answering, classification, language, likelihood, tagging
+    from neox_lab.tasks import answering, classification, harness, language, likelihood, tagging
 
-_ROOMS = ("answering", "classification", "language", "likelihood", "tagging")
+_ROOMS = ("answering", "classification", "harness", "language", "likelihood", "tagging")
 
 __all__ = [
     "TrainingSettings",
     "answering",
     "classification",
+    "harness",
     "language",
     "likelihood",
     "tagging",

@@ -103,8 +103,10 @@ def evaluate(model: Any, data: Any, *, max_length: int | None = None, stride: in
 
     Returns:
         ``metrics``: ``exact_match`` and ``f1`` (0 to 1), both also over questions with and without
-        an answer, where there are such. A row for each question; the picture shows the first.
+        an answer, where there are such. A row for each question; the picture shows the metrics.
     """
+    from neox_lab.views import BarsView
+
     _check_head(model)
     frame = squad.read_squad(data)
     found = _best(model, frame, max_length, stride)
@@ -119,8 +121,12 @@ def evaluate(model: Any, data: Any, *, max_length: int | None = None, stride: in
     for name, part in (("answerable", answerable), ("unanswerable", ~answerable)):
         if part.any() and not part.all():
             metrics |= {f"{m}_{name}": float(result[part][m].mean()) for m in ("exact_match", "f1")}
-    question, context = frame["question"][0], frame["context"][0]
-    return Report(result, metrics, lambda: _view(question, context, found[0]))
+    title = f"Answers to {len(frame)} questions"
+    return Report(
+        result,
+        metrics,
+        lambda: BarsView(list(metrics), list(metrics.values()), title, "1 is perfect"),
+    )
 
 
 def predict(

@@ -10,11 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from neox_lab.errors import CheckpointError
 from neox_lab.tasks.batches import Example
@@ -24,14 +25,23 @@ PREFIX = "training-"
 
 
 def fingerprint(
-    settings: TrainingSettings, examples: Sequence[Example], names: Iterable[str]
+    settings: TrainingSettings,
+    examples: Sequence[Example],
+    names: Iterable[str],
+    fixed: Mapping[str, Tensor],
 ) -> str:
-    """A checksum of what decides a run: settings, examples in order, names of weights."""
+    """A checksum of what decides a run.
+
+    Settings, examples in order, names of the weights that learn, and the ``fixed`` weights.
+    """
     # How often a run is saved does not change it.
     kept = dataclasses.asdict(dataclasses.replace(settings, save_every=1))
     digest = hashlib.sha256(json.dumps([kept, sorted(names)]).encode())
     for example in examples:
         digest.update(json.dumps(dict(example), sort_keys=True, default=str).encode())
+    for name, weight in sorted(fixed.items()):
+        digest.update(name.encode())
+        digest.update(weight.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

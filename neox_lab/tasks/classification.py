@@ -7,32 +7,37 @@
 
 The head reads the residual stream at the last token, the only one that has seen the whole text.
 ``config.problem_type`` says what a label is: with ``multi_label_classification`` a cell holds a
-list of names, with ``regression`` a number; without, one name or its number.
+list of names, with ``regression`` a number; without, one name or its number. A number that is also
+a name counts as the name.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from neox_lab.errors import InputError
+from neox_lab.errors import DataError, InputError
 from neox_lab.tasks import metrics
 from neox_lab.tasks.batches import Example, encoded, outputs, pad_token, padded
 from neox_lab.tasks.report import Report
 from neox_lab.tasks.settings import TrainingSettings
-from neox_lab.tasks.tables import check_lengths, read_table, refuse, texts_of
+from neox_lab.tasks.tables import check_lengths, listed, read_table, refuse, texts_of
 from neox_lab.tasks.training import TrainingResult, fit
+
+if TYPE_CHECKING:
+    from neox_lab.views.curves import CurvesView
 
 SINGLE, MULTI, REGRESSION = (
     "single_label_classification",
     "multi_label_classification",
     "regression",
 )
+DRAWN = 20  # texts in the picture of predictions
 
 
 def train(
@@ -90,29 +95,54 @@ def evaluate(
     examples = prepare(model, data, text=text, label=label, truncate=truncate)
     numbers, values = measure(model, examples)
     frame = _frame(model, [example["_text"] for example in examples], values)
-    frame.insert(1, "label", [example["_label"] for example in examples])
+    frame.insert(1, "label", [_given(model, example["labels"]) for example in examples])
     return Report(frame, numbers, lambda: _evaluation_view(model, examples, values))
 
 
-def predict(model: Any, texts: str | Sequence[str], batch_size: int = 32) -> Report:
+def predict(
+    model: Any, texts: str | Sequence[str], batch_size: int = 32, *, truncate: bool = False
+) -> Report:
     """Classify texts.
 
     Returns:
         A frame with ``text``, ``prediction`` and a probability for each label; the picture shows
-        the first text's labels as bars.
+        a text's labels as bars, or several texts and their labels as a map.
     """
-    from neox_lab.views import BarsView
-
-    listed = [texts] if isinstance(texts, str) else list(texts)
-    examples = _tokenized(model, listed, truncate=False)
+    _check_head(model)
+    rows = [texts] if isinstance(texts, str) else list(texts)
+    if not rows:
+        raise DataError("there is no text to classify")
+    examples = _tokenized(model, rows, truncate)
     values = _probabilities(model, outputs(model, examples, batch_size, ["logits"]))
-    names = _names(model)
+    return Report(
+        _frame(model, rows, values), {}, lambda: _prediction_view(rows, values, _names(model))
+    )
 
-    def picture() -> BarsView:
-        title = listed[0] if len(listed) == 1 else f"{listed[0]} (the first of {len(listed)})"
-        return BarsView(names, values[0], title=title)
 
-    return Report(_frame(model, listed, values), {}, picture)
+def calibration(report: Report, bins: int = 10) -> CurvesView:
+    """Is the model as often right as it is sure? Accuracy over confidence, from ``evaluate``.
+
+    Args:
+        report: what ``evaluate`` returned for a model with one label out of several.
+        bins: in how many steps of confidence texts are gathered; see ``metrics.calibration``.
+
+    Raises:
+        InputError: the report has no probabilities of single labels.
+    """
+    from neox_lab.views.curves import CurvesView, Line
+
+    chances = report.frame.filter(regex=r"^p\(")
+    names = [name[2:-1] for name in chances.columns]
+    if "calibration_error" not in report.metrics:
+        raise InputError("expected what evaluate returns for one label out of several")
+    right = np.array([names.index(name) for name in report.frame["label"]])
+    table = metrics.calibration(right, chances.to_numpy(), bins)
+    lines = {
+        "accuracy": Line(table["confidence"], table["accuracy"]),
+        "as right as sure": Line([0.0, 1.0], [0.0, 1.0], faint=True),
+    }
+    title = f"Calibration error {report.metrics['calibration_error']:.3f}"
+    return CurvesView(title, lines, "confidence", "accuracy")
 
 
 def prepare(model: Any, data: Any, *, text: str, label: str, truncate: bool) -> list[Example]:
@@ -125,10 +155,7 @@ def prepare(model: Any, data: Any, *, text: str, label: str, truncate: bool) -> 
     frame = read_table(data, (text, label))
     labels = _targets(model, frame[label].tolist())
     examples = _tokenized(model, texts_of(frame, text), truncate)
-    return [
-        {**example, "labels": target, "_label": given}
-        for example, target, given in zip(examples, labels, frame[label], strict=True)
-    ]
+    return [{**example, "labels": target} for example, target in zip(examples, labels, strict=True)]
 
 
 def measure(
@@ -172,7 +199,7 @@ def _targets(model: Any, given: list[Any]) -> list[Any]:
             if problem == REGRESSION:
                 targets.append(_number(value))
             elif problem == MULTI:
-                there = {_class(name, names) for name in value}
+                there = {_class(name, names) for name in listed(value)}
                 targets.append([float(number in there) for number in range(len(names))])
             else:
                 targets.append(_class(value, names))
@@ -185,6 +212,14 @@ def _targets(model: Any, given: list[Any]) -> list[Any]:
     return targets
 
 
+def _given(model: Any, target: Any) -> Any:
+    """A target as it is shown: a name, a list of names, or a number."""
+    names, problem = _names(model), _problem(model)
+    if problem == MULTI:
+        return [name for name, there in zip(names, target, strict=True) if there]
+    return names[target] if problem == SINGLE else target
+
+
 def _number(value: Any) -> float:
     if not np.isfinite(float(value)):
         raise ValueError(value)
@@ -195,7 +230,11 @@ def _class(value: Any, names: list[str]) -> int:
     """Number of a class given by name or number."""
     if isinstance(value, str):
         return names.index(value)
-    if isinstance(value, bool | np.bool_) or int(value) != value or not 0 <= value < len(names):
+    if isinstance(value, bool | np.bool_) or int(value) != value:
+        raise ValueError(value)
+    if str(int(value)) in names:
+        return names.index(str(int(value)))
+    if not 0 <= value < len(names):
         raise ValueError(value)
     return int(value)
 
@@ -234,6 +273,24 @@ def _frame(model: Any, texts: list[str], values: Any) -> Any:
     for number, name in enumerate(names):
         frame[f"p({name})"] = values[:, number]
     return frame
+
+
+def _prediction_view(texts: list[str], values: Any, names: list[str]) -> Any:
+    from neox_lab.views import BarsView, HeatmapView
+
+    if len(texts) == 1:
+        return BarsView(names, values[0], title=texts[0])
+    cut = f", the first {DRAWN} of {len(texts)} texts" if len(texts) > DRAWN else ""
+    return HeatmapView(
+        values[:DRAWN],
+        texts[:DRAWN],
+        names,
+        row_axis="text",
+        column_axis="label",
+        value_name="probability" if len(names) > 1 else "output",
+        centre=None,
+        title=f"Predictions{cut}",
+    )
 
 
 def _evaluation_view(model: Any, examples: Sequence[Example], values: Any) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neox_lab.errors import DataError
-from neox_lab.tasks.tables import read_table, refuse
+from neox_lab.tasks.tables import listed, read_table, refuse
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +42,14 @@ def read_squad(source: Any) -> pd.DataFrame:
     import pandas as pd
 
     content = _squad_content(source)
-    frame = read_table(source if content is None else _flattened(content), COLUMNS)
+    try:
+        rows = source if content is None else _flattened(content)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"this is not SQuAD's format ({error!r}); expected articles with paragraphs, each with "
+            "a context and qas, each of these with a question and answers"
+        ) from error
+    frame = read_table(rows, COLUMNS)
     frame = frame.copy()
     if "id" not in frame.columns:
         frame.insert(0, "id", [str(row) for row in range(len(frame))])
@@ -95,6 +102,7 @@ def _flattened(articles: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _spans(given: Any) -> list[Span]:
+    given = listed(given)
     if isinstance(given, dict):
         pairs = zip(given["answer_start"], given["text"], strict=True)
         return [(int(start), str(text)) for start, text in pairs]

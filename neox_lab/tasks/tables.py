@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -35,6 +36,10 @@ def read_table(source: Any, columns: Sequence[str] = ()) -> pd.DataFrame:
         frame = _read_file(Path(source))
     elif hasattr(source, "to_pandas"):
         frame = source.to_pandas()
+    elif isinstance(source, dict) and all(hasattr(part, "to_pandas") for part in source.values()):
+        raise DataError(
+            f"this is a dictionary of datasets; choose one of its parts: {', '.join(source)}"
+        )
     elif isinstance(source, list | tuple) and all(isinstance(row, dict) for row in source):
         frame = pd.DataFrame(list(source))
     else:
@@ -57,11 +62,14 @@ def read_table(source: Any, columns: Sequence[str] = ()) -> pd.DataFrame:
 def _read_file(path: Path) -> pd.DataFrame:
     import pandas as pd
 
+    # Texts stay what they are: "None" is a word, "007" in quotes is a text, and no date is guessed.
+    cells: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
+    values: dict[str, Any] = {"dtype": False}  # which guesses no dates either
     readers: dict[str, Any] = {
-        ".csv": pd.read_csv,
-        ".tsv": lambda at: pd.read_csv(at, sep="\t"),
-        ".jsonl": lambda at: pd.read_json(at, lines=True),
-        ".json": pd.read_json,
+        ".csv": lambda at: pd.read_csv(at, **cells),
+        ".tsv": lambda at: pd.read_csv(at, sep="\t", **cells),
+        ".jsonl": lambda at: pd.read_json(at, lines=True, **values),
+        ".json": lambda at: pd.read_json(at, **values),
     }
     if path.suffix.lower() not in readers:
         raise DataError(f"{path.name} ends in {path.suffix!r}; expected {', '.join(readers)}")
@@ -69,9 +77,23 @@ def _read_file(path: Path) -> pd.DataFrame:
         frame: pd.DataFrame = readers[path.suffix.lower()](path)
     except FileNotFoundError:
         raise DataError(f"there is no file {str(path)!r}") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path.name} is not a readable {path.suffix[1:]} file: {error}") from error
     return frame
+
+
+def listed(cell: Any) -> Any:
+    """What a cell holds that should be a list or an object; in a CSV file it stands as text.
+
+    Raises:
+        ValueError: it is text that does not read as one.
+    """
+    if not isinstance(cell, str):
+        return cell
+    try:
+        return ast.literal_eval(cell)  # reads what JSON and pandas write, and runs no code
+    except SyntaxError as error:
+        raise ValueError(cell) from error
 
 
 def refuse(what: str, wrong: Iterable[tuple[int, str]], advice: str) -> None:

@@ -24,7 +24,7 @@ from neox_lab.tasks import conll
 from neox_lab.tasks.batches import Example, encoded, outputs, pad_token, padded
 from neox_lab.tasks.report import Report
 from neox_lab.tasks.settings import TrainingSettings
-from neox_lab.tasks.tables import check_lengths, read_table, refuse
+from neox_lab.tasks.tables import check_lengths, listed, read_table, refuse
 from neox_lab.tasks.training import TrainingResult, fit
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -78,18 +78,25 @@ def evaluate(model: Any, data: Any) -> Report:
     """Measure entities as seqeval does; see ``conll.entity_metrics``.
 
     Returns:
-        A row for each text with its tags and those predicted; the picture shows the first text.
+        A row for each text with its tags and those predicted; the picture shows the metrics.
     """
     import pandas as pd
 
+    from neox_lab.views import BarsView
+
     _check_head(model)
     sentences = read_sentences(data)
-    metrics, predicted, scores = _measure(model, sentences)
+    metrics, predicted, _ = _measure(model, sentences)
     rows = [
         {"text": sentence.text, "tags": sentence.tags, "predicted": tags}
         for sentence, tags in zip(sentences, predicted, strict=True)
     ]
-    return Report(pd.DataFrame(rows), metrics, lambda: _view(sentences[0], predicted[0], scores[0]))
+    title = f"Entities in {len(rows)} texts"
+    return Report(
+        pd.DataFrame(rows),
+        metrics,
+        lambda: BarsView(list(metrics), list(metrics.values()), title, "1 is perfect"),
+    )
 
 
 def predict(model: Any, texts: str | Sequence[str]) -> Report:
@@ -97,15 +104,18 @@ def predict(model: Any, texts: str | Sequence[str]) -> Report:
 
     Returns:
         A row for each entity: number of the text, entity, label, first and last character
-        (exclusive), score (mean probability of its tags). The picture shows the first text.
+        (exclusive), score (mean probability of its tags). The picture shows the texts, each from
+        a new line, with their entities marked.
     """
     import pandas as pd
 
     _check_head(model)
-    listed = [texts] if isinstance(texts, str) else list(texts)
-    sentences = [Sentence(text, _words(text), []) for text in listed]
+    listed_texts = [texts] if isinstance(texts, str) else list(texts)
+    sentences = [Sentence(text, _words(text), []) for text in listed_texts]
     empty = [(row, "has no word") for row, s in enumerate(sentences) if not s.words]
     refuse("There is nothing to tag", empty, "Leave these texts out.")
+    if not sentences:
+        raise DataError("there is no text to tag")
     predicted, scores = _predicted(model, sentences)
     rows = [
         {"text": number, **entity}
@@ -113,9 +123,7 @@ def predict(model: Any, texts: str | Sequence[str]) -> Report:
         for entity in _found(sentence, predicted[number], scores[number])
     ]
     names = ["text", "entity", "label", "start", "end", "score"]
-    return Report(
-        pd.DataFrame(rows, columns=names), {}, lambda: _view(sentences[0], predicted[0], scores[0])
-    )
+    return Report(pd.DataFrame(rows, columns=names), {}, lambda: _view(listed_texts, rows))
 
 
 def read_sentences(data: Any) -> list[Sentence]:
@@ -124,7 +132,8 @@ def read_sentences(data: Any) -> list[Sentence]:
     Args:
         data: a CoNLL file (``.conll``, ``.txt``, ``.bio``); a table with ``words`` and ``tags``
             (or ``tokens`` and ``ner_tags``), a list in each cell; or a table with ``text`` and
-            ``entities``, objects with ``start``, ``end`` (characters) and ``label``.
+            ``entities``, objects with ``start``, ``end`` (characters) and ``label``. A
+            ``datasets.Dataset`` may hold tags as numbers if it names them.
 
     Raises:
         DataError: tags that break BIO, lists of different length, entities that do not begin and
@@ -143,11 +152,14 @@ def read_sentences(data: Any) -> list[Sentence]:
         )
     columns = ("words", "tags") if by_words else ("text", "entities")
     read = _from_words if by_words else _from_entities
+    numbered = _tag_names(data)
+    if by_words and numbered:
+        frame["tags"] = [[numbered[tag] for tag in tags] for tags in frame["tags"]]
     sentences, wrong = [], []
     for row, (first, second) in enumerate(zip(*(frame[name] for name in columns), strict=True)):
         try:
-            sentences.append(read(first, second))
-        except (DataError, TypeError, KeyError) as error:
+            sentences.append(read(listed(first) if by_words else first, listed(second)))
+        except (ValueError, TypeError, KeyError) as error:
             wrong.append((row, str(error)))
     refuse("Texts cannot be used", wrong, "Correct these rows or leave them out.")
     return sentences
@@ -190,6 +202,13 @@ def _check_head(model: Any) -> None:
         )
 
 
+def _tag_names(data: Any) -> list[str] | None:
+    """Names of numbered tags, where ``data`` is a ``datasets.Dataset`` that has some."""
+    features = getattr(data, "features", None) or {}
+    column = features.get("ner_tags") or features.get("tags")
+    return getattr(getattr(column, "feature", None), "names", None)
+
+
 def _words(text: str) -> list[tuple[int, int]]:
     return [match.span() for match in WORD.finditer(text)]
 
@@ -207,13 +226,16 @@ def _from_words(words: Any, tags: Any) -> Sentence:
 
 
 def _from_entities(text: Any, given: Any) -> Sentence:
-    words = _words(str(text))
+    words = _words(text) if isinstance(text, str) else []
     if not words:
         raise DataError("the text has no word")
     tags = ["O"] * len(words)
     starts = {start: at for at, (start, _) in enumerate(words)}
     ends = {end: at for at, (_, end) in enumerate(words)}
     for entity in given:
+        missing = {"start", "end", "label"} - set(entity)
+        if missing:
+            raise DataError(f"entity {entity!r:.60} has no {', '.join(sorted(missing))}")
         start, end, label = int(entity["start"]), int(entity["end"]), entity["label"]
         if start not in starts or end not in ends or starts[start] > ends[end]:
             raise DataError(
@@ -223,7 +245,7 @@ def _from_entities(text: Any, given: Any) -> Sentence:
             if tags[at] != "O":
                 raise DataError(f"entity {text[start:end]!r} overlaps another one")
             tags[at] = f"{'B' if at == starts[start] else 'I'}-{label}"
-    return Sentence(str(text), words, tags)
+    return Sentence(text, words, tags)
 
 
 def _tokens(model: Any, sentence: Sentence) -> tuple[list[int], list[int]]:
@@ -270,16 +292,17 @@ def _found(sentence: Sentence, tags: list[str], scores: list[float]) -> list[dic
     return rows
 
 
-def _view(sentence: Sentence, tags: list[str], scores: list[float]) -> Any:
-    """The text with its entities marked."""
+def _view(texts: list[str], found: list[dict[str, Any]]) -> Any:
+    """The texts with their entities marked."""
     from neox_lab.views.strips import Piece, StripView
 
-    found = _found(sentence, tags, scores)
-    pieces, at = [], 0
-    for row in found:
-        pieces.append(Piece(sentence.text[at : row["start"]]))
-        pieces.append(Piece(row["entity"], row["label"], row["label"], row["score"]))
-        at = row["end"]
-    pieces.append(Piece(sentence.text[at:]))
+    pieces = []
+    for number, text in enumerate(texts):
+        at = 0
+        for row in (row for row in found if row["text"] == number):
+            pieces.append(Piece(text[at : row["start"]]))
+            pieces.append(Piece(row["entity"], row["label"], row["label"], row["score"]))
+            at = row["end"]
+        pieces.append(Piece(text[at:] + "\n" * (number + 1 < len(texts))))
     note = f"{len(found)} found; the deeper the colour, the surer."
     return StripView([p for p in pieces if p.text], "Entities", note, found)

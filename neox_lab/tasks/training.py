@@ -2,7 +2,7 @@
 
     result = nl.tasks.classification.train(model, "reviews.csv")
     result                    # the curves, in a notebook
-    result.frame              # one row a step: loss, learning rate, tokens a second, metrics
+    result.frame              # one row a step: loss, learning rate, tokens, seconds, metrics
 
 ``fit`` is all there is: draw examples, average their loss, step downhill, look at the validation
 data from time to time. The order of examples follows from the seed and the epoch alone, so a run
@@ -45,7 +45,8 @@ class TrainingResult:
     Attributes:
         history: one record a step: ``step``, ``epoch``, ``loss`` (as the head defines it),
             ``learning_rate``, ``gradient_norm`` (before clipping), ``tokens`` (padding not
-            counted), ``seconds`` since the start; and, where there was an evaluation, its metrics.
+            counted), ``seconds`` since the start; and, where there was an evaluation,
+            ``validation_loss`` and the like.
         steps: how many steps were taken.
         interrupted: True if the user stopped it; the model is as it was then.
         best: metrics of the weights the model now has, if validation data was given.
@@ -63,7 +64,7 @@ class TrainingResult:
         """One row a step; metrics are missing where nothing was evaluated."""
         import pandas as pd
 
-        return pd.DataFrame(self.history)
+        return pd.DataFrame(self.history, columns=None if self.history else ["step", "loss"])
 
     def view(self) -> CurvesView:
         """Loss over steps, and the validation metrics that go with it."""
@@ -74,8 +75,10 @@ class TrainingResult:
         lines = {"loss, smoothed": Line(frame["step"], smooth)}
         lines["loss, each step"] = Line(frame["step"], frame["loss"], faint=True)
         for name in self.best:
-            there = frame.dropna(subset=[name])
-            lines[f"validation {name}"] = Line(there["step"], there[name])
+            if f"validation_{name}" not in frame:  # stopped before the first evaluation was noted
+                continue
+            there = frame.dropna(subset=[f"validation_{name}"])
+            lines[f"validation {name}"] = Line(there["step"], there[f"validation_{name}"])
         stopped = ", interrupted" if self.interrupted else ""
         title = f"Training: {self.steps} steps in {self.seconds:.0f} s{stopped}"
         return CurvesView(title, lines, "step", "value")
@@ -103,6 +106,7 @@ def fit(
     evaluate: Evaluate | None = None,
     best: str = "loss",
     directory: str | os.PathLike[str] | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> TrainingResult:
     """Train ``model`` in place; it is in evaluation mode afterwards.
 
@@ -114,6 +118,8 @@ def fit(
         evaluate: measures the present model on validation data.
         best: the metric that early stopping watches; the higher the better, except for a loss.
         directory: where to keep the run, so that the same call goes on if it was stopped.
+        after_step: called with the number of each step, from 1, when the weights are those after
+            it and before the run is saved; a run that goes on may call it again for the same step.
 
     Raises:
         InputError: no examples, or settings that do not fit the model.
@@ -126,7 +132,9 @@ def fit(
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), trainable(model, settings) as chosen:
         torch.manual_seed(settings.seed)
-        run = _Run(model, examples, collate, settings, chosen, evaluate, best, directory)
+        run = _Run(
+            model, examples, collate, settings, chosen, evaluate, best, directory, after_step
+        )
         try:
             return run.all_steps()
         finally:
@@ -147,10 +155,11 @@ class _Run:
         evaluate: Evaluate | None,
         best: str,
         directory: str | os.PathLike[str] | None,
+        after_step: Callable[[int], None] | None,
     ) -> None:
         self.model, self.examples, self.collate = model, examples, collate
         self.settings, self.chosen = settings, chosen
-        self.evaluate, self.watched = evaluate, best
+        self.evaluate, self.watched, self.after_step = evaluate, best, after_step
         self.directory = None if directory is None else Path(directory)
         self.optimizer = optimizer_for(chosen, settings)
         size = settings.batch_size * settings.accumulate
@@ -161,9 +170,11 @@ class _Run:
         self.best_weights: dict[str, Tensor] = {}
         self.without_better = 0
         self.seconds_before = 0.0
+        self.between_steps = True  # False while an interrupt would find half a step
         self.fingerprint = ""
         if self.directory is not None:
-            self.fingerprint = checkpoints.fingerprint(settings, examples, chosen)
+            fixed = {n: p for n, p in model.named_parameters() if n not in chosen}
+            self.fingerprint = checkpoints.fingerprint(settings, examples, chosen, fixed)
             self._resume(checkpoints.latest(self.directory, self.fingerprint))
         self.start = time.monotonic()
 
@@ -188,7 +199,7 @@ class _Run:
                 interrupted = True
         if self.best_weights and not interrupted:
             self._put_back(self.best_weights)
-        if interrupted and self.directory is not None:
+        if interrupted and self.directory is not None and self.between_steps:
             self._save()
         return TrainingResult(
             self.history, len(self.history), interrupted, self.best_metrics, self._seconds()
@@ -205,6 +216,7 @@ class _Run:
         learning_rate = rate(step, self.steps, self.settings)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        self.between_steps = False
         self.optimizer.step()
         record = {
             "step": step + 1,
@@ -218,8 +230,12 @@ class _Run:
         every = self.settings.evaluate_every or self.steps_in_epoch
         if self.evaluate and ((step + 1) % every == 0 or step + 1 == self.steps):
             self.model.eval()
-            record |= self._measured(dict(self.evaluate()))
+            measured = self._measured(dict(self.evaluate()))
+            record |= {f"validation_{name}": value for name, value in measured.items()}
         self.history.append(record)
+        self.between_steps = True
+        if self.after_step is not None:
+            self.after_step(step + 1)
         if self.directory is not None and (step + 1) % self.settings.save_every == 0:
             self._save()
         return record
