@@ -56,6 +56,7 @@ from torch import Tensor
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.family import GPTNeoXForCausalLM
+from neox_lab.model.rotary import inverse_frequencies
 from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
 HEADS = {"previous_token": (0, 1), "induction": (1, 2)}
@@ -150,8 +151,8 @@ def _plant_previous_token(model: GPTNeoXForCausalLM) -> None:
     """Write the previous-token head; see the module's docstring."""
     layer, head = HEADS["previous_token"]
     block = model.blocks[layer]
-    angles = model.backbone.rotary.angles(torch.tensor([[1]]))  # of one step
-    cos, sin = (part.flatten() for part in angles)
+    angles, _ = inverse_frequencies(model.config)  # by which each pair turns in one step
+    cos, sin = angles.cos(), angles.sin()
     pairs = len(cos)
     # Best wrong position: the query's own (distance 0), or distance 2.
     amplitude = SHARPNESS * math.sqrt(D_HEAD) / float((1 - cos).sum())
