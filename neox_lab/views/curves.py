@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's set, those that show well on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#1a1a1a")
+# The same, told apart on white and on black.
+ON_BOTH = ("#2a8bc9", "#d9661f", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8a8f96")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FAINT = "#b9bdc2"
 POINTS = 8_000  # points of a live view
@@ -133,9 +135,9 @@ class CurvesView(View):
             numbers = {
                 axis: rounded(getattr(line, axis)[kept], 5) for axis in ("x", "y", "low", "high")
             }
-            colour = FAINT if line.faint else COLOURS[at % len(COLOURS)]
+            colour = FAINT if line.faint else ON_BOTH[at % len(ON_BOTH)]
             lines.append({"name": label(name, NAME_LIMIT), **numbers, "faint": line.faint})
-            lines[-1]["colour"] = "#8a8f96" if colour == COLOURS[-1] else colour
+            lines[-1]["colour"] = colour
         return {
             "title": self.title,
             "notes": notes,
@@ -193,7 +195,7 @@ class CurvesView(View):
     def _legend(self, sheet: Sheet, y: float) -> None:
         """A line for each name, with its mark and its last value, below the plot."""
         for at, (name, line) in enumerate(self.lines.items()):
-            colour = FAINT if line.faint else COLOURS[at % len(COLOURS)]
+            colour = FAINT if line.faint else ON_BOTH[at % len(ON_BOTH)]
             marker = None if line.faint or len(line.x) > MARKED else MARKERS[at % len(MARKERS)]
             sheet.axes.plot([0.6, 0.9], [y - 0.04] * 2, color=colour, linewidth=1.8)
             if marker:

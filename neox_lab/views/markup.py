@@ -27,7 +27,7 @@ class Table:
 
     ``columns`` are pairs of a heading and ``"l"`` or ``"r"``, how its cells are aligned. The cells
     are finished texts (tokens already as labels). ``note`` stands below the table, and ``source``
-    names the attribute that has every row when some are left out.
+    names the attribute that has every row when some are left out. ``folded`` ones are to be opened.
     """
 
     caption: str
@@ -35,6 +35,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     note: str = ""
     source: str = ".frame"
+    folded: bool = False
 
     def to_html(self) -> str:
         """A ``<table>``, folded into ``<details>`` if it is long, with at most 200 rows."""
@@ -55,7 +56,7 @@ class Table:
         )
         notes = [html_text(note) for note in (self._left_out(ROW_LIMIT), self.note) if note]
         after = f"<p><small>{' '.join(notes)}</small></p>" if notes else ""
-        if len(self.rows) > OPEN_ROWS or len(self.columns) > OPEN_ROWS:
+        if self.folded or len(self.rows) > OPEN_ROWS or len(self.columns) > OPEN_ROWS:
             return (
                 f"<details><summary>{caption} ({len(self.rows)} rows)</summary>"
                 f"{table}{after}</details>"
@@ -123,6 +124,7 @@ pre { background: var(--stripe); border: 1px solid var(--line); border-radius: 6
   padding: .8rem 1rem; overflow-x: auto; white-space: pre-wrap; overflow-wrap: anywhere;
   font: 14px/1.5 "DejaVu Sans Mono", ui-monospace, monospace; }
 .neox-table { overflow-x: auto; }
+h1 + .neox-view { --own-title: none; }
 table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
 th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
 th { white-space: nowrap; } th, td { padding: .22rem .7rem .22rem 0; vertical-align: top; }

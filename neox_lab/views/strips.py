@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's colours; kinds beyond the seventh share them and are told apart by their names.
 KINDS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
 OWN = {"less than 0": "#2171b5", "more than 0": "#e66101"}  # as in heat maps of differences
-MARKS = ("#0072B2", "#D55E00", "#009E73")
+MARKS = ("#2a8bc9", "#d9661f", "#009e73")
 PIECES, TEXT, LONGEST = 4_000, 500_000, 200_000  # pieces, characters, and those of one piece, live
 WIDTH, LINE, SIZE = 7.2, 0.52, 9.5  # inches, inches, points
 DRAWN = 400  # pieces drawn
@@ -67,6 +67,7 @@ class StripView(View):
         title: the headline.
         note: a line below it.
         found: rows of a table of what was found, as dictionaries with the same keys.
+        caption: what the rows of that table are.
 
     Raises InputError if there is no piece.
     """
@@ -79,10 +80,12 @@ class StripView(View):
         title: str | None = None,
         note: str = "",
         found: Sequence[dict[str, object]] = (),
+        caption: str = "Found",
     ) -> None:
         if not pieces:
             raise InputError("there is no text to show")
         self.pieces, self.note, self.found = list(pieces), note, list(found)
+        self.caption = caption
         kinds = [piece.kind for piece in pieces if piece.kind is not None]
         self.colours = {
             kind: OWN.get(kind, KINDS[at % len(KINDS)])
@@ -123,7 +126,7 @@ class StripView(View):
             for at, (piece, value) in enumerate(zip(pieces, numbers, strict=True))
         ]
         note = f"Below each token its {value_name}; blue is less than 0, orange more."
-        return cls(made, title or value_name, note, rows)
+        return cls(made, title or value_name, note, rows, "Each token")
 
     @classmethod
     def tags(
@@ -151,7 +154,7 @@ class StripView(View):
             made.append(Piece(piece, tag if kind else "", kind, score, details if kind else {}))
             rows.append({"position": at, "piece": piece, "tag": tag, "score": float(score)})
         note = "Below each piece its tag: B- begins, I- continues; the deeper, the surer."
-        return cls(made, title or "Tags", note, rows)
+        return cls(made, title or "Tags", note, rows, "Each piece")
 
     @classmethod
     def spans(
@@ -184,7 +187,7 @@ class StripView(View):
             made.append(Piece(piece, kind=kind, strength=0.4, marks=marks))
             rows.append({"position": at, "token": piece, **marks})
         note = "Bars below each token: probability that the answer starts (blue) or ends (orange)."
-        return cls(made, title or "Answer", note, rows)
+        return cls(made, title or "Answer", note, rows, "Each token")
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -215,7 +218,7 @@ class StripView(View):
         columns = list(self.found[0])
         numeric = {name for name in columns if isinstance(self.found[0][name], int | float)}
         rows = [[_said(row[name]) for name in columns] for row in self.found]
-        return [Table("Found", [(n, "r" if n in numeric else "l") for n in columns], rows)]
+        return [Table(self.caption, [(n, "r" if n in numeric else "l") for n in columns], rows)]
 
     def _running_text(self) -> str:
         """The text as text, its marked pieces tinted, underlined and named."""
@@ -273,8 +276,10 @@ class StripView(View):
         sheet.text(x + width / 2, y + 0.12, text, SIZE, ha="center", va="center_baseline")
         for row, share in enumerate(piece.marks.values()):
             bar = (width - 0.04) * min(1.0, share)
-            fill = {"facecolor": MARKS[row % len(MARKS)], "linewidth": 0}
-            sheet.rectangle(x + 0.02, y + 0.28 + 0.06 * row, bar, 0.05, **fill)
+            colour = MARKS[row % len(MARKS)]
+            sheet.rectangle(
+                x + 0.02, y + 0.28 + 0.06 * row, bar, 0.05, facecolor=colour, linewidth=0
+            )
         if piece.note:
             note = figure_text(label(piece.note), 14)
             sheet.text(x + width / 2, y + 0.36, note, 6.5, color=SOFT, ha="center")

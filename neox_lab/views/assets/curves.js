@@ -5,7 +5,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const [WIDE, HIGH] = [560, 260];
-const [LEFT, RIGHT, TOP, BOTTOM] = [52, 10, 8, 46];
+const [LEFT, RIGHT, TOP, BOTTOM] = [52, 16, 24, 46];
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", "12 4", "1 4"];
 
 function mount(element, data) {
@@ -99,10 +99,14 @@ function mount(element, data) {
       label(LEFT - 6, up(y) + 4, print(y), "end");
     }
     const named = data.x_names && data.x_names.map((_, x) => x);
-    const every = named && Math.ceil(named.length / 8);
+    const longest = named && Math.max(...data.x_names.map((name) => name.length));
+    const every = named && Math.ceil((named.length * (longest + 2) * 6) / (WIDE - LEFT - RIGHT));
     const places = named ? named.filter((x) => x % every === 0) : ticks(first, last, 6);
-    for (const x of places)
-      label(across(x), HIGH - BOTTOM + 15, named ? data.x_names[x] : print(x), "middle");
+    for (const x of places) {
+      const anchor = across(x) > WIDE - RIGHT - 40 ? "end" : across(x) < LEFT + 20 ? "start" : "middle";
+      label(across(x), HIGH - BOTTOM + 15, named ? data.x_names[x] : print(x), anchor);
+    }
+    label(LEFT - 6, TOP - 11, data.y_label, "start");
     label((LEFT + WIDE - RIGHT) / 2, HIGH - 8, data.x_label, "middle");
     picture.append(svg("line", { x1: LEFT, x2: WIDE - RIGHT, y1: HIGH - BOTTOM, y2: HIGH - BOTTOM, class: "axis" }));
   }

@@ -24,8 +24,8 @@ function mount(element, data, host) {
   const upright = crowded || data.columns.some((name) => name.length > 9);
   const side = el("div", { class: "side" });
   const cells = [];
-  const heads = data.columns.map((name) =>
-    el("th", { scope: "col", title: name }, el("bdi", {}, name)),
+  const heads = data.columns.map((name, at) =>
+    el("th", { scope: "col", title: name }, el("bdi", {}, crowded && at % 5 ? "" : name)),
   );
   const named = (column) => {
     const name = isolate(data.columns[column]);
@@ -53,23 +53,30 @@ function mount(element, data, host) {
     return node;
   }
 
+  /** Where a cell is; an axis whose labels say what they are is not named again. */
+  function place(row, column) {
+    const of = (axis, name, shown) => (name.startsWith(axis) ? shown : `${axis} ${shown}`);
+    const left = of(data.row_axis, data.rows[row], isolate(data.rows[row]));
+    return `${left}, ${of(data.column_axis, data.columns[column], named(column))}`;
+  }
+
   function words(row, column) {
-    const at = `${data.row_axis} ${isolate(data.rows[row])}, ${data.column_axis} ${named(column)}`;
+    const at = place(row, column);
     const under = data.under ? ` (${data.under[row][column]})` : "";
     const value = `${data.value_name} ${isolate(data.text[row][column])}${under}`;
     return `${at}: ${value}`;
   }
 
-  const where = (place) => [
-    rows[Math.floor(place / data.columns.length)],
-    place % data.columns.length,
+  const where = (number) => [
+    rows[Math.floor(number / data.columns.length)],
+    number % data.columns.length,
   ];
-  const choice = selection((place, locked) => {
-    const [row, column] = where(place);
-    cells.forEach((node, at) => node.setAttribute("aria-selected", String(at === place && locked)));
+  const choice = selection((chosen, locked) => {
+    const [row, column] = where(chosen);
+    cells.forEach((node, at) => node.setAttribute("aria-selected", String(at === chosen && locked)));
     heads.forEach((node, at) => node.classList.toggle("at", at === column));
     lines.forEach((node, at) => node.firstChild.classList.toggle("at", rows[at] === row));
-    cells.forEach((node, at) => node.classList.toggle("shown", at === place));
+    cells.forEach((node, at) => node.classList.toggle("shown", at === chosen));
     say(words(row, column) + (locked ? " Locked; Esc unlocks." : ""));
     details(row, column);
     if (locked && host) host.emit("cell", { row, column });
@@ -79,7 +86,7 @@ function mount(element, data, host) {
 
   function details(row, column) {
     if (!data.bars && !data.lines) return;
-    const at = `${data.row_axis} ${isolate(data.rows[row])}, ${data.column_axis} ${named(column)}`;
+    const at = place(row, column);
     const said = data.lines ? data.lines[row][column].map((line) => el("p", {}, line)) : [];
     const ranked = data.bars ? [bars(data.bars[row][column])] : [];
     side.replaceChildren(el("div", {}, el("h4", {}, at), ...ranked, ...said));

@@ -4,7 +4,7 @@
 //   note (printed below), strength (0 to 1), details (rows of [name, value]) and marks (rows of
 //   [name, share, value], drawn as thin bars below the text).
 
-const MARKS = ["#0072b2", "#d55e00", "#009e73"];
+const MARKS = ["#2a8bc9", "#d9661f", "#009e73"];
 
 function mount(element, data) {
   const { body, say } = frame(element, data);
@@ -22,7 +22,8 @@ function mount(element, data) {
       node.style.borderColor = data.kinds[piece.kind];
     }
     if (piece.marks) node.append(thin(piece.marks));
-    if (piece.note) node.append(el("small", {}, piece.note));
+    const note = piece.marks ? printed(piece.marks) : piece.note;
+    if (note) node.append(el("small", {}, note));
     flow.append(node);
     marked.push(node);
     said.push(describe(piece));
@@ -45,6 +46,13 @@ function thin(marks) {
   );
   return el("span", { class: "thin", "aria-hidden": "true" }, ...lines);
 }
+
+/** The marks that are worth a number. */
+const printed = (marks) =>
+  marks
+    .filter(([, share]) => share >= 0.05)
+    .map(([name, , value]) => `${name} ${value}`)
+    .join(", ");
 
 /** All that a piece carries, in one line. */
 function describe({ text, kind, note, marks = [], details = [] }) {

@@ -49,6 +49,7 @@ function mount(element, data, host) {
       .slice(0, 3)
       .map(([label, , text]) => `${isolate(label)} ${text}`)
       .join(", ");
+    if (data.next) return list;
     return [given ? "given" : note && `chosen with ${note}`, list].filter(Boolean).join("; ");
   }
 

@@ -1,0 +1,387 @@
+"""Every view as its reader meets it: a file, opened offline in a real browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import watch
+
+from neox_lab.views import (
+    AttentionView,
+    BarsView,
+    ConfusionView,
+    CurvesView,
+    HeatmapView,
+    LensView,
+    Line,
+    PredictionsView,
+    StripView,
+    TextView,
+    TreeView,
+    View,
+)
+from neox_lab.views.live import kinds
+
+HOSTILE = [
+    "</script><script>window.hacked = 1</script>",
+    "<img src=x onerror=window.hacked=1>",
+    " <div>",
+    "&amp;",
+    "\u2028",
+    "⟨E2⟩",
+    "\ud83d",
+    "\"quoted'",
+    "\n",
+    "\t",
+    "שלום",
+    " 😀",
+    "\u202eevil",
+    "-->",
+    "",
+    "long" * 2_500,
+]
+WORDS = [" The", " ship", " left", " the", " harbour", " of", " Bergen"]
+
+
+def causal(layers: int, heads: int, count: int) -> np.ndarray:
+    scores = np.random.default_rng(0).normal(0, 2, (layers, heads, count, count))
+    scores[:, :, ~np.tri(count, dtype=bool)] = -np.inf
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+def every_view(pieces: list[str]) -> dict[str, View]:
+    """One of each, over the same tokens."""
+    count, rng = len(pieces), np.random.default_rng(1)
+    shares = np.linspace(0.9, 0.01, count)
+    ranked = list(zip(pieces, shares.tolist(), strict=True))
+    grid = rng.normal(size=(2, count))
+    three = np.broadcast_to([0.5, 0.3, 0.1], (2, count, 3))
+    candidates = [[[pieces[at], pieces[0], pieces[1]] for at in range(count)]] * 2
+    tags = ["B-PER", "I-PER", "O"] * count
+    return {
+        "attention": AttentionView(causal(2, 2, count), pieces),
+        "heatmap": HeatmapView(grid, pieces[:2], pieces, "layer", "position", "difference"),
+        "lens": LensView(candidates, three, grid**2, ["0", "1"], pieces),
+        "confusion": ConfusionView(rng.integers(0, 9, (count, count)), pieces),
+        "values": StripView.values(pieces, grid[0], value_name="attribution"),
+        "tags": StripView.tags(pieces, tags[:count], shares),
+        "spans": StripView.spans(pieces, shares / 5, shares[::-1] / 5, best=(2, 3)),
+        "text": TextView(pieces, pieces, shares.tolist(), alternatives=[ranked] * count),
+        "predictions": PredictionsView(pieces, [ranked] * count),
+        "bars": BarsView(pieces[:3], [0.5, -0.2, 0.7], pieces=pieces, attributions=[grid[0]] * 3),
+        "curves": CurvesView(
+            pieces[0] or "curves",
+            {piece or "none": Line([0, 1, 2], [1, 3, at], [0, 2, at], [2, 4, at])}
+            | {"faint": Line([0, 1, 2], [1, 2, 3], faint=True)}
+            if (at := 2) and (piece := pieces[1])
+            else {},
+            "site",
+            "accuracy",
+            x_names=pieces[:3],
+            levels={"chance": 0.5},
+        ),
+        "tree": TreeView(["name", "meaning"], {pieces[0]: [[p, p] for p in pieces]}),
+    }
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, list[str]], Path]:
+    """Writes a view into a page of its own, once."""
+    folder = tmp_path_factory.mktemp("views")
+
+    def written(name: str, pieces: list[str]) -> Path:
+        path = folder / f"{name}-{'hostile' if pieces is HOSTILE else 'words'}.html"
+        if not path.exists():
+            every_view(pieces)[name].to_html(path)
+        return path
+
+    return written
+
+
+NAMES = tuple(every_view(WORDS))
+
+
+def opened(page: Any, path: Path) -> Any:
+    """The live part of a view, once it is there."""
+    page.context.set_offline(True)
+    page.goto(path.as_uri())
+    live = page.locator(".neox-live")
+    live.locator(".status").wait_for(state="attached")
+    page.wait_for_function(
+        "[...document.querySelectorAll('.neox-picture')].every(p => p.style.display === 'none')"
+    )
+    return live
+
+
+def shown(page: Any) -> str:
+    """All text inside the live part, as it is in the page."""
+    return page.evaluate("document.querySelector('.neox-live').shadowRoot.textContent")
+
+
+def test_there_is_a_view_for_every_asset() -> None:
+    assert {view.asset for view in every_view(WORDS).values()} == set(kinds())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hostile_tokens_are_text_and_nothing_runs(page: Any, files: Any, name: str) -> None:
+    opened(page, files(name, HOSTILE))
+    tags = page.evaluate(
+        "[...document.querySelectorAll('*'), "
+        "...document.querySelector('.neox-live').shadowRoot.querySelectorAll('*')]"
+        ".map(node => node.tagName.toLowerCase())"
+    )
+    assert tags.count("script") == 2
+    assert tags.count("img") == 1
+    for cell in page.locator("td, button.token, .piece, .line").all()[:40]:
+        cell.dispatch_event("pointerover")
+    text = shown(page)
+    assert "window.hacked" in text
+    assert "⟨U+2028⟩" in text or name in ("curves", "bars")
+    assert "\u202e" not in text
+    assert page.evaluate("window.hacked") is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_can_be_read_in_light_and_dark(
+    chromium: Any, files: Any, name: str, scheme: str
+) -> None:
+    context = chromium.new_context(color_scheme=scheme, offline=True)
+    page = context.new_page()
+    wrong = watch(page)
+    opened(page, files(name, WORDS))
+    paper, ink = page.evaluate(
+        "(() => {const s = getComputedStyle(document.querySelector('.neox-live').shadowRoot"
+        ".querySelector('section')); return [s.backgroundColor, s.color]})()"
+    )
+    light, dark = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (paper, ink))
+    assert (light > 600 and dark < 150) if scheme == "light" else (light < 150 and dark > 600)
+    context.close()
+    assert not wrong, wrong
+
+
+# What each view answers
+
+
+def status(page: Any) -> str:
+    return (
+        page.locator(".neox-live .status").inner_text().replace("\u2068", "").replace("\u2069", "")
+    )
+
+
+def test_a_head_is_shown_locked_and_left(page: Any, files: Any) -> None:
+    live = opened(page, files("attention", WORDS))
+    heads = live.locator("button.head")
+    assert heads.count() == 2 * 3  # two heads and their mean
+    heads.nth(1).hover()
+    assert status(page).startswith("layer 0 head 1: entropy ")
+    heads.nth(3).click()
+    assert "layer 1 head 0" in status(page)
+    assert "Locked" in status(page)
+    heads.nth(0).hover()
+    assert "layer 1 head 0" in live.locator(".caption").inner_text()
+    assert heads.nth(3).get_attribute("aria-pressed") == "true"
+    page.keyboard.press("Escape")
+    heads.nth(0).hover()
+    assert "layer 0 head 0" in live.locator(".caption").inner_text()
+
+
+def test_a_token_shows_where_it_looks_and_what_looks_at_it(page: Any, files: Any) -> None:
+    live = opened(page, files("attention", WORDS))
+    weights = causal(2, 2, len(WORDS))[0, 0]
+    live.locator("button.token").nth(3).hover()
+    lists = [
+        text.replace("\u2068", "").replace("\u2069", "")
+        for text in live.locator(".side .bars").all_inner_texts()
+    ]
+    best = int(weights[3].argmax())
+    assert lists[0].startswith(f"·{WORDS[best][1:]}@{best}")
+    looking = 3 + int(weights[3:, 3].argmax())
+    assert lists[1].startswith(f"·{WORDS[looking][1:]}@{looking}")
+    printed = float(live.locator("button.token").nth(best).locator("small").inner_text())
+    assert printed == pytest.approx(weights[3, best], abs=0.0075)
+
+
+def test_the_map_names_the_weight_below_the_pointer(page: Any, files: Any) -> None:
+    live = opened(page, files("attention", WORDS))
+    weights = causal(2, 2, len(WORDS))[0, 0]
+    box = live.locator(".field").bounding_box()
+    cell = box["width"] / len(WORDS)
+    page.mouse.move(box["x"] + 2.5 * cell, box["y"] + 5.5 * cell)
+    found = re.search(r"·of@5 → ·left@2: ([\d.]+) ± 0.002", status(page))
+    assert found, status(page)
+    assert float(found[1]) == pytest.approx(weights[5, 2], abs=0.0025)
+
+
+def test_heads_and_tokens_need_no_mouse(page: Any, files: Any) -> None:
+    live = opened(page, files("attention", WORDS))
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    assert "layer 1 head 1" in live.locator(".caption").inner_text()
+    page.keyboard.press("Enter")
+    assert "Locked" in status(page)
+    page.keyboard.press("Tab")  # one stop for all heads, then the tokens
+    page.keyboard.press("End")
+    assert "·Bergen@6 looks at" in live.locator(".side").inner_text().replace("\u2068", "").replace(
+        "\u2069", ""
+    )
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.press("Escape")
+    assert "Locked" not in status(page)
+
+
+def test_cells_are_read_with_pointer_and_keys(page: Any, files: Any) -> None:
+    live = opened(page, files("heatmap", WORDS))
+    values = every_view(WORDS)["heatmap"].values
+    live.locator("td").nth(2).hover()
+    assert status(page) == f"layer ·The, position ·left: difference {_said(values[0, 2])}"
+    live.locator("td").nth(2).click()
+    page.keyboard.press("ArrowDown")
+    assert "·left" in status(page)
+    assert "layer ·The" in status(page)  # still locked
+    page.keyboard.press("Escape")
+    page.keyboard.press("ArrowRight")
+    assert status(page) == f"layer ·ship, position ·the: difference {_said(values[1, 3])}"
+
+
+def _said(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
+
+
+def test_a_lens_lists_what_else_was_likely(page: Any, files: Any) -> None:
+    live = opened(page, files("lens", WORDS))
+    live.locator("td[role=gridcell]").nth(4).hover()  # the top row is the deepest layer
+    side = live.locator(".side").inner_text()
+    assert (
+        side.split("\n")[0].replace("\u2068", "").replace("\u2069", "") == "layer 1, token ·harbour"
+    )
+    assert re.findall(r"·\w+\s+(\d+\.\d) %", side) == ["50.0", "30.0", "10.0"]
+    assert "entropy of all" in side
+
+
+def test_pieces_tell_what_they_carry(page: Any, files: Any) -> None:
+    live = opened(page, files("tags", WORDS))
+    assert live.locator(".piece small").all_inner_texts()[:2] == ["B-PER", "I-PER"]
+    live.locator(".piece").nth(1).hover()
+    assert status(page) == "ship: tag I-PER, score 0.75"
+    live = opened(page, files("spans", WORDS))
+    live.locator(".piece").nth(0).focus()
+    assert status(page) == "The: start 18.0 %, end 0.2 %"
+
+
+def test_a_trace_shows_what_else_might_have_come(page: Any, files: Any) -> None:
+    live = opened(page, files("text", WORDS))
+    live.locator("button.token").nth(len(WORDS) + 1).hover()
+    side = live.locator(".side").inner_text()
+    assert "At" in side
+    assert "75.2 % ✓" in side
+    live = opened(page, files("predictions", WORDS))
+    live.locator("button.token").nth(0).hover()
+    assert "After" in live.locator(".side").inner_text()
+    assert "75.2 % ✓" in live.locator(".side").inner_text()
+
+
+def test_bars_show_what_speaks_for_each(page: Any, files: Any) -> None:
+    live = opened(page, files("bars", WORDS))
+    live.locator(".line").nth(1).hover()
+    assert status(page) == "·ship: −0.200"
+    assert live.locator(".token small").count() == len(WORDS)
+
+
+def test_curves_are_read_along_the_axis_and_hidden(page: Any, files: Any) -> None:
+    live = opened(page, files("curves", WORDS))
+    live.locator("svg.plot").focus()
+    page.keyboard.press("Home")
+    assert status(page).startswith("site ·The: ·ship 1 [0, 2]; faint 1")
+    page.keyboard.press("ArrowRight")
+    assert "·ship 3 [2, 4]" in status(page)
+    toggle = live.locator(".readout button").first
+    toggle.click()
+    assert toggle.get_attribute("aria-pressed") == "false"
+    assert live.locator("svg.plot g").first.is_hidden()
+
+
+def test_rows_are_found_by_words(page: Any, files: Any) -> None:
+    live = opened(page, files("tree", WORDS))
+    live.locator("input").fill("BERG")
+    assert status(page) == "1 found"
+    assert live.locator("tbody tr:visible").all_inner_texts() == ["·Bergen\t·Bergen"]
+
+
+# What stays where scripts and networks do not
+
+
+def test_without_scripts_picture_and_tables_remain(chromium: Any, files: Any) -> None:
+    for name in NAMES:
+        context = chromium.new_context(java_script_enabled=False, offline=True)
+        page = context.new_page()
+        page.goto(files(name, WORDS).as_uri())
+        assert page.locator(".neox-picture img").is_visible(), name
+        assert page.locator("table").count() > 0, name
+        context.close()
+
+
+def test_a_strange_script_in_a_page_is_refused(chromium: Any, files: Any, tmp_path: Path) -> None:
+    text = files("heatmap", WORDS).read_text(encoding="utf-8")
+    path = tmp_path / "changed.html"
+    path.write_text(text.replace("<body>", "<body><script>window.hacked = 1</script>"), "utf-8")
+    page = chromium.new_context(offline=True).new_page()
+    page.goto(path.as_uri())
+    page.locator(".neox-live").wait_for()
+    assert page.evaluate("window.hacked") is None
+    page.context.close()
+
+
+def test_the_same_view_twice_in_a_page_lives_twice(page: Any, tmp_path: Path) -> None:
+    view = every_view(WORDS)["heatmap"]
+    path = tmp_path / "twice.html"
+    path.write_text(f"<!DOCTYPE html><meta charset=utf-8>{view.to_html()}{view.to_html()}", "utf-8")
+    page.goto(path.as_uri())
+    page.wait_for_function("document.querySelectorAll('.neox-live').length === 2")
+
+
+def test_a_broken_view_leaves_its_picture(chromium: Any, tmp_path: Path) -> None:
+    path = tmp_path / "broken.html"
+    text = every_view(WORDS)["attention"].to_html()
+    path.write_text(re.sub(r'"weights":"[^"]*"', '"weights":"AAAA"', text), "utf-8")
+    page = chromium.new_context().new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(path.as_uri())
+    page.wait_for_timeout(300)
+    assert page.locator(".neox-picture img").is_visible()
+    assert page.locator(".neox-live").count() == 0
+    assert errors
+    page.context.close()
+
+
+def notebook_with(view: View, path: Path) -> Path:
+    """A notebook that holds one output: the view's."""
+    nbformat = pytest.importorskip("nbformat")
+    import base64
+
+    bundle = view._repr_mimebundle_()
+    bundle["image/png"] = base64.b64encode(bundle["image/png"]).decode()
+    output = nbformat.v4.new_output("execute_result", bundle, execution_count=1)
+    cell = nbformat.v4.new_code_cell("view", outputs=[output], execution_count=1)
+    metadata = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata), path)
+    return path
+
+
+def test_a_page_made_from_a_notebook_is_alive_offline(page: Any, tmp_path: Path) -> None:
+    nbconvert = pytest.importorskip("nbconvert")
+    path = notebook_with(every_view(WORDS)["attention"], tmp_path / "view.ipynb")
+    exporter = nbconvert.HTMLExporter(mathjax_url="", require_js_url="")
+    text, _ = exporter.from_filename(str(path))
+    (tmp_path / "view.html").write_text(text, "utf-8")
+    live = opened(page, tmp_path / "view.html")
+    live.locator("button.token").nth(2).hover()
+    assert "looks at" in live.locator(".side").inner_text()
