@@ -189,15 +189,16 @@ class LiveWidget(anywidget.AnyWidget):
         panels: list[dict[str, Any]],
         now: bool = False,
         beside: Sequence[Any] = (),
+        **state: Any,
     ) -> None:
         """Make ``result`` the widget's result, and draw it; called in the worker thread.
 
-        ``beside`` is what else is kept and pinned with it.
+        ``beside`` is what else is kept and pinned with it, ``state`` goes to ``_publish``.
         """
         with self._lock:
             if job is self._job:
                 self._result, self._shown = result, (result, *beside)
-                self._publish(job, now, panels=panels)
+                self._publish(job, now, panels=panels, **state)
 
     @property
     def _due(self) -> bool:

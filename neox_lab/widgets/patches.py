@@ -129,6 +129,8 @@ class PatchingWidget(LiveWidget):
         self.cell, self.differences = cell, differences
         names = ("clean", "corrupted", "patched")
         texts = [panel(name, view, beside=True) for name, view in zip(names, views, strict=True)]
+        for text in texts:  # what the logit difference is about: the first token written
+            text["data"]["position"] = max(0, text["data"]["prompt"] - text["data"]["first"])
         self._show(job, result, [panel("map", result.view(), CLICK), *texts], beside=views)
         self._publish(job, message=f"{result.site[0]}: {where}")
 

@@ -156,13 +156,12 @@ class GenerationWidget(LiveWidget):
                         step.token, step.piece, step.probability, step.entropy, step.alternatives
                     )
                 )
-                self._publish(job, progress=[len(tokens), given.length])
                 if self._due:
-                    self._draw(job)
+                    self._draw(job, progress=[len(tokens), given.length])
                 job.check()
         finally:
             if tokens:
-                self._draw(job, now=True)
+                self._draw(job, now=True, progress=[len(tokens), given.length])
 
     def _steps(self, tokens: list[Written], length: int, sampling: dict[str, Any]) -> Any:
         """The model's steps after ``tokens``; none if they are enough or the text has ended."""
@@ -175,7 +174,7 @@ class GenerationWidget(LiveWidget):
             ids, max_new_tokens=length - len(tokens), alternatives=ALTERNATIVES, **sampling
         )
 
-    def _draw(self, job: Job, now: bool = False) -> None:
+    def _draw(self, job: Job, now: bool = False, **state: Any) -> None:
         """Show the branch, and a button for each if there are several."""
         tokens = self.branches[self.shown].tokens
         view = TextView(
@@ -191,7 +190,7 @@ class GenerationWidget(LiveWidget):
         if len(self.branches) > 1:
             names = [self._name(number) for number in range(len(self.branches))]
             panels.insert(0, choices("branches", "Branches:", names, self.shown, "show"))
-        self._show(job, view, panels, now)
+        self._show(job, view, panels, now, **state)
 
     def _name(self, number: int) -> str:
         """What a branch is called: its number, and the token with which it left another."""

@@ -75,7 +75,11 @@ class Lab:
             stdout=self._log,
             stderr=subprocess.STDOUT,
         )
-        self._wait_until_up()
+        try:
+            self._wait_until_up()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
         return self
 
     def __exit__(
@@ -92,7 +96,7 @@ class Lab:
         self._log.close()
 
     def _wait_until_up(self) -> None:
-        for _ in range(240):
+        for _ in range(720):
             try:
                 self.get("api/status")
                 return
