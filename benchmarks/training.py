@@ -74,8 +74,8 @@ def run(side: str, model: Any, rows: list[dict[str, Any]], shape: tuple[int, ...
     ]
     optimizer = torch.optim.AdamW(groups, lr=5e-4)
     for step in range(STEPS):
+        optimizer.zero_grad()  # before the forward pass, as Trainer does: the lower peak
         loss = model(**padded(rows[step * batch : step * batch + batch], 1)).loss
-        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -38,7 +38,8 @@ def result() -> Any:
 
 def test_what_the_texts_say_is_found_at_every_layer() -> None:
     frame = result().frame
-    assert frame["site"].tolist() == [f"blocks.{n}.hook_resid_post" for n in range(4)]
+    layers = range(model().config.num_hidden_layers)
+    assert frame["site"].tolist() == [f"blocks.{n}.hook_resid_post" for n in layers]
     assert (frame["score"].iloc[1:] > 0.9).all()
     assert (frame["low"] <= frame["score"]).all()
     assert (frame["score"] <= frame["high"]).all()
@@ -62,7 +63,7 @@ def test_a_signal_planted_by_a_hook_appears_at_its_layer() -> None:
         tuple(model().tokenizer(text).input_ids): label
         for text, label in zip(TEXTS, labels, strict=True)
     }
-    vector = torch.randn(128, generator=torch.Generator().manual_seed(0))
+    vector = torch.randn(model().config.hidden_size, generator=torch.Generator().manual_seed(0))
 
     def plant(resid: torch.Tensor, hook: Any) -> torch.Tensor:
         signs = torch.zeros(len(resid))
@@ -96,7 +97,7 @@ def test_batches_and_files_change_nothing(method: str) -> None:
 def test_activations_are_those_of_the_model() -> None:
     texts = ["The king went home.", "People", "It is the duty of every man"]
     names = site_names(model(), ["resid_post", "z", "blocks.1.mlp.hook_post"])
-    assert len(names) == 9
+    assert len(names) == 2 * model().config.num_hidden_layers + 1
     with (
         collected(model(), texts, names, -1) as last,
         collected(model(), texts, names, "mean") as m,
@@ -115,7 +116,7 @@ def test_activations_are_those_of_the_model() -> None:
 def test_estimators_are_scikit_learns() -> None:
     chance = np.random.default_rng(0)
     x, y = chance.normal(size=(60, 8)), chance.integers(0, 3, 60)
-    for weight, bias, alpha in probing._ridge(x, y, 3):
+    for weight, bias, alpha in probing._ridge(x, probing._columns(y, 3)):
         ridge = Ridge(alpha=alpha).fit(x, 2 * np.eye(3)[y] - 1)
         np.testing.assert_allclose(weight, ridge.coef_, atol=1e-6)
         np.testing.assert_allclose(bias, ridge.intercept_, atol=1e-6)
@@ -150,7 +151,7 @@ def test_numbers_and_groups() -> None:
     assert found.labels == []
     assert found.frame["score"][0] > 0.3 > found.frame["control"][0]
     assert found.predict(model(), TEXTS[:2])["prediction"].dtype == float
-    assert found.direction(0).shape == (128,)
+    assert found.direction(0).shape == (model().config.hidden_size,)
 
     groups = [text.split()[1] for text in TEXTS]
     train, validation, test = probing._parts(
@@ -164,7 +165,7 @@ def test_a_result_shows_itself() -> None:
     assert result().to_png()[:4] == b"\x89PNG"
     assert "control" in repr(result())
     assert "text/html" in result()._repr_mimebundle_()
-    assert result()[-1] is result().probes[3]
+    assert result()[-1] is result().probes[model().config.num_hidden_layers - 1]
 
 
 @pytest.mark.parametrize(
@@ -193,3 +194,11 @@ def test_questions_that_make_no_sense(change: dict[str, Any], error: Any, messag
         result().direction(0, "none")
     with pytest.raises(InputError, match="no probe 'x'"):
         _ = result()["x"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "row 7: has no token"), ("a " * 900, r"row 7: \d+ tokens")]
+)
+def test_texts_that_cannot_be_read(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        nl.probing.probe(model(), [*TEXTS[:7], text, *TEXTS[8:]], LABELS, pos="mean")

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from neox_lab.errors import HookNameError, InputError
 from neox_lab.hooks.names import find_all
+from neox_lab.tasks.batches import encoded
+from neox_lab.tasks.tables import check_lengths, refuse
 
 Where = int | str | Sequence[int]
 """A position counted in each text's own tokens (-1 is the last), ``"mean"`` over all of them, or
@@ -66,9 +68,13 @@ def collected(
         memory: above so many bytes the vectors live in files, removed when the block is left.
 
     Raises:
+        DataError: texts without a token, or longer than the model can read; by number.
         InputError: a position that a text does not have, or activations that are not finite.
     """
-    ids = [list(row) for row in model.tokenizer(list(texts)).input_ids]
+    ids = [list(row) for row in encoded(model, list(texts)).input_ids] if texts else []
+    empty = [(row, "has no token") for row, line in enumerate(ids) if not line]
+    refuse("There is nothing to read", empty, "Leave these texts out.")
+    check_lengths(ids, model.config.max_position_embeddings, "Shorten these texts.")
     places = _places(where, [len(row) for row in ids])
     sizes = _sizes(model, names)
     with tempfile.TemporaryDirectory() as folder:

@@ -14,216 +14,22 @@ direction shows whether anything downstream listens.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from neox_lab.errors import DataError, InputError, nearest
+from neox_lab.errors import DataError, InputError
 from neox_lab.experiments.activations import Where, collected, site_names
+from neox_lab.experiments.probing_result import Array, Probe, ProbeResult
 from neox_lab.tasks import metrics
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from neox_lab.views.curves import CurvesView
-
-Array = NDArray[np.floating[Any]]
+__all__ = ["Probe", "ProbeResult", "probe"]
 ALPHAS = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
 """Strengths of regularisation tried, on standardised activations."""
 FOLDS = 5  # one for the test, one for validation, the others for training
-
-
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """One linear map from activations `[d]` to scores `[label]` (one score for a number).
-
-    Attributes:
-        name: hook name it reads.
-        weight: `[label, d]`, for activations as they are.
-        bias: `[label]`.
-        centre: mean activation of the training texts `[d]`.
-        alpha: regularisation chosen; None where there is none.
-        score: accuracy (R² for numbers) on the test texts.
-        low: lower end of its 95 % bootstrap interval.
-        high: upper end.
-        control: score of the same probe trained on shuffled labels.
-        confusion: counts `[true, predicted]` on the test texts; None for numbers.
-    """
-
-    name: str
-    weight: Array
-    bias: Array
-    centre: Array
-    alpha: float | None
-    score: float
-    low: float
-    high: float
-    control: float
-    confusion: Any
-
-
-@dataclasses.dataclass(frozen=True)
-class ProbeResult:
-    """Probes at several sites, trained and measured on the same texts.
-
-    Attributes:
-        probes: one for each site, in the order of the forward pass.
-        labels: names of the classes; empty for numbers.
-        baseline: score of always saying the commonest class, or the mean.
-        where: the position that was read.
-        counts: how many texts for training, validation and test.
-    """
-
-    probes: list[Probe]
-    labels: list[Any]
-    baseline: float
-    where: Where
-    counts: tuple[int, int, int]
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """One row a site: score with interval, control, selectivity, baseline, alpha."""
-        import pandas as pd
-
-        rows = [
-            {
-                "site": probe.name,
-                "score": probe.score,
-                "low": probe.low,
-                "high": probe.high,
-                "control": probe.control,
-                "selectivity": probe.score - probe.control,
-                "baseline": self.baseline,
-                "alpha": probe.alpha,
-            }
-            for probe in self.probes
-        ]
-        return pd.DataFrame(rows)
-
-    @property
-    def best(self) -> Probe:
-        """The probe with the highest score."""
-        return max(self.probes, key=lambda probe: probe.score)
-
-    def __getitem__(self, site: str | int) -> Probe:
-        """The probe at a hook name, or the one with that number in ``probes``.
-
-        Raises:
-            InputError: there is none.
-        """
-        if isinstance(site, int) and -len(self.probes) <= site < len(self.probes):
-            return self.probes[site]
-        for probe in self.probes:
-            if probe.name == site:
-                return probe
-        known = [probe.name for probe in self.probes]
-        raise InputError(f"no probe {site!r}; there are {', '.join(known)}")
-
-    def direction(self, site: str | int, label: Any = None) -> Tensor:
-        """Unit vector `[d]` along which the probe's score for ``label`` grows fastest.
-
-        Args:
-            site: see ``__getitem__``.
-            label: for several classes, which one against the others; for two, the second one if
-                not given. Numbers have one direction only.
-
-        Raises:
-            InputError: no such site or label.
-        """
-        weight = self[site].weight
-        if len(weight) == 1:
-            vector = weight[0]
-        else:
-            if label is None and len(self.labels) == 2:
-                label = self.labels[1]
-            if label not in self.labels:
-                known = [str(name) for name in self.labels]
-                raise InputError(
-                    f"label={label!r}; expected one of {', '.join(known)}."
-                    f"{nearest(str(label), known)}"
-                )
-            number = self.labels.index(label)
-            vector = weight[number] - np.delete(weight, number, axis=0).mean(axis=0)
-        return torch.tensor(vector / np.linalg.norm(vector), dtype=torch.float32)
-
-    def steer(
-        self, site: str | int, coefficient: float, label: Any = None
-    ) -> tuple[str, Callable[[Tensor, Any], Tensor]]:
-        """A hook that adds ``coefficient`` times the direction at every position.
-
-        Returns:
-            Name and function, for ``model.hooks([...])``.
-        """
-        direction = self.direction(site, label)
-
-        def add(activation: Tensor, _hook: Any) -> Tensor:
-            vector = direction.to(activation).view(activation.shape[2:])
-            return activation + coefficient * vector
-
-        return self[site].name, add
-
-    def remove(
-        self, site: str | int, label: Any = None
-    ) -> tuple[str, Callable[[Tensor, Any], Tensor]]:
-        """A hook after which nothing varies along the direction: it gets the training mean there.
-
-        Returns:
-            Name and function, for ``model.hooks([...])``.
-        """
-        direction = self.direction(site, label)
-        level = float(direction @ torch.tensor(self[site].centre, dtype=torch.float32))
-
-        def project(activation: Tensor, _hook: Any) -> Tensor:
-            vector = direction.to(activation)
-            flat = activation.flatten(2)
-            moved = flat + ((level - flat @ vector)[..., None] * vector)
-            return moved.view(activation.shape)
-
-        return self[site].name, project
-
-    def predict(self, model: Any, texts: Sequence[str], site: str | int | None = None) -> Any:
-        """What the probe at ``site`` (the best one) says of new texts, as a frame."""
-        import pandas as pd
-
-        probe = self.best if site is None else self[site]
-        with collected(model, texts, [probe.name], self.where) as found:
-            scores = found[probe.name] @ probe.weight.T + probe.bias
-        said = [self.labels[n] for n in scores.argmax(axis=1)] if self.labels else scores[:, 0]
-        return pd.DataFrame({"text": list(texts), "prediction": said})
-
-    def view(self) -> CurvesView:
-        """Score by site, with its interval, beside control and baseline."""
-        from neox_lab.views.curves import CurvesView, Line
-
-        frame = self.frame
-        at = np.arange(len(frame))
-        kind = "accuracy" if self.labels else "R²"
-        lines = {
-            kind: Line(at, frame["score"], frame["low"], frame["high"]),
-            "control (shuffled labels)": Line(at, frame["control"]),
-        }
-        level = "commonest class" if self.labels else "always the mean"
-        names = [name.removeprefix("blocks.").replace(".hook_", " ") for name in frame["site"]]
-        title = f"Probes, {self.counts[2]} test texts"
-        return CurvesView(title, lines, "site", kind, names, {level: self.baseline})
-
-    def __repr__(self) -> str:
-        """The view's text."""
-        return repr(self.view())
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return self.view()._repr_mimebundle_(include, exclude)
-
-    def __getattr__(self, name: str) -> Any:
-        """``to_png`` and the like are those of the view."""
-        if name.startswith("to_"):
-            return getattr(self.view(), name)
-        raise AttributeError(f"ProbeResult has no attribute {name!r}")
+CONTROLS = 3  # shufflings of the labels over which the control is averaged
 
 
 def probe(
@@ -269,7 +75,8 @@ def probe(
     if method == "difference" and not kinds:
         raise InputError("method='difference' compares classes; these labels are numbers")
     parts = _parts(targets, kinds, groups, seed)
-    shuffled = np.random.default_rng(seed).permutation(targets[parts[0]])
+    random = np.random.default_rng(seed)
+    shuffled = [random.permutation(targets[parts[0]]) for _ in range(CONTROLS)]
     probes = []
     with collected(model, texts, names, pos, batch_size=batch_size, memory=memory) as found:
         for name in names:
@@ -335,7 +142,7 @@ def _fitted(
     targets: Array,
     kinds: list[Any],
     parts: Sequence[NDArray[np.intp]],
-    shuffled: Array,
+    shuffled: list[Array],
     method: str,
 ) -> Probe:
     """One site's probe, with its control."""
@@ -347,15 +154,25 @@ def _fitted(
     def score(weight: Array, bias: Array, part: Array, wanted: Array) -> float:
         return _score(part @ weight.T + bias, wanted, bool(kinds))
 
-    def fit(wanted: Array) -> tuple[Array, Array, float | None]:
+    def fit(wantings: list[Array]) -> list[tuple[Array, Array, float | None]]:
+        """A probe for each labelling; those of one strength are one regression."""
         if method == "difference":
-            return (*_means(train, wanted, len(kinds)), None)
-        found = _ridge((train - centre) / spread, wanted, len(kinds))
-        maps = [(w / spread, b - (w / spread) @ centre, alpha) for w, b, alpha in found]
-        return max(maps, key=lambda m: score(m[0], m[1], validation, right[1]))
+            return [(*_means(train, wanted, len(kinds)), None) for wanted in wantings]
+        columns = [_columns(wanted, len(kinds)) for wanted in wantings]
+        tried = _ridge((train - centre) / spread, np.concatenate(columns, axis=1))
+        # From weights for standardised activations to weights for activations as they are.
+        maps = [(w / spread, b - (w / spread) @ centre, alpha) for w, b, alpha in tried]
+        size = columns[0].shape[1]
+        mine = [slice(at * size, (at + 1) * size) for at in range(len(wantings))]
+        return [
+            max(
+                ((w[part], b[part], alpha) for w, b, alpha in maps),
+                key=lambda found: score(found[0], found[1], validation, right[1]),
+            )
+            for part in mine
+        ]
 
-    weight, bias, alpha = fit(right[0])
-    control_weight, control_bias, _ = fit(shuffled)
+    (weight, bias, alpha), *controls = fit([right[0], *shuffled])
     outputs = test @ weight.T + bias
     low, high = _interval(outputs, right[2], bool(kinds))
     counts = None
@@ -370,20 +187,24 @@ def _fitted(
         _score(outputs, right[2], bool(kinds)),
         low,
         high,
-        score(control_weight, control_bias, test, right[2]),
+        float(np.mean([score(w, b, test, right[2]) for w, b, _ in controls])),
         counts,
     )
 
 
-def _ridge(x: Array, wanted: Array, classes: int) -> list[tuple[Array, Array, float]]:
-    """Ridge regression on ±1 columns (or the numbers) for every alpha: weight, bias, alpha."""
+def _columns(wanted: Array, classes: int) -> Array:
+    """What the regression aims at `[text, column]`: ±1 for each class, or the numbers."""
+    return 2.0 * np.eye(classes)[wanted.astype(int)] - 1 if classes else wanted[:, None]
+
+
+def _ridge(x: Array, columns: Array) -> list[tuple[Array, Array, float]]:
+    """Ridge regression of every column for every alpha: weight `[column, d]`, bias, alpha."""
     from sklearn.linear_model import Ridge
 
-    columns = 2.0 * np.eye(classes)[wanted.astype(int)] - 1 if classes else wanted[:, None]
     found = []
     for alpha in ALPHAS:
         ridge = Ridge(alpha=alpha, solver="cholesky").fit(x, columns)
-        found.append((np.atleast_2d(ridge.coef_), np.atleast_1d(ridge.intercept_), alpha))
+        found.append((ridge.coef_, ridge.intercept_, alpha))
     return found
 
 

@@ -106,7 +106,7 @@ def predict(
 
     Returns:
         A frame with ``text``, ``prediction`` and a probability for each label; the picture shows
-        a text's labels as bars, or several texts and their labels as a map.
+        a text's labels as bars, or several texts, each with its label.
     """
     _check_head(model)
     rows = [texts] if isinstance(texts, str) else list(texts)
@@ -114,9 +114,8 @@ def predict(
         raise DataError("there is no text to classify")
     examples = _tokenized(model, rows, truncate)
     values = _probabilities(model, outputs(model, examples, batch_size, ["logits"]))
-    return Report(
-        _frame(model, rows, values), {}, lambda: _prediction_view(rows, values, _names(model))
-    )
+    frame = _frame(model, rows, values)
+    return Report(frame, {}, lambda: _prediction_view(model, frame, values))
 
 
 def calibration(report: Report, bins: int = 10) -> CurvesView:
@@ -275,22 +274,24 @@ def _frame(model: Any, texts: list[str], values: Any) -> Any:
     return frame
 
 
-def _prediction_view(texts: list[str], values: Any, names: list[str]) -> Any:
-    from neox_lab.views import BarsView, HeatmapView
+def _prediction_view(model: Any, frame: Any, values: Any) -> Any:
+    """One text's labels as bars; several texts, each with its label or number."""
+    from neox_lab.views import BarsView, Piece, StripView
 
-    if len(texts) == 1:
+    names, texts, count = _names(model), frame["text"][:DRAWN].tolist(), len(frame)
+    title = f"Predictions, the first {DRAWN} of {count} texts" if count > DRAWN else "Predictions"
+    if count == 1:
         return BarsView(names, values[0], title=texts[0])
-    cut = f", the first {DRAWN} of {len(texts)} texts" if len(texts) > DRAWN else ""
-    return HeatmapView(
-        values[:DRAWN],
-        texts[:DRAWN],
-        names,
-        row_axis="text",
-        column_axis="label",
-        value_name="probability" if len(names) > 1 else "output",
-        centre=None,
-        title=f"Predictions{cut}",
-    )
+    if _problem(model) == REGRESSION:
+        return BarsView(texts, values[:DRAWN, 0], title)
+    pieces = []
+    for text, said, chances in zip(texts, frame["prediction"], values, strict=False):
+        kind = ", ".join(said) or "none" if isinstance(said, list) else said
+        sure = float(chances.max()) if _problem(model) == SINGLE else 0.5
+        note = f"{kind} {sure:.2f}" if _problem(model) == SINGLE else kind
+        pieces += [Piece(text, note, kind, 2 * sure - 1), Piece("\n")]
+    found = frame[:DRAWN].to_dict("records")
+    return StripView(pieces[:-1], title, "The deeper the colour, the surer.", found)
 
 
 def _evaluation_view(model: Any, examples: Sequence[Example], values: Any) -> Any:

@@ -165,11 +165,13 @@ class _Run:
         size = settings.batch_size * settings.accumulate
         self.steps_in_epoch = math.ceil(len(examples) / size)
         self.steps = settings.steps or math.ceil(settings.epochs * self.steps_in_epoch)
+        self.order = -1, torch.empty(0)  # an epoch and its examples' order
         self.history: list[dict[str, float]] = []
         self.best_metrics: dict[str, float] = {}
         self.best_weights: dict[str, Tensor] = {}
         self.without_better = 0
         self.seconds_before = 0.0
+        self.on_gpu = model.device.type == "cuda"
         self.between_steps = True  # False while an interrupt would find half a step
         self.fingerprint = ""
         if self.directory is not None:
@@ -243,10 +245,11 @@ class _Run:
     def _rows(self, step: int) -> list[int]:
         """Numbers of the examples of one step: the next stretch of this epoch's own order."""
         epoch, index = divmod(step, self.steps_in_epoch)
-        generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(self.examples), generator=generator)
+        if self.order[0] != epoch:
+            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+            self.order = epoch, torch.randperm(len(self.examples), generator=generator)
         size = self.settings.batch_size * self.settings.accumulate
-        return order[index * size : (index + 1) * size].tolist()
+        return self.order[1][index * size : (index + 1) * size].tolist()
 
     def _gradient(self, step: int, rows: list[int]) -> tuple[float, int]:
         """Leave the gradient of the step's mean loss in the weights; return loss and tokens."""
@@ -318,6 +321,7 @@ class _Run:
             "best_weights": self.best_weights,
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
+            "device_random": torch.cuda.get_rng_state(self.model.device) if self.on_gpu else None,
             "history": self.history,
             "best_metrics": self.best_metrics,
             "without_better": self.without_better,
@@ -331,6 +335,8 @@ class _Run:
         self._put_back(state["weights"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
+        if self.on_gpu:
+            torch.cuda.set_rng_state(state["device_random"], self.model.device)
         self.history, self.best_metrics = state["history"], state["best_metrics"]
         self.best_weights, self.without_better = state["best_weights"], state["without_better"]
         self.seconds_before = state["seconds"]
