@@ -26,6 +26,7 @@ from neox_lab.views.confusion import ConfusionView
 from neox_lab.views.curves import CurvesView, Line
 from neox_lab.views.heatmap import HeatmapView
 from neox_lab.views.lens import LensView
+from neox_lab.views.notebooks import clean_notebook, notebook_faults
 from neox_lab.views.predictions import PredictionsView
 from neox_lab.views.report import report, write_report
 from neox_lab.views.scatter import ScatterView
@@ -50,7 +51,9 @@ __all__ = [
     "TreeView",
     "View",
     "attention",
+    "clean_notebook",
     "label",
+    "notebook_faults",
     "report",
     "write_report",
 ]
