@@ -71,15 +71,20 @@ class PlainAttention(Attention):
     ) -> Tensor:
         """See Attention."""
         batch, pos, _ = x.shape
-        qkv = self.query_key_value(x).view(batch, pos, self.heads, 3, self.d_head)
-        q, k, v = qkv.unbind(3)
+        q, k, v = self.project(x)
         q = rotate(q, *rotation).transpose(1, 2)
         k = rotate(k, *rotation).transpose(1, 2)
         v = v.transpose(1, 2)
         if keys_values is not None:
             k, v = keys_values.append(k, v)
         z = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask.bias, is_causal=mask.causal, scale=self.scale
+            q,
+            k,
+            v,
+            attn_mask=mask.bias,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask.causal,
+            scale=self.scale,
         )
         return self.dense(z.transpose(1, 2).reshape(batch, pos, self.heads * self.d_head))
 
@@ -96,9 +101,12 @@ class PlainBlock(Block):
         tap: Tap = NO_TAP,
     ) -> Tensor:
         """See Block."""
-        attended = self.attention(self.input_layernorm(resid_pre), rotation, mask, keys_values)
-        attn_out = self.post_attention_dropout(attended)
-        mlp_out = self.post_mlp_dropout(self.mlp(self.post_attention_layernorm(resid_pre)))
+        attn_out = self.attention(self.input_layernorm(resid_pre), rotation, mask, keys_values)
+        if self.training:
+            attn_out = self.post_attention_dropout(attn_out)
+        mlp_out = self.mlp(self.post_attention_layernorm(resid_pre))
+        if self.training:
+            mlp_out = self.post_mlp_dropout(mlp_out)
         return mlp_out + attn_out + resid_pre
 
 

@@ -8,13 +8,16 @@ float32 and bfloat16; on a GPU both run in float16 and bfloat16. The columns:
 
     speed-up    median, over turns, of transformers' time divided by ours
     bandwidth   bytes of weights read per second, as a share of what this machine can read when it
-                does nothing else (adding up a large tensor, measured in the same run)
+                does nothing else (adding up a large tensor, measured before every table)
     memory      on a GPU: peak of ours beside peak of transformers
+
+The first turn of each side does not count: it warms up, and lays our weights out for decoding.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import time
 import warnings
 from collections.abc import Callable
@@ -54,11 +57,6 @@ def models(layers: int, d_model: int, heads: int) -> tuple[Any, Any]:
     weights = {k.replace("lm_head.", "embed_out."): v for k, v in theirs.state_dict().items()}
     ours.load_state_dict(weights)
     return theirs, ours
-
-
-def with_dtype(layers: int, d_model: int, heads: int, dtype: torch.dtype, device: str) -> Any:
-    """Our model in another dtype."""
-    return models(layers, d_model, heads)[1].to(device=device, dtype=dtype)
 
 
 def wait(device: str) -> None:
@@ -117,11 +115,12 @@ def peak(side: Side, ids: Tensor, new: int) -> float:
     return torch.cuda.max_memory_allocated() / 1e9
 
 
-def table(shape: str, sides: list[Side], batch: int, options: Any, bandwidth: float) -> None:
+def table(shape: str, sides: list[Side], batch: int, options: Any) -> None:
     """Measure one shape and batch size, and print its rows."""
     device = options.device
+    bandwidth = bytes_per_second(device)
     ids = torch.randint(VOCAB, (batch, PROMPT), device=device)
-    new = 8 if options.quick else 32
+    new = 8 if options.quick else 64
     times = compare(sides, ids, new, 3 if options.quick else 9)
     for side in sides:
         taken, first = times[side.name], times[sides[0].name]
@@ -154,21 +153,21 @@ def main() -> None:
     for name, shape in list(SHAPES.items())[: 1 if options.quick else None]:
         theirs, ours = models(*shape)
         if options.device == "cpu":
-            half = with_dtype(*shape, torch.bfloat16, "cpu")
+            half = copy.deepcopy(ours).bfloat16()
             sides = [
                 Side("transformers float32", theirs),
                 Side("neox_lab float32", ours),
                 Side("neox_lab bfloat16", half),
             ]
             for batch in (1, 8):
-                table(name, sides, batch, options, bandwidth)
+                table(name, sides, batch, options)
             continue
         for dtype in (torch.float16, torch.bfloat16):
             word = str(dtype).removeprefix("torch.")
             pair = (("transformers", theirs), ("neox_lab", ours))
             sides = [Side(f"{n} {word}", m.to(options.device, dtype)) for n, m in pair]
             for batch in (1, 32):
-                table(name, sides, batch, options, bandwidth)
+                table(name, sides, batch, options)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ _ROOMS = {
     "attribution": "neox_lab.experiments.attribution",
     "detect": "neox_lab.experiments.detection",
     "errors": "neox_lab.errors",
+    "generation": "neox_lab.generation",
     "gym": "neox_lab.gym",
     "lens": "neox_lab.experiments.lens",
     "patching": "neox_lab.experiments.patching",
@@ -50,6 +51,7 @@ __all__ = [
     "attribution",
     "detect",
     "errors",
+    "generation",
     "gym",
     "lens",
     "load",
@@ -61,10 +63,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from neox_lab import errors, gym, tasks, views, widgets
+    from neox_lab import errors, generation, gym, tasks, views, widgets
     from neox_lab.config import GPTNeoXConfig
-    from neox_lab.experiments import detection as detect
     from neox_lab.experiments import attribution, lens, patching, probing
+    from neox_lab.experiments import detection as detect
     from neox_lab.family import (
         GPTNeoXForCausalLM,
         GPTNeoXForQuestionAnswering,
@@ -90,3 +92,10 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """Public names, for completion."""
     return sorted({*globals(), *__all__})
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """``%load_ext neox_lab``: tab completion of hook names inside strings."""
+    from neox_lab.completion import install
+
+    install(shell)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,3 +24,24 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder shared/ beside the checkout, which is not there")
     return folder
+
+
+if os.environ.get("NEOX_LAB_NO_SKIPS"):
+    # Where everything is installed a test that skips itself proves nothing: it fails instead.
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_make_collect_report() -> Generator[None, Any, Any]:
+        """Make skipped files fail."""
+        return _failed_if_skipped((yield))
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_makereport() -> Generator[None, Any, Any]:
+        """Make skipped tests fail."""
+        return _failed_if_skipped((yield))
+
+
+def _failed_if_skipped(report: Any) -> Any:
+    if report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"skipped under NEOX_LAB_NO_SKIPS: {report.longrepr}"
+    return report

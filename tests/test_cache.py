@@ -120,6 +120,20 @@ def test_weights_that_changed_are_noticed(model: Any, name: Any) -> None:
         cache[name]
 
 
+def test_weights_that_were_replaced_or_converted_are_noticed(model: Any) -> None:
+    _, cache = model.run_with_cache(tokens(), lean=True)
+    dense = model.gpt_neox.layers[0].attention.dense
+    old = dense.weight
+    dense.weight = torch.nn.Parameter(torch.zeros_like(old))
+    with pytest.raises(HookError, match="weights have changed"):
+        cache["pattern", 1]
+    dense.weight = old
+    assert cache["pattern", 1].isfinite().all()
+    model.double()
+    with pytest.raises(HookError, match="weights have changed"):
+        cache["pattern", 2]
+
+
 def test_asking_a_lean_cache_inside_hooks_does_not_run_them(model: Any) -> None:
     _, full = model.run_with_cache(tokens())
     _, lean = model.run_with_cache(tokens(), lean=True)
@@ -154,6 +168,33 @@ def test_spilling_keeps_the_same_numbers_in_a_file(model: Any, tmp_path: Path) -
     assert torch.equal(again["attn_scores", 1], full["attn_scores", 1])
     with pytest.raises(CheckpointError, match="exists"):
         model.run_with_cache(tokens(), budget=1000, spill=path)
+
+
+def test_a_spilled_cache_of_a_run_with_a_past(model: Any, tmp_path: Path) -> None:
+    ids = tokens()
+    runs = []
+    for options in ({}, {"budget": 1000, "spill": tmp_path / "cache.safetensors"}):
+        past = model(ids[:, :5], use_cache=True).past_key_values
+        _, cache = model.run_with_cache(ids[:, 5:], past_key_values=past, **options)
+        runs.append(cache)
+    equal(*runs, 0)
+    again = ActivationCache.load(tmp_path / "cache.safetensors", model)
+    assert torch.equal(again["pattern", 1], runs[0]["pattern", 1])
+
+
+def test_a_run_that_fails_leaves_no_file(model: Any, tmp_path: Path) -> None:
+    spill = {"budget": 1000, "spill": tmp_path / "cache.safetensors"}
+    with pytest.raises(HookError, match=r"unembed.hook_in.*\[3, 1, 64\].*logits_to_keep"):
+        model.run_with_cache(tokens(), logits_to_keep=1, **spill)
+    assert not any(tmp_path.iterdir())
+
+    def interrupt(tensor: torch.Tensor, hook: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), model.hooks([("blocks.1.hook_mlp_out", interrupt)]):
+        model.run_with_cache(tokens(), **spill)
+    assert not any(tmp_path.iterdir())
+    model.run_with_cache(tokens(), **spill)
 
 
 def test_saving_and_loading(model: Any, tmp_path: Path) -> None:
@@ -234,6 +275,23 @@ def test_every_point_has_its_gradient(model: Any) -> None:
     assert {f"{name}_grad" for name in model.hook_names} <= set(cache)
     split = sum(cache[f"blocks.1.hook_{part}_input_grad"] for part in "qkv")
     torch.testing.assert_close(cache["blocks.1.hook_attn_in_grad"], split)
+
+
+def test_gradients_count_for_the_budget_and_leave_the_weights_alone(
+    model: Any, tmp_path: Path
+) -> None:
+    weights = list(model.parameters())
+    model.requires_grad_(True)
+    weights[0].grad = torch.ones_like(weights[0])
+    _, cache = model.run_with_cache(tokens(), "*.hook_z", incl_bwd=True, labels=tokens())
+    assert torch.equal(weights[0].grad, torch.ones_like(weights[0]))
+    assert all(weight.grad is None for weight in weights[1:])
+    assert cache.nbytes == 2 * model.cache_size(tokens(), "*.hook_z")
+    options = {"incl_bwd": True, "labels": tokens(), "budget": cache.nbytes - 1}
+    with pytest.raises(HookError, match="budget"):
+        model.run_with_cache(tokens(), "*.hook_z", **options)
+    with pytest.raises(HookError, match="incl_bwd or spill"):
+        model.run_with_cache(tokens(), "*.hook_z", spill=tmp_path / "cache", **options)
 
 
 def test_sizes_in_words() -> None:

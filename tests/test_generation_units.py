@@ -30,6 +30,7 @@ from neox_lab.generation import warpers as w
 from neox_lab.generation.assisted import Draft, _check_sampled
 from neox_lab.generation.stopping import StopStrings
 from neox_lab.generation.text import GrowingText, TokenBytes
+from neox_lab.model import layout
 from neox_lab.model.layout import for_decoding
 
 VOCAB = 23
@@ -278,9 +279,115 @@ def test_layout_follows_the_dtype() -> None:
     ids = tokens(1, 4)
     model.generate(ids, max_new_tokens=2)
     model.half().generate(ids, max_new_tokens=2)
-    assert in_columns(model) == {False}  # float16 has no fast product from columns
+    assert in_columns(model) == {False}  # half-precision products from columns are slow
     model.bfloat16().generate(ids, max_new_tokens=2)
+    assert in_columns(model) == {False}
+    model.float().generate(ids, max_new_tokens=2)
     assert in_columns(model) == {True}
+
+
+def in_bfloat16() -> Any:
+    """A model whose weights have been packed by generating."""
+    if not layout._packing_works():
+        pytest.skip("this processor or PyTorch has no products with packed bfloat16 weights")
+    model = pair()[1].bfloat16()
+    model.generate(tokens(), max_new_tokens=2)
+    assert all(linear.packed is not None for linear in linears(model).values())
+    return model
+
+
+def test_packed_weights_give_the_same_products() -> None:
+    packed, plain = in_bfloat16(), pair()[1].bfloat16()
+    with torch.no_grad():
+        for name, linear in linears(packed).items():
+            for shape in ((1, 1), (3, 7), (2, 0)):
+                x = torch.randn(*shape, linear.in_features).bfloat16()
+                expected = linears(plain)[name](x)
+                torch.testing.assert_close(linear(x), expected, rtol=0.01, atol=0.01)
+        ids = tokens()
+        logits = packed(ids).logits.float(), plain(ids).logits.float()
+    torch.testing.assert_close(*logits, rtol=0.02, atol=0.1)
+    packed.train()
+    packed(ids, labels=ids).loss.backward()  # gradients go past the copy
+    assert packed.embed_out.weight.grad.abs().max() > 0
+
+
+def through_data(weight: torch.Tensor) -> None:
+    weight.data.view(-1)[5] += 1  # PyTorch does not count this
+
+
+def in_place(weight: torch.Tensor) -> None:
+    with torch.no_grad():
+        weight.mul_(-1)
+
+
+def rows_exchanged(weight: torch.Tensor) -> None:
+    weight.data[[0, 1]] = weight.data[[1, 0]].clone()
+
+
+def columns_exchanged(weight: torch.Tensor) -> None:
+    weight.data[:, [0, 9]] = weight.data[:, [9, 0]].clone()
+
+
+@pytest.mark.parametrize("change", [through_data, in_place, rows_exchanged, columns_exchanged])
+def test_packed_weights_follow_every_change(change: Any) -> None:
+    model = in_bfloat16()
+    change(model.embed_out.weight)
+    fresh = pair()[1].bfloat16()
+    fresh.load_state_dict(model.state_dict())
+    model.generate(tokens(), max_new_tokens=1)
+    x = torch.randn(1, 64).bfloat16()
+    with torch.no_grad():
+        torch.testing.assert_close(model.embed_out(x), fresh.embed_out(x), rtol=0.01, atol=0.01)
+
+
+def test_counted_changes_hold_at_once() -> None:
+    model = in_bfloat16()
+    in_place(model.embed_out.weight)
+    x = torch.randn(1, 64).bfloat16()
+    with torch.no_grad():
+        expected = x @ model.embed_out.weight.t()
+        torch.testing.assert_close(model.embed_out(x), expected, rtol=0.01, atol=0.01)
+    model.embed_out.weight = nn.Parameter(torch.zeros_like(model.embed_out.weight))
+    with torch.no_grad():
+        assert not model.embed_out(x).any()
+
+
+def test_packed_weights_are_no_part_of_the_model(tmp_path: Path) -> None:
+    model = in_bfloat16()
+    assert set(model.state_dict()) == set(pair()[1].state_dict())
+    torch.save(model, tmp_path / "model.pt")
+    again = torch.load(tmp_path / "model.pt", weights_only=False)
+    for other in (copy.deepcopy(model), again):
+        assert all(linear.packed is None for linear in linears(other).values())
+        assert other.generate(tokens(), max_new_tokens=6).tolist() == (
+            model.generate(tokens(), max_new_tokens=6).tolist()
+        )
+
+
+def test_weights_are_not_packed_where_memory_is_short() -> None:
+    model = in_bfloat16()
+    needed = sum(linear.weight.nbytes for linear in linears(model).values())
+    for free, packed in ((2 * needed - 1, False), (2 * needed, True)):
+        for linear in linears(model).values():
+            linear.packed = None
+        for_decoding(model, free)
+        assert all((linear.packed is not None) == packed for linear in linears(model).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("padded", [False, True])
+def test_one_query_in_half_precision(dtype: torch.dtype, padded: bool) -> None:
+    model = pair()[1].to(dtype)
+    ids = tokens()
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0 if padded else 1
+    with torch.no_grad():
+        whole = model(ids, attention_mask=mask).logits[:, -1]
+        past = model(ids[:, :-1], attention_mask=mask[:, :-1], use_cache=True).past_key_values
+        step = model(ids[:, -1:], attention_mask=mask, past_key_values=past).logits[:, -1]
+    assert step.dtype == dtype
+    torch.testing.assert_close(step.float(), whole.float(), rtol=0.05, atol=0.3)
 
 
 def test_layout_leaves_training_and_tied_weights_alone() -> None:

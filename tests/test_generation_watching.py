@@ -184,6 +184,8 @@ def test_names_in_a_generation_cache(model: Any) -> None:
     torch.testing.assert_close(cache["pattern", 0].sum(-1), torch.ones(1, 4, 6))
     assert cache["pattern", 0].triu(1).abs().max() == 0
     assert cache.steps[2][RESID].shape == (1, 1, 64)
+    assert torch.equal(cache["pattern", -3], cache["blocks.0.attn.hook_pattern"])
+    assert cache._ipython_key_completions_() == list(cache)
     assert "2 activations, 3 steps" in repr(cache)
     with pytest.raises(HookNameError, match="not kept"):
         cache["blocks.2.hook_resid_post"]

@@ -305,7 +305,8 @@ def _heads(w: Weights, normalized: Tensor, part: int) -> Tensor:
 
 def _rotated(x: Tensor) -> Tensor:
     angles = torch.arange(12.0)[:, None] * 10000.0 ** (-torch.arange(0, 4, 2) / 4)
-    return rotate(x, angles.cos()[None, :, None], angles.sin()[None, :, None])
+    cos, sin = angles.cos()[None, :, None], angles.sin()[None, :, None]
+    return rotate(x, torch.cat((cos, cos), -1), torch.cat((-sin, sin), -1))
 
 
 def _scores(q: Tensor, k: Tensor) -> Tensor:

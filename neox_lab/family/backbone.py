@@ -167,7 +167,7 @@ class _Recorder:
     """Watchers for ``output_hidden_states`` and ``output_attentions``: hooks like any other."""
 
     def __init__(self, model: GPTNeoXModel, first: int, last: int) -> None:
-        self.names = {layer: f"blocks.{layer}." for layer in range(first, last)}
+        self.layers = range(first, last)
         self.points = model.hook_points
         self.states: tuple[Tensor, ...] | None = None
         self.patterns: tuple[Tensor, ...] | None = None
@@ -191,7 +191,7 @@ class _Recorder:
         return self._at("attn.hook_pattern", keep)
 
     def _at(self, name: str, keep: Callable[[Tensor, HookPoint], None]) -> list[Watcher]:
-        points = [self.points[prefix + name] for prefix in self.names.values()]
+        points = [self.points[f"blocks.{layer}.{name}"] for layer in self.layers]
         return [Watcher(point, keep, writes=False) for point in points]
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@torch.no_grad()
 def check(model: Any, tokens: Tensor | None = None) -> pd.DataFrame:
     """Try every hook point of ``model``.
 
@@ -28,9 +27,9 @@ def check(model: Any, tokens: Tensor | None = None) -> pd.DataFrame:
         tokens: ids ``[batch, pos]`` to run on; None takes six spread over the vocabulary.
 
     Returns:
-        One row a hook point: ``name``, ``shape`` that passed, ``shape_right``, ``rows_sum_to_one``
-        (None except for patterns), ``change`` (largest change of the output when the tensor is
-        changed), and ``ok``.
+        One row a hook point: ``name``, ``shape`` that passed (None if nothing did),
+        ``shape_right``, ``rows_sum_to_one`` (None except for patterns), ``change`` (largest
+        change of the output when the tensor is changed), and ``ok``.
     """
     import pandas as pd
 
@@ -38,9 +37,16 @@ def check(model: Any, tokens: Tensor | None = None) -> pd.DataFrame:
         vocab = model.config.vocab_size
         tokens = torch.arange(6, device=model.device)[None] * (vocab // 7) + vocab // 11
     sizes = axis_sizes(model.config, *tokens.shape)
-    baseline = _numbers(model(tokens))
-    rows = [_try(model, tokens, point, sizes, baseline) for point in model.hook_points.values()]
-    return pd.DataFrame(rows)
+    training = {module: module.training for module in model.modules()}
+    model.eval()  # dropout would change the output whatever hooks do
+    try:
+        with torch.no_grad(), model.hook_stack.suspended():
+            baseline = _numbers(model(tokens))
+            points = model.hook_points.values()
+            return pd.DataFrame(_try(model, tokens, point, sizes, baseline) for point in points)
+    finally:
+        for module, was in training.items():
+            module.training = was
 
 
 def _try(
@@ -53,15 +59,16 @@ def _try(
         seen.append(tensor.clone())
         return _changed(tensor, hook)
 
-    output = model.run_with_hooks(tokens, [(point.name, change)])
+    output = model.run_with_hooks(tokens, [(point.name, change)], must_fire=False)
     effect = float((_numbers(output) - baseline).abs().nan_to_num(torch.inf).max())
-    shape_right = tuple(seen[0].shape) == shape_at(point, sizes)
+    shape = tuple(seen[0].shape) if seen else None
+    shape_right = shape == shape_at(point, sizes)
     sums = None
-    if point.name.endswith("hook_pattern"):
+    if seen and point.name.endswith("hook_pattern"):
         sums = bool(torch.allclose(seen[0].float().sum(-1), torch.ones(()), atol=1e-3))
     return {
         "name": point.name,
-        "shape": tuple(seen[0].shape),
+        "shape": shape,
         "shape_right": shape_right,
         "rows_sum_to_one": sums,
         "change": effect,

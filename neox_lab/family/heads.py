@@ -19,6 +19,7 @@ from neox_lab.family.losses import next_token_loss, sequence_loss, span_loss, to
 from neox_lab.generation import Generates
 from neox_lab.hooks.points import Taps
 from neox_lab.model.keys_values import KeyValueCache
+from neox_lab.model.layout import Linear
 from neox_lab.model.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -58,7 +59,7 @@ class GPTNeoXForCausalLM(Generates, _WithHead):
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         super().__init__(config)
-        self.embed_out = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.embed_out = Linear(config.hidden_size, config.vocab_size, bias=False)
         self._set_up(config)
 
     @property

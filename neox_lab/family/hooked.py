@@ -123,7 +123,8 @@ class Hooked:
             dtype: keep floating-point tensors in this dtype.
             pos_slice: keep only these positions.
             incl_bwd: also keep gradients, as ``<name>_grad``: of ``output.loss``, or of the
-                scalar that a function of the output returns.
+                scalar that a function of the output returns. The weights' own ``.grad`` stay as
+                they are.
             start_at_layer: first block to run; ``inputs`` is then the residual stream entering it.
             stop_at_layer: block to stop before; the output is then the residual stream entering it.
             lean: store residual streams only, and make any other activation of a block by running
@@ -147,6 +148,7 @@ class Hooked:
             names_filter,
             Keeping(device, dtype, pos_slice, names_filter is None),
             lean=lean,
+            gradients=bool(incl_bwd),
             pieces=self._pieces_of(arguments),
         )
         recording.reserve(budget, spill)

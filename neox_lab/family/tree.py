@@ -55,8 +55,9 @@ def as_html(model: Any) -> str:
             f"<td style='text-align:left'>{html.escape(point.meaning)}</td></tr>"
             for point in points
         )
+        count = f"{len(points)} hook point{'s' if len(points) != 1 else ''}"
         parts.append(
-            f"<details><summary>{html.escape(heading)}: {len(points)} hook points</summary>"
+            f"<details><summary>{html.escape(heading)}: {count}</summary>"
             f"<table><tbody>{rows}</tbody></table></details>"
         )
     return "\n".join(parts)

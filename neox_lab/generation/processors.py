@@ -2,7 +2,7 @@
 
 A processor is anything that can be called with the text so far, token ids ``[batch, pos]``, and
 the scores of what might come next, float32 ``[batch, vocab]``, and returns scores of the same
-shape. It must not write into what it is given. A score of minus infinity means "never".
+shape. A score of minus infinity means "never".
 ``lineup`` says in which order processors run; ``warpers`` are those that only sampling uses.
 """
 
@@ -35,7 +35,9 @@ class LogitsProcessorList(list[Processor]):
     """Processors that run one after the other."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores ``[batch, vocab]`` after all of them."""
+        """Scores ``[batch, vocab]`` after all of them; ``scores`` itself stays as it is."""
+        if self:
+            scores = scores.clone()  # a user's processor may write into what it is given
         for processor in self:
             scores = processor(input_ids, scores)
         return scores

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from neox_lab.generation.prompt import Prompt
+from neox_lab.memory import free_memory
 from neox_lab.model.keys_values import KeyValueCache
 from neox_lab.model.layout import for_decoding
 
@@ -58,7 +59,7 @@ class Reader:
             use_cache: keep keys and values instead of reading everything again each step.
             wanted: ``output_hidden_states``, ``output_attentions``.
         """
-        for_decoding(cast(nn.Module, model))
+        for_decoding(cast(nn.Module, model), free_memory(model.device))
         self.model, self.wanted = model, wanted
         self.cache = prompt.cache
         if use_cache and self.cache is None:

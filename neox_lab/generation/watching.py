@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import HookError, HookNameError, nearest
+from neox_lab.hooks.names import ShortForm, exact
 from neox_lab.hooks.points import HookFunction, HookPoint
 
 
@@ -120,7 +121,7 @@ class GenerationCache(Mapping[str, Tensor]):
         kept = tensor.detach() if whole or 0 in tensor.stride() else tensor.detach().clone()
         self.steps[step].setdefault(hook.name, kept)
 
-    def __getitem__(self, name: str | tuple[str, int]) -> Tensor:
+    def __getitem__(self, name: str | ShortForm) -> Tensor:
         """The activation of the whole text; attention reaches back, so rows are padded with 0."""
         full = self._full(name)
         parts = [step[full] for step in self.steps if full in step]
@@ -132,18 +133,16 @@ class GenerationCache(Mapping[str, Tensor]):
             parts = [pad(p, (0, longest - p.shape[-1]), value=unseen) for p in parts]
         return torch.cat(parts, dim=_axis(self.points[full]))
 
-    def _full(self, name: str | tuple[str, int]) -> str:
-        kept = self.steps[0] if self.steps else {}
-        for full in kept:
-            point = self.points[full]
-            short = isinstance(name, tuple) and len(name) == 2 and point.layer == name[1]
-            if full == name or name in point.aliases:
-                return full
-            if short and full.endswith(f".hook_{str(name[0]).removeprefix('hook_')}"):
-                return full
-        raise HookNameError(
-            f"{name!r} was not kept in this generation.{nearest(str(name), kept)} See names_filter."
-        )
+    def _full(self, name: str | ShortForm) -> str:
+        full = exact(name, self.points)
+        if full not in (kept := self.steps[0] if self.steps else {}):
+            raise HookNameError(
+                f"{full!r} was not kept in this generation.{nearest(full, kept)} See names_filter."
+            )
+        return full
+
+    def _ipython_key_completions_(self) -> list[str]:
+        return list(self)
 
     def __iter__(self) -> Iterator[str]:
         """Names of what was kept."""

@@ -67,7 +67,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
 
         def keep(tensor: Tensor, point: HookPoint) -> None:
             kept = keeping(tensor, point)
-            if spill is not None and kept.shape == spill.tensors[point.name].shape:
+            if spill is not None:
                 kept = spill.put(point.name, kept)
             self._tensors[point.name] = kept
 

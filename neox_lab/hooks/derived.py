@@ -18,6 +18,7 @@ import functools
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from neox_lab.errors import HookError
@@ -135,14 +136,25 @@ def _scores(q: Tensor, k: Tensor, given: Tensor | None, scale: float) -> Tensor:
     return masked_scores(q.transpose(1, 2), k.transpose(1, 2), mask, scale)
 
 
-def weights_seen(parameters: Iterable[Tensor]) -> int:
-    """A number that changes when one of ``parameters`` is written to."""
-    return sum(0 if p.is_inference() else p._version for p in parameters)
+Weights = list[tuple[Tensor, int, torch.dtype]]
 
 
-def check_weights(parameters: Iterable[Tensor], seen: int, name: str) -> None:
-    """Raise HookError if the weights changed since ``weights_seen``."""
-    if weights_seen(parameters) != seen:
+def weights_seen(parameters: Iterable[Tensor]) -> Weights:
+    """The parameters, how often each was written to, and their dtypes; see ``check_weights``."""
+    return [(p, 0 if p.is_inference() else p._version, p.dtype) for p in parameters]
+
+
+def check_weights(parameters: Iterable[Tensor], seen: Weights, name: str) -> None:
+    """Raise HookError if a weight was changed or replaced since ``weights_seen``.
+
+    Writing through ``.data`` escapes PyTorch's count of changes, and so this check.
+    """
+    now = weights_seen(parameters)
+    same = len(now) == len(seen) and all(
+        new is old and changes == counted
+        for (new, *changes), (old, *counted) in zip(now, seen, strict=True)
+    )
+    if not same:
         raise HookError(
             f"{name!r} is made on access, and the model's weights have changed since this run, so "
             "it would not be what that run computed. Name it in names_filter to store it."

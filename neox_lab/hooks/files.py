@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from neox_lab.errors import CheckpointError
+from neox_lab.errors import CheckpointError, HookError
 from neox_lab.hooks.keeping import bytes_of
 
 _DTYPE_NAMES = {
@@ -110,6 +110,7 @@ class SpillFile:
         Raises:
             CheckpointError: the file exists already or cannot be made.
         """
+        self.path = path
         header, places, start = _layout(plan, description)
         size = start + sum(bytes_of(shape, dtype) for shape, dtype in plan.values())
         try:
@@ -132,8 +133,19 @@ class SpillFile:
             self.tensors[name] = part.view(dtype).view(shape)
 
     def put(self, name: str, tensor: Tensor) -> Tensor:
-        """Copy ``tensor`` into the place of ``name``; return the tensor that lives in the file."""
-        return self.tensors[name].copy_(tensor)
+        """Copy ``tensor`` into the place of ``name``; return the tensor that lives in the file.
+
+        Raises:
+            HookError: it has another shape than was planned for.
+        """
+        place = self.tensors[name]
+        if place.shape != tensor.shape:
+            raise HookError(
+                f"{name!r} has shape {list(tensor.shape)} in this run; the file has room for "
+                f"{list(place.shape)}. A run that is spilled computes all positions: leave out "
+                "logits_to_keep, or leave this hook point out with names_filter."
+            )
+        return place.copy_(tensor)
 
 
 def _layout(

@@ -11,7 +11,6 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -138,17 +137,6 @@ def parse_bytes(amount: int | str) -> int:
     if not found:
         raise HookError(f"budget={amount!r}; expected a number of bytes or a size such as '2 GB'.")
     return int(float(found[1]) * _UNITS[found[2].upper()])
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on ``device``, or None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    meminfo = Path("/proc/meminfo")
-    if device.type != "cpu" or not meminfo.exists():
-        return None
-    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
-    return int(found[1]) * 1024 if found else None
 
 
 def in_words(size: float) -> str:

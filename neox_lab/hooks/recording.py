@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,13 @@ from neox_lab.hooks.keeping import (
     axis_sizes,
     bytes_of,
     dtype_at,
-    free_memory,
     in_words,
     parse_bytes,
     shape_at,
 )
 from neox_lab.hooks.names import Name, find_all
 from neox_lab.hooks.points import HookPoint
+from neox_lab.memory import free_memory
 from neox_lab.model.network import layer_span
 
 Plan = dict[str, tuple[tuple[int, ...], torch.dtype]]
@@ -44,10 +45,24 @@ Plan = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 def plan_for(
-    model: Runnable, points: Iterable[HookPoint], keeping: Keeping, batch: int, pos: int
+    model: Runnable,
+    points: Iterable[HookPoint],
+    keeping: Keeping,
+    batch: int,
+    pos: int,
+    past: int = 0,
 ) -> Plan:
-    """Shape and dtype of what would be stored of ``points`` in a run on ``batch`` by ``pos``."""
-    sizes = axis_sizes(model.config, batch, pos)
+    """Shape and dtype of what would be stored of ``points``.
+
+    Args:
+        model: which would run.
+        points: what to store.
+        keeping: how.
+        batch: rows.
+        pos: positions read.
+        past: earlier positions in a key-value cache, which queries see too.
+    """
+    sizes = axis_sizes(model.config, batch, pos) | {"key_pos": past + pos}
     dtype = model.backbone.embed_in.weight.dtype
     return {
         point.name: (
@@ -111,6 +126,7 @@ class Recording:
         keeping: Keeping,
         *,
         lean: bool,
+        gradients: bool = False,
         pieces: list[str] | None,
     ) -> None:
         """Decide what to store; nothing runs yet.
@@ -121,15 +137,19 @@ class Recording:
             names_filter: what to keep; None for everything.
             keeping: how.
             lean: store residual streams only.
+            gradients: gradients will be kept, too.
             pieces: token strings of the first row.
 
         Raises:
             HookNameError: ``names_filter`` names no hook point.
-            HookError: a lean run that could not be repeated exactly.
+            HookError: a lean run that could not be repeated exactly, or is to keep gradients.
         """
+        if lean and gradients:
+            raise HookError("lean=True keeps no gradients; leave out incl_bwd or lean.")
         if keeping.device is not None and torch.device(keeping.device) == _device(model):
             keeping = dataclasses.replace(keeping, device=None)
         self.model, self.arguments, self.keeping = model, dict(arguments), keeping
+        self.gradients = gradients
         wanted = find_all(names_filter or "*", model.hook_points)
         self.cache = ActivationCache(
             model.hook_points,
@@ -160,18 +180,24 @@ class Recording:
         if given is None:
             given = self.arguments["inputs_embeds"]
         batch, pos = given.shape[:2]
-        return plan_for(self.model, self.stored, self.keeping, batch, pos)
+        cache = self.arguments.get("past_key_values")
+        past = 0 if cache is None else cache.get_seq_length(self.first)
+        return plan_for(self.model, self.stored, self.keeping, batch, pos, past)
 
     @property
     def nbytes(self) -> int:
         """Memory that will be stored, in bytes."""
-        return planned_bytes(self.plan, self.model, self.keeping)
+        plan = self.plan
+        needed = planned_bytes(plan, self.model, self.keeping)
+        if self.gradients:  # no two of them are the same tensor
+            needed += sum(bytes_of(*entry) for entry in plan.values())
+        return needed
 
     def reserve(self, budget: int | str | None, spill: str | os.PathLike[str] | None) -> None:
         """Check that the cache fits, or make a file for it.
 
         Raises:
-            HookError: it does not fit and ``spill`` is None.
+            HookError: it does not fit and ``spill`` is None, or there are gradients to spill.
             CheckpointError: the file exists or cannot be made.
         """
         device = torch.device(self.keeping.device or _device(self.model))
@@ -184,34 +210,42 @@ class Recording:
                 f"{too_large} Keep less with names_filter or pos_slice, keep residual streams "
                 "only with lean=True, or write the cache to a file with spill='cache.safetensors'."
             )
+        if self.gradients:
+            raise HookError(f"{too_large} A file takes no gradients; leave out incl_bwd or spill.")
         self.keeping = dataclasses.replace(self.keeping, device="cpu")
         self.spill = SpillFile(Path(spill), self.plan, self.cache.description())
 
     def run(self, incl_bwd: bool | Callable[[Any], Tensor]) -> tuple[Any, ActivationCache]:
-        """Run the model; return its output and the filled cache."""
-        if incl_bwd and self.replay is not None:
-            raise HookError("lean=True keeps no gradients; leave out incl_bwd or lean.")
-        if incl_bwd:  # what is made on access has no gradient
-            self.stored, self.lazy = [*self.stored, *self.lazy], []
+        """Run the model; return its output and the filled cache.
+
+        Raises:
+            HookError: something has another size than was planned for; no file is left then.
+        """
         placement = Placement(self.model.hook_points, (), ())
         watchers = self.cache.watchers(self.stored, self.keeping, self.spill)
-        if incl_bwd:
+        if self.gradients:
             watchers += self.cache.gradient_watchers(self.stored, self.keeping)
         placement.entries.append(("run_with_cache", watchers))
-        with (
-            torch.enable_grad() if incl_bwd else torch.no_grad(),
-            self.model.hook_stack.placed(placement, must_fire=False),
-        ):
-            output = self.model(**self.arguments)
-        if incl_bwd:
-            run_backward(output, incl_bwd)
+        try:
+            with (
+                torch.enable_grad() if self.gradients else torch.no_grad(),
+                self.model.hook_stack.placed(placement, must_fire=False),
+            ):
+                output = self.model(**self.arguments)
+        except BaseException:
+            if self.spill is not None:
+                self.spill.path.unlink(missing_ok=True)
+            raise
+        if self.gradients:
+            with _weights_without_gradients(self.model):
+                run_backward(output, incl_bwd)
         if self.replay is not None:
             self.replay.serve(self.cache, self.lazy, self.first, self.last)
         return output, self.cache
 
     def _derivable(self, wanted: list[HookPoint]) -> list[HookPoint]:
         """Points whose tensors need not be stored, because they follow from stored ones."""
-        if not self.keeping.as_it_is:
+        if self.gradients or not self.keeping.as_it_is:  # what is made later has no gradient
             return []
         written = {  # an edit anywhere in a block may reach what would be made from its parts
             watcher.point.layer
@@ -236,3 +270,16 @@ class Recording:
         if point.name == "hook_embed":
             return self.first == 0
         return self.arguments.get("stop_at_layer") is None
+
+
+@contextmanager
+def _weights_without_gradients(model: Runnable) -> Iterator[None]:
+    """Give the weights the gradients back that they have now, whatever is backpropagated."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in before:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.hooks.points import NO_TAP, Tap
 from neox_lab.model.keys_values import LayerKeysValues
+from neox_lab.model.layout import Linear
 from neox_lab.model.masking import AttentionMask
-from neox_lab.model.rotary import rotate
+from neox_lab.model.rotary import HALF_PRECISION, rotate
 
 
 class SplitInput(NamedTuple):
@@ -53,8 +54,8 @@ class Attention(nn.Module):
         self.d_head = config.head_size
         self.scale = self.d_head**-0.5
         self.dropout = config.attention_dropout
-        self.query_key_value = nn.Linear(d_model, 3 * d_model, bias=config.attention_bias)
-        self.dense = nn.Linear(d_model, d_model, bias=config.attention_bias)
+        self.query_key_value = Linear(d_model, 3 * d_model, bias=config.attention_bias)
+        self.dense = Linear(d_model, d_model, bias=config.attention_bias)
 
     def forward(
         self,
@@ -69,7 +70,7 @@ class Attention(nn.Module):
 
         Args:
             x: normalised residual stream ``[batch, pos, d_model]``.
-            rotation: cosines and sines ``[batch or 1, pos, 1, rotary_ndims / 2]``.
+            rotation: cosines and sines ``[batch or 1, pos, 1, rotary_ndims]``.
             mask: visibility of the past and of these positions.
             keys_values: this layer's cache, extended in place, or None.
             tap: hook points of this block.
@@ -123,15 +124,20 @@ class Attention(nn.Module):
         """
         if mask.blind or tap.watched("attn.hook_attn_scores", "attn.hook_pattern"):
             return self._attend_in_the_open(q, k, v, mask, tap)
-        return F.scaled_dot_product_attention(
+        dtype, bias = q.dtype, mask.bias
+        if q.shape[2] == 1 and dtype in HALF_PRECISION and q.device.type == "cpu":
+            # For one query the kernel of half precision takes longer than both conversions.
+            q, k, v, bias = q.float(), k.float(), v.float(), None if bias is None else bias.float()
+        z = F.scaled_dot_product_attention(
             q,
             k,
             v,
-            attn_mask=mask.bias,
+            attn_mask=bias,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=mask.causal,
             scale=self.scale,
         )
+        return z.to(dtype)
 
     def _attend_in_the_open(
         self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, tap: Tap

@@ -25,6 +25,7 @@ from neox_lab.hooks.points import NO_TAP, Tap
 from neox_lab.model.activations import ACTIVATION_FUNCTIONS
 from neox_lab.model.attention import Attention, SplitInput
 from neox_lab.model.keys_values import LayerKeysValues
+from neox_lab.model.layout import Linear
 from neox_lab.model.masking import AttentionMask
 
 SPLIT_INPUTS = ("hook_q_input", "hook_k_input", "hook_v_input")
@@ -36,8 +37,8 @@ class MLP(nn.Module):
     def __init__(self, config: GPTNeoXConfig) -> None:
         """Weights ``dense_h_to_4h [d_mlp, d_model]`` and ``dense_4h_to_h [d_model, d_mlp]``."""
         super().__init__()
-        self.dense_h_to_4h = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.dense_4h_to_h = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.dense_h_to_4h = Linear(config.hidden_size, config.intermediate_size)
+        self.dense_4h_to_h = Linear(config.intermediate_size, config.hidden_size)
         self.act = ACTIVATION_FUNCTIONS[config.hidden_act]
 
     def forward(self, x: Tensor, tap: Tap = NO_TAP) -> Tensor:
@@ -93,14 +94,19 @@ class Block(nn.Module):
         split = self._split_inputs(resid, tap)
         x = layer_norm(resid, self.input_layernorm, tap, "ln1.hook_scale", "ln1.hook_normalized")
         out = self.attention(x, rotation, mask, keys_values, tap, split)
-        return tap("hook_attn_out", self.post_attention_dropout(out))
+        if self.training:
+            out = self.post_attention_dropout(out)
+        return tap("hook_attn_out", out)
 
     def transform(self, resid: Tensor, tap: Tap) -> Tensor:
         """What the MLP adds to the residual stream ``[batch, pos, d_model]``."""
         mlp_in = tap("hook_mlp_in", resid)
         norm = self.post_attention_layernorm
         x = layer_norm(mlp_in, norm, tap, "ln2.hook_scale", "ln2.hook_normalized")
-        return tap("hook_mlp_out", self.post_mlp_dropout(self.mlp(x, tap)))
+        out = self.mlp(x, tap)
+        if self.training:
+            out = self.post_mlp_dropout(out)
+        return tap("hook_mlp_out", out)
 
     def _split_inputs(self, resid: Tensor, tap: Tap) -> tuple[SplitInput | None, ...] | None:
         """Offer each head its own input to queries, keys and values; return those hooks altered.

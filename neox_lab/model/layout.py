@@ -1,43 +1,142 @@
 """How weights lie in memory, for reading them fast one token at a time.
 
 Writing one token multiplies every weight matrix with one row, so the time goes into reading the
-weights. ``nn.Linear`` keeps ``weight [out, in]`` with the numbers of one output side by side. A
-CPU multiplies one row faster if those of one *input* lie side by side (column-major): the product
-is then a sum of stretches that are read from front to back. Shape, values, names and the
-parameter objects stay what they are; only strides change. Products with many rows do not care.
+weights. ``nn.Linear`` keeps ``weight [out, in]`` with the numbers of one output side by side. On a
+CPU two other layouts are read faster:
+
+    float32    column-major: the numbers of one *input* side by side. The product is then a sum of
+               stretches that are read from front to back. Shape, values, names and the parameter
+               objects stay what they are; only strides change. No extra memory.
+    bfloat16   a second copy in the blocks that the processor's bfloat16 instructions take; oneDNN
+               would otherwise make them anew for every product. It costs the memory of the weights
+               once more, and is left out where less than twice that is free.
+
+Products with many rows lose nothing by either.
 """
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-_FASTER_IN_COLUMNS = (torch.float32, torch.bfloat16)
-"""Dtypes with such a kernel; float16 products from columns are many times slower."""
+
+class Linear(nn.Linear):
+    """``nn.Linear`` that multiplies with a packed copy of its weight while there is a valid one."""
+
+    packed: Packed | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product x Wᵀ + b, from ``[.., in]`` to ``[.., out]``."""
+        packed = self.packed
+        if packed is None or x.dtype != torch.bfloat16 or torch.is_grad_enabled():
+            return F.linear(x, self.weight, self.bias)
+        if not packed.is_of(self.weight):
+            self.packed = None
+            return F.linear(x, self.weight, self.bias)
+        return packed.linear(x, self.bias)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles of the module go without the packed weight."""
+        return {name: value for name, value in self.__dict__.items() if name != "packed"}
+
+
+class Packed:
+    """The blocks of one bfloat16 weight ``[out, in]``, and how to tell that it changed since."""
+
+    def __init__(self, weight: Tensor) -> None:
+        """Pack ``weight``, which must lie row by row."""
+        self._blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1)
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+        self._weight, self._version, self._place = weight, weight._version, weight.data_ptr()
+        self._fingerprint = _fingerprint(weight)
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The product x Wᵀ + b, from ``[.., in]`` to ``[.., out]``."""
+        product: Tensor = self._multiply(x, self._blocks, bias, "none", [], "")
+        return product
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether this is a copy of ``weight`` as it is now, by what PyTorch counts of changes."""
+        return (
+            weight is self._weight
+            and weight._version == self._version
+            and weight.data_ptr() == self._place
+        )
+
+    def equals(self, weight: Tensor) -> bool:
+        """The same from the numbers themselves, which sees changes through ``.data`` too."""
+        return self.is_of(weight) and torch.equal(_fingerprint(weight), self._fingerprint)
+
+
+def _fingerprint(weight: Tensor) -> Tensor:
+    """Sums of all rows and all columns of the bits of ``weight``, four numbers at a time."""
+    bits = weight.detach().view(torch.int64)
+    return torch.cat((bits.sum(dim=0), bits.sum(dim=1)))
 
 
 @torch.no_grad()
-def for_decoding(model: nn.Module) -> None:
-    """Lay the weights of all ``nn.Linear`` in ``model`` out as one-row products like them.
+def for_decoding(model: nn.Module, free_bytes: int | None = None) -> None:
+    """Lay the weights of all linear maps in ``model`` out as one-row products like them.
 
-    Costs one copy of a weight at a time the first time, and a look at the strides after that.
-    Weights that are also embeddings (tied), are shared between processes, or belong to a model in
-    training stay as they are; on other devices than the CPU, and in float16, all end up row by row.
+    The first time costs one copy of the weights, later calls a look at them. Weights that are
+    also embeddings (tied) or belong to a model in training stay as they are; on other devices
+    than the CPU, and in float16, all end up row by row.
+
+    Args:
+        model: whose modules to go through.
+        free_bytes: memory that packed copies may take half of; None for no limit.
     """
     if model.training:
         return
     tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    for module in model.modules():
-        if type(module) is nn.Linear and id(module.weight) not in tied:
+    linears = [m for m in model.modules() if type(m) in (nn.Linear, Linear)]
+    linears = [m for m in linears if not m.weight.is_meta]
+    for module in linears:
+        if id(module.weight) not in tied:
             _lay_out(module.weight)
+    packable = [m for m in linears if isinstance(m, Linear) and _can_be_packed(m.weight)]
+    stale = [m for m in packable if m.packed is None or not m.packed.equals(m.weight)]
+    if free_bytes is None or sum(m.weight.nbytes for m in stale) <= free_bytes // 2:
+        for module in stale:
+            module.packed = Packed(module.weight)
+    else:
+        for module in stale:
+            module.packed = None
 
 
 def _lay_out(weight: Tensor) -> None:
-    if weight.is_meta:
-        return
-    in_columns = weight.device.type == "cpu" and weight.dtype in _FASTER_IN_COLUMNS
+    # float16 products from columns are many times slower, bfloat16 ones somewhat.
+    in_columns = weight.device.type == "cpu" and weight.dtype == torch.float32
     transposed = weight.t()
     if in_columns and not transposed.is_contiguous():
         weight.data = transposed.contiguous().t()
     elif not in_columns and not weight.is_contiguous():
         weight.data = weight.contiguous()
+
+
+def _can_be_packed(weight: Tensor) -> bool:
+    return (
+        weight.dtype == torch.bfloat16
+        and weight.device.type == "cpu"
+        and weight.is_contiguous()
+        and weight.shape[1] % 4 == 0
+        and not weight.is_inference()
+        and _packing_works()
+    )
+
+
+@functools.cache
+def _packing_works() -> bool:
+    """Whether this PyTorch and this processor have products with packed bfloat16 weights."""
+    weight = torch.randn(32, 64, device="cpu").bfloat16()
+    x = torch.randn(1, 64, device="cpu").bfloat16()
+    try:
+        if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False
+        return torch.allclose(Packed(weight).linear(x, None), F.linear(x, weight), rtol=0.02)
+    except (AttributeError, RuntimeError):
+        return False

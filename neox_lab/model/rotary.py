@@ -190,18 +190,19 @@ class RotaryTable:
         self._by_device: dict[torch.device, tuple[Tensor, float]] = {}
 
     def angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of the turn at each position.
+        """Cosines and sines of the turn at each position, as ``rotate`` takes them.
 
         ``position_ids`` is `[batch or 1, pos]`, whole numbers. Returns two float32 tensors
-        `[batch or 1, pos, 1, rotary_ndims // 2]` on the same device, already multiplied by the
-        attention scaling of the RoPE type; the axis of length 1 stands for all heads.
+        `[batch or 1, pos, 1, rotary_ndims]` on the same device, already multiplied by the
+        attention scaling of the RoPE type; the axis of length 1 stands for all heads. Each pair
+        has two entries, half the axis apart; the sine of the first is negative.
         """
         frequencies, scaling = self._frequencies(position_ids)
         turns = position_ids[:, :, None, None] * frequencies
         cos, sin = turns.cos(), turns.sin()
         if scaling != 1.0:
             cos, sin = cos * scaling, sin * scaling
-        return cos, sin
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def _frequencies(self, position_ids: Tensor) -> tuple[Tensor, float]:
         device = position_ids.device
@@ -216,28 +217,23 @@ class RotaryTable:
         return self._by_device[device]
 
 
+HALF_PRECISION = (torch.float16, torch.bfloat16)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the first ``rotary_ndims`` numbers of each head; the others pass unchanged.
 
     ``x`` is `[batch, pos, head, d_head]`, ``cos`` and ``sin`` come from `RotaryTable.angles`,
-    `[batch or 1, pos, 1, rotary_ndims // 2]`. Any other leading axes that broadcast will do, so
+    `[batch or 1, pos, 1, rotary_ndims]`. Any other leading axes that broadcast will do, so
     queries and keys that lie side by side can be turned in one call. Returns a new tensor of the
     shape and dtype of ``x``; half precision is turned in float32 and rounded once.
     RoFormer, arXiv:2104.09864, equation 34.
     """
-    half = cos.shape[-1]
-    first, second, rest = x.split_with_sizes((half, half, x.shape[-1] - 2 * half), dim=-1)
-    # This runs for every layer and token: float32 takes the path without conversions.
-    if x.dtype not in _HALF_PRECISION:
-        return torch.cat((*_turn(first, second, cos, sin), rest), dim=-1)
-    first, second = _turn(first.float(), second.float(), cos, sin)
-    return torch.cat((first.to(x.dtype), second.to(x.dtype), rest), dim=-1)
-
-
-_HALF_PRECISION = (torch.float16, torch.bfloat16)
-
-
-def _turn(first: Tensor, second: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-    """Each pair (first, second) turned by its angle; all `[batch, pos, head, pairs]`."""
-    # Adding in place takes half the time: memory for one more result costs more than the sum.
-    return (first * cos).sub_(second * sin), (second * cos).add_(first * sin)
+    width = cos.shape[-1]
+    turning, rest = x.split_with_sizes((width, x.shape[-1] - width), dim=-1)
+    if x.dtype in HALF_PRECISION:
+        turning = turning.float()
+    # Half the axis away is each number's partner. In place: this runs for every layer and token.
+    partner = turning.roll(width // 2, dims=-1)
+    turned = (turning * cos).add_(partner.mul_(sin))
+    return torch.cat((turned.to(x.dtype), rest), dim=-1)
