@@ -15,19 +15,50 @@ here a sweep is one forward pass whose batch grows as it climbs, with the same n
     prompts    pairs of prompts, side by side          arrivals   what a patch puts into the stream
     runs       the run that gets patched               climb      all rows up the layers at once
     sweeping   the questions                           reading    from the top to the metric
+
+``ablate`` takes parts away instead; ``path_patch`` and ``edge_sweep`` ask what one part does by way
+of another. ``get_act_patch_*`` are TransformerLens's names.
 """
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from neox_lab.experiments.metrics import (
     LogitMetric,
     Metric,
     class_logit,
     logit_difference,
+    side_logit,
     span_logit,
     tag_logit,
 )
+from neox_lab.experiments.patching.act_patch import (
+    get_act_patch_attn_head_all_pos_every,
+    get_act_patch_attn_head_by_pos_every,
+    get_act_patch_attn_head_k_all_pos,
+    get_act_patch_attn_head_k_by_pos,
+    get_act_patch_attn_head_out_all_pos,
+    get_act_patch_attn_head_out_by_pos,
+    get_act_patch_attn_head_pattern_all_pos,
+    get_act_patch_attn_head_pattern_by_pos,
+    get_act_patch_attn_head_pattern_dest_src_pos,
+    get_act_patch_attn_head_q_all_pos,
+    get_act_patch_attn_head_q_by_pos,
+    get_act_patch_attn_head_v_all_pos,
+    get_act_patch_attn_head_v_by_pos,
+    get_act_patch_attn_out,
+    get_act_patch_block_every,
+    get_act_patch_direct_path,
+    get_act_patch_mlp_out,
+    get_act_patch_resid_mid,
+    get_act_patch_resid_pre,
+)
 from neox_lab.experiments.patching.result import PatchResult
 from neox_lab.experiments.patching.sites import SITES, Site
-from neox_lab.experiments.patching.sweeping import sweep
+from neox_lab.experiments.patching.sweeping import ablate, sweep
+
+if TYPE_CHECKING:
+    from neox_lab.experiments.paths import edge_sweep, path_patch
 
 __all__ = [
     "SITES",
@@ -35,9 +66,39 @@ __all__ = [
     "Metric",
     "PatchResult",
     "Site",
+    "ablate",
     "class_logit",
+    "edge_sweep",
+    "get_act_patch_attn_head_all_pos_every",
+    "get_act_patch_attn_head_by_pos_every",
+    "get_act_patch_attn_head_k_all_pos",
+    "get_act_patch_attn_head_k_by_pos",
+    "get_act_patch_attn_head_out_all_pos",
+    "get_act_patch_attn_head_out_by_pos",
+    "get_act_patch_attn_head_pattern_all_pos",
+    "get_act_patch_attn_head_pattern_by_pos",
+    "get_act_patch_attn_head_pattern_dest_src_pos",
+    "get_act_patch_attn_head_q_all_pos",
+    "get_act_patch_attn_head_q_by_pos",
+    "get_act_patch_attn_head_v_all_pos",
+    "get_act_patch_attn_head_v_by_pos",
+    "get_act_patch_attn_out",
+    "get_act_patch_block_every",
+    "get_act_patch_direct_path",
+    "get_act_patch_mlp_out",
+    "get_act_patch_resid_mid",
+    "get_act_patch_resid_pre",
     "logit_difference",
+    "path_patch",
+    "side_logit",
     "span_logit",
     "sweep",
     "tag_logit",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Path patching builds on sweeps, so it is imported when it is asked for."""
+    if name in ("edge_sweep", "path_patch"):
+        return getattr(importlib.import_module("neox_lab.experiments.paths"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

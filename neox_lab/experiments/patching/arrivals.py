@@ -47,14 +47,13 @@ class Tokens(NamedTuple):
 class Arrivals:
     """Makes the tokens with which rows enter, from the patched run and a source."""
 
-    def __init__(self, base: BaseRun, source: Source, may_differ: Tensor | None) -> None:
+    def __init__(self, base: BaseRun, source: Source, may_differ: Tensor) -> None:
         """Nothing is computed yet.
 
         Args:
             base: the run that gets patched.
             source: what is patched in.
-            may_differ: False where source and run are known to be equal ``[batch, pos]``; None if
-                nothing is known.
+            may_differ: False where patches are known to change nothing ``[batch, pos]``.
         """
         self.base, self.source, self.may_differ = base, source, may_differ
         self.heads = base.layers[0].z.shape[2]
@@ -73,8 +72,6 @@ class Arrivals:
             found = found if "source_pos" in site.axes else found.any(dim=-1)
         else:
             found = (self._other(site, layer) != self.base.at(site.hook, layer)).any(dim=-1)
-        if self.may_differ is None:
-            return found
         known = self.may_differ.reshape(*self.may_differ.shape, *[1] * (found.dim() - 2))
         return found & known
 

@@ -61,7 +61,7 @@ class Climb:
 
     def __call__(self, rows: Rows) -> Top:
         """The residual streams of ``rows``, ordered by entry, after the last block."""
-        self.pair, self.start = rows.pair, rows.pos
+        self.pair, self.start = rows.pair, rows.start
         self.row, self.pos = suffixes(self.start, self.base.length)
         counts = self.base.length - self.start
         self.offset = counts.cumsum(0) - counts
@@ -110,6 +110,8 @@ class Climb:
         The rest of the newcomers' tokens is that of the run, ``base`` ``[batch, pos, d]``.
         """
         done, total = len(old), self._tokens(now)
+        if done == total:
+            return old
         row, pos = self.row[done:total], self.pos[done:total]
         fresh = base[self.pair[row], pos]
         fresh.index_copy_(0, self._place(new) - done, value)
@@ -135,13 +137,24 @@ class Climb:
         flat.index_copy_(0, row * spread.shape[1] + (pos - first), value)
         return spread
 
+    def _changed(self, old: Tensor, new: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+        """All tokens whose input to a block differs from the run's: value, row and position."""
+        done = len(old)
+        if not len(new.row):
+            return old, self.row[:done], self.pos[:done]
+        if not done:
+            return new.x, new.row, new.pos
+        return (
+            torch.cat((old, new.x)),
+            torch.cat((self.row[:done], new.row)),
+            torch.cat((self.pos[:done], new.pos)),
+        )
+
     def _step(self, layer: int, old: Tensor, new: Tokens, now: int) -> Tensor:
         """One block: from the input's tokens to the output's, ``[token, d_model]``."""
         run, block = self.base.layers[layer], self.base.blocks[layer]
         done, total = len(old), self._tokens(now)
-        x = torch.cat((old, new.x)) if done else new.x
-        row = torch.cat((self.row[:done], new.row))
-        pos = torch.cat((self.pos[:done], new.pos))
+        x, row, pos = self._changed(old, new)
         q, k, v = self._projected(layer, x, row, pos)
         q = self._spread(run.q, q, row, pos, now, self.lowest)
         k = self._spread(run.k, k, row, pos, now)
@@ -154,20 +167,17 @@ class Climb:
         attn_out = block.attention.dense(z.index_select(0, here))
         resid_pre = self._filled(run.resid_pre, old, new, new.x, now)
         if not block.parallel:
-            resid_mid = attn_out + resid_pre
-            return block.transform(resid_mid, NO_TAP) + resid_mid
+            resid_mid = attn_out.add_(resid_pre)
+            return block.transform(resid_mid, NO_TAP).add_(resid_mid)
         changed = block.transform(x, NO_TAP)
         mlp_out = self._filled(run.mlp_out, changed[:done], new, changed[done:], now)
-        return mlp_out + attn_out + resid_pre
+        return mlp_out.add_(attn_out).add_(resid_pre)
 
     def _last_step(self, layer: int, old: Tensor, new: Tokens, now: int) -> Tensor:
         """The last block, at the positions that are read: ``[row, read, d_model]``."""
         assert self.reads is not None
         run, block = self.base.layers[layer], self.base.blocks[layer]
-        done = len(old)
-        x = torch.cat((old, new.x)) if done else new.x
-        row = torch.cat((self.row[:done], new.row))
-        pos = torch.cat((self.pos[:done], new.pos))
+        x, row, pos = self._changed(old, new)
         read = self.reads[self.pair[:now]]  # [row, read]
         pair = self.pair[:now, None]
         token, which = (pos[:, None] == read[row]).nonzero().unbind(1)
@@ -198,7 +208,8 @@ class Climb:
             return AttentionMask(None, causal=False)
         shape = (self.base.batch, 1, self.base.length, self.base.length)
         bias = self.base.visible().full_bias(self.base.final.new_empty(shape))
-        assert bias is not None
+        if bias is None:  # a single position
+            return AttentionMask(None, causal=False)
         batch = torch.arange(self.base.batch, device=self.reads.device)[:, None]
         bias = bias.expand(self.base.batch, -1, -1, -1)[batch, 0, self.reads]
         return AttentionMask(bias[self.pair[:now], None], causal=False)

@@ -15,6 +15,9 @@ from neox_lab.experiments.patching.reading import Reading
 from neox_lab.experiments.patching.rows import Rows, rows_of
 from neox_lab.experiments.patching.sites import Site
 
+Report = Callable[[int, int], None]
+"""Told how much of the work is done, and how much there is."""
+
 BUDGET = 4096
 """Tokens that go up the layers together. More of them need more memory and are not faster."""
 
@@ -41,7 +44,7 @@ def fill(
     places: Tensor,
     width: int,
     budget: int,
-    progress: Callable[[int, int], None],
+    progress: Report,
 ) -> None:
     """Compute the cells of some pairs.
 
@@ -65,7 +68,7 @@ def fill(
     cell = rows.cell.cpu()
     scores.values[pair, cell] = float("nan")
     climb = Climb(arrivals, sites, reading.positions)
-    work = (base.length - rows.pos) * (len(base.layers) + 1 - rows.entry)
+    work = (base.length - rows.start) * (len(base.layers) + 1 - rows.entry)
     total, done = int(work.sum()), 0
     for start, stop in groups(rows, base.length, budget, whole_cells=not reading.per_pair):
         group = rows[start:stop]
@@ -87,7 +90,7 @@ def groups(rows: Rows, length: int, budget: int, whole_cells: bool) -> Iterator[
     """
     if not len(rows):
         return
-    ends = (length - rows.pos).cumsum(0).cpu()
+    ends = (length - rows.start).cumsum(0).cpu()
     cuts = torch.arange(1, len(rows) + 1)
     if whole_cells:
         _, counts = rows.cell.cpu().unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -11,19 +11,17 @@ from neox_lab.experiments.patching.prompts import Prompts
 
 
 def axis_labels(
-    model: Any, patched: Prompts, other: Any, positions: Mapping[str, Any] | None, shape: Any
+    model: Any, sides: Sequence[Prompts], positions: Mapping[str, Any] | None
 ) -> dict[str, list[str]]:
     """For each axis a name for each index.
 
     Args:
         model: with or without a tokenizer.
-        patched: the prompts that get patched.
-        other: where patches come from; tokens are shown if these are Prompts.
+        sides: the prompts that get patched, and those patches come from, clean ones first.
         positions: named positions, if those are the cells.
-        shape: not used beyond the number of layers.
     """
     config = model.config
-    tokens = token_labels(model, patched, other if isinstance(other, Prompts) else None)
+    tokens = token_labels(model, sides)
     return {
         "layer": [str(layer) for layer in range(config.num_hidden_layers)],
         "head": [str(head) for head in range(config.num_attention_heads)],
@@ -32,13 +30,16 @@ def axis_labels(
     }
 
 
-def token_labels(model: Any, patched: Prompts, other: Prompts | None) -> list[str]:
-    """What stands in each column: its token if all pairs agree, otherwise how far from the end."""
-    length = patched.ids.shape[1]
-    sides = [patched.ids]
-    if other is not None and other.ids.shape == patched.ids.shape:
-        sides.append(other.ids)
-    return [_label(model, [side[:, pos] for side in sides], pos - length) for pos in range(length)]
+def token_labels(model: Any, sides: Sequence[Prompts]) -> list[str]:
+    """What stands in each column: its token if all pairs agree, otherwise how far from the end.
+
+    Where clean and corrupted prompts have different tokens, both: ``"clean/corrupted"``.
+    """
+    length = max(side.ids.shape[1] for side in sides)
+    ids = [side.ids for side in sides]
+    if any(side.shape[1] != length for side in ids):
+        return [str(pos - length) for pos in range(length)]
+    return [_label(model, [side[:, pos] for side in ids], pos - length) for pos in range(length)]
 
 
 def _label(model: Any, columns: Iterable[Tensor], from_end: int) -> str:

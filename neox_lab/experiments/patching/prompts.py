@@ -51,6 +51,8 @@ class Prompts:
     def part(self, pairs: slice, length: int) -> Prompts:
         """Some pairs, up to column ``length``."""
         mask = None if self.mask is None else self.mask[pairs, :length]
+        if mask is not None and bool(mask.bool().all()):
+            mask = None
         return Prompts(self.ids[pairs, :length], mask)
 
 
@@ -151,42 +153,66 @@ def _pieces(model: Any, ids: Tensor) -> list[Any]:
     return ids.tolist() if model.tokenizer is None else model.tokenizer.pieces(ids.tolist())
 
 
-def may_differ(clean: Prompts, corrupted: Prompts) -> Tensor:
-    """False left of the first difference, where both runs are equal ``[batch, pos]``."""
-    differs = (clean.ids != corrupted.ids) | (clean.own != corrupted.own)
-    return differs.long().cumsum(dim=1) > 0
+def may_differ(source: Prompts | None, patched: Prompts, reads: Tensor | None) -> Tensor:
+    """False where a patch is known to change nothing that is read, ``[batch, pos]``.
+
+    Left of the first difference both runs are equal; and no text looks at padding. (Padding in
+    front of a text looks ahead, so what is there may differ in any case.)
+
+    Args:
+        source: the prompts that patches come from; None if they come from elsewhere.
+        patched: the prompts that get patched.
+        reads: columns that the metric reads ``[batch, read]``; None for all.
+    """
+    known = torch.ones_like(patched.own)
+    if source is not None:
+        differs = (source.ids != patched.ids) | (source.own != patched.own)
+        known = differs.cumsum(dim=1) > 0
+    if reads is None:
+        return known | ~patched.own
+    return known & patched.own.scatter(1, reads, True)
 
 
 def place_columns(
-    positions: Positions, clean: Prompts | None, corrupted: Prompts
+    positions: Positions, source: Prompts | None, patched: Prompts
 ) -> tuple[Tensor, Tensor | None]:
     """Columns of named positions.
 
     Args:
-        positions: see ``Positions``; they count each text's own tokens, -1 is the last.
-        clean: None if patches come from elsewhere, at the columns of ``corrupted``.
-        corrupted: the prompts that get patched.
+        positions: see ``Positions``, pairs being ``(source, patched)``; they count each text's own
+            tokens, -1 is the last.
+        source: the prompts that patches come from; None if they come from elsewhere, and stand at
+            the columns of ``patched``.
+        patched: the prompts that get patched.
 
     Returns:
-        Columns in ``corrupted`` ``[place, batch]``, and for each column of ``corrupted`` the one
-        in ``clean`` that is patched in ``[batch, pos]`` (None: the same).
+        Columns in ``patched`` ``[place, batch]``, and for each column of ``patched`` the one in
+        ``source`` that is patched in ``[batch, pos]`` (None: the same).
 
     Raises:
-        InputError: a position that a text does not have.
+        InputError: a position that a text does not have, or one that gets two different patches.
     """
-    batch, length = corrupted.ids.shape
-    places, twins = [], torch.arange(length, device=corrupted.ids.device).repeat(batch, 1)
+    batch, length = patched.ids.shape
+    places, twins = [], torch.arange(length, device=patched.ids.device).repeat(batch, 1)
+    taken: dict[tuple[int, int], int] = {}
     for name, where in positions.items():
         ours = where[1] if isinstance(where, tuple) else where
         theirs = where[0] if isinstance(where, tuple) else where
-        columns = _columns(corrupted, ours, name)
+        columns = _columns(patched, ours, name)
         places.append(columns)
-        if clean is not None:
-            rows = torch.arange(batch, device=twins.device)
-            twins[rows, columns] = _columns(clean, theirs, name)
+        if source is None:
+            continue
+        for row, twin in enumerate(_columns(source, theirs, name).tolist()):
+            column = int(columns[row])
+            if taken.setdefault((row, column), twin) != twin:
+                raise InputError(
+                    f"positions[{name!r}] is a place of text {row} that another name patches from "
+                    "elsewhere. Sweep them one by one."
+                )
+            twins[row, column] = twin
     if not places:
         raise InputError("positions is empty; name at least one, such as {'last': -1}.")
-    return torch.stack(places), None if clean is None else twins
+    return torch.stack(places), None if source is None else twins
 
 
 def _columns(prompts: Prompts, where: int | Sequence[int] | Tensor, name: str) -> Tensor:

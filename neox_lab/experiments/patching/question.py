@@ -104,7 +104,7 @@ class Question:
         for turn, first in enumerate(starts):
             pairs = slice(first, min(first + step, batch))
             read = self._reading_of(pairs)
-            source, differs = self._source(other, pairs, length, read)
+            source, twin = self._source(other, pairs, length, read)
             part = self.patched.part(pairs, length)
             base = BaseRun(self.network, part.ids, part.mask)
 
@@ -115,7 +115,7 @@ class Question:
                 self.scores,
                 first,
                 read,
-                Arrivals(base, source, differs),
+                Arrivals(base, source, may_differ(twin, part, read.positions)),
                 self.sites,
                 self.places[:, pairs],
                 self.width,
@@ -139,20 +139,19 @@ class Question:
 
     def _source(
         self, other: Prompts | ActivationCache | Source, pairs: slice, length: int, read: Reading
-    ) -> tuple[Source, Tensor | None]:
-        """Where patches come from for some pairs, and where they can differ."""
+    ) -> tuple[Source, Prompts | None]:
+        """Where patches come from for some pairs, and their prompts if they are equal in shape."""
         if isinstance(other, ActivationCache):
             self._read_cache(other, pairs, read)
             return _from_cache(other, self.patched, pairs, length), None
         if not isinstance(other, Prompts):
             return (lambda hook, layer: other(hook, layer)[pairs, :length]), None
-        here = self.patched.part(pairs, length)
         hooks = needed_hooks(self.sites)
         if self.positions is None:
             part = other.part(pairs, length)
             final, source = activations(self.network, part.ids, part.mask, hooks)
             self._keep_other(pairs, read, final)
-            return source, may_differ(part, here)
+            return source, part
         whole = other.part(pairs, other.ids.shape[1])
         final, source = activations(self.network, whole.ids, whole.mask, hooks)
         metric = bind(self.metric, self.model, other.prepared())

@@ -29,8 +29,8 @@ class PatchResult:
     """What the metric becomes when one thing is replaced, cell by cell.
 
     Attributes:
-        values: the metric of each cell, mean over pairs, float32 (or float64) on the CPU; NaN in
-            cells that an interrupted sweep did not reach.
+        values: the metric of each cell, mean over pairs, float32 (or float64) on the CPU. Of an
+            interrupted sweep: the mean over the pairs that are done, NaN where none is.
         axes: names of the axes of ``values``, such as ``("layer", "pos")``.
         clean: the metric on the clean prompts; NaN if unknown.
         corrupted: the metric on the corrupted prompts; NaN if there are none.
@@ -123,7 +123,12 @@ class PatchResult:
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row a cell: its place, the token there, value, effect, and standard error."""
+        """One row a cell: its place, the token there, value, effect, and standard error.
+
+        Columns: a number for ``layer``, ``head``, ``pos`` and ``source_pos`` (with ``token`` and
+        ``source_token``), a name for other axes, ``value``, ``effect``, and ``standard_error`` if
+        there are several pairs.
+        """
         import pandas as pd
 
         columns: dict[str, Any] = {}
@@ -131,11 +136,11 @@ class PatchResult:
             names = np.array(self.labels[axis], dtype=object)[index.ravel()]
             if axis in ("layer", "head"):
                 columns[axis] = index.ravel()
-            elif axis == "site":
-                columns[axis] = names
-            else:
+            elif axis in ("pos", "source_pos"):
                 columns[axis] = index.ravel()
                 columns["token" if axis == "pos" else "source_token"] = names
+            else:
+                columns[axis] = names
         columns["value"] = self.values.flatten().numpy()
         columns["effect"] = self.effect().flatten().numpy()
         if self.samples is not None and len(self.samples) > 1:

@@ -32,6 +32,7 @@ class Rows:
         head: the head patched, 0 if none.
         pos: the position patched; for all positions, the first that differs.
         source_pos: the key position of a single attention weight, 0 otherwise.
+        start: the first position that is computed; everything left of it is the plain run's.
     """
 
     cell: Tensor
@@ -42,6 +43,7 @@ class Rows:
     head: Tensor
     pos: Tensor
     source_pos: Tensor
+    start: Tensor
 
     def __len__(self) -> int:
         return len(self.cell)
@@ -107,6 +109,9 @@ def rows_of(
             part.cell, part.layer = cell + offset, at["layer"]
             part.entry = torch.full_like(cell, site.entry(layer))
             part.site = torch.full_like(cell, number)
+            part.start = part.pos
+            if reads is None:
+                part.start = part.pos.masked_fill(base.blind[part.pair], 0)
             parts.append(part[_reaching(part, site, reads, layers)])
         offset += math.prod(shape)
     rows = Rows.joined(parts)

@@ -98,6 +98,9 @@ class BaseRun:
         final: residual stream after the last block ``[batch, pos, d_model]``.
         batch: pairs in it.
         length: positions.
+        blind: pairs padded in front ``[batch]``. Queries there may look at nothing, so they look
+            evenly at everything, also ahead (see ``masking``): no text reads from them, but their
+            own logits depend on all positions.
     """
 
     def __init__(self, network: Network, ids: Tensor, mask: Tensor | None) -> None:
@@ -106,6 +109,9 @@ class BaseRun:
         self.blocks = [cast("Block", block) for block in network.layers]
         self.mask = mask
         self.batch, self.length = ids.shape
+        self.blind = torch.zeros_like(ids[:, 0], dtype=torch.bool)
+        if mask is not None:
+            self.blind = mask[:, 0] == 0
         self.final, run = activations(network, ids, mask, BASE_HOOKS)
         self.layers = [
             LayerRun(*(run(hook, layer) for hook in BASE_HOOKS))

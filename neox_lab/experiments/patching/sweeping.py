@@ -2,36 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from neox_lab.errors import InputError
-from neox_lab.experiments.metrics import BoundMetric, Metric, bind
-from neox_lab.experiments.patching.arrivals import Arrivals
-from neox_lab.experiments.patching.engine import BUDGET, Scores, check_ready, fill
-from neox_lab.experiments.patching.labels import axis_labels
-from neox_lab.experiments.patching.prompts import (
-    Positions,
-    Prompts,
-    check_pairs,
-    may_differ,
-    place_columns,
-    read_prompts,
-)
-from neox_lab.experiments.patching.reading import reading
+from neox_lab.experiments.metrics import Metric
+from neox_lab.experiments.patching.ablation import Value, replacement
+from neox_lab.experiments.patching.engine import BUDGET, Report, check_ready
+from neox_lab.experiments.patching.prompts import Positions, Prompts, check_pairs, read_prompts
+from neox_lab.experiments.patching.question import Question
 from neox_lab.experiments.patching.result import PatchResult
-from neox_lab.experiments.patching.rows import cell_counts
-from neox_lab.experiments.patching.runs import BaseRun, Source, activations, needed_hooks
-from neox_lab.experiments.patching.sites import Site, find_sites
+from neox_lab.experiments.patching.sites import find_sites
 from neox_lab.hooks.cache import ActivationCache
-
-Report = Callable[[int, int], None]
-"""Told how much of the work is done, and how much there is."""
 
 
 def sweep(
@@ -94,233 +77,55 @@ def sweep(
         other = read_prompts(model, source, out_of)
         sides = (other, patched) if direction == "denoising" else (patched, other)
         check_pairs(model, *sides, named=positions is not None)
-    question = _Question(model, patched, metric, sites, positions, budget)
+    if positions is not None and direction == "noising":
+        positions = {n: at[::-1] if isinstance(at, tuple) else at for n, at in positions.items()}
+    question = Question(model, patched, metric, sites, positions, budget)
     with question.bar(progress):
         question.patch_from(other)
     ends = {into: question.base_value(), out_of: question.other_value}
     return question.result(direction, ends["clean"], ends["corrupted"], other)
 
 
-class _Question:
-    """One sweep on its way."""
+def ablate(
+    model: Any,
+    inputs: Any,
+    metric: Metric,
+    site: str | list[str] = "z_all_pos",
+    value: Value = "mean",
+    *,
+    reference: Any = None,
+    positions: Positions | None = None,
+    seed: int = 0,
+    budget: int = BUDGET,
+    progress: bool | Report = True,
+) -> PatchResult:
+    """Take one part away at a time, and read the metric.
 
-    def __init__(
-        self,
-        model: Any,
-        patched: Prompts,
-        metric: Metric,
-        sites: list[Site],
-        positions: Positions | None,
-        budget: int,
-    ) -> None:
-        if budget < 1:
-            raise InputError(f"budget={budget!r}; expected a number of tokens, at least 1.")
-        self.model, self.patched, self.sites, self.budget = model, patched, sites, budget
-        self.network = model.backbone
-        self.positions = positions
-        self.metric = metric
-        self.bound = bind(metric, model, patched.prepared())
-        self.read = reading(model, self.bound, patched.ids)
-        batch, self.width = patched.ids.shape
-        self.places = torch.arange(self.width, device=patched.ids.device)[:, None].repeat(1, batch)
-        if positions is not None:
-            self.places, _ = place_columns(positions, None, patched)
-        layers, heads = len(self.network.layers), model.config.num_attention_heads
-        self.shape = cell_counts(sites[0], layers, len(self.places), heads, self.width)
-        cells = sum(
-            torch.Size(cell_counts(s, layers, len(self.places), heads, self.width)).numel()
-            for s in sites
-        )
-        dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-        self.scores = Scores(batch if self.read.per_pair else 1, cells, dtype)
-        self.other_scores = torch.full_like(self.scores.base, float("nan"))
-        self.complete = True
-        self._report: Report = lambda done, total: None
+    Args:
+        model: see ``sweep``.
+        inputs: the prompts, see ``sweep``.
+        metric: see ``sweep``.
+        site: see ``sweep``.
+        value: what stands there instead: ``"zero"``, ``"mean"`` over all tokens of the reference
+            texts, ``"mean_by_pos"`` column by column, or ``"resample"``: another text's.
+        reference: texts for means and resampling; None takes the inputs themselves.
+        positions: see ``sweep``.
+        seed: of resampling.
+        budget: see ``sweep``.
+        progress: see ``sweep``.
 
-    @contextmanager
-    def bar(self, wanted: bool | Report) -> Iterator[None]:
-        """A progress bar for the duration of a ``with`` block; interrupts end it quietly."""
-        from tqdm.auto import tqdm
+    Returns:
+        The metric of each cell; ``clean`` is the metric with nothing taken away.
 
-        silent = callable(wanted) or not wanted
-        with tqdm(leave=False, disable=silent, unit="token", mininterval=0.5, delay=1) as bar:
-
-            def report(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
-
-            self._report = wanted if callable(wanted) else report
-            try:
-                yield
-            except KeyboardInterrupt:
-                self.complete = False
-
-    @torch.no_grad()
-    def patch_from(self, other: Prompts | ActivationCache | Source) -> None:
-        """Compute every cell, some pairs at a time."""
-        batch = len(self.patched.ids)
-        length = self._length(other)
-        step = max(1, self.budget // (4 * length)) if self.read.per_pair else batch
-        starts = range(0, batch, step)
-        for turn, first in enumerate(starts):
-            pairs = slice(first, min(first + step, batch))
-            read = self._reading_of(pairs)
-            source, differs = self._source(other, pairs, length, read)
-            part = self.patched.part(pairs, length)
-            base = BaseRun(self.network, part.ids, part.mask)
-
-            def report(done: int, total: int, turn: int = turn) -> None:
-                self._report(turn * total + done, total * len(starts))
-
-            fill(
-                self.scores,
-                first,
-                read,
-                Arrivals(base, source, differs),
-                self.sites,
-                self.places[:, pairs],
-                self.width,
-                self.budget,
-                report,
-            )
-
-    def _length(self, other: Prompts | ActivationCache | Source) -> int:
-        """Columns that have to be run: nothing right of what is read can matter."""
-        read = self.read.positions
-        if read is None or self.network.rotary.depends_on_length:
-            return self.width
-        return int(read.max()) + 1
-
-    def _reading_of(self, pairs: slice) -> Any:
-        if not isinstance(self.bound, BoundMetric):
-            return self.read
-        bound = self.bound
-        part = replace(bound, outputs=bound.outputs[pairs], positions=bound.positions[pairs])
-        return reading(self.model, part, self.patched.ids[pairs])
-
-    def _source(
-        self, other: Prompts | ActivationCache | Source, pairs: slice, length: int, read: Any
-    ) -> tuple[Source, Tensor | None]:
-        """Where patches come from for some pairs, and where they can differ."""
-        if isinstance(other, ActivationCache):
-            self._read_cache(other, pairs, read)
-            return _from_cache(other, self.patched, pairs, length), None
-        if not isinstance(other, Prompts):
-            return (lambda hook, layer: other(hook, layer)[pairs, :length]), None
-        here = self.patched.part(pairs, length)
-        hooks = needed_hooks(self.sites)
-        if self.positions is None:
-            part = other.part(pairs, length)
-            final, source = activations(self.network, part.ids, part.mask, hooks)
-            self._keep_other(pairs, read, final)
-            return source, may_differ(part, here)
-        whole = other.part(pairs, other.ids.shape[1])
-        final, source = activations(self.network, whole.ids, whole.mask, hooks)
-        metric = bind(self.metric, self.model, other.prepared())
-        if isinstance(metric, BoundMetric):
-            metric = replace(
-                metric, outputs=metric.outputs[pairs], positions=metric.positions[pairs]
-            )
-        self._keep_other(pairs, reading(self.model, metric, whole.ids), final)
-        _, twins = place_columns(self.positions, other, self.patched)
-        assert twins is not None
-        unequal = other.lengths != self.patched.lengths
-        if unequal and any(site.place == "all" or site.is_pattern for site in self.sites):
-            raise InputError(
-                f"{self.sites[0].name} replaces every position, so both prompts of a pair must "
-                "have the same length."
-            )
-        return _at_twins(source, twins[pairs, :length], unequal), None
-
-    def _keep_other(self, pairs: slice, read: Any, final: Tensor) -> None:
-        here = pairs if self.read.per_pair else slice(0, 1)
-        if not self.read.per_pair:
-            # AllLogits remembers the run it was asked about last, which must be the patched one.
-            read = reading(self.model, self.bound, self.patched.ids)
-        self.other_scores[here] = read.of_run(final).cpu().to(self.other_scores.dtype)
-
-    def _read_cache(self, cache: ActivationCache, pairs: slice, read: Any) -> None:
-        """The metric of the run a cache was made in, if the cache knows its end."""
-        name = f"blocks.{len(self.network.layers) - 1}.hook_resid_post"
-        if name not in cache:
-            return
-        final = cache[name]
-        batch = len(self.patched.ids)
-        if final.shape[1] == self.width and len(final) in (1, batch):
-            self._keep_other(pairs, read, final.expand(batch, -1, -1)[pairs])
-
-    def base_value(self) -> float:
-        """The metric without any patch."""
-        return float(self.scores.base.mean())
-
-    @property
-    def other_value(self) -> float:
-        """The metric of the run that patches come from."""
-        return float(self.other_scores.mean())
-
-    def result(self, direction: str, clean: float, corrupted: float, other: Any) -> PatchResult:
-        """What was found."""
-        parts, first = [], 0
-        layers, heads = len(self.network.layers), self.model.config.num_attention_heads
-        axes = self.sites[0].axes
-        for site in self.sites:
-            shape = cell_counts(site, layers, len(self.places), heads, self.width)
-            size = torch.Size(shape).numel()
-            part = self.scores.values[:, first : first + size].reshape(-1, *shape)
-            order = [0, *(1 + site.axes.index(axis) for axis in axes)]
-            parts.append(part.permute(order))
-            first += size
-        samples = torch.stack(parts, dim=1) if len(parts) > 1 else parts[0].contiguous()
-        axes = ("site", *axes) if len(parts) > 1 else axes
-        names = tuple(site.name for site in self.sites)
-        labels = axis_labels(self.model, self.patched, other, self.positions, self.shape)
-        labels |= {"site": list(names)}
-        return PatchResult(
-            values=samples.mean(dim=0),
-            axes=axes,
-            clean=clean,
-            corrupted=corrupted,
-            site=names,
-            metric=getattr(self.metric, "name", "metric"),
-            direction=direction,
-            labels={
-                axis: labels[axis][:size]
-                for axis, size in zip(axes, samples.shape[1:], strict=True)
-            },
-            samples=samples if self.read.per_pair else None,
-            base_samples=self.scores.base.clone() if self.read.per_pair else None,
-            complete=self.complete,
-        )
-
-
-def _from_cache(cache: ActivationCache, patched: Prompts, pairs: slice, length: int) -> Source:
-    """Activations of a cache, for some pairs, cut to ``length`` columns."""
-    batch, width = patched.ids.shape
-
-    def source(hook: str, layer: int) -> Tensor:
-        found = cache[f"blocks.{layer}.{hook}"]
-        pattern = hook == "attn.hook_pattern"
-        columns = found.shape[2] if pattern else found.shape[1]
-        if len(found) not in (1, batch) or columns != width:
-            raise InputError(
-                f"The cache has {len(found)} rows of {columns} positions at {hook!r}; the prompts "
-                f"that get patched are {batch} rows of {width}."
-            )
-        found = found.to(patched.ids.device).expand(batch, *found.shape[1:])[pairs]
-        return found[:, :, :length, :length] if pattern else found[:, :length]
-
-    return source
-
-
-def _at_twins(source: Source, twins: Tensor, moved: bool) -> Source:
-    """Activations of other prompts, put at the columns they are patched into."""
-    rows = torch.arange(len(twins), device=twins.device)[:, None]
-
-    def at(hook: str, layer: int) -> Tensor:
-        found = source(hook, layer)
-        if hook == "attn.hook_pattern":
-            length = twins.shape[1]
-            return found[:, :, :length, :length]
-        return found[rows, twins.clamp(max=found.shape[1] - 1)]
-
-    return at
+    Raises:
+        InputError: see ``sweep``; or reference texts that do not fit.
+    """
+    check_ready(model)
+    patched = read_prompts(model, inputs, "inputs")
+    sites = find_sites(site, model.config.use_parallel_residual)
+    with torch.no_grad():
+        source = replacement(model, patched, sites, value, reference, seed)
+    question = Question(model, patched, metric, sites, positions, budget)
+    with question.bar(progress):
+        question.patch_from(source)
+    return question.result("ablation", question.base_value(), float("nan"), None)

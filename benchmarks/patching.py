@@ -1,0 +1,220 @@
+"""Activation patching beside TransformerLens's bridge: python benchmarks/patching.py.
+
+Random weights of the Pythia shapes, float32, CPU, the same checkpoint on both sides. Prompts of 14
+and of 64 random tokens; clean and corrupted differ in the token a quarter of the way in. The metric
+is the difference of two logits at the last position.
+
+    cells     numbers in the result
+    theirs    seconds TransformerLens's own function takes. It runs the model once for each cell, so
+              a sample of cells drawn at random is timed and scaled up, unless --full is given. Its
+              clean run is not counted.
+    ours      seconds of nl.patching.sweep, both plain runs included
+    speed-up  theirs / ours
+    differ    largest difference between both results, over the cells timed
+    GFLOP     floating-point operations in matrix products that our sweep does
+    of rate   those per second, divided by the rate of one large matrix product measured beside it
+    peak MB   memory above the loaded model at the highest point of our sweep
+
+Both sides take turns. ``--clock cpu`` counts the process's CPU seconds instead of seconds, for
+machines that others use too; it needs ``--threads 1``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import neox_lab as nl
+
+sys.path.insert(0, str(Path(__file__).parent))
+from caching import SHAPES, VOCAB, fresh, load, write_checkpoint
+
+TARGETS = {14: (20, 8), 64: (6, 3)}  # tokens: geometric mean, and no site under
+CORRECT, WRONG = 17, 4000
+SITES = {  # ours, theirs
+    "resid_pre": "resid_pre",
+    "attn_out": "attn_out",
+    "mlp_out": "mlp_out",
+    "z": "attn_head_out_by_pos",
+    "z_all_pos": "attn_head_out_all_pos",
+    "pattern_all_pos": "attn_head_pattern_all_pos",
+}
+METRIC = nl.patching.logit_difference(CORRECT, WRONG)
+
+
+def their_metric(logits: Tensor) -> Tensor:
+    """The same difference, from all logits."""
+    return (logits[:, -1, CORRECT] - logits[:, -1, WRONG]).mean()
+
+
+def prompts(length: int) -> tuple[Tensor, Tensor]:
+    """Clean and corrupted ids ``[1, pos]``."""
+    clean = torch.randint(VOCAB, (1, length), generator=torch.Generator().manual_seed(length))
+    corrupted = clean.clone()
+    corrupted[0, length // 4] = (clean[0, length // 4] + 1) % VOCAB
+    return clean, corrupted
+
+
+class Theirs:
+    """One of TransformerLens's sweeps, a sample of its cells at a time."""
+
+    def __init__(self, bridge: Any, length: int, site: str, shape: tuple[int, ...]) -> None:
+        import pandas as pd
+        from transformer_lens import patching
+
+        self.patching, self.bridge = patching, bridge
+        clean, self.corrupted = prompts(length)
+        with torch.no_grad():
+            _, self.cache = bridge.run_with_cache(clean)
+        self.function = getattr(patching, f"get_act_patch_{SITES[site]}")
+        axes = ("layer", "pos", "head") if len(shape) == 3 else ("layer", "pos")
+        axes = ("layer", "head") if site.endswith("all_pos") else axes
+        every = torch.cartesian_prod(*(torch.arange(size) for size in shape))
+        self.cells = every[torch.randperm(len(every), generator=torch.Generator().manual_seed(1))]
+        self.frame = lambda cells: pd.DataFrame(cells.numpy(), columns=list(axes))
+
+    def run(self, cells: Tensor | None) -> Tensor:
+        """The values of some cells ``[cell, axis]``; of all if None."""
+        with torch.no_grad():
+            arguments = (self.bridge, self.corrupted, self.cache, their_metric)
+            if cells is None:
+                return self.function(*arguments)
+            found = self.patching.generic_activation_patch(
+                *arguments,
+                patch_setter=self.function.keywords["patch_setter"],
+                activation_name=self.function.keywords["activation_name"],
+                index_df=self.frame(cells),
+            )
+            return torch.as_tensor(found)
+
+
+def clocked(run: Callable[[], Any], clock: Callable[[], float]) -> tuple[float, Any]:
+    """Seconds a call takes, and what it returns."""
+    start = clock()
+    found = run()
+    return clock() - start, found
+
+
+def rate(d_model: int, clock: Callable[[], float]) -> float:
+    """Floating-point operations a second in a large product of the model's width."""
+    x, w = torch.randn(4096, d_model), torch.randn(4 * d_model, d_model)
+    torch.nn.functional.linear(x, w)
+    seconds = min(clocked(lambda: torch.nn.functional.linear(x, w), clock)[0] for _ in range(5))
+    return 2 * x.numel() * len(w) / seconds
+
+
+def peak(run: Callable[[], Any]) -> float:
+    """Megabytes above what was there before, at the highest point of a call."""
+    gc.collect()
+    status = Path("/proc/self/status")
+
+    def resident(field: str) -> int:
+        return int(status.read_text().partition(f"{field}:")[2].split()[0]) * 1024
+
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
+    before = resident("VmRSS")
+    run()
+    return (resident("VmHWM") - before) / 1e6
+
+
+def compare(model: Any, bridge: Any, length: int, site: str, options: Any) -> float:
+    """Print one line; return the speed-up, NaN without TransformerLens."""
+    clean, corrupted = prompts(length)
+    clock = time.process_time if options.clock == "cpu" else time.perf_counter
+
+    def sweep() -> Any:
+        return nl.patching.sweep(model, clean, corrupted, METRIC, site, progress=False)
+
+    values = sweep().values
+    with FlopCounterMode(display=False) as counter:
+        sweep()
+    memory = peak(sweep)
+    theirs = None if bridge is None else Theirs(bridge, length, site, tuple(values.shape))
+    ours_seconds, their_seconds, rates, differ = [], [], [], 0.0
+    for turn in range(options.turns):
+        rates.append(rate(model.config.hidden_size, clock))
+        ours_seconds.append(clocked(sweep, clock)[0])
+        if theirs is None:
+            continue
+        few = max(2, options.sample // options.turns)
+        cells = theirs.cells[turn * few : (turn + 1) * few]
+        if options.full:
+            if turn == 0:
+                seconds, found = clocked(lambda: theirs.run(None), clock)
+                their_seconds.append(seconds)
+                differ = float((found - values).abs().max())
+        elif len(cells):
+            theirs.run(cells[:1])
+            seconds, found = clocked(lambda cells=cells: theirs.run(cells), clock)
+            their_seconds.append(seconds / len(cells) * values.numel())
+            expected = values[tuple(cells.unbind(1))]
+            differ = max(differ, float((found.flatten() - expected).abs().max()))
+    ours, flops = median(ours_seconds), counter.get_total_flops()
+    other = median(their_seconds) if their_seconds else math.nan
+    share = flops / ours / median(rates)
+    print(
+        f"{site:16} {values.numel():6} {other:9.2f} {ours:8.3f} {other / ours:9.1f} {differ:9.1e} "
+        f"{flops / 1e9:8.1f} {share:8.2f} {memory:8.0f}",
+        flush=True,
+    )
+    return other / ours
+
+
+def main() -> None:
+    """Measure every shape, length and site."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    parser.add_argument("--lengths", nargs="*", type=int, default=list(TARGETS))
+    parser.add_argument("--sites", nargs="*", default=list(SITES), choices=list(SITES))
+    parser.add_argument("--full", action="store_true", help="run all of their cells")
+    parser.add_argument("--sample", type=int, default=24, help="their cells timed for each site")
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    parser.add_argument("--alone", action="store_true", help="without TransformerLens")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    there = importlib.util.find_spec("transformer_lens") is not None and not options.alone
+    sampled = "all cells" if options.full else f"a sample of {options.sample} cells, scaled up"
+    seconds = "CPU seconds" if options.clock == "cpu" else "seconds"
+    print(f"torch {torch.__version__}, {options.threads} threads, {seconds}; medians of turns")
+    print(f"theirs: {sampled if there else 'transformer_lens is not used: not compared'}")
+    ratios: dict[int, list[float]] = {}
+    for shape in options.shapes:
+        with tempfile.TemporaryDirectory() as directory:
+            model, bridge = fresh(*SHAPES[shape]), None
+            if there:
+                write_checkpoint(model, directory)
+                bridge = load("TransformerLens", directory)
+        for length in options.lengths:
+            print(f"\n{shape}, {length} tokens")
+            print(
+                f"{'site':16} {'cells':>6} {'theirs':>9} {'ours':>8} {'speed-up':>9} "
+                f"{'differ':>9} {'GFLOP':>8} {'of rate':>8} {'peak MB':>8}"
+            )
+            for site in options.sites:
+                ratios.setdefault(length, []).append(compare(model, bridge, length, site, options))
+    print()
+    for length, found in ratios.items():
+        mean = math.exp(sum(map(math.log, found)) / len(found))
+        mark = TARGETS.get(length)
+        wanted = "" if mark is None else f" (wanted: {mark[0]} and {mark[1]})"
+        print(f"{length} tokens: geometric mean {mean:.1f}, least {min(found):.1f}{wanted}")
+
+
+if __name__ == "__main__":
+    main()
