@@ -70,6 +70,8 @@ class LiveWidget(anywidget.AnyWidget):
     actions: ClassVar[tuple[str, ...]] = ("run", "stop", "pin")
     """What a browser may ask for: names of methods."""
 
+    _job: Job | None = None  # also of a widget whose making failed, which Python closes
+
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
         if "kinds" in cls.__dict__:
@@ -77,7 +79,6 @@ class LiveWidget(anywidget.AnyWidget):
 
     def __init__(self, options: Mapping[str, Sequence[str]] | None = None, **values: Any) -> None:
         self._lock = threading.RLock()
-        self._job: Job | None = None
         self._result: Any = None
         self._shown: tuple[Any, ...] = ()
         self._pending: dict[str, Any] = {}

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import watch
 
 CHROMIUM = Path(os.environ.get("NEOX_LAB_CHROMIUM", "/usr/bin/chromium"))
-LOCAL = ("file:", "data:", "blob:", "about:", "http://127.0.0.1", "ws://127.0.0.1")
 
 
 def missing(what: str) -> None:
@@ -45,17 +45,6 @@ def page(chromium: Any) -> Iterator[Any]:
     yield page
     context.close()
     assert not wrong, wrong
-
-
-def watch(page: Any) -> list[str]:
-    """Everything that a page does and should not: errors, and requests to other machines."""
-    wrong: list[str] = []
-    page.on("pageerror", lambda error: wrong.append(f"error: {error}"))
-    page.on(
-        "request",
-        lambda request: request.url.startswith(LOCAL) or wrong.append(f"request: {request.url}"),
-    )
-    return wrong
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Any
 
 import nbformat
+from pages import watch
 
 SETTINGS = {
     "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
@@ -131,8 +132,6 @@ class Lab:
 
     def open(self, name: str, dark: bool = False) -> Notebook:
         """A new window with a notebook of the root folder."""
-        from conftest import watch
-
         self.set({key: values if dark else {} for key, values in DARK.items()})
         context = self._browser.new_context(viewport={"width": 1200, "height": 1400})
         page = context.new_page()

@@ -78,6 +78,8 @@ class Stage:
             self.page.wait_for_timeout(20)  # lets the page's messages arrive
             self.sync()
             if holds():
+                self.sync()  # it may have become true just after
+                self.page.wait_for_timeout(50)
                 return
             assert time.monotonic() < end, f"not within {timeout} s; {self.widget}"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import watch
+from pages import watch
 
 from neox_lab.views import (
     AttentionView,
@@ -20,6 +20,7 @@ from neox_lab.views import (
     LensView,
     Line,
     PredictionsView,
+    ScatterView,
     StripView,
     TextView,
     TreeView,
@@ -76,16 +77,17 @@ def every_view(pieces: list[str]) -> dict[str, View]:
         "predictions": PredictionsView(pieces, [ranked] * count),
         "bars": BarsView(pieces[:3], [0.5, -0.2, 0.7], pieces=pieces, attributions=[grid[0]] * 3),
         "curves": CurvesView(
-            pieces[0] or "curves",
-            {piece or "none": Line([0, 1, 2], [1, 3, at], [0, 2, at], [2, 4, at])}
-            | {"faint": Line([0, 1, 2], [1, 2, 3], faint=True)}
-            if (at := 2) and (piece := pieces[1])
-            else {},
+            pieces[0],
+            {
+                pieces[1]: Line([0, 1, 2], [1, 3, 2], [0, 2, 2], [2, 4, 2]),
+                "faint": Line([0, 1, 2], [1, 2, 3], faint=True),
+            },
             "site",
             "accuracy",
             x_names=pieces[:3],
             levels={"chance": 0.5},
         ),
+        "scatter": ScatterView(grid[0], grid[1], pieces, "exact", "estimated"),
         "tree": TreeView(["name", "meaning"], {pieces[0]: [[p, p] for p in pieces]}),
     }
 
@@ -141,7 +143,8 @@ def test_hostile_tokens_are_text_and_nothing_runs(page: Any, files: Any, name: s
     for cell in page.locator("td, button.token, .piece, .line").all()[:40]:
         cell.dispatch_event("pointerover")
     text = shown(page)
-    assert "window.hacked" in text
+    assert "<img" in text
+    assert "script>" in text
     assert "⟨U+2028⟩" in text or name in ("curves", "bars")
     assert "\u202e" not in text
     assert page.evaluate("window.hacked") is None
@@ -188,8 +191,8 @@ def test_a_head_is_shown_locked_and_left(page: Any, files: Any) -> None:
     assert "layer 1 head 0" in live.locator(".caption").inner_text()
     assert heads.nth(3).get_attribute("aria-pressed") == "true"
     page.keyboard.press("Escape")
-    heads.nth(0).hover()
-    assert "layer 0 head 0" in live.locator(".caption").inner_text()
+    heads.nth(1).hover()
+    assert "layer 0 head 1" in live.locator(".caption").inner_text()
 
 
 def test_a_token_shows_where_it_looks_and_what_looks_at_it(page: Any, files: Any) -> None:

@@ -127,6 +127,7 @@ function field(model, control, on, ask) {
       if (value !== undefined) input.setAttribute(limit, value);
   }
   input.name = name;
+  input.setAttribute("aria-label", label); // without a select's options, which its label contains
   input.spellcheck = false;
   input.dir = "auto";
   // A leading space, which belongs to most tokens, must be seen: it is shown as a dot.

@@ -1,0 +1,175 @@
+"""Every widget in a real browser, its kernel side in this process: click, and read what comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from stage import Stage
+
+import neox_lab as nl
+
+PROMPT = "The king went to the"
+CLEAN, CORRUPTED = "He said to him, and she was", "He said to his, and she was"
+HOSTILE = '</script><img src=x onerror="window.hacked = 1"> &amp; <b>\u2028שלום 😀'
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models are faster so, above all on busy machines."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return nl.load()
+
+
+@pytest.fixture
+def staged(page: Any) -> Callable[..., Stage]:
+    """Puts a widget on the page and waits until it has done its first work."""
+
+    def put(widget: Any, dark: bool = False) -> Stage:
+        stage = Stage(page, widget, dark)
+        if widget.phase != "idle":
+            stage.done()
+        return stage
+
+    return put
+
+
+def test_write_branch_go_back_and_stop(model: Any, staged: Any, page: Any) -> None:
+    stage = staged(nl.widgets.generation(model, PROMPT))
+    widget = stage.widget
+    page.get_by_label("New tokens").fill("6")
+    page.get_by_label("Prompt").fill("The queen")
+    page.keyboard.press("Enter")
+    stage.until(lambda: widget.phase == "done")
+    assert (widget.prompt, widget.length) == ("The queen", 6)
+    added = page.locator(".token:not(.given)")
+    assert added.count() == 6
+    added.nth(2).click()
+    page.locator(".choose").nth(1).click()
+    stage.until(lambda: len(widget.branches) == 2 and widget.phase == "done")
+    assert widget.branches[1].start == 2
+    first, second = page.locator(".choices button").all()
+    assert second.get_attribute("aria-pressed") == "true"
+    first.click()
+    stage.until(lambda: widget.shown == 0 and widget.phase == "done")
+    text = "".join(written.piece for written in widget.branches[0].tokens)
+    assert widget.result.continuation == [w.piece for w in widget.branches[0].tokens], text
+
+    page.get_by_label("New tokens").fill("2000")
+    page.get_by_label("Temperature").focus()
+    page.keyboard.press("ArrowRight")
+    page.get_by_role("button", name="Write").click()
+    stage.until(lambda: widget.progress[0])
+    page.get_by_role("button", name="Stop").click()
+    stage.until(lambda: widget.phase == "stopped")
+    assert widget.temperature == pytest.approx(0.05)
+    assert 0 < len(widget.result.continuation) < 2000
+    assert page.get_by_role("button", name="Stop").is_disabled()
+    assert page.locator(".words").inner_text() == "Stopped."
+
+
+def test_lock_a_head_and_read_another_text(model: Any, staged: Any, page: Any) -> None:
+    stage = staged(nl.widgets.attention(model, PROMPT))
+    page.locator(".head").nth(1).click()
+    stage.until(lambda: stage.widget.selected)
+    assert stage.widget.selected == {"layer": 0, "head": 1, "token": None}
+    page.get_by_label("Text").fill(HOSTILE)
+    page.get_by_role("button", name="Read").click()
+    stage.until(lambda: stage.widget.phase == "done" and len(stage.widget.result.pieces) > 10)
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.hacked") is None
+    assert page.locator(".token").count() == len(model.to_str_tokens(HOSTILE))
+
+
+def test_choose_what_the_lens_reads(model: Any, staged: Any, page: Any) -> None:
+    stage = staged(nl.widgets.logit_lens(model, PROMPT))
+    page.get_by_label("Read off").select_option("mlp_out")
+    stage.until(lambda: stage.widget.phase == "done" and stage.widget.result.site == "mlp_out")
+    assert page.locator("h3", has_text="mlp_out").count() == 1
+    page.locator("td").first.click()
+    stage.done()
+
+
+def test_click_a_cell_and_read_on(model: Any, staged: Any, page: Any) -> None:
+    widget = nl.widgets.patching(model, CLEAN, CORRUPTED, " a", " the")
+    stage = staged(widget)
+    assert page.get_by_label("Correct token").input_value() == "·a"
+    page.locator('[role="gridcell"]').nth(3).click()
+    stage.until(lambda: widget.cell and widget.phase == "done")
+    assert widget.cell == {"layer": 0, "pos": 3}
+    titles = page.locator("h3").all_inner_texts()
+    assert [title.split()[0] for title in titles[2:]] == ["Clean:", "Corrupted:", "Patched"]
+    assert page.locator(".choose").count() == 0, "nothing to branch to here"
+    page.get_by_label("Wrong token").fill("·of·the")
+    page.keyboard.press("Enter")
+    stage.until(lambda: widget.phase == "failed")
+    assert "one" in page.locator(".words").inner_text()
+    assert widget.wrong == " of the"
+
+
+def test_probes_of_a_site_and_of_a_text(model: Any, staged: Any, page: Any) -> None:
+    texts = [f"{a} {b} home" for a in ("The king", "A dog") for b in "abcdefgh"]
+    found = nl.probing.probe(model, texts, ["king"] * 8 + ["dog"] * 8, sites="resid_post")
+    stage = staged(nl.widgets.probing(found, model))
+    page.get_by_label("Probe at", exact=True).select_option("blocks.2.hook_resid_post")
+    stage.until(lambda: "blocks.2" in str(stage.widget.panels[1]["data"]["title"]))
+    page.get_by_role("textbox", name="Ask the probes").fill("A dog")
+    page.keyboard.press("Enter")
+    stage.until(lambda: len(stage.widget.panels) == 3 and stage.widget.phase == "done")
+    assert page.locator("h3", has_text="What the probes say of").count() == 1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_three_heads(staged: Any, page: Any) -> None:
+    classifier = nl.load(head="sequence-classification", labels=["no", "yes"])
+    stage = staged(nl.widgets.classification(classifier))
+    page.get_by_role("button", name="Classify").click()
+    stage.until(lambda: stage.widget.phase == "failed")
+    assert "nothing to read" in page.locator(".words").inner_text()
+    page.get_by_label("Text").fill(HOSTILE)
+    page.keyboard.press("Control+Enter")
+    stage.done()
+    assert page.evaluate("window.hacked") is None
+    assert page.locator('[role="option"]').count() == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_answers_and_tags(staged: Any, page: Any) -> None:
+    reader = nl.load(head="question-answering")
+    stage = staged(nl.widgets.answering(reader, "Who?", "The king went home."))
+    page.get_by_role("textbox", name="Question").fill("Where?")
+    page.keyboard.press("Enter")
+    stage.until(lambda: stage.widget.question == "Where?" and stage.widget.phase == "done")
+    assert page.locator("h3", has_text="Where?").count() == 1
+
+
+def test_two_windows_dark_colours_and_leaving(model: Any, staged: Any, page: Any) -> None:
+    stage = staged(nl.widgets.logit_lens(model, PROMPT), dark=True)
+    colour = page.locator(".neox-widget section").first.evaluate(
+        "node => getComputedStyle(node).backgroundColor"
+    )
+    assert colour == "rgb(22, 24, 28)"
+    assert page.evaluate("window.listening()") > 0
+    page.evaluate("window.leave()")
+    assert page.evaluate("window.listening()") == 0
+    assert page.locator(".neox-widget").count() == 0
+    stage.widget.close()
+
+
+def test_nothing_is_drawn_twice_for_nothing(model: Any, staged: Any, page: Any) -> None:
+    torch.manual_seed(0)
+    widget = nl.widgets.patching(model, CLEAN, CORRUPTED, " a", " the")
+    stage = staged(widget)
+    page.locator('[data-panel="map"] > div').evaluate("node => (node.mark = 1)")
+    page.locator('[role="gridcell"]').nth(3).click()
+    stage.until(lambda: widget.cell and widget.phase == "done")
+    assert page.locator('[data-panel="map"] > div').evaluate("node => node.mark") == 1

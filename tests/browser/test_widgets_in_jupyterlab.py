@@ -1,0 +1,173 @@
+"""Every widget in JupyterLab: click, read back in the kernel, save, end the kernel, reopen.
+
+One server, one notebook, one kernel for all of it: that is what takes the time.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+pytestmark = pytest.mark.slow
+
+SETUP = """
+import logging, warnings
+warnings.filterwarnings("ignore")
+logging.disable(logging.WARNING)
+import torch
+import neox_lab as nl
+torch.set_num_threads(1)
+model = nl.load()
+texts = [f"{a} {b} home" for a in ("The king", "A dog") for b in "abcdefgh"]
+found = nl.probing.probe(model, texts, ["king"] * 8 + ["dog"] * 8, sites="resid_post")
+classifier = nl.load(head="sequence-classification", labels=["no", "yes"])
+reader = nl.load(head="question-answering")
+tagger = nl.load(head="token-classification", labels=["O", "B-PER", "I-PER"])
+"""
+WIDGETS = {
+    "generation": "nl.widgets.generation(model, 'The king went to the')",
+    "attention": "nl.widgets.attention(model, 'The king went to the')",
+    "logit_lens": "nl.widgets.logit_lens(model, 'The king went to the')",
+    "patching": "nl.widgets.patching(model, 'He said to him, and she was', "
+    "'He said to his, and she was', ' a', ' the')",
+    "probing": "nl.widgets.probing(found, model)",
+    "classification": "nl.widgets.classification(classifier, 'The king')",
+    "answering": "nl.widgets.answering(reader, 'Who?', 'The king went home.')",
+    "tagging": "nl.widgets.tagging(tagger, 'The king')",
+}
+REACTS = {  # something to click in the static view that stays, and what then is so
+    "generation": (".token:not(.given)", "aria-pressed"),
+    "attention": (".head", "aria-pressed"),
+    "logit_lens": ('[role="gridcell"]', "aria-selected"),
+    "patching": ('[role="gridcell"]', "aria-selected"),
+    "probing": (".plot", ""),
+    "classification": ('[role="option"]', "aria-selected"),
+    "answering": (".flow", ""),
+    "tagging": (".flow", ""),
+}
+
+
+@pytest.fixture(scope="module")
+def saved(lab: Any) -> Path:
+    """The notebook after all widgets were used, pinned once and saved, and the kernel ended."""
+    cells = [SETUP, *(f"{name} = {made}\n{name}" for name, made in WIDGETS.items())]
+    path = lab.write("widgets.ipynb", cells)
+    notebook = lab.open("widgets.ipynb")
+    notebook.run_all()
+    for name in WIDGETS:
+        notebook.until(f"{name}.phase in ('done', 'idle')")
+    use(notebook)
+    for name in WIDGETS:
+        notebook.until(f"{name}._kept._current[0] is {name}._shown")
+    notebook.save()
+    notebook.close()
+    lab.end_kernels()
+    return path
+
+
+def use(notebook: Any) -> None:
+    """A click in each widget, and what the kernel then knows."""
+    cell = {name: notebook.cell(at) for at, name in enumerate(WIDGETS, 1)}
+
+    def press(name: str, label: str) -> None:
+        cell[name].get_by_role("button", name=label, exact=True).click()
+
+    cell["generation"].get_by_label("New tokens").fill("5")
+    press("generation", "Write")
+    notebook.until("generation.phase == 'done'")
+    assert notebook.ask("len(generation.result.continuation)") == 5
+    cell["generation"].locator(".token:not(.given)").nth(2).click()
+    cell["generation"].locator(".choose").nth(1).click()
+    notebook.until("len(generation.branches) == 2 and generation.phase == 'done'")
+    assert notebook.ask("generation.branches[1].start") == 2
+    press("generation", "Pin")
+    notebook.until("generation.message == 'Pinned below.'")
+    cell["generation"].get_by_label("New tokens").fill("2000")
+    press("generation", "Write")
+    notebook.until("generation.progress[0] > 0")
+    press("generation", "Stop")
+    notebook.until("generation.phase == 'stopped'")
+    assert 0 < notebook.ask("len(generation.result.continuation)") < 2000
+
+    cell["attention"].locator(".head").nth(2).click()
+    notebook.until("attention.selected")
+    assert notebook.ask("attention.selected") == {"layer": 0, "head": 2, "token": None}
+
+    cell["logit_lens"].get_by_label("Read off").select_option("mlp_out")
+    notebook.until("logit_lens.phase == 'done' and logit_lens.result.site == 'mlp_out'")
+
+    cell["patching"].locator('[role="gridcell"]').nth(3).click()
+    notebook.until("patching.cell and patching.phase == 'done'")
+    assert notebook.ask("patching.cell") == {"layer": 0, "pos": 3}
+
+    cell["probing"].get_by_label("Ask the probes about a text").fill("A dog")
+    press("probing", "Ask")
+    notebook.until("len(probing.panels) == 3 and probing.phase == 'done'")
+
+    for name, label, verb in (
+        ("classification", "Text", "Classify"),
+        ("answering", "Passage", "Answer"),
+        ("tagging", "Text", "Tag"),
+    ):
+        field = cell[name].get_by_label(label, exact=True)
+        field.fill("The old queen came back.")
+        press(name, verb)
+        trait = "passage" if name == "answering" else "text"
+        notebook.until(f"{name}.{trait} == 'The old queen came back.' and {name}.phase == 'done'")
+
+    # What a widget shows stands once on the page: what is kept of it is hidden while it lives.
+    assert notebook.page.locator(".neox-current").count() == len(WIDGETS) - 0
+    assert not any(kept.is_visible() for kept in notebook.page.locator(".neox-current").all())
+    assert notebook.page.locator(".neox-pinned").first.is_visible()
+
+
+def test_everything_still_reacts_when_reopened_without_a_kernel(lab: Any, saved: Path) -> None:
+    notebook = lab.open(saved.name)
+    page = notebook.page
+    page.wait_for_selector(".neox-current .neox-live")
+    for at, (name, (selector, state)) in enumerate(REACTS.items(), 1):
+        cell = page.locator(".jp-CodeCell").nth(at)
+        assert cell.locator(".neox-widget").count() == 0, f"{name} cannot live without a kernel"
+        item = cell.locator(f".neox-current {selector}").first
+        item.scroll_into_view_if_needed()
+        assert item.is_visible(), name
+        item.click()
+        if state:
+            assert item.get_attribute(state) == "true", name
+    assert page.locator(".neox-pinned .token").count() > 5
+    notebook.close()
+
+
+def test_a_copy_nobody_trusts_shows_pictures_and_tables(lab: Any, saved: Path) -> None:
+    document = json.loads(saved.read_text())
+    document["cells"][0]["source"] += "\n# a stranger changed this"
+    for cell in document["cells"]:
+        for output in cell["outputs"]:
+            output["metadata"].pop("trusted", None)
+            html = "".join(output.get("data", {}).get("text/html", []))
+            if "text/html" in output.get("data", {}):
+                output["data"]["text/html"] = html + "<script>window.hacked = 1</script>"
+    (lab.root / "stranger.ipynb").write_text(json.dumps(document))
+    notebook = lab.open("stranger.ipynb")
+    page = notebook.page
+    page.wait_for_selector(".jp-OutputArea-output img")
+    assert page.evaluate("window.hacked") is None
+    for at, name in enumerate(WIDGETS, 1):
+        cell = page.locator(".jp-CodeCell").nth(at)
+        assert cell.locator("img").first.is_visible(), name
+        assert cell.locator(".neox-live").count() == 0
+        if name not in ("answering", "tagging"):
+            assert cell.locator("table").count(), name
+    notebook.close()
+
+
+def test_the_file_holds_no_widget_state_and_stays_small(saved: Path) -> None:
+    notebook = nbformat.read(saved, as_version=4)
+    assert "widgets" not in notebook.metadata
+    assert saved.stat().st_size < 2_500_000
+    for cell in notebook.cells:
+        assert not any(output.output_type == "error" for output in cell.outputs)
