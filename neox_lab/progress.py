@@ -94,7 +94,7 @@ class Progress:
 
             shown = {"text/plain": text}
             if self._handle is None:
-                self._handle = display(shown, raw=True, display_id=True)
+                self._handle = display(shown, raw=True, display_id=True)  # type: ignore[no-untyped-call]
             else:
                 self._handle.update(shown, raw=True)
         elif sys.stderr.isatty():

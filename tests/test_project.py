@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -74,21 +73,10 @@ def test_the_documentation_pages_example(tmp_path: Path, shared: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda p: p.name)
 def test_notebooks_are_clean(path: Path) -> None:
+    assert nl.views.notebook_faults(path) == []
     text = path.read_text(encoding="utf-8")
-    notebook = json.loads(text)
-    assert len(text.encode()) < 1_500_000
-    assert "widgets" not in notebook["metadata"]
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    outputs = [output for cell in cells for output in cell["outputs"]]
-    assert not any(output["output_type"] == "error" for output in outputs)
-    assert any("image/png" in output.get("data", {}) for output in outputs), "no picture"
-    for output in outputs:
-        shown = json.dumps(output.get("text", "")) + json.dumps(
-            output.get("data", {}).get("text/plain", "")
-        )
-        assert str(ROOT) not in shown
-        assert "/home/" not in shown
+    assert str(ROOT) not in text
+    assert "image/png" in text, "no picture"
 
 
 def test_a_model_shows_itself_as_a_tree() -> None:

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib
 import io
+import json
 import re
 import subprocess
 import sys
 import unicodedata
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -21,16 +25,27 @@ from neox_lab import views
 from neox_lab.errors import InputError
 from neox_lab.views import (
     AttentionView,
+    BarsView,
+    ConfusionView,
+    CurvesView,
     HeatmapView,
+    LensView,
+    Line,
+    Piece,
     PredictionsView,
+    StripView,
     TextView,
+    TreeView,
     View,
     attention,
+    clean_notebook,
+    notebook_faults,
     report,
     write_report,
 )
 from neox_lab.views.attention_maps import _fields
-from neox_lab.views.drawing import decimals, ink_on, number
+from neox_lab.views.drawing import decimals, diverging, ink_on, number
+from neox_lab.views.live import LIMIT, json_text, kinds, packed, policy, rounded, script
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import (
     INVISIBLE_CATEGORIES,
@@ -75,12 +90,26 @@ def hostile_views() -> list[View]:
     shares = np.linspace(0.9, 0.01, count)
     candidates = [list(zip(HOSTILE, shares, strict=True))] * count
     grid = np.linspace(-1, 1, count * 2).reshape(2, count)
+    counts = np.arange(count * count).reshape(count, count)
+    tags = ["B-PER", "I-PER", "O", "B-LOC"] * (count // 4)
+    cells = [[[piece, "x"] for piece in HOSTILE]] * 2
+    two = np.broadcast_to([0.6, 0.2], (2, count, 2))
+    line = Line([0, 1, 2], [1, 2, 3], [0, 1, 2], [2, 3, 4])
     return [
         AttentionView(causal(2, 2, count), HOSTILE, title="<b>$t$</b>"),
         AttentionView(causal(1, 1, count), HOSTILE),
         HeatmapView(grid, HOSTILE[:2], HOSTILE, "<layer>", "$position$", "a & b"),
         PredictionsView(HOSTILE, candidates),
         TextView(HOSTILE, HOSTILE, list(shares)),
+        TextView(HOSTILE, HOSTILE, list(shares), alternatives=candidates),
+        LensView(cells, two, grid**2, HOSTILE[:2], HOSTILE),
+        ConfusionView(counts, HOSTILE),
+        BarsView(HOSTILE, grid[0], pieces=HOSTILE, attributions=[grid[0]] * count),
+        StripView.values(HOSTILE, grid[0]),
+        StripView.tags(HOSTILE, tags, shares),
+        StripView.spans(HOSTILE, shares, shares[::-1], (1, 3)),
+        CurvesView("x", dict.fromkeys(HOSTILE, line), "<i>", "&amp;", HOSTILE[:3]),
+        TreeView(["name", "meaning"], {"group": [[piece, piece] for piece in HOSTILE]}),
     ]
 
 
@@ -614,6 +643,257 @@ def test_a_report_is_one_page_that_asks_for_nothing(small: AttentionView, tmp_pa
     assert path.read_text("utf-8") == report("T", sections)
     with pytest.raises(InputError, match=r"\.html"):
         write_report(tmp_path / "r.txt", "T", sections)
+
+
+# What the browser gets
+
+
+def data_of(html: str) -> dict[str, Any]:
+    """The JSON inside a fragment."""
+    found = re.search(r'<script type="application/json">(.*?)</script>', html, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+@given(st.recursive(st.text() | st.floats() | st.integers() | st.booleans(), st.lists))
+def test_json_inside_a_script_cannot_end_it(value: Any) -> None:
+    text = json_text({"value": value, "tag": "</script><!--"})
+    assert not re.search(r"[<>&\u2028\u2029]", text)
+    assert json.loads(text)["tag"] == "</script><!--"
+
+
+def test_json_has_no_nan() -> None:
+    assert json_text([float("nan"), np.inf, np.float32(0.5)]) == "[null,null,0.5]"
+    assert rounded(np.array([1 / 3, np.nan], dtype=np.float32), 3) == [0.333, None]
+
+
+def unpacked(view: AttentionView) -> np.ndarray:
+    """The weights as ``attention.js`` reads them `[layer, head, weight]`."""
+    data = data_of(view.to_html())
+    levels = np.frombuffer(zlib.decompress(base64.b64decode(data["weights"])), dtype=np.uint8)
+    shape = len(data["layers"]), len(data["heads"]), -1
+    return levels.reshape(shape).astype(np.float64) / 255 * data["top"]
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_weights_reach_the_browser_within_the_stated_step(scale: float) -> None:
+    view = AttentionView(causal(2, 3, 20) * scale, ["x"] * 20)
+    exact = view.patterns[:, :, np.tri(20, dtype=bool)]
+    assert np.abs(unpacked(view) - exact).max() <= view.top / 510 + 1e-6
+    assert "rounded to ±0.002" in view.data()["notes"][0] or scale > 1
+    both_ways = AttentionView(np.full((1, 1, 4, 4), 0.25), WORDS[:4])
+    assert unpacked(both_ways).shape == (1, 1, 16)
+
+
+def test_what_hardly_repeats_and_what_does_are_both_packed_small() -> None:
+    noise = np.random.default_rng(0).integers(0, 8, 10_000).astype(np.uint8)
+    for levels in (noise, np.zeros(10_000, dtype=np.uint8)):
+        text = packed(levels)
+        assert zlib.decompress(base64.b64decode(text)) == levels.tobytes()
+        assert len(text) <= len(base64.b64encode(zlib.compress(levels.tobytes(), 9)))
+
+
+def test_too_many_heads_are_a_stated_subset() -> None:
+    view = AttentionView(causal(12, 4, 256), ["x"] * 256)
+    data = view.data()
+    assert 1 <= len(data["layers"]) < 12
+    assert data["layers"][0] == 0
+    assert f"only layers {', '.join(map(str, data['layers']))} of 12" in data["notes"][0]
+    chosen = AttentionView(view.patterns[data["layers"]], ["x"] * 256, data["layers"])
+    assert chosen.data()["weights"] == data["weights"]
+
+
+def large_views() -> list[View]:
+    many = ["token"] * 5_000
+    shares = np.full(5_000, 0.25)
+    ranked = [[(f"candidate {n}", 0.1) for n in range(10)]] * 5_000
+    return [
+        HeatmapView(np.ones((400, 400)), ["r"] * 400, ["c"] * 400),
+        ConfusionView(np.ones((300, 300)), [f"class {n}" for n in range(300)]),
+        StripView.values(many, shares),
+        StripView([Piece("x" * 300_000)]),
+        TextView(many, many, list(shares), alternatives=ranked),
+        PredictionsView(many, ranked),
+        BarsView(many, shares, pieces=many, attributions=np.ones((5_000, 5_000))),
+        CurvesView("many", {"line": Line(np.arange(50_000), np.ones(50_000))}, "x", "y"),
+        LensView(
+            [[["a"] * 5] * 2_000] * 6,
+            np.full((6, 2_000, 5), 0.1),
+            np.ones((6, 2_000)),
+            list("123456"),
+            ["t"] * 2_000,
+        ),
+        TreeView(["name"], {"group": [["x"]] * 9_000}),
+    ]
+
+
+@pytest.mark.parametrize("view", large_views(), ids=lambda view: type(view).__name__)
+def test_very_large_results_stay_small_and_say_what_is_left_out(view: View) -> None:
+    data = view.data()
+    assert len(json_text(data)) < 900_000
+    notes = " ".join(data["notes"])
+    assert re.search(r"only the (first|last)|every \d+th", notes) or isinstance(view, StripView)
+    rest = view._running_text() + "".join(table.to_html() for table in view.tables())
+    assert len(json_text(data)) + len(rest) + 200_000 < LIMIT
+
+
+def test_a_page_allows_our_scripts_and_no_other() -> None:
+    for kind in kinds():
+        digest = base64.b64encode(hashlib.sha256(script(kind).encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy()
+        assert "</script" not in script(kind)
+    page = HeatmapView([[1.0]], ["r"], ["c"]).to_html(standalone=True)
+    assert "unsafe-inline'; script-src 'sha256-" in page
+
+
+def test_scripts_know_no_network_and_write_no_markup() -> None:
+    for kind in kinds():
+        text = script(kind).replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(
+            r"https?:|innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|fetch\(|import",
+            text,
+        ), kind
+
+
+def test_colours_in_the_browser_are_those_of_the_picture() -> None:
+    import matplotlib
+
+    text = script("grid")
+    for name, palette in (("viridis", matplotlib.colormaps["viridis"]), ("diverging", diverging())):
+        found = re.search(rf"const {name} = ramp\(\s*\"([^\"]*)\"", text)
+        assert found
+        stops = np.array(
+            [[int(stop[at : at + 2], 16) for at in (1, 3, 5)] for stop in found[1].split()]
+        )
+        shares = np.linspace(0, 1, 256)
+        grid = np.linspace(0, 1, len(stops))
+        ours = np.stack([np.interp(shares, grid, stops[:, c]) for c in range(3)], axis=-1)
+        assert np.abs(ours / 255 - np.asarray(palette(shares))[:, :3]).max() < 0.02
+
+
+# Strips, bars and rows
+
+
+def test_values_are_signed_and_told() -> None:
+    view = StripView.values(["a", "b", "c"], [0.5, -0.25, np.nan], value_name="gain")
+    assert [piece.kind for piece in view.pieces] == ["more than 0", "less than 0", None]
+    assert [piece.note for piece in view.pieces] == ["0.50", "−0.25", ""]
+    assert view.pieces[1].strength == pytest.approx(0.5)
+    assert view.frame["gain"].tolist()[:2] == [0.5, -0.25]
+
+
+def test_tags_are_printed_as_they_are_and_coloured_by_kind() -> None:
+    view = StripView.tags(["Anna", " Holm", " left"], ["B-PER", "I-PER", "O"], [0.9, 0.8, 1])
+    assert [(piece.note, piece.kind) for piece in view.pieces] == [
+        ("B-PER", "PER"),
+        ("I-PER", "PER"),
+        ("", None),
+    ]
+    assert view.frame["tag"].tolist() == ["B-PER", "I-PER", "O"]
+
+
+def test_spans_carry_two_bars_and_box_the_answer() -> None:
+    view = StripView.spans(["in", " Oslo", "."], [0.1, 0.9, 0], [0, 0.8, 0.2], (1, 1))
+    assert [piece.kind for piece in view.pieces] == [None, "answer", None]
+    assert view.data()["pieces"][1]["marks"] == [["start", 0.9, "90.0 %"], ["end", 0.8, "80.0 %"]]
+    assert view.frame.columns.tolist() == ["position", "token", "start", "end"]
+
+
+def test_alternatives_are_ranked_and_what_came_is_marked() -> None:
+    view = TextView(["a"], [" b"], [0.3], alternatives=[[(" b", 0.3), (" c", 0.6)]])
+    row = view.data()["pieces"][1]["alternatives"]
+    assert row == [("·c", 0.6, "60.0 %", False), ("·b", 0.3, "30.0 %", True)]
+    assert view.tables()[0].rows == [["1", "·b", "30.0 %", "·c 60.0 %; ·b 30.0 %"]]
+    with pytest.raises(InputError, match="alternatives has 0 entries; needed: 1"):
+        TextView(["a"], [" b"], [0.3], alternatives=[])
+
+
+def test_attributions_belong_to_names() -> None:
+    view = BarsView(["x", "y"], [0.2, 0.8], pieces=["a", "b"], attributions=[[1, 2], [3, 4]])
+    assert view.attribution_frame["attribution"].tolist() == [1, 2, 3, 4]
+    assert view.tables()[1].rows == [["0", "a", "3.000"], ["1", "b", "4.000"]]
+    with pytest.raises(InputError, match="1 rows for 2 names"):
+        BarsView(["x", "y"], [0.2, 0.8], pieces=["a"], attributions=[[1]])
+
+
+def test_rows_need_a_text_for_each_column() -> None:
+    view = TreeView(["name", "shape"], {"g": [["a", "[1]"]], "h": [["b", "[2]"]]})
+    assert view.frame["group"].tolist() == ["g", "h"]
+    for groups in ({}, {"g": [["a"]]}):
+        with pytest.raises(InputError, match="a text for each of"):
+            TreeView(["name", "shape"], groups)
+
+
+# Notebooks as files
+
+
+def notebook(path: Path, **changes: Any) -> Path:
+    """A notebook with one code cell, clean but for ``changes`` to its cell."""
+    cell = {
+        "cell_type": "code",
+        "execution_count": 1,
+        "metadata": {},
+        "outputs": [{"output_type": "stream", "name": "stdout", "text": ["fine\n"]}],
+        "source": ["view"],
+    }
+    metadata = changes.pop("notebook_metadata", {})
+    content = {"cells": [cell | changes], "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    path.write_text(json.dumps(content), "utf-8")
+    return path
+
+
+def test_a_clean_notebook_is_not_touched(tmp_path: Path) -> None:
+    path = notebook(tmp_path / "a.ipynb")
+    before = path.read_bytes()
+    assert clean_notebook(path) is False
+    assert path.read_bytes() == before
+    assert notebook_faults(path) == []
+
+
+def test_widget_state_and_timings_go_and_outputs_stay(tmp_path: Path) -> None:
+    path = notebook(
+        tmp_path / "a.ipynb",
+        metadata={"execution": {"iopub.status.busy": "2026"}, "tags": ["x"]},
+        notebook_metadata={"widgets": {"state": {}}, "kernelspec": {"name": "python3"}},
+    )
+    assert len(notebook_faults(path)) == 2
+    assert clean_notebook(path) is True
+    cleaned = json.loads(path.read_text("utf-8"))
+    assert cleaned["metadata"] == {"kernelspec": {"name": "python3"}}
+    assert cleaned["cells"][0]["metadata"] == {"tags": ["x"]}
+    assert cleaned["cells"][0]["outputs"][0]["text"] == ["fine\n"]
+    assert notebook_faults(path) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"execution_count": 3}, r"run as \[3\]"),
+        (
+            {"outputs": [{"output_type": "error", "ename": "ValueError", "evalue": "no"}]},
+            "cell 1 ends in ValueError: no",
+        ),
+        (
+            {"outputs": [{"output_type": "stream", "text": ["at /home/ann/x.py line 3"]}]},
+            "path of this machine: /home/ann/x.py",
+        ),
+        (
+            {"outputs": [{"output_type": "display_data", "data": {"text/html": "<b>/tmp/ab</b>"}}]},
+            "/tmp/ab",
+        ),
+    ],
+)
+def test_faults_of_a_notebook_are_told(tmp_path: Path, changes: Any, fault: str) -> None:
+    found = notebook_faults(notebook(tmp_path / "a.ipynb", **changes))
+    assert len(found) == 1
+    assert re.search(fault, found[0])
+
+
+def test_size_and_strange_files_are_told(tmp_path: Path) -> None:
+    assert "bytes; at most 10" in notebook_faults(notebook(tmp_path / "a.ipynb"), largest=10)[0]
+    (tmp_path / "b.ipynb").write_text("[]")
+    with pytest.raises(InputError, match="no notebook"):
+        clean_notebook(tmp_path / "b.ipynb")
 
 
 # The door

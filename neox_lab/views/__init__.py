@@ -5,9 +5,10 @@
     view.head(2, 1)            # one head, large
     view.frame                 # every weight, tidy
     view.to_svg("maps.svg")    # also to_png, to_pdf, to_html, to_csv
+    nl.views.hooks(model)      # what can be read and changed, to search
 
-The views draw plain arrays and labels and know no model; only ``attention`` below asks one for its
-patterns, by the names that every model here has.
+The views draw plain arrays and labels and know no model; only ``attention`` and ``hooks`` below ask
+one for its patterns and its table, by the names that every model here has.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ __all__ = [
     "View",
     "attention",
     "clean_notebook",
+    "hooks",
     "label",
     "notebook_faults",
     "report",
@@ -103,6 +105,28 @@ def attention(
     return AttentionView(
         _without_padding(patterns, cache, batch_index, len(pieces)), pieces, layers
     )
+
+
+def hooks(model: Any) -> TreeView:
+    """The hook points of a model in groups that fold and can be searched; one block for all.
+
+    Args:
+        model: anything with a ``hook_table()`` of columns name, shape, meaning and aliases.
+    """
+    table = model.hook_table().astype(str)
+    groups: dict[str, list[list[str]]] = {}
+    last = max((int(n.split(".")[1]) for n in table["name"] if n.startswith("blocks.")), default=0)
+    inside = "blocks.0" if last == 0 else f"blocks.0 … blocks.{last}"
+    for row in table.itertuples(index=False):
+        name = str(row[0])
+        if name.startswith("blocks."):
+            if name.startswith("blocks.0."):
+                short = name.removeprefix("blocks.0.")
+                groups.setdefault(inside, []).append([short, *map(str, row[1:])])
+        else:
+            where = "after the blocks" if inside in groups else "before the blocks"
+            groups.setdefault(where, []).append([name, *map(str, row[1:])])
+    return TreeView(list(table.columns), groups, title=f"Hook points of {type(model).__name__}")
 
 
 def _layers(cache: Any, layer: int | None) -> list[int]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from neox_lab.views.attention import AttentionView
 
 WEIGHTS = 780_000  # characters for the weights, of a fragment of a million bytes
+MOST_PACKED = 40  # weights a character could hold at best; more need not be tried
 LABEL_LIMIT = 40
 
 
@@ -56,10 +57,13 @@ def _fitting(view: AttentionView) -> tuple[Part, str]:
     layers, heads, first = list(range(len(view.layers))), list(range(len(view.heads))), 0
     while True:
         part = Part(layers, heads, first)
-        text = packed(_levels(view, part))
-        excess = len(text) / WEIGHTS
+        count = len(layers) * len(heads) * (len(view.pieces) - first) ** 2 / 2
+        excess = count / (MOST_PACKED * WEIGHTS)
         if excess <= 1:
-            return part, text
+            text = packed(_levels(view, part))
+            excess = len(text) / WEIGHTS
+            if excess <= 1:
+                return part, text
         if len(layers) > 1:
             layers = _spread(layers, excess)
         elif len(heads) > 1:

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NAME_LIMIT = 16
-CLASSES = 100  # of a live view
+CLASSES, TABLE_CLASSES = 100, 40  # of a live view, and of a table of all counts
+MISTAKES = 20  # told where there are more classes
 CELL_WIDE, CELL_HIGH = 0.82, 0.46  # inches
 
 
@@ -73,7 +74,9 @@ class ConfusionView(View):
         return f"{right} of {total} right.{said}"
 
     def tables(self) -> list[Table]:
-        """The counts."""
+        """The counts; of very many classes the commonest mistakes."""
+        if len(self.names) > TABLE_CLASSES:
+            return [self._mistakes()]
         names = [isolated(label(name, NAME_LIMIT)) for name in self.names]
         rows = [
             [name, *(str(count) for count in row)]
@@ -81,6 +84,18 @@ class ConfusionView(View):
         ]
         columns = [("true ↓ predicted →", "l"), *((name, "r") for name in names)]
         return [Table("Counts", columns, rows)]
+
+    def _mistakes(self) -> Table:
+        """What was most often taken for something else."""
+        wrong = self.counts - np.diag(np.diag(self.counts))
+        rows = []
+        for at in np.argsort(-wrong, axis=None, kind="stable")[:MISTAKES]:
+            true, predicted = divmod(int(at), len(self.names))
+            if wrong[true, predicted]:
+                names = [isolated(label(self.names[of], NAME_LIMIT)) for of in (true, predicted)]
+                rows.append([*names, str(wrong[true, predicted])])
+        columns = list(zip(["true", "predicted", "count"], "llr", strict=True))
+        return Table("Commonest mistakes", columns, rows)
 
     def data(self) -> dict[str, Any]:
         """Counts with shares below; the first classes if there are very many."""

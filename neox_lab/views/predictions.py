@@ -18,7 +18,7 @@ BARS = 10  # candidates drawn
 CANDIDATES = 5  # candidates told for each position in the table
 CONTEXT = 60  # characters of the text before, in the subtitle
 LABEL_LIMIT = 20
-LIVE, TOKEN_LIMIT = 1_500, 60  # tokens of a live view, and characters of one
+LIVE, TOKEN_LIMIT = 1_000, 60  # tokens of a live view, and characters of one
 
 
 class PredictionsView(View):

@@ -1,7 +1,7 @@
 """Several results on one page: a file to send, to print, to keep.
 
-The page carries everything with it, runs no script and asks nothing of any network; it follows the
-reader's light or dark setting.
+The page carries everything with it, runs no script but the views' own and asks nothing of any
+network; it follows the reader's light or dark setting.
 """
 
 from __future__ import annotations

@@ -7,13 +7,14 @@ farthest from it are named.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import BLUE, HEADING, ORANGE, SOFT, Sheet, decimals, number
+from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import figure_text, isolated, label
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 SIDE = 3.6  # inches of the square
 LEFT = 0.75
+POINTS = 2000  # points that can be pointed at
 NAMED = 5  # points named in the picture
 NAME_LIMIT = 24
 
@@ -41,6 +43,8 @@ class ScatterView(View):
 
     Raises InputError if there is no point, or one that is not finite.
     """
+
+    asset = "scatter"
 
     def __init__(
         self,
@@ -94,6 +98,22 @@ class ScatterView(View):
         ]
         names = [("name", "l"), (self.x_label, "r"), (self.y_label, "r"), ("difference", "r")]
         return [Table("Largest differences", names, rows)]
+
+    def data(self) -> dict[str, Any]:
+        """The points, the farthest from equality first."""
+        order = self._farthest(POINTS)
+        notes = [self.note] if self.note else []
+        if len(order) < len(self.x):
+            notes.append(f"The {len(order)} of {len(self.x)} points that differ most.")
+        return {
+            "title": self.title,
+            "notes": notes,
+            "x_label": self.x_label,
+            "y_label": self.y_label,
+            "names": [label(self.names[at], NAME_LIMIT) for at in order],
+            "x": rounded(self.x[order], 5),
+            "y": rounded(self.y[order], 5),
+        }
 
     def _farthest(self, count: int) -> list[int]:
         order = np.argsort(-np.abs(self.y - self.x), kind="stable")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 KINDS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
 OWN = {"less than 0": "#2171b5", "more than 0": "#e66101"}  # as in heat maps of differences
 MARKS = ("#2a8bc9", "#d9661f", "#009e73")
+RUNNING = 1_500  # pieces of the running text
 PIECES, TEXT, LONGEST = 4_000, 500_000, 200_000  # pieces, characters, and those of one piece, live
 WIDTH, LINE, SIZE = 7.2, 0.52, 9.5  # inches, inches, points
 DRAWN = 400  # pieces drawn
@@ -223,7 +224,7 @@ class StripView(View):
     def _running_text(self) -> str:
         """The text as text, its marked pieces tinted, underlined and named."""
         parts = []
-        for piece in self.pieces:
+        for piece in self.pieces[:RUNNING]:
             shown = html_text(readable(piece.text)).replace("⏎", "⏎<br>")
             if piece.kind is None:
                 parts.append(shown)
@@ -233,7 +234,9 @@ class StripView(View):
             parts.append(
                 f'<span style="background-color:{colour};color:#1a1a1a"><u>{shown}</u>{note}</span>'
             )
-        return f"<p>{''.join(parts)}</p>\n"
+        rest = len(self.pieces) - RUNNING
+        more = f" <small>… and {rest} more pieces</small>" if rest > 0 else ""
+        return f"<p>{''.join(parts)}{more}</p>\n"
 
     def data(self) -> dict[str, Any]:
         """The pieces with what they carry; the first ones of a very long text."""

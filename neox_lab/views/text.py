@@ -153,11 +153,17 @@ class TextView(View):
 
     def _running_text(self) -> str:
         """The text as text: the continuation bold, underlined, tinted by probability."""
-        given = "".join(html_text(readable(piece)) for piece in self.prompt)
+        pieces = len(self.prompt) + len(self.continuation)
+        first = max(0, pieces - LIVE)  # of a very long text the last tokens
+        cut = f"<small>… the last {LIVE} of {pieces} tokens:</small> " if first else ""
+        given = cut + "".join(html_text(readable(piece)) for piece in self.prompt[first:])
+        later = max(0, first - len(self.prompt))
         added = "".join(
             f'<span title="{percent(share)}" style="background-color:{_tint(share)};'
             f'color:#1a1a1a">{html_text(readable(piece))}</span>'
-            for piece, share in zip(self.continuation, self.probabilities, strict=True)
+            for piece, share in zip(
+                self.continuation[later:], self.probabilities[later:], strict=True
+            )
         )
         text = (given + f"<strong><u>{added}</u></strong>").replace("⏎", "⏎<br>")
         return f"<p>{text}</p>\n<p><small>{LEGEND}</small></p>\n"

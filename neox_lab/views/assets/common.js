@@ -151,3 +151,24 @@ function bars(rows) {
   });
   return el("table", { class: "bars" }, el("tbody", {}, ...cells));
 }
+
+// What plots share.
+
+/** An element of a drawing. */
+function svg(tag, attributes) {
+  const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  return node;
+}
+
+/** About `count` round numbers between two. */
+function ticks(least, most, count) {
+  const rough = (most - least) / count || 1;
+  const power = 10 ** Math.floor(Math.log10(rough));
+  const step = power * [1, 2, 5, 10].find((lead) => lead * power >= rough);
+  const found = [];
+  for (let n = Math.ceil(least / step); n * step <= most + step * 1e-9; n++) found.push(n * step);
+  return found;
+}
+
+const print = (value) => String(Number(value.toPrecision(4))).replace("-", "−");

@@ -3,7 +3,6 @@
 // data: title, notes, x_label, y_label, x_names (names of the places 0, 1, …; may be null), lines:
 //   name, x, y, low, high (null where there is none), faint, colour; levels: {name: value}.
 
-const SVG = "http://www.w3.org/2000/svg";
 const [WIDE, HIGH] = [560, 260];
 const [LEFT, RIGHT, TOP, BOTTOM] = [52, 16, 24, 46];
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", "12 4", "1 4"];
@@ -133,12 +132,6 @@ function mount(element, data) {
   }
 }
 
-function svg(tag, attributes) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  return node;
-}
-
 /** The least and largest value with a little room around. */
 function range(values) {
   const least = values.reduce((a, b) => Math.min(a, b), Infinity);
@@ -147,15 +140,3 @@ function range(values) {
   const room = (most - least) * 0.05 || Math.abs(most) * 0.1 || 1;
   return [least - room, most + room];
 }
-
-/** About `count` round numbers between two. */
-function ticks(least, most, count) {
-  const rough = (most - least) / count || 1;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((lead) => lead * power >= rough);
-  const found = [];
-  for (let n = Math.ceil(least / step); n * step <= most + step * 1e-9; n++) found.push(n * step);
-  return found;
-}
-
-const print = (value) => String(Number(value.toPrecision(4))).replace("-", "−");
