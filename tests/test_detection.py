@@ -204,24 +204,33 @@ def test_repeated_tokens(model: Any) -> None:
 
 def test_copying_is_that_of_the_whole_matrix() -> None:
     model = random_model(vocab_size=40)
-    found = nl.detect.copying_scores(model)
+
+    def wreck(tensor: Tensor, hook: Any) -> Tensor:
+        return tensor[:, [5]]  # no token that stands alone has a position 5
+
+    with model.hooks([("blocks.0.hook_resid_pre", wreck)], must_fire=False):
+        found = nl.detect.copying_scores(model)
+    with torch.no_grad():
+        alone = [model.run_with_cache(torch.tensor([[token]]))[1] for token in range(40)]
     last = model.backbone.final_layer_norm
     unembed = (last.weight[:, None] * model.W_U).double()
+    d = model.config.hidden_size
+    centre = torch.eye(d, dtype=torch.float64) - 1 / d
     for layer, block in enumerate(model.blocks):
         norm = model.backbone.layers[layer].input_layernorm
+        read = torch.cat([cache["normalized", layer, "ln1"][0] for cache in alone]).double()
         for head in range(model.config.num_attention_heads):
-            d = model.config.hidden_size
-            centre = torch.eye(d, dtype=torch.float64) - 1 / d
             value = norm.weight.double()[:, None] * block.W_V[head].double()
-            moved = model.W_E.double() @ centre @ value @ block.W_O[head].double() @ centre
-            logits = moved @ unembed
+            logits = read @ value @ block.W_O[head].double() @ centre @ unembed
             logits = logits - logits.mean(dim=1, keepdim=True)
             eigenvalues = torch.linalg.eigvals(logits)
             expected = eigenvalues.sum().real / eigenvalues.abs().sum()
             assert abs(found[layer, head] - expected) < 1e-3
 
 
-def test_copying_of_planted_heads() -> None:
+@pytest.mark.parametrize("sample", [2048, 60])
+def test_copying_of_planted_heads(sample: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("neox_lab.experiments.detection.SAMPLE", sample)
     model = nl.gym.planted()
     layer, head = nl.gym.planted.HEADS["induction"]
     found = nl.detect.copying_scores(model)

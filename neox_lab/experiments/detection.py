@@ -20,14 +20,18 @@ queries Q that have something to look at:
 1 is a head that does nothing else. All heads are measured in one pass, and each attention pattern
 is dropped as soon as it was added up, so memory does not grow with the number of layers or texts.
 
-How a head attends does not say what it copies. The *copying score* reads that from the weights
-alone (Elhage et al., 2021, "A Mathematical Framework for Transformer Circuits"): with λ the
-eigenvalues of W_E W_V W_O W_U, from tokens to logits,
+How a head attends does not say what it copies. The *copying score* says whether a head raises the
+logits of the very tokens it looks at (Elhage et al., 2021, "A Mathematical Framework for
+Transformer Circuits"). Let X ``[vocab, d_model]`` be what the head's layer reads, after its layer
+norm, of each token standing alone; with λ the eigenvalues of the map X W_V W_O W_U from tokens to
+logits,
 
-    copying = Σ λ / Σ |λ|                                −1 to 1
+    copying = Σ λ / Σ |λ|                                -1 to 1
 
-A head that raises the logits of the very tokens it reads has positive eigenvalues and a score
-near 1. Layer norms are folded into the weights (``neox_lab.family.folded``).
+A head that copies has positive eigenvalues and a score near 1. In layer 0 X is the embedding, as in
+the paper. Later layers read what earlier ones made of it (as Wang et al., 2022, arXiv:2211.00593,
+do for the first MLP): heads that copy perfectly can score 0 on the bare embedding. Layer norms are
+folded into the weights (``neox_lab.family.folded``).
 """
 
 from __future__ import annotations
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
 Pattern = str | Tensor | Callable[[Tensor], Tensor]
 
 MEASURES = ("share", "mul", "abs")
+SAMPLE = 2048  # tokens of a large vocabulary that the copying score is taken from
 
 
 def previous_token(tokens: Tensor) -> Tensor:
@@ -224,24 +229,45 @@ class _Sums:
 def copying_scores(model: Any) -> Tensor:
     """Σ λ / Σ |λ| of each head's map from tokens to logits, float32 ``[layer, head]``.
 
+    See the module's docstring. X W_V W_O W_U shares its eigenvalues with the small matrix
+    W_O W_U X W_V ``[d_head, d_head]``. Of a large vocabulary, 2048 random tokens are used. Hooks
+    that are in place take no part.
+
     NaN where there is nothing to measure: in a model without an unembedding, and for a head whose
-    writing the unembedding does not read. W_E W_V W_O W_U shares its eigenvalues with the small
-    matrix W_O W_U W_E W_V ``[d_head, d_head]``.
+    writing the unembedding does not read.
     """
     config = model.config
     scores = torch.full((config.num_hidden_layers, config.num_attention_heads), torch.nan)
     if model.get_output_embeddings() is None:
         return scores
     weights = folded(model)
-    around = weights.W_U.float() @ weights.W_E.float()  # [d_model, d_model]
-    for layer, block in enumerate(weights.blocks):
-        product = FactoredMatrix(block.W_V.float(), block.W_O.float() @ around)
+    for layer, (block, around) in enumerate(zip(weights.blocks, _around(model), strict=True)):
+        value, output = block.W_V.float(), block.W_O.float()
+        product = FactoredMatrix(value, output @ around)
         real, size = product.eigenvalues.real.sum(-1), product.eigenvalues.abs().sum(-1)
         # Rounding leaves something even where the exact product is zero.
-        largest = block.W_V.float().norm(dim=(1, 2)) * block.W_O.float().norm(dim=(1, 2))
-        nothing = size <= 1e-5 * largest * around.norm()
-        scores[layer] = (real / size).masked_fill(nothing, torch.nan).cpu()
+        largest = value.norm(dim=(1, 2)) * output.norm(dim=(1, 2)) * around.norm()
+        scores[layer] = (real / size).masked_fill(size <= 1e-5 * largest, torch.nan).cpu()
     return scores
+
+
+def _around(model: Any) -> list[Tensor]:
+    """W_U X ``[d_model, d_model]`` of each layer: from logits back to what the layer reads."""
+    config = model.config
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randperm(config.vocab_size, generator=generator)[:SAMPLE].to(model.device)
+    unembed = folded(model).W_U[:, tokens].float()
+    sums = [unembed.new_zeros(config.hidden_size, config.hidden_size) for _ in model.blocks]
+    for batch, columns in zip(tokens.split(256), unembed.split(256, dim=1), strict=True):
+
+        def add(read: Tensor, hook: HookPoint, columns: Tensor = columns) -> None:
+            assert hook.layer is not None
+            sums[hook.layer] += columns @ read[:, 0].float()
+
+        add.reads_only = True  # type: ignore[attr-defined]
+        with model.hook_stack.suspended(), model.hooks([("blocks.*.ln1.hook_normalized", add)]):
+            model.backbone(batch[:, None], use_cache=False)
+    return sums
 
 
 def _usual_length(model: Any) -> int:
