@@ -108,7 +108,7 @@ def classification(model: Any = None, text: str = "") -> ClassificationWidget:
 
     Args:
         model: a GPTNeoXForSequenceClassification with a tokenizer; None for the built-in one.
-        text: what it reads first.
+        text: what it reads first; for the built-in one an example if not given.
 
     Raises:
         InputError: a model with another head.
@@ -121,7 +121,7 @@ def answering(model: Any = None, question: str = "", passage: str = "") -> Answe
 
     Args:
         model: a GPTNeoXForQuestionAnswering with a tokenizer; None for the built-in one.
-        question: what is asked first.
+        question: what is asked first; for the built-in one an example if neither is given.
         passage: the text.
 
     Raises:
@@ -135,7 +135,7 @@ def tagging(model: Any = None, text: str = "") -> TaggingWidget:
 
     Args:
         model: a GPTNeoXForTokenClassification with a tokenizer; None for the built-in one.
-        text: what it reads first.
+        text: what it reads first; for the built-in one an example if not given.
 
     Raises:
         InputError: a model with another head.

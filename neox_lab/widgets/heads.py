@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import traitlets
 
 from neox_lab.errors import InputError
+from neox_lab.gym import labelled
 from neox_lab.tasks import answering, classification, tagging
 from neox_lab.widgets.live import LiveWidget
 from neox_lab.widgets.panels import panel
@@ -23,6 +25,7 @@ class HeadWidget(LiveWidget):
             from neox_lab.family import load
 
             model = load(head=self.head)
+            values |= {} if any(self._texts(values)) else self._example()
         if getattr(model, "head", None) != self.head:
             raise InputError(
                 f"{type(model).__name__} has the head {getattr(model, 'head', None)!r}; expected "
@@ -30,8 +33,17 @@ class HeadWidget(LiveWidget):
             )
         self._model = model
         super().__init__(**values)
-        if all(vars(self._given()).values()):
+        if all(self._texts(vars(self._given()))):
             self.run()
+
+    @staticmethod
+    def _texts(values: Mapping[str, str]) -> list[str]:
+        """What there is to read."""
+        return [values[name] for name in ("text", "question", "passage") if name in values]
+
+    def _example(self) -> dict[str, str]:
+        """Something that the built-in model can read but was not trained on."""
+        raise NotImplementedError
 
     def _answer(self, job: Job, given: Any) -> None:
         empty = [control["label"] for control in self.controls if not vars(given)[control["name"]]]
@@ -59,6 +71,9 @@ class ClassificationWidget(HeadWidget):
     def __init__(self, model: Any = None, text: str = "") -> None:
         super().__init__(model, heading="Classification", verb="Classify", text=text)
 
+    def _example(self) -> dict[str, str]:
+        return {"text": labelled.reviews("held-out", 1)[0]["text"]}
+
     def _predict(self, given: Any) -> Any:
         return classification.predict(self._model, given.text)
 
@@ -81,6 +96,10 @@ class AnsweringWidget(HeadWidget):
             model, heading="Question answering", verb="Answer", question=question, passage=passage
         )
 
+    def _example(self) -> dict[str, str]:
+        row = labelled.questions("held-out", 1)[0]
+        return {"question": row["question"], "passage": row["context"]}
+
     def _predict(self, given: Any) -> Any:
         return answering.predict(self._model, given.question, given.passage)
 
@@ -98,6 +117,9 @@ class TaggingWidget(HeadWidget):
 
     def __init__(self, model: Any = None, text: str = "") -> None:
         super().__init__(model, heading="Token tagging", verb="Tag", text=text)
+
+    def _example(self) -> dict[str, str]:
+        return {"text": labelled.sentences("held-out", 1)[0]["text"]}
 
     def _predict(self, given: Any) -> Any:
         return tagging.predict(self._model, given.text)

@@ -19,6 +19,7 @@ from typing import Any
 import nbformat
 from pages import watch
 
+PATIENCE = 300  # seconds; the machines that run tests may be busy
 SETTINGS = {
     "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false"},
@@ -97,7 +98,7 @@ class Lab:
         self._log.close()
 
     def _wait_until_up(self) -> None:
-        for _ in range(720):
+        for _ in range(4 * PATIENCE):
             try:
                 self.get("api/status")
                 return
@@ -116,7 +117,7 @@ class Lab:
     def get(self, path: str, method: str = "GET") -> Any:
         """Ask the server's REST interface."""
         request = urllib.request.Request(f"http://127.0.0.1:{self.port}/{path}", method=method)
-        with urllib.request.urlopen(request, timeout=10) as reply:
+        with urllib.request.urlopen(request, timeout=60) as reply:
             text = reply.read()
         return json.loads(text) if text else None
 
@@ -135,9 +136,10 @@ class Lab:
         self.set({key: values if dark else {} for key, values in DARK.items()})
         context = self._browser.new_context(viewport={"width": 1200, "height": 1400})
         page = context.new_page()
+        page.set_default_timeout(1000 * PATIENCE)
         wrong = watch(page)
         page.goto(f"http://127.0.0.1:{self.port}/lab/tree/{name}?reset")
-        page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
+        page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
         return Notebook(self, page, wrong)
 
     def end_kernels(self) -> None:
@@ -152,16 +154,13 @@ class Notebook:
     def __init__(self, lab: Lab, page: Any, wrong: list[str]) -> None:
         self.lab, self.page, self.wrong = lab, page, wrong
 
-    def run_all(self, timeout: float = 120) -> None:
+    def run_all(self) -> None:
         """Run all cells and wait until the kernel has nothing to do."""
-        self.page.wait_for_function(
-            f"{CURRENT}.sessionContext.session?.kernel?.status === 'idle'", timeout=60_000
-        )
+        self.page.wait_for_function(f"{CURRENT}.sessionContext.session?.kernel?.status === 'idle'")
         self.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
         self.page.wait_for_function(
             "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')]"
             ".every((prompt) => /\\d/.test(prompt.textContent))",
-            timeout=timeout * 1000,
         )
 
     def ask(self, expression: str) -> Any:
@@ -172,7 +171,7 @@ class Notebook:
         assert value["status"] == "ok", value
         return ast.literal_eval(value["data"]["text/plain"])
 
-    def until(self, expression: str, timeout: float = 30) -> None:
+    def until(self, expression: str, timeout: float = PATIENCE) -> None:
         """Wait until a Python expression is true in the kernel."""
         end = time.monotonic() + timeout
         while not self.ask(f"bool({expression})"):

@@ -48,6 +48,7 @@ class Stage:
     def __init__(self, page: Any, widget: Any, dark: bool = False) -> None:
         self.page, self.widget = page, widget
         self.asked: list[dict[str, Any]] = []
+        page.set_default_timeout(300_000)  # machines that run tests may be busy
         page.goto("about:blank")
         page.emulate_media(color_scheme="dark" if dark else "light")
         page.set_content(
@@ -71,7 +72,7 @@ class Stage:
         """Bring the widget's state to the page."""
         self.page.evaluate("(state) => window.update(state)", self._plain(self.widget.get_state()))
 
-    def until(self, holds: Callable[[], Any], timeout: float = 60) -> None:
+    def until(self, holds: Callable[[], Any], timeout: float = 300) -> None:
         """Go on until something is true, keeping the page up to date."""
         end = time.monotonic() + timeout
         while True:

@@ -12,7 +12,7 @@ from stage import Stage
 import neox_lab as nl
 
 PROMPT = "The king went to the"
-CLEAN, CORRUPTED = "He said to him, and she was", "He said to his, and she was"
+CLEAN, CORRUPTED = "The king went to the city", "The king went to a city"
 HOSTILE = '</script><img src=x onerror="window.hacked = 1"> &amp; <b>\u2028שלום 😀'
 
 
@@ -103,9 +103,9 @@ def test_click_a_cell_and_read_on(model: Any, staged: Any, page: Any) -> None:
     widget = nl.widgets.patching(model, CLEAN, CORRUPTED, " a", " the")
     stage = staged(widget)
     assert page.get_by_label("Correct token").input_value() == "·a"
-    page.locator('[role="gridcell"]').nth(3).click()
+    page.locator('[role="gridcell"]').nth(2).click()
     stage.until(lambda: widget.cell and widget.phase == "done")
-    assert widget.cell == {"layer": 0, "pos": 3}
+    assert widget.cell == {"layer": 0, "pos": 2}
     titles = page.locator("h3").all_inner_texts()
     assert [title.split()[0] for title in titles[2:]] == ["Clean:", "Corrupted:", "Patched"]
     assert page.locator(".choose").count() == 0, "nothing to branch to here"

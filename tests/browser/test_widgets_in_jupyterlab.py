@@ -32,8 +32,8 @@ WIDGETS = {
     "generation": "nl.widgets.generation(model, 'The king went to the')",
     "attention": "nl.widgets.attention(model, 'The king went to the')",
     "logit_lens": "nl.widgets.logit_lens(model, 'The king went to the')",
-    "patching": "nl.widgets.patching(model, 'He said to him, and she was', "
-    "'He said to his, and she was', ' a', ' the')",
+    "patching": "nl.widgets.patching(model, 'The king went to the city', "
+    "'The king went to a city', ' a', ' the')",
     "probing": "nl.widgets.probing(found, model)",
     "classification": "nl.widgets.classification(classifier, 'The king')",
     "answering": "nl.widgets.answering(reader, 'Who?', 'The king went home.')",
@@ -120,7 +120,7 @@ def use(notebook: Any) -> None:
         notebook.until(f"{name}.{trait} == 'The old queen came back.' and {name}.phase == 'done'")
 
     # What a widget shows stands once on the page: what is kept of it is hidden while it lives.
-    assert notebook.page.locator(".neox-current").count() == len(WIDGETS) - 0
+    assert notebook.page.locator(".neox-current").count() == len(WIDGETS)
     assert not any(kept.is_visible() for kept in notebook.page.locator(".neox-current").all())
     assert notebook.page.locator(".neox-pinned").first.is_visible()
 
