@@ -24,7 +24,14 @@ from neox_lab.experiments.patching.prompts import (
 from neox_lab.experiments.patching.reading import Reading, reading
 from neox_lab.experiments.patching.result import PatchResult
 from neox_lab.experiments.patching.rows import cell_counts
-from neox_lab.experiments.patching.runs import BaseRun, Source, activations, needed_hooks
+from neox_lab.experiments.patching.runs import (
+    BaseRun,
+    Source,
+    activations,
+    both_runs,
+    needed_hooks,
+    plain_run,
+)
 from neox_lab.experiments.patching.sites import Site
 from neox_lab.hooks.cache import ActivationCache
 from neox_lab.progress import Progress
@@ -104,9 +111,8 @@ class Question:
         for turn, first in enumerate(starts):
             pairs = slice(first, min(first + step, batch))
             read = self._reading_of(pairs)
-            source, twin = self._source(other, pairs, length, read)
             part = self.patched.part(pairs, length)
-            base = BaseRun(self.network, part.ids, part.mask)
+            base, source, twin = self._runs(other, pairs, part, read)
 
             def report(done: int, total: int, turn: int = turn) -> None:
                 self._report(turn * total + done, total * len(starts))
@@ -137,21 +143,30 @@ class Question:
         part = replace(bound, outputs=bound.outputs[pairs], positions=bound.positions[pairs])
         return reading(self.model, part, self.patched.ids[pairs])
 
-    def _source(
-        self, other: Prompts | ActivationCache | Source, pairs: slice, length: int, read: Reading
-    ) -> tuple[Source, Prompts | None]:
-        """Where patches come from for some pairs, and their prompts if they are equal in shape."""
+    def _runs(
+        self,
+        other: Prompts | ActivationCache | Source,
+        pairs: slice,
+        part: Prompts,
+        read: Reading,
+    ) -> tuple[BaseRun, Source, Prompts | None]:
+        """For some pairs the run that gets patched, where patches come from, and their prompts.
+
+        No prompts are given if columns do not correspond.
+        """
+        length = part.ids.shape[1]
+        hooks = needed_hooks(self.sites)
+        if isinstance(other, Prompts) and self.positions is None:
+            twin = other.part(pairs, length)
+            base, final, source = both_runs(self.network, part, twin, hooks)
+            self._keep_other(pairs, read, final)
+            return base, source, twin
+        base = plain_run(self.network, part)
         if isinstance(other, ActivationCache):
             self._read_cache(other, pairs, read)
-            return _from_cache(other, self.patched, pairs, length), None
+            return base, _from_cache(other, self.patched, pairs, length), None
         if not isinstance(other, Prompts):
-            return (lambda hook, layer: other(hook, layer)[pairs, :length]), None
-        hooks = needed_hooks(self.sites)
-        if self.positions is None:
-            part = other.part(pairs, length)
-            final, source = activations(self.network, part.ids, part.mask, hooks)
-            self._keep_other(pairs, read, final)
-            return source, part
+            return base, (lambda hook, layer: other(hook, layer)[pairs, :length]), None
         whole = other.part(pairs, other.ids.shape[1])
         final, source = activations(self.network, whole.ids, whole.mask, hooks)
         metric = bind(self.metric, self.model, other.prepared())
@@ -169,7 +184,7 @@ class Question:
                 f"{self.sites[0].name} goes by all positions of the prompt, so both prompts of a "
                 "pair must have the same length, and positions the same place in both."
             )
-        return _at_twins(source, twins[pairs, :length]), None
+        return base, _at_twins(source, twins[pairs, :length]), None
 
     def _keep_other(self, pairs: slice, read: Reading, final: Tensor) -> None:
         here = pairs if self.read.per_pair else slice(0, 1)
