@@ -92,8 +92,8 @@ def hostile_views() -> list[View]:
     grid = np.linspace(-1, 1, count * 2).reshape(2, count)
     counts = np.arange(count * count).reshape(count, count)
     tags = ["B-PER", "I-PER", "O", "B-LOC"] * (count // 4)
-    cells = [[[piece, "x"] for piece in HOSTILE]] * 2
-    two = np.broadcast_to([0.6, 0.2], (2, count, 2))
+    cells = [[HOSTILE] * count] * 2
+    each = np.full((2, count, count), 1 / count)
     line = Line([0, 1, 2], [1, 2, 3], [0, 1, 2], [2, 3, 4])
     return [
         AttentionView(causal(2, 2, count), HOSTILE, title="<b>$t$</b>"),
@@ -102,7 +102,7 @@ def hostile_views() -> list[View]:
         PredictionsView(HOSTILE, candidates),
         TextView(HOSTILE, HOSTILE, list(shares)),
         TextView(HOSTILE, HOSTILE, list(shares), alternatives=candidates),
-        LensView(cells, two, grid**2, HOSTILE[:2], HOSTILE),
+        LensView(cells, each, grid**2, HOSTILE[:2], HOSTILE),
         ConfusionView(counts, HOSTILE),
         BarsView(HOSTILE, grid[0], pieces=HOSTILE, attributions=[grid[0]] * count),
         StripView.values(HOSTILE, grid[0]),
@@ -200,7 +200,7 @@ class Sanitised(HTMLParser):
     """Checks that HTML holds only what JupyterLab leaves in the output of an untrusted notebook."""
 
     KEPT = frozenset(
-        "div p strong u span small table thead tbody tr th td details summary img br".split()
+        "div p strong u sub span small table thead tbody tr th td details summary img br".split()
     )
     ATTRIBUTES = frozenset({"class", "style", "title", "src", "alt", "width", "data-kind"})
 

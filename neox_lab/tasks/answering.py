@@ -26,6 +26,7 @@ from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.training import TrainingResult, fit
 
 LONGEST_ANSWER = 30  # tokens
+VISIBLE = 0.005  # the least probability that gets bars in the picture
 CANDIDATES = 20  # best starts and best ends that are combined
 
 
@@ -143,19 +144,24 @@ def predict(
     Returns:
         A frame with the ``best`` answers: text ("" for no answer), first and last character
         (exclusive) in ``context``, score (start logit plus end logit), and probability among the
-        answers considered. The picture marks the answer in the text.
+        answers considered. The picture marks the answer in the text, with two bars below each
+        token: how likely the answer starts and ends there.
     """
     import pandas as pd
 
     _check_head(model)
     row = {"question": question, "context": context, "answers": []}
-    found = _best(model, squad.read_squad([row]), max_length, stride)[0]
+    frame = squad.read_squad([row])
+    windows = _windows(model, frame, max_length, stride)
+    logits = _logits(model, windows)
+    found = _ranked(windows, logits, frame)[0]
+    heat = _heat(windows, logits)
     chances = torch.tensor([answer.score for answer in found]).softmax(dim=0).tolist()
     rows = [
         {"answer": a.text, "start": a.start, "end": a.end, "score": a.score, "probability": p}
         for a, p in zip(found, chances, strict=True)
     ]
-    return Report(pd.DataFrame(rows[:best]), {}, lambda: _view(question, context, found))
+    return Report(pd.DataFrame(rows[:best]), {}, lambda: _view(question, context, found, heat))
 
 
 def prepare(
@@ -223,8 +229,19 @@ def _tokens_of(window: Window, start: int, end: int) -> tuple[int, int] | None:
 def _best(model: Any, frame: Any, max_length: int | None, stride: int) -> list[list[Answer]]:
     """For each question its answers, the best first; "" stands for no answer."""
     windows = _windows(model, frame, max_length, stride)
+    return _ranked(windows, _logits(model, windows), frame)
+
+
+def _logits(model: Any, windows: list[Window]) -> list[dict[str, Tensor]]:
+    """Start and end logits of each window."""
     bare: list[Example] = [{"input_ids": window.ids} for window in windows]
-    logits = outputs(model, bare, 32, ["start_logits", "end_logits"])
+    return outputs(model, bare, 32, ["start_logits", "end_logits"])
+
+
+def _ranked(
+    windows: list[Window], logits: list[dict[str, Tensor]], frame: Any
+) -> list[list[Answer]]:
+    """For each question its answers, from the logits of its windows."""
     found: list[dict[tuple[int, int], Answer]] = [{} for _ in range(len(frame))]
     for window, row in zip(windows, logits, strict=True):
         context = frame["context"][window.row]
@@ -251,7 +268,30 @@ def _answers(window: Window, context: str, start: Tensor, end: Tensor) -> list[A
     return answers
 
 
-def _view(question: str, context: str, found: list[Answer]) -> Any:
+def _heat(
+    windows: list[Window], logits: list[dict[str, Tensor]]
+) -> dict[tuple[int, int], tuple[float, float]]:
+    """How likely an answer starts and ends at each token, by its first and last character.
+
+    Where windows overlap, the larger of what they say.
+    """
+    heat: dict[tuple[int, int], tuple[float, float]] = {}
+    for window, row in zip(windows, logits, strict=True):
+        starts, ends = (
+            row[name].float().softmax(dim=-1) for name in ("start_logits", "end_logits")
+        )
+        for at, place in enumerate(window.offsets, window.first):
+            before = heat.get(place, (0.0, 0.0))
+            heat[place] = max(before[0], float(starts[at])), max(before[1], float(ends[at]))
+    return dict(sorted(heat.items()))
+
+
+def _view(
+    question: str,
+    context: str,
+    found: list[Answer],
+    heat: dict[tuple[int, int], tuple[float, float]],
+) -> Any:
     """The text with its best answer marked, and the runners-up as a table."""
     from neox_lab.views.strips import Piece, StripView
 
@@ -260,10 +300,16 @@ def _view(question: str, context: str, found: list[Answer]) -> Any:
         {"answer": a.text or "(no answer)", "start": a.start, "end": a.end, "probability": p}
         for a, p in zip(found[:5], chances, strict=False)
     ]
-    best = found[0]
-    pieces = [Piece(context)]
-    if best.text:
-        marked = Piece(best.text, f"{chances[0]:.2f}", "answer")
-        pieces = [Piece(context[: best.start]), marked, Piece(context[best.end :])]
-    note = "The answer is marked." if best.text else "The text has no answer."
+    best, at, pieces = found[0], 0, []
+    for (low, high), (start, end) in heat.items():
+        kind = "answer" if best.start <= low and high <= best.end else None
+        marks = {"start": start, "end": end} if max(start, end) >= VISIBLE else {}
+        # Several tokens can share one character; its bytes are shown once.
+        pieces.append(Piece(context[max(at, low) : high], "", kind, chances[0], marks=marks))
+        if at < low:
+            pieces.insert(-1, Piece(context[at:low]))
+        at = max(at, high)
+    pieces.append(Piece(context[at:]))
+    said = "The answer is marked." if best.text else "The text has no answer."
+    note = f"{said} Bars below each token: how likely the answer starts (blue) or ends (orange)."
     return StripView([p for p in pieces if p.text], title=question, note=note, found=table)

@@ -15,7 +15,7 @@ from neox_lab.views.base import View, array
 from neox_lab.views.drawing import HEADING, SOFT, Sheet, number
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
-from neox_lab.views.tokens import figure_text, label
+from neox_lab.views.tokens import figure_text, isolated, label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,12 +101,15 @@ class CurvesView(View):
     def alt_text(self) -> str:
         """Where each line begins and ends."""
         parts = [
-            f"{name} from {number(float(line.y[0]), 3)} to {number(float(line.y[-1]), 3)}"
+            f"{_named(name)} from {number(float(line.y[0]), 3)} to {number(float(line.y[-1]), 3)}"
             for name, line in self.lines.items()
             if len(line.y) and not line.faint
         ]
-        levels = [f"{name} at {number(value, 3)}" for name, value in self.levels.items()]
-        return f"{self.y_label} over {self.x_label}: {'; '.join([*parts, *levels])}."
+        levels = [f"{_named(name)} at {number(value, 3)}" for name, value in self.levels.items()]
+        return f"{self._axes()}: {'; '.join([*parts, *levels])}."
+
+    def _axes(self) -> str:
+        return f"{_named(self.y_label)} over {_named(self.x_label)}"
 
     def tables(self) -> list[Table]:
         """First, lowest, highest and last value of each line."""
@@ -115,8 +118,8 @@ class CurvesView(View):
             finite = line.y[np.isfinite(line.y)]
             if len(finite) and not line.faint:
                 found = (finite[0], finite.min(), finite.max(), finite[-1])
-                rows.append([name, *(number(float(value), 3) for value in found)])
-        rows += [[name, *([number(value, 3)] * 4)] for name, value in self.levels.items()]
+                rows.append([_named(name), *(number(float(value), 3) for value in found)])
+        rows += [[_named(name), *([number(value, 3)] * 4)] for name, value in self.levels.items()]
         columns = [("line", "l"), *((name, "r") for name in ("first", "lowest", "highest", "last"))]
         return [Table("Values", columns, rows)]
 
@@ -150,9 +153,10 @@ class CurvesView(View):
 
     def _draw(self) -> Sheet:
         shown = [*self.lines, *self.levels]
+        axes = f"{label(self.y_label, NAME_LIMIT)} over {label(self.x_label, NAME_LIMIT)}."
         high = HEADING + HIGH + 0.5 + LEGEND * len(shown)
         sheet = Sheet(WIDE + 0.6, high)
-        sheet.heading(0, figure_text(self.title), f"{self.y_label} over {self.x_label}.")
+        sheet.heading(0, figure_text(self.title), figure_text(axes))
         width, height = sheet.size
         plot = sheet.figure.add_axes(
             (
@@ -166,14 +170,16 @@ class CurvesView(View):
             self._line(plot, at, line)
         for value in self.levels.values():
             plot.axhline(value, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
-        plot.set_xlabel(figure_text(self.x_label), fontsize=8)
-        plot.set_ylabel(figure_text(self.y_label), fontsize=8)
+        plot.set_xlabel(figure_text(label(self.x_label)), fontsize=8)
+        plot.set_ylabel(figure_text(label(self.y_label)), fontsize=8)
         plot.tick_params(labelsize=7)
         plot.grid(color="#ececec", linewidth=0.6)
         plot.set_axisbelow(True)
         plot.spines[["top", "right"]].set_visible(False)
         if self.x_names is not None:
-            plot.set_xticks(range(len(self.x_names)), [figure_text(n) for n in self.x_names])
+            plot.set_xticks(
+                range(len(self.x_names)), [figure_text(label(n), 16) for n in self.x_names]
+            )
         self._legend(sheet, HEADING + HIGH + 0.62)
         return sheet
 
@@ -201,14 +207,19 @@ class CurvesView(View):
             if marker:
                 sheet.axes.plot([0.75], [y - 0.04], color=colour, marker=marker, markersize=4)
             last = "" if line.faint or not len(line.y) else f"  {number(float(line.y[-1]), 3)}"
-            sheet.text(1.0, y, f"{figure_text(name)}{last}", 8)
+            sheet.text(1.0, y, f"{figure_text(label(name), NAME_LIMIT)}{last}", 8)
             y += LEGEND
         for name, value in self.levels.items():
             sheet.axes.plot(
                 [0.6, 0.9], [y - 0.04] * 2, color=SOFT, linewidth=1, linestyle=(0, (4, 3))
             )
-            sheet.text(1.0, y, f"{figure_text(name)}  {number(value, 3)}", 8)
+            sheet.text(1.0, y, f"{figure_text(label(name), NAME_LIMIT)}  {number(value, 3)}", 8)
             y += LEGEND
+
+
+def _named(name: str) -> str:
+    """A name for running text."""
+    return isolated(label(name, NAME_LIMIT))
 
 
 def _checked(name: str, line: Line) -> Line:
