@@ -180,6 +180,28 @@ def test_other_names_give_the_same_tensors() -> None:
     same(named("block_every")[1], found["attn_out"])
 
 
+@pytest.mark.parametrize("component", ["q", "k", "v"])
+def test_direct_paths(component: Any) -> None:
+    model = small(num_hidden_layers=3)
+    clean, corrupted = prompts(2, 4, 1)
+    _, cache = model.run_with_cache(clean)
+    _, own = model.run_with_cache(corrupted)
+    found = nl.patching.get_act_patch_direct_path(
+        model, corrupted, cache, own, difference, 0, 2, component, verbose=False
+    )
+    assert not found[0].any()
+    change = cache["result", 0][:, :, 2] - own["result", 0][:, :, 2]
+    for layer, head in ((1, 0), (2, 1)):
+
+        def add(x: torch.Tensor, hook: Any, head: int = head) -> None:
+            x[:, :, head] += change
+
+        with torch.no_grad():
+            hooks = [(f"blocks.{layer}.hook_{component}_input", add)]
+            logits = model.run_with_hooks(corrupted, hooks).logits
+        same(found[layer, head], difference(logits))
+
+
 @pytest.mark.parametrize("all_logits", [True, False])
 def test_an_interrupt_keeps_what_is_done(all_logits: bool) -> None:
     model = small()

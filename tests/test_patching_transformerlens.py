@@ -75,3 +75,32 @@ def test_same_tensor(models: tuple[Any, Any], name: str) -> None:
         got = getattr(nl.patching, name)(ours, corrupted, our_cache, asked)
         assert got.shape == expected.shape
         torch.testing.assert_close(got, torch.as_tensor(expected).float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("component", ["q", "k", "v"])
+@torch.no_grad()
+def test_same_direct_paths(models: tuple[Any, Any], component: Any) -> None:
+    ours, bridge = models
+    clean = tokens(2, 4)
+    corrupted = clean.clone()
+    corrupted[:, 1] = (clean[:, 1] + 3) % 200 + 2
+    theirs_say = theirs.get_act_patch_direct_path(
+        bridge,
+        corrupted,
+        bridge.run_with_cache(clean)[1],
+        bridge.run_with_cache(corrupted)[1],
+        metric,
+        0,
+        1,
+        component,
+        verbose=False,
+    )
+    caches = ours.run_with_cache(clean)[1], ours.run_with_cache(corrupted)[1]
+    we_say = nl.patching.get_act_patch_direct_path(
+        ours, corrupted, *caches, metric, 0, 1, component, verbose=False
+    )
+    torch.testing.assert_close(we_say, theirs_say, rtol=1e-5, atol=1e-5)
+    edges = nl.patching.edge_sweep(
+        ours, clean, corrupted, nl.patching.logit_difference(5, 9), ["L0H1"], [f"L2H3.{component}"]
+    )
+    torch.testing.assert_close(edges.values[0, 0], we_say[2, 3], rtol=1e-5, atol=1e-5)

@@ -9,11 +9,16 @@ because then only two logits are made.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import torch
 from torch import Tensor
 
 from neox_lab.experiments.metrics import Metric
+from neox_lab.experiments.patching.engine import BUDGET, check_ready
+from neox_lab.experiments.patching.prompts import read_prompts
+from neox_lab.experiments.patching.question import Question
+from neox_lab.experiments.patching.sites import find_sites
 from neox_lab.experiments.patching.sweeping import sweep
 from neox_lab.hooks.cache import ActivationCache
 
@@ -89,17 +94,82 @@ get_act_patch_block_every = _sweep_of("resid_pre", "attn_out", "mlp_out")
 """``[3, layer, pos]``"""
 
 
+@torch.no_grad()
 def get_act_patch_direct_path(
-    model: Any, corrupted_tokens: Any, clean_tokens: Any, patching_metric: Metric
+    model: Any,
+    corrupted_tokens: Any,
+    clean_cache: ActivationCache,
+    corrupted_cache: ActivationCache,
+    patching_metric: Metric,
+    src_layer: int,
+    src_head: int,
+    component: Literal["q", "k", "v"] = "q",
+    verbose: bool = True,
 ) -> Tensor:
-    """The direct effect of each head on the logits ``[layer, head]``; see ``paths.path_patch``.
+    """Patch what one head writes into what each later head's queries, keys or values read.
+
+    ``paths.edge_sweep`` does this for any senders and receivers.
 
     Args:
         model: the model.
         corrupted_tokens: ids ``[batch, pos]``.
-        clean_tokens: ids ``[batch, pos]``; not a cache, because both runs are needed whole.
+        clean_cache: of the clean run, with ``hook_z`` and ``hook_resid_pre``.
+        corrupted_cache: of the corrupted run, likewise.
         patching_metric: from logits to a scalar.
-    """
-    from neox_lab.experiments.paths import path_patch
+        src_layer: the sender's layer.
+        src_head: the sender's head.
+        component: which input of the receivers.
+        verbose: show a progress bar.
 
-    return path_patch(model, clean_tokens, corrupted_tokens, patching_metric).values
+    Returns:
+        ``[layer, head]``; 0 in layers up to ``src_layer``, which the sender cannot reach.
+    """
+    check_ready(model)
+    sender = model.backbone.layers[src_layer].attention
+    weight = sender.dense.weight.view(-1, sender.heads, sender.d_head)[:, src_head]
+    z, own = (cache["z", src_layer][:, :, src_head] for cache in (clean_cache, corrupted_cache))
+    change = (z - own) @ weight.t()  # [batch, pos, d_model]
+
+    def source(hook: str, layer: int) -> Tensor:
+        block = model.backbone.layers[layer]
+        resid_pre = corrupted_cache["resid_pre", layer]
+        read = resid_pre + change if layer > src_layer else resid_pre
+        return block.attention.project(block.input_layernorm(read))["qkv".index(component)]
+
+    patched = read_prompts(model, corrupted_tokens, "corrupted_tokens")
+    sites = find_sites(f"{component}_all_pos", model.config.use_parallel_residual)
+    question = Question(model, patched, patching_metric, sites, None, BUDGET)
+    with question.bar(verbose):
+        question.patch_from(source)
+    values = question.result("denoising", float("nan"), question.base_value(), None).values
+    values[: src_layer + 1] = 0.0
+    return values
+
+
+def get_act_patch_direct_path_all_sources(
+    model: Any,
+    corrupted_tokens: Any,
+    clean_cache: ActivationCache,
+    corrupted_cache: ActivationCache,
+    patching_metric: Metric,
+    component: Literal["q", "k", "v"] = "q",
+    verbose: bool = True,
+) -> Tensor:
+    """``get_act_patch_direct_path`` from every head, ``[layer, head, layer, head]``."""
+    layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    found = [
+        get_act_patch_direct_path(
+            model,
+            corrupted_tokens,
+            clean_cache,
+            corrupted_cache,
+            patching_metric,
+            layer,
+            head,
+            component,
+            verbose,
+        )
+        for layer in range(layers)
+        for head in range(heads)
+    ]
+    return torch.stack(found).view(layers, heads, layers, heads)
