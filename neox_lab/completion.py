@@ -36,7 +36,7 @@ def install(shell: Any) -> None:
     """Add the completion to an IPython shell; what ``%load_ext neox_lab`` calls."""
     from IPython.core.completer import SimpleCompletion, context_matcher
 
-    @context_matcher()
+    @context_matcher()  # type: ignore[untyped-decorator]
     def matcher(context: Any) -> dict[str, Any]:
         start, names = hook_names(context.line_with_cursor, shell.user_ns)
         completions = [SimpleCompletion(name, type="hook point") for name in names]

@@ -270,6 +270,18 @@ def test_gradients_equal_autograd(model: Any) -> None:
         model.run_with_cache(tokens(), incl_bwd=True)
 
 
+def test_gradients_where_they_are_switched_off(model: Any) -> None:
+    def target(out: Any) -> torch.Tensor:
+        return out.logits[:, -1, 3].sum()
+
+    _, expected = model.run_with_cache(tokens(), "*.hook_z", incl_bwd=target)
+    with torch.no_grad():
+        _, cache = model.run_with_cache(tokens(), "*.hook_z", incl_bwd=target)
+    equal(cache, expected, 0)
+    with pytest.raises(HookError, match="no gradient flows"), torch.inference_mode():
+        model.run_with_cache(tokens(), "*.hook_z", incl_bwd=target)
+
+
 def test_every_point_has_its_gradient(model: Any) -> None:
     _, cache = model.run_with_cache(tokens(), incl_bwd=True, labels=tokens())
     assert {f"{name}_grad" for name in model.hook_names} <= set(cache)

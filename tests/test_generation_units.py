@@ -298,7 +298,7 @@ def in_bfloat16() -> Any:
 
 def test_packed_weights_give_the_same_products() -> None:
     packed, plain = in_bfloat16(), pair()[1].bfloat16()
-    with torch.no_grad():
+    with torch.no_grad(), layout.decoding():
         for name, linear in linears(packed).items():
             for shape in ((1, 1), (3, 7), (2, 0)):
                 x = torch.randn(*shape, linear.in_features).bfloat16()
@@ -308,7 +308,8 @@ def test_packed_weights_give_the_same_products() -> None:
         logits = packed(ids).logits.float(), plain(ids).logits.float()
     torch.testing.assert_close(*logits, rtol=0.02, atol=0.1)
     packed.train()
-    packed(ids, labels=ids).loss.backward()  # gradients go past the copy
+    with layout.decoding():
+        packed(ids, labels=ids).loss.backward()  # gradients go past the copy
     assert packed.embed_out.weight.grad.abs().max() > 0
 
 
@@ -335,21 +336,25 @@ def test_packed_weights_follow_every_change(change: Any) -> None:
     change(model.embed_out.weight)
     fresh = pair()[1].bfloat16()
     fresh.load_state_dict(model.state_dict())
-    model.generate(tokens(), max_new_tokens=1)
     x = torch.randn(1, 64).bfloat16()
     with torch.no_grad():
-        torch.testing.assert_close(model.embed_out(x), fresh.embed_out(x), rtol=0.01, atol=0.01)
+        expected = fresh.embed_out(x)
+        torch.testing.assert_close(model.embed_out(x), expected, rtol=0.01, atol=0.01)
+        layout.for_decoding(model)
+        assert model.embed_out.packed is not None
+        with layout.decoding():
+            torch.testing.assert_close(model.embed_out(x), expected, rtol=0.01, atol=0.01)
 
 
 def test_counted_changes_hold_at_once() -> None:
     model = in_bfloat16()
     in_place(model.embed_out.weight)
     x = torch.randn(1, 64).bfloat16()
-    with torch.no_grad():
+    with torch.no_grad(), layout.decoding():
         expected = x @ model.embed_out.weight.t()
         torch.testing.assert_close(model.embed_out(x), expected, rtol=0.01, atol=0.01)
     model.embed_out.weight = nn.Parameter(torch.zeros_like(model.embed_out.weight))
-    with torch.no_grad():
+    with torch.no_grad(), layout.decoding():
         assert not model.embed_out(x).any()
 
 

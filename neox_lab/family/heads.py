@@ -59,7 +59,7 @@ class GPTNeoXForCausalLM(Generates, _WithHead):
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         super().__init__(config)
-        self.embed_out = Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.embed_out: nn.Linear = Linear(config.hidden_size, config.vocab_size, bias=False)
         self._set_up(config)
 
     @property

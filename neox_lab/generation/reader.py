@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from neox_lab.generation.prompt import Prompt
 from neox_lab.memory import free_memory
 from neox_lab.model.keys_values import KeyValueCache
-from neox_lab.model.layout import for_decoding
+from neox_lab.model.layout import decoding, for_decoding
 
 if TYPE_CHECKING:
     from neox_lab.generation.model import LanguageModel
@@ -82,7 +82,7 @@ class Reader:
         new = self._unread(ids, past)
         length = next(iter(new.values())).shape[1]
         mask, positions = self._mask_and_positions(past, length)
-        with self._marked(past, length, positions):
+        with self._marked(past, length, positions), decoding():
             output = self.model(
                 **new,
                 attention_mask=mask,

@@ -237,7 +237,7 @@ class Recording:
                 self.spill.path.unlink(missing_ok=True)
             raise
         if self.gradients:
-            with _weights_without_gradients(self.model):
+            with torch.enable_grad(), _weights_without_gradients(self.model):
                 run_backward(output, incl_bwd)
         if self.replay is not None:
             self.replay.serve(self.cache, self.lazy, self.first, self.last)

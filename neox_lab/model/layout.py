@@ -11,12 +11,16 @@ CPU two other layouts are read faster:
                would otherwise make them anew for every product. It costs the memory of the weights
                once more, and is left out where less than twice that is free.
 
-Products with many rows lose nothing by either.
+Products with many rows lose nothing by either. The copy serves only inside ``decoding()``, so that
+whoever writes into weights sees the effect at once everywhere else.
 """
 
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,14 +28,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+class _Decoding(threading.local):
+    """Whether this thread is inside ``decoding()``."""
+
+    active = False
+
+
+_DECODING = _Decoding()
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Let this thread multiply with packed weights, which ``for_decoding`` has just looked at."""
+    before, _DECODING.active = _DECODING.active, True
+    try:
+        yield
+    finally:
+        _DECODING.active = before
+
+
 class Linear(nn.Linear):
-    """``nn.Linear`` that multiplies with a packed copy of its weight while there is a valid one."""
+    """``nn.Linear`` that multiplies with a packed copy of its weight inside ``decoding()``."""
 
     packed: Packed | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The product x Wᵀ + b, from ``[.., in]`` to ``[.., out]``."""
-        packed = self.packed
+        packed = self.packed if _DECODING.active else None
         if packed is None or x.dtype != torch.bfloat16 or torch.is_grad_enabled():
             return F.linear(x, self.weight, self.bias)
         if not packed.is_of(self.weight):
@@ -90,22 +113,25 @@ def for_decoding(model: nn.Module, free_bytes: int | None = None) -> None:
         model: whose modules to go through.
         free_bytes: memory that packed copies may take half of; None for no limit.
     """
-    if model.training:
-        return
     tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    linears = [m for m in model.modules() if type(m) in (nn.Linear, Linear)]
-    linears = [m for m in linears if not m.weight.is_meta]
-    for module in linears:
-        if id(module.weight) not in tied:
+    stale = []
+    for module in model.modules():
+        if not isinstance(module, nn.Linear) or type(module) not in (nn.Linear, Linear):
+            continue  # other kinds know best how their weights lie
+        if module.weight.is_meta:
+            continue
+        if not model.training and id(module.weight) not in tied:
             _lay_out(module.weight)
-    packable = [m for m in linears if isinstance(m, Linear) and _can_be_packed(m.weight)]
-    stale = [m for m in packable if m.packed is None or not m.packed.equals(m.weight)]
-    if free_bytes is None or sum(m.weight.nbytes for m in stale) <= free_bytes // 2:
+        if not isinstance(module, Linear):
+            continue
+        if model.training or not _can_be_packed(module.weight):
+            module.packed = None
+        elif module.packed is None or not module.packed.equals(module.weight):
+            module.packed = None
+            stale.append(module)
+    if free_bytes is None or 2 * sum(m.weight.nbytes for m in stale) <= free_bytes:
         for module in stale:
             module.packed = Packed(module.weight)
-    else:
-        for module in stale:
-            module.packed = None
 
 
 def _lay_out(weight: Tensor) -> None:
