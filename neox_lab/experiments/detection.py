@@ -258,7 +258,9 @@ def _around(model: Any) -> list[Tensor]:
     tokens = torch.randperm(config.vocab_size, generator=generator)[:SAMPLE].to(model.device)
     unembed = folded(model).W_U[:, tokens].float()
     sums = [unembed.new_zeros(config.hidden_size, config.hidden_size) for _ in model.blocks]
-    for batch, columns in zip(tokens.split(256), unembed.split(256, dim=1), strict=True):
+    for batch, columns in zip(
+        torch.split(tokens, 256), torch.split(unembed, 256, dim=1), strict=True
+    ):
 
         def add(read: Tensor, hook: HookPoint, columns: Tensor = columns) -> None:
             assert hook.layer is not None
