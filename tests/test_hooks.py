@@ -5,6 +5,7 @@ What an edit must do is computed by hand here, from weights and upstream tensors
 
 from __future__ import annotations
 
+import functools
 import gc
 import threading
 from collections.abc import Callable, Iterator
@@ -128,6 +129,7 @@ def test_with_a_cache_scores_and_patterns_reach_back() -> None:
 def test_what_is_read_is_what_transformers_modules_compute(parallel: bool, mask_name: str) -> None:
     theirs, ours = pair(use_parallel_residual=parallel)
     mask = padding_masks()[mask_name]
+    alike = functools.partial(same, tolerance=3e-5)  # kernels differ with the number of threads
     made: dict[str, Tensor] = {}
 
     def keep(path: str) -> Callable[..., None]:
@@ -142,9 +144,9 @@ def test_what_is_read_is_what_transformers_modules_compute(parallel: bool, mask_
     expected = theirs(tokens(), attention_mask=mask, output_attentions=True)
     seen = read(ours, (), tokens(), attention_mask=mask)
 
-    same(seen["hook_embed"], made["gpt_neox.embed_in"])
-    same(seen["unembed.hook_in"], made["gpt_neox.final_layer_norm"])
-    same(seen["unembed.hook_out"], made["lm_head"])
+    alike(seen["hook_embed"], made["gpt_neox.embed_in"])
+    alike(seen["unembed.hook_in"], made["gpt_neox.final_layer_norm"])
+    alike(seen["unembed.hook_out"], made["lm_head"])
     for layer in range(3):
         here, there = f"blocks.{layer}.", f"gpt_neox.layers.{layer}."
         pairs = {
@@ -157,19 +159,19 @@ def test_what_is_read_is_what_transformers_modules_compute(parallel: bool, mask_
             "hook_mlp_in": "post_attention_layernorm in",
         }
         for name, path in pairs.items():
-            same(seen[here + name], made[(there + path).removesuffix(".")])
+            alike(seen[here + name], made[(there + path).removesuffix(".")])
         qkv = made[there + "attention.query_key_value"].view(3, 12, 4, 48)
         for part, name in zip(qkv.chunk(3, dim=-1), "qkv", strict=True):
-            same(seen[f"{here}attn.hook_{name}"], part)
+            alike(seen[f"{here}attn.hook_{name}"], part)
         z = seen[here + "attn.hook_z"]
-        same(z.flatten(2), made[there + "attention.dense in"])
-        same(seen[here + "attn.hook_pattern"], expected.attentions[layer])
+        alike(z.flatten(2), made[there + "attention.dense in"])
+        alike(seen[here + "attn.hook_pattern"], expected.attentions[layer])
         keys = expected.past_key_values.layers[layer].keys
-        same(seen[here + "attn.hook_rot_k"].transpose(1, 2), keys)
+        alike(seen[here + "attn.hook_rot_k"].transpose(1, 2), keys)
         for norm, path in (("ln1", "input_layernorm"), ("ln2", "post_attention_layernorm")):
             module = theirs.get_submodule(there + path)
             normalized = seen[f"{here}{norm}.hook_normalized"]
-            same(normalized * module.weight + module.bias, made[there + path])
+            alike(normalized * module.weight + module.bias, made[there + path])
 
 
 @WIRINGS
