@@ -175,6 +175,7 @@ class Question:
                 metric, outputs=metric.outputs[pairs], positions=metric.positions[pairs]
             )
         self._keep_other(pairs, reading(self.model, metric, whole.ids), final)
+        assert self.positions is not None
         _, twins = place_columns(self.positions, other, self.patched)
         assert twins is not None
         straight = torch.arange(twins.shape[1], device=twins.device).expand_as(twins)
