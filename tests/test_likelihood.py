@@ -109,9 +109,23 @@ def test_the_start_of_a_text_follows_the_end_of_another() -> None:
 
 def test_choices_and_last_words() -> None:
     options = [[" men", " xylophone"], [" of", " zebra"]]
-    report = likelihood.choose(model(), ["All the", "The king"], options, right=[0, 1])
+    pairs = [
+        ("All the", " men"),
+        ("All the", " xylophone"),
+        ("The king", " of"),
+        ("The king", " zebra"),
+    ]
+    scores = likelihood.continuations(model(), pairs)["log_probability"].tolist()
+    best = [int(scores[1] > scores[0]), int(scores[3] > scores[2])]
+    report = likelihood.choose(model(), ["All the", "The king"], options, [best[0], 1 - best[1]])
     assert report.metrics["accuracy"] == 0.5
-    assert report.frame["chosen"].tolist() == [True, False, True, False]
+    chosen = [best[0] == 0, best[0] == 1, best[1] == 0, best[1] == 1]
+    assert report.frame["chosen"].tolist() == chosen
+    for right, message in (([0, 2], "row 1: 2 options, of which number 2"), ([0], "and 1 right")):
+        with pytest.raises(DataError, match=message):
+            likelihood.choose(model(), ["All the", "The king"], options, right)
+    with pytest.raises(DataError, match="row 0: 0 options"):
+        likelihood.choose(model(), ["All the"], [[]])
     per = likelihood.choose(model(), ["All the"], [options[0]], per="character").frame
     assert per["score"].tolist() == pytest.approx(
         (per["log_probability"] / per["characters"]).tolist()
@@ -135,6 +149,7 @@ def test_a_language_model_learns_a_text() -> None:
     before = language.evaluate(model(), texts[:1], context=32)
     assert report.metrics["loss"] < before.metrics["loss"] / 2
     assert set(result.best) == {"loss", "perplexity"}
+    assert "validation perplexity" not in repr(result)  # would dwarf the loss
 
 
 def test_texts_are_joined_and_cut() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 import neox_lab as nl
 from neox_lab.errors import DataError, InputError
+from neox_lab.family.loading import CLASSES
 from neox_lab.family.losses import IGNORED
 from neox_lab.tasks import (
     TrainingSettings,
@@ -32,9 +34,23 @@ from neox_lab.tasks import (
 FEW = TrainingSettings(steps=2, batch_size=4)
 
 
-def head(kind: str, **arguments: Any) -> Any:
+def head(kind: str, labels: list[str] | None = None) -> Any:
+    """A small model with random weights and the built-in tokenizer: quick to train."""
     torch.manual_seed(0)
-    return nl.load(head=kind, **arguments)
+    tokenizer = nl.GPTNeoXTokenizerFast.from_pretrained(nl.gym.weights_directory())
+    config = nl.GPTNeoXConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        **({} if labels is None else {"id2label": dict(enumerate(labels))}),
+    )
+    model = CLASSES[kind](config).eval()
+    model.tokenizer = tokenizer
+    return model
 
 
 # ------------------------------------------------------------------------------------- tables
@@ -53,6 +69,71 @@ def test_every_kind_of_table_says_the_same(tmp_path: Path) -> None:
         *(tmp_path / f"t.{end}" for end in ("csv", "tsv", "jsonl", "json")),
     ):
         pd.testing.assert_frame_equal(tables.read_table(source, ("text", "label")), frame)
+
+
+def test_cells_stay_what_they_are(tmp_path: Path) -> None:
+    """Words that look like missing values, numbers or dates are still words."""
+    words = ["None", "null", "NA", "nan"]
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"{w},{w}\n" for w in words))
+    frame = tables.read_table(tmp_path / "t.csv")
+    assert frame["text"].tolist() == frame["label"].tolist() == words
+    (tmp_path / "t.jsonl").write_text('{"text": "007", "date": "2020-01-01"}\n')
+    assert tables.read_table(tmp_path / "t.jsonl").values.tolist() == [["007", "2020-01-01"]]
+    (tmp_path / "t.csv").write_text("text,label\n,a\nb,a\n")
+    with pytest.raises(DataError, match="row 0: is nan, not text"):
+        tables.texts_of(tables.read_table(tmp_path / "t.csv"), "text")
+
+
+def test_lists_in_a_csv_file(tmp_path: Path) -> None:
+    """As pandas and JSON write them."""
+    file = tmp_path / "t.csv"
+    model = head("sequence-classification", labels=["sad", "short"])
+    model.config.problem_type = "multi_label_classification"
+    pd.DataFrame([{"text": "Woe", "label": ["sad"]}, {"text": "Hm", "label": []}]).to_csv(file)
+    rows = classification.prepare(model, file, text="text", label="label", truncate=False)
+    assert [row["labels"] for row in rows] == [[1.0, 0.0], [0.0, 0.0]]
+    file.write_text("text,label\nWoe,sad\n")
+    with pytest.raises(DataError, match="row 0: 'sad'"):
+        classification.prepare(model, file, text="text", label="label", truncate=False)
+
+    pd.DataFrame(questions()).to_csv(file)
+    assert squad.read_squad(file)["answers"][0] == [(STORY.index("kitchen"), "kitchen")]
+    pd.DataFrame([{"words": ["Mary", "ran"], "tags": ["B-X", "O"]}]).to_csv(file)
+    assert tagging.read_sentences(file)[0].tags == ["B-X", "O"]
+    entity = {"start": 0, "end": 4, "label": "X"}
+    pd.DataFrame([{"text": "Mary ran", "entities": json.dumps([entity])}]).to_csv(file)
+    assert tagging.read_sentences(file)[0].tags == ["B-X", "O"]
+
+
+def test_datasets_of_the_hub() -> None:
+    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
+    names = datasets.ClassLabel(names=["O", "B-X", "I-X"])
+    features = datasets.Features(
+        tokens=datasets.Sequence(datasets.Value("string")), ner_tags=datasets.Sequence(names)
+    )
+    tagged = {"tokens": [["Mary", "Stone", "ran"]], "ner_tags": [[1, 2, 0]]}
+    found = tagging.read_sentences(datasets.Dataset.from_dict(tagged, features=features))
+    assert found[0].tags == ["B-X", "I-X", "O"]
+    asked = [{**row, "answers": {"text": [], "answer_start": []}} for row in questions()[2:]]
+    assert squad.read_squad(datasets.Dataset.from_list(asked))["answers"].tolist() == [[]]
+    rows = datasets.Dataset.from_list(reviews(4))
+    assert tables.read_table(rows)["label"].tolist() == [row["label"] for row in reviews(4)]
+    with pytest.raises(DataError, match="choose one of its parts: train, test"):
+        tables.read_table(datasets.DatasetDict(train=rows, test=rows))
+
+
+def test_a_dataset_is_whatever_gives_a_frame_and_names_its_tags() -> None:
+    class Dataset:
+        features: ClassVar[Any] = {
+            "ner_tags": SimpleNamespace(feature=SimpleNamespace(names=["O", "B-X"]))
+        }
+
+        def to_pandas(self) -> pd.DataFrame:
+            return pd.DataFrame({"tokens": [["Mary", "ran"]], "ner_tags": [np.array([1, 0])]})
+
+    assert tagging.read_sentences(Dataset())[0].tags == ["B-X", "O"]
+    with pytest.raises(DataError, match="choose one of its parts: train"):
+        tables.read_table({"train": Dataset()})
 
 
 def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
@@ -120,6 +201,8 @@ def test_several_labels_and_numbers() -> None:
     report = classification.evaluate(model, rows)
     assert report.metrics["accuracy"] == 1.0
     assert report.frame["prediction"][0] == ["sad", "short"]
+    several = classification.predict(model, ["Woe", "A fine long day"])
+    assert [piece.note for piece in several.view().pieces] == ["sad, short", "", "none"]
     assert report.view().frame is not None
 
     model = head("sequence-classification", labels=["length"])
@@ -129,6 +212,8 @@ def test_several_labels_and_numbers() -> None:
     report = classification.evaluate(model, numbers)
     assert report.metrics["r2"] > 0.8
     assert "prediction" in report.frame
+    several = classification.predict(model, ["word", "word word"])
+    assert several.view().frame["value"].tolist() == pytest.approx(several.frame["prediction"])
     assert report.view().frame is not None
 
 
@@ -159,6 +244,80 @@ def test_a_model_with_another_head_is_refused() -> None:
         answering.train(model, [])
     with pytest.raises(InputError, match="expected 'token-classification'"):
         tagging.train(model, [])
+    with pytest.raises(InputError, match="labels include 'NOUN'; expected 'O' and tags"):
+        tagging.predict(head("token-classification", labels=["O", "NOUN"]), "Mary ran.")
+
+
+def test_a_number_that_is_a_name_is_that_name() -> None:
+    """Stars from 1 to 3 are not classes 0 to 2 counted from 0."""
+    model = head("sequence-classification", labels=["1", "2", "3"])
+    rows = [{"text": "a", "label": label} for label in (1, 3, "2", 2.0)]
+    found = classification.prepare(model, rows, text="text", label="label", truncate=False)
+    assert [row["labels"] for row in found] == [0, 2, 1, 1]
+    report = classification.evaluate(model, rows)
+    assert report.frame["label"].tolist() == ["1", "3", "2", "2"]
+
+
+def test_long_texts_keep_their_ends() -> None:
+    model = head("sequence-classification", labels=["a", "b"])
+    long = "word " * 600 + "end"
+    with pytest.raises(DataError, match=r"row 0: \d+ tokens"):
+        classification.predict(model, long)
+    cut = classification.predict(model, long, truncate=True).frame
+    ids = model.tokenizer(long).input_ids[-512:]
+    with torch.no_grad():
+        expected = model(torch.tensor([ids])).logits.softmax(dim=-1)[0]
+    assert cut[["p(a)", "p(b)"]].values[0] == pytest.approx(expected.tolist(), abs=1e-6)
+    several = classification.predict(model, ["Good.", "Bad."])
+    assert several.to_png()[:4] == b"\x89PNG"
+    assert several.view().frame["prediction"].tolist() == several.frame["prediction"].tolist()
+    assert several.view().pieces[0].text == "Good."
+    for kind, function in (("sequence", classification), ("token", tagging)):
+        with pytest.raises(DataError, match="there is no text"):
+            function.predict(head(f"{kind}-classification", labels=["O", "B-X"]), [])
+
+
+def test_calibration_of_an_evaluation() -> None:
+    model = head("sequence-classification", labels=["bad", "good"])
+    report = classification.evaluate(model, reviews())
+    curve = classification.calibration(report, bins=4).frame.query("line == 'accuracy'")
+    chances = report.frame[["p(bad)", "p(good)"]].to_numpy()
+    right = np.array([["bad", "good"].index(name) for name in report.frame["label"]])
+    table = metrics.calibration(right, chances, 4)
+    np.testing.assert_allclose(curve["confidence"], table["confidence"], atol=1e-6)
+    np.testing.assert_allclose(curve["accuracy"], table["accuracy"], atol=1e-6)
+    with pytest.raises(InputError, match="one label out of several"):
+        classification.calibration(classification.predict(model, "Good."))
+
+
+@given(st.integers(2, 4), st.integers(2, 30), st.randoms(use_true_random=False))
+def test_metrics_are_scikit_learns(count: int, rows: int, chance: random.Random) -> None:
+    from sklearn import metrics as theirs
+
+    numpy = np.random.default_rng(chance.randrange(2**32))
+    labels, chances = numpy.integers(0, count, rows), numpy.dirichlet(np.ones(count), rows)
+    said, ours = chances.argmax(axis=1), metrics.classification(labels, chances)
+    assert ours["accuracy"] == pytest.approx(theirs.accuracy_score(labels, said), abs=1e-6)
+    f1 = theirs.f1_score(labels, said, average="macro", zero_division=0)
+    assert ours["macro_f1"] == pytest.approx(f1, abs=1e-6)
+    loss = theirs.log_loss(labels, chances, labels=range(count))
+    assert ours["loss"] == pytest.approx(loss, abs=1e-6)
+
+    sets, singly = numpy.integers(0, 2, (rows, count)), numpy.random((rows, count))
+    ours = metrics.multi_label(sets, singly)
+    both = [(sets[:, at], singly[:, at]) for at in range(count)]
+    loss = np.mean([theirs.log_loss(*pair, labels=[0, 1]) for pair in both])
+    assert ours["loss"] == pytest.approx(loss, abs=1e-6)
+    f1 = theirs.f1_score(sets, singly > 0.5, average="micro", zero_division=0)
+    assert ours["micro_f1"] == pytest.approx(f1, abs=1e-6)
+
+    wanted, found = numpy.normal(size=rows), numpy.normal(size=rows)
+    ours = metrics.regression(wanted, found)
+    assert ours["r2"] == pytest.approx(theirs.r2_score(wanted, found), abs=1e-6)
+    error = theirs.mean_absolute_error(wanted, found)
+    assert ours["mean_absolute_error"] == pytest.approx(error, abs=1e-6)
+    assert ours["loss"] == pytest.approx(theirs.mean_squared_error(wanted, found), abs=1e-6)
+    assert ours["pearson"] == pytest.approx(np.corrcoef(wanted, found)[0, 1], abs=1e-6)
 
 
 def test_metrics_are_those_of_their_formulas() -> None:
@@ -261,6 +420,10 @@ def test_squad_files_of_both_versions(tmp_path: Path) -> None:
     file.write_text(json.dumps({"data": [{"paragraphs": [{"context": STORY, "qas": asked}]}]}))
     frame = squad.read_squad(file)
     assert frame["answers"].tolist() == [[(0, "Mary")], []]
+    for wrong in ({"data": [{}]}, {"data": ["x"]}):
+        file.write_text(json.dumps(wrong))
+        with pytest.raises(DataError, match="this is not SQuAD's format"):
+            squad.read_squad(file)
     hub = {"text": ["Mary"], "answer_start": [0]}
     rows = [{"question": "Who?", "context": STORY, "answers": hub}]
     assert squad.read_squad(rows)["answers"][0] == [(0, "Mary")]
@@ -292,6 +455,35 @@ def test_squad_scores_follow_the_published_rules() -> None:
     assert squad.f1("", []) == squad.exact_match("", []) == 1
     assert squad.f1("a", ["kitchen"]) == 0
     assert squad.f1("kitchen", []) == 0
+
+
+WORDS = st.lists(st.sampled_from(["a", "The", "cat.", "sat", "SAT", "an", "-", "cat"]), max_size=5)
+
+
+@given(WORDS, st.lists(WORDS, min_size=1, max_size=3))
+def test_squad_scores_are_those_of_a_slow_count(said: list[str], given: list[list[str]]) -> None:
+    """The rules once more, word by word, with another normalisation."""
+
+    def words(text: str) -> list[str]:
+        bare = text.lower().replace(".", "").replace("-", "")
+        return [word for word in bare.split() if word not in ("a", "an", "the")]
+
+    def overlap(one: list[str], other: list[str]) -> float:
+        if not one or not other:
+            return float(one == other)
+        left, hits = list(other), 0
+        for word in one:
+            if word in left:
+                left.remove(word)
+                hits += 1
+        precision, recall = hits / len(one), hits / len(other)
+        return 0.0 if not hits else 2 * precision * recall / (precision + recall)
+
+    predicted, answers = " ".join(said), [" ".join(one) for one in given]
+    expected = max(overlap(words(predicted), words(answer)) for answer in answers)
+    assert squad.f1(predicted, answers) == pytest.approx(expected, abs=1e-6)
+    same = any(words(predicted) == words(answer) for answer in answers)
+    assert squad.exact_match(predicted, answers) == float(same)
 
 
 # ------------------------------------------------------------------------------------ tagging
@@ -355,6 +547,8 @@ def test_entities_by_their_characters() -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
+        ({"text": "a", "entities": [{"start": 0, "end": 1}]}, "row 0: entity .* has no label"),
+        ({"text": None, "entities": []}, "row 0: the text has no word"),
         ({"words": ["a", "b"], "tags": ["O"]}, "row 0: 2 words and 1 tags"),
         ({"words": ["a"], "tags": ["I-X"]}, "row 0: tag 0 is 'I-X' after 'O'"),
         ({"words": ["a", "b"], "tags": ["B-X", "I-Y"]}, "tag 1 is 'I-Y' after 'B-X'"),
@@ -379,6 +573,18 @@ def test_tags_the_model_does_not_have() -> None:
         tagging.train(model, [row], settings=FEW)
     with pytest.raises(DataError, match="row 0: has no word"):
         tagging.predict(model, "  ")
+    row = {"words": ["word"] * 600, "tags": ["O"] * 600}
+    with pytest.raises(DataError, match=r"row 0: 6\d\d tokens\nSplit these texts"):
+        tagging.train(model, [row], settings=FEW)
+
+
+def test_the_picture_of_several_texts_holds_them_all() -> None:
+    model = head("token-classification", labels=["O", "B-X"])
+    with torch.no_grad():
+        model.classifier.bias.copy_(torch.tensor([-90.0, 90.0]))  # every word is an entity
+    found = tagging.predict(model, ["Mary ran.", "He left."])
+    assert found.frame["text"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert "".join(piece.text for piece in found.view().pieces) == "Mary ran.\nHe left."
 
 
 def test_conll_files(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,46 @@ def test_interrupting_returns_what_there_is() -> None:
     assert len(result.frame) == 3
 
 
+def test_interrupting_before_the_first_step() -> None:
+    def interrupting(rows: Any) -> dict[str, Tensor]:
+        raise KeyboardInterrupt
+
+    result = fit(pair()[1], examples("GPTNeoXForCausalLM"), interrupting, TrainingSettings(steps=9))
+    assert (result.interrupted, result.steps, len(result.frame)) == (True, 0, 0)
+    assert "0 steps" in repr(result)
+    assert result.to_png()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_interrupted_run_goes_on(inside: bool, tmp_path: Path) -> None:
+    """Also if the interrupt came between a step and its evaluation, which is then not saved."""
+    name, settings = "GPTNeoXForCausalLM", TrainingSettings(steps=6, batch_size=4, save_every=2)
+    calls: list[int] = []
+
+    def interrupting(rows: Any) -> dict[str, Tensor]:
+        calls.append(1)
+        if len(calls) == 4 and not inside:
+            raise KeyboardInterrupt
+        return collate(rows)
+
+    def evaluate() -> dict[str, float]:
+        if inside:
+            raise KeyboardInterrupt
+        return {"loss": 1.0}
+
+    ours = pair(name)[1]
+    where = tmp_path / "run"
+    fit(ours, examples(name), interrupting, settings, evaluate=evaluate, directory=where)
+    (state,) = where.glob("*.pt")
+    assert state.name == f"training-{2 if inside else 3:08d}.pt"
+    runs = []
+    for directory in (where, tmp_path / "whole"):
+        ours = pair(name)[1]
+        fit(ours, examples(name), collate, settings, directory=directory)
+        runs.append(weights(ours))
+    assert equal(*runs)
+
+
 def test_early_stopping_goes_back_to_the_best_weights() -> None:
     name = "GPTNeoXForCausalLM"
     ours = pair(name)[1]
@@ -243,14 +284,46 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
     assert equal(weights(whole), weights(again))
 
 
+def test_a_run_that_is_done_has_nothing_left_to_do(tmp_path: Path) -> None:
+    """Even if it ended between two checkpoints, and went back to its best weights."""
+    losses = iter([3.0, 1.0, 2.0, 2.0])
+    runs = []
+    for _ in range(2):
+        ours = pair("GPTNeoXForCausalLM")[1]
+        settings = TrainingSettings(steps=9, batch_size=4, evaluate_every=1, patience=2)
+        result = fit(
+            ours,
+            examples("GPTNeoXForCausalLM"),
+            collate,
+            settings,
+            evaluate=lambda: {"loss": next(losses)},
+            directory=tmp_path,
+        )
+        runs.append((weights(ours), result))
+    assert runs[0][1].history == runs[1][1].history
+    assert runs[1][1].best == {"loss": 1.0}
+    assert equal(runs[0][0], runs[1][0])
+
+
 def test_a_directory_of_another_run_is_refused(tmp_path: Path) -> None:
     run(tmp_path, steps=5)
     with pytest.raises(CheckpointError, match="other settings"):
         run(tmp_path, steps=6)
+    with pytest.raises(CheckpointError, match="other settings"):
+        run(tmp_path, steps=5, train="head")
     (state,) = tmp_path.glob("*.pt")
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="not a readable training state"):
         run(tmp_path, steps=5)
+
+
+def test_a_run_over_other_fixed_weights_is_refused(tmp_path: Path) -> None:
+    name, settings = "GPTNeoXForTokenClassification", TrainingSettings(steps=1, train="head")
+    for seed in (0, 0, 1):
+        ours = pair(name, num_labels=2, seed=seed)[1]
+        context = pytest.raises(CheckpointError, match="another model") if seed else nullcontext()
+        with context:
+            fit(ours, examples(name), collate, settings, directory=tmp_path)
 
 
 def test_mixed_precision_learns() -> None:
@@ -284,6 +357,8 @@ def test_settings_that_do_not_fit_the_model() -> None:
         fit(ours, examples("GPTNeoXForCausalLM"), collate, TrainingSettings(freeze_below=9))
     with pytest.raises(InputError, match="no examples"):
         fit(ours, [], collate)
+    with pytest.raises(InputError, match="patience=2 waits for validation data"):
+        fit(ours, examples("GPTNeoXForCausalLM"), collate, TrainingSettings(patience=2))
     with pytest.raises(InputError, match="best='f1'; measured were loss"):
         fit(
             ours,
@@ -337,7 +412,12 @@ def test_a_result_shows_itself() -> None:
     settings = TrainingSettings(steps=4, batch_size=6, evaluate_every=2)
     result = fit(pair(name)[1], examples(name), collate, settings, evaluate=lambda: {"loss": 2.0})
     assert isinstance(result, TrainingResult)
-    assert result.frame["loss"].notna().all()
+    frame = result.frame
+    assert frame["validation_loss"].tolist()[1::2] == [2.0, 2.0]
+    assert frame["validation_loss"].isna().tolist() == [True, False, True, False]
+    assert (frame["loss"] != 2.0).all()
+    shown = result.view().frame.query("line == 'validation loss'")
+    assert shown["value"].tolist() == [2.0, 2.0]
     assert result.to_png()[:4] == b"\x89PNG"
     assert "text/html" in result._repr_mimebundle_()
     assert "validation loss" in repr(result)

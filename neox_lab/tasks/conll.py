@@ -51,12 +51,17 @@ def read_conll(path: Any) -> pd.DataFrame:
     return pd.DataFrame(sentences[:-1])
 
 
+def is_tag(tag: str) -> bool:
+    """Whether ``tag`` is ``O``, ``B-KIND`` or ``I-KIND``."""
+    return tag == "O" or (tag[:2] in ("B-", "I-") and len(tag) > 2)
+
+
 def broken(tags: Sequence[str]) -> str | None:
     """What breaks the rules of BIO in ``tags``, or None."""
     before = "O"
     for at, tag in enumerate(tags):
         kind = tag[2:]
-        if tag != "O" and (tag[:2] not in ("B-", "I-") or not kind):
+        if not is_tag(tag):
             return f"tag {at} is {tag!r}; expected 'O', 'B-...' or 'I-...'"
         if tag.startswith("I-") and before[2:] != kind:
             return f"tag {at} is {tag!r} after {before!r}; an entity begins with 'B-{kind}'"

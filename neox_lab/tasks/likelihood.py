@@ -230,12 +230,17 @@ def choose(
 
     Returns:
         A row for each option; ``metrics`` has ``accuracy`` if ``right`` is given.
+
+    Raises:
+        DataError: a question without options, or whose right option is not there; by row.
+        InputError: an unknown ``per``.
     """
     from neox_lab.views.bars import BarsView
 
     units = {"option": None, "character": "characters", "token": "tokens"}
     if per not in units:
         raise InputError(f"per={per!r}; expected one of {', '.join(units)}")
+    _check_options(questions, options, right)
     pairs = [(q, o) for q, listed in zip(questions, options, strict=True) for o in listed]
     frame = continuations(model, pairs)
     owners = [number for number, listed in enumerate(options) for _ in listed]
@@ -275,6 +280,25 @@ def last_word(model: Any, texts: Sequence[str]) -> Report:
     return Report(
         frame, metrics, lambda: BarsView(list(metrics), list(metrics.values()), "Last words")
     )
+
+
+def _check_options(
+    questions: Sequence[str], options: Sequence[Sequence[str]], right: Sequence[int] | None
+) -> None:
+    counts = [len(options)] + ([] if right is None else [len(right)])
+    if not questions or any(count != len(questions) for count in counts):
+        raise DataError(
+            f"{len(questions)} questions, {len(options)} lists of options"
+            + ("" if right is None else f" and {len(right)} right ones")
+            + "; expected as many of each, at least one"
+        )
+    answers = [0] * len(options) if right is None else right
+    wrong = [
+        (row, f"{len(listed)} options, of which number {answer} is right")
+        for row, (listed, answer) in enumerate(zip(options, answers, strict=True))
+        if not 0 <= answer < len(listed)
+    ]
+    refuse("Questions cannot be used", wrong, "Options are numbered from 0.")
 
 
 def _sizes(model: Any, context: int | None, stride: int | None) -> tuple[int, int]:

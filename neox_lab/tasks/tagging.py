@@ -200,6 +200,12 @@ def _check_head(model: Any) -> None:
             f"this model's head is {model.head!r}; expected 'token-classification': "
             "nl.load(..., head='token-classification', labels=[...])"
         )
+    other = [name for name in model.config.id2label.values() if not conll.is_tag(str(name))]
+    if other:
+        raise InputError(
+            f"this model's labels include {other[0]!r}; expected 'O' and tags such as 'B-PERSON' "
+            "and 'I-PERSON': nl.load(..., labels=['O', 'B-PERSON', 'I-PERSON'])"
+        )
 
 
 def _tag_names(data: Any) -> list[str] | None:

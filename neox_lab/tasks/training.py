@@ -25,6 +25,7 @@ from torch import Tensor
 
 from neox_lab.errors import InputError, TrainingError
 from neox_lab.family.losses import IGNORED
+from neox_lab.progress import Progress
 from neox_lab.tasks import checkpoints
 from neox_lab.tasks.batches import Collate, Example
 from neox_lab.tasks.optimisation import optimizer_for, rate, trainable
@@ -51,6 +52,7 @@ class TrainingResult:
         interrupted: True if the user stopped it; the model is as it was then.
         best: metrics of the weights the model now has, if validation data was given.
         seconds: wall time, earlier parts of a resumed run included.
+        watched: the metric that early stopping would watch.
     """
 
     history: list[dict[str, float]]
@@ -58,6 +60,7 @@ class TrainingResult:
     interrupted: bool
     best: dict[str, float]
     seconds: float
+    watched: str = "loss"
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -67,15 +70,15 @@ class TrainingResult:
         return pd.DataFrame(self.history, columns=None if self.history else ["step", "loss"])
 
     def view(self) -> CurvesView:
-        """Loss over steps, and the validation metrics that go with it."""
+        """Loss over steps, and of the validation metrics the watched one and the accuracy."""
         from neox_lab.views.curves import CurvesView, Line
 
         frame = self.frame
         smooth = frame["loss"].ewm(span=max(1, len(frame) // 25)).mean()
         lines = {"loss, smoothed": Line(frame["step"], smooth)}
         lines["loss, each step"] = Line(frame["step"], frame["loss"], faint=True)
-        for name in self.best:
-            if f"validation_{name}" not in frame:  # stopped before the first evaluation was noted
+        for name in (self.watched, "accuracy"):
+            if f"validation_{name}" not in frame:
                 continue
             there = frame.dropna(subset=[f"validation_{name}"])
             lines[f"validation {name}"] = Line(there["step"], there[f"validation_{name}"])
@@ -129,6 +132,8 @@ def fit(
     if not examples:
         raise InputError("there are no examples to train on")
     settings = settings or TrainingSettings()
+    if settings.patience is not None and evaluate is None:
+        raise InputError(f"patience={settings.patience} waits for validation data; there is none")
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices), trainable(model, settings) as chosen:
         torch.manual_seed(settings.seed)
@@ -182,29 +187,25 @@ class _Run:
 
     def all_steps(self) -> TrainingResult:
         """Take all steps that are left."""
-        from tqdm.auto import tqdm
-
         interrupted = False
-        with tqdm(
-            total=self.steps,
-            initial=len(self.history),
-            leave=False,
-            unit="step",
-            mininterval=0.5,
-        ) as bar:
+        with Progress(total=self.steps, unit="step", done=len(self.history)) as bar:
             try:
                 while len(self.history) < self.steps and not self._has_stopped_improving():
                     record = self._step(len(self.history))
-                    bar.update()
-                    bar.set_postfix_str(f"loss {record['loss']:.3f}", refresh=False)
+                    bar.update(note=f"loss {record['loss']:.3f}")
             except KeyboardInterrupt:
                 interrupted = True
+        if self.directory is not None and self.between_steps:
+            self._save()  # also a run that is done, so that the same call again has nothing to do
         if self.best_weights and not interrupted:
             self._put_back(self.best_weights)
-        if interrupted and self.directory is not None and self.between_steps:
-            self._save()
         return TrainingResult(
-            self.history, len(self.history), interrupted, self.best_metrics, self._seconds()
+            self.history,
+            len(self.history),
+            interrupted,
+            self.best_metrics,
+            self._seconds(),
+            self.watched,
         )
 
     def _step(self, step: int) -> dict[str, float]:
