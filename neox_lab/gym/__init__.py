@@ -96,7 +96,7 @@ def revisions() -> tuple[str, ...]:
     record = json.loads((weights / "training.json").read_text(encoding="utf-8"))
     kept = [path.name for path in (weights / "revisions").glob("step*")]
     kept.sort(key=lambda name: int(name.removeprefix("step")))
-    return (*kept, f"step{record['recipe']['steps']}")
+    return (*kept, f"step{record['steps']}")
 
 
 def __getattr__(name: str) -> Any:

@@ -41,7 +41,7 @@ def train_tokenizer(texts: Iterable[str], words: Sequence[str], vocab_size: int)
     """A byte-level BPE tokenizer with at most ``vocab_size`` tokens, special ones included.
 
     Short texts have fewer pairs to merge and give a smaller vocabulary. Each of ``words`` becomes
-    one token, spaces and all: the trainer counts it as often as there are lines of text.
+    one token, spaces and all: the trainer counts it once for every eight lines.
 
     Raises:
         ValueError: the vocabulary is too small for all ``words``.
@@ -59,7 +59,7 @@ def train_tokenizer(texts: Iterable[str], words: Sequence[str], vocab_size: int)
     )
     lines = [line for text in texts for line in text.splitlines(keepends=True)]
     # One to a line, so that a word with and one without a space in front are counted apart.
-    columns = [f"{word}\n" * (1 + len(lines)) for word in words]
+    columns = [f"{word}\n" * (1 + len(lines) // 8) for word in words]
     tokenizer.train_from_iterator([*lines, *columns], trainer)
     tokenizer.add_tokens([AddedToken(run, normalized=True) for run in SPACE_RUNS])
     broken = [word for word in words if len(tokenizer.encode(word).ids) > 1]
@@ -93,13 +93,14 @@ def world_texts(kind: str, count: int, random: Random) -> list[tuple[str, str]]:
 
 
 def world_contexts(
-    tokenizer: Tokenizer, count: int, length: int, random: Random
+    tokenizer: Tokenizer, count: int, length: int, random: Random, more: Sequence[str] = ()
 ) -> Iterator[Context]:
     """``count`` contexts of ``length`` tokens made of sentences of the world.
 
     Each begins where a text begins, half of them with ``<|endoftext|>`` in front. Between texts
     there is a line break or, one time in four, ``<|endoftext|>``. Three tasks in four are labelled
     from their answer on: what asks is drawn at random, and to guess at it teaches little.
+    There is more text of each kind in ``more``, once for each time it stands there.
     """
     (end,), newline = tokenizer.encode(END_OF_TEXT).ids, tokenizer.encode("\n").ids
     stock: list[Context] = []
@@ -108,7 +109,7 @@ def world_contexts(
         labels = list(context)
         while len(context) < length:
             if not stock:
-                stock = _stock(tokenizer, random)
+                stock = _stock(tokenizer, random, more)
             between = [end] if random.random() < 0.25 else newline
             ids, known = stock.pop()
             context += ids + between
@@ -116,9 +117,9 @@ def world_contexts(
         yield context[:length], labels[:length]
 
 
-def _stock(tokenizer: Tokenizer, random: Random) -> list[Context]:
+def _stock(tokenizer: Tokenizer, random: Random, more: Sequence[str]) -> list[Context]:
     """Tokens and labels of some thousand texts, in random order; lore and tracking count twice."""
-    kinds = [*KINDS, "lore", "tracking"]
+    kinds = [*KINDS, "lore", "tracking", *more]
     texts = [text for kind in kinds for text in world_texts(kind, 400, random)]
     random.shuffle(texts)
     asking = tokenizer.encode_batch([first for first, _ in texts])
@@ -140,32 +141,41 @@ def passages(tokens: Sequence[int], count: int, length: int, random: Random) -> 
         yield passage, passage
 
 
-def repeats(allowed: Sequence[int], count: int, length: int, random: Random) -> Iterator[Context]:
+def repeats(
+    pools: Sequence[Sequence[int]], count: int, length: int, random: Random
+) -> Iterator[Context]:
     """``count`` contexts of ``length``: unrelated tokens, and the same ones again and again.
 
     What comes next can only be known by looking up what followed last time, the task that
     induction heads solve (Olsson et al. 2022, arXiv:2209.11895). The segment has 4 tokens to half
     of the context, short ones being more frequent, and half the time other tokens stand between
-    two copies. Only what can be known is labelled.
+    two copies. All tokens of a context are from one of the ``pools``. Only what can be known is
+    labelled.
     """
     for _ in range(count):
-        size = round(4 * (length / 8) ** random.random())  # 4 to half of the context
-        segment = random.choices(allowed, k=size)
+        pool = random.choice(pools)
+        size = round(4 * (length / 8) ** random.random())
+        segment = random.choices(pool, k=size)
         gap = random.randint(1, 16) if random.random() < 0.5 else 0
         context: list[int] = []
         labels: list[int] = []
         while len(context) < length:
-            between = random.choices(allowed, k=random.randint(0, gap))
+            between = random.choices(pool, k=random.randint(0, gap))
             known = [IGNORED, *segment[1:]] if context else [IGNORED] * size
             context += segment + between
             labels += known + [IGNORED] * len(between)
         yield context[:length], labels[:length]
 
 
-def repeatable(tokenizer: Tokenizer) -> list[int]:
-    """Every token but the special ones and the words that the induction task keeps back."""
-    kept = split(UNRELATED, "induction", "held-out")
-    never = {tokenizer.token_to_id(END_OF_TEXT), tokenizer.token_to_id(PADDING)}
-    for form in [f" {word}" for word in kept] + [word for word in kept if word in NAMES]:
-        never |= set(tokenizer.encode(form).ids)
-    return [token for token in range(tokenizer.get_vocab_size()) if token not in never]
+def repeatable(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Every token, and the tokens of the world's words, to be repeated.
+
+    Without the special ones and the words that the induction task keeps back.
+    """
+    kept = set(split(UNRELATED, "induction", "held-out"))
+    held = {form for word in kept for form in (f" {word}", word)}
+    never = {END_OF_TEXT, PADDING, *held}
+    every = range(tokenizer.get_vocab_size())
+    allowed = [token for token in every if tokenizer.decode([token], False) not in never]
+    words = [tokenizer.encode(f" {word}").ids[0] for word in UNRELATED if word not in kept]
+    return allowed, words

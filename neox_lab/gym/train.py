@@ -16,10 +16,11 @@ import json
 import logging
 import platform
 import shutil
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -40,6 +41,43 @@ MEASURED = 20_000  # characters of held-out English that are read during trainin
 
 
 @dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of training.
+
+    Attributes:
+        context: tokens in one training context.
+        batch: contexts in one step.
+        steps: optimiser steps.
+        english: share of contexts that are passages of English.
+        repeated: share of contexts that repeat unrelated tokens; the rest is the small world.
+        warm_up: share of the steps in which the learning rate rises from 0 to its peak.
+        decay: how it falls afterwards; see ``TrainingSettings``.
+        weight_decay: on matrices only, not on biases and layer norms.
+        more: kinds of sentences of the world to have more of, once for each time they stand here.
+    """
+
+    context: int
+    batch: int
+    steps: int
+    english: float
+    repeated: float
+    warm_up: float
+    decay: Literal["constant", "cosine"]
+    weight_decay: float
+    more: tuple[str, ...] = ()
+
+
+PHASES = (
+    # Half of it repeats, in short contexts: heads learn to look things up.
+    Phase(64, 32, 2500, 0.05, 0.5, warm_up=0.04, decay="constant", weight_decay=0.01),
+    # Mostly the small world, a few texts at a time, and more of what is hardest.
+    Phase(96, 20, 2400, 0.08, 0.15, 0.01, "constant", 0.1, ("ioi", "tracking", "tracking") * 3),
+    # The same in long contexts, and to rest.
+    Phase(256, 8, 700, 0.15, 0.15, warm_up=0.01, decay="cosine", weight_decay=0.1),
+)
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """Every number that shapes the result.
 
@@ -48,15 +86,10 @@ class Recipe:
         layers, heads, d_model, d_mlp: shape of the model.
         rotary: share of each head's dimensions that tell positions.
         positions: most positions that the configuration promises.
-        spread: standard deviation of the initial weights.
-        context: tokens in one training context.
-        batch: contexts in one step.
-        steps: optimiser steps.
-        warm_up: share of the steps in which the learning rate rises from 0 to its peak.
-        learning_rate: the peak; a half cosine then falls to 0.
-        weight_decay: on matrices only, not on biases and layer norms.
-        english: share of contexts that are passages of English.
-        repeated: share of contexts that repeat unrelated tokens; the rest is the small world.
+        spread: standard deviation of the initial matrices.
+        bias_spread: standard deviation of the initial biases of queries and keys.
+        phases: stretches of training, one after the other.
+        learning_rate: the peak.
         held_out: share of the English text, at its end, that is never trained on.
         snapshots: steps after which the weights are kept.
         seed: of initial weights and contexts.
@@ -70,36 +103,36 @@ class Recipe:
     rotary: float = 0.5
     positions: int = 512
     spread: float = 0.06
-    context: int = 256
-    batch: int = 8
-    steps: int = 12000
-    warm_up: float = 0.03
+    bias_spread: float = 1.0
+    phases: tuple[Phase, ...] = PHASES
     learning_rate: float = 3e-3
-    weight_decay: float = 0.1
-    english: float = 0.1
-    repeated: float = 0.2
     held_out: float = 0.05
-    snapshots: tuple[int, ...] = (0, 64, 128, 256, 362, 512, 724, 1000, 2000, 3000)
+    snapshots: tuple[int, ...] = (0, 128, 512, 1000, 1200, 1414, 1700, 2400)
     seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps of all phases."""
+        return sum(phase.steps for phase in self.phases)
 
 
 def train(
     text: str, recipe: Recipe, out: Path, *, evaluate_every: int = 250
-) -> tuple[GPTNeoXForCausalLM, TrainingResult]:
+) -> tuple[GPTNeoXForCausalLM, list[TrainingResult]]:
     """Train a tokenizer and a model on the small world and on ``text``.
 
     ``out`` gets ``revisions/step...`` on the way, and ``run`` while the run is not finished.
 
     Returns:
-        The model in evaluation mode, with its tokenizer, and how training went.
+        The model in evaluation mode, with its tokenizer, and how each phase went; fewer phases
+        than the recipe has if the user stopped it.
 
     Raises:
         InputError: the text is too short for one training context.
     """
     training_text, held_out_text = corpus.divide(text, recipe.held_out)
     tokenizer = make_tokenizer(training_text, recipe)
-    torch.manual_seed(recipe.seed)
-    model = GPTNeoXForCausalLM(configuration(recipe, len(tokenizer)))
+    model = initial(recipe, len(tokenizer))
     model.tokenizer = tokenizer
 
     def keep(step: int) -> None:
@@ -109,7 +142,7 @@ def train(
     def measured() -> dict[str, float]:
         found = evaluate(model, count=50).frame
         first, second = repeat_loss(model)
-        english = measure(model, [held_out_text[:MEASURED]], recipe.context)["loss"]
+        english = measure(model, [held_out_text[:MEASURED]], recipe.phases[-1].context)["loss"]
         numbers = dict(zip(found["task"], found["accuracy"], strict=True))
         numbers |= {"first_copy_loss": first, "second_copy_loss": second, "loss": english}
         _log.info("%s", {name: round(value, 3) for name, value in numbers.items()})
@@ -117,25 +150,31 @@ def train(
 
     if not (out / "run").exists():
         keep(0)
-    result = fit(
-        model,
-        contexts(tokenizer.backend_tokenizer, training_text, recipe),
-        lambda rows: padded(rows, 1),
-        TrainingSettings(
-            steps=recipe.steps,
-            batch_size=recipe.batch,
-            learning_rate=recipe.learning_rate,
-            weight_decay=recipe.weight_decay,
-            warm_up=recipe.warm_up,
-            decay="cosine",
-            evaluate_every=evaluate_every,
-            seed=recipe.seed,
-        ),
-        evaluate=measured,
-        directory=out / "run",
-        after_step=keep,
-    )
-    return model, result
+    results: list[TrainingResult] = []
+    for number, phase in enumerate(recipe.phases):
+        before = sum(result.steps for result in results)
+        result = fit(
+            model,
+            contexts(tokenizer.backend_tokenizer, training_text, phase, recipe.seed + number),
+            lambda rows: padded(rows, 1),
+            TrainingSettings(
+                steps=phase.steps,
+                batch_size=phase.batch,
+                learning_rate=recipe.learning_rate,
+                weight_decay=phase.weight_decay,
+                warm_up=phase.warm_up,
+                decay=phase.decay,
+                evaluate_every=evaluate_every,
+                seed=recipe.seed,
+            ),
+            evaluate=measured,
+            directory=out / "run" / str(number),
+            after_step=lambda step, before=before: keep(before + step),
+        )
+        results.append(result)
+        if result.interrupted:
+            break
+    return model, results
 
 
 def make_tokenizer(text: str, recipe: Recipe) -> GPTNeoXTokenizerFast:
@@ -158,24 +197,44 @@ def make_tokenizer(text: str, recipe: Recipe) -> GPTNeoXTokenizerFast:
     )
 
 
-def contexts(tokenizer: Tokenizer, text: str, recipe: Recipe) -> list[dict[str, list[int]]]:
-    """All contexts of a run, each seen once, as examples for ``fit``."""
+def contexts(
+    tokenizer: Tokenizer, text: str, phase: Phase, seed: int
+) -> list[dict[str, list[int]]]:
+    """All contexts of a phase, each seen once, as examples for ``fit``."""
     tokens = tokenizer.encode(text).ids
-    if len(tokens) < recipe.context:
+    if len(tokens) < phase.context:
         raise InputError(
-            f"The text gives {len(tokens)} tokens to train on; one context needs {recipe.context}. "
+            f"The text gives {len(tokens)} tokens to train on; one context needs {phase.context}. "
             "Give more text."
         )
-    count = recipe.steps * recipe.batch
-    english, repeated = round(recipe.english * count), round(recipe.repeated * count)
-    random = Random(recipe.seed)
-    allowed = corpus.repeatable(tokenizer)
+    count, length = phase.steps * phase.batch, phase.context
+    english, repeated = round(phase.english * count), round(phase.repeated * count)
+    random = Random(seed)
     rows = [
-        *corpus.passages(tokens, english, recipe.context, random),
-        *corpus.repeats(allowed, repeated, recipe.context, random),
-        *corpus.world_contexts(tokenizer, count - english - repeated, recipe.context, random),
+        *corpus.passages(tokens, english, length, random),
+        *corpus.repeats(corpus.repeatable(tokenizer), repeated, length, random),
+        *corpus.world_contexts(tokenizer, count - english - repeated, length, random, phase.more),
     ]
     return [{"input_ids": ids, "labels": labels} for ids, labels in rows]
+
+
+@torch.no_grad()
+def initial(recipe: Recipe, vocab_size: int) -> GPTNeoXForCausalLM:
+    """The untrained model, set up so that heads can learn to look things up early.
+
+    The biases of queries and keys start at random instead of at 0. With rotary positions
+    the biases of queries and keys alone decide at which distance a head looks, whatever the
+    tokens; at 0 neither has a gradient without the other. And the unembedding starts as a copy of
+    the embedding: a head that copies then does so for every token at once, the rare ones too.
+    """
+    torch.manual_seed(recipe.seed)
+    model = GPTNeoXForCausalLM(configuration(recipe, vocab_size))
+    for layer in model.gpt_neox.layers:
+        # Stored per head as queries, keys, values.
+        bias = layer.attention.query_key_value.bias.view(recipe.heads, 3, -1)
+        bias[:, :2].normal_(0.0, recipe.bias_spread)
+    model.embed_out.weight.copy_(model.gpt_neox.embed_in.weight)
+    return model
 
 
 def configuration(recipe: Recipe, vocab_size: int) -> GPTNeoXConfig:
@@ -208,7 +267,6 @@ def main(arguments: list[str] | None = None, recipe: Recipe | None = None) -> No
     parser = argparse.ArgumentParser(prog="python -m neox_lab.gym.train", description=__doc__)
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="UTF-8 text files")
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--steps", type=int, default=recipe.steps, help="optimiser steps")
     parser.add_argument("--seed", type=int, default=recipe.seed, help="of weights and contexts")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args(arguments)
@@ -216,11 +274,11 @@ def main(arguments: list[str] | None = None, recipe: Recipe | None = None) -> No
     logging.getLogger("httpx").setLevel(logging.WARNING)
 
     torch.set_num_threads(options.threads)
-    recipe = dataclasses.replace(recipe, steps=options.steps, seed=options.seed)
+    recipe = dataclasses.replace(recipe, seed=options.seed)
     text = corpus.END_OF_TEXT.join(path.read_text(encoding="utf-8") for path in options.text)
-    model, result = train(text, recipe, options.out)
-    if result.interrupted:
-        _log.info("stopped after step %d; the same command goes on", result.steps)
+    model, results = train(text, recipe, options.out)
+    if results[-1].interrupted:
+        _log.info("stopped; the same command goes on")
         return
     save_half(model, options.out, torch.float16)
     model.tokenizer.save_pretrained(options.out)
@@ -235,25 +293,30 @@ def main(arguments: list[str] | None = None, recipe: Recipe | None = None) -> No
             **{name: version(name) for name in ("torch", "tokenizers", "numpy")},
         },
         "threads": torch.get_num_threads(),
-        "minutes": round(result.seconds / 60, 1),
+        "minutes": round(sum(result.seconds for result in results) / 60, 1),
+        "steps": recipe.steps,
         "parameters": model.num_parameters(),
-        "training_tokens": recipe.steps * recipe.batch * recipe.context,
-        "curve": curve(result),
+        "training_tokens": sum(p.steps * p.batch * p.context for p in recipe.phases),
+        "curve": curve(results),
     }
     (options.out / "training.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
     shutil.rmtree(options.out / "run")
 
 
-def curve(result: TrainingResult) -> list[dict[str, float]]:
+def curve(results: Sequence[TrainingResult]) -> list[dict[str, float]]:
     """The steps with an evaluation, and the mean training loss since the one before."""
-    found, losses = [], []
-    for record in result.history:
-        losses.append(record["loss"])
-        if "validation_loss" in record:
-            kept = {"step": record["step"], "training_loss": sum(losses) / len(losses)}
-            kept |= {n: v for n, v in record.items() if n.startswith("validation_")}
-            found.append({name: round(value, 4) for name, value in kept.items()})
-            losses = []
+    found: list[dict[str, float]] = []
+    losses: list[float] = []
+    before = 0
+    for result in results:
+        for record in result.history:
+            losses.append(record["loss"])
+            if "validation_loss" in record:
+                kept = {"step": before + record["step"], "training_loss": sum(losses) / len(losses)}
+                kept |= {n: v for n, v in record.items() if n.startswith("validation_")}
+                found.append({name: round(value, 4) for name, value in kept.items()})
+                losses = []
+        before += result.steps
     return found
 
 
