@@ -12,7 +12,6 @@ colour alone.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +105,8 @@ class StripView(View):
 
         Args:
             pieces: the tokens.
-            values: a number for each `[token]`; NaN where there is none.
+            values: a number for each `[token]`; NaN where there is none. Less than a hundredth
+                of the largest is not marked.
             title: the headline.
             value_name: what a number is, with its unit.
         """
@@ -116,7 +116,7 @@ class StripView(View):
         most = (float(finite.max()) if finite.size else 0.0) or 1.0
         made = []
         for piece, value in zip(pieces, numbers.tolist(), strict=True):
-            if not math.isfinite(value):
+            if not abs(value) > most / 100:  # NaN, or too little to be seen
                 made.append(Piece(piece))
                 continue
             said = number(value, decimals(most))

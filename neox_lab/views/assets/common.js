@@ -117,7 +117,7 @@ function ramp(stops) {
 }
 
 const viridis = ramp(
-  "#440154 #481b6d #46327e #3f4788 #365c8d #2e6e8e #277f8e #21918c #1fa187 #2db27d #4ac16d #73d056 #a0da39 #d0e11c #fde725".split(" "),
+  "#440154 #48186a #472d7b #424086 #3b528b #33638d #2c728e #26828e #21918c #1fa088 #28ae80 #3fbc73 #5ec962 #84d44b #addc30 #d8e219 #fde725".split(" "),
 );
 const diverging = ramp("#08306b #2171b5 #9ecae1 #ffffff #fdbe7d #e66101 #7f2704".split(" "));
 const WHITE = [255, 255, 255];
