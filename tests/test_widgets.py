@@ -541,7 +541,8 @@ def test_a_cell_run_again_is_the_sweeps_cell(sharp: Any, site: str) -> None:
     assert not sharp.hook_stack.placements
 
 
-def test_patching_the_whole_prompt_writes_the_clean_continuation(model: Any) -> None:
+def test_patching_the_whole_prompt_writes_the_clean_continuation(sharp: Any) -> None:
+    model = sharp
     widget = nl.widgets.patching(model, CLEAN, CORRUPTED, " a", " the")
     widget.wait(LONG)
     ask(widget, "select", row=0, column=changed_at(model))  # before the first block
