@@ -238,6 +238,10 @@ def test_result(tmp_path: Path) -> None:
     assert row.value == pytest.approx(float(got.values[1, 3, 2]))
     best = got.top(1).iloc[0]
     assert abs(best.effect) == pytest.approx(float(got.effect().abs().max()))
+    effects = got.samples - got.base_samples[:, None, None, None]
+    same(got.standard_error(), effects.std(dim=0) / 2)  # of four pairs' effects
+    low, high = got.interval()
+    assert bool(((low <= got.effect() + 1e-6) & (got.effect() <= high + 1e-6)).all())
     same(got.normalized() * (got.clean - got.corrupted) + got.corrupted, got.values)
     got.save(tmp_path / "result.safetensors")
     again = nl.patching.PatchResult.load(tmp_path / "result.safetensors")

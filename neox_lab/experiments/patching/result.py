@@ -81,29 +81,27 @@ class PatchResult:
         return self.effect() / distance
 
     def standard_error(self) -> Tensor:
-        """Standard error of each cell's mean over pairs."""
-        return statistics.standard_error(self._samples())
+        """Standard error of each cell's effect, mean over pairs."""
+        return statistics.standard_error(self._effects())
 
     def interval(
         self, level: float = 0.95, draws: int = 2000, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Bootstrap interval of each cell; see ``statistics.bootstrap_interval``."""
-        return statistics.bootstrap_interval(self._samples(), level, draws, seed)
+        """Bootstrap interval of each cell's effect; see ``statistics.bootstrap_interval``."""
+        return statistics.bootstrap_interval(self._effects(), level, draws, seed)
 
     def p_values(self, draws: int = 2000, seed: int = 0) -> Tensor:
         """Permutation p-values of each cell's effect; see ``statistics.sign_flip_p_values``."""
-        samples, base = self._samples(), self.base_samples
-        assert base is not None
-        effects = samples - base.reshape(-1, *[1] * (samples.dim() - 1))
-        return statistics.sign_flip_p_values(effects, draws, seed)
+        return statistics.sign_flip_p_values(self._effects(), draws, seed)
 
-    def _samples(self) -> Tensor:
-        if self.samples is None:
+    def _effects(self) -> Tensor:
+        """By how much each cell changes the metric of each pair ``[pair, ...]``."""
+        if self.samples is None or self.base_samples is None:
             raise InputError(
                 "Statistics over pairs need the metric of each pair. A function from all logits to "
                 "one number has none; use logit_difference or another of the named metrics."
             )
-        return self.samples
+        return self.samples - self.base_samples.reshape(-1, *[1] * (self.samples.dim() - 1))
 
     def __getitem__(self, site: str) -> PatchResult:
         """One site of a result with several.
@@ -126,8 +124,8 @@ class PatchResult:
         """One row a cell: its place, the token there, value, effect, and standard error.
 
         Columns: a number for ``layer``, ``head``, ``pos`` and ``source_pos`` (with ``token`` and
-        ``source_token``), a name for other axes, ``value``, ``effect``, and ``standard_error`` if
-        there are several pairs.
+        ``source_token``), a name for other axes, ``value``, ``effect``, and ``standard_error`` of
+        the effect if there are several pairs.
         """
         import pandas as pd
 
@@ -204,6 +202,8 @@ class PatchResult:
             f"PatchResult of {', '.join(self.site)}: {shape}, {self.direction}",
             f"{self.metric}: clean {self.clean:.4g}, corrupted {self.corrupted:.4g}",
         ]
+        if self.direction == "ablation":
+            lines[1] = f"{self.metric} with nothing taken away: {self.clean:.4g}"
         if not self.complete:
             missing = int(self.values.isnan().sum())
             lines.append(f"Interrupted: {missing} of {self.values.numel()} cells are missing (NaN)")
