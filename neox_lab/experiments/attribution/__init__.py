@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution.agreement import Agreement, compare
 from neox_lab.experiments.attribution.direct import direct_logit_attribution
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 
+@torch.inference_mode(False)
 def attribution_patch(
     model: Any,
     clean: Any,

@@ -64,7 +64,7 @@ def run(
     read.reads_only = True  # type: ignore[attr-defined]
     hooks = [(name, keep) for name in names if name != "hook_embed"]
     hooks += [(name, read) for name in reading if name not in names]
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         output = batch.model.run_with_hooks(
             batch.ids, [("hook_embed", begin), *hooks], **batch.arguments
         )

@@ -51,6 +51,7 @@ class Batch:
             return rows.mean(), rows
         return evaluate(self.metric, logits), None
 
+    @torch.no_grad()
     def measure_streams(self, streams: Tensor) -> Tensor:
         """The metric of several final residual streams of this batch.
 

@@ -76,29 +76,19 @@ class TokenAttribution(AttributionResult):
             InputError: there is no such text.
         """
         from neox_lab.views import StripView
-        from neox_lab.views.strips import Piece
 
         if not -len(self.pieces) <= text < len(self.pieces):
             raise InputError(f"text={text}; there are {len(self.pieces)} texts, counted from 0.")
-        values = self.values[text].tolist()
-        here = [at for at, value in enumerate(values) if value == value]
-        largest = max((abs(values[at]) for at in here), default=0.0) or 1.0
-        pieces = [
-            Piece(
-                self.pieces[text][at],
-                f"{values[at]:+.2f}".replace("-", "−"),
-                "raises" if values[at] >= 0 else "lowers",
-                abs(values[at]) / largest,
-            )
-            for at in here
-        ]
-        top = sorted(here, key=lambda at: -abs(values[at]))[:10]
-        found = [{"pos": at, "token": self.pieces[text][at], "share": values[at]} for at in top]
+        values = self.values[text]
+        own = values.isfinite()
+        pieces = [piece for piece, there in zip(self.pieces[text], own, strict=True) if there]
+        view = StripView.values(pieces, values[own], self.title, self.value_name)
         total = self.totals[text if len(self.totals) > 1 else 0]
-        note = f"{self.value_name}. Sum {sum(values[at] for at in here):.3f}, total {total:.3f}."
-        return StripView(pieces, self.title, note, found)
+        view.note += f" Their sum is {float(values[own].sum()):.3f}, the total {total:.3f}."
+        return view
 
 
+@torch.inference_mode(False)
 def integrated_gradients(
     model: Any, inputs: Any, metric: Metric, *, baseline: Baseline = None, steps: int = 32
 ) -> TokenAttribution:
