@@ -13,7 +13,8 @@ is the difference of two logits at the last position.
     differ    largest difference between both results, over the cells timed
     GFLOP     floating-point operations in matrix products that our sweep does
     of rate   those per second, divided by the rate of one large matrix product measured beside it
-    peak MB   memory above the loaded model at the highest point of our sweep
+    peak MB   memory above the loaded model at the highest point of our sweep, in a process of its
+              own
 
 Both sides take turns. ``--clock cpu`` counts the process's CPU seconds instead of seconds, for
 machines that others use too; it needs ``--threads 1``.
@@ -24,7 +25,10 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
+import json
 import math
+import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -116,21 +120,35 @@ def rate(d_model: int, clock: Callable[[], float]) -> float:
     return 2 * x.numel() * len(w) / seconds
 
 
-def peak(run: Callable[[], Any]) -> float:
-    """Megabytes above what was there before, at the highest point of a call."""
-    gc.collect()
+def peaks(shape: str, length: int, sites: list[str]) -> dict[str, float]:
+    """For each site, megabytes above what was there before at the highest point of a sweep."""
+    model = fresh(*SHAPES[shape])
+    clean, corrupted = prompts(length)
     status = Path("/proc/self/status")
 
     def resident(field: str) -> int:
         return int(status.read_text().partition(f"{field}:")[2].split()[0]) * 1024
 
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
-    before = resident("VmRSS")
-    run()
-    return (resident("VmHWM") - before) / 1e6
+    found = {}
+    nl.patching.sweep(model, clean, corrupted, METRIC, progress=False)
+    for site in sites:
+        gc.collect()
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
+        before = resident("VmRSS")
+        nl.patching.sweep(model, clean, corrupted, METRIC, site, progress=False)
+        found[site] = (resident("VmHWM") - before) / 1e6
+    return found
 
 
-def compare(model: Any, bridge: Any, length: int, site: str, options: Any) -> float:
+def peaks_elsewhere(shape: str, length: int, sites: list[str], threads: int) -> dict[str, float]:
+    """``peaks`` in a process of its own, in which freed memory goes back to the system."""
+    command = [sys.executable, __file__, "peaks", shape, str(length), str(threads), *sites]
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return json.loads(done.stdout.strip().rpartition("\n")[2])
+
+
+def compare(model: Any, bridge: Any, length: int, site: str, memory: float, options: Any) -> float:
     """Print one line; return the speed-up, NaN without TransformerLens."""
     clean, corrupted = prompts(length)
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
@@ -138,10 +156,8 @@ def compare(model: Any, bridge: Any, length: int, site: str, options: Any) -> fl
     def sweep() -> Any:
         return nl.patching.sweep(model, clean, corrupted, METRIC, site, progress=False)
 
-    values = sweep().values
-    with FlopCounterMode(display=False) as counter:
-        sweep()
-    memory = peak(sweep)
+    with FlopCounterMode(display=False) as counter:  # also warms up
+        values = sweep().values
     theirs = None if bridge is None else Theirs(bridge, length, site, tuple(values.shape))
     ours_seconds, their_seconds, rates, differ = [], [], [], 0.0
     for turn in range(options.turns):
@@ -206,8 +222,10 @@ def main() -> None:
                 f"{'site':16} {'cells':>6} {'theirs':>9} {'ours':>8} {'speed-up':>9} "
                 f"{'differ':>9} {'GFLOP':>8} {'of rate':>8} {'peak MB':>8}"
             )
+            memory = peaks_elsewhere(shape, length, options.sites, options.threads)
             for site in options.sites:
-                ratios.setdefault(length, []).append(compare(model, bridge, length, site, options))
+                found = compare(model, bridge, length, site, memory[site], options)
+                ratios.setdefault(length, []).append(found)
     print()
     for length, found in ratios.items():
         mean = math.exp(sum(map(math.log, found)) / len(found))
@@ -217,4 +235,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    match sys.argv[1:]:
+        case ["peaks", shape, length, threads, *sites]:
+            torch.set_num_threads(int(threads))
+            print(json.dumps(peaks(shape, int(length), sites)))
+        case _:
+            main()
