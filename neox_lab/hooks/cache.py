@@ -154,7 +154,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
                     "axes": " ".join(self.points[name.removesuffix("_grad")].axes),
                     "stored": tensor is not None,
                     "shape": None if tensor is None else tuple(tensor.shape),
-                    "dtype": None if tensor is None else str(tensor.dtype).removeprefix("torch."),
+                    "dtype": "" if tensor is None else str(tensor.dtype).removeprefix("torch."),
                     "megabytes": 0.0 if tensor is None else tensor.nbytes / 1e6,
                 }
             )
