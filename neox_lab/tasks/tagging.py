@@ -307,7 +307,10 @@ def _view(texts: list[str], found: list[dict[str, Any]]) -> Any:
         at = 0
         for row in (row for row in found if row["text"] == number):
             pieces.append(Piece(text[at : row["start"]]))
-            pieces.append(Piece(row["entity"], row["label"], row["label"], row["score"]))
+            name, more = row["label"], len(row["entity"].split()) - 1
+            tags = " ".join([f"B-{name}", *[f"I-{name}"] * more])
+            told = {"tags": tags, "score": f"{row['score']:.2f}"}
+            pieces.append(Piece(row["entity"], name, name, row["score"], told))
             at = row["end"]
         pieces.append(Piece(text[at:] + "\n" * (number + 1 < len(texts))))
     note = f"{len(found)} found; the deeper the colour, the surer."

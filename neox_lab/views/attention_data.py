@@ -18,7 +18,7 @@ from neox_lab.views.tokens import label
 if TYPE_CHECKING:
     from neox_lab.views.attention import AttentionView
 
-WEIGHTS = 780_000  # characters for the weights, of a fragment of a million bytes
+WEIGHTS = 720_000  # characters for the weights, of a fragment of a million bytes
 MOST_PACKED = 40  # weights a character could hold at best; more need not be tried
 LABEL_LIMIT = 40
 
