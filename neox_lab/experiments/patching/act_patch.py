@@ -27,7 +27,11 @@ class ActPatch(Protocol):
     """A patching function of TransformerLens."""
 
     def __call__(
-        self, model: Any, corrupted_tokens: Any, clean_cache: ActivationCache, metric: Metric, /
+        self,
+        model: Any,
+        corrupted_tokens: Any,
+        clean_cache: ActivationCache,
+        patching_metric: Metric,
     ) -> Tensor:
         """The metric of each cell."""
 
@@ -40,7 +44,6 @@ def _sweep_of(*sites: str) -> ActPatch:
         corrupted_tokens: Any,
         clean_cache: ActivationCache,
         patching_metric: Metric,
-        /,
     ) -> Tensor:
         asked = sites[0] if len(sites) == 1 else list(sites)
         return sweep(model, clean_cache, corrupted_tokens, patching_metric, asked).values

@@ -181,10 +181,17 @@ class PatchResult:
         if len(axes) == 1:
             values, axes = values[None], ["", *axes]
         rows, columns = (self.labels.get(axis, [""]) for axis in axes)
-        name = f"share of the {self.metric}" if normalized else f"change of the {self.metric}"
+        end = "corrupted" if self.direction == "noising" else "clean"
+        name = f"change of the {self.metric}"
+        if normalized:
+            name = f"{self.metric}, share of the way to {end}"
         words = {"pos": "position", "source_pos": "source position", "": "all"}
-        what = {"denoising": "clean into corrupted", "noising": "corrupted into clean"}
-        title = f"Patching {', '.join(self.site)}, {what.get(self.direction, 'ablation')}"
+        what = {
+            "denoising": "Patching {}, clean into corrupted",
+            "noising": "Patching {}, corrupted into clean",
+            "ablation": "Ablating {}",
+        }
+        title = what[self.direction].format(", ".join(self.site))
         return HeatmapView(
             values.numpy(),
             rows,
