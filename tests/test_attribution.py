@@ -367,7 +367,7 @@ def straight(model: Any, metric: Any, given: dict[str, Tensor], baseline: Tensor
 @pytest.mark.parametrize("name", CLASSES)
 def test_integrated_gradients_are_the_integral(name: str) -> None:
     model, metric, given = build(name, double=True), CLASSES[name], prompts()
-    result = nl.attribution.integrated_gradients(model, given, metric, steps=48)
+    result = nl.attribution.integrated_gradients(model, given, metric, baseline=0, steps=48)
     own = given["attention_mask"].bool()
     expected = straight(model, metric, given, model.backbone.embed_in.weight[0].detach())
     close(result.values[own], expected[own], 2e-3)
@@ -431,7 +431,6 @@ def test_baselines() -> None:
     model, given = build(), prompts()
     table = model.backbone.embed_in.weight.detach()
     for baseline, vector in (
-        (None, table[0]),
         (7, table[7]),
         ("mean", table.mean(dim=0)),
         ("zero", torch.zeros(32)),
@@ -494,8 +493,7 @@ def test_results_show_themselves() -> None:
     top = nl.attribution.attribution_patch(*pair, "z").top(4)
     assert list(top.columns) == ["layer", "pos", "token", "head", "value"]
     assert top["value"].abs().is_monotonic_decreasing
-    with pytest.raises(AttributeError):
-        result.nonsense
+    assert not hasattr(result, "nonsense")
 
 
 def test_built_in_model_speaks_tokens() -> None:
@@ -559,10 +557,10 @@ def test_mistakes_are_explained() -> None:
         nl.attribution.integrated_gradients(model, clean, LM_METRIC, steps=0)
     with pytest.raises(InputError, match="text=5"):
         nl.attribution.occlusion(model, clean, LM_METRIC).view(text=5)
+    tagger = build("GPTNeoXForTokenClassification")
     with pytest.raises(InputError, match="No label 'perhaps'"):
-        tagger = build("GPTNeoXForTokenClassification")
         dla(tagger, clean, "perhaps")
+    headless = nl.GPTNeoXModel(nl.GPTNeoXConfig(**SMALL))
     with pytest.raises(NeoxLabError):
-        headless = nl.GPTNeoXModel(nl.GPTNeoXConfig(**SMALL))
         patch(headless, clean, corrupted, lambda logits: logits.sum())
     assert not model.hook_stack.placements

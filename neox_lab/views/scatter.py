@@ -13,7 +13,7 @@ import numpy as np
 
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, array, texts
-from neox_lab.views.drawing import BLUE, HEADING, ORANGE, SOFT, Sheet, decimals, number
+from neox_lab.views.drawing import BLUE, HEADING, ORANGE, SOFT, Sheet, decimals, number, text_width
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import figure_text, isolated, label
@@ -146,8 +146,7 @@ class ScatterView(View):
         named = self._farthest(min(NAMED, self.marked))
         plot.scatter(self.x, self.y, color=BLUE, s=12, linewidths=0, alpha=0.65)
         plot.scatter(self.x[named], self.y[named], color=ORANGE, s=20, linewidths=0)
-        for at in named:
-            right = self.x[at] > (low + high) / 2
+        for at, right in self._named(named, (low + high) / 2, (high - low + 2 * edge) / SIDE):
             plot.annotate(
                 figure_text(label(self.names[at]), NAME_LIMIT),
                 (self.x[at], self.y[at]),
@@ -161,3 +160,21 @@ class ScatterView(View):
         plot.tick_params(labelsize=7)
         plot.spines[["top", "right"]].set_visible(False)
         return sheet
+
+    def _named(self, points: list[int], middle: float, inch: float) -> list[tuple[int, bool]]:
+        """Points that get their name, and whether it stands left of them; names never overlap."""
+        taken: list[tuple[float, float, float]] = []
+        found = []
+        for at in points:
+            right = bool(self.x[at] > middle)
+            wide = 0.07 + text_width(figure_text(label(self.names[at]), NAME_LIMIT), 7)
+            start = float(self.x[at]) / inch - (wide if right else 0)
+            y = float(self.y[at]) / inch
+            clear = all(
+                abs(y - other) > 0.13 or start > end or start + wide < begin
+                for begin, end, other in taken
+            )
+            if clear:
+                taken.append((start, start + wide, y))
+                found.append((at, right))
+        return found

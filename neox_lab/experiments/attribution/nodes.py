@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from neox_lab.experiments.attribution import gradients
-from neox_lab.experiments.attribution.pairs import Batch, pair
+from neox_lab.experiments.attribution.pairs import pair
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import Metric, metric_name
+from neox_lab.experiments.patching.labels import axis_labels
 from neox_lab.experiments.patching.sites import find_sites
 
 _RESULT_AXES = {"query_pos": "pos", "key_pos": "source_pos"}
@@ -36,11 +37,12 @@ def attribute_nodes(
         axes = [_RESULT_AXES.get(axis, axis) for axis in model.hook_points[name].axes]
         gone = [at for at, axis in enumerate(axes) if axis not in ("batch", *place.axes)]
         found.append((shares.sum(dim=gone) if gone else shares).cpu())
+    labels = axis_labels(model, [source.prompts, base.prompts], None)
     per_row = torch.stack(found, dim=1)  # [batch, layer, ..]
     return AttributionResult(
         values=per_row.sum(dim=0) if rows is None else per_row.mean(dim=0),
         axes=place.axes,
-        labels=_labels(model, base, place.axes),
+        labels={axis: labels[axis] for axis in place.axes},
         total=float(clean_value - value),
         per_row=None if rows is None else per_row,
         title=f"Attribution patching of {site}",
@@ -60,15 +62,3 @@ def exact_changes(model: Any, clean: Any, corrupted: Any, metric: Metric, site: 
 
     swept = patching.sweep(model, clean, corrupted, metric, site=site)
     return swept.effect()
-
-
-def _labels(model: Any, batch: Batch, axes: tuple[str, ...]) -> dict[str, list[str]]:
-    """Names of the entries of each axis; tokens are those of the first text."""
-    config = model.config
-    names = {
-        "layer": [str(layer) for layer in range(config.num_hidden_layers)],
-        "head": [str(head) for head in range(config.num_attention_heads)],
-        "pos": batch.pieces(),
-        "source_pos": batch.pieces(),
-    }
-    return {axis: names[axis] for axis in axes}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,24 +18,28 @@ class Batch:
 
     Attributes:
         model: any class with a head.
-        arguments: of ``forward``: ``input_ids`` and perhaps ``attention_mask``.
+        prompts: tokens and padding.
         metric: bound to this batch.
     """
 
     model: Any
-    arguments: Mapping[str, Tensor]
+    prompts: Prompts
     metric: Metric
+
+    @property
+    def arguments(self) -> dict[str, Tensor]:
+        """Arguments of ``forward``."""
+        return self.prompts.prepared()
 
     @property
     def ids(self) -> Tensor:
         """Token ids ``[batch, pos]``."""
-        return self.arguments["input_ids"]
+        return self.prompts.ids
 
     @property
     def own(self) -> Tensor:
         """True for text and False for padding, ``[batch, pos]``."""
-        mask = self.arguments.get("attention_mask")
-        return torch.ones_like(self.ids).bool() if mask is None else mask.bool()
+        return self.prompts.own
 
     def measure(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """The metric, a scalar; and of each row ``[batch]`` if it knows them.
@@ -116,5 +119,4 @@ def pair(model: Any, clean: Any, corrupted: Any, metric: Metric) -> tuple[Batch,
 
 
 def _ready(model: Any, prompts: Prompts, metric: Metric) -> Batch:
-    arguments = prompts.prepared()
-    return Batch(model, arguments, bind(metric, model, arguments))
+    return Batch(model, prompts, bind(metric, model, prompts.prepared()))

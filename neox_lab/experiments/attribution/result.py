@@ -25,7 +25,7 @@ _FORMAT = "neox_lab attribution 1"
 BARS = 24  # bars of a list
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class AttributionResult:
     """Shares of a metric, over named axes.
 

@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 
     from neox_lab.views import StripView
 
-Baseline = int | str | Tensor | None
+Baseline = int | str | Tensor
 """What stands for "no token": ``"mean"`` (the mean of all embeddings), ``"zero"``, a token id, the
-text of one token, or vectors ``[d_model]``; None is the model's end-of-text token."""
+text of one token, or a vector ``[d_model]``. The end-of-text token is seldom a good one: it tells
+the model that a new document begins."""
 
 TOKENS_AT_ONCE = 4096  # in one run
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class TokenAttribution(AttributionResult):
     """Shares of a metric for each token of each text.
 
@@ -76,6 +77,7 @@ class TokenAttribution(AttributionResult):
             InputError: there is no such text.
         """
         from neox_lab.views import StripView
+        from neox_lab.views.drawing import number
 
         if not -len(self.pieces) <= text < len(self.pieces):
             raise InputError(f"text={text}; there are {len(self.pieces)} texts, counted from 0.")
@@ -84,13 +86,14 @@ class TokenAttribution(AttributionResult):
         pieces = [piece for piece, there in zip(self.pieces[text], own, strict=True) if there]
         view = StripView.values(pieces, values[own], self.title, self.value_name)
         total = self.totals[text if len(self.totals) > 1 else 0]
-        view.note += f" Their sum is {float(values[own].sum()):.3f}, the total {total:.3f}."
+        both = (number(amount, 3) for amount in (float(values[own].sum()), total))
+        view.note += " Their sum is {}, the total {}.".format(*both)
         return view
 
 
 @torch.inference_mode(False)
 def integrated_gradients(
-    model: Any, inputs: Any, metric: Metric, *, baseline: Baseline = None, steps: int = 32
+    model: Any, inputs: Any, metric: Metric, *, baseline: Baseline = "mean", steps: int = 64
 ) -> TokenAttribution:
     """How much each token contributes to a metric, on the way from a baseline to the text.
 
@@ -129,7 +132,7 @@ def integrated_gradients(
 
 
 def occlusion(
-    model: Any, inputs: Any, metric: Metric, *, baseline: Baseline = None, window: int = 1
+    model: Any, inputs: Any, metric: Metric, *, baseline: Baseline = "mean", window: int = 1
 ) -> TokenAttribution:
     """What a metric loses when each token by itself is replaced by a baseline.
 
@@ -192,9 +195,7 @@ def _vector(model: Any, baseline: Baseline) -> Tensor:
         return embeddings.float().mean(dim=0)
     if baseline == "zero":
         return torch.zeros_like(embeddings[0])
-    token = model.config.eos_token_id if baseline is None else baseline
-    if isinstance(token, str):
-        token = model.to_single_token(token)
+    token = model.to_single_token(baseline) if isinstance(baseline, str) else baseline
     if not isinstance(token, int) or not 0 <= token < len(embeddings):
         raise InputError(
             f"baseline={token!r}; expected a token id from 0 to {len(embeddings) - 1}, the text of "
