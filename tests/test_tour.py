@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from oracle import pair, randomize, tokens
 import neox_lab as nl
 from neox_lab.cli import main
 from neox_lab.tour import DEFAULT_PROMPT, occlude, patch_residuals, take
+from neox_lab.views.live import kinds, script
 
 
 def test_patching_equals_one_hooked_run_per_cell() -> None:
@@ -54,10 +56,11 @@ def test_the_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     out = tmp_path / "report.html"
     assert main(["tour", "--prompt", "We the people of <b>", "--out", str(out)]) == 0
     printed = capsys.readouterr().out
-    assert "1,317,632 parameters" in printed
+    assert f"{nl.load().num_parameters():,} parameters" in printed
     assert "share of the prediction restored" in printed
     page = out.read_text(encoding="utf-8")
-    assert "<script" not in page
+    assert set(re.findall(r"<script>(.*?)</script>", page, re.DOTALL)) <= set(map(script, kinds()))
+    page = page.replace("http://www.w3.org/2000/svg", "")  # a name, nothing is fetched
     assert "<b>" not in page, "text from outside is escaped"
     assert "http://" not in page
     assert "https://" not in page
