@@ -97,7 +97,7 @@ def test_any_shape_padding_and_budget(
         for row in (~differs).nonzero().flatten().tolist():  # something has to differ
             at = int(mask[row].nonzero()[0])
             corrupted[row, at] = clean[row, at] % 40 + 3
-        read = 0
+        read = -(read % 2)  # the first token of each text, or the last
     metric = any_function if all_logits else nl.patching.logit_difference(3, 7, pos=read)
     wanted = one_by_one(model, clean, corrupted, metric, site, mask)
     sides = [clean, corrupted]

@@ -18,7 +18,7 @@ from neox_lab.experiments.patching.sites import Site
 Report = Callable[[int, int], None]
 """Told how much of the work is done, and how much there is."""
 
-BUDGET = 4096
+BUDGET = 2048
 """Tokens that go up the layers together. More of them need more memory and are not faster."""
 
 
