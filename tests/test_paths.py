@@ -202,6 +202,22 @@ def test_a_function_is_a_metric_too() -> None:
     assert float(only.values[0]) == pytest.approx(float(metric(output.logits.detach())), abs=1e-4)
 
 
+@pytest.mark.parametrize("part", PARTS)
+def test_edges_between_heads_are_direct_paths(part: Any) -> None:
+    """The functions by TransformerLens's names have a way of their own to the same numbers."""
+    model, clean, corrupted = build(), prompts(1, "none"), prompts(0, "none")
+    caches = [model.run_with_cache(side["input_ids"])[1] for side in (clean, corrupted)]
+
+    def metric(logits: Tensor) -> Tensor:
+        return logits[:, -1].logsumexp(dim=-1).mean()
+
+    ids = corrupted["input_ids"]
+    paths = nl.patching.get_act_patch_direct_path(model, ids, *caches, metric, 0, 2, part, False)
+    later = [f"L{layer}H{head}.{part}" for layer in (1, 2) for head in range(4)]
+    edges = edge_sweep(model, clean, corrupted, metric, ["L0H2"], later)
+    close(edges.values[0], paths[1:].flatten())
+
+
 def test_direct_effects_are_the_exact_side_of_direct_attribution() -> None:
     """Where the change is small, the direct effect is the difference of the shares."""
     model, clean, corrupted = build(LM, double=True), prompts(), prompts()
