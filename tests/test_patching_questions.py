@@ -356,3 +356,19 @@ def test_planted_heads_are_found_exactly() -> None:
     assert {(a, b) for a, b in (zeros.abs() > 1e-4).nonzero().tolist()} == set(
         planting.HEADS.values()
     )
+
+
+def test_main_head_of_the_built_in_model_by_patching_and_by_ablation() -> None:
+    model = nl.load()
+    pairs = nl.gym.TASKS["ioi"].pairs(24)
+    metric = nl.patching.logit_difference([p.correct for p in pairs], [p.wrong for p in pairs])
+    clean, corrupted = [p.clean for p in pairs], [p.corrupted for p in pairs]
+    brings_back = swept(model, clean, corrupted, metric, site="z_all_pos")
+    is_missed = nl.patching.ablate(model, clean, metric, "z_all_pos", progress=False)
+    best = brings_back.top(1).iloc[0]
+    at = int(best.layer), int(best["head"])
+    assert best.effect > 0
+    missed = is_missed.effect()
+    assert float(missed[at]) < 0
+    worse = (missed < missed[at]).nonzero().tolist()
+    assert len(worse) <= 1, f"heads {worse} are missed more than {at}"
