@@ -20,29 +20,35 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from playwright.sync_api import Error as BrowserError
+from playwright.sync_api import sync_playwright
 
 from neox_lab.views import AttentionView
 
 LAYERS = HEADS = 12
 CHROMIUM = os.environ.get("NEOX_LAB_CHROMIUM", "/usr/bin/chromium")
+ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 # Notes when the first and the last map are there, and a frame later, when they can be seen.
 WATCH = """
 const count = () => {
   const live = document.querySelector(".neox-live");
   return (live ? live.shadowRoot : document).querySelectorAll("canvas").length;
 };
-window.seen = {};
-const note = (name) =>
-  requestAnimationFrame(() => (window.seen[name] = window.seen[name] || performance.now()));
+const told = {};
+const tell = (name) => {
+  if (!told[name]) requestAnimationFrame(() => console.info(`seen ${name} ${performance.now()}`));
+  told[name] = true;
+};
 const look = () => {
   const maps = count();
-  if (maps) note("first");
-  if (maps >= 144) note("all");
+  if (maps) tell("first");
+  if (maps >= 144) tell("all");
   else requestAnimationFrame(look);
 };
 requestAnimationFrame(look);
@@ -79,34 +85,37 @@ def bertviz(weights: np.ndarray, pieces: list[str]) -> str:
     return model_view(layers, pieces, html_action="return").data
 
 
-def times(browser: Any, html: str, limit: int) -> dict[str, float]:
+def times(playwright: Any, html: str, limit: int) -> dict[str, float]:
     """Milliseconds to the first map and to all of them; without those that did not come."""
+    found: dict[str, float] = {}
+
+    def hear(message: Any) -> None:
+        if message.text.startswith("seen "):
+            _, name, when = message.text.split()
+            found[name] = float(when)
+
+    # A browser of its own, for a page that hangs takes its browser with it.
+    browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+    browser.new_page().goto("about:blank")  # the first page pays for starting up
+    page = browser.new_context(offline=True, viewport={"width": 1280, "height": 1000}).new_page()
+    page.on("console", hear)
+    page.add_init_script(WATCH)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "view.html"
         path.write_text(f"<!DOCTYPE html><meta charset='utf-8'><body>{html}</body>", "utf-8")
-        context = browser.new_context(offline=True, viewport={"width": 1280, "height": 1000})
-        page = context.new_page()
-        page.set_default_timeout(1000 * limit)
-        page.add_init_script(WATCH)
+        end = time.monotonic() + limit
         try:
-            page.goto(path.as_uri())
-            page.wait_for_function("window.seen.all")
-        except Exception as error:
-            if "Timeout" not in type(error).__name__:
-                raise
-        try:
-            page.set_default_timeout(5000)
-            found: dict[str, float] = page.evaluate("window.seen")
-        except Exception:
-            found = {}
-        context.close()
-        return found
+            page.goto(path.as_uri(), timeout=1000 * limit, wait_until="commit")
+            while "all" not in found and time.monotonic() < end:
+                page.wait_for_timeout(100)
+        except BrowserError:
+            pass
+        browser.close()
+    return found
 
 
 def main() -> None:
     """Print a line for each program and length."""
-    from playwright.sync_api import sync_playwright
-
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--tokens", type=int, nargs="+", default=[32, 64, 128])
     parser.add_argument("--limit", type=int, default=180, help="seconds to wait for a picture")
@@ -116,11 +125,8 @@ def main() -> None:
         "circuitsvis": circuitsvis,
         "bertviz": bertviz,
     }
-    arguments = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
     print(f"{'':12} {'tokens':>6} {'bytes':>12} {'times ours':>10} {'first ms':>9} {'all ms':>9}")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        browser.new_page().goto("about:blank")  # the first page pays for starting up
         for tokens in options.tokens:
             weights, base = patterns(tokens), 0
             pieces = [f" w{at % 40}" for at in range(tokens)]
@@ -128,7 +134,7 @@ def main() -> None:
                 html = make(weights, pieces)
                 size = len(html.encode("utf-8"))
                 base = base or size
-                seen = times(browser, html, 10 if name == "bertviz" else options.limit)
+                seen = times(playwright, html, 10 if name == "bertviz" else options.limit)
                 first, every = (
                     f"{seen[key]:.0f}" if key in seen else "none" for key in ("first", "all")
                 )
@@ -136,7 +142,6 @@ def main() -> None:
                 print(
                     f"{name:12} {tokens:6} {size:12,} {ratio:>10} {first:>9} {every:>9}", flush=True
                 )
-        browser.close()
 
 
 if __name__ == "__main__":

@@ -149,7 +149,8 @@ class HeatmapView(View):
             ]
             for row, name in enumerate(self.row_labels)
         ]
-        return Table("All values", [(f"{self.row_axis} ╲ {self.column_axis}", "l"), *names], rows)
+        columns = [(f"{self.row_axis} ╲ {self.column_axis}", "l"), *names]
+        return Table("All values", columns, rows, folded=True)
 
     def _top(self, count: int) -> list[tuple[int, int]]:
         """The measured cells farthest from the centre (or largest), the farthest first."""

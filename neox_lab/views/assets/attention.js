@@ -90,7 +90,8 @@ async function mount(element, data, host) {
     const rows = best
       .slice(0, 5)
       .map(([share, at]) => [named(at), share / data.top, share.toFixed(3)]);
-    return el("div", {}, el("h4", {}, caption), bars(rows));
+    const shown = rows.length ? bars(rows) : el("p", { class: "hint" }, "nothing");
+    return el("div", {}, el("h4", {}, caption), shown);
   }
 
   function describe(query, key) {
