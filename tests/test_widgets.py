@@ -38,7 +38,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return nl.load()
+    model = nl.load()
+    model.generation_config.eos_token_id = None  # texts do not end by themselves
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +211,9 @@ def test_closing_stops_and_leaves_the_result(model: Any) -> None:
 def test_a_program_that_ends_meanwhile_ends_cleanly() -> None:
     code = (
         "import neox_lab as nl\n"
-        "widget = nl.widgets.generation(nl.load(), 'The king')\n"
+        "model = nl.load()\n"
+        "model.generation_config.eos_token_id = None\n"
+        "widget = nl.widgets.generation(model, 'The king')\n"
         "widget.length = 2000\n"
         "widget.run()\n"
         "while not widget.progress[0]: pass\n"
@@ -377,12 +381,14 @@ def test_a_branch_replaces_a_token_and_writes_on(model: Any) -> None:
     assert "no alternative 8" in widget.message
 
 
-def test_a_branch_that_ends_the_text_ends_there(model: Any) -> None:
+def test_a_branch_that_ends_the_text_ends_there() -> None:
+    model = nl.load()
+    model.generation_config.eos_token_id = None
     widget = nl.widgets.generation(model, PROMPT)
     widget.length = 6
     widget.run()
     widget.wait(LONG)
-    end = model.generation_config.eos_token_id
+    end = model.generation_config.eos_token_id = 0
     written = widget.branches[0].tokens[1]
     stop = type(written.alternatives[0])(end, "<|endoftext|>", 0.1)
     changed = type(written)(written.token, written.piece, 0.5, 1.0, (stop,))
@@ -478,6 +484,10 @@ def test_heads_say_what_their_tasks_say() -> None:
     one = nl.widgets.classification(classifier, "The king")
     expected = nl.tasks.classification.predict(classifier, "The king").frame
     assert one.wait(LONG).frame.equals(expected)
+    bars = one.result.view()
+    for label, shares in zip(["no", "yes"], bars.attributions, strict=True):
+        lost = nl.attribution.occlusion(classifier, "The king", nl.attribution.class_logit(label))
+        np.testing.assert_allclose(shares, lost.values[0], rtol=1e-5)
     two = nl.widgets.answering(reader, "Who?", "The king went home.")
     expected = nl.tasks.answering.predict(reader, "Who?", "The king went home.").frame
     assert two.wait(LONG).frame.equals(expected)

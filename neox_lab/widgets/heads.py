@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import traitlets
 
 from neox_lab.errors import InputError
+from neox_lab.experiments.attribution import occlusion
+from neox_lab.experiments.metrics import class_logit
 from neox_lab.gym import labelled
 from neox_lab.tasks import answering, classification, tagging
+from neox_lab.views import BarsView
 from neox_lab.widgets.live import LiveWidget
 from neox_lab.widgets.panels import panel
 from neox_lab.widgets.worker import Job
+
+MOST_CLASSES = 12  # explained token by token
 
 
 class HeadWidget(LiveWidget):
@@ -50,15 +57,22 @@ class HeadWidget(LiveWidget):
         if empty:
             raise InputError(f"There is nothing to read yet. Fill in: {', '.join(empty)}.")
         report = self._predict(given)
-        self._show(job, report, [panel("answer", report.view())])
+        self._show(job, report, [panel("answer", report.view())], now=True)
+        self._explain(job, given, report)
 
     def _predict(self, given: Any) -> Any:
         """The task's own ``predict`` for what the controls said."""
         raise NotImplementedError
 
+    def _explain(self, job: Job, given: Any, report: Any) -> None:
+        """What takes longer and is shown later; nothing, unless a subclass has something."""
+
 
 class ClassificationWidget(HeadWidget):
-    """A text and how likely each class is; see ``tasks.classification.predict``.
+    """A text, how likely each class is, and what each token does for it.
+
+    See ``tasks.classification.predict`` and, for the tokens, ``attribution.occlusion``: by how much
+    a class's logit falls when an end-of-text token stands in a token's place.
 
     Attributes:
         text: what is classified.
@@ -76,6 +90,21 @@ class ClassificationWidget(HeadWidget):
 
     def _predict(self, given: Any) -> Any:
         return classification.predict(self._model, given.text)
+
+    def _explain(self, job: Job, given: Any, report: Any) -> None:
+        bars = report.view()
+        if len(bars.names) > MOST_CLASSES:
+            return
+        lost = []
+        for number in range(len(bars.names)):
+            job.check()
+            self._publish(job, progress=[number, len(bars.names)])
+            lost.append(occlusion(self._model, given.text, class_logit(number)).values[0].numpy())
+        note = "Below each token: by how much the logit of the class falls without it."
+        pieces = self._model.to_str_tokens(given.text)
+        view = BarsView(bars.names, bars.values, bars.title, note, pieces, np.stack(lost))
+        explained = dataclasses.replace(report, picture=lambda: view)
+        self._show(job, explained, [panel("answer", view)])
 
 
 class AnsweringWidget(HeadWidget):

@@ -19,7 +19,7 @@ from typing import Any
 import nbformat
 from pages import watch
 
-PATIENCE = 300  # seconds; the machines that run tests may be busy
+PATIENCE = 120  # seconds; the machines that run tests may be busy
 SETTINGS = {
     "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false"},
@@ -178,14 +178,20 @@ class Notebook:
             assert time.monotonic() < end, f"not true within {timeout} s: {expression}"
             time.sleep(0.1)
 
-    def cell(self, number: int) -> Any:
-        """The outputs of a code cell."""
-        return self.page.locator(".jp-CodeCell").nth(number).locator(".jp-OutputArea-output")
+    def widget(self, number: int) -> Any:
+        """The live widget below a code cell."""
+        return self.page.locator(".jp-CodeCell").nth(number).locator(".neox-widget")
 
     def save(self) -> None:
         """Write the notebook to its file."""
         self.page.evaluate("window.jupyterapp.commands.execute('docmanager:save')")
         self.page.wait_for_function(f"!{CURRENT}.context.model.dirty")
+
+    def picture(self, name: str) -> Path:
+        """A screenshot, in the folder above the notebooks'."""
+        path = self.lab.root.parent / name
+        self.page.screenshot(path=path)
+        return path
 
     def close(self) -> None:
         """Close the window."""

@@ -22,6 +22,7 @@ import torch
 import neox_lab as nl
 torch.set_num_threads(1)
 model = nl.load()
+model.generation_config.eos_token_id = None  # texts do not end by themselves
 texts = [f"{a} {b} home" for a in ("The king", "A dog") for b in "abcdefgh"]
 found = nl.probing.probe(model, texts, ["king"] * 8 + ["dog"] * 8, sites="resid_post")
 classifier = nl.load(head="sequence-classification", labels=["no", "yes"])
@@ -60,7 +61,11 @@ def saved(lab: Any) -> Path:
     notebook.run_all()
     for name in WIDGETS:
         notebook.until(f"{name}.phase in ('done', 'idle')")
-    use(notebook)
+    try:
+        use(notebook)
+    except Exception as error:
+        error.add_note(f"The page then: {notebook.picture('failed.png')}")
+        raise
     for name in WIDGETS:
         notebook.until(f"{name}._kept._current[0] is {name}._shown")
     notebook.save()
@@ -71,7 +76,7 @@ def saved(lab: Any) -> Path:
 
 def use(notebook: Any) -> None:
     """A click in each widget, and what the kernel then knows."""
-    cell = {name: notebook.cell(at) for at, name in enumerate(WIDGETS, 1)}
+    cell = {name: notebook.widget(at) for at, name in enumerate(WIDGETS, 1)}
 
     def press(name: str, label: str) -> None:
         cell[name].get_by_role("button", name=label, exact=True).click()
