@@ -196,6 +196,20 @@ def test_questions_that_make_no_sense(change: dict[str, Any], error: Any, messag
         _ = result()["x"]
 
 
+def test_sites_of_several_kinds_are_several_lines_over_the_layers() -> None:
+    layers = [str(layer) for layer in range(model().config.num_hidden_layers)]
+    found = nl.probing.probe(model(), TEXTS, LABELS, sites=["hook_embed", "attn_out", "mlp_out"])
+    view = found.view()
+    assert view.x_names == ["hook_embed", *layers]
+    assert list(view.lines)[::2] == ["accuracy", "attn_out, accuracy", "mlp_out, accuracy"]
+    scores = found.frame.query("site.str.endswith('mlp_out')")["score"]
+    assert view.lines["mlp_out, accuracy"].y.tolist() == pytest.approx(scores.tolist())
+    assert view.lines["mlp_out, accuracy"].x.tolist() == list(range(1, len(layers) + 1))
+    one = nl.probing.probe(model(), TEXTS, LABELS, sites=["hook_embed", "resid_post"]).view()
+    assert one.x_names == ["hook_embed", *(f"{layer} resid_post" for layer in layers)]
+    assert list(one.lines) == ["accuracy", "control (shuffled labels)"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"), [("", "row 7: has no token"), ("a " * 900, r"row 7: \d+ tokens")]
 )

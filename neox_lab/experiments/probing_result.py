@@ -181,20 +181,25 @@ class ProbeResult:
         return pd.DataFrame({"text": list(texts), "prediction": said})
 
     def view(self) -> CurvesView:
-        """Score by site, with its interval, beside control and baseline."""
+        """Score by site, with its interval, beside control and baseline; a line for each kind."""
         from neox_lab.views.curves import CurvesView, Line
 
         frame = self.frame
-        at = np.arange(len(frame))
-        kind = "accuracy" if self.labels else "R²"
-        lines = {
-            kind: Line(at, frame["score"], frame["low"], frame["high"]),
-            "control (shuffled labels)": Line(at, frame["control"]),
-        }
+        score = "accuracy" if self.labels else "R²"
+        kinds, places = zip(*(_kind_and_place(name) for name in frame["site"]), strict=True)
+        several = len(set(kinds) - {""}) > 1
+        names = list(dict.fromkeys(places if several else _short(frame["site"].tolist())))
+        frame["at"] = [names.index(place) for place in places] if several else range(len(frame))
+        lines = {}
+        for kind in dict.fromkeys(kinds if several else [""]):
+            part = frame[[one == kind for one in kinds]] if several else frame
+            prefix = f"{kind}, " if kind else ""
+            lines[prefix + score] = Line(part["at"], part["score"], part["low"], part["high"])
+            lines[f"{prefix}control (shuffled labels)"] = Line(part["at"], part["control"])
         level = "commonest class" if self.labels else "always the mean"
-        names = [name.removeprefix("blocks.").replace(".hook_", " ") for name in frame["site"]]
         title = f"Probes, {self.counts[2]} test texts"
-        return CurvesView(title, lines, "site", kind, names, {level: self.baseline})
+        axis = "layer" if several else "site"
+        return CurvesView(title, lines, axis, score, names, {level: self.baseline})
 
     def __repr__(self) -> str:
         """The view's text."""
@@ -208,3 +213,14 @@ class ProbeResult:
         if name.startswith("to_"):
             return getattr(self.view(), name)
         raise AttributeError(f"ProbeResult has no attribute {name!r}")
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    return [name.removeprefix("blocks.").replace(".hook_", " ") for name in names]
+
+
+def _kind_and_place(name: str) -> tuple[str, str]:
+    """What a hook name reads in every layer, and in which one; or "" and the name itself."""
+    _, blocks, inside = name.partition("blocks.")
+    layer, _, kind = inside.partition(".")
+    return (kind.replace("hook_", ""), layer) if blocks else ("", name)
