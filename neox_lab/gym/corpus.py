@@ -20,7 +20,7 @@ from tokenizers.trainers import BpeTrainer
 from neox_lab.family.losses import IGNORED
 from neox_lab.gym import labelled, lore
 from neox_lab.gym.words import NAMES, single_tokens, split
-from neox_lab.gym.world import TASKS, UNRELATED
+from neox_lab.gym.world import TASKS, UNRELATED, opinion, tale
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
@@ -29,6 +29,8 @@ Context = tuple[list[int], list[int]]
 """Tokens and their labels, as many: the token itself, or -100 where it does not count."""
 KINDS = (*TASKS, "lore", "reviews", "questions", "sentences")
 """What sentences of the world are about. The last three are data of the heads, as plain text."""
+LATER = ("tales", "opinions", "people")
+"""Kinds that only later phases of training have."""
 
 
 def divide(text: str, held_out: float) -> tuple[str, str]:
@@ -74,7 +76,7 @@ def whole_words() -> list[str]:
 
 
 def world_texts(kind: str, count: int, random: Random) -> list[tuple[str, str]]:
-    """``count`` texts of one of ``KINDS``, of the training part only, in two pieces.
+    """``count`` texts of one of ``KINDS`` or ``LATER``, of the training part, in two pieces.
 
     The first piece is what asks, which for a task is mostly drawn at random; it is empty where
     every word tells something.
@@ -82,8 +84,11 @@ def world_texts(kind: str, count: int, random: Random) -> list[tuple[str, str]]:
     if kind in TASKS:
         examples = [TASKS[kind].draw(random, "train") for _ in range(count)]
         return [(example.pair.clean, example.pair.correct + example.rest) for example in examples]
-    if kind == "lore":
-        return [("", lore.sentence(random)) for _ in range(count)]
+    if kind in ("tales", "opinions"):
+        return [(tale if kind == "tales" else opinion)(random) for _ in range(count)]
+    if kind in ("lore", "people"):
+        tell = lore.sentence if kind == "lore" else lore.person
+        return [("", tell(random)) for _ in range(count)]
     seed = random.randrange(10**9)
     if kind == "questions":
         rows = labelled.questions("train", count, seed)

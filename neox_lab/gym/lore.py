@@ -35,7 +35,8 @@ _PEOPLE = (
 )
 
 
-def _person(random: Random) -> str:
+def person(random: Random) -> str:
+    """One sentence that tells whether a name is a woman's or a man's."""
     name, other = random.sample(NAMES, 2)
     if name in WOMEN:
         words = dict(adult="woman", child="girl", Her="Her", her="her", sibling="sister")
@@ -142,4 +143,4 @@ def _talk(random: Random) -> str:
 
 def sentence(random: Random) -> str:
     """One sentence about a name, a word of praise or blame, a noun, years, or nothing much."""
-    return random.choice((_person, _opinion, _number, _years, _talk))(random)
+    return random.choice((person, _opinion, _number, _years, _talk))(random)

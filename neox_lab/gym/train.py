@@ -67,13 +67,18 @@ class Phase:
     more: tuple[str, ...] = ()
 
 
+HARD = ("ioi", "tracking", "tracking") * 3
+TOLD = ("ioi", "pronouns", "sentiment", "lore", "lore") * 2 + ("tales",) * 10
+LAST = ("ioi", "pronouns", "lore") + ("people",) * 3 + ("opinions",) * 5 + ("tales",) * 10
 PHASES = (
     # Half of it repeats, in short contexts: heads learn to look things up.
-    Phase(64, 32, 2500, 0.05, 0.5, warm_up=0.04, decay="constant", weight_decay=0.01),
+    Phase(64, 32, 2500, 0.05, 0.5, 0.04, "constant", 0.01),
     # Mostly the small world, a few texts at a time, and more of what is hardest.
-    Phase(96, 20, 2400, 0.08, 0.15, 0.01, "constant", 0.1, ("ioi", "tracking", "tracking") * 3),
-    # The same in long contexts, and to rest.
-    Phase(256, 8, 700, 0.15, 0.15, warm_up=0.01, decay="cosine", weight_decay=0.1),
+    Phase(96, 20, 2400, 0.08, 0.15, 0.01, "constant", 0.1, HARD),
+    # Now with stories that ask about everything in them.
+    Phase(96, 20, 2800, 0.06, 0.12, 0.01, "constant", 0.1, TOLD),
+    # Longer contexts, opinions in more ways of saying them, and to rest.
+    Phase(128, 16, 2200, 0.08, 0.12, 0.01, "cosine", 0.1, LAST),
 )
 
 
@@ -107,7 +112,7 @@ class Recipe:
     phases: tuple[Phase, ...] = PHASES
     learning_rate: float = 3e-3
     held_out: float = 0.05
-    snapshots: tuple[int, ...] = (0, 128, 512, 1000, 1200, 1414, 1700, 2400)
+    snapshots: tuple[int, ...] = (0, 128, 512, 1000, 1200, 1414, 1700, 2400, 4000)
     seed: int = 0
 
     @property
