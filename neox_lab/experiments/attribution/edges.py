@@ -76,4 +76,4 @@ def of_node(tensor: Tensor, node: Node) -> Tensor:
 def _exact_changes(model: Any, clean: Any, corrupted: Any, metric: Metric) -> Tensor:
     from neox_lab.experiments import paths
 
-    return paths.edge_sweep(model, clean, corrupted, metric).values
+    return paths.edge_sweep(model, clean, corrupted, metric).effect()
