@@ -465,8 +465,10 @@ def test_probes_say_of_a_text_what_predict_says(model: Any) -> None:
     ]
     ask(widget, "run")
     widget.wait(LONG)
-    mistakes = next(p for p in widget.panels if p["key"] == "mistakes")
-    assert names[0].split(".")[1] in mistakes["data"]["title"]
+    _, mistakes, answer = widget.panels
+    assert found.best.name in mistakes["data"]["title"]
+    assert "The king a home" in answer["data"]["title"]
+    assert widget._repr_mimebundle_()[0]["text/html"].count("neox-view") >= 3, "all three are kept"
     alone = nl.widgets.probing(found)
     assert alone.wait(LONG) is found
     assert [control["name"] for control in alone.controls] == ["site"]
@@ -566,7 +568,15 @@ def test_patching_the_whole_prompt_writes_the_clean_continuation(sharp: Any) -> 
 def test_patching_explains_what_is_wrong_and_stops(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = functools.partial(nl.patching.sweep, budget=8)  # many small steps
+    def slow(*asked: Any, progress: Callable[[int, int], None]) -> Any:
+        """Many small steps, each long enough to be seen."""
+
+        def report(done: int, total: int) -> None:
+            progress(done, total)
+            time.sleep(INTERVAL)
+
+        return nl.patching.sweep(*asked, budget=1, progress=report)
+
     monkeypatch.setattr("neox_lab.widgets.patches.sweep", slow)
     widget = nl.widgets.patching(model, CLEAN, "He said", " a", " the")
     with pytest.raises(InputError):

@@ -42,16 +42,18 @@ class ProbingWidget(LiveWidget):
         if given.site not in names:
             raise InputError(f"no probe {given.site!r}.{nearest(given.site, names)}")
         probe = self._probes[given.site]
-        panels = [panel("scores", self._probes.view())]
+        views = [self._probes.view()]
         if probe.confusion is not None:
             title = f"Mistakes of the probe at {given.site}"
             kinds = [str(name) for name in self._probes.labels]
-            panels.append(panel("mistakes", ConfusionView(probe.confusion, kinds, title=title)))
+            views.append(ConfusionView(probe.confusion, kinds, title=title))
         result: Any = self._probes
         if self._model is not None and given.text:
             result = self._said(given.text)
-            panels.append(panel("said", result))
-        self._show(job, result, panels)
+            views.append(result)
+        panels = [panel(view.title, view) for view in views]
+        beside = views[:-1] if result is views[-1] else views[1:]
+        self._show(job, result, panels, beside=beside)
 
     def _said(self, text: str) -> HeatmapView:
         """Each probe's scores for a text, its answer the largest."""

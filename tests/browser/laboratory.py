@@ -19,7 +19,7 @@ from typing import Any
 import nbformat
 from pages import watch
 
-PATIENCE = 120  # seconds; the machines that run tests may be busy
+PATIENCE = 300  # seconds; the machines that run tests may be busy
 SETTINGS = {
     "@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"},
     "@jupyterlab/apputils-extension/notification.jupyterlab-settings": {"fetchNews": "false"},
