@@ -187,13 +187,36 @@ def sentences(part: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
     return _draw(_sentence, part, count, seed)
 
 
+_PIECES = (
+    *("[PER]", "[LOC]", "[DATE]", "in [LOC]", "in [DATE]", "In [DATE]", "In [LOC]", "to [LOC]"),
+    *("with [PER]", "from [LOC]", "of [LOC]", "saw [PER]", "to [PER]", "Then [PER]", "and [PER]"),
+    *("the {thing}", "the {place}", "in the {place}", "was", "came", "the {box}", "and", ","),
+)
+
+
+def fragments(part: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows as those of ``sentences``, but bits of sentences in any order.
+
+    For training: here only the words themselves tell what they are, not the sentence they are in.
+    """
+    return _draw(_fragment, part, count, seed)
+
+
+def _fragment(random: Random, part: Split) -> dict[str, Any]:
+    return _marked(Draw(random, part), " ".join(random.choices(_PIECES, k=random.randint(3, 8))))
+
+
 def _sentence(random: Random, part: Split) -> dict[str, Any]:
     draw = Draw(random, part)
-    templates = [draw.template(_MARKED) for _ in range(random.randint(1, 2))]
+    return _marked(draw, " ".join(draw.template(_MARKED) for _ in range(random.randint(1, 2))))
+
+
+def _marked(draw: Draw, template: str) -> dict[str, Any]:
+    """The template with its words, and where its entities are."""
     fill = {"place": draw.one(PLACES), "thing": draw.one(OBJECTS), "box": draw.one(CONTAINERS)}
     text = ""
     entities = []
-    for piece in re.split(r"(\[[A-Z]+\])", " ".join(templates).format(**fill)):
+    for piece in re.split(r"(\[[A-Z]+\])", template.format(**fill)):
         if piece.startswith("["):
             label = piece[1:-1]
             piece = _entity(draw, label)
