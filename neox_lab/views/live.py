@@ -35,16 +35,22 @@ def kinds() -> tuple[str, ...]:
 @cache
 def source(kind: str) -> str:
     """The JavaScript of a kind, style sheet included; it defines ``mount(element, data, host)``."""
-    style = json.dumps((ASSETS / "style.css").read_text(encoding="utf-8"))
-    parts = [(ASSETS / f"{name}.js").read_text(encoding="utf-8") for name in ("common", kind)]
+    style = json.dumps(_bare("style.css"))
+    parts = [_bare(f"{name}.js") for name in ("common", kind)]
     return "\n".join([f"const STYLE = {style};", *parts])
 
 
 @cache
 def script(kind: str) -> str:
     """What stands between ``<script>`` and ``</script>`` in a fragment of a kind."""
-    boot = (ASSETS / "boot.js").read_text(encoding="utf-8")
-    return f'(() => {{\n"use strict";\nconst KIND = "{kind}";\n{source(kind)}\n{boot}}})();'
+    boot = _bare("boot.js")
+    return f'(() => {{\n"use strict";\nconst KIND = "{kind}";\n{source(kind)}\n{boot}\n}})();'
+
+
+def _bare(name: str) -> str:
+    """An asset without indentation, empty lines and lines of comment: each view carries it."""
+    lines = map(str.strip, (ASSETS / name).read_text(encoding="utf-8").splitlines())
+    return "\n".join(line for line in lines if line and not line.startswith(("//", "/*", "*")))
 
 
 def fragment(kind: str, data: Mapping[str, Any], picture: str, tables: str) -> str:

@@ -327,13 +327,12 @@ def test_rows_are_found_by_words(page: Any, files: Any) -> None:
 
 
 def test_without_scripts_picture_and_tables_remain(chromium: Any, files: Any) -> None:
+    page = chromium.new_context(java_script_enabled=False, offline=True).new_page()
     for name in NAMES:
-        context = chromium.new_context(java_script_enabled=False, offline=True)
-        page = context.new_page()
         page.goto(files(name, WORDS).as_uri())
         assert page.locator(".neox-picture img").is_visible(), name
         assert page.locator("table").count() > 0, name
-        context.close()
+    page.context.close()
 
 
 def test_a_strange_script_in_a_page_is_refused(chromium: Any, files: Any, tmp_path: Path) -> None:
