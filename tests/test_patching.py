@@ -107,6 +107,17 @@ def test_any_shape_padding_and_budget(
     same(got.values, wanted)
 
 
+@pytest.mark.parametrize("site", SITES)
+def test_padding_in_front_looks_ahead(site: str) -> None:
+    """A function of all logits sees those of padding too, which depend on all positions."""
+    model = small(use_parallel_residual=False)
+    clean, corrupted = prompts(2, 4, 2)
+    mask = torch.tensor([[0, 0, 1, 1], [0, 1, 1, 1]])
+    wanted = one_by_one(model, clean, corrupted, any_function, site, mask)
+    sides = [{"input_ids": ids, "attention_mask": mask} for ids in (clean, corrupted)]
+    same(swept(model, *sides, any_function, site).values, wanted)
+
+
 @pytest.mark.parametrize("site", ["resid_pre", "mlp_out", "z", "v_all_pos", "pattern_by_dest"])
 @pytest.mark.parametrize(
     ("head", "metric"),

@@ -82,7 +82,7 @@ class Arrivals:
         number = torch.arange(len(rows), device=rows.pair.device)
         row, pos = number, rows.pos
         if site.place != "one":
-            row, pos = suffixes(rows.pos, self.base.length)
+            row, pos = suffixes(rows.start, self.base.length)
         pair = rows.pair[row]
         if site.by_head:
             read = self._read(site, layer, rows, row, pos)
