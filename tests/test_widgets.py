@@ -157,11 +157,14 @@ def test_a_newer_request_has_the_last_word() -> None:
     widget.run()
     assert inside.wait(LONG)
     widget._work = lambda w, job: w._show(job, new, [panel("map", new)])
+    phases: list[str] = []
     widget.run()
     assert widget.phase == "waiting"
+    widget.observe(lambda change: phases.append(change["new"]), "phase")
     on.set()
     assert widget.wait(LONG) is new
-    assert widget.panels == [panel("map", new)] and widget.phase == "done"
+    assert widget.panels == [panel("map", new)]
+    assert phases == ["running", "done"], "the old one said that it was done"
 
 
 def test_the_browser_is_told_at_most_twenty_times_a_second_and_always_the_last() -> None:
@@ -500,6 +503,19 @@ def test_heads_say_what_their_tasks_say() -> None:
     ask(empty, "run")
     with pytest.raises(InputError, match="Passage"):
         empty.wait(LONG)
+
+
+def test_without_a_model_the_built_in_heads_read_an_example() -> None:
+    from neox_lab.gym import labelled
+
+    review = labelled.reviews("held-out", 1)[0]
+    classes = nl.widgets.classification()
+    assert classes.text == review["text"]
+    assert classes.wait(LONG).frame["prediction"][0] in ("negative", "positive")
+    answers = nl.widgets.answering()
+    assert answers.question and answers.wait(LONG).frame["answer"][0] in answers.passage
+    tags = nl.widgets.tagging(text="Mary went to Rome.")
+    assert tags.text == "Mary went to Rome." and tags.wait(LONG) is tags.result
 
 
 def test_models_with_another_head_are_refused_at_once(model: Any) -> None:
