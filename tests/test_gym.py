@@ -26,7 +26,9 @@ from neox_lab.gym import corpus, evaluation, heads, labelled, train
 from neox_lab.gym.examples import Pair
 from neox_lab.tasks.language import measure
 
-PHASE = train.Phase(16, 4, 3, english=0.25, repeated=0.25, warm_up=0.2, decay="constant")
+PHASE = train.Phase(
+    16, 4, 3, english=0.25, repeated=0.25, warm_up=0.2, decay="constant", weight_decay=0.1
+)
 TINY = train.Recipe(
     layers=1,
     heads=2,
@@ -91,14 +93,9 @@ def test_shipped_model_loads_quickly_and_without_network(monkeypatch: pytest.Mon
         nl.gym.weights_directory(), output_loading_info=True
     )
     assert not any(info.values())
-    assert nl.load().to_str_tokens("So Mary saw the wonderful museum") == [
-        "So",
-        " Mary",
-        " saw",
-        " the",
-        " wonderful",
-        " museum",
-    ]
+    pieces = nl.load().to_str_tokens("Mary left the wonderful museum")
+    assert pieces[0] == "Mary"
+    assert pieces[-2:] == [" wonderful", " museum"]
 
 
 def test_shipped_files_belong_together(model: Any, tokenizer: Any, record: dict[str, Any]) -> None:
@@ -262,7 +259,9 @@ def test_evaluation_works_with_another_tokenizer(shared: Path) -> None:
     other.tokenizer = tokenizer
     found = nl.gym.evaluate(other, count=40)
     assert ((found.frame["count"] + found.frame["left_out"]) == 40).all()
-    assert (found.frame["count"] >= 10).all()
+    counts = found.frame.set_index("task")["count"]
+    assert (counts.drop("greater_than") >= 10).all()
+    assert counts["greater_than"] == 0  # years are several tokens there
     assert found.frame["left_out"].sum() > 0
     reasons = found.examples[found.examples["left_out"] != ""]["left_out"]
     assert reasons.str.contains("not one token|corrupted").all()

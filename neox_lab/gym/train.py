@@ -140,7 +140,10 @@ def train(
     model = initial(recipe, len(tokenizer))
     model.tokenizer = tokenizer
 
+    results: list[TrainingResult] = []
+
     def keep(step: int) -> None:
+        step += sum(result.steps for result in results)
         if step in recipe.snapshots:
             save_half(model, out / "revisions" / f"step{step}", torch.bfloat16)
 
@@ -155,9 +158,7 @@ def train(
 
     if not (out / "run").exists():
         keep(0)
-    results: list[TrainingResult] = []
     for number, phase in enumerate(recipe.phases):
-        before = sum(result.steps for result in results)
         result = fit(
             model,
             contexts(tokenizer.backend_tokenizer, training_text, phase, recipe.seed + number),
@@ -174,7 +175,7 @@ def train(
             ),
             evaluate=measured,
             directory=out / "run" / str(number),
-            after_step=lambda step, before=before: keep(before + step),
+            after_step=keep,
         )
         results.append(result)
         if result.interrupted:
@@ -234,10 +235,10 @@ def initial(recipe: Recipe, vocab_size: int) -> GPTNeoXForCausalLM:
     """
     torch.manual_seed(recipe.seed)
     model = GPTNeoXForCausalLM(configuration(recipe, vocab_size))
-    for layer in model.gpt_neox.layers:
-        # Stored per head as queries, keys, values.
-        bias = layer.attention.query_key_value.bias.view(recipe.heads, 3, -1)
-        bias[:, :2].normal_(0.0, recipe.bias_spread)
+    for name, parameter in model.named_parameters():
+        if name.endswith("query_key_value.bias"):
+            # Stored per head as queries, keys, values.
+            parameter.view(recipe.heads, 3, -1)[:, :2].normal_(0.0, recipe.bias_spread)
     model.embed_out.weight.copy_(model.gpt_neox.embed_in.weight)
     return model
 
