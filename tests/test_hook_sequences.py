@@ -167,7 +167,8 @@ class Hooks(RuleBasedStateMachine):
         for context in list(self.open):
             context.__exit__(None, None, None)
         assert not self.model.hook_stack.placements
-        assert torch.equal(self.logits(self.model), self.plain)
+        # To the last bit they need not agree: a stream may have laid the weights out anew.
+        torch.testing.assert_close(self.logits(self.model), self.plain, rtol=1e-5, atol=1e-5)
         after = self.model.state_dict()
         assert after.keys() == self.weights.keys()
         assert all(torch.equal(after[name], weight) for name, weight in self.weights.items())
