@@ -88,6 +88,8 @@ class Attention(nn.Module):
         q = rotate(tap("attn.hook_q", q), *rotation)
         k = rotate(tap("attn.hook_k", k), *rotation)
         v = tap("attn.hook_v", v)
+        if v.requires_grad:
+            v = v.contiguous()  # a view would keep queries and keys alive until the backward pass
         q = tap("attn.hook_rot_q", q).transpose(1, 2)  # [batch, head, pos, d_head]
         k = tap("attn.hook_rot_k", k).transpose(1, 2)
         v = v.transpose(1, 2)
