@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from neox_lab.errors import InputError, nearest
+from neox_lab.shown import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +29,8 @@ SCORES = {
 }
 
 
-@dataclass(frozen=True)
-class HeadsResult:
+@dataclass(frozen=True, repr=False)
+class HeadsResult(Shown):
     """Scores and statistics of all heads; all arrays are float32 ``[layer, head]`` on the CPU.
 
     The statistics are averages over all queries but the first of each text, which can only look
@@ -109,16 +110,3 @@ class HeadsResult:
                 f"{nearest(column, MEANINGS)}"
             )
         return self.values if column == "score" else getattr(self, column)
-
-    def __repr__(self) -> str:
-        """The view's text."""
-        return repr(self.view())
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return self.view()._repr_mimebundle_(include, exclude)
-
-    def __getattr__(self, name: str) -> Any:
-        """``to_png`` and the like are those of the map of scores."""
-        if name.startswith("to_"):
-            return getattr(self.view(), name)
-        raise AttributeError(f"HeadsResult has no attribute {name!r}")

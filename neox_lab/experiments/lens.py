@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import InputError, nearest
+from neox_lab.shown import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
-@dataclass(frozen=True)
-class LensResult:
+@dataclass(frozen=True, repr=False)
+class LensResult(Shown):
     """Predictions read off at each layer and position.
 
     All arrays are float32 on the CPU unless said otherwise. ``layer`` stands for the rows named by
@@ -116,19 +117,6 @@ class LensResult:
             pieces=[self.pieces[text][int(pos)] for pos in kept],
             title=f"Logit lens on {self.site}",
         )
-
-    def __repr__(self) -> str:
-        """The view's text."""
-        return repr(self.view())
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return self.view()._repr_mimebundle_(include, exclude)
-
-    def __getattr__(self, name: str) -> Any:
-        """``to_png`` and the like are those of the picture of the first text."""
-        if name.startswith("to_"):
-            return getattr(self.view(), name)
-        raise AttributeError(f"LensResult has no attribute {name!r}")
 
 
 @torch.no_grad()

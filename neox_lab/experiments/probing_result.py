@@ -13,6 +13,7 @@ from torch import Tensor
 
 from neox_lab.errors import InputError, nearest
 from neox_lab.experiments.activations import Where, collected
+from neox_lab.shown import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,8 +52,8 @@ class Probe:
     confusion: Any
 
 
-@dataclasses.dataclass(frozen=True)
-class ProbeResult:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ProbeResult(Shown):
     """Probes at several sites, trained and measured on the same texts.
 
     Attributes:
@@ -200,19 +201,6 @@ class ProbeResult:
         title = f"Probes, {self.counts[2]} test texts"
         axis = "layer" if several else "site"
         return CurvesView(title, lines, axis, score, names, {level: self.baseline})
-
-    def __repr__(self) -> str:
-        """The view's text."""
-        return repr(self.view())
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return self.view()._repr_mimebundle_(include, exclude)
-
-    def __getattr__(self, name: str) -> Any:
-        """``to_png`` and the like are those of the view."""
-        if name.startswith("to_"):
-            return getattr(self.view(), name)
-        raise AttributeError(f"ProbeResult has no attribute {name!r}")
 
 
 def _short(names: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ from neox_lab.errors import InputError, nearest
 from neox_lab.gym.examples import Pair
 from neox_lab.gym.words import Split
 from neox_lab.gym.world import TASKS
+from neox_lab.shown import Shown
 from neox_lab.tasks.batches import by_length, encoded, pad_token, padded
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ class Prompt(NamedTuple):
     wrong: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Evaluation:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """Accuracy and logit difference by task; shown in a notebook it is its picture.
 
     Attributes:
@@ -90,15 +91,6 @@ class Evaluation:
         """The table."""
         shown = self.frame[["task", "accuracy", "logit_difference", "count", "left_out"]]
         return shown.to_string(index=False, float_format=lambda value: f"{value:.3f}")
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return self.view()._repr_mimebundle_(include, exclude)
-
-    def __getattr__(self, name: str) -> Any:
-        """``to_png`` and the like are those of the view."""
-        if name.startswith("to_"):
-            return getattr(self.view(), name)
-        raise AttributeError(f"Evaluation has no attribute {name!r}")
 
 
 def tasks(examples: int = 3) -> pd.DataFrame:

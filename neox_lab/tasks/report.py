@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from neox_lab.shown import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -12,8 +14,8 @@ if TYPE_CHECKING:
     from neox_lab.views import View
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Report(Shown):
     """The result of ``evaluate`` or ``predict``; shown in a notebook it is its picture.
 
     Attributes:
@@ -34,12 +36,3 @@ class Report:
         """Metrics, and the view's text."""
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in self.metrics.items())
         return f"{numbers}\n\n{self.view()!r}" if numbers else repr(self.view())
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return self.view()._repr_mimebundle_(include, exclude)
-
-    def __getattr__(self, name: str) -> Any:
-        """``to_png`` and the like are those of the view."""
-        if name.startswith("to_"):
-            return getattr(self.view(), name)
-        raise AttributeError(f"Report has no attribute {name!r}")

@@ -26,6 +26,7 @@ from torch import Tensor
 from neox_lab.errors import InputError, TrainingError
 from neox_lab.family.losses import IGNORED
 from neox_lab.progress import Progress
+from neox_lab.shown import Shown
 from neox_lab.tasks import checkpoints
 from neox_lab.tasks.batches import Collate, Example
 from neox_lab.tasks.optimisation import optimizer_for, rate, trainable
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
 Evaluate = Callable[[], Mapping[str, float]]
 
 
-@dataclasses.dataclass(frozen=True)
-class TrainingResult:
+@dataclasses.dataclass(frozen=True, repr=False)
+class TrainingResult(Shown):
     """What a training run was like. The model itself was trained in place.
 
     Attributes:
@@ -85,19 +86,6 @@ class TrainingResult:
         stopped = ", interrupted" if self.interrupted else ""
         title = f"Training: {self.steps} steps in {self.seconds:.0f} s{stopped}"
         return CurvesView(title, lines, "step", "value")
-
-    def __repr__(self) -> str:
-        """The view's text."""
-        return repr(self.view())
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return self.view()._repr_mimebundle_(include, exclude)
-
-    def __getattr__(self, name: str) -> Any:
-        """``to_png`` and the like are those of the view."""
-        if name.startswith("to_"):
-            return getattr(self.view(), name)
-        raise AttributeError(f"TrainingResult has no attribute {name!r}")
 
 
 def fit(

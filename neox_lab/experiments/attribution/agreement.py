@@ -11,6 +11,7 @@ from torch import Tensor
 
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution.result import part_names
+from neox_lab.shown import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
     from neox_lab.views import ScatterView
 
 
-@dataclasses.dataclass(frozen=True)
-class Agreement:
+@dataclasses.dataclass(frozen=True, repr=False)
+class Agreement(Shown):
     """An estimate beside exact numbers.
 
     Attributes:
@@ -62,19 +63,6 @@ class Agreement:
             note=f"Correlation {self.correlation:.3f}, of ranks {self.rank_correlation:.3f}. "
             f"Largest miss {self.largest_miss:.3f}, mean {self.mean_miss:.3f}.",
         )
-
-    def __repr__(self) -> str:
-        """The view's text."""
-        return repr(self.view())
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return self.view()._repr_mimebundle_(include, exclude)
-
-    def __getattr__(self, name: str) -> Any:
-        """``to_png`` and the like are those of the picture."""
-        if name.startswith("to_"):
-            return getattr(self.view(), name)
-        raise AttributeError(f"Agreement has no attribute {name!r}")
 
 
 def compare(result: AttributionResult, exact: Tensor, k: int = 10) -> Agreement:

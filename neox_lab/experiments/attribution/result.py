@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import CheckpointError, InputError
+from neox_lab.shown import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,7 +27,7 @@ BARS = 24  # bars of a list
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class AttributionResult:
+class AttributionResult(Shown):
     """Shares of a metric, over named axes.
 
     Attributes:
@@ -136,19 +137,6 @@ class AttributionResult:
         count = int(self.values.isfinite().sum())
         note = f"{self.value_name}; the {len(top)} largest of {count}, total {self.total:.3f}"
         return BarsView(names, top["value"].tolist(), self.title, note)
-
-    def __repr__(self) -> str:
-        """The view's text."""
-        return repr(self.view())
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        return self.view()._repr_mimebundle_(include, exclude)
-
-    def __getattr__(self, name: str) -> Any:
-        """``to_png`` and the like are those of the picture."""
-        if name.startswith("to_"):
-            return getattr(self.view(), name)
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything but the model to a JSON file.

@@ -15,6 +15,7 @@ from torch import Tensor
 from neox_lab.errors import CheckpointError, InputError
 from neox_lab.experiments.patching import statistics
 from neox_lab.hooks import files
+from neox_lab.shown import Shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 _TEXTS = ("axes", "site", "metric", "direction", "complete", "labels", "clean", "corrupted")
 
 
-@dataclass(frozen=True)
-class PatchResult:
+@dataclass(frozen=True, repr=False)
+class PatchResult(Shown):
     """What the metric becomes when one thing is replaced, cell by cell.
 
     Attributes:
@@ -215,16 +216,6 @@ class PatchResult:
             missing = int(self.values.isnan().sum())
             lines.append(f"Interrupted: {missing} of {self.values.numel()} cells are missing (NaN)")
         return "\n".join([*lines, self.top(5).to_string(index=False)])
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-        bundle = self.view()._repr_mimebundle_(include, exclude)
-        return bundle | {"text/plain": repr(self)}
-
-    def __getattr__(self, name: str) -> Any:
-        """``to_png`` and the like are those of the heat map; ``to_csv`` writes the frame."""
-        if name.startswith("to_"):
-            return getattr(self.view(), name)
-        raise AttributeError(f"PatchResult has no attribute {name!r}")
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """``frame`` as CSV; also written to ``path``."""
