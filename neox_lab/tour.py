@@ -56,7 +56,8 @@ def take(model: Any, prompt: str, new_tokens: int = 20) -> Tour:
     """Look into ``model`` while it reads ``prompt``.
 
     Raises:
-        InputError: a prompt of fewer than two tokens: there would be nothing to change.
+        InputError: a prompt of fewer than two tokens, or of nothing but ``<|endoftext|>``: there
+            would be nothing to change.
     """
     tokens = model.to_tokens(prompt)
     pieces = model.to_str_tokens(prompt)
@@ -72,7 +73,11 @@ def take(model: Any, prompt: str, new_tokens: int = 20) -> Tour:
     position = int(occlusion[:-1].argmin()) if len(occlusion) > 1 else 0
     corrupted = tokens.clone()
     corrupted[0, position] = model.config.eos_token_id
-    restored = patch_residuals(model, tokens, corrupted, answer)
+
+    def log_probability(logits: Tensor) -> Tensor:
+        return logits[0, -1].float().log_softmax(dim=-1)[answer]
+
+    swept = nl.patching.sweep(model, tokens, corrupted, log_probability, progress=False)
     return Tour(
         prompt=prompt,
         continuation=model.to_string(written[0, tokens.shape[1] :]),
@@ -85,7 +90,7 @@ def take(model: Any, prompt: str, new_tokens: int = 20) -> Tour:
         occlusion=occlusion,
         clean=float(log_probs[answer]),
         patching=views.HeatmapView(
-            restored,
+            swept.normalized(),
             [str(layer) for layer in range(model.config.num_hidden_layers)],
             pieces,
             row_axis="layer",
@@ -117,38 +122,6 @@ def occlude(model: Any, tokens: Tensor, answer: int) -> Tensor:
     variants.fill_diagonal_(model.config.eos_token_id)
     logits = model(variants, logits_to_keep=1, use_cache=False).logits[:, -1]
     return logits.float().log_softmax(dim=-1)[:, answer].cpu()
-
-
-@torch.no_grad()
-def patch_residuals(model: Any, clean: Tensor, corrupted: Tensor, answer: int) -> Tensor:
-    """How much of a prediction comes back when one residual vector is taken from the clean run.
-
-    For each layer and position the corrupted run is continued from that layer with the clean run's
-    ``resid_pre`` at that one position. Positions of a layer run as one batch, and layers below the
-    patched one are not run again.
-
-    Args:
-        model: a causal language model.
-        clean: token ids ``[1, pos]``.
-        corrupted: token ids ``[1, pos]``.
-        answer: the token whose log probability at the last position is measured.
-
-    Returns:
-        ``[layer, pos]``: 0 is the corrupted run, 1 the clean one.
-    """
-    runs = [model.run_with_cache(ids, "blocks.*.hook_resid_pre") for ids in (clean, corrupted)]
-    scores = [out.logits[0, -1].float().log_softmax(dim=-1)[answer] for out, _ in runs]
-    layers, length = model.config.num_hidden_layers, clean.shape[1]
-    diagonal = torch.arange(length, device=clean.device)
-    patched = torch.empty(layers, length)
-    for layer in range(layers):
-        good, bad = (cache["resid_pre", layer] for _, cache in runs)
-        residual = bad.repeat(length, 1, 1)
-        residual[diagonal, diagonal] = good[0]
-        run = model(inputs_embeds=residual, start_at_layer=layer, logits_to_keep=1, use_cache=False)
-        patched[layer] = run.logits[:, -1].float().log_softmax(dim=-1)[:, answer].cpu()
-    difference = (scores[0] - scores[1]).cpu()
-    return (patched - scores[1].cpu()) / difference
 
 
 def sections(tour: Tour, model: Any) -> list[tuple[str, str | None, views.View | str | None]]:
