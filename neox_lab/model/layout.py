@@ -4,12 +4,13 @@ Writing one token multiplies every weight matrix with one row, so the time goes 
 weights. ``nn.Linear`` keeps ``weight [out, in]`` with the numbers of one output side by side. On a
 CPU two other layouts are read faster:
 
-    float32    column-major: the numbers of one *input* side by side. The product is then a sum of
-               stretches that are read from front to back. Shape, values, names and the parameter
-               objects stay what they are; only strides change. No extra memory.
-    bfloat16   a second copy in the blocks that the processor's bfloat16 instructions take; oneDNN
-               would otherwise make them anew for every product. It costs the memory of the weights
-               once more, and is left out where less than twice that is free.
+    packed     a second copy in the blocks that oneDNN takes; it would otherwise make them anew for
+               every product. For bfloat16, and for float32 where ``products.onednn_pays``. It
+               costs the memory of the weights once more, and is left out where less than twice
+               that is free.
+    columns    float32 that is not packed: the numbers of one *input* side by side. The product is
+               then a sum of stretches that are read from front to back. Shape, values, names and
+               the parameter objects stay what they are; only strides change. No extra memory.
 
 Products with many rows lose nothing by either. The copy serves only inside ``decoding()``, so that
 whoever writes into weights sees the effect at once everywhere else.
@@ -26,6 +27,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from neox_lab.model.products import linear, onednn_pays
 
 
 class _Decoding(threading.local):
@@ -48,18 +51,18 @@ def decoding() -> Iterator[None]:
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` that multiplies with a packed copy of its weight inside ``decoding()``."""
+    """``nn.Linear`` by the faster product, and inside ``decoding()`` by a packed weight."""
 
     packed: Packed | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """The product x Wᵀ + b, from ``[.., in]`` to ``[.., out]``."""
         packed = self.packed if _DECODING.active else None
-        if packed is None or x.dtype != torch.bfloat16 or torch.is_grad_enabled():
-            return F.linear(x, self.weight, self.bias)
+        if packed is None or x.dtype != self.weight.dtype or torch.is_grad_enabled():
+            return linear(x, self.weight, self.bias)
         if not packed.is_of(self.weight):
             self.packed = None
-            return F.linear(x, self.weight, self.bias)
+            return linear(x, self.weight, self.bias)
         return packed.linear(x, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -68,11 +71,12 @@ class Linear(nn.Linear):
 
 
 class Packed:
-    """The blocks of one bfloat16 weight ``[out, in]``, and how to tell that it changed since."""
+    """The blocks of one weight ``[out, in]``, and how to tell that it changed since."""
 
     def __init__(self, weight: Tensor) -> None:
         """Pack ``weight``, which must lie row by row."""
-        self._blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 1)
+        # oneDNN chooses the blocks for a number of rows; those for 16 serve one row as well.
+        self._blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 16)
         self._multiply = torch.ops.mkldnn._linear_pointwise.default
         self._weight, self._version, self._place = weight, weight._version, weight.data_ptr()
         self._fingerprint = _fingerprint(weight)
@@ -113,30 +117,37 @@ def for_decoding(model: nn.Module, free_bytes: int | None = None) -> None:
         model: whose modules to go through.
         free_bytes: memory that packed copies may take half of; None for no limit.
     """
+    # Other kinds of linear maps know best how their weights lie.
+    linears = [m for m in model.modules() if type(m) in (nn.Linear, Linear)]
+    linears = [m for m in linears if not m.weight.is_meta]
+    if not model.training:
+        _pack([m for m in linears if isinstance(m, Linear)], free_bytes)
     tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for module in linears:
+        if model.training:
+            module.packed = None
+        elif id(module.weight) not in tied:
+            _lay_out(module.weight, packed=getattr(module, "packed", None) is not None)
+
+
+def _pack(linears: list[Linear], free_bytes: int | None) -> None:
+    """Renew the packed copies that are out of date, if there is memory for all of them."""
     stale = []
-    for module in model.modules():
-        if not isinstance(module, nn.Linear) or type(module) not in (nn.Linear, Linear):
-            continue  # other kinds know best how their weights lie
-        if module.weight.is_meta:
-            continue
-        if not model.training and id(module.weight) not in tied:
-            _lay_out(module.weight)
-        if not isinstance(module, Linear):
-            continue
-        if model.training or not _can_be_packed(module.weight):
+    for module in linears:
+        if not _can_be_packed(module.weight):
             module.packed = None
         elif module.packed is None or not module.packed.equals(module.weight):
             module.packed = None
             stale.append(module)
     if free_bytes is None or 2 * sum(m.weight.nbytes for m in stale) <= free_bytes:
         for module in stale:
+            _lay_out(module.weight, packed=True)
             module.packed = Packed(module.weight)
 
 
-def _lay_out(weight: Tensor) -> None:
+def _lay_out(weight: Tensor, packed: bool) -> None:
     # float16 products from columns are many times slower, bfloat16 ones somewhat.
-    in_columns = weight.device.type == "cpu" and weight.dtype == torch.float32
+    in_columns = weight.device.type == "cpu" and weight.dtype == torch.float32 and not packed
     transposed = weight.t()
     if in_columns and not transposed.is_contiguous():
         weight.data = transposed.contiguous().t()
@@ -145,18 +156,14 @@ def _lay_out(weight: Tensor) -> None:
 
 
 def _can_be_packed(weight: Tensor) -> bool:
-    return (
-        weight.dtype == torch.bfloat16
-        and weight.device.type == "cpu"
-        and weight.is_contiguous()
-        and weight.shape[1] % 4 == 0
-        and not weight.is_inference()
-        and _packing_works()
-    )
+    fits = weight.device.type == "cpu" and weight.shape[1] % 4 == 0 and not weight.is_inference()
+    if weight.dtype == torch.float32:
+        return fits and onednn_pays()
+    return fits and weight.dtype == torch.bfloat16 and _bfloat16_works()
 
 
 @functools.cache
-def _packing_works() -> bool:
+def _bfloat16_works() -> bool:
     """Whether this PyTorch and this processor have products with packed bfloat16 weights."""
     weight = torch.randn(32, 64, device="cpu").bfloat16()
     x = torch.randn(1, 64, device="cpu").bfloat16()

@@ -1,0 +1,118 @@
+"""The product x Wᵀ + b, by whichever library of PyTorch's is faster on this processor.
+
+On a CPU ``F.linear`` calls a BLAS, and PyTorch's own builds for x86 bring Intel's MKL. On AMD
+processors MKL leaves half of the vector width unused. oneDNN, which the same builds bring for
+bfloat16, uses all of it: float32 products of 14 rows and more take 0.45 to 0.6 of the time (the
+measurement is ``benchmarks/products.py``). So ``linear`` gives float32 products of some size to
+oneDNN there, forwards and backwards, and everything else to ``F.linear``.
+
+Both round in float32 and differ in the order in which they add: at 3072 terms by about 1e-6 of the
+largest value. Which of the two is taken depends on shapes and the processor only, never on a
+timing, so equal runs stay equal.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+# Below this many multiplications the call into oneDNN costs more than it saves.
+SMALLEST = 2**20
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The product x Wᵀ + b, as ``F.linear`` computes it, gradients included.
+
+    Args:
+        x: rows ``[.., in]``.
+        weight: ``[out, in]``, lying in memory in either order.
+        bias: ``[out]`` or None.
+
+    Returns:
+        ``[.., out]``.
+    """
+    if not _suits(x, weight):
+        return F.linear(x, weight, bias)
+    if torch.is_grad_enabled():
+        product: Tensor = _Product.apply(x, weight, bias)
+        return product
+    return _multiply(x, weight, bias)
+
+
+def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", [], "")
+    return product
+
+
+def _suits(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN takes this product and gains by it."""
+    return (
+        x.dtype == weight.dtype == torch.float32
+        and x.numel() * weight.shape[0] >= SMALLEST
+        and x.device.type == "cpu"
+        and weight.device.type == "cpu"
+        and onednn_pays()
+        # Transformations that know F.linear but not our product:
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
+    )
+
+
+class _Product(torch.autograd.Function):
+    """oneDNN's product with its gradients, which are products too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """x Wᵀ + b."""
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+        return _multiply(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        """From ∂L/∂out ``[.., out]`` to those of x, W and b."""
+        x, weight = ctx.saved_tensors
+        above = gradients[0]
+        for_x = for_weight = for_bias = None
+        if ctx.needs_input_grad[0]:
+            for_x = linear(above, weight.t())
+        rows = above.reshape(-1, above.shape[-1])
+        if ctx.needs_input_grad[1]:
+            read = x.reshape(-1, x.shape[-1])
+            # oneDNN lays its second factor out anew, and does that best with the larger one.
+            if weight.shape[0] > weight.shape[1]:
+                for_weight = linear(read.t(), rows.t()).t()
+            else:
+                for_weight = linear(rows.t(), read.t())
+        if ctx.has_bias and ctx.needs_input_grad[2]:
+            for_bias = rows.sum(dim=0)
+        return for_x, for_weight, for_bias
+
+
+@functools.cache
+def onednn_pays() -> bool:
+    """Whether float32 products are worth giving to oneDNN here: AMD with 512-bit vectors."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or "AMD" not in _processor():
+        return False
+    x, weight, bias = torch.randn(3, 33), torch.randn(65, 33), torch.randn(65)
+    try:
+        return torch.allclose(_multiply(x, weight, bias), F.linear(x, weight, bias), atol=1e-4)
+    except (AttributeError, RuntimeError):  # a PyTorch without oneDNN, or with another call
+        return False
+
+
+def _processor() -> str:
+    """What the operating system calls the processor, with its maker."""
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")[:4096]
+    except OSError:
+        return platform.processor()
