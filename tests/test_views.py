@@ -44,7 +44,7 @@ from neox_lab.views import (
     write_report,
 )
 from neox_lab.views.attention_maps import _fields
-from neox_lab.views.drawing import decimals, diverging, ink_on, number
+from neox_lab.views.drawing import AMOUNT, LESS, MORE, amounts, decimals, diverging, ink_on, number
 from neox_lab.views.live import LIMIT, json_text, kinds, packed, policy, rounded, script
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import (
@@ -760,7 +760,12 @@ def test_colours_in_the_browser_are_those_of_the_picture() -> None:
     import matplotlib
 
     text = script("grid")
-    for name, palette in (("viridis", matplotlib.colormaps["viridis"]), ("diverging", diverging())):
+    palettes = {
+        "viridis": matplotlib.colormaps["viridis"],
+        "diverging": diverging(),
+        "teals": amounts(),
+    }
+    for name, palette in palettes.items():
         found = re.search(rf"const {name} = ramp\(\s*\"([^\"]*)\"", text)
         assert found
         stops = np.array(
@@ -770,6 +775,28 @@ def test_colours_in_the_browser_are_those_of_the_picture() -> None:
         grid = np.linspace(0, 1, len(stops))
         ours = np.stack([np.interp(shares, grid, stops[:, c]) for c in range(3)], axis=-1)
         assert np.abs(ours / 255 - np.asarray(palette(shares))[:, :3]).max() < 0.025
+
+
+def test_less_is_blue_and_more_is_orange_in_every_picture() -> None:
+    from matplotlib.colors import to_hex, to_rgb
+
+    signed = HeatmapView([[-1.0, 0.0, 1.0]], ["a"], ["x", "y", "z"])
+    palette, norm = signed._colours()
+    for value, colour in ((-2 / 3, LESS), (2 / 3, MORE)):
+        assert palette(norm(value))[:3] == pytest.approx(to_rgb(colour), abs=0.01)
+
+    def bars(values: list[float]) -> list[str]:
+        patches = BarsView(["a", "b"], values)._draw().axes.patches
+        return [to_hex(patch.get_facecolor()) for patch in patches]
+
+    assert bars([-1.0, 1.0]) == [LESS, MORE]
+    assert bars([0.5, 1.0]) == [AMOUNT, AMOUNT]  # no sign, no colour of a sign
+    strip = StripView.values(["a", "b"], [-1.0, 1.0])
+    assert list(strip.colours.values()) == [LESS, MORE]
+    style = script("bars")
+    for kind, colour in (("less", LESS), ("more", MORE)):
+        assert f".track i.{kind} {{ background: {colour}; }}" in style
+    assert f'const [LESS, MORE] = ["{LESS}", "{MORE}"]' in style
 
 
 # Strips, bars and rows

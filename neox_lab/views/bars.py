@@ -9,7 +9,7 @@ import numpy as np
 
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, array, texts
-from neox_lab.views.drawing import BLUE, HEADING, ORANGE, SOFT, Sheet, number, text_width
+from neox_lab.views.drawing import AMOUNT, HEADING, LESS, MORE, SOFT, Sheet, number, text_width
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import figure_text, isolated, label
@@ -24,7 +24,9 @@ WIDE, STEP = 3.6, 0.27  # inches of the longest bar, and from bar to bar
 
 
 class BarsView(View):
-    """A bar for each name, with its value printed; negative ones go left, in another colour.
+    """A bar for each name, with its value printed.
+
+    Where some are negative, those go left and are blue, the others orange, as in heat maps.
 
     Args:
         names: what each bar stands for.
@@ -152,7 +154,7 @@ class BarsView(View):
         sheet.heading(0, figure_text(self.title), figure_text(self.note) + cut)
         for row, (name, value) in enumerate(zip(names, values, strict=True)):
             y, size = HEADING + row * STEP, float(value) * unit
-            colour = BLUE if value >= 0 else ORANGE
+            colour = AMOUNT if low == 0 else MORE if value >= 0 else LESS
             sheet.rectangle(
                 min(zero, zero + size), y, abs(size), STEP - 0.07, facecolor=colour, linewidth=0
             )

@@ -9,7 +9,7 @@ import numpy as np
 
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, array, texts
-from neox_lab.views.drawing import HEADING, SOFT, Sheet, ink_on, text_width
+from neox_lab.views.drawing import HEADING, SOFT, Sheet, amounts, ink_on, text_width
 from neox_lab.views.heatmap import levels
 from neox_lab.views.markup import Table
 from neox_lab.views.predictions import percent
@@ -116,7 +116,7 @@ class ConfusionView(View):
             "column_axis": "predicted",
             "value_name": "count",
             "flip": False,
-            "scale": "blues",
+            "scale": "teals",
             "low": "0 %",
             "high": "100 %",
             "legend": "of the true class",
@@ -126,8 +126,6 @@ class ConfusionView(View):
         }
 
     def _draw(self) -> Sheet:
-        import matplotlib
-
         names = [figure_text(label(name), NAME_LIMIT) for name in self.names]
         widest = max(text_width(name, 9) for name in names)
         left, wide, count = 0.2 + widest, max(CELL_WIDE, widest + 0.15), len(names)
@@ -136,7 +134,7 @@ class ConfusionView(View):
         sheet.heading(
             0, figure_text(self.title), "Rows: the true class. Columns: the predicted one."
         )
-        colours = matplotlib.colormaps["Blues"](0.05 + 0.8 * self.shares)
+        colours = amounts()(self.shares)
         sheet.map(left, top, count * wide, count * CELL_HIGH, colours)
         for i, name in enumerate(names):
             middle = {"va": "center_baseline"}

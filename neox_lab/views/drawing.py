@@ -6,8 +6,9 @@ texts placed at a point. That keeps hundreds of small maps as cheap as one, and 
 gives the same bytes. Nothing here touches pyplot; the user's style sheet is set aside while we
 draw and is back afterwards.
 
-Colours: viridis for amounts, blue-white-orange for differences, Okabe and Ito's set (Color
-Universal Design, 2008) for kinds. All three can be told apart by colour-blind readers.
+Colours mean the same in every picture. Amounts are viridis, or, behind text and as bars, white to
+viridis's middle. Differences are blue for less and orange for more. Kinds are Okabe and Ito's set
+(Color Universal Design, 2008), each with its name. Colour-blind readers can tell all three apart.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image as Picture
 
-BLUE, ORANGE = "#0072B2", "#E69F00"  # two of Okabe and Ito's eight
+AMOUNT = "#21918c"  # the middle of viridis
+LESS, MORE = "#2171b5", "#e66101"  # the middle of each half of ``diverging``
 INK, SOFT, FAINT = "#1a1a1a", "#5f6368", "#ececec"
 POINTS = 72  # a typographer's points in an inch
 MARGIN, HEADING = 0.15, 0.54  # inches
@@ -152,6 +155,15 @@ def diverging() -> Colormap:
 
     stops = ["#08306b", "#2171b5", "#9ecae1", "#ffffff", "#fdbe7d", "#e66101", "#7f2704"]
     return LinearSegmentedColormap.from_list("blue_white_orange", stops)
+
+
+@cache
+def amounts() -> Colormap:
+    """White to the middle of viridis and beyond, for amounts with text on them."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    stops = ["#f4faf9", "#b9dfdc", "#6bbab5", AMOUNT, "#0c4a48"]
+    return LinearSegmentedColormap.from_list("white_teal", stops)
 
 
 def ink_on(colour: Sequence[float] | NDArray[np.float64]) -> str:

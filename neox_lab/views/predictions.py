@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, texts
-from neox_lab.views.drawing import BLUE, HEADING, SOFT, Sheet, text_width
+from neox_lab.views.drawing import AMOUNT, HEADING, SOFT, Sheet, text_width
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import figure_text, isolated, label, shorten
 
@@ -155,7 +155,7 @@ class PredictionsView(View):
         for row, (name, (piece, probability)) in enumerate(zip(names, entries, strict=True)):
             y = HEADING + row * step
             bar = width * probability / longest
-            sheet.rectangle(left, y, bar, step - 0.07, facecolor=BLUE, edgecolor="none")
+            sheet.rectangle(left, y, bar, step - 0.07, facecolor=AMOUNT, edgecolor="none")
             middle = y + (step - 0.07) / 2
             sheet.text(left - 0.08, middle, name, 9, ha="right", va="center_baseline")
             said = percent(probability) + ("  came" if self._came(self.position, piece) else "")

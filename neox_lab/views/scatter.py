@@ -13,7 +13,7 @@ import numpy as np
 
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, array, texts
-from neox_lab.views.drawing import BLUE, HEADING, ORANGE, SOFT, Sheet, decimals, number, text_width
+from neox_lab.views.drawing import AMOUNT, HEADING, INK, SOFT, Sheet, decimals, number, text_width
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import figure_text, isolated, label
@@ -144,8 +144,8 @@ class ScatterView(View):
             plot.get_xlim(), plot.get_xlim(), color=SOFT, linewidth=0.9, linestyle=(0, (4, 3))
         )
         named = self._farthest(min(NAMED, self.marked))
-        plot.scatter(self.x, self.y, color=BLUE, s=12, linewidths=0, alpha=0.65)
-        plot.scatter(self.x[named], self.y[named], color=ORANGE, s=20, linewidths=0)
+        plot.scatter(self.x, self.y, color=AMOUNT, s=12, linewidths=0, alpha=0.65)
+        plot.scatter(self.x[named], self.y[named], color=INK, s=20, linewidths=0)
         for at, right in self._named(named, (low + high) / 2, (high - low + 2 * edge) / SIDE):
             plot.annotate(
                 figure_text(label(self.names[at]), NAME_LIMIT),

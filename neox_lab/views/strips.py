@@ -19,7 +19,7 @@ import numpy as np
 
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, array, texts
-from neox_lab.views.drawing import HEADING, SOFT, Sheet, decimals, number, text_width
+from neox_lab.views.drawing import HEADING, LESS, MORE, SOFT, Sheet, decimals, number, text_width
 from neox_lab.views.markup import Table
 from neox_lab.views.predictions import percent
 from neox_lab.views.tokens import figure_text, html_text, isolated, label, readable, shorten
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours; kinds beyond the seventh share them and are told apart by their names.
 KINDS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
-OWN = {"less than 0": "#2171b5", "more than 0": "#e66101"}  # as in heat maps of differences
+OWN = {"less than 0": LESS, "more than 0": MORE}
 MARKS = ("#2a8bc9", "#d9661f", "#009e73")
 RUNNING = 1_500  # pieces of the running text
 PIECES, TEXT, LONGEST = 4_000, 500_000, 200_000  # pieces, characters, and those of one piece, live

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, texts
-from neox_lab.views.drawing import BLUE, HEADING, SOFT, Sheet, text_width
+from neox_lab.views.drawing import AMOUNT, HEADING, SOFT, Sheet, amounts, text_width
 from neox_lab.views.markup import Table
 from neox_lab.views.predictions import LIVE, TOKEN_LIMIT, candidate_rows, percent, ranked
 from neox_lab.views.tokens import figure_text, html_text, isolated, label, readable, shorten
@@ -22,11 +22,10 @@ if TYPE_CHECKING:
 WIDTH, LINE = 9.0, 0.5  # inches
 SIZE, SMALL = 10.0, 6.5  # points, of tokens and of their probabilities
 DRAWN = 300  # tokens in one picture
+DEEPEST = 0.55  # of the scale of amounts, behind a token of probability 1
 CANDIDATES = 3  # alternatives told in the table
 LABEL_LIMIT, ALT_LIMIT = 24, 300  # characters of a token, and of a part in the alternative text
-LEGEND = (
-    "Plain: the prompt. Bold and underlined: the continuation, deeper blue for a more likely token."
-)
+LEGEND = "Plain: the prompt. Bold and underlined: the continuation, deeper for a more likely token."
 
 
 class TextView(View):
@@ -183,7 +182,7 @@ class TextView(View):
                 sheet.text(x + spot.width / 2, y + 0.12, spot.text, SIZE, color=SOFT, **middle)
                 continue
             fill = _tint(spot.share)
-            edge = {"facecolor": fill, "edgecolor": BLUE, "linewidth": 0.7}
+            edge = {"facecolor": fill, "edgecolor": AMOUNT, "linewidth": 0.7}
             sheet.rectangle(x + 0.02, y, spot.width - 0.04, 0.24, **edge)
             sheet.text(x + spot.width / 2, y + 0.12, spot.text, SIZE, **middle)
             below = percent(spot.share)
@@ -224,7 +223,6 @@ def _flow(pieces: list[str], first: int, shares: list[float], given: int) -> lis
 
 
 def _tint(share: float) -> str:
-    """A light blue for a probability, deeper for a larger one; black text reads on all of them."""
-    pale, deep = (0xF2, 0xF7, 0xFC), (0x7F, 0xB8, 0xDE)
-    mixed = (round(a + (b - a) * min(share, 1.0)) for a, b in zip(pale, deep, strict=True))
-    return "#" + "".join(f"{channel:02x}" for channel in mixed)
+    """A tint for a probability, deeper for a larger one; black text reads on all of them."""
+    red, green, blue, _ = amounts()(DEEPEST * min(share, 1.0), bytes=True)
+    return f"#{red:02x}{green:02x}{blue:02x}"

@@ -3,9 +3,6 @@
 // data: title, notes, names, values, texts (the values printed); pieces and attributions
 //   ([name][piece], may be missing).
 
-const LESS = hex("#2171b5");
-const MORE = hex("#e66101");
-
 function mount(element, data) {
   const { body, say } = frame(element, data);
   const low = Math.min(0, ...data.values);
@@ -15,7 +12,7 @@ function mount(element, data) {
     const bar = el("i");
     bar.style.left = `${(100 * (Math.min(0, value) - low)) / reach}%`;
     bar.style.width = `${(100 * Math.abs(value)) / reach}%`;
-    if (value < 0) bar.classList.add("negative");
+    if (low < 0) bar.classList.add(value < 0 ? "less" : "more");
     const label = el("bdi", { class: "name", title: name }, name);
     const track = el("span", { class: "track" }, bar);
     const spoken = `${isolate(name)}: ${data.texts[at]}`;

@@ -99,8 +99,9 @@ async function unpack(block) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-// Colours as [red, green, blue] from 0 to 255. Viridis for amounts, blue-white-orange for
-// differences, tints of Okabe and Ito's set for kinds: safe for colour-blind readers.
+// Colours as [red, green, blue] from 0 to 255. Viridis for amounts, or white to its middle under
+// text; blue-white-orange for differences; Okabe and Ito's set for kinds: safe for colour-blind
+// readers. What a pointer is at is outlined, never coloured.
 
 const hex = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
 const css = (colour) => `rgb(${colour.map(Math.round).join(" ")})`;
@@ -120,6 +121,8 @@ const viridis = ramp(
   "#440154 #48186a #472d7b #424086 #3b528b #33638d #2c728e #26828e #21918c #1fa088 #28ae80 #3fbc73 #5ec962 #84d44b #addc30 #d8e219 #fde725".split(" "),
 );
 const diverging = ramp("#08306b #2171b5 #9ecae1 #ffffff #fdbe7d #e66101 #7f2704".split(" "));
+const teals = ramp("#f4faf9 #b9dfdc #6bbab5 #21918c #0c4a48".split(" "));
+const [LESS, MORE] = ["#2171b5", "#e66101"].map(hex);
 const WHITE = [255, 255, 255];
 const BLUE = hex("#56b4e9");
 const ORANGE = hex("#e69f00");

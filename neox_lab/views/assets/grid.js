@@ -2,16 +2,12 @@
 //
 // data: title, notes, rows, columns (labels), row_axis, column_axis, value_name, flip (the last row
 //   on top), first (position of the first column, may be missing), scale ("viridis", "diverging" or
-//   "blues"), low and high (printed at its ends), legend (what it shows, value_name if missing), and
+//   "teals"), low and high (printed at its ends), legend (what it shows, value_name if missing), and
 //   for each [row][column]: text, level (0 to 255, null for not measured), under (small text, may be
 //   missing), bars (rows of [name, share, value], may be missing), lines (texts, may be missing).
 // host.emit("cell", {row, column}) tells a widget which cell was clicked.
 
-const SCALES = {
-  viridis,
-  diverging,
-  blues: ramp("#f7fbff #c6dbef #6baed6 #2171b5 #08306b".split(" ")),
-};
+const SCALES = { viridis, diverging, teals };
 const GREY = [217, 217, 217];
 const CROWDED = 34; // columns with numbers in their cells
 

@@ -7,15 +7,14 @@
 // host.emit("branch", {position, rank}): a widget's user wants alternative `rank` (from 0) instead
 //   of the token `position` (from 0 after the prompt).
 
-const PALE = hex("#f2f7fc");
-const DEEP = hex("#7fb8de");
+const DEEPEST = 0.55; // of the scale of amounts, for a token of probability 1
 
 function mount(element, data, host) {
   const { body, say } = frame(element, data);
   const items = data.pieces.map((piece) => {
     const kind = piece.given ? "token given" : "token";
     const item = el("button", { type: "button", class: kind }, el("bdi", {}, piece.text));
-    if (piece.share !== null) fill(item, mix(PALE, DEEP, piece.share));
+    if (piece.share !== null) fill(item, teals(DEEPEST * piece.share));
     item.append(el("small", {}, piece.note || ""));
     return item;
   });
