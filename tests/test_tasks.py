@@ -189,6 +189,33 @@ def test_a_classifier_learns_and_transformers_reads_it(tmp_path: Path) -> None:
         torch.testing.assert_close(model(ids).logits, back(ids).logits, rtol=1e-4, atol=1e-5)
 
 
+def test_a_prediction_says_which_tokens_it_rests_on() -> None:
+    torch.manual_seed(0)
+    model = head("sequence-classification", labels=["bad", "good", "so so"])
+    found = classification.predict(model, ["It was a great day.", "A fine day"])
+    told: list[tuple[int, int]] = []
+    why = found.explain(1, progress=lambda done, total: told.append((done, total)))
+    assert told == [(0, 3), (1, 3), (2, 3)]
+    ids = model.to_tokens("A fine day")
+    with torch.no_grad():
+        whole = model(ids).logits[0]
+        embeddings = model.backbone.embed_in.weight
+        for pos in range(ids.shape[1]):
+            embeds = embeddings[ids].clone()
+            embeds[0, pos] = embeddings.mean(dim=0)
+            lost = whole - model(inputs_embeds=embeds).logits[0]
+            rows = why.frame[why.frame["pos"] == pos]
+            assert rows["label"].tolist() == ["bad", "good", "so so"]
+            torch.testing.assert_close(
+                torch.tensor(rows["attribution"].to_numpy()).float(), lost, rtol=1e-4, atol=1e-5
+            )
+    view = why.view()
+    assert view.values == pytest.approx(found.values[1]) and view.title == "A fine day"
+    assert why.to_png()[:4] == b"\x89PNG"
+    with pytest.raises(InputError, match="there are 2 texts"):
+        found.explain(2)
+
+
 def test_several_labels_and_numbers() -> None:
     model = head("sequence-classification", labels=["sad", "short"])
     model.config.problem_type = "multi_label_classification"

@@ -3,7 +3,7 @@
     model = nl.load(head="sequence-classification", labels=["negative", "positive"])
     classification.train(model, "train.csv", "validation.csv")
     classification.evaluate(model, "test.csv").metrics
-    classification.predict(model, ["a delight from start to end"])
+    classification.predict(model, ["a delight from start to end"]).explain()  # token by token
 
 The head reads the residual stream at the last token, the only one that has seen the whole text.
 ``config.problem_type`` says what a label is: with ``multi_label_classification`` a cell holds a
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor
 from neox_lab.errors import DataError, InputError
 from neox_lab.tasks import metrics
 from neox_lab.tasks.batches import Example, encoded, outputs, pad_token, padded
+from neox_lab.tasks.explanation import Prediction
 from neox_lab.tasks.report import Report
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.tables import check_lengths, listed, read_table, refuse, texts_of
@@ -101,12 +103,13 @@ def evaluate(
 
 def predict(
     model: Any, texts: str | Sequence[str], batch_size: int = 32, *, truncate: bool = False
-) -> Report:
+) -> Prediction:
     """Classify texts.
 
     Returns:
         A frame with ``text``, ``prediction`` and a probability for each label; the picture shows
-        a text's labels as bars, or several texts, each with its label.
+        a text's labels as bars, or several texts, each with its label. ``.explain()`` says which
+        tokens a text's labels rest on.
     """
     _check_head(model)
     rows = [texts] if isinstance(texts, str) else list(texts)
@@ -115,7 +118,8 @@ def predict(
     examples = _tokenized(model, rows, truncate)
     values = _probabilities(model, outputs(model, examples, batch_size, ["logits"]))
     frame = _frame(model, rows, values)
-    return Report(frame, {}, lambda: _prediction_view(model, frame, values))
+    picture = partial(_prediction_view, model, frame, values)
+    return Prediction(frame, {}, picture, values, examples, model)
 
 
 def calibration(report: Report, bins: int = 10) -> CurvesView:

@@ -6,15 +6,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import traitlets
 
 from neox_lab.errors import InputError
-from neox_lab.experiments.attribution import occlusion
-from neox_lab.experiments.metrics import class_logit
 from neox_lab.gym import labelled
 from neox_lab.tasks import answering, classification, tagging
-from neox_lab.views import BarsView
 from neox_lab.widgets.live import LiveWidget
 from neox_lab.widgets.panels import panel
 from neox_lab.widgets.worker import Job
@@ -71,8 +67,7 @@ class HeadWidget(LiveWidget):
 class ClassificationWidget(HeadWidget):
     """A text, how likely each class is, and what each token does for it.
 
-    See ``tasks.classification.predict`` and, for the tokens, ``attribution.occlusion``: by how much
-    a class's logit falls when an end-of-text token stands in a token's place.
+    See ``tasks.classification.predict`` and its result's ``explain``.
 
     Attributes:
         text: what is classified.
@@ -92,17 +87,14 @@ class ClassificationWidget(HeadWidget):
         return classification.predict(self._model, given.text)
 
     def _explain(self, job: Job, given: Any, report: Any) -> None:
-        bars = report.view()
-        if len(bars.names) > MOST_CLASSES:
+        if self._model.config.num_labels > MOST_CLASSES:
             return
-        lost = []
-        for number in range(len(bars.names)):
+
+        def tell(done: int, total: int) -> None:
             job.check()
-            self._publish(job, progress=[number, len(bars.names)])
-            lost.append(occlusion(self._model, given.text, class_logit(number)).values[0].numpy())
-        note = "Below each token: by how much the logit of the class falls without it."
-        pieces = self._model.to_str_tokens(given.text)
-        view = BarsView(bars.names, bars.values, bars.title, note, pieces, np.stack(lost))
+            self._publish(job, progress=[done, total])
+
+        view = report.explain(progress=tell).view()
         explained = dataclasses.replace(report, picture=lambda: view)
         self._show(job, explained, [panel("answer", view)])
 
