@@ -85,6 +85,19 @@ def causal(layers: int, heads: int, count: int, seed: int = 0) -> np.ndarray:
     return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
 
 
+class TableModel:
+    """Stands for a model: something with a hook table."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def hook_table(self) -> Any:
+        import pandas as pd
+
+        rows = [(name, "[batch, pos]", f"what {name} is", "none") for name in self.names]
+        return pd.DataFrame(rows, columns=["name", "shape", "meaning", "aliases"])
+
+
 def hostile_views() -> list[View]:
     count = len(HOSTILE)
     shares = np.linspace(0.9, 0.01, count)
@@ -110,6 +123,7 @@ def hostile_views() -> list[View]:
         StripView.spans(HOSTILE, shares, shares[::-1], (1, 3)),
         CurvesView("x", dict.fromkeys(HOSTILE, line), "<i>", "&amp;", HOSTILE[:3]),
         TreeView(["name", "meaning"], {"group": [[piece, piece] for piece in HOSTILE]}),
+        views.hooks(TableModel([*HOSTILE, *(f"blocks.0.{piece}" for piece in HOSTILE)])),
     ]
 
 
@@ -968,6 +982,33 @@ def test_a_model_is_asked_for_its_patterns_and_nothing_else() -> None:
     assert torch.equal(torch.tensor(view.patterns[1]), model.cache["pattern", 2][0])
     assert attention(model, "a|b|c|d", layer=2).layers == [2]
     assert model.asked == "blocks.2.attn.hook_pattern"
+
+
+def test_hook_points_are_grouped_and_blocks_that_repeat_are_told_once() -> None:
+    inside = ["hook_resid_pre", "attn.hook_q"]
+    blocks = [f"blocks.{layer}.{name}" for layer in range(11) for name in inside]
+    view = views.hooks(TableModel(["hook_embed", *blocks, "ln_final.hook_scale"]))
+    assert list(view.groups) == ["before the blocks", "blocks.0 … blocks.10", "after the blocks"]
+    assert [row[0] for row in view.groups["blocks.0 … blocks.10"]] == inside
+    assert view.title == "Hook points of TableModel"
+    assert view.frame.columns.tolist() == ["group", "name", "shape", "meaning", "aliases"]
+    assert "blocks.0 … blocks.10: 2" in view.alt_text
+    assert "what hook_embed is" in drawn_texts(view)
+    one = views.hooks(TableModel(["hook_embed", *blocks[:2]]))
+    assert list(one.groups) == ["before the blocks", "blocks.0"]
+
+
+def test_every_hook_point_of_the_real_model_is_in_its_view() -> None:
+    from neox_lab import load
+
+    model = load()
+    frame = views.hooks(model).frame
+    names = [
+        name if group != "blocks.0 … blocks.3" else f"blocks.{layer}.{name}"
+        for group, name in zip(frame["group"], frame["name"], strict=True)
+        for layer in range(4 if group == "blocks.0 … blocks.3" else 1)
+    ]
+    assert sorted(names) == sorted(model.hook_names)
 
 
 def test_a_text_of_a_batch_is_shown_without_its_padding() -> None:

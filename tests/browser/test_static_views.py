@@ -25,6 +25,7 @@ from neox_lab.views import (
     TextView,
     TreeView,
     View,
+    hooks,
 )
 from neox_lab.views.live import kinds
 
@@ -54,6 +55,19 @@ def causal(layers: int, heads: int, count: int) -> np.ndarray:
     scores[:, :, ~np.tri(count, dtype=bool)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
+
+
+class TableModel:
+    """Stands for a model: something with a hook table."""
+
+    def __init__(self, names: list[str]) -> None:
+        self.names = names
+
+    def hook_table(self) -> Any:
+        import pandas as pd
+
+        rows = [(name, "[batch, pos]", f"what {name} is", "none") for name in self.names]
+        return pd.DataFrame(rows, columns=["name", "shape", "meaning", "aliases"])
 
 
 def every_view(pieces: list[str]) -> dict[str, View]:
@@ -89,6 +103,9 @@ def every_view(pieces: list[str]) -> dict[str, View]:
         ),
         "scatter": ScatterView(grid[0], grid[1], pieces, "exact", "estimated"),
         "tree": TreeView(["name", "meaning"], {pieces[0]: [[p, p] for p in pieces]}),
+        "hooks": hooks(
+            TableModel([*pieces, *(f"blocks.{at}.{p}" for at in (0, 1) for p in pieces)])
+        ),
     }
 
 
@@ -321,6 +338,27 @@ def test_rows_are_found_by_words(page: Any, files: Any) -> None:
     live.locator("input").fill("BERG")
     assert status(page) == "1 found"
     assert live.locator("tbody tr:visible").all_inner_texts() == ["·Bergen\t·Bergen"]
+
+
+def test_hook_points_fold_and_are_found_by_click_and_by_keys(page: Any, files: Any) -> None:
+    live = opened(page, files("hooks", WORDS))
+    assert status(page) == f"{2 * len(WORDS)} in all"
+    before, inside = live.locator("summary").all()
+    assert inside.inner_text() == f"blocks.0 … blocks.1 {len(WORDS)}"
+    assert live.locator("tbody tr:visible").count() == 0  # all folded
+    inside.click()
+    assert live.locator("tbody tr:visible").count() == len(WORDS)
+    assert live.locator("tbody th:visible").first.inner_text() == "·The"
+    inside.press("Enter")
+    assert live.locator("tbody tr:visible").count() == 0
+    live.locator("input").focus()
+    page.keyboard.type("what bergen")
+    assert status(page) == "2 found"
+    assert live.locator("tbody tr:visible").count() == 2  # one in each group, both opened
+    assert before.inner_text().endswith(f"1 of {len(WORDS)}")
+    page.keyboard.press("Control+A")
+    page.keyboard.press("Delete")
+    assert status(page) == f"{2 * len(WORDS)} in all"
 
 
 # What stays where scripts and networks do not
