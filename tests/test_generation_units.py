@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import queue
 import threading
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import pair, tokens
-from torch import Tensor, nn
+from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.errors import GenerationError
@@ -31,8 +30,6 @@ from neox_lab.generation import warpers as w
 from neox_lab.generation.assisted import Draft, _check_sampled
 from neox_lab.generation.stopping import StopStrings
 from neox_lab.generation.text import GrowingText, TokenBytes
-from neox_lab.model import layout
-from neox_lab.model.layout import for_decoding
 
 VOCAB = 23
 
@@ -246,143 +243,6 @@ def test_stop_strings_are_found_when_they_are_completed(
         assert bool(criterion(torch.tensor([ids[:end]]), None)[0]) == expected
 
 
-def linears(model: nn.Module) -> dict[str, nn.Linear]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-
-
-def in_columns(model: nn.Module) -> set[bool]:
-    return {linear.weight.stride(0) == 1 for linear in linears(model).values()}
-
-
-def test_layout_changes_strides_and_nothing_else(tmp_path: Path) -> None:
-    model = pair()[1]
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    parameters = dict(model.named_parameters())
-    ids = tokens(2, 6)
-    with torch.no_grad():
-        logits = model(ids).logits
-    model.generate(ids, max_new_tokens=2)
-    assert in_columns(model) == {True}
-    assert all(parameters[name] is value for name, value in model.named_parameters())
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
-    with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, logits)
-    model.save_pretrained(tmp_path)
-    again = nl.GPTNeoXForCausalLM.from_pretrained(tmp_path)
-    assert all(torch.equal(v, before[k]) for k, v in again.state_dict().items())
-    assert in_columns(copy.deepcopy(model)) == {True}
-    assert again.generate(ids, max_new_tokens=8).tolist() == (
-        model.generate(ids, max_new_tokens=8).tolist()
-    )
-
-
-def test_layout_follows_the_dtype() -> None:
-    model = pair()[1]
-    ids = tokens(1, 4)
-    model.generate(ids, max_new_tokens=2)
-    model.half().generate(ids, max_new_tokens=2)
-    assert in_columns(model) == {False}  # half-precision products from columns are slow
-    model.bfloat16().generate(ids, max_new_tokens=2)
-    assert in_columns(model) == {False}
-    model.float().generate(ids, max_new_tokens=2)
-    assert in_columns(model) == {True}
-
-
-def in_bfloat16() -> Any:
-    """A model whose weights have been packed by generating."""
-    if not layout._packing_works():
-        pytest.skip("this processor or PyTorch has no products with packed bfloat16 weights")
-    model = pair()[1].bfloat16()
-    model.generate(tokens(), max_new_tokens=2)
-    assert all(linear.packed is not None for linear in linears(model).values())
-    return model
-
-
-def test_packed_weights_give_the_same_products() -> None:
-    packed, plain = in_bfloat16(), pair()[1].bfloat16()
-    with torch.no_grad(), layout.decoding():
-        for name, linear in linears(packed).items():
-            for shape in ((1, 1), (3, 7), (2, 0)):
-                x = torch.randn(*shape, linear.in_features).bfloat16()
-                expected = linears(plain)[name](x)
-                torch.testing.assert_close(linear(x), expected, rtol=0.01, atol=0.01)
-        ids = tokens()
-        logits = packed(ids).logits.float(), plain(ids).logits.float()
-    torch.testing.assert_close(*logits, rtol=0.02, atol=0.1)
-    packed.train()
-    with layout.decoding():
-        packed(ids, labels=ids).loss.backward()  # gradients go past the copy
-    assert packed.embed_out.weight.grad.abs().max() > 0
-
-
-def through_data(weight: torch.Tensor) -> None:
-    weight.data.view(-1)[5] += 1  # PyTorch does not count this
-
-
-def in_place(weight: torch.Tensor) -> None:
-    with torch.no_grad():
-        weight.mul_(-1)
-
-
-def rows_exchanged(weight: torch.Tensor) -> None:
-    weight.data[[0, 1]] = weight.data[[1, 0]].clone()
-
-
-def columns_exchanged(weight: torch.Tensor) -> None:
-    weight.data[:, [0, 9]] = weight.data[:, [9, 0]].clone()
-
-
-@pytest.mark.parametrize("change", [through_data, in_place, rows_exchanged, columns_exchanged])
-def test_packed_weights_follow_every_change(change: Any) -> None:
-    model = in_bfloat16()
-    change(model.embed_out.weight)
-    fresh = pair()[1].bfloat16()
-    fresh.load_state_dict(model.state_dict())
-    x = torch.randn(1, 64).bfloat16()
-    with torch.no_grad():
-        expected = fresh.embed_out(x)
-        torch.testing.assert_close(model.embed_out(x), expected, rtol=0.01, atol=0.01)
-        layout.for_decoding(model)
-        assert model.embed_out.packed is not None
-        with layout.decoding():
-            torch.testing.assert_close(model.embed_out(x), expected, rtol=0.01, atol=0.01)
-
-
-def test_counted_changes_hold_at_once() -> None:
-    model = in_bfloat16()
-    in_place(model.embed_out.weight)
-    x = torch.randn(1, 64).bfloat16()
-    with torch.no_grad(), layout.decoding():
-        expected = x @ model.embed_out.weight.t()
-        torch.testing.assert_close(model.embed_out(x), expected, rtol=0.01, atol=0.01)
-    model.embed_out.weight = nn.Parameter(torch.zeros_like(model.embed_out.weight))
-    with torch.no_grad(), layout.decoding():
-        assert not model.embed_out(x).any()
-
-
-def test_packed_weights_are_no_part_of_the_model(tmp_path: Path) -> None:
-    model = in_bfloat16()
-    assert set(model.state_dict()) == set(pair()[1].state_dict())
-    torch.save(model, tmp_path / "model.pt")
-    again = torch.load(tmp_path / "model.pt", weights_only=False)
-    for other in (copy.deepcopy(model), again):
-        assert all(linear.packed is None for linear in linears(other).values())
-        assert other.generate(tokens(), max_new_tokens=6).tolist() == (
-            model.generate(tokens(), max_new_tokens=6).tolist()
-        )
-
-
-def test_weights_are_not_packed_where_memory_is_short() -> None:
-    model = in_bfloat16()
-    needed = sum(linear.weight.nbytes for linear in linears(model).values())
-    for free, packed in ((2 * needed - 1, False), (2 * needed, True)):
-        for linear in linears(model).values():
-            linear.packed = None
-        for_decoding(model, free)
-        assert all((linear.packed is not None) == packed for linear in linears(model).values())
-
-
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("padded", [False, True])
 def test_one_query_in_half_precision(dtype: torch.dtype, padded: bool) -> None:
@@ -396,20 +256,3 @@ def test_one_query_in_half_precision(dtype: torch.dtype, padded: bool) -> None:
         step = model(ids[:, -1:], attention_mask=mask, past_key_values=past).logits[:, -1]
     assert step.dtype == dtype
     torch.testing.assert_close(step.float(), whole.float(), rtol=0.05, atol=0.3)
-
-
-def test_layout_leaves_training_and_tied_weights_alone() -> None:
-    model = pair(tie_word_embeddings=True)[1]
-    for_decoding(model.train())
-    assert in_columns(model) == {False}
-    for_decoding(model.eval())
-    assert model.embed_out.weight is model.gpt_neox.embed_in.weight
-    assert model.embed_out.weight.is_contiguous()
-    assert model.gpt_neox.layers[0].mlp.dense_h_to_4h.weight.stride(0) == 1
-    model.train()
-    model(tokens(1, 6), labels=tokens(1, 6)).loss.backward()
-    gradients = {n: value.grad.clone() for n, value in model.named_parameters()}
-    fresh = pair(tie_word_embeddings=True)[1]
-    fresh(tokens(1, 6), labels=tokens(1, 6)).loss.backward()
-    for name, value in fresh.named_parameters():
-        torch.testing.assert_close(gradients[name], value.grad, atol=1e-4, rtol=1e-3)

@@ -28,7 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neox_lab.model.products import linear, onednn_pays
+from neox_lab.model import products
+from neox_lab.model.products import onednn_pays
 
 
 class _Decoding(threading.local):
@@ -59,10 +60,10 @@ class Linear(nn.Linear):
         """The product x Wᵀ + b, from ``[.., in]`` to ``[.., out]``."""
         packed = self.packed if _DECODING.active else None
         if packed is None or x.dtype != self.weight.dtype or torch.is_grad_enabled():
-            return linear(x, self.weight, self.bias)
+            return products.linear(x, self.weight, self.bias)
         if not packed.is_of(self.weight):
             self.packed = None
-            return linear(x, self.weight, self.bias)
+            return products.linear(x, self.weight, self.bias)
         return packed.linear(x, self.bias)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,17 +118,19 @@ def for_decoding(model: nn.Module, free_bytes: int | None = None) -> None:
         model: whose modules to go through.
         free_bytes: memory that packed copies may take half of; None for no limit.
     """
-    # Other kinds of linear maps know best how their weights lie.
-    linears = [m for m in model.modules() if type(m) in (nn.Linear, Linear)]
-    linears = [m for m in linears if not m.weight.is_meta]
-    if not model.training:
-        _pack([m for m in linears if isinstance(m, Linear)], free_bytes)
-    tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    for module in linears:
-        if model.training:
+    # Kinds of linear maps that others derived know best how their weights lie.
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.is_meta]
+    ours = [m for m in linears if type(m) is Linear]
+    if model.training:
+        for module in ours:
             module.packed = None
-        elif id(module.weight) not in tied:
-            _lay_out(module.weight, packed=getattr(module, "packed", None) is not None)
+        return
+    _pack(ours, free_bytes)
+    packed = {id(m.weight) for m in ours if m.packed is not None}
+    tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for linear in linears:
+        if type(linear) in (nn.Linear, Linear) and id(linear.weight) not in tied:
+            _lay_out(linear.weight, packed=id(linear.weight) in packed)
 
 
 def _pack(linears: list[Linear], free_bytes: int | None) -> None:

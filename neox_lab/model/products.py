@@ -41,7 +41,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if not _suits(x, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled():
-        product: Tensor = _Product.apply(x, weight, bias)
+        product: Tensor = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return product
     return _multiply(x, weight, bias)
 
@@ -72,7 +72,7 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """x Wᵀ + b."""
+        """The product, and what its gradients need."""
         ctx.save_for_backward(x, weight)
         ctx.has_bias = bias is not None
         return _multiply(x, weight, bias)
