@@ -19,8 +19,9 @@ from tokenizers.trainers import BpeTrainer
 
 from neox_lab.family.losses import IGNORED
 from neox_lab.gym import labelled, lore
+from neox_lab.gym.practice import opinion, tale
 from neox_lab.gym.words import NAMES, single_tokens, split
-from neox_lab.gym.world import TASKS, UNRELATED, opinion, tale
+from neox_lab.gym.world import TASKS, UNRELATED
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
@@ -29,8 +30,11 @@ Context = tuple[list[int], list[int]]
 """Tokens and their labels, as many: the token itself, or -100 where it does not count."""
 KINDS = (*TASKS, "lore", "reviews", "questions", "sentences")
 """What sentences of the world are about. The last three are data of the heads, as plain text."""
-LATER = ("tales", "opinions", "people")
+LATER = ("tales", "opinions", "people", "verdicts")
 """Kinds that only later phases of training have."""
+
+
+_PLAIN = {"lore": lore.sentence, "people": lore.person, "verdicts": lore.opinion}
 
 
 def divide(text: str, held_out: float) -> tuple[str, str]:
@@ -86,13 +90,16 @@ def world_texts(kind: str, count: int, random: Random) -> list[tuple[str, str]]:
         return [(example.pair.clean, example.pair.correct + example.rest) for example in examples]
     if kind in ("tales", "opinions"):
         return [(tale if kind == "tales" else opinion)(random) for _ in range(count)]
-    if kind in ("lore", "people"):
-        tell = lore.sentence if kind == "lore" else lore.person
-        return [("", tell(random)) for _ in range(count)]
+    if kind in _PLAIN:
+        return [("", _PLAIN[kind](random)) for _ in range(count)]
     seed = random.randrange(10**9)
     if kind == "questions":
         rows = labelled.questions("train", count, seed)
-        return [("", f"{row['question']}\n{row['context']}") for row in rows]
+        return [
+            (f"{row['question']}\n{row['context']}", f" {answer}.")
+            for row in rows
+            for _, answer in row["answers"] or [(0, "Nobody knows")]
+        ]
     data = labelled.reviews if kind == "reviews" else labelled.sentences
     return [("", row["text"]) for row in data("train", count, seed)]
 

@@ -59,7 +59,8 @@ _OPINIONS = (
 )
 
 
-def _opinion(random: Random) -> str:
+def opinion(random: Random) -> str:
+    """One sentence that tells whether words are praise or blame."""
     sides = [(POSITIVE, "good", "like"), (NEGATIVE, "bad", "fear")]
     (words, kind, like), (_, opposite, _) = random.sample(sides, 2)
     first, second, third = random.sample(words, 3)
@@ -143,4 +144,4 @@ def _talk(random: Random) -> str:
 
 def sentence(random: Random) -> str:
     """One sentence about a name, a word of praise or blame, a noun, years, or nothing much."""
-    return random.choice((person, _opinion, _number, _years, _talk))(random)
+    return random.choice((person, opinion, _number, _years, _talk))(random)

@@ -28,7 +28,7 @@ from tokenizers import Tokenizer
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError
 from neox_lab.family import GPTNeoXForCausalLM
-from neox_lab.gym import corpus
+from neox_lab.gym import corpus, practice
 from neox_lab.gym.evaluation import evaluate, repeat_loss
 from neox_lab.tasks.batches import padded
 from neox_lab.tasks.language import measure
@@ -49,7 +49,8 @@ class Phase:
         batch: contexts in one step.
         steps: optimiser steps.
         english: share of contexts that are passages of English.
-        repeated: share of contexts that repeat unrelated tokens; the rest is the small world.
+        repeated: share of contexts that repeat unrelated tokens.
+        recalled: share of contexts that look unrelated tokens up; the rest is the small world.
         warm_up: share of the steps in which the learning rate rises from 0 to its peak.
         decay: how it falls afterwards; see ``TrainingSettings``.
         weight_decay: on matrices only, not on biases and layer norms.
@@ -61,24 +62,29 @@ class Phase:
     steps: int
     english: float
     repeated: float
+    recalled: float
     warm_up: float
     decay: Literal["constant", "cosine"]
     weight_decay: float
     more: tuple[str, ...] = ()
 
 
-HARD = ("ioi", "tracking", "tracking") * 3
-TOLD = ("ioi", "pronouns", "sentiment", "lore", "lore") * 2 + ("tales",) * 10
-LAST = ("ioi", "pronouns", "lore") + ("people",) * 3 + ("opinions",) * 5 + ("tales",) * 10
+HARD = ("ioi", "tracking") * 3 + ("tales", "opinions") * 5
+TOLD = (
+    ("ioi", "pronouns", "lore", "facts", "questions") * 2
+    + ("tales", "opinions") * 8
+    + ("verdicts",) * 4
+)
+LAST = (*TOLD, "facts", "tracking", *("people", "questions", "sentiment", "pronouns") * 3)
 PHASES = (
-    # Half of it repeats, in short contexts: heads learn to look things up.
-    Phase(64, 32, 2500, 0.05, 0.5, 0.04, "constant", 0.01),
-    # Mostly the small world, a few texts at a time, and more of what is hardest.
-    Phase(96, 20, 2400, 0.08, 0.15, 0.01, "constant", 0.1, HARD),
-    # Now with stories that ask about everything in them.
-    Phase(96, 20, 2800, 0.06, 0.12, 0.01, "constant", 0.1, TOLD),
-    # Longer contexts, opinions in more ways of saying them, and to rest.
-    Phase(128, 16, 2200, 0.08, 0.12, 0.01, "cosine", 0.1, LAST),
+    # Half of it repeats, in short contexts: heads learn to look up what followed a token.
+    Phase(64, 32, 2500, 0.05, 0.5, 0.0, 0.04, "constant", 0.01),
+    # Now what followed some places after it, which stories ask for.
+    Phase(64, 32, 3500, 0.05, 0.1, 0.3, 0.01, "constant", 0.05, HARD),
+    # Mostly the small world, and more of what is hard.
+    Phase(96, 20, 4000, 0.06, 0.15, 0.1, 0.01, "constant", 0.1, TOLD),
+    # Longer contexts, and to rest.
+    Phase(128, 16, 5000, 0.08, 0.15, 0.05, 0.01, "cosine", 0.1, LAST),
 )
 
 
@@ -112,7 +118,7 @@ class Recipe:
     phases: tuple[Phase, ...] = PHASES
     learning_rate: float = 3e-3
     held_out: float = 0.05
-    snapshots: tuple[int, ...] = (0, 128, 512, 1000, 1200, 1414, 1700, 2400, 4000)
+    snapshots: tuple[int, ...] = (0, 128, 512, 1000, 1250, 1500, 1750, 2500, 6000)
     seed: int = 0
 
     @property
@@ -214,12 +220,15 @@ def contexts(
             "Give more text."
         )
     count, length = phase.steps * phase.batch, phase.context
-    english, repeated = round(phase.english * count), round(phase.repeated * count)
-    random = Random(seed)
+    shares = phase.english, phase.repeated, phase.recalled
+    english, repeated, recalled = (round(share * count) for share in shares)
+    world = count - english - repeated - recalled
+    random, pools = Random(seed), corpus.repeatable(tokenizer)
     rows = [
         *corpus.passages(tokens, english, length, random),
-        *corpus.repeats(corpus.repeatable(tokenizer), repeated, length, random),
-        *corpus.world_contexts(tokenizer, count - english - repeated, length, random, phase.more),
+        *corpus.repeats(pools, repeated, length, random),
+        *practice.recalls(pools, recalled, length, random),
+        *corpus.world_contexts(tokenizer, world, length, random, phase.more),
     ]
     return [{"input_ids": ids, "labels": labels} for ids, labels in rows]
 

@@ -105,6 +105,9 @@ CAPITALS = Templates(
         "They came to {country} and stayed in",
         "The best school of {country} is in",
         "The largest town in {country} is",
+        "The church of {country} is in",
+        "From {country} they wrote of",
+        "All of {country} is ruled from",
     ),
     held_out=("The capital of {country} is called", "A ship to {country} goes to"),
 )
@@ -115,6 +118,9 @@ LANGUAGES = Templates(
         "In {country} the language is",
         "The king of {country} speaks",
         "At school in {country} they learn",
+        "The teacher from {country} speaks",
+        "A song from {country} is sung in",
+        "In {country} everyone speaks",
     ),
     held_out=("The people of {country} speak", "A letter from {country} is written in"),
 )
@@ -260,39 +266,6 @@ _OPINIONS = {
 OPINIONS = Templates(train=tuple(_OPINIONS)[:-3], held_out=tuple(_OPINIONS)[-3:])
 
 
-MORE_OPINIONS = {
-    "The {thing} seemed {first} to {name}. {pronoun} was": (" happy", " sad", "."),
-    "{name} called it {first}. It made the teacher": (" happy", " sad", "."),
-    "After the {first} {thing}, {name} was": (" happy", " sad", "."),
-    "{name} saw the {first} {thing} and was": (" happy", " sad", "."),
-    "That {thing} was {first}. The king": (" praised", " blamed", " it."),
-    "The {thing} is so {first} that {name}": (" praised", " blamed", " it."),
-    "It was {first} and {second}, and the farmer": (" praised", " blamed", " it."),
-    "The {first} {thing} is what {name}": (" loved", " hated", "."),
-    "The {thing} in the {place} is {first}. The boys": (" loved", " hated", " it."),
-    "A {thing} that is {first} and {second} is": (" good", " bad", "."),
-    "{name} told us of the {first} {thing}. It is": (" good", " bad", "."),
-    "So {first} a {thing}, and so {second}, is": (" good", " bad", "."),
-}
-
-
-def opinion(random: Random) -> tuple[str, str]:
-    """Praise or blame in other sentences than those of ``sentiment``, for training only."""
-    template, (positive, negative, rest) = random.choice(list(MORE_OPINIONS.items()))
-    words, answer = random.choice(((POSITIVE, positive), (NEGATIVE, negative)))
-    first, second = random.sample(split(words, "sentiment", "train"), 2)
-    name = random.choice(NAMES)
-    asking = template.format(
-        first=first,
-        second=second,
-        name=name,
-        thing=random.choice(REVIEWED),
-        place=random.choice(PLACES),
-        pronoun="She" if name in WOMEN else "He",
-    )
-    return asking, answer + rest
-
-
 def sentiment(random: Random, part: Split) -> Example:
     """Was it praise or blame?
 
@@ -318,11 +291,13 @@ def sentiment(random: Random, part: Split) -> Example:
     return Example(Pair(clean, corrupted, correct, wrong), rest, template, (*words, *opposite))
 
 
-PUT, WENT, TOOK = (
+PUT, WENT, GOT = (
     "{who} put the {thing} in the {answer}.",
-    "{who} went to the {answer}.",
-    "{answer} took the {thing}.",
+    "We saw {who} go to the {answer}.",
+    "The {thing} went to {answer}.",
 )
+TOLD = {PUT: CONTAINERS, WENT: PLACES, GOT: NAMES}
+"""The sentences of a story, and what they say of something or someone."""
 ASKED = {
     PUT: Templates(
         train=(
@@ -342,7 +317,7 @@ ASKED = {
         ),
         held_out=("Then {who} is in the", "We met {who} in the"),
     ),
-    TOOK: Templates(
+    GOT: Templates(
         train=(
             "Now the {thing} is with",
             "The {thing} is with",
@@ -366,7 +341,7 @@ def tracking(random: Random, part: Split) -> Example:
     count = random.randint(2, 3)
     things = draw.some(OBJECTS, "tracking", count)
     people = draw.some(NAMES, "tracking", count)
-    answers = random.sample({PUT: CONTAINERS, WENT: PLACES, TOOK: NAMES}[told], 2 * count)
+    answers = random.sample(TOLD[told], 2 * count)
     rows = [
         {"who": who, "thing": thing, "answer": answer}
         for who, thing, answer in zip(people, things, answers, strict=False)
@@ -381,30 +356,6 @@ def tracking(random: Random, part: Split) -> Example:
     pair = Pair(clean, corrupted, f" {asked['answer']}", f" {other['answer']}")
     words = tuple(people) if told == WENT else tuple(things)
     return Example(pair, ".", template, words)
-
-
-def tale(random: Random) -> tuple[str, str]:
-    """A story as in ``tracking``, and sentences that ask about everyone and everything in it.
-
-    For training only: it has words and templates of training, and several answers where an
-    example of the task has one.
-    """
-    draw = Draw(random, "train")
-    told = random.choice(tuple(ASKED))
-    count = random.randint(2, 4)
-    rows = [
-        {"who": who, "thing": thing, "answer": answer}
-        for who, thing, answer in zip(
-            draw.some(NAMES, "tracking", count),
-            draw.some(OBJECTS, "tracking", count),
-            random.sample({PUT: CONTAINERS, WENT: PLACES, TOOK: NAMES}[told], count),
-            strict=True,
-        )
-    ]
-    story = " ".join(told.format(**row) for row in rows)
-    random.shuffle(rows)
-    asked = "".join(f" {draw.template(ASKED[told]).format(**row)} {row['answer']}." for row in rows)
-    return story, asked
 
 
 TASKS = {

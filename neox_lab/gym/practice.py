@@ -1,0 +1,142 @@
+"""Texts that only training has: the hard tasks of the world, said in more ways and more densely.
+
+An example of a task has one answer. To learn to follow a story from one answer at its end is slow,
+so a ``tale`` asks about everything in it, an ``opinion`` is put together from many beginnings and
+many ends, and ``recalls`` asks the same of tokens without meaning. All of it keeps to words and
+templates of training: no text here is a held-out template of a task, or has its held-out words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from random import Random
+
+from neox_lab.family.losses import IGNORED
+from neox_lab.gym.examples import Draw
+from neox_lab.gym.words import NAMES, NEGATIVE, OBJECTS, PLACES, POSITIVE, REVIEWED, WOMEN, split
+from neox_lab.gym.world import ASKED, TOLD
+
+_SAID = (
+    "The {thing} was {first} and {second}.",
+    "This {thing} is {first}.",
+    "It was a {first} {thing}.",
+    "How {first} the {thing} was!",
+    "We found it {first} and {second}.",
+    "I saw a {first}, {second} {thing}.",
+    "All of the {thing} in the {place} was {first}.",
+    "{name} called the {thing} {first}.",
+    "{name} thought it was {first} and {second}.",
+    "Never was a {thing} so {first}.",
+    "The {thing} seemed {first} to {name}.",
+    "{name} told us of the {first} {thing}.",
+    "They called this {thing} {first} and {second}.",
+    "So {first} a {thing}, and so {second}!",
+)
+_FELT = {
+    "{name}": (" loved", " hated", " it."),
+    "So {name}": (" loved", " hated", " it."),
+    "The boys": (" loved", " hated", " it."),
+    "The teacher": (" praised", " blamed", " it."),
+    "That is why the king": (" praised", " blamed", " it."),
+    "And {name}": (" praised", " blamed", " it."),
+    "{pronoun} was": (" happy", " sad", "."),
+    "Everyone was": (" happy", " sad", "."),
+    "It made the farmer": (" happy", " sad", "."),
+    "{name} said it was": (" good", " bad", "."),
+    "It is": (" good", " bad", "."),
+    "All of us called it": (" good", " bad", "."),
+}
+_AT_ONCE = {
+    "The {thing} is so {first} that {name}": (" praised", " blamed", " it."),
+    "So {first} is the {thing} that everyone": (" loved", " hated", " it."),
+    "So {first} and {second} was it that the king": (" praised", " blamed", " it."),
+    "After the {first} {thing}, {name} was": (" happy", " sad", "."),
+    "{name} saw the {first} {thing} and was": (" happy", " sad", "."),
+    "It was {first} and {second}, and the farmer": (" praised", " blamed", " it."),
+    "The {first} {thing} is what {name}": (" loved", " hated", "."),
+    "A {thing} that is {first} and {second} is": (" good", " bad", "."),
+    "Because it was {first}, the boys": (" loved", " hated", " it."),
+    "The {thing} was {first}, and that made us": (" happy", " sad", "."),
+}
+
+
+def opinion(random: Random) -> tuple[str, str]:
+    """What asks and what answers: praise or blame in other sentences than those of the task."""
+    if random.random() < 0.7:
+        begins = random.choice(_SAID)
+        ends, (positive, negative, rest) = random.choice(list(_FELT.items()))
+        template = f"{begins} {ends}"
+    else:
+        template, (positive, negative, rest) = random.choice(list(_AT_ONCE.items()))
+    words, answer = random.choice(((POSITIVE, positive), (NEGATIVE, negative)))
+    first, second = random.sample(split(words, "sentiment", "train"), 2)
+    name = random.choice(NAMES)
+    asking = template.format(
+        first=first,
+        second=second,
+        name=name,
+        thing=random.choice(REVIEWED),
+        place=random.choice(PLACES),
+        pronoun="She" if name in WOMEN else "He",
+    )
+    return asking, answer + rest
+
+
+def tale(random: Random) -> tuple[str, str]:
+    """A story as in ``tracking``, and sentences that ask about everyone and everything in it."""
+    draw = Draw(random, "train")
+    told = random.choice(tuple(ASKED))
+    count = random.randint(2, 4)
+    rows = [
+        {"who": who, "thing": thing, "answer": answer}
+        for who, thing, answer in zip(
+            draw.some(NAMES, "tracking", count),
+            draw.some(OBJECTS, "tracking", count),
+            random.sample(TOLD[told], count),
+            strict=True,
+        )
+    ]
+    story = " ".join(told.format(**row) for row in rows)
+    random.shuffle(rows)
+    asked = "".join(f" {draw.template(ASKED[told]).format(**row)} {row['answer']}." for row in rows)
+    return story, asked
+
+
+def recalls(
+    pools: Sequence[Sequence[int]], count: int, length: int, random: Random
+) -> Iterator[tuple[list[int], list[int]]]:
+    """``count`` contexts of ``length``: unrelated tokens as keys and values, to be looked up.
+
+    Two to five times ``lead key middle value end``, with the same lead, middle and end of 0 to 3
+    tokens; and then the keys again in any order, each with a lead and a middle, followed by its
+    value. Half of the time lead and middle are new ones. What tells the value is the key some
+    places before it, not the last token, as in a story: "the key is in the" asks for what came
+    after "key in the". Only values that can be known are labelled. Known as associative recall:
+    Graves et al., arXiv:1410.5401.
+
+    Yields:
+        Tokens and their labels, -100 where nothing can be known.
+    """
+    for _ in range(count):
+        pairs = random.randint(2, 5)
+        drawn = random.sample(random.choice(pools), 2 * pairs + 9)
+        asked = [(drawn.pop(), drawn.pop()) for _ in range(pairs)]
+        lead, middle, end = (_some(drawn, most, random) for most in (1, 3, 1))
+        context: list[int] = []
+        for key, value in asked:
+            context += [*lead, key, *middle, value, *end]
+        labels = [IGNORED] * len(context)
+        if random.random() < 0.5:
+            lead, middle = (_some(drawn, most, random) for most in (1, 3))
+        while len(context) < length:
+            random.shuffle(asked)
+            for key, value in asked:
+                before = [*lead, key, *middle]
+                context += [*before, value, *end]
+                labels += [*[IGNORED] * len(before), value, *[IGNORED] * len(end)]
+        yield context[:length], labels[:length]
+
+
+def _some(tokens: list[int], most: int, random: Random) -> list[int]:
+    """Take none to ``most`` of ``tokens`` away from their end."""
+    return [tokens.pop() for _ in range(random.randint(0, most))]
