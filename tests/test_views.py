@@ -854,12 +854,15 @@ def test_attributions_belong_to_names() -> None:
     view = BarsView(["x", "y"], [0.2, 0.8], pieces=["a", "b"], attributions=[[1, 2], [3, 4]])
     assert view.attribution_frame["attribution"].tolist() == [1, 2, 3, 4]
     assert view.tables()[1].rows == [["0", "a", "3.000"], ["1", "b", "4.000"]]
+    assert "What speaks for y" in drawn_texts(view) and "4.00" in drawn_texts(view)  # in a figure
+    assert "<u>b</u><sub>4.00</sub>" in view.to_html()  # and where scripts are cut
     with pytest.raises(InputError, match="1 rows for 2 names"):
         BarsView(["x", "y"], [0.2, 0.8], pieces=["a"], attributions=[[1]])
 
 
 def test_rows_need_a_text_for_each_column() -> None:
-    view = TreeView(["name", "shape"], {"g": [["a", "[1]"]], "h": [["b", "[2]"]]})
+    view = TreeView(["name", "shape"], {"g": [["a", "[1]"]], "h": [["b", ""]]})
+    assert view.data()["groups"][1]["rows"] == [["b", ""]]  # nothing, not an empty token
     assert view.frame["group"].tolist() == ["g", "h"]
     for groups in ({}, {"g": [["a"]]}):
         with pytest.raises(InputError, match="a text for each of"):

@@ -12,6 +12,7 @@ from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import AMOUNT, HEADING, LESS, MORE, SOFT, Sheet, number, text_width
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
+from neox_lab.views.strips import WIDTH, StripView
 from neox_lab.views.tokens import figure_text, isolated, label
 
 if TYPE_CHECKING:
@@ -99,6 +100,21 @@ class BarsView(View):
         ]
         return f"Bars: {', '.join(named)}."
 
+    def _speaks_for(self, name: int) -> str:
+        """What the attributions of a name are called."""
+        return f"What speaks for {isolated(label(self.names[name], NAME_LIMIT))}"
+
+    def _attributed_text(self) -> StripView | None:
+        """The text as it speaks for the longest bar; None without attributions."""
+        if self.pieces is None or self.attributions is None:
+            return None
+        best = int(self.values.argmax())
+        return StripView.values(self.pieces, self.attributions[best], self._speaks_for(best))
+
+    def _running_text(self) -> str:
+        strip = self._attributed_text()
+        return "" if strip is None else strip._running_text()
+
     def tables(self) -> list[Table]:
         """Name and value of each bar."""
         rows = [
@@ -108,7 +124,7 @@ class BarsView(View):
         tables = [Table("Values", [("name", "l"), ("value", "r")], rows)]
         if self.pieces is not None and self.attributions is not None:
             best = int(self.values.argmax())
-            caption = f"What speaks for {isolated(label(self.names[best], NAME_LIMIT))}"
+            caption = self._speaks_for(best)
             told = [
                 [str(at), isolated(label(piece, NAME_LIMIT)), number(float(value), 3)]
                 for at, (piece, value) in enumerate(
@@ -149,7 +165,11 @@ class BarsView(View):
         low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
         unit = WIDE / ((high - low) or 1.0)
         zero = left + (0.55 if low < 0 else 0) - low * unit
-        sheet = Sheet(zero + high * unit + 0.7, HEADING + len(names) * STEP)
+        bottom, strip = HEADING + len(names) * STEP, self._attributed_text()
+        page = zero + high * unit + 0.7, bottom
+        if strip is not None:
+            page = max(page[0], WIDTH), bottom + 0.4 + strip.height
+        sheet = Sheet(*page)
         cut = f" The first {MOST} of {len(self.names)}." if len(self.names) > MOST else ""
         sheet.heading(0, figure_text(self.title), figure_text(self.note) + cut)
         for row, (name, value) in enumerate(zip(names, values, strict=True)):
@@ -163,4 +183,7 @@ class BarsView(View):
             at, side = (zero + size + 0.06, "left") if value >= 0 else (zero + size - 0.06, "right")
             said = number(float(value), 3)
             sheet.text(at, middle, said, 8.5, color=SOFT, ha=side, va="center_baseline")
+        if strip is not None:
+            sheet.text(0, bottom + 0.25, figure_text(strip.title), 9, weight="bold")
+            strip.draw_on(sheet, bottom + 0.4)
         return sheet

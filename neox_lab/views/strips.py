@@ -19,7 +19,17 @@ import numpy as np
 
 from neox_lab.errors import InputError
 from neox_lab.views.base import View, array, texts
-from neox_lab.views.drawing import HEADING, LESS, MORE, SOFT, Sheet, decimals, number, text_width
+from neox_lab.views.drawing import (
+    AMOUNT,
+    HEADING,
+    LESS,
+    MORE,
+    SOFT,
+    Sheet,
+    decimals,
+    number,
+    text_width,
+)
 from neox_lab.views.markup import Table
 from neox_lab.views.predictions import percent
 from neox_lab.views.tokens import figure_text, html_text, isolated, label, readable, shorten
@@ -29,7 +39,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's colours; kinds beyond the seventh share them and are told apart by their names.
 KINDS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
-OWN = {"less than 0": LESS, "more than 0": MORE}
+# Kinds that mean the same everywhere; bars of start and end stand out on an answer's yellow.
+OWN = {"less than 0": LESS, "more than 0": MORE, "loss": AMOUNT, "answer": "#F0E442"}
 MARKS = ("#2a8bc9", "#d9661f", "#009e73")
 RUNNING = 1_500  # pieces of the running text
 PIECES, TEXT, LONGEST = 4_000, 500_000, 200_000  # pieces, characters, and those of one piece, live
@@ -260,13 +271,21 @@ class StripView(View):
         }
 
     def _draw(self) -> Sheet:
-        spots, lines = self._flow()
         cut = f" The first {DRAWN} of {len(self.pieces)} pieces." * (len(self.pieces) > DRAWN)
-        sheet = Sheet(WIDTH, HEADING + lines * LINE)
+        sheet = Sheet(WIDTH, HEADING + self.height)
         sheet.heading(0, figure_text(self.title), figure_text(self.note) + cut)
-        for piece, text, x, y, width in spots:
-            self._piece(sheet, piece, text, x, HEADING + y, width)
+        self.draw_on(sheet, HEADING)
         return sheet
+
+    @property
+    def height(self) -> float:
+        """The inches that the text takes in a picture ``WIDTH`` inches wide."""
+        return self._flow()[1] * LINE
+
+    def draw_on(self, sheet: Sheet, top: float) -> None:
+        """The text on a sheet that has other things too, its first line at ``top``."""
+        for piece, text, x, y, width in self._flow()[0]:
+            self._piece(sheet, piece, text, x, top + y, width)
 
     def _piece(
         self, sheet: Sheet, piece: Piece, text: str, x: float, y: float, width: float

@@ -66,7 +66,7 @@ class TreeView(View):
             Table(
                 label(name, CELL_LIMIT),
                 columns,
-                [[isolated(label(cell)) for cell in row] for row in rows],
+                [[isolated(_shown(cell)) for cell in row] for row in rows],
             )
             for name, rows in self.groups.items()
         ]
@@ -75,7 +75,7 @@ class TreeView(View):
         """All rows; the first ones of very many."""
         room, groups = LIVE_ROWS, []
         for name, rows in self.groups.items():
-            shown = [[label(cell, LIVE_LIMIT) for cell in row] for row in rows[:room]]
+            shown = [[_shown(cell, LIVE_LIMIT) for cell in row] for row in rows[:room]]
             groups.append({"name": label(name, LIVE_LIMIT), "rows": shown})
             room -= len(shown)
         total = sum(map(len, self.groups.values()))
@@ -85,7 +85,7 @@ class TreeView(View):
 
     def _draw(self) -> Sheet:
         drawn = [
-            (name, [[figure_text(label(cell), CELL_LIMIT) for cell in row] for row in rows])
+            (name, [[figure_text(_shown(cell), CELL_LIMIT) for cell in row] for row in rows])
             for name, rows in self.groups.items()
         ]
         wide = [
@@ -108,3 +108,8 @@ class TreeView(View):
                 sheet.text(x, y, cell, 7.5, **({} if column == 0 else {"color": SOFT}))
                 x += wide[column]
         return sheet
+
+
+def _shown(cell: str, limit: int | None = None) -> str:
+    """A cell as a label; an empty one says nothing, where an empty token would be told."""
+    return label(cell, limit) if cell else ""

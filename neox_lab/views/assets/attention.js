@@ -31,6 +31,7 @@ async function mount(element, data, host) {
     const item = el("button", { type: "button", class: "head", "aria-label": name, title: name });
     const canvas = el("canvas", { "aria-hidden": "true" });
     paint(canvas, panel.weights, data, Math.ceil(text.length / 48));
+    if (text.length < 22) canvas.style.imageRendering = "pixelated"; // larger than its pixels
     item.append(canvas);
     return item;
   });
@@ -79,18 +80,18 @@ async function mount(element, data, host) {
       return;
     }
     lists.replaceChildren(
-      ranked(`${named(at)} looks at`, (other) => weight(at, other)),
-      ranked(`${named(at)} is looked at by`, (other) => weight(other, at)),
+      ranked(`${named(at)} looks at`, BLUE, (other) => weight(at, other)),
+      ranked(`${named(at)} is looked at by`, ORANGE, (other) => weight(other, at)),
     );
   }
 
-  function ranked(caption, of) {
+  function ranked(caption, colour, of) {
     const best = text.map((_, other) => [of(other), other]).filter(([share]) => share > 0);
     best.sort((a, b) => b[0] - a[0]);
     const rows = best
       .slice(0, 5)
       .map(([share, at]) => [named(at), share / data.top, share.toFixed(3)]);
-    const shown = rows.length ? bars(rows) : el("p", { class: "hint" }, "nothing");
+    const shown = rows.length ? bars(rows, colour) : el("p", { class: "hint" }, "nothing");
     return el("div", {}, el("h4", {}, caption), shown);
   }
 

@@ -147,9 +147,10 @@ function fill(node, colour) {
 const isolate = (text) => `\u2068${text}\u2069`;
 
 /** Rows of a name, a bar of `share` (0 to 1) and a printed value. */
-function bars(rows) {
+function bars(rows, colour) {
   const cells = rows.map(([name, share, value]) => {
     const bar = el("i", { style: { width: `${100 * Math.max(0, Math.min(1, share))}%` } });
+    if (colour) bar.style.background = css(colour);
     return el("tr", {}, el("th", { dir: "auto" }, name), el("td", {}, value), el("td", {}, bar));
   });
   return el("table", { class: "bars" }, el("tbody", {}, ...cells));
