@@ -291,12 +291,12 @@ def sentiment(random: Random, part: Split) -> Example:
     return Example(Pair(clean, corrupted, correct, wrong), rest, template, (*words, *opposite))
 
 
-PUT, WENT, GOT = (
+PUT, SEEN, GOT = (
     "{who} put the {thing} in the {answer}.",
-    "We saw {who} go to the {answer}.",
+    "We saw {who} in the {answer}.",
     "The {thing} went to {answer}.",
 )
-TOLD = {PUT: CONTAINERS, WENT: PLACES, GOT: NAMES}
+TOLD = {PUT: CONTAINERS, SEEN: PLACES, GOT: NAMES}
 """The sentences of a story, and what they say of something or someone."""
 ASKED = {
     PUT: Templates(
@@ -308,7 +308,7 @@ ASKED = {
         ),
         held_out=("So the {thing} is in the", "We look for the {thing} in the"),
     ),
-    WENT: Templates(
+    SEEN: Templates(
         train=(
             "Now {who} is in the",
             "They met {who} in the",
@@ -347,14 +347,14 @@ def tracking(random: Random, part: Split) -> Example:
         for who, thing, answer in zip(people, things, answers, strict=False)
     ]
     story = [told.format(**row) for row in rows]
-    if told == WENT and random.random() < 0.3:
+    if told == SEEN and random.random() < 0.3:
         mover = random.randrange(count)
         rows[mover]["answer"] = answers[count]
         story.append(told.format(**rows[mover]))
     asked, other = random.sample(rows, 2)
     clean, corrupted = (" ".join([*story, template.format(**row)]) for row in (asked, other))
     pair = Pair(clean, corrupted, f" {asked['answer']}", f" {other['answer']}")
-    words = tuple(people) if told == WENT else tuple(things)
+    words = tuple(people) if told == SEEN else tuple(things)
     return Example(pair, ".", template, words)
 
 
