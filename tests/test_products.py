@@ -77,6 +77,15 @@ def test_any_shape_and_stride(
     torch.testing.assert_close(found, F.linear(x, weight, bias), atol=1e-4, rtol=1e-5)
 
 
+def test_slices_of_weights_stay_where_they_are(forced: list[int]) -> None:
+    whole = torch.randn(6, 4, 5)  # [out, head, in]
+    x = torch.randn(3, 5)
+    torch.testing.assert_close(products.linear(x, whole[:, 1]), x @ whole[:, 1].t())
+    assert not forced
+    products.linear(x, whole[:, 1].contiguous())
+    assert len(forced) == 1
+
+
 def example() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     made = (torch.randn(*s, generator=generator) for s in ((2, 6, 8), (10, 8), (10,)))

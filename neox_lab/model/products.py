@@ -56,6 +56,8 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= SMALLEST
+        # A slice, as one head's part of a weight, takes oneDNN a thousand times longer:
+        and (weight.is_contiguous() or weight.t().is_contiguous())
         and x.device.type == "cpu"
         and weight.device.type == "cpu"
         and onednn_pays()

@@ -21,7 +21,6 @@ from neox_lab.experiments.patching.question import Question
 from neox_lab.experiments.patching.sites import find_sites
 from neox_lab.experiments.patching.sweeping import sweep
 from neox_lab.hooks.cache import ActivationCache
-from neox_lab.model.products import linear
 
 
 class ActPatch(Protocol):
@@ -132,7 +131,7 @@ def get_act_patch_direct_path(
     sender = model.backbone.layers[src_layer].attention
     weight = sender.dense.weight.view(-1, sender.heads, sender.d_head)[:, src_head]
     z, own = (cache["z", src_layer][:, :, src_head] for cache in (clean_cache, corrupted_cache))
-    change = linear(z - own, weight)  # [batch, pos, d_model]
+    change = (z - own) @ weight.t()  # [batch, pos, d_model]
 
     def source(hook: str, layer: int) -> Tensor:
         block = model.backbone.layers[layer]

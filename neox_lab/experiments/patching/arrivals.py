@@ -25,7 +25,6 @@ from neox_lab.experiments.patching.runs import BaseRun, Source
 from neox_lab.experiments.patching.sites import Site
 from neox_lab.hooks.points import NO_TAP
 from neox_lab.model.attention import masked_scores
-from neox_lab.model.products import linear
 
 if TYPE_CHECKING:
     from neox_lab.experiments.patching.rows import Rows
@@ -131,7 +130,7 @@ class Arrivals:
             here = (head == number).nonzero().flatten()
             if not len(here):
                 continue
-            written.index_copy_(0, here, linear(read.index_select(0, here), weight[:, number]))
+            written.index_copy_(0, here, read.index_select(0, here) @ weight[:, number].t())
         return written
 
     def _read(self, site: Site, layer: int, rows: Rows, row: Tensor, pos: Tensor) -> Tensor:
