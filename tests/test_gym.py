@@ -27,7 +27,15 @@ from neox_lab.gym.examples import Pair
 from neox_lab.tasks.language import measure
 
 PHASE = train.Phase(
-    16, 4, 3, english=0.25, repeated=0.25, warm_up=0.2, decay="constant", weight_decay=0.1
+    context=16,
+    batch=4,
+    steps=3,
+    english=0.25,
+    repeated=0.25,
+    recalled=0.1,
+    warm_up=0.2,
+    decay="constant",
+    weight_decay=0.1,
 )
 TINY = train.Recipe(
     layers=1,

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 import neox_lab as nl
 from neox_lab.family.losses import IGNORED
-from neox_lab.gym import corpus, labelled, lore, words, world
+from neox_lab.gym import corpus, labelled, lore, practice, words, world
 from neox_lab.gym.examples import Example
 from neox_lab.tasks import answering, squad, tagging
 
@@ -88,7 +88,7 @@ def test_held_out_sentences_are_nowhere_in_the_training_text(name: str) -> None:
     random = Random(5)
     seen = {
         sentence
-        for kind in corpus.KINDS
+        for kind in (*corpus.KINDS, *corpus.LATER)
         for asking, rest in corpus.world_texts(kind, 400, random)
         for sentence in (asking + rest).split(".")
     }
@@ -135,11 +135,55 @@ def _where(prompt: str) -> str:
     where: dict[str, str] = {}
     for sentence in told:
         said = sentence.rstrip(".").split()
-        if "took" in said:
-            where[said[-1]] = said[0]
+        if "put" in said:
+            where[said[3]] = said[-1]
+        elif "saw" in said:
+            where[said[2]] = said[-1]
         else:
-            where[said[3] if "put" in said else said[0]] = said[-1]
+            where[said[1]] = said[-1]
     return next(where[word] for word in reversed(asked.split()) if word in where)
+
+
+def test_tales_answer_for_everyone_in_them() -> None:
+    for seed in range(200):
+        story, asked = practice.tale(Random(seed))
+        asked_for = [sentence for sentence in asked.split(".") if sentence]
+        assert len(asked_for) == story.count(".") >= 2
+        for sentence in asked_for:
+            question, answer = sentence.strip().rsplit(" ", 1)
+            assert _where(f"{story} {question}") == answer
+
+
+def test_opinions_never_use_what_sentiment_holds_out() -> None:
+    held = {
+        word
+        for pool in (words.POSITIVE, words.NEGATIVE)
+        for word in words.split(pool, "sentiment", "held-out")
+    }
+    praise = {"loved", "praised", "happy", "good"}
+    templates = set()
+    for seed in range(3000):
+        asking, answer = practice.opinion(Random(seed))
+        said = {word.strip(".,!") for word in asking.split()}
+        assert not said & held
+        assert bool(said & set(words.POSITIVE)) == (answer.split()[0].strip(".") in praise)
+        templates.add((asking.split(".")[0].split()[0], asking.split()[-1]))
+    assert len(templates) > 60
+
+
+@given(seed=SEEDS)
+@settings(max_examples=60, deadline=None)
+def test_recalls_can_be_known(seed: int) -> None:
+    ((ids, labels),) = practice.recalls([range(500), range(100, 700)], 1, 64, Random(seed))
+    assert len(ids) == len(labels) == 64
+    known = [at for at, label in enumerate(labels) if label != IGNORED]
+    assert known
+    for at in known:
+        assert labels[at] == ids[at]
+        # One of the four tokens before it is the key, and the value came after it before.
+        first = ids.index(ids[at])
+        assert first < at
+        assert set(ids[max(0, at - 4) : at]) & set(ids[max(0, first - 4) : first])
 
 
 def test_same_seed_same_examples() -> None:
