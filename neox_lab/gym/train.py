@@ -82,9 +82,9 @@ PHASES = (
     # Now what followed some places after it, which stories ask for.
     Phase(64, 32, 3500, 0.05, 0.1, 0.3, 0.01, "constant", 0.05, HARD),
     # Mostly the small world, and more of what is hard.
-    Phase(96, 20, 4000, 0.06, 0.15, 0.1, 0.01, "constant", 0.1, TOLD),
+    Phase(96, 20, 4000, 0.06, 0.2, 0.1, 0.01, "constant", 0.1, TOLD),
     # Longer contexts, and to rest.
-    Phase(128, 16, 5000, 0.08, 0.15, 0.05, 0.01, "cosine", 0.1, LAST),
+    Phase(128, 16, 5000, 0.08, 0.2, 0.05, 0.01, "cosine", 0.1, LAST),
 )
 
 
