@@ -11,13 +11,14 @@ is the difference of two logits at the last position.
     ours      seconds of nl.patching.sweep, both plain runs included
     speed-up  theirs / ours
     differ    largest difference between both results, over the cells timed
-    GFLOP     floating-point operations in matrix products that our sweep does
-    of rate   those per second, divided by the rate of one large matrix product measured beside it
+    GFLOP     floating-point operations in the matrix products and attention of our sweep
+    of rate   those per second, divided by the machine's: the best of torch.mm and of
+              neox_lab.model.products.linear on 2048 x 2048 matrices, measured beside it
     peak MB   memory above the loaded model at the highest point of our sweep, in a process of its
               own
 
-Both sides take turns. ``--clock cpu`` counts the process's CPU seconds instead of seconds, for
-machines that others use too; it needs ``--threads 1``.
+Both sides take turns: four, or as few as take us a minute. ``--clock cpu`` counts the process's CPU
+seconds instead of seconds, for machines that others use too; it needs ``--threads 1``.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import geometric_mean as mean
 from statistics import median
 from typing import Any
 
+os.environ.setdefault("TQDM_DISABLE", "1")  # theirs shows a bar for every sweep
+
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import neox_lab as nl
+from neox_lab.model.products import linear
 
 sys.path.insert(0, str(Path(__file__).parent))
 from caching import SHAPES, VOCAB, fresh, load, write_checkpoint
@@ -112,12 +117,30 @@ def clocked(run: Callable[[], Any], clock: Callable[[], float]) -> tuple[float, 
     return clock() - start, found
 
 
-def rate(d_model: int, clock: Callable[[], float]) -> float:
-    """Floating-point operations a second in a large product of the model's width."""
-    x, w = torch.randn(4096, d_model), torch.randn(4 * d_model, d_model)
-    torch.nn.functional.linear(x, w)
-    seconds = min(clocked(lambda: torch.nn.functional.linear(x, w), clock)[0] for _ in range(5))
-    return 2 * x.numel() * len(w) / seconds
+def rate(clock: Callable[[], float]) -> float:
+    """Floating-point operations a second in a large matrix product, by the faster library."""
+    x, w = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    with torch.no_grad():
+        times = [clocked(lambda by=by: by(x, w), clock)[0] for by in (torch.mm, linear) * 4]
+    return 2 * x.numel() * len(w) / min(times)
+
+
+def count_operations(run: Callable[[], Any]) -> tuple[int, Any]:
+    """Floating-point operations in the products and the attention of a call, and its result."""
+
+    def of_product(x: Any, weight: Any, *_: Any, **__: Any) -> int:
+        return 2 * math.prod(x) * weight[0]
+
+    def of_attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+        return sdpa_flop_count(q, k, v)
+
+    unknown = {
+        torch.ops.mkldnn._linear_pointwise: of_product,
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: of_attention,
+    }
+    with FlopCounterMode(display=False, custom_mapping=unknown) as counter:
+        found = run()
+    return counter.get_total_flops(), found
 
 
 def peaks(shape: str, length: int, sites: list[str]) -> dict[str, float]:
@@ -148,37 +171,34 @@ def peaks_elsewhere(shape: str, length: int, sites: list[str], threads: int) -> 
     return json.loads(done.stdout.strip().rpartition("\n")[2])
 
 
-def compare(model: Any, bridge: Any, length: int, site: str, memory: float, options: Any) -> float:
-    """Print one line; return the speed-up, NaN without TransformerLens."""
+def compare(
+    model: Any, bridge: Any, length: int, site: str, memory: float, options: Any
+) -> tuple[float, float]:
+    """Print one line; return the speed-up, NaN without TransformerLens, and our share of rate."""
     clean, corrupted = prompts(length)
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
 
     def sweep() -> Any:
         return nl.patching.sweep(model, clean, corrupted, METRIC, site, progress=False)
 
-    with FlopCounterMode(display=False) as counter:  # also warms up
-        values = sweep().values
+    warming, (flops, result) = clocked(lambda: count_operations(sweep), time.perf_counter)
+    values = result.values
     theirs = None if bridge is None else Theirs(bridge, length, site, tuple(values.shape))
+    turns = max(1, min(options.turns, int(60 / warming)))
+    few = max(2, math.ceil(options.sample / turns))
     ours_seconds, their_seconds, rates, differ = [], [], [], 0.0
-    for turn in range(options.turns):
-        rates.append(rate(model.config.hidden_size, clock))
+    for turn in range(turns):
+        rates.append(rate(clock))
         ours_seconds.append(clocked(sweep, clock)[0])
-        if theirs is None:
+        cells = None if options.full or theirs is None else theirs.cells[turn * few :][:few]
+        if theirs is None or (options.full and turn) or (cells is not None and not len(cells)):
             continue
-        few = max(2, options.sample // options.turns)
-        cells = theirs.cells[turn * few : (turn + 1) * few]
-        if options.full:
-            if turn == 0:
-                seconds, found = clocked(lambda: theirs.run(None), clock)
-                their_seconds.append(seconds)
-                differ = float((found - values).abs().max())
-        elif len(cells):
-            theirs.run(cells[:1])
-            seconds, found = clocked(lambda cells=cells: theirs.run(cells), clock)
-            their_seconds.append(seconds / len(cells) * values.numel())
-            expected = values[tuple(cells.unbind(1))]
-            differ = max(differ, float((found.flatten() - expected).abs().max()))
-    ours, flops = median(ours_seconds), counter.get_total_flops()
+        theirs.run(theirs.cells[:1])
+        seconds, found = clocked(lambda cells=cells: theirs.run(cells), clock)
+        expected = values if cells is None else values[tuple(cells.unbind(1))]
+        their_seconds.append(seconds / expected.numel() * values.numel())
+        differ = max(differ, float((found.reshape(expected.shape) - expected).abs().max()))
+    ours = median(ours_seconds)
     other = median(their_seconds) if their_seconds else math.nan
     share = flops / ours / median(rates)
     print(
@@ -186,7 +206,7 @@ def compare(model: Any, bridge: Any, length: int, site: str, memory: float, opti
         f"{flops / 1e9:8.1f} {share:8.2f} {memory:8.0f}",
         flush=True,
     )
-    return other / ours
+    return other / ours, share
 
 
 def main() -> None:
@@ -205,11 +225,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     there = importlib.util.find_spec("transformer_lens") is not None and not options.alone
-    sampled = "all cells" if options.full else f"a sample of {options.sample} cells, scaled up"
+    sampled = f"a random sample of {options.sample} cells of each sweep, scaled up to all"
+    sampled = "all cells" if options.full else sampled
     seconds = "CPU seconds" if options.clock == "cpu" else "seconds"
     print(f"torch {torch.__version__}, {options.threads} threads, {seconds}; medians of turns")
     print(f"theirs: {sampled if there else 'transformer_lens is not used: not compared'}")
-    ratios: dict[int, list[float]] = {}
+    results: dict[int, list[tuple[float, float]]] = {}
     for shape in options.shapes:
         with tempfile.TemporaryDirectory() as directory:
             model, bridge = fresh(*SHAPES[shape]), None
@@ -225,13 +246,16 @@ def main() -> None:
             memory = peaks_elsewhere(shape, length, options.sites, options.threads)
             for site in options.sites:
                 found = compare(model, bridge, length, site, memory[site], options)
-                ratios.setdefault(length, []).append(found)
+                results.setdefault(length, []).append(found)
     print()
-    for length, found in ratios.items():
-        mean = math.exp(sum(map(math.log, found)) / len(found))
+    for length, rows in results.items():
+        ratios, shares = [row[0] for row in rows], [row[1] for row in rows]
         mark = TARGETS.get(length)
         wanted = "" if mark is None else f" (wanted: {mark[0]} and {mark[1]})"
-        print(f"{length} tokens: geometric mean {mean:.1f}, least {min(found):.1f}{wanted}")
+        print(
+            f"{length} tokens: speed-up, geometric mean {mean(ratios):.1f}, least "
+            f"{min(ratios):.1f}{wanted}; share of rate, geometric mean {mean(shares):.2f}"
+        )
 
 
 if __name__ == "__main__":
