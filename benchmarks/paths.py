@@ -107,7 +107,8 @@ def main() -> None:
     seconds = "CPU seconds" if options.clock == "cpu" else "seconds"
     print(
         f"torch {torch.__version__}, {options.threads} threads, {options.length} tokens; "
-        f"medians of {seconds}\none by one: a random sample of {options.sample} edges, scaled up to all\n"
+        f"medians of {seconds}\n"
+        f"one by one: a random sample of {options.sample} edges, scaled up to all\n"
     )
     print(f"{'shape':12} {'edges':>6} {'one by one':>11} {'ours':>8} {'ratio':>7} {'differ':>9}")
     for shape in options.shapes:

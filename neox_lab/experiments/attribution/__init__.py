@@ -34,6 +34,7 @@ from neox_lab.experiments.metrics import (
     span_logit,
     tag_logit,
 )
+from neox_lab.experiments.patching.prompts import Positions
 
 __all__ = [
     "Agreement",
@@ -60,6 +61,7 @@ def attribution_patch(
     site: str = "resid_pre",
     *,
     steps: int = 0,
+    positions: Positions | None = None,
 ) -> AttributionResult:
     """Estimate a whole patching sweep with two runs forward and one back.
 
@@ -77,23 +79,26 @@ def attribution_patch(
     Args:
         model: any class with a head.
         clean: what the activations come from: a string, a list of strings, or ids ``[batch, pos]``.
-        corrupted: what they are patched into; the same numbers of tokens.
+        corrupted: what they are patched into; the same numbers of tokens, unless ``positions`` says
+            what corresponds.
         metric: ``logit_difference(..)`` or another of ``neox_lab.experiments.metrics``, or a
             function from logits to a scalar.
         site: a site of ``nl.patching.sweep``, or ``"edges"`` for every writer and reader.
         steps: 0 takes the gradient of the corrupted run; n averages n gradients.
+        positions: named positions instead of every one, see ``nl.patching.sweep``. Edges get an
+            axis ``pos``: each edge at each named position by itself.
 
     Returns:
         Estimated changes of the metric, as the mean over pairs; with ``per_row`` for each pair.
         ``facts`` holds the metric of both runs.
 
     Raises:
-        InputError: an unknown site, pairs of unequal length or without difference, or a metric
-            that does not fit.
+        InputError: an unknown site, pairs of unequal length or without difference, a metric that
+            does not fit, or ``steps`` between prompts whose tokens do not stand in the same places.
         HookNameError: ``resid_mid`` of parallel blocks.
     """
     if steps < 0:
         raise InputError(f"steps={steps}; expected 0 (one gradient) or more.")
     if site == "edges":
-        return attribute_edges(model, clean, corrupted, metric, steps)
-    return attribute_nodes(model, clean, corrupted, metric, site, steps)
+        return attribute_edges(model, clean, corrupted, metric, steps, positions)
+    return attribute_nodes(model, clean, corrupted, metric, site, steps, positions)

@@ -8,24 +8,35 @@ import torch
 from torch import Tensor
 
 from neox_lab.experiments.attribution import gradients
-from neox_lab.experiments.attribution.pairs import pair
+from neox_lab.experiments.attribution.pairs import pair, refuse_steps
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.labels import axis_labels
-from neox_lab.experiments.patching.sites import find_sites
+from neox_lab.experiments.patching.prompts import Positions
+from neox_lab.experiments.patching.sites import find_sites, refuse_moved
 
 _RESULT_AXES = {"query_pos": "pos", "key_pos": "source_pos"}
 
 
 def attribute_nodes(
-    model: Any, clean: Any, corrupted: Any, metric: Metric, site: str, steps: int
+    model: Any,
+    clean: Any,
+    corrupted: Any,
+    metric: Metric,
+    site: str,
+    steps: int,
+    positions: Positions | None,
 ) -> AttributionResult:
     """See ``attribution_patch``."""
     (place,) = find_sites(site, model.config.use_parallel_residual)
     names = [f"blocks.{layer}.{place.hook}" for layer in range(model.config.num_hidden_layers)]
-    source, base = pair(model, clean, corrupted, metric)
-    clean_value, _, there = gradients.activations(source, [*names, "hook_embed"])
+    both = pair(model, clean, corrupted, metric, positions)
+    base = both.base
+    if both.twins is not None:
+        refuse_moved([place])
+    clean_value, _, there = gradients.activations(both.source, [*names, "hook_embed"])
     if steps:
+        refuse_steps(both)
         value, rows, here = gradients.activations(base, [*names, "hook_embed"])
         ends = here["hook_embed"], there["hook_embed"]
         slopes = gradients.along_path(base, names, *ends, steps)
@@ -33,11 +44,13 @@ def attribute_nodes(
         value, rows, here, slopes = gradients.run(base, names)
     found = []
     for name in names:
-        shares = (there[name].float() - here[name].float()) * slopes[name].float()
+        change = both.aligned(there[name]).float() - here[name].float()
+        shares = change * slopes[name].float()
         axes = [_RESULT_AXES.get(axis, axis) for axis in model.hook_points[name].axes]
         gone = [at for at, axis in enumerate(axes) if axis not in ("batch", *place.axes)]
-        found.append((shares.sum(dim=gone) if gone else shares).cpu())
-    labels = axis_labels(model, [source.prompts, base.prompts], None)
+        shares = shares.sum(dim=gone) if gone else shares
+        found.append(_at_columns(shares, both.columns, place.axes).cpu())
+    labels = axis_labels(model, [both.source.prompts, base.prompts], positions)
     per_row = torch.stack(found, dim=1)  # [batch, layer, ..]
     return AttributionResult(
         values=per_row.sum(dim=0) if rows is None else per_row.mean(dim=0),
@@ -52,13 +65,23 @@ def attribute_nodes(
             "corrupted": float(value),
             "steps": float(steps),
         },
-        _exact=lambda: exact_changes(model, clean, corrupted, metric, site),
+        _exact=lambda: _exact_changes(model, clean, corrupted, metric, site, positions),
     )
 
 
-def exact_changes(model: Any, clean: Any, corrupted: Any, metric: Metric, site: str) -> Tensor:
+def _at_columns(shares: Tensor, columns: Tensor | None, axes: tuple[str, ...]) -> Tensor:
+    """Shares ``[batch, *axes]`` of one layer at named positions alone, if the site goes by them."""
+    if columns is None or "pos" not in axes:
+        return shares
+    at = axes.index("pos")  # the batch stands where the site has its layers
+    rows = torch.arange(columns.shape[1], device=columns.device)[:, None]
+    return shares.movedim(at, 1)[rows, columns.T].movedim(1, at)
+
+
+def _exact_changes(
+    model: Any, clean: Any, corrupted: Any, metric: Metric, site: str, positions: Positions | None
+) -> Tensor:
     """What a sweep measures: the metric with each cell patched, minus without."""
     from neox_lab.experiments import patching
 
-    swept = patching.sweep(model, clean, corrupted, metric, site=site)
-    return swept.effect()
+    return patching.sweep(model, clean, corrupted, metric, site, positions=positions).effect()

@@ -1,4 +1,4 @@
-"""A clean and a corrupted batch that can be compared position by position."""
+"""A clean and a corrupted batch that can be compared, position by position or where named."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import BoundMetric, Metric, bind, evaluate
-from neox_lab.experiments.patching.prompts import Prompts, check_pairs, read_prompts
+from neox_lab.experiments.patching.prompts import (
+    Positions,
+    Prompts,
+    are_moved,
+    check_pairs,
+    place_columns,
+    read_prompts,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +106,38 @@ class Batch:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A batch whose activations are patched in, and the batch that gets them.
+
+    Attributes:
+        source: the clean batch.
+        base: the corrupted batch.
+        columns: of the base's named positions ``[place, batch]``; None if every position counts.
+        twins: for each column of the base the one of the source that belongs there ``[batch,
+            pos]``; None if columns are the same on both sides.
+    """
+
+    source: Batch
+    base: Batch
+    columns: Tensor | None
+    twins: Tensor | None
+
+    @property
+    def chosen(self) -> Tensor:
+        """1 at named positions, 0 elsewhere ``[place, batch, pos]``; one place of ones if none is."""
+        if self.columns is None:
+            return torch.ones_like(self.base.ids, dtype=torch.float32)[None]
+        return torch.nn.functional.one_hot(self.columns, self.base.ids.shape[1]).float()
+
+    def aligned(self, found: Tensor) -> Tensor:
+        """Activations of the source ``[batch, pos, ..]`` at the columns of the base."""
+        if self.twins is None:
+            return found
+        rows = torch.arange(len(found), device=found.device)[:, None]
+        return found[rows, self.twins.clamp(max=found.shape[1] - 1)]
+
+
 def batch(model: Any, inputs: Any, metric: Metric) -> Batch:
     """``inputs`` prepared for ``model``, and ``metric`` bound to them.
 
@@ -107,15 +147,43 @@ def batch(model: Any, inputs: Any, metric: Metric) -> Batch:
     return _ready(model, read_prompts(model, inputs, "inputs"), metric)
 
 
-def pair(model: Any, clean: Any, corrupted: Any, metric: Metric) -> tuple[Batch, Batch]:
-    """Both batches, checked to have the same tokens in number and place.
+def pair(
+    model: Any, clean: Any, corrupted: Any, metric: Metric, positions: Positions | None = None
+) -> Pair:
+    """Both batches, checked to correspond.
+
+    Args:
+        model: any class with a head.
+        clean: where changes come from.
+        corrupted: what gets them.
+        metric: see ``neox_lab.experiments.metrics``.
+        positions: see ``nl.patching.sweep``; without them the tokens must be as many.
 
     Raises:
-        InputError: pairs of unequal length, without any difference, or a metric that does not fit.
+        InputError: pairs of unequal length or without any difference, positions that a text does
+            not have, or a metric that does not fit.
     """
     sides = read_prompts(model, clean, "clean"), read_prompts(model, corrupted, "corrupted")
-    check_pairs(model, *sides, named=False)
-    return _ready(model, sides[0], metric), _ready(model, sides[1], metric)
+    check_pairs(model, *sides, named=positions is not None)
+    source, base = (_ready(model, side, metric) for side in sides)
+    if positions is None:
+        return Pair(source, base, None, None)
+    columns, twins = place_columns(positions, *sides)
+    assert twins is not None
+    return Pair(source, base, columns, twins if are_moved(*sides, twins) else None)
+
+
+def refuse_steps(both: Pair) -> None:
+    """Raise if there is no straight way from one batch's embeddings to the other's.
+
+    Raises:
+        InputError: tokens stand elsewhere in the source.
+    """
+    if both.twins is not None:
+        raise InputError(
+            "steps > 0 needs runs between both prompts, token by token, so both must have the same "
+            "length, and positions the same place in both. Use steps=0."
+        )
 
 
 def _ready(model: Any, prompts: Prompts, metric: Metric) -> Batch:

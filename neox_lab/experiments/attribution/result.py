@@ -107,7 +107,7 @@ class AttributionResult(Shown):
         """A map for two and three axes, bars (the largest shares) for one."""
         from neox_lab.views import HeatmapView
 
-        if len(self.axes) == 1 or self.axes == ("writer", "reader"):
+        if len(self.axes) == 1 or "writer" in self.axes:
             return self.bars()
         rows, columns = self.axes[0], self.axes[-1]
         values, names = self.values, self.labels
@@ -186,7 +186,8 @@ def part_names(frame: pd.DataFrame) -> list[str]:
 
 def _part_name(row: dict[Any, Any]) -> str:
     if "writer" in row:
-        return f"{row['writer']} → {row['reader']}"
+        where = f" {row['token']}" if "token" in row else ""
+        return f"{row['writer']} → {row['reader']}{where}"
     parts = [str(row["component"])] if "component" in row else []
     if "layer" in row:
         parts.append(f"L{row['layer']}" + (f"H{row['head']}" if "head" in row else ""))

@@ -215,6 +215,18 @@ def place_columns(
     return torch.stack(places), None if source is None else twins
 
 
+def are_moved(source: Prompts, patched: Prompts, twins: Tensor) -> bool:
+    """Whether patches come from other columns than those they go to, or from longer texts.
+
+    Args:
+        source: the prompts that patches come from.
+        patched: the prompts that get patched.
+        twins: the columns they come from ``[batch, pos]``, see ``place_columns``.
+    """
+    straight = torch.arange(twins.shape[1], device=twins.device).expand_as(twins)
+    return source.lengths != patched.lengths or not torch.equal(twins, straight)
+
+
 def _columns(prompts: Prompts, where: int | Sequence[int] | Tensor, name: str) -> Tensor:
     """The columns ``[batch]`` of a position counted in each text's own tokens."""
     batch = len(prompts.ids)

@@ -18,6 +18,7 @@ from neox_lab.experiments.patching.labels import axis_labels
 from neox_lab.experiments.patching.prompts import (
     Positions,
     Prompts,
+    are_moved,
     may_differ,
     place_columns,
 )
@@ -32,7 +33,7 @@ from neox_lab.experiments.patching.runs import (
     needed_hooks,
     plain_run,
 )
-from neox_lab.experiments.patching.sites import Site
+from neox_lab.experiments.patching.sites import Site, refuse_moved
 from neox_lab.hooks.cache import ActivationCache
 from neox_lab.progress import Progress
 
@@ -178,13 +179,8 @@ class Question:
         assert self.positions is not None
         _, twins = place_columns(self.positions, other, self.patched)
         assert twins is not None
-        straight = torch.arange(twins.shape[1], device=twins.device).expand_as(twins)
-        moved = other.lengths != self.patched.lengths or not torch.equal(twins, straight)
-        if moved and any(site.place == "all" or site.is_pattern for site in self.sites):
-            raise InputError(
-                f"{self.sites[0].name} goes by all positions of the prompt, so both prompts of a "
-                "pair must have the same length, and positions the same place in both."
-            )
+        if are_moved(other, self.patched, twins):
+            refuse_moved(self.sites)
         return base, _at_twins(source, twins[pairs, :length]), None
 
     def _keep_other(self, pairs: slice, read: Reading, final: Tensor) -> None:

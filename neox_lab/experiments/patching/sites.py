@@ -112,3 +112,17 @@ def find_sites(asked: str | list[str] | tuple[str, ...], parallel: bool) -> list
             f"{shown or 'no site'}. Sweep them one by one."
         )
     return sites
+
+
+def refuse_moved(sites: list[Site]) -> None:
+    """Raise if a patch from other columns than those it goes to makes no sense at one of them.
+
+    Raises:
+        InputError: a site replaces all positions, or attention weights.
+    """
+    for site in sites:
+        if site.place == "all" or site.is_pattern:
+            raise InputError(
+                f"{site.name} goes by all positions of the prompt, so both prompts of a pair must "
+                "have the same length, and positions the same place in both."
+            )
