@@ -125,7 +125,7 @@ class Pair:
 
     @property
     def chosen(self) -> Tensor:
-        """1 at named positions, 0 elsewhere ``[place, batch, pos]``; one place of ones if none is."""
+        """1 at a place and 0 elsewhere ``[place, batch, pos]``; without names one place of ones."""
         if self.columns is None:
             return torch.ones_like(self.base.ids, dtype=torch.float32)[None]
         return torch.nn.functional.one_hot(self.columns, self.base.ids.shape[1]).float()
