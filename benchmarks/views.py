@@ -1,24 +1,34 @@
 """Attention of 12 layers of 12 heads in a notebook: neox_lab beside CircuitsVis and BertViz.
 
-    pip install neox_lab[browser] circuitsvis bertviz
-    python benchmarks/views.py [--tokens 32 64 128] [--limit 180]
+    pip install -c constraints.txt -e '.[bench]' ; apt-get install chromium
+    python benchmarks/views.py [--tokens 32 64 128] [--turns 3] [--limit 240] [--libraries FOLDER]
 
-All three get the same causal attention: softmax of random scores of standard deviation 2, which
+All get the same causal attention: softmax of random scores of standard deviation 2, which
 compresses worse than what a real model does. For each:
 
     bytes     the HTML that the saved notebook holds. CircuitsVis as it is saved without a network,
               its scripts inside; with one it saves less and shows nothing offline later.
-    first     milliseconds from opening the page, offline, in Chromium, to the first attention map
-    all       to the last one of the 144
+    first     milliseconds from opening the page, offline, to the first attention map
+    all       to the last one of the 144, if there are so many
 
-BertViz loads its scripts from the network each time it is shown: offline there is no picture, and
-no time. Its head_view draws one layer, its model_view all; the one measured is model_view.
+A map is there when its canvas has a pixel that is not transparent, or when an SVG line is in the
+page; the same script looks for it before every frame, in every page, and the time is that of the
+frame after. Each page is opened cold, by a browser of its own with an empty profile. The programs
+take turns, and times are medians over turns.
+
+BertViz loads three scripts from the network each time it is shown, so offline there is no picture,
+and no time. ``--libraries`` names a folder with ``require.min.js``, ``d3.min.js`` and
+``jquery.min.js``, such as one made with ``npm pack requirejs@2.3.6 d3@5.7.0 jquery@2.2.4``; then
+BertViz is measured once more with those in place of the network. Its head_view draws one layer, its
+model_view all; the one measured is model_view.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -34,11 +44,28 @@ from neox_lab.views import AttentionView
 LAYERS = HEADS = 12
 CHROMIUM = os.environ.get("NEOX_LAB_CHROMIUM", "/usr/bin/chromium")
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
-# Notes when the first and the last map are there, and a frame later, when they can be seen.
+CDN = "https://cdnjs.cloudflare.com/ajax/libs"
+# Where BertViz's page finds its scripts, and what stands there instead.
+LIBRARIES = {
+    f"{CDN}/require.js/2.3.6/require.min.js": "require.min.js",
+    f"{CDN}/d3/5.7.0/d3.min": "d3.min",
+    f"{CDN}/jquery/2.0.0/jquery.min": "jquery.min",
+}
+# Looks for maps before every frame; says when the first and the last one can be seen.
 WATCH = """
-const count = () => {
-  const live = document.querySelector(".neox-live");
-  return (live ? live.shadowRoot : document).querySelectorAll("canvas").length;
+const drawn = (map) => {
+  if (!(map instanceof HTMLCanvasElement)) return true;
+  if (!map.width || !map.height) return false;
+  const small = document.createElement("canvas");
+  small.width = small.height = 8;
+  small.getContext("2d").drawImage(map, 0, 0, 8, 8);
+  return small.getContext("2d").getImageData(0, 0, 8, 8).data.some((byte) => byte > 0);
+};
+const maps = () => {
+  const roots = [document, ...[...document.querySelectorAll(".neox-live")].map((n) => n.shadowRoot)];
+  const canvases = roots.flatMap((root) => [...root.querySelectorAll("canvas")]);
+  if (canvases.length) return canvases;
+  return [...document.querySelectorAll("svg")].filter((s) => s.querySelector("line"));
 };
 const told = {};
 const tell = (name) => {
@@ -46,9 +73,8 @@ const tell = (name) => {
   told[name] = true;
 };
 const look = () => {
-  const maps = count();
-  if (maps) tell("first");
-  if (maps >= 144) tell("all");
+  const there = maps();
+  if (there.some(drawn)) tell("first");
   else requestAnimationFrame(look);
 };
 requestAnimationFrame(look);
@@ -85,7 +111,14 @@ def bertviz(weights: np.ndarray, pieces: list[str]) -> str:
     return model_view(layers, pieces, html_action="return").data
 
 
-def times(playwright: Any, html: str, limit: int) -> dict[str, float]:
+def with_libraries(html: str) -> str:
+    """BertViz's page with its scripts beside it."""
+    for address, name in LIBRARIES.items():
+        html = html.replace(address, name)
+    return html
+
+
+def times(playwright: Any, path: Path, limit: float) -> dict[str, float]:
     """Milliseconds to the first map and to all of them; without those that did not come."""
     found: dict[str, float] = {}
 
@@ -100,48 +133,72 @@ def times(playwright: Any, html: str, limit: int) -> dict[str, float]:
     page = browser.new_context(offline=True, viewport={"width": 1280, "height": 1000}).new_page()
     page.on("console", hear)
     page.add_init_script(WATCH)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "view.html"
-        path.write_text(f"<!DOCTYPE html><meta charset='utf-8'><body>{html}</body>", "utf-8")
-        end = time.monotonic() + limit
-        try:
-            page.goto(path.as_uri(), timeout=1000 * limit, wait_until="commit")
-            while "all" not in found and time.monotonic() < end:
-                page.wait_for_timeout(100)
-        except BrowserError:
-            pass
-        browser.close()
+    end = time.monotonic() + limit
+    try:
+        page.goto(path.as_uri(), timeout=1000 * limit, wait_until="commit")
+        while "first" not in found and time.monotonic() < end:
+            page.wait_for_timeout(100)
+    except BrowserError:
+        pass
+    browser.close()
     return found
 
 
-def main() -> None:
-    """Print a line for each program and length."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--tokens", type=int, nargs="+", default=[32, 64, 128])
-    parser.add_argument("--limit", type=int, default=180, help="seconds to wait for a picture")
-    options = parser.parse_args()
-    programs: dict[str, Callable[[np.ndarray, list[str]], str]] = {
+def median(turns: list[dict[str, float]], name: str) -> float | None:
+    """The median over turns; None if it did not come each time."""
+    seen = [turn[name] for turn in turns if name in turn]
+    return statistics.median(seen) if len(seen) == len(turns) else None
+
+
+def measure(playwright: Any, tokens: int, options: argparse.Namespace, folder: Path) -> None:
+    """Print a line for each program."""
+    weights, pieces = patterns(tokens), [f" w{at % 40}" for at in range(tokens)]
+    makers: dict[str, Callable[[np.ndarray, list[str]], str]] = {
         "neox_lab": ours,
         "circuitsvis": circuitsvis,
         "bertviz": bertviz,
     }
-    print(f"{'':12} {'tokens':>6} {'bytes':>12} {'times ours':>10} {'first ms':>9} {'all ms':>9}")
-    with sync_playwright() as playwright:
+    pages = {name: make(weights, pieces) for name, make in makers.items()}
+    sizes = {name: len(html.encode("utf-8")) for name, html in pages.items()}
+    if options.libraries is not None:
+        pages["bertviz, libraries"] = with_libraries(pages["bertviz"])
+    paths = {}
+    for name, html in pages.items():
+        paths[name] = folder / f"{name}-{tokens}.html"
+        text = f"<!DOCTYPE html><meta charset='utf-8'><body>{html}</body>"
+        paths[name].write_text(text, "utf-8")
+    seen: dict[str, list[dict[str, float]]] = {name: [] for name in pages}
+    for _ in range(options.turns):
+        for name, path in paths.items():
+            limit = min(10, options.limit) if name == "bertviz" else options.limit
+            if not seen[name] or "first" in seen[name][-1]:  # what did not come does not come
+                seen[name].append(times(playwright, path, limit))
+    base = {name: median(seen["neox_lab"], name) for name in ("first", "all")}
+    for name in pages:
+        size = sizes[name.split(",")[0]]
+        line = f"{name:18} {tokens:6} {size:12,} {size / sizes['neox_lab']:6.1f}"
+        for key in ("first", "all"):
+            found = median(seen[name], key)
+            ratio = "" if found is None or base[key] is None else f"{found / base[key]:.1f}"
+            line += f" {'none' if found is None else f'{found:.0f}':>9} {ratio:>6}"
+        print(line, flush=True)
+
+
+def main() -> None:
+    """Measure every length."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--tokens", type=int, nargs="+", default=[32, 64, 128])
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--limit", type=float, default=240, help="seconds to wait for a picture")
+    parser.add_argument("--libraries", type=Path, help="a folder with BertViz's three scripts")
+    options = parser.parse_args()
+    print(f"{'':18} {'tokens':>6} {'bytes':>12} {'×':>6} {'first ms':>9} {'×':>6} {'all ms':>9}")
+    with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
+        if options.libraries is not None:
+            for path in options.libraries.glob("*.min.js"):
+                shutil.copy(path, folder)
         for tokens in options.tokens:
-            weights, base = patterns(tokens), 0
-            pieces = [f" w{at % 40}" for at in range(tokens)]
-            for name, make in programs.items():
-                html = make(weights, pieces)
-                size = len(html.encode("utf-8"))
-                base = base or size
-                seen = times(playwright, html, 10 if name == "bertviz" else options.limit)
-                first, every = (
-                    f"{seen[key]:.0f}" if key in seen else "none" for key in ("first", "all")
-                )
-                ratio = f"{size / base:.1f}"
-                print(
-                    f"{name:12} {tokens:6} {size:12,} {ratio:>10} {first:>9} {every:>9}", flush=True
-                )
+            measure(playwright, tokens, options, Path(folder))
 
 
 if __name__ == "__main__":

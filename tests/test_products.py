@@ -140,7 +140,18 @@ def fixed_input(product: Callable[..., Tensor]) -> list[Tensor]:
     return [weight.grad, bias.grad]
 
 
+def beside_inference_tensors(product: Callable[..., Tensor]) -> list[Tensor]:
+    """What is not needed on the way back may come from inference mode."""
+    x, weight, bias = example()
+    with torch.inference_mode():
+        fixed = weight.detach().clone(), x.detach().clone()
+    product(fixed[1], weight.detach(), bias).sum().backward()
+    assert bias.grad is not None
+    return [bias.grad]
+
+
 USES: list[Any] = [
+    beside_inference_tensors,
     second_derivative,
     per_row,
     functional_gradient,

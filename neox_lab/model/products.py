@@ -40,7 +40,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if not _suits(x, weight):
         return F.linear(x, weight, bias)
-    if torch.is_grad_enabled():
+    if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         product: Tensor = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return product
     return _multiply(x, weight, bias)
@@ -75,8 +75,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The product, and what its gradients need."""
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
+        for_x, for_weight, _ = ctx.needs_input_grad
+        ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
+        ctx.is_tall = weight.shape[0] > weight.shape[1]
         return _multiply(x, weight, bias)
 
     @staticmethod
@@ -85,17 +86,17 @@ class _Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         above = gradients[0]
         for_x = for_weight = for_bias = None
-        if ctx.needs_input_grad[0]:
+        if weight is not None:
             for_x = linear(above, weight.t())
         rows = above.reshape(-1, above.shape[-1])
-        if ctx.needs_input_grad[1]:
+        if x is not None:
             read = x.reshape(-1, x.shape[-1])
             # oneDNN lays its second factor out anew, and does that best with the larger one.
-            if weight.shape[0] > weight.shape[1]:
+            if ctx.is_tall:
                 for_weight = linear(read.t(), rows.t()).t()
             else:
                 for_weight = linear(rows.t(), read.t())
-        if ctx.has_bias and ctx.needs_input_grad[2]:
+        if ctx.needs_input_grad[2]:
             for_bias = rows.sum(dim=0)
         return for_x, for_weight, for_bias
 
