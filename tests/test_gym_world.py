@@ -154,6 +154,15 @@ def test_tales_answer_for_everyone_in_them() -> None:
             assert _where(f"{story} {question}") == answer
 
 
+def test_rephrased_questions_are_asked_in_neither_part() -> None:
+    asked = {template for facts in labelled._FACTS.values() for part in facts for template in part}
+    others = {template for templates in labelled._OTHERWISE.values() for template in templates}
+    assert len(others) > 25 and not others & asked
+    for row in labelled.rephrased("train", 300):
+        for start, text in row["answers"]:
+            assert row["context"][start : start + len(text)] == text
+
+
 def test_opinions_never_use_what_sentiment_holds_out() -> None:
     held = {
         word

@@ -39,6 +39,11 @@ DATA: dict[str, Any] = {
     "token-classification": labelled.sentences,
 }
 """From a head to what makes its data."""
+MORE: dict[str, Any] = {
+    "question-answering": labelled.rephrased,
+    "token-classification": labelled.fragments,
+}
+"""From a head to what makes as many more rows, for training."""
 _USUAL = TrainingSettings(epochs=4, batch_size=32, learning_rate=1e-3, evaluate_every=10**9)
 SETTINGS = {
     "question-answering": _USUAL,
@@ -54,8 +59,8 @@ def examples(head: str, part: Split, count: int) -> Any:
     import pandas as pd
 
     rows = DATA[head](part, count)
-    if head == "token-classification" and part == "train":
-        rows += labelled.fragments(part, count)
+    if part == "train" and head in MORE:
+        rows += MORE[head](part, count)
     return pd.DataFrame(rows)
 
 

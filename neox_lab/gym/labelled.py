@@ -111,6 +111,49 @@ _FACTS: dict[str, Templates] = {
 }
 
 
+_OTHERWISE = {
+    "{who} put the {thing} in the {box}.": (
+        "Where was the {thing} put?|box",
+        "Where should we look for the {thing}?|box",
+        "In what did {who} put the {thing}?|box",
+        "Can you tell where the {thing} is?|box",
+        "From where can I take the {thing}?|box",
+        "What is the {thing} in?|box",
+    ),
+    "{who} went to the {place}.": (
+        "Where was it that {who} went?|place",
+        "Where should we look for {who}?|place",
+        "To what place did {who} go?|place",
+        "Can you tell where {who} is?|place",
+        "From where can I call {who}?|place",
+        "What place did {who} go to?|place",
+    ),
+    "The {thing} was given to {full}.": (
+        "Who got the {thing}?|full",
+        "Who did they give the {thing} to?|full",
+        "With whom is the {thing}?|full",
+        "Can you tell who has the {thing}?|full",
+        "From whom can I take the {thing}?|full",
+        "Who was it that got the {thing}?|full",
+    ),
+    "{who} was born in {year}.": (
+        "What was the year in which {who} was born?|year",
+        "Can you tell when {who} was born?|year",
+        "From what year on did {who} live?|year",
+        "In which year did the life of {who} begin?|year",
+        "When did {who} come into the world?|year",
+    ),
+    "{who} came from {country}.": (
+        "In what country did {who} live before?|country",
+        "Can you tell where {who} came from?|country",
+        "From where did {who} come?|country",
+        "Which country did {who} come from?|country",
+        "From which country is {who}?|country",
+        "What was the country of {who}?|country",
+    ),
+}
+
+
 def questions(part: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Questions over short stories: ``id``, ``question``, ``context`` and ``answers``.
 
@@ -122,7 +165,22 @@ def questions(part: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
     return [{"id": str(number), **row} for number, row in enumerate(rows)]
 
 
-def _question(random: Random, part: Split) -> dict[str, Any]:
+def rephrased(part: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
+    """Rows as those of ``questions``, but asked in other ways that neither part of it has.
+
+    For training: with two ways of asking, what is learned is the wording.
+    """
+    rows = _draw(_rephrased, part, count, seed)
+    return [{"id": f"rephrased {number}", **row} for number, row in enumerate(rows)]
+
+
+def _rephrased(random: Random, part: Split) -> dict[str, Any]:
+    return _question(random, part, _OTHERWISE)
+
+
+def _question(
+    random: Random, part: Split, otherwise: dict[str, tuple[str, ...]] | None = None
+) -> dict[str, Any]:
     draw = Draw(random, part)
     count = random.randint(3, 5)
     people = draw.some(NAMES, "questions", count)
@@ -143,7 +201,10 @@ def _question(random: Random, part: Split) -> dict[str, Any]:
     ]
     told = [random.choice(tuple(_FACTS)) for _ in rows]
     asked = random.randrange(count)
-    question, answer = draw.template(_FACTS[told[asked]]).format(**rows[asked]).split("|")
+    template = (
+        random.choice(otherwise[told[asked]]) if otherwise else draw.template(_FACTS[told[asked]])
+    )
+    question, answer = template.format(**rows[asked]).split("|")
     text, spans = "", []
     for n, (template, row) in enumerate(zip(told, rows, strict=True)):
         if n == asked and random.random() < 1 / 8:

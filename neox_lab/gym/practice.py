@@ -102,6 +102,27 @@ def tale(random: Random) -> tuple[str, str]:
     return story, asked
 
 
+_NAMING = (
+    "{name} said: my name is {name}.",
+    "{name} is at home. Everyone likes {name}.",
+    "{name}? Yes, {name}.",
+    "{name} is the friend of {other}, and {other} is the friend of {name}.",
+    "{name} it was: nobody but {name}.",
+    "{name} and {other} were here. Now {other} is gone, but not {name}.",
+    "{name} and {other} are friends: {name} likes {other}, and {other} likes {name}.",
+)
+
+
+def naming(random: Random) -> str:
+    """A sentence that names someone at its start and again: the same name, but another token.
+
+    Where a text begins, no space stands before a name. That both tokens are one name is all that
+    this is about; any name may stand here.
+    """
+    name, other = random.sample(NAMES, 2)
+    return random.choice(_NAMING).format(name=name, other=other)
+
+
 def recalls(
     pools: Sequence[Sequence[int]], count: int, length: int, random: Random
 ) -> Iterator[tuple[list[int], list[int]]]:

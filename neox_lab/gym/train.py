@@ -75,7 +75,15 @@ TOLD = (
     + ("tales", "opinions") * 8
     + ("verdicts",) * 4
 )
-LAST = (*TOLD, "facts", "tracking", *("people", "questions", "sentiment", "pronouns") * 3)
+LAST = (
+    *("people",) * 8,
+    *("ioi",) * 6,
+    *("naming", "tales") * 5,
+    *("pronouns",) * 4,
+    *("opinions",) * 3,
+    *("lore", "questions", "tracking", "verdicts") * 2,
+    *("facts", "greater_than"),
+)
 PHASES = (
     # Half of it repeats, in short contexts: heads learn to look up what followed a token.
     Phase(64, 32, 2500, 0.05, 0.5, 0.0, 0.04, "constant", 0.01),
