@@ -8,13 +8,14 @@ compresses worse than what a real model does. For each:
 
     bytes     the HTML that the saved notebook holds. CircuitsVis as it is saved without a network,
               its scripts inside; with one it saves less and shows nothing offline later.
-    first     milliseconds from opening the page, offline, to the first attention map
-    all       to the last one of the 144, if there are so many
+    first     milliseconds from opening the page, offline, to the first picture
 
-A map is there when its canvas has a pixel that is not transparent, or when an SVG line is in the
-page; the same script looks for it before every frame, in every page, and the time is that of the
-frame after. Each page is opened cold, by a browser of its own with an empty profile. The programs
-take turns, and times are medians over turns.
+The first picture is there when a canvas has a pixel that is not transparent, or when an SVG line is
+in the page (images do not count: ours has one at once, below it what can be pointed at). All three
+draw all their maps before the browser paints again, so the first picture shows all. The same script
+looks before every frame, in every page, and the time is that of the frame after. Each page is
+opened cold, by a browser of its own with an empty profile. The programs take turns, and times are
+medians over turns.
 
 BertViz loads three scripts from the network each time it is shown, so offline there is no picture,
 and no time. ``--libraries`` names a folder with ``require.min.js``, ``d3.min.js`` and
@@ -26,6 +27,7 @@ model_view all; the one measured is model_view.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import statistics
@@ -51,32 +53,22 @@ LIBRARIES = {
     f"{CDN}/d3/5.7.0/d3.min": "d3.min",
     f"{CDN}/jquery/2.0.0/jquery.min": "jquery.min",
 }
-# Looks for maps before every frame; says when the first and the last one can be seen.
+# Looks for maps before every frame, and says when the first one can be seen.
 WATCH = """
 const drawn = (map) => {
-  if (!(map instanceof HTMLCanvasElement)) return true;
   if (!map.width || !map.height) return false;
   const small = document.createElement("canvas");
   small.width = small.height = 8;
   small.getContext("2d").drawImage(map, 0, 0, 8, 8);
   return small.getContext("2d").getImageData(0, 0, 8, 8).data.some((byte) => byte > 0);
 };
-const maps = () => {
-  const roots = [document, ...[...document.querySelectorAll(".neox-live")].map((n) => n.shadowRoot)];
-  const canvases = roots.flatMap((root) => [...root.querySelectorAll("canvas")]);
-  if (canvases.length) return canvases;
-  return [...document.querySelectorAll("svg")].filter((s) => s.querySelector("line"));
+const there = () => {
+  const views = [...document.querySelectorAll(".neox-live")].map((view) => view.shadowRoot);
+  const canvases = [document, ...views].flatMap((root) => [...root.querySelectorAll("canvas")]);
+  return canvases.some(drawn) || document.querySelector("svg line") !== null;
 };
-const told = {};
-const tell = (name) => {
-  if (!told[name]) requestAnimationFrame(() => console.info(`seen ${name} ${performance.now()}`));
-  told[name] = true;
-};
-const look = () => {
-  const there = maps();
-  if (there.some(drawn)) tell("first");
-  else requestAnimationFrame(look);
-};
+const tell = () => console.info(`seen ${performance.now()}`);
+const look = () => requestAnimationFrame(there() ? tell : look);
 requestAnimationFrame(look);
 """
 
@@ -118,14 +110,13 @@ def with_libraries(html: str) -> str:
     return html
 
 
-def times(playwright: Any, path: Path, limit: float) -> dict[str, float]:
-    """Milliseconds to the first map and to all of them; without those that did not come."""
-    found: dict[str, float] = {}
+def first_picture(playwright: Any, path: Path, limit: float) -> float:
+    """Milliseconds to the first picture; infinity if none came within ``limit`` seconds."""
+    found: list[float] = []
 
     def hear(message: Any) -> None:
         if message.text.startswith("seen "):
-            _, name, when = message.text.split()
-            found[name] = float(when)
+            found.append(float(message.text.split()[1]))
 
     # A browser of its own, for a page that hangs takes its browser with it.
     browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
@@ -136,18 +127,12 @@ def times(playwright: Any, path: Path, limit: float) -> dict[str, float]:
     end = time.monotonic() + limit
     try:
         page.goto(path.as_uri(), timeout=1000 * limit, wait_until="commit")
-        while "first" not in found and time.monotonic() < end:
+        while not found and time.monotonic() < end:
             page.wait_for_timeout(100)
     except BrowserError:
         pass
     browser.close()
-    return found
-
-
-def median(turns: list[dict[str, float]], name: str) -> float | None:
-    """The median over turns; None if it did not come each time."""
-    seen = [turn[name] for turn in turns if name in turn]
-    return statistics.median(seen) if len(seen) == len(turns) else None
+    return found[0] if found else math.inf
 
 
 def measure(playwright: Any, tokens: int, options: argparse.Namespace, folder: Path) -> None:
@@ -167,21 +152,20 @@ def measure(playwright: Any, tokens: int, options: argparse.Namespace, folder: P
         paths[name] = folder / f"{name}-{tokens}.html"
         text = f"<!DOCTYPE html><meta charset='utf-8'><body>{html}</body>"
         paths[name].write_text(text, "utf-8")
-    seen: dict[str, list[dict[str, float]]] = {name: [] for name in pages}
+    seen: dict[str, list[float]] = {name: [] for name in pages}
     for _ in range(options.turns):
         for name, path in paths.items():
             limit = min(10, options.limit) if name == "bertviz" else options.limit
-            if not seen[name] or "first" in seen[name][-1]:  # what did not come does not come
-                seen[name].append(times(playwright, path, limit))
-    base = {name: median(seen["neox_lab"], name) for name in ("first", "all")}
+            if math.inf not in seen[name]:  # what does not come is not waited for again
+                seen[name].append(first_picture(playwright, path, limit))
+    first = {name: statistics.median(turns) for name, turns in seen.items()}
     for name in pages:
         size = sizes[name.split(",")[0]]
-        line = f"{name:18} {tokens:6} {size:12,} {size / sizes['neox_lab']:6.1f}"
-        for key in ("first", "all"):
-            found = median(seen[name], key)
-            ratio = "" if found is None or base[key] is None else f"{found / base[key]:.1f}"
-            line += f" {'none' if found is None else f'{found:.0f}':>9} {ratio:>6}"
-        print(line, flush=True)
+        shown, ratio = "none", ""
+        if math.isfinite(first[name]):
+            shown, ratio = f"{first[name]:.0f}", f"{first[name] / first['neox_lab']:.1f}"
+        bytes_shown = f"{size:12,} {size / sizes['neox_lab']:6.1f}"
+        print(f"{name:18} {tokens:6} {bytes_shown} {shown:>9} {ratio:>6}", flush=True)
 
 
 def main() -> None:
@@ -192,7 +176,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=240, help="seconds to wait for a picture")
     parser.add_argument("--libraries", type=Path, help="a folder with BertViz's three scripts")
     options = parser.parse_args()
-    print(f"{'':18} {'tokens':>6} {'bytes':>12} {'×':>6} {'first ms':>9} {'×':>6} {'all ms':>9}")
+    print(f"{'':18} {'tokens':>6} {'bytes':>12} {'×':>6} {'first ms':>9} {'×':>6}")
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         if options.libraries is not None:
             for path in options.libraries.glob("*.min.js"):

@@ -124,12 +124,10 @@ function panelsOf(data, bytes) {
       return panel(layer, head, bytes.subarray(start, start + size), data.measures[row][column]);
     });
     if (heads.length === 1) return heads;
-    const mean = new Uint8Array(size);
-    for (let at = 0; at < size; at++) {
-      let sum = 0;
-      for (const head of heads) sum += head.weights[at];
-      mean[at] = Math.round(sum / heads.length);
-    }
+    const sum = new Float64Array(size);
+    for (const { weights } of heads) for (let at = 0; at < size; at++) sum[at] += weights[at];
+    const mean = new Uint8Array(size); // which cuts off what stands behind the point
+    for (let at = 0; at < size; at++) mean[at] = sum[at] / heads.length + 0.5;
     const average = [0, 1, 2].map(
       (which) => heads.reduce((sum, head) => sum + head.measures[which], 0) / heads.length,
     );

@@ -89,11 +89,18 @@ function selection(draw, first) {
   };
 }
 
+/** The bytes of a text in which each character stands for one. */
+function decoded(text) {
+  const bytes = new Uint8Array(text.length);
+  for (let at = 0; at < bytes.length; at++) bytes[at] = text.charCodeAt(at);
+  return bytes;
+}
+
 /** Bytes from base64 of a deflated block, or from the buffer a widget received. */
 async function unpack(block) {
   const packed =
     typeof block === "string"
-      ? Uint8Array.from(atob(block), (character) => character.charCodeAt(0))
+      ? decoded(atob(block))
       : new Uint8Array(block.buffer || block, block.byteOffset || 0, block.byteLength);
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   return new Uint8Array(await new Response(stream).arrayBuffer());
