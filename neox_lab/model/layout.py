@@ -19,6 +19,8 @@ whoever writes into weights sees the effect at once everywhere else.
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,9 +103,18 @@ class Packed:
 
 
 def _fingerprint(weight: Tensor) -> Tensor:
-    """Sums of all rows and all columns of the bits of ``weight``, four numbers at a time."""
+    """Sums of the bits of ``weight``, in one pass; two and four numbers are taken as one.
+
+    They are counted into bins in turn, one by one. There are more bins than rows, and they have no
+    divisor in common with the length of a row, so that no two rows fall into the same bins: what
+    changes one place, or exchanges rows or columns, changes the sums.
+    """
     bits = weight.detach().view(torch.int64)
-    return torch.cat((bits.sum(dim=0), bits.sum(dim=1)))
+    rows, columns = bits.shape
+    bins = next(n for n in itertools.count(rows + 1) if math.gcd(n, columns) == 1)
+    flat = bits.view(-1)
+    whole = len(flat) // bins * bins
+    return torch.cat((flat[:whole].view(-1, bins).sum(dim=0), flat[whole:]))
 
 
 @torch.no_grad()
