@@ -159,6 +159,28 @@ def test_scaled_rotary(rope: str) -> None:
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("site", SITES)
+def test_half_precision(site: str, parallel: bool, dtype: torch.dtype) -> None:
+    """As near to the sweep in float32 as forward passes in half precision are."""
+    if site == "resid_mid" and parallel:
+        pytest.skip("parallel blocks have no resid_mid")
+    model = small(use_parallel_residual=parallel)
+    clean, corrupted = prompts(2, 5, 1)
+    # Of weights that half precision can write, so that only the arithmetic differs.
+    exact = swept(model.to(dtype).float(), clean, corrupted, difference, site)
+    half = model.to(dtype)
+    got = swept(half, clean, corrupted, difference, site)
+    slow = one_by_one(half, clean, corrupted, difference, site)
+    assert got.values.dtype == torch.float32 and got.values.isfinite().all()
+    size = float(exact.values.abs().max())
+    noise = 8 * torch.finfo(dtype).eps * size
+    torch.testing.assert_close(got.values, exact.values, rtol=0, atol=noise)
+    torch.testing.assert_close(got.values, slow, rtol=0, atol=noise)
+    assert float(exact.effect().abs().max()) > noise  # what patching does stands out
+
+
 def test_noising_is_denoising_with_sides_exchanged() -> None:
     model = small()
     clean, corrupted = prompts(2, 5, 1)

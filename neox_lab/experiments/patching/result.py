@@ -180,13 +180,14 @@ class PatchResult(Shown):
             axes.remove(axis)
             told.append(f"the {axis} that changes most")
         if len(axes) == 1:
-            values, axes = values[None], ["", *axes]
-        rows, columns = (self.labels.get(axis, [""]) for axis in axes)
+            values, axes = values[None], ["metric", *axes]
+        only = ["share" if normalized else "change"]  # the label of a single row
+        rows, columns = (self.labels.get(axis, only) for axis in axes)
         end = "corrupted" if self.direction == "noising" else "clean"
         name = f"change of the {self.metric}"
         if normalized:
             name = f"{self.metric}, share of the way to {end}"
-        words = {"pos": "position", "source_pos": "source position", "": "all"}
+        words = {"pos": "position", "source_pos": "source position"}
         what = {
             "denoising": "Patching {}, clean into corrupted",
             "noising": "Patching {}, corrupted into clean",
