@@ -204,6 +204,13 @@ def test_tied_embeddings(tmp_path: Path, case: str, caplog: pytest.LogCaptureFix
         assert_same_weights(back, ours)
 
 
+def test_the_built_in_model_is_named_alike_on_every_machine(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nl.load(head="token-classification", labels=["O", "B-X"])
+    assert " neox_lab/gym/weights:" in caplog.text
+
+
 def test_missing_parameters_are_initialised_and_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -216,6 +223,7 @@ def test_missing_parameters_are_initialised_and_reported(
     )
     assert info["missing_keys"] == set(gone)
     assert "is not complete" in caplog.text and "final_layer_norm.bias" in caplog.text
+    assert str(tmp_path) in caplog.text
     weight = ours.layers[1].attention.query_key_value.weight
     assert abs(weight.std().item() - 0.5) < 0.03
     assert abs(ours.embed_in.weight.std().item() - 0.5) < 0.03

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +31,7 @@ from neox_lab.errors import CheckpointError, ConfigError, nearest
 from neox_lab.hub import DEFAULTS, HubOptions, Source, pin
 
 logger = logging.getLogger("neox_lab")
+PACKAGE = Path(__file__).resolve().parents[1]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -102,10 +104,12 @@ def load_into(
     changed = {name for name, _, _ in mismatched}
     missing = tuple(name for name in absent if name not in changed)
     report = LoadingReport(missing, found.unexpected, mismatched)
+    # What comes with the package is named by its place in it, the same on every machine.
+    named = str(source).replace(str(PACKAGE), PACKAGE.name)
     if not report.complete:
-        logger.warning("%s is not complete in %s:\n%s", model_class.__name__, source, report)
+        logger.warning("%s is not complete in %s:\n%s", model_class.__name__, named, report)
     elif report.unexpected_keys:
-        logger.info("%s from %s:\n%s", model_class.__name__, source, report)
+        logger.info("%s from %s:\n%s", model_class.__name__, named, report)
     return model, report
 
 
