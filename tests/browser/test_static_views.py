@@ -318,6 +318,11 @@ def test_bars_show_what_speaks_for_each(page: Any, files: Any) -> None:
     live.locator(".line").nth(1).hover()
     assert status(page) == "·ship: −0.200"
     assert live.locator(".token small").count() == len(WORDS)
+    colours = live.locator(".track i").evaluate_all(
+        "bars => bars.map((bar) => getComputedStyle(bar).backgroundColor)"
+    )
+    less, more = "rgb(33, 113, 181)", "rgb(230, 97, 1)"  # as in heat maps of differences
+    assert colours == [more, less, more]
 
 
 def test_curves_are_read_along_the_axis_and_hidden(page: Any, files: Any) -> None:
