@@ -180,6 +180,25 @@ def test_heads_have_a_map_and_any_budget_the_same_numbers() -> None:
     close(edges.values[:, 0].reshape(3, 4), whole.values)  # the logits were named first
 
 
+def test_an_interrupt_keeps_what_is_done() -> None:
+    given = (build(), prompts(1), prompts(0), LM_METRIC)
+    for question in (path_patch, edge_sweep):
+        whole = question(*given, "heads", ["L2H0", "MLP2"])
+        told: list[tuple[int, int]] = []
+
+        def stop(done: int, total: int, told: list[tuple[int, int]] = told) -> None:
+            told.append((done, total))
+            if len(told) == 2:
+                raise KeyboardInterrupt
+
+        part = question(*given, "heads", ["L2H0", "MLP2"], tokens_at_once=28, progress=stop)
+        assert whole.complete and not part.complete
+        known = part.values.isfinite()
+        assert int(known.sum()) == told[-1][0] < told[-1][1] == int(whole.values.isfinite().sum())
+        close(part.values[known], whole.values[known])
+        assert "Interrupted" in repr(part)
+
+
 def test_everything_sent_to_the_logits_is_the_clean_run() -> None:
     model, clean, corrupted = build(), prompts(1), prompts(0)
     result = path_patch(model, clean, corrupted, LM_METRIC, [["all"]])

@@ -25,11 +25,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import torch
-
 from neox_lab.errors import InputError
 from neox_lab.experiments import graph
 from neox_lab.experiments.metrics import Metric
+from neox_lab.experiments.patching.engine import Report, watched
 from neox_lab.experiments.patching.prompts import Positions
 from neox_lab.experiments.patching.result import PatchResult
 from neox_lab.experiments.sending import Paths, Sender, Through
@@ -49,6 +48,7 @@ def path_patch(
     through: Through = "nothing",
     positions: Positions | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,
+    progress: bool | Report = True,
 ) -> PatchResult:
     """Send each sender's clean output to the receivers, and to nobody else.
 
@@ -66,6 +66,7 @@ def path_patch(
         positions: send what is written at named positions only, one at a time; see
             ``nl.patching.sweep``.
         tokens_at_once: memory budget; the same numbers for any.
+        progress: a bar with the time left, or who is told; see ``nl.patching.sweep``.
 
     Returns:
         The metric for each sender, over ``("layer", "head")`` for ``"heads"``, else over
@@ -95,14 +96,18 @@ def path_patch(
         )
     places = range(len(positions or [""]))
     sending = [Sender(tuple(nodes), place) for place in places for nodes in groups]
-    samples = torch.cat(list(paths.joint(sending, reading)))  # [place * group, sample]
+    samples = paths.unknown(len(sending))
+    with watched(progress, "path") as watch:
+        for some, values in paths.joint(sending, reading):
+            samples[some] = values
+            watch.report(some.stop, len(sending))
     told = receivers if isinstance(receivers, str) else ", ".join(receivers)
     if listed == ["heads"]:
         labels = {"layer": _numbers(model.config.num_hidden_layers)}
         labels["head"] = _numbers(model.config.num_attention_heads)
     else:
         labels = {"sender": [" + ".join(node.name for node in group) for group in groups]}
-    return paths.result(samples, labels, f"paths to {told}")
+    return paths.result(samples, labels, f"paths to {told}", watch.complete)
 
 
 def edge_sweep(
@@ -115,6 +120,7 @@ def edge_sweep(
     *,
     positions: Positions | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,
+    progress: bool | Report = True,
 ) -> PatchResult:
     """Patch every edge from a sender to a receiver by itself.
 
@@ -128,6 +134,7 @@ def edge_sweep(
         positions: patch each edge at named positions only, one at a time; see
             ``nl.patching.sweep``. ``{str(pos): pos for pos in range(length)}`` is every one.
         tokens_at_once: memory budget; the same numbers for any.
+        progress: a bar with the time left, or who is told; see ``nl.patching.sweep``.
 
     Returns:
         The metric over ``("writer", "reader")``; NaN where the reader does not come after the
@@ -140,15 +147,17 @@ def edge_sweep(
     paths = Paths(model, clean, corrupted, metric, "nothing", tokens_at_once, positions)
     places = range(len(positions or [""]))
     sending = [Sender((node,), place) for place in places for node in writers]
-    samples = paths.base_samples.new_full(
-        (len(sending), len(readers), len(paths.base_samples)), torch.nan
-    )
-    for row, column, values in paths.edges(sending, readers):
-        samples[row, column] = values
-    if not samples.isfinite().any():
+    count = len(places) * sum(paths.precedes(w, r) for w in writers for r in readers)
+    if not count:
         raise InputError("No sender comes before a receiver: there is no edge between them.")
+    samples, done = paths.unknown(len(sending), len(readers)), 0
+    with watched(progress, "edge") as watch:
+        for row, column, values in paths.edges(sending, readers):
+            samples[row, column] = values
+            done += len(row)
+            watch.report(done, count)
     labels = {"writer": [w.name for w in writers], "reader": [r.name for r in readers]}
-    return paths.result(samples, labels, "edges")
+    return paths.result(samples, labels, "edges", watch.complete)
 
 
 def _numbers(count: int) -> list[str]:

@@ -90,6 +90,10 @@ class Paths:
         """Whether there is an edge."""
         return writer.precedes(reader, self.parallel)
 
+    def unknown(self, *sizes: int) -> Tensor:
+        """The metric before anything is known: NaN ``[*sizes, sample]``."""
+        return self.base_samples.new_full((*sizes, len(self.base_samples)), torch.nan)
+
     def change(self, sender: Sender, reader: Node) -> Tensor:
         """What a sender changes in what ``reader`` reads, ``[batch, pos, d_model]``."""
         total = torch.zeros_like(self.final)
@@ -99,8 +103,8 @@ class Paths:
                 total += of_node(self.there[hook], node) - of_node(self.here[hook], node)
         return total * self.chosen[sender.place].to(total.dtype)
 
-    def joint(self, senders: list[Sender], reading: list[Node]) -> Iterator[Tensor]:
-        """The metric with each sent to all receivers, ``[sender, sample]``, in parts."""
+    def joint(self, senders: list[Sender], reading: list[Node]) -> Iterator[tuple[slice, Tensor]]:
+        """Which senders, and the metric with each sent to all receivers ``[sender, sample]``."""
         for first in range(0, len(senders), self.at_once):
             some = senders[first : first + self.at_once]
             changes = Changes(self, some)
@@ -114,7 +118,7 @@ class Paths:
             start = min((reader.layer for reader in inside), default=self.layers)
             direct = [reader for reader in reading if reader.kind == "logits"]
             final = changes(direct[0]) if direct else None
-            yield self._finish(start, len(some), hooks, final)
+            yield slice(first, first + len(some)), self._finish(start, len(some), hooks, final)
 
     def edges(
         self, senders: list[Sender], readers: list[Node]
@@ -230,7 +234,9 @@ class Paths:
         del arguments["input_ids"]
         return arguments | {"start_at_layer": start, "stop_at_layer": stop}
 
-    def result(self, samples: Tensor, labels: dict[str, list[str]], what: str) -> PatchResult:
+    def result(
+        self, samples: Tensor, labels: dict[str, list[str]], what: str, complete: bool
+    ) -> PatchResult:
         """Samples in the order of ``labels``, places first and pairs last, as a result."""
         if self.positions is not None:
             labels = {"pos": list(self.positions), **labels}
@@ -247,6 +253,7 @@ class Paths:
             labels=labels,
             samples=samples.movedim(-1, 0) if knows_rows else None,
             base_samples=self.base_samples if knows_rows else None,
+            complete=complete,
         )
 
 

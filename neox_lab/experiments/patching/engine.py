@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,12 +16,48 @@ from neox_lab.experiments.patching.climb import Climb
 from neox_lab.experiments.patching.reading import Reading
 from neox_lab.experiments.patching.rows import Rows, rows_of
 from neox_lab.experiments.patching.sites import Site
+from neox_lab.progress import Progress
 
 Report = Callable[[int, int], None]
 """Told how much of the work is done, and how much there is."""
 
 BUDGET = 2048
 """Tokens that go up the layers together. More of them need more memory and are not faster."""
+
+
+@dataclass
+class Watch:
+    """How far work has got.
+
+    Attributes:
+        report: to be told.
+        complete: False once the work was interrupted.
+    """
+
+    report: Report
+    complete: bool = True
+
+
+@contextmanager
+def watched(wanted: bool | Report, unit: str) -> Iterator[Watch]:
+    """A progress bar for the duration of a ``with`` block; interrupts end it quietly.
+
+    Args:
+        wanted: show the bar; or who is told instead, and may raise KeyboardInterrupt.
+        unit: what is counted.
+    """
+    silent = callable(wanted) or not wanted
+    with Progress(unit=unit, silent=silent, delay=1) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.done)
+
+        watch = Watch(wanted if callable(wanted) else report)
+        try:
+            yield watch
+        except KeyboardInterrupt:
+            watch.complete = False
 
 
 class Scores:

@@ -13,7 +13,7 @@ from torch import Tensor
 from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import BoundMetric, Metric, bind, metric_name
 from neox_lab.experiments.patching.arrivals import Arrivals
-from neox_lab.experiments.patching.engine import Report, Scores, fill
+from neox_lab.experiments.patching.engine import Report, Scores, fill, watched
 from neox_lab.experiments.patching.labels import axis_labels
 from neox_lab.experiments.patching.prompts import (
     Positions,
@@ -35,7 +35,6 @@ from neox_lab.experiments.patching.runs import (
 )
 from neox_lab.experiments.patching.sites import Site, refuse_moved
 from neox_lab.hooks.cache import ActivationCache
-from neox_lab.progress import Progress
 
 
 class Question:
@@ -89,18 +88,10 @@ class Question:
     @contextmanager
     def bar(self, wanted: bool | Report) -> Iterator[None]:
         """A progress bar for the duration of a ``with`` block; interrupts end it quietly."""
-        silent = callable(wanted) or not wanted
-        with Progress(unit="token", silent=silent, delay=1) as bar:
-
-            def report(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.done)
-
-            self._report = wanted if callable(wanted) else report
-            try:
-                yield
-            except KeyboardInterrupt:
-                self.complete = False
+        with watched(wanted, "token") as watch:
+            self._report = watch.report
+            yield
+        self.complete = watch.complete
 
     @torch.no_grad()
     def patch_from(self, other: Prompts | ActivationCache | Source) -> None:

@@ -214,8 +214,8 @@ class PatchResult(Shown):
         if self.direction == "ablation":
             lines[1] = f"{self.metric} with nothing taken away: {self.clean:.4g}"
         if not self.complete:
-            missing = int(self.values.isnan().sum())
-            lines.append(f"Interrupted: {missing} of {self.values.numel()} cells are missing (NaN)")
+            done = int(self.values.isfinite().sum())
+            lines.append(f"Interrupted after {done} of {self.values.numel()} cells; others are NaN")
         return "\n".join([*lines, self.top(5).to_string(index=False)])
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
