@@ -5,7 +5,7 @@ values of a head, an MLP, the logits) reads it. Patching the path between them c
 receiver reads by what the sender would have written in the clean run, and nothing else:
 
     1. Both runs are made; of each sender s, Δ(s) is what it writes in the clean run minus what it
-       writes in the corrupted run.
+       writes in the corrupted run; with ``positions`` at one named position only, 0 elsewhere.
     2. Every receiver r is computed anew from its input in the corrupted run plus the sum of Δ(s)
        over the senders before r. All other parts keep their values of the corrupted run, so Δ(s)
        reaches r by the direct edge alone. With ``through="mlps"`` MLPs between them are computed
