@@ -19,7 +19,7 @@ from tokenizers.trainers import BpeTrainer
 
 from neox_lab.family.losses import IGNORED
 from neox_lab.gym import labelled, lore
-from neox_lab.gym.practice import naming, opinion, tale
+from neox_lab.gym.practice import again, naming, opinion, tale
 from neox_lab.gym.words import NAMES, single_tokens, split
 from neox_lab.gym.world import TASKS, UNRELATED
 
@@ -30,11 +30,17 @@ Context = tuple[list[int], list[int]]
 """Tokens and their labels, as many: the token itself, or -100 where it does not count."""
 KINDS = (*TASKS, "lore", "reviews", "questions", "sentences")
 """What sentences of the world are about. The last three are data of the heads, as plain text."""
-LATER = ("tales", "opinions", "people", "verdicts", "naming")
+LATER = ("tales", "opinions", "people", "verdicts", "naming", "again")
 """Kinds that only later phases of training have."""
 
 
-_PLAIN = {"lore": lore.sentence, "people": lore.person, "verdicts": lore.opinion, "naming": naming}
+_PLAIN = {
+    "lore": lore.sentence,
+    "people": lore.person,
+    "verdicts": lore.opinion,
+    "naming": naming,
+    "again": again,
+}
 
 
 def divide(text: str, held_out: float) -> tuple[str, str]:

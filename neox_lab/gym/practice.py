@@ -123,6 +123,26 @@ def naming(random: Random) -> str:
     return random.choice(_NAMING).format(name=name, other=other)
 
 
+_AGAIN = (
+    "The {thing} was old: nobody wanted the {thing}.",
+    "This {thing} is not the {thing} that {name} lost.",
+    "{name} saw a {thing}. It was the {thing} of {other}.",
+    "The {thing} is a good {thing}, but the {second} is not a good {second}.",
+    "First the {thing}, then the {second}; and after the {thing} the {second} again.",
+    "When {name} and {other} were here, {other} was happy, and so was {name}.",
+    "At the {place} {name} met {other}, and at the {place} {name} is still.",
+)
+
+
+def again(random: Random) -> str:
+    """A sentence in which a thing, a place or someone comes again, of all there are."""
+    name, other = random.sample(NAMES, 2)
+    thing, second = random.sample(OBJECTS, 2)
+    return random.choice(_AGAIN).format(
+        name=name, other=other, thing=thing, second=second, place=random.choice(PLACES)
+    )
+
+
 def recalls(
     pools: Sequence[Sequence[int]], count: int, length: int, random: Random
 ) -> Iterator[tuple[list[int], list[int]]]:

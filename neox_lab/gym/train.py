@@ -84,6 +84,12 @@ LAST = (
     *("lore", "questions", "tracking", "verdicts") * 2,
     *("facts", "greater_than"),
 )
+REST = (
+    *("people",) * 10,
+    *("naming", "again", "tales") * 6,
+    *("ioi", "pronouns", "tracking", "lore") * 3,
+    *("opinions", "questions") * 2,
+)
 PHASES = (
     # Half of it repeats, in short contexts: heads learn to look up what followed a token.
     Phase(64, 32, 2500, 0.05, 0.5, 0.0, 0.04, "constant", 0.01),
@@ -91,8 +97,9 @@ PHASES = (
     Phase(64, 32, 3500, 0.05, 0.1, 0.3, 0.01, "constant", 0.05, HARD),
     # Mostly the small world, and more of what is hard.
     Phase(96, 20, 4000, 0.06, 0.2, 0.1, 0.01, "constant", 0.1, TOLD),
-    # Longer contexts, and to rest.
+    # Longer contexts, down to a rate of 0; and once more, with every name and thing.
     Phase(128, 16, 5000, 0.08, 0.2, 0.05, 0.01, "cosine", 0.1, LAST),
+    Phase(128, 16, 3000, 0.08, 0.15, 0.1, 0.1, "cosine", 0.1, REST),
 )
 
 
