@@ -154,6 +154,25 @@ def test_tales_answer_for_everyone_in_them() -> None:
             assert _where(f"{story} {question}") == answer
 
 
+def test_strange_sentences_ask_as_their_tasks_do_and_about_other_words() -> None:
+    held = {
+        word
+        for pool in (words.NAMES, words.OBJECTS)
+        for word in words.split(pool, "tracking", "held-out")
+    }
+    for seed in range(500):
+        asking, answer = practice.strange(Random(seed))
+        said = {word.strip(".,") for word in f"{asking} {answer}".split()}
+        if asking.endswith("."):  # a story, and questions about all of it
+            assert not said & held
+            for sentence in answer.split(".")[:-1]:
+                question, expected = sentence.strip().rsplit(" ", 1)
+                assert _where(f"{asking} {question}") == expected
+        else:  # the word that is not said twice; no names at all
+            assert not said & set(words.NAMES)
+            assert asking.replace(",", "").split().count(answer.strip(" .")) == 1
+
+
 def test_rephrased_questions_are_asked_in_neither_part() -> None:
     asked = {template for facts in labelled._FACTS.values() for part in facts for template in part}
     others = {template for templates in labelled._OTHERWISE.values() for template in templates}

@@ -19,7 +19,7 @@ from tokenizers.trainers import BpeTrainer
 
 from neox_lab.family.losses import IGNORED
 from neox_lab.gym import labelled, lore
-from neox_lab.gym.practice import again, naming, opinion, tale
+from neox_lab.gym.practice import naming, opinion, strange, tale
 from neox_lab.gym.words import NAMES, single_tokens, split
 from neox_lab.gym.world import TASKS, UNRELATED
 
@@ -30,16 +30,16 @@ Context = tuple[list[int], list[int]]
 """Tokens and their labels, as many: the token itself, or -100 where it does not count."""
 KINDS = (*TASKS, "lore", "reviews", "questions", "sentences")
 """What sentences of the world are about. The last three are data of the heads, as plain text."""
-LATER = ("tales", "opinions", "people", "verdicts", "naming", "again")
+LATER = ("tales", "opinions", "people", "verdicts", "naming", "strange")
 """Kinds that only later phases of training have."""
 
 
+_ASKING = {"tales": tale, "opinions": opinion, "strange": strange}
 _PLAIN = {
     "lore": lore.sentence,
     "people": lore.person,
     "verdicts": lore.opinion,
     "naming": naming,
-    "again": again,
 }
 
 
@@ -94,8 +94,8 @@ def world_texts(kind: str, count: int, random: Random) -> list[tuple[str, str]]:
     if kind in TASKS:
         examples = [TASKS[kind].draw(random, "train") for _ in range(count)]
         return [(example.pair.clean, example.pair.correct + example.rest) for example in examples]
-    if kind in ("tales", "opinions"):
-        return [(tale if kind == "tales" else opinion)(random) for _ in range(count)]
+    if kind in _ASKING:
+        return [_ASKING[kind](random) for _ in range(count)]
     if kind in _PLAIN:
         return [("", _PLAIN[kind](random)) for _ in range(count)]
     seed = random.randrange(10**9)

@@ -21,6 +21,7 @@ from neox_lab.gym.words import (
     MONTHS,
     NAMES,
     NEGATIVE,
+    NOUNS,
     OBJECTS,
     PLACES,
     POSITIVE,
@@ -154,6 +155,9 @@ _OTHERWISE = {
 }
 
 
+_ANYTHING = (*PLACES, *CONTAINERS, *COUNTRIES, *NOUNS, *MONTHS, *SURNAMES)
+
+
 def questions(part: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Questions over short stories: ``id``, ``question``, ``context`` and ``answers``.
 
@@ -168,7 +172,8 @@ def questions(part: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
 def rephrased(part: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Rows as those of ``questions``, but asked in other ways that neither part of it has.
 
-    For training: with two ways of asking, what is learned is the wording.
+    Half of the time any words stand for people and things. For training: with two ways of asking
+    and some names, what is learned is the wording, and each name by itself.
     """
     rows = _draw(_rephrased, part, count, seed)
     return [{"id": f"rephrased {number}", **row} for number, row in enumerate(rows)]
@@ -183,8 +188,11 @@ def _question(
 ) -> dict[str, Any]:
     draw = Draw(random, part)
     count = random.randint(3, 5)
-    people = draw.some(NAMES, "questions", count)
-    things = draw.some(OBJECTS, "questions", count)
+    if otherwise and random.random() < 0.5:
+        people, things = (random.sample(_ANYTHING, count) for _ in range(2))
+    else:
+        people = draw.some(NAMES, "questions", count)
+        things = draw.some(OBJECTS, "questions", count)
     surnames = random.sample(SURNAMES, count)
     receivers = random.sample(NAMES, count)
     rows = [

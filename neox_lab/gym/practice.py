@@ -13,8 +13,22 @@ from random import Random
 
 from neox_lab.family.losses import IGNORED
 from neox_lab.gym.examples import Draw
-from neox_lab.gym.words import NAMES, NEGATIVE, OBJECTS, PLACES, POSITIVE, REVIEWED, WOMEN, split
-from neox_lab.gym.world import ASKED, TOLD
+from neox_lab.gym.words import (
+    CONTAINERS,
+    COUNTRIES,
+    MONTHS,
+    NAMES,
+    NEGATIVE,
+    NOUNS,
+    OBJECTS,
+    PLACES,
+    POSITIVE,
+    REVIEWED,
+    SURNAMES,
+    WOMEN,
+    split,
+)
+from neox_lab.gym.world import ASKED, GIVING, PUT, TOLD
 
 _SAID = (
     "The {thing} was {first} and {second}.",
@@ -123,24 +137,47 @@ def naming(random: Random) -> str:
     return random.choice(_NAMING).format(name=name, other=other)
 
 
-_AGAIN = (
-    "The {thing} was old: nobody wanted the {thing}.",
-    "This {thing} is not the {thing} that {name} lost.",
-    "{name} saw a {thing}. It was the {thing} of {other}.",
-    "The {thing} is a good {thing}, but the {second} is not a good {second}.",
-    "First the {thing}, then the {second}; and after the {thing} the {second} again.",
-    "When {name} and {other} were here, {other} was happy, and so was {name}.",
-    "At the {place} {name} met {other}, and at the {place} {name} is still.",
+_STRANGE = tuple(
+    dict.fromkeys(
+        [
+            *split(OBJECTS, "tracking", "train"),
+            *PLACES,
+            *CONTAINERS,
+            *COUNTRIES,
+            *NOUNS,
+            *SURNAMES,
+            *MONTHS,
+        ]
+    )
 )
 
 
-def again(random: Random) -> str:
-    """A sentence in which a thing, a place or someone comes again, of all there are."""
-    name, other = random.sample(NAMES, 2)
-    thing, second = random.sample(OBJECTS, 2)
-    return random.choice(_AGAIN).format(
-        name=name, other=other, thing=thing, second=second, place=random.choice(PLACES)
+def strange(random: Random) -> tuple[str, str]:
+    """A sentence of ``ioi`` or a story of ``tracking`` in which any word stands for anyone.
+
+    "River and Spain were in the park. Spain gave the key to" asks for "River": who it is does not
+    matter, only which word it was. With names alone, each name can be learned by itself.
+    """
+    words = random.sample(_STRANGE, 8)
+    if random.random() < 0.5:
+        first, second, thing, place = words[:4]
+        giver, receiver = random.sample([first, second], 2)
+        asking = random.choice(GIVING.train).format(
+            a=first, b=second, c=giver, thing=thing, place=place
+        )
+        return asking, f" {receiver}."
+    told = random.choice(tuple(ASKED))
+    people = split(NAMES, "tracking", "train")
+    rows = [
+        {"who": random.choice(people) if told == PUT else word, "thing": word, "answer": answer}
+        for word, answer in zip(words[:4], words[4:], strict=True)
+    ][: random.randint(2, 4)]
+    story = " ".join(told.format(**row) for row in rows)
+    random.shuffle(rows)
+    asked = "".join(
+        f" {random.choice(ASKED[told].train).format(**row)} {row['answer']}." for row in rows
     )
+    return story, asked
 
 
 def recalls(

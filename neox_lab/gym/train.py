@@ -85,10 +85,11 @@ LAST = (
     *("facts", "greater_than"),
 )
 REST = (
-    *("people",) * 10,
-    *("naming", "again", "tales") * 6,
-    *("ioi", "pronouns", "tracking", "lore") * 3,
-    *("opinions", "questions") * 2,
+    *("strange",) * 12,
+    *("people",) * 8,
+    *("ioi", "naming", "tales", "tracking") * 4,
+    *("pronouns", "opinions") * 3,
+    *("lore", "questions", "induction") * 2,
 )
 PHASES = (
     # Half of it repeats, in short contexts: heads learn to look up what followed a token.
@@ -97,7 +98,7 @@ PHASES = (
     Phase(64, 32, 3500, 0.05, 0.1, 0.3, 0.01, "constant", 0.05, HARD),
     # Mostly the small world, and more of what is hard.
     Phase(96, 20, 4000, 0.06, 0.2, 0.1, 0.01, "constant", 0.1, TOLD),
-    # Longer contexts, down to a rate of 0; and once more, with every name and thing.
+    # Longer contexts, down to a rate of 0; and once more, with any word for anyone.
     Phase(128, 16, 5000, 0.08, 0.2, 0.05, 0.01, "cosine", 0.1, LAST),
     Phase(128, 16, 3000, 0.08, 0.15, 0.1, 0.1, "cosine", 0.1, REST),
 )
