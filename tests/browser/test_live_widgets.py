@@ -54,13 +54,13 @@ def test_write_branch_go_back_and_stop(model: Any, staged: Any, page: Any) -> No
     stage.until(lambda: widget.phase == "done")
     assert (widget.prompt, widget.length) == ("The queen", 6)
     added = page.locator(".token:not(.given)")
-    assert added.count() == 6
+    stage.until(lambda: added.count() == 6)
     added.nth(2).click()
     page.locator(".choose").nth(1).click()
     stage.until(lambda: len(widget.branches) == 2 and widget.phase == "done")
     assert widget.branches[1].start == 2
-    first, second = page.locator(".choices button").all()
-    assert second.get_attribute("aria-pressed") == "true"
+    first, second = (page.locator(".choices button").nth(number) for number in range(2))
+    stage.until(lambda: second.get_attribute("aria-pressed") == "true")
     first.click()
     stage.until(lambda: widget.shown == 0 and widget.phase == "done")
     text = "".join(written.piece for written in widget.branches[0].tokens)
@@ -75,8 +75,8 @@ def test_write_branch_go_back_and_stop(model: Any, staged: Any, page: Any) -> No
     stage.until(lambda: widget.phase == "stopped")
     assert widget.temperature == pytest.approx(0.05)
     assert 0 < len(widget.result.continuation) < 2000
+    stage.until(lambda: page.locator(".words").inner_text() == "Stopped.")
     assert page.get_by_role("button", name="Stop").is_disabled()
-    assert page.locator(".words").inner_text() == "Stopped."
 
 
 def test_lock_a_head_and_read_another_text(model: Any, staged: Any, page: Any) -> None:
