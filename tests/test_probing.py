@@ -216,3 +216,15 @@ def test_sites_of_several_kinds_are_several_lines_over_the_layers() -> None:
 def test_texts_that_cannot_be_read(text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         nl.probing.probe(model(), [*TEXTS[:7], text, *TEXTS[8:]], LABELS, pos="mean")
+
+
+@pytest.mark.parametrize("texts", [200, 30])
+def test_ridge_is_scikit_learns(texts: int) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(3, 2, (texts, 60)) @ generator.normal(0, 1, (60, 60))
+    x[:, 7] = 1.0  # a direction in which nothing differs
+    columns = generator.normal(1, 1, (texts, 3))
+    for weight, bias, alpha in probing._ridge(x, columns):
+        ridge = Ridge(alpha=alpha).fit(x, columns)
+        np.testing.assert_allclose(weight, ridge.coef_, atol=1e-8)
+        np.testing.assert_allclose(bias, ridge.intercept_, atol=1e-8)

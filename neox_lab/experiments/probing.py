@@ -108,7 +108,7 @@ def _parts(
     targets: Array, kinds: list[Any], groups: Sequence[Any] | None, seed: int
 ) -> tuple[NDArray[np.intp], ...]:
     """Indices of the training, validation and test texts."""
-    from sklearn.model_selection import GroupKFold, StratifiedGroupKFold
+    from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 
     together = np.arange(len(targets)) if groups is None else _numbers(groups, len(targets))
     if len(np.unique(together)) < FOLDS:
@@ -119,11 +119,10 @@ def _parts(
     few = [kind for at, kind in enumerate(kinds) if (targets == at).sum() < FOLDS]
     if few:
         raise DataError(f"fewer than {FOLDS} texts for {few}; leave these classes out")
-    if kinds:
-        splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-    else:
-        splitter = GroupKFold(FOLDS, shuffle=True, random_state=seed)
-    folds = [test for _, test in splitter.split(targets, targets, together)]
+    shared = None if groups is None else together
+    alone, grouped = (StratifiedKFold, StratifiedGroupKFold) if kinds else (KFold, GroupKFold)
+    splitter = (alone if groups is None else grouped)(FOLDS, shuffle=True, random_state=seed)
+    folds = [test for _, test in splitter.split(targets, targets, shared)]
     train = np.concatenate(folds[2:])
     if kinds and len(np.unique(targets[train])) < len(kinds):
         raise DataError("a class is in one group only; it cannot be trained on and tested")
@@ -198,14 +197,22 @@ def _columns(wanted: Array, classes: int) -> Array:
 
 
 def _ridge(x: Array, columns: Array) -> list[tuple[Array, Array, float]]:
-    """Ridge regression of every column for every alpha: weight `[column, d]`, bias, alpha."""
-    from sklearn.linear_model import Ridge
+    """Ridge regression of every column for every alpha: weight `[column, d]`, bias, alpha.
 
-    found = []
-    for alpha in ALPHAS:
-        ridge = Ridge(alpha=alpha, solver="cholesky").fit(x, columns)
-        found.append((ridge.coef_, ridge.intercept_, alpha))
-    return found
+    With X Xᵀ or Xᵀ X, whichever is smaller, taken apart into eigenvectors once, each alpha is a
+    division (Hoerl and Kennard 1970, doi:10.1080/00401706.1970.10488634).
+    """
+    mean, level = x.mean(axis=0), columns.mean(axis=0)
+    x, columns = x - mean, columns - level
+    if len(x) >= x.shape[1]:
+        values, vectors = np.linalg.eigh(x.T @ x)
+        back, seen = vectors, vectors.T @ (x.T @ columns)
+    else:
+        values, vectors = np.linalg.eigh(x @ x.T)
+        back, seen = x.T @ vectors, vectors.T @ columns
+    values = values.clip(min=0)[:, None]
+    weights = [(back @ (seen / (values + alpha))).T for alpha in ALPHAS]
+    return [(w, level - w @ mean, alpha) for w, alpha in zip(weights, ALPHAS, strict=True)]
 
 
 def _means(x: Array, wanted: Array, classes: int) -> tuple[Array, Array]:
