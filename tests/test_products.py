@@ -14,7 +14,7 @@ from oracle import CLASSES, pair, tokens
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from neox_lab.model import products
+from neox_lab.model import layout, products
 
 
 @pytest.fixture
@@ -199,3 +199,11 @@ def test_other_processors_keep_their_library(
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(products, "_processor", lambda: processor)
     assert products.onednn_pays.__wrapped__() is expected
+
+
+@pytest.mark.parametrize("look", [products.onednn_pays, layout._bfloat16_works])
+def test_looking_at_the_processor_draws_no_random_numbers(look: Any) -> None:
+    before = torch.get_rng_state()
+    found = look.__wrapped__()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert found == look()

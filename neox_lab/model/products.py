@@ -60,12 +60,12 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and (weight.is_contiguous() or weight.t().is_contiguous())
         and x.device.type == "cpu"
         and weight.device.type == "cpu"
-        and onednn_pays()
         # Transformations that know F.linear but not our product:
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
+        and onednn_pays()
     )
 
 
@@ -106,7 +106,9 @@ def onednn_pays() -> bool:
     """Whether float32 products are worth giving to oneDNN here: AMD with 512-bit vectors."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or "AMD" not in _processor():
         return False
-    x, weight, bias = torch.randn(3, 33), torch.randn(65, 33), torch.randn(65)
+    # No random numbers: this runs in the middle of somebody's seeded computation.
+    numbers = torch.linspace(-1, 1, 66 * 33, dtype=torch.float32, device="cpu").sin()
+    weight, x, bias = numbers[: 65 * 33].view(65, 33), numbers[-33:].view(1, 33), numbers[:65]
     try:
         return torch.allclose(_multiply(x, weight, bias), F.linear(x, weight, bias), atol=1e-4)
     except (AttributeError, RuntimeError):  # a PyTorch without oneDNN, or with another call
