@@ -20,6 +20,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
+from table_model import TableModel
 
 from neox_lab import views
 from neox_lab.errors import InputError
@@ -83,19 +84,6 @@ def causal(layers: int, heads: int, count: int, seed: int = 0) -> np.ndarray:
     scores[:, :, ~np.tri(count, dtype=bool)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
-
-
-class TableModel:
-    """Stands for a model: something with a hook table."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-
-    def hook_table(self) -> Any:
-        import pandas as pd
-
-        rows = [(name, "[batch, pos]", f"what {name} is", "none") for name in self.names]
-        return pd.DataFrame(rows, columns=["name", "shape", "meaning", "aliases"])
 
 
 def hostile_views() -> list[View]:

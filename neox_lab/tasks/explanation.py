@@ -34,9 +34,9 @@ class Prediction(Report):
         model: the model that was asked; ``explain`` asks it again.
     """
 
-    values: Any = dataclasses.field(repr=False)
-    examples: Sequence[Example] = dataclasses.field(repr=False)
-    model: Any = dataclasses.field(repr=False)
+    values: Any
+    examples: Sequence[Example]
+    model: Any
 
     def explain(self, text: int = 0, progress: bool | Callable[[int, int], None] = True) -> Report:
         """Which tokens speak for each label of one text, and which against.

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pages import watch
+from table_model import TableModel
 
 from neox_lab.views import (
     AttentionView,
@@ -55,19 +56,6 @@ def causal(layers: int, heads: int, count: int) -> np.ndarray:
     scores[:, :, ~np.tri(count, dtype=bool)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
-
-
-class TableModel:
-    """Stands for a model: something with a hook table."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.names = names
-
-    def hook_table(self) -> Any:
-        import pandas as pd
-
-        rows = [(name, "[batch, pos]", f"what {name} is", "none") for name in self.names]
-        return pd.DataFrame(rows, columns=["name", "shape", "meaning", "aliases"])
 
 
 def every_view(pieces: list[str]) -> dict[str, View]:
