@@ -35,10 +35,10 @@ from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.family.backbone import GPTNeoXModel
-from neox_lab.hooks.points import NO_TAP, Tap, Taps
 from neox_lab.model.attention import Attention, SplitInput
 from neox_lab.model.block import MLP, Block
-from neox_lab.model.keys_values import LayerKeysValues
+from neox_lab.model.hook_points import NO_TAP, Tap, Taps
+from neox_lab.model.key_value_cache import LayerKeysValues
 from neox_lab.model.masking import AttentionMask
 from neox_lab.model.rotary import rotate
 

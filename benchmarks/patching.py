@@ -13,7 +13,7 @@ is the difference of two logits at the last position.
     differ    largest difference between both results, over the cells timed
     GFLOP     floating-point operations in the matrix products and attention of our sweep
     of rate   those per second, divided by the machine's: the best of torch.mm and of
-              neox_lab.model.products.linear on 2048 x 2048 matrices, measured beside it
+              neox_lab.kernels.linear.linear on 2048 x 2048 matrices, measured beside it
     peak MB   memory above the loaded model at the highest point of our sweep, in a process of its
               own
 
@@ -46,7 +46,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 import neox_lab as nl
-from neox_lab.model.products import linear
+from neox_lab.kernels.linear import linear
 
 sys.path.insert(0, str(Path(__file__).parent))
 from caching import SHAPES, VOCAB, fresh, load, write_checkpoint

@@ -2,7 +2,7 @@
 
     python benchmarks/products.py [--quick] [--threads N]
 
-``neox_lab.model.products.linear`` chooses between ``F.linear`` and oneDNN. Both are timed in turns
+``neox_lab.kernels.linear.linear`` chooses between ``F.linear`` and oneDNN. Both are timed in turns
 with the same numbers; the columns give the median time of ours divided by that of ``F.linear``:
 
     forward     without gradients
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from neox_lab.model import products
+from neox_lab.kernels import linear as products
 
 SIZES = ((512, 512), (2048, 512), (512, 2048), (2304, 768), (3072, 768), (768, 3072), (50304, 768))
 ROWS = (1, 14, 64, 512)

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import neox_lab as nl
-from neox_lab.tasks.batches import padded
+from neox_lab.data.batches import padded
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.training import fit
 

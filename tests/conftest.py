@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from small_hub import SmallHub
 
 torch.set_num_threads(2)
 # Machines that run tests are shared and slow; how long an example takes is not what is tested.
@@ -24,6 +26,17 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("needs the folder shared/ beside the checkout, which is not there")
     return folder
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[SmallHub]:
+    small_hub = SmallHub()
+    thread = threading.Thread(target=small_hub.serve_forever, daemon=True)
+    thread.start()
+    yield small_hub
+    small_hub.shutdown()
+    small_hub.server_close()
+    thread.join()
 
 
 if os.environ.get("NEOX_LAB_NO_SKIPS"):

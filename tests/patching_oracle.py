@@ -11,8 +11,8 @@ from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.experiments.metrics import bind, output_logits
-from neox_lab.experiments.patching.rows import cell_counts
 from neox_lab.experiments.patching.sites import SITES, Site
+from neox_lab.experiments.patching.variants import cell_counts
 
 CLASSES = {
     "causal-lm": "GPTNeoXForCausalLM",

@@ -48,7 +48,7 @@ from neox_lab.family.factored import FactoredMatrix
 from neox_lab.family.folded import folded
 
 if TYPE_CHECKING:
-    from neox_lab.hooks.points import HookPoint
+    from neox_lab.model.hook_points import HookPoint
 
 Pattern = str | Tensor | Callable[[Tensor], Tensor]
 

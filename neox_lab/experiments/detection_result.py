@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from neox_lab.errors import InputError, nearest
-from neox_lab.shown import Shown
+from neox_lab.results import Shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neox_lab.data.activations import Where, collected, site_names
 from neox_lab.errors import DataError, InputError
-from neox_lab.experiments.activations import Where, collected, site_names
 from neox_lab.experiments.probing_result import Array, Probe, ProbeResult
 from neox_lab.tasks import metrics
 

@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neox_lab.data.activations import Where, collected
 from neox_lab.errors import InputError, nearest
-from neox_lab.experiments.activations import Where, collected
-from neox_lab.shown import Shown
+from neox_lab.results import Shown
 
 if TYPE_CHECKING:
     import pandas as pd

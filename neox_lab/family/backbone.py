@@ -11,8 +11,8 @@ from torch import Tensor
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError
 from neox_lab.family.base import GPTNeoXPreTrainedModel
-from neox_lab.hooks.points import HookPoint, Taps, Watcher
-from neox_lab.model.keys_values import KeyValueCache
+from neox_lab.model.hook_points import HookPoint, Taps, Watcher
+from neox_lab.model.key_value_cache import KeyValueCache
 from neox_lab.model.network import Network, layer_span
 from neox_lab.model.outputs import BaseModelOutputWithPast
 

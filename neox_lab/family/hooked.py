@@ -5,23 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from neox_lab.hooks.cache import ActivationCache
 from neox_lab.hooks.hooking import HookList, HookStack, Placement
-from neox_lab.hooks.keeping import Keeping, PosSlice
 from neox_lab.hooks.names import Name
-from neox_lab.hooks.points import HookPoint
 from neox_lab.hooks.recording import Recording
+from neox_lab.hooks.storage import Keeping, PosSlice
+from neox_lab.model.hook_points import HookPoint
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from neox_lab.family.contract import HookedModel
     from neox_lab.family.text import Inputs
-    from neox_lab.hooks.derived import Runnable
 
 
 class Hooked:
@@ -29,8 +29,6 @@ class Hooked:
 
     hook_points: dict[str, HookPoint]
     hook_stack: HookStack
-    prepare_inputs: Callable[[Inputs], dict[str, Tensor]]
-    _pieces_of: Callable[[dict[str, Tensor]], list[str] | None]
 
     @property
     def hook_names(self) -> tuple[str, ...]:
@@ -73,7 +71,7 @@ class Hooked:
             yield self
 
     def run_with_hooks(
-        self,
+        self: HookedModel,
         inputs: Inputs,
         fwd_hooks: HookList = (),
         bwd_hooks: HookList = (),
@@ -95,10 +93,10 @@ class Hooked:
             What ``forward`` returns.
         """
         with self.hooks(fwd_hooks, bwd_hooks, must_fire=must_fire):
-            return self(**self.prepare_inputs(inputs) | forward_arguments)  # type: ignore[operator]
+            return self(**self.prepare_inputs(inputs) | forward_arguments)
 
     def run_with_cache(
-        self,
+        self: HookedModel,
         inputs: Inputs,
         names_filter: Name | Iterable[Name] | None = None,
         device: torch.device | str | None = None,
@@ -143,19 +141,19 @@ class Hooked:
         """
         arguments = self.prepare_inputs(inputs) | forward_arguments
         recording = Recording(
-            cast("Runnable", self),
+            self,
             arguments | {"start_at_layer": start_at_layer, "stop_at_layer": stop_at_layer},
             names_filter,
             Keeping(device, dtype, pos_slice, names_filter is None),
             lean=lean,
             gradients=bool(incl_bwd),
-            pieces=self._pieces_of(arguments),
+            pieces=self.pieces_of(arguments),
         )
         recording.reserve(budget, spill)
         return recording.run(incl_bwd)
 
     def cache_size(
-        self,
+        self: HookedModel,
         inputs: Inputs,
         names_filter: Name | Iterable[Name] | None = None,
         *,
@@ -170,10 +168,9 @@ class Hooked:
         """
         keeping = Keeping(None, dtype, pos_slice)
         arguments = self.prepare_inputs(inputs)
-        model = cast("Runnable", self)
-        return Recording(model, arguments, names_filter, keeping, lean=lean, pieces=None).nbytes
+        return Recording(self, arguments, names_filter, keeping, lean=lean, pieces=None).nbytes
 
-    def check(self, tokens: Tensor | None = None) -> pd.DataFrame:
+    def check(self: HookedModel, tokens: Tensor | None = None) -> pd.DataFrame:
         """Try every hook point: right shape, patterns sum to one, changing it changes the output.
 
         Args:

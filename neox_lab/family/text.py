@@ -111,7 +111,7 @@ class TextHelpers:
             "attention_mask": batch["attention_mask"].to(self.device),
         }
 
-    def _pieces_of(self, prepared: dict[str, Tensor]) -> list[str] | None:
+    def pieces_of(self, prepared: dict[str, Tensor]) -> list[str] | None:
         """The token strings of the first row, or None without a tokenizer or without ids."""
         if self.tokenizer is None or "input_ids" not in prepared:
             return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 from typing import Any
 
-from neox_lab.hooks.points import HookPoint
+from neox_lab.model.hook_points import HookPoint
 
 
 def headline(model: Any) -> str:

@@ -7,7 +7,8 @@ change scores, ``lineup`` orders them, ``stopping`` ends a text; ``record``, ``o
 ``stream`` and ``streamers`` hand results out, ``watching`` looks inside.
 """
 
-from neox_lab.generation.generates import Generates
+from neox_lab.generation.generation_cache import GenerationCache, only
+from neox_lab.generation.mixin import Generates
 from neox_lab.generation.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from neox_lab.generation.processors import LogitsProcessor, LogitsProcessorList
 from neox_lab.generation.settings import GenerationConfig
@@ -19,7 +20,6 @@ from neox_lab.generation.streamers import (
     TextIteratorStreamer,
     TextStreamer,
 )
-from neox_lab.generation.watching import GenerationCache, only
 
 __all__ = [
     "Alternative",

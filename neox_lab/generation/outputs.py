@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from neox_lab.model.keys_values import KeyValueCache
+from neox_lab.model.key_value_cache import KeyValueCache
 from neox_lab.model.outputs import ModelOutput
 
 PerStep = tuple[tuple[Tensor, ...], ...]

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from neox_lab.errors import GenerationError, TokenizerError, nearest
 from neox_lab.generation.settings import REFUSED, SETTINGS, GenerationConfig
-from neox_lab.model.keys_values import KeyValueCache
+from neox_lab.model.key_value_cache import KeyValueCache
 
 if TYPE_CHECKING:
-    from neox_lab.generation.model import LanguageModel
+    from neox_lab.family.contract import LanguageModel
 
 _log = logging.getLogger("neox_lab")
 

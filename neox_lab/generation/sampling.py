@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neox_lab.generation.model_stepper import Reader, Reading
 from neox_lab.generation.processors import LogitsProcessorList
 from neox_lab.generation.prompt import eos_tokens, pad_token
-from neox_lab.generation.reader import Reader, Reading
 from neox_lab.generation.settings import GenerationConfig
 from neox_lab.generation.stopping import StoppingCriteriaList
 

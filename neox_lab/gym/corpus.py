@@ -18,7 +18,8 @@ from tokenizers.processors import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from neox_lab.family.losses import IGNORED
-from neox_lab.gym import labelled, lore
+from neox_lab.gym import labelled
+from neox_lab.gym import training_texts as lore
 from neox_lab.gym.practice import naming, opinion, strange, tale
 from neox_lab.gym.words import NAMES, single_tokens, split
 from neox_lab.gym.world import TASKS, UNRELATED

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from neox_lab.data.batches import by_length, encoded, pad_token, padded
 from neox_lab.errors import InputError, nearest
 from neox_lab.gym.examples import Pair
 from neox_lab.gym.words import Split
 from neox_lab.gym.world import TASKS
-from neox_lab.shown import Shown
-from neox_lab.tasks.batches import by_length, encoded, pad_token, padded
+from neox_lab.results import Shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -26,11 +26,11 @@ import torch
 from tokenizers import Tokenizer
 
 from neox_lab.config import GPTNeoXConfig
+from neox_lab.data.batches import padded
 from neox_lab.errors import InputError
 from neox_lab.family import GPTNeoXForCausalLM
 from neox_lab.gym import corpus, practice
 from neox_lab.gym.evaluation import evaluate, repeat_loss
-from neox_lab.tasks.batches import padded
 from neox_lab.tasks.language import measure
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.training import TrainingResult, fit

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import HookError, HookNameError
-from neox_lab.hooks import files
-from neox_lab.hooks.arithmetic import CacheArithmetic
-from neox_lab.hooks.keeping import Keeping, in_words
+from neox_lab.hooks import cache_files as files
 from neox_lab.hooks.names import ShortForm, exact
-from neox_lab.hooks.points import HookPoint, Watcher
+from neox_lab.hooks.residual_decomposition import CacheArithmetic
+from neox_lab.hooks.storage import Keeping, in_words
+from neox_lab.model.hook_points import HookPoint, Watcher
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,19 +16,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from neox_lab.errors import HookError
 from neox_lab.hooks.cache import ActivationCache, Maker
-from neox_lab.hooks.hooking import HookStack
-from neox_lab.hooks.keeping import Keeping
-from neox_lab.hooks.points import HookPoint
+from neox_lab.hooks.storage import Keeping
 from neox_lab.model.attention import head_results, masked_scores
 from neox_lab.model.block import layer_norm_parts
+from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.masking import attention_mask
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedNetwork
 
 _BASES = {
     "hook_attn_in": ("hook_resid_pre",),
@@ -44,31 +46,6 @@ _BASES = {
     "ln2.hook_normalized": ("hook_mlp_in",),
     "mlp.hook_post": ("mlp.hook_pre",),
 }
-
-
-class Runnable(Protocol):
-    """What recording needs of a model."""
-
-    config: Any
-    hook_points: dict[str, HookPoint]
-    hook_stack: HookStack
-    training: bool
-
-    @property
-    def backbone(self) -> Any:
-        """The network."""
-
-    def __call__(self, **arguments: Any) -> Any:
-        """Run."""
-
-    def run_with_cache(self, inputs: Any, **arguments: Any) -> tuple[Any, ActivationCache]:
-        """Run and keep activations."""
-
-    def parameters(self) -> Iterable[Tensor]:
-        """The weights."""
-
-    def modules(self) -> Iterable[nn.Module]:
-        """All modules."""
 
 
 def bases_of(point: HookPoint) -> tuple[str, ...]:
@@ -161,7 +138,7 @@ def check_weights(parameters: Iterable[Tensor], seen: Weights, name: str) -> Non
         )
 
 
-def residual_points(model: Runnable, first: int, last: int) -> list[HookPoint]:
+def residual_points(model: HookedNetwork, first: int, last: int) -> list[HookPoint]:
     """What a lean cache stores: the residual stream before each block and after the last one."""
     names = [f"blocks.{layer}.hook_resid_pre" for layer in range(first, last)]
     if last > first:
@@ -174,7 +151,7 @@ class LeanReplay:
 
     def __init__(
         self,
-        model: Runnable,
+        model: HookedNetwork,
         arguments: Mapping[str, Any],
         keeping: Keeping,
     ) -> None:

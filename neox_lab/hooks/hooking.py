@@ -20,7 +20,7 @@ from torch import Tensor
 
 from neox_lab.errors import HookError, HookNeverFiredError
 from neox_lab.hooks.names import Name, find
-from neox_lab.hooks.points import NO_TAPS, HookFunction, HookPoint, Taps, Watcher
+from neox_lab.model.hook_points import NO_TAPS, HookFunction, HookPoint, Taps, Watcher
 
 HookList = Sequence[tuple[Name, HookFunction]]
 """Pairs of a name (or alias, glob, predicate, short form) and a function."""

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from typing import cast
 
 from neox_lab.errors import HookNameError, nearest
-from neox_lab.hooks.points import HookPoint
+from neox_lab.model.hook_points import HookPoint
 
 ShortForm = tuple[str, int] | tuple[str, int, str]
 Name = str | ShortForm | Callable[[str], bool]

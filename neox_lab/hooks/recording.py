@@ -16,17 +16,18 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from neox_lab.errors import HookError
 from neox_lab.hooks.cache import ActivationCache, run_backward
-from neox_lab.hooks.derived import LeanReplay, Runnable, bases_of, derive, residual_points
-from neox_lab.hooks.files import SpillFile
+from neox_lab.hooks.cache_files import SpillFile
+from neox_lab.hooks.derived import LeanReplay, bases_of, derive, residual_points
 from neox_lab.hooks.hooking import Placement
-from neox_lab.hooks.keeping import (
+from neox_lab.hooks.names import Name, find_all
+from neox_lab.hooks.storage import (
     Keeping,
     axis_sizes,
     bytes_of,
@@ -35,17 +36,19 @@ from neox_lab.hooks.keeping import (
     parse_bytes,
     shape_at,
 )
-from neox_lab.hooks.names import Name, find_all
-from neox_lab.hooks.points import HookPoint
 from neox_lab.memory import free_memory
+from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.network import layer_span
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedNetwork
 
 Plan = dict[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of every tensor that will be stored, by hook name."""
 
 
 def plan_for(
-    model: Runnable,
+    model: HookedNetwork,
     points: Iterable[HookPoint],
     keeping: Keeping,
     batch: int,
@@ -73,13 +76,13 @@ def plan_for(
     }
 
 
-def planned_bytes(plan: Plan, model: Runnable, keeping: Keeping) -> int:
+def planned_bytes(plan: Plan, model: HookedNetwork, keeping: Keeping) -> int:
     """Memory of a plan; tensors that a run would store in the same memory count once."""
     shared = set(_shared_names(plan, model)) if keeping.as_it_is else set()
     return sum(bytes_of(*entry) for name, entry in plan.items() if name not in shared)
 
 
-def _shared_names(plan: Plan, model: Runnable) -> Iterable[str]:
+def _shared_names(plan: Plan, model: HookedNetwork) -> Iterable[str]:
     """Names whose tensor is the same as that of another name of the plan."""
     parallel = model.config.use_parallel_residual
     for layer in range(model.config.num_hidden_layers):
@@ -110,7 +113,7 @@ def over_budget(needed: int, budget: int | None, device: torch.device) -> str | 
     return f"This cache needs {in_words(needed)}; {in_words(free)} are free on {device}."
 
 
-def _device(model: Runnable) -> torch.device:
+def _device(model: HookedNetwork) -> torch.device:
     device: torch.device = model.backbone.embed_in.weight.device
     return device
 
@@ -120,7 +123,7 @@ class Recording:
 
     def __init__(
         self,
-        model: Runnable,
+        model: HookedNetwork,
         arguments: Mapping[str, Any],
         names_filter: Name | Iterable[Name] | None,
         keeping: Keeping,
@@ -273,7 +276,7 @@ class Recording:
 
 
 @contextmanager
-def _weights_without_gradients(model: Runnable) -> Iterator[None]:
+def _weights_without_gradients(model: HookedNetwork) -> Iterator[None]:
     """Give the weights the gradients back that they have now, whatever is backpropagated."""
     before = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, _ in before:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from neox_lab.config import GPTNeoXConfig
-from neox_lab.hooks.points import HookPoint
+from neox_lab.model.hook_points import HookPoint
 
 Head = Literal[
     "base", "causal-lm", "question-answering", "sequence-classification", "token-classification"

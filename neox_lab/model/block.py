@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from neox_lab.config import GPTNeoXConfig
-from neox_lab.hooks.points import NO_TAP, Tap
+from neox_lab.kernels.decoding_layout import Linear
 from neox_lab.model.activations import ACTIVATION_FUNCTIONS
 from neox_lab.model.attention import Attention, SplitInput
-from neox_lab.model.keys_values import LayerKeysValues
-from neox_lab.model.layout import Linear
+from neox_lab.model.hook_points import NO_TAP, Tap
+from neox_lab.model.key_value_cache import LayerKeysValues
 from neox_lab.model.masking import AttentionMask
 
 SPLIT_INPUTS = ("hook_q_input", "hook_k_input", "hook_v_input")

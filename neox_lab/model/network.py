@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError
-from neox_lab.hooks.points import NO_TAPS, Taps
 from neox_lab.model.block import Block, layer_norm
-from neox_lab.model.keys_values import KeyValueCache
+from neox_lab.model.hook_points import NO_TAPS, Taps
+from neox_lab.model.key_value_cache import KeyValueCache
 from neox_lab.model.masking import attention_mask
 from neox_lab.model.rotary import RotaryTable
 

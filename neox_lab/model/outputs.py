@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neox_lab.model.keys_values import KeyValueCache
+from neox_lab.model.key_value_cache import KeyValueCache
 
 
 @dataclass

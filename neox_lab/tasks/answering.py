@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from neox_lab.data.batches import Example, encoded, outputs, pad_token, padded, tokenizer_of
 from neox_lab.errors import DataError, InputError
 from neox_lab.tasks import squad
-from neox_lab.tasks.batches import Example, encoded, outputs, pad_token, padded, tokenizer_of
 from neox_lab.tasks.report import Report
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.training import TrainingResult, fit

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neox_lab.data.batches import Example
 from neox_lab.errors import CheckpointError
-from neox_lab.tasks.batches import Example
 from neox_lab.tasks.settings import TrainingSettings
 
 PREFIX = "training-"

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neox_lab.data.batches import Example, encoded, outputs, pad_token, padded
+from neox_lab.data.tables import check_lengths, listed, read_table, refuse, texts_of
 from neox_lab.errors import DataError, InputError
 from neox_lab.tasks import metrics
-from neox_lab.tasks.batches import Example, encoded, outputs, pad_token, padded
 from neox_lab.tasks.explanation import Prediction
 from neox_lab.tasks.report import Report
 from neox_lab.tasks.settings import TrainingSettings
-from neox_lab.tasks.tables import check_lengths, listed, read_table, refuse, texts_of
 from neox_lab.tasks.training import TrainingResult, fit
 
 if TYPE_CHECKING:

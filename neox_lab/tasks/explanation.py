@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from neox_lab.data.batches import Example, tokenizer_of
 from neox_lab.errors import InputError
 from neox_lab.progress import Progress
-from neox_lab.tasks.batches import Example, tokenizer_of
 from neox_lab.tasks.report import Report
 
 NOTE = "Below each token: by how much the logit of the label falls without it."

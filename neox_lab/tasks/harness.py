@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from neox_lab.data.batches import encoded, tokenizer_of
 from neox_lab.errors import InputError
-from neox_lab.tasks.batches import encoded, tokenizer_of
 from neox_lab.tasks.likelihood import continuations, log_probabilities, windows
 
 LONGEST_ANSWER = 256  # tokens, where a task does not say

@@ -13,12 +13,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from neox_lab.data.batches import Example, encoded, pad_token, padded, tokenizer_of
+from neox_lab.data.tables import read_table, texts_of
 from neox_lab.errors import DataError, InputError
-from neox_lab.tasks.batches import Example, encoded, pad_token, padded, tokenizer_of
 from neox_lab.tasks.likelihood import perplexity
 from neox_lab.tasks.report import Report
 from neox_lab.tasks.settings import TrainingSettings
-from neox_lab.tasks.tables import read_table, texts_of
 from neox_lab.tasks.training import TrainingResult, fit
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from neox_lab.data.batches import encoded, tokenizer_of
+from neox_lab.data.tables import refuse
 from neox_lab.errors import DataError, InputError
-from neox_lab.tasks.batches import encoded, tokenizer_of
 from neox_lab.tasks.report import Report
-from neox_lab.tasks.tables import refuse
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from neox_lab.shown import Shown
+from neox_lab.results import Shown
 
 if TYPE_CHECKING:
     import pandas as pd

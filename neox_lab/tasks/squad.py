@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neox_lab.data.tables import listed, read_table, refuse
 from neox_lab.errors import DataError
-from neox_lab.tasks.tables import listed, read_table, refuse
 
 if TYPE_CHECKING:
     import pandas as pd

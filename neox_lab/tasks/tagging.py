@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from neox_lab.data.batches import Example, encoded, outputs, pad_token, padded
+from neox_lab.data.tables import check_lengths, listed, read_table, refuse
 from neox_lab.errors import DataError, InputError, nearest
 from neox_lab.family.losses import IGNORED
 from neox_lab.tasks import conll
-from neox_lab.tasks.batches import Example, encoded, outputs, pad_token, padded
 from neox_lab.tasks.report import Report
 from neox_lab.tasks.settings import TrainingSettings
-from neox_lab.tasks.tables import check_lengths, listed, read_table, refuse
 from neox_lab.tasks.training import TrainingResult, fit
 
 WORD = re.compile(r"\w+|[^\w\s]")

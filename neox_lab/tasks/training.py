@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from neox_lab.data.batches import Collate, Example
 from neox_lab.errors import InputError, TrainingError
 from neox_lab.family.losses import IGNORED
 from neox_lab.progress import Progress
-from neox_lab.shown import Shown
+from neox_lab.results import Shown
 from neox_lab.tasks import checkpoints
-from neox_lab.tasks.batches import Collate, Example
 from neox_lab.tasks.optimisation import optimizer_for, rate, trainable
 from neox_lab.tasks.settings import TrainingSettings
 

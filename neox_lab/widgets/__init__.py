@@ -19,13 +19,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from neox_lab.widgets.heads import AnsweringWidget, ClassificationWidget, TaggingWidget
-from neox_lab.widgets.lenses import LogitLensWidget
+from neox_lab.widgets._attention import AttentionWidget
+from neox_lab.widgets._generation import GenerationWidget
+from neox_lab.widgets._logit_lens import LogitLensWidget
+from neox_lab.widgets._patching import PatchingWidget
+from neox_lab.widgets._probing import ProbingWidget
+from neox_lab.widgets._task_heads import AnsweringWidget, ClassificationWidget, TaggingWidget
 from neox_lab.widgets.live import LiveWidget
-from neox_lab.widgets.maps import AttentionWidget
-from neox_lab.widgets.patches import PatchingWidget
-from neox_lab.widgets.probes import ProbingWidget
-from neox_lab.widgets.writing import GenerationWidget
 
 __all__ = [
     "LiveWidget",

@@ -26,8 +26,8 @@ import anywidget
 import traitlets
 
 from neox_lab.errors import InputError, NeoxLabError
-from neox_lab.widgets.kept import Kept, together
 from neox_lab.widgets.panels import script
+from neox_lab.widgets.static_output import Kept, together
 from neox_lab.widgets.worker import WORKER, Job, Stopped
 
 INTERVAL = 0.05  # seconds between two updates of the browser

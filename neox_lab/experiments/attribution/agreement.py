@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution.result import part_names
-from neox_lab.shown import Shown
+from neox_lab.results import Shown
 
 if TYPE_CHECKING:
     import pandas as pd

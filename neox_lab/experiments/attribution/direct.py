@@ -16,9 +16,9 @@ from torch import Tensor
 
 from neox_lab.errors import InputError, nearest
 from neox_lab.experiments import metrics
-from neox_lab.experiments.attribution.pairs import Batch, batch
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import BoundMetric, LogitMetric, Output, Where
+from neox_lab.experiments.prompt_pairs import Batch, batch
 from neox_lab.model.attention import head_results
 
 By = Literal["component", "layer", "head", "mlp", "neuron"]

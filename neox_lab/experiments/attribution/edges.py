@@ -9,11 +9,11 @@ from torch import Tensor
 
 from neox_lab.experiments import graph
 from neox_lab.experiments.attribution import gradients
-from neox_lab.experiments.attribution.pairs import pair, refuse_steps
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.graph import Node
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.prompts import Positions
+from neox_lab.experiments.prompt_pairs import pair, refuse_steps
 
 WRITING = {"embed": "hook_embed", "head": "attn.hook_result", "mlp": "hook_mlp_out"}
 
@@ -92,6 +92,6 @@ def of_node(tensor: Tensor, node: Node) -> Tensor:
 def _exact_changes(
     model: Any, clean: Any, corrupted: Any, metric: Metric, positions: Positions | None
 ) -> Tensor:
-    from neox_lab.experiments import paths
+    from neox_lab.experiments.paths import path_patching as paths
 
     return paths.edge_sweep(model, clean, corrupted, metric, positions=positions).effect()

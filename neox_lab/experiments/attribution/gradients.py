@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import InputError
-from neox_lab.experiments.attribution.pairs import Batch
 from neox_lab.experiments.metrics import output_logits
-from neox_lab.hooks.points import HookPoint
+from neox_lab.experiments.prompt_pairs import Batch
+from neox_lab.model.hook_points import HookPoint
 
 
 class Run(NamedTuple):

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from neox_lab.experiments.attribution import gradients
-from neox_lab.experiments.attribution.pairs import pair, refuse_steps
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.labels import axis_labels
 from neox_lab.experiments.patching.prompts import Positions
 from neox_lab.experiments.patching.sites import find_sites, refuse_moved
+from neox_lab.experiments.prompt_pairs import pair, refuse_steps
 
 _RESULT_AXES = {"query_pos": "pos", "key_pos": "source_pos"}
 

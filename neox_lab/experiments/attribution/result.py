@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import CheckpointError, InputError
-from neox_lab.shown import Shown
+from neox_lab.results import Shown
 
 if TYPE_CHECKING:
     import pandas as pd

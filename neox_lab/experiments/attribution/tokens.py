@@ -16,10 +16,10 @@ from torch import Tensor
 
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution import gradients
-from neox_lab.experiments.attribution.pairs import Batch, batch
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import BoundMetric, Metric, metric_name
-from neox_lab.hooks.points import HookPoint
+from neox_lab.experiments.prompt_pairs import Batch, batch
+from neox_lab.model.hook_points import HookPoint
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -56,10 +56,10 @@ from neox_lab.experiments.patching.act_patch import (
 )
 from neox_lab.experiments.patching.result import PatchResult
 from neox_lab.experiments.patching.sites import SITES, Site
-from neox_lab.experiments.patching.sweeping import ablate, sweep
+from neox_lab.experiments.patching.sweeps import ablate, sweep
 
 if TYPE_CHECKING:
-    from neox_lab.experiments.paths import edge_sweep, path_patch
+    from neox_lab.experiments.paths.path_patching import edge_sweep, path_patch
 
 __all__ = [
     "SITES",
@@ -102,5 +102,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Path patching builds on sweeps, so it is imported when it is asked for."""
     if name in ("edge_sweep", "path_patch"):
-        return getattr(importlib.import_module("neox_lab.experiments.paths"), name)
+        return getattr(importlib.import_module("neox_lab.experiments.paths.path_patching"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

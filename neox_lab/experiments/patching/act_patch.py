@@ -17,9 +17,9 @@ from torch import Tensor
 from neox_lab.experiments.metrics import Metric
 from neox_lab.experiments.patching.engine import BUDGET, check_ready
 from neox_lab.experiments.patching.prompts import read_prompts
-from neox_lab.experiments.patching.question import Question
+from neox_lab.experiments.patching.runner import Question
 from neox_lab.experiments.patching.sites import find_sites
-from neox_lab.experiments.patching.sweeping import sweep
+from neox_lab.experiments.patching.sweeps import sweep
 from neox_lab.hooks.cache import ActivationCache
 
 

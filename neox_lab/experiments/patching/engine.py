@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import HookError, InputError
-from neox_lab.experiments.patching.arrivals import Arrivals
-from neox_lab.experiments.patching.climb import Climb
-from neox_lab.experiments.patching.reading import Reading
-from neox_lab.experiments.patching.rows import Rows, rows_of
+from neox_lab.experiments.patching.batched_forward import Climb
+from neox_lab.experiments.patching.metric_readout import Reading
+from neox_lab.experiments.patching.patched_streams import Arrivals
 from neox_lab.experiments.patching.sites import Site
+from neox_lab.experiments.patching.variants import Rows, rows_of
 from neox_lab.progress import Progress
 
 Report = Callable[[int, int], None]

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neox_lab.data import statistics
 from neox_lab.errors import CheckpointError, InputError
-from neox_lab.experiments.patching import statistics
-from neox_lab.hooks import files
-from neox_lab.shown import Shown
+from neox_lab.hooks import cache_files as files
+from neox_lab.results import Shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,0 +1,131 @@
+"""The questions: what does each part carry from one prompt to the other, and what if it is gone?"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from neox_lab.errors import InputError
+from neox_lab.experiments.metrics import Metric
+from neox_lab.experiments.patching.ablation import Value, replacement
+from neox_lab.experiments.patching.engine import BUDGET, Report, check_ready
+from neox_lab.experiments.patching.prompts import Positions, Prompts, check_pairs, read_prompts
+from neox_lab.experiments.patching.result import PatchResult
+from neox_lab.experiments.patching.runner import Question
+from neox_lab.experiments.patching.sites import find_sites
+from neox_lab.hooks.cache import ActivationCache
+
+
+def sweep(
+    model: Any,
+    clean: Any,
+    corrupted: Any,
+    metric: Metric,
+    site: str | list[str] = "resid_pre",
+    *,
+    direction: Literal["denoising", "noising"] = "denoising",
+    positions: Positions | None = None,
+    budget: int = BUDGET,
+    progress: bool | Report = True,
+) -> PatchResult:
+    """Replace one activation at a time by that of the other prompt, and read the metric.
+
+    Exact: each number is that of a forward pass of its own (Meng et al., ROME, arXiv:2202.05262;
+    Zhang and Nanda, "Towards best practices of activation patching", arXiv:2309.16042), but only
+    what can differ is computed, see ``climb``.
+
+    Args:
+        model: any of the classes with a head, in evaluation mode.
+        clean: the prompts with the behaviour: a string, a list of strings, token ids
+            ``[batch, pos]``, or a mapping with ``input_ids`` and ``attention_mask``; or an
+            ActivationCache of any run with as many rows (or one) and positions.
+        corrupted: the prompts without it, pair by pair of the same length.
+        metric: ``logit_difference(...)`` or another of the named metrics, or a function from
+            logits ``[batch, pos, vocab]`` (``[batch, label]`` for a text classifier, ``[batch,
+            pos, 2]`` for question answering) to a scalar.
+        site: one of ``sites.SITES``, or several with the same axes.
+        direction: ``"denoising"`` patches clean activations into the corrupted run,
+            ``"noising"`` corrupted ones into the clean run.
+        positions: names of positions to patch instead of every one: ``{"subject": 3}``,
+            ``{"subject": [3, 5]}`` for each pair, or ``{"subject": (clean, corrupted)}``, counted
+            in each text's own tokens.
+        budget: tokens that are computed together. More memory, never another answer.
+        progress: show a bar with the time left; or a function that is told how much is done and
+            how much there is, and ends the sweep by raising KeyboardInterrupt.
+
+    Returns:
+        The metric of each cell. If interrupted, what is done, marked incomplete.
+
+    Raises:
+        InputError: pairs of unequal length or equal prompts, an unknown site, a metric that does
+            not fit the model or does not return one number.
+        HookNameError: ``resid_mid`` of parallel blocks.
+        TokenizerError: a metric's token that is not exactly one token.
+    """
+    if direction not in ("denoising", "noising"):
+        raise InputError(f"direction={direction!r}; expected 'denoising' or 'noising'.")
+    check_ready(model)
+    given = {"clean": clean, "corrupted": corrupted}
+    into, out_of = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")
+    patched = read_prompts(model, given[into], into)
+    sites = find_sites(site, model.config.use_parallel_residual)
+    source = given[out_of]
+    if isinstance(source, ActivationCache):
+        other: Prompts | ActivationCache = source
+    else:
+        other = read_prompts(model, source, out_of)
+        sides = (other, patched) if direction == "denoising" else (patched, other)
+        check_pairs(model, *sides, named=positions is not None)
+    if positions is not None and direction == "noising":
+        positions = {n: at[::-1] if isinstance(at, tuple) else at for n, at in positions.items()}
+    question = Question(model, patched, metric, sites, positions, budget)
+    with question.bar(progress):
+        question.patch_from(other)
+    ends = {into: question.base_value(), out_of: question.other_value}
+    return question.result(direction, ends["clean"], ends["corrupted"], other)
+
+
+def ablate(
+    model: Any,
+    inputs: Any,
+    metric: Metric,
+    site: str | list[str] = "z_all_pos",
+    value: Value = "mean",
+    *,
+    reference: Any = None,
+    positions: Positions | None = None,
+    seed: int = 0,
+    budget: int = BUDGET,
+    progress: bool | Report = True,
+) -> PatchResult:
+    """Take one part away at a time, and read the metric.
+
+    Args:
+        model: see ``sweep``.
+        inputs: the prompts, see ``sweep``.
+        metric: see ``sweep``.
+        site: see ``sweep``.
+        value: what stands there instead: ``"zero"``, ``"mean"`` over all tokens of the reference
+            texts, ``"mean_by_pos"`` column by column, or ``"resample"``: another text's.
+        reference: texts for means and resampling; None takes the inputs themselves.
+        positions: see ``sweep``.
+        seed: of resampling.
+        budget: see ``sweep``.
+        progress: see ``sweep``.
+
+    Returns:
+        The metric of each cell; ``clean`` is the metric with nothing taken away.
+
+    Raises:
+        InputError: see ``sweep``; or reference texts that do not fit.
+    """
+    check_ready(model)
+    patched = read_prompts(model, inputs, "inputs")
+    sites = find_sites(site, model.config.use_parallel_residual)
+    with torch.no_grad():
+        source = replacement(model, patched, sites, value, reference, seed)
+    question = Question(model, patched, metric, sites, positions, budget)
+    with question.bar(progress):
+        question.patch_from(source)
+    return question.result("ablation", question.base_value(), float("nan"), None)

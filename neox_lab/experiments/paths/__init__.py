@@ -1,0 +1,1 @@
+"""One part by way of another: ``path_patch`` and ``edge_sweep``."""

@@ -1,0 +1,296 @@
+"""One call of ``generate``: everything settled before the first step runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import GenerationError
+from neox_lab.generation.assisted import Assistant, Drafter, PromptLookup, draft_and_check
+from neox_lab.generation.beams import BeamSearch
+from neox_lab.generation.model_stepper import Reader
+from neox_lab.generation.processor_order import Own, line_up, merge
+from neox_lab.generation.processors import Processor
+from neox_lab.generation.prompt import Prompt, eos_tokens, prepare, split_arguments
+from neox_lab.generation.sampling import Step, one_by_one
+from neox_lab.generation.settings import GenerationConfig
+from neox_lab.generation.stopping import (
+    Criterion,
+    EndToken,
+    MaxLength,
+    MaxTime,
+    StoppingCriteriaList,
+    StopStrings,
+)
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import LanguageModel
+
+_log = logging.getLogger("neox_lab")
+
+
+@dataclass
+class Companions:
+    """What goes with a prompt and settings.
+
+    Attributes:
+        logits_processor: the user's processors.
+        stopping_criteria: the user's criteria.
+        prefix_allowed_tokens_fn: see ``processors.PrefixConstrained``.
+        assistant_model: drafts tokens.
+        streamer: is shown tokens.
+        negative_prompt_ids: for guidance, ``[batch, pos]``.
+        negative_prompt_attention_mask: its padding.
+        tokenizer: for texts and stop strings.
+    """
+
+    logits_processor: Sequence[Processor] | None = None
+    stopping_criteria: Sequence[Criterion] | None = None
+    prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None
+    assistant_model: Any = None
+    streamer: Any = None
+    negative_prompt_ids: Tensor | None = None
+    negative_prompt_attention_mask: Tensor | None = None
+    tokenizer: Any = None
+
+    @classmethod
+    def taken_from(cls, arguments: dict[str, Any]) -> Companions:
+        """Companions among ``arguments``, which are taken out of them."""
+        names = [field.name for field in fields(cls) if field.name in arguments]
+        return cls(**{name: arguments.pop(name) for name in names})
+
+
+class Call:
+    """Settings, prompt, processors and criteria of one call, and the strategy they amount to.
+
+    Attributes:
+        settings: resolved.
+        prompt: repeated for beams and returned sequences.
+        reader: has read nothing yet.
+        beams: the beam search, if it is one.
+        steps: run the strategy by iterating over this.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        inputs: Any,
+        config: GenerationConfig | None,
+        companions: Companions,
+        arguments: Mapping[str, Any],
+        own_defaults: GenerationConfig,
+    ) -> None:
+        """Settle everything; nothing runs yet.
+
+        Raises:
+            GenerationError: unknown, impossible or contradictory arguments.
+        """
+        others = [field.name for field in fields(Companions)]
+        named, model_arguments = split_arguments(arguments, others)
+        places = (GenerationConfig(**named), config or GenerationConfig(), own_defaults)
+        self.model, self.companions = model, companions
+        off = {name for name, value in named.items() if value is None}
+        self.settings = places[0].resolved(*places[1:], off=off)
+        tokenizer = companions.tokenizer
+        prompt = prepare(model, inputs, model_arguments, self.settings, tokenizer)
+        by_hand = "max_length" not in off and any(p.max_length is not None for p in places)
+        settle_lengths(self.settings, by_hand, prompt, model.config.max_position_embeddings)
+        refuse_contradictions(self.settings, companions, prompt)
+        times = max(self.settings.num_beams, self.settings.num_return_sequences)
+        self.prompt = prompt.repeated(times)
+        self.reader = Reader(
+            model,
+            self.prompt,
+            self.settings.use_cache,
+            output_hidden_states=self.settings.output_hidden_states,
+            output_attentions=self.settings.output_attentions,
+        )
+        own = Own(
+            companions.logits_processor or (),
+            companions.prefix_allowed_tokens_fn,
+            self._without_prompt(),
+        )
+        self.processors = line_up(self.settings, self.prompt, own, model.config.vocab_size)
+        self.stopping = stopping_criteria(self.settings, companions)
+        self.beams: BeamSearch | None = None
+        self.steps = self._strategy()
+
+    @property
+    def drafts(self) -> bool:
+        """Whether something guesses tokens for the model to check."""
+        assistant = self.companions.assistant_model
+        return assistant is not None or self.settings.prompt_lookup_num_tokens is not None
+
+    def _strategy(self) -> Iterable[Step]:
+        parts = (self.prompt.ids, self.processors, self.stopping, self.settings)
+        if self.settings.num_beams > 1:
+            self.beams = BeamSearch(self.reader, *parts)
+            return self.beams
+        drafter = self._drafter()
+        if drafter is not None:
+            return draft_and_check(self.reader, drafter, *parts)
+        return one_by_one(self.reader, *parts)
+
+    def _drafter(self) -> Drafter | None:
+        assistant = self.companions.assistant_model
+        if assistant is not None:
+            prompt = replace(self.prompt, cache=None)
+            return Assistant(Reader(assistant, prompt), self.processors, self.settings)
+        if self.settings.prompt_lookup_num_tokens is not None:
+            return PromptLookup(self.settings)
+        return None
+
+    def _without_prompt(self) -> Callable[[Tensor], Tensor] | None:
+        """For guidance: what the model says after the negative prompt and the new tokens."""
+        if self.settings.guidance_scale in (None, 1):
+            return None
+        negative = self.companions.negative_prompt_ids
+        mask = self.companions.negative_prompt_attention_mask
+        length = self.prompt.ids.shape[1]
+        start = Prompt(self.prompt.ids[:, -1:])
+        if negative is not None:
+            start = Prompt(negative.to(self.model.device), mask=mask)
+            start = start.repeated(self.prompt.ids.shape[0] // negative.shape[0])
+        # Beams change places, and keys and values of this reader would not follow them.
+        reader = Reader(self.model, start, self.settings.use_cache and self.settings.num_beams == 1)
+
+        def logits(ids: Tensor) -> Tensor:
+            return reader.read(torch.cat((start.ids, ids[:, length:]), dim=1)).logits[:, -1]
+
+        return logits
+
+
+def settle_lengths(
+    settings: GenerationConfig, by_hand: bool, prompt: Prompt, max_positions: int
+) -> None:
+    """Turn limits on new tokens into limits on the whole text, in ``settings``.
+
+    Args:
+        settings: resolved.
+        by_hand: whether somebody set ``max_length``; otherwise there are 20 new tokens, or as
+            many as the model has positions for.
+        prompt: where the text begins.
+        max_positions: positions the model was made for.
+
+    Raises:
+        GenerationError: the prompt leaves no room for a new token.
+    """
+    length = prompt.ids.shape[1]
+    # Vectors that stand for no ids are not in the returned text, but max_length counts them.
+    apart = 0
+    if prompt.embeds is not None and prompt.embeds.shape[1] != length:
+        apart = prompt.embeds.shape[1]
+    if settings.max_new_tokens is not None:
+        if by_hand:
+            _log.warning("Both max_new_tokens and max_length are set; max_new_tokens counts.")
+        settings.max_length = settings.max_new_tokens + length
+    elif not by_hand:
+        room = max_positions - length - apart
+        settings.max_length = length + max(1, min(settings.max_length, room))
+    elif apart:
+        _require_room(apart, settings.max_length)
+        settings.max_length -= apart
+    _require_room(length, settings.max_length)
+    if settings.min_new_tokens is not None:
+        settings.min_length = settings.min_new_tokens + length
+    elif apart:
+        settings.min_length = max(0, settings.min_length - apart)
+
+
+def _require_room(length: int, max_length: int) -> None:
+    if length >= max_length:
+        raise GenerationError(
+            f"The prompt has {length} tokens, and max_length={max_length} counts them: there is "
+            "no room for a new one. Pass max_new_tokens, or a larger max_length."
+        )
+
+
+def refuse_contradictions(
+    settings: GenerationConfig, companions: Companions, prompt: Prompt
+) -> None:
+    """Raise GenerationError for settings that cannot be obeyed together."""
+    several, beams = settings.num_return_sequences, settings.num_beams
+    drafting = [
+        name
+        for name, value in (
+            ("assistant_model", companions.assistant_model),
+            ("prompt_lookup_num_tokens", settings.prompt_lookup_num_tokens),
+        )
+        if value is not None
+    ]
+    rules = (
+        (
+            several > 1 and not settings.do_sample and beams == 1,
+            f"num_return_sequences={several}: greedy search has one result. Pass do_sample=True, "
+            "or num_beams.",
+        ),
+        (
+            1 < beams < several,
+            f"num_return_sequences={several} is more than num_beams={beams}.",
+        ),
+        (
+            beams > 1 and companions.streamer is not None,
+            f"streamer with num_beams={beams}: which text is best is known only at the end.",
+        ),
+        (
+            settings.stop_strings is not None and companions.tokenizer is None,
+            "stop_strings needs a tokenizer: pass tokenizer=, or set model.tokenizer.",
+        ),
+        (
+            prompt.cache is not None and settings.cache_implementation is not None,
+            "past_key_values and cache_implementation were both given; the cache is already there.",
+        ),
+        (
+            len(drafting) > 1,
+            "assistant_model and prompt_lookup_num_tokens were both given; one of them drafts.",
+        ),
+        *_rules_for_drafting(drafting, settings, companions, prompt),
+    )
+    for broken, message in rules:
+        if broken:
+            raise GenerationError(message)
+
+
+def _rules_for_drafting(
+    drafting: list[str], settings: GenerationConfig, companions: Companions, prompt: Prompt
+) -> list[tuple[bool, str]]:
+    if not drafting:
+        return []
+    name = drafting[0]
+    one_text = f"{name} works on one text"
+    rules = [
+        (prompt.ids.shape[0] > 1, f"{one_text}; the batch has {prompt.ids.shape[0]}."),
+        (settings.num_return_sequences > 1, f"{one_text}; num_return_sequences asks for more."),
+        (settings.num_beams > 1, f"{name} cannot be combined with num_beams."),
+        (not settings.use_cache, f"{name} needs use_cache=True."),
+        (prompt.embeds is not None, f"{name} needs the tokens of the prompt, not inputs_embeds."),
+        (
+            settings.guidance_scale not in (None, 1),
+            f"{name} cannot be combined with guidance_scale.",
+        ),
+    ]
+    assistant = companions.assistant_model
+    if assistant is not None:
+        own, other = companions.tokenizer, getattr(assistant, "tokenizer", None)
+        differ = own is not None and other is not None and own.get_vocab() != other.get_vocab()
+        rules.append((differ, "assistant_model has another vocabulary than this model."))
+    return rules
+
+
+def stopping_criteria(settings: GenerationConfig, companions: Companions) -> StoppingCriteriaList:
+    """All criteria of one call; the user's come last or take the place of a built-in one."""
+    made: list[Criterion] = [MaxLength(settings.max_length)]
+    if settings.max_time is not None:
+        made.append(MaxTime(settings.max_time))
+    if settings.stop_strings is not None:
+        strings = settings.stop_strings
+        strings = [strings] if isinstance(strings, str) else list(strings)
+        made.append(StopStrings(strings, companions.tokenizer))
+    if eos_tokens(settings):
+        made.append(EndToken(eos_tokens(settings)))
+    return StoppingCriteriaList(merge(made, companions.stopping_criteria or ()))

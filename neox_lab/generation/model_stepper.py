@@ -1,0 +1,149 @@
+"""Reading tokens into the model, one step at a time.
+
+A ``Reader`` knows what has been read so far: keys and values, padding, positions. It is given the
+text so far, reads what is new in it, and returns the scores of what might come next, so that the
+strategies (greedy, sampling, beams, assisted) need not know how a model is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import Tensor, nn
+
+from neox_lab.generation.prompt import Prompt
+from neox_lab.kernels.decoding_layout import decoding, for_decoding
+from neox_lab.memory import free_memory
+from neox_lab.model.key_value_cache import KeyValueCache
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import LanguageModel
+
+
+@dataclass
+class Reading:
+    """What the model says after a step.
+
+    Attributes:
+        logits: float32 ``[batch, kept, vocab]``, for the last ``kept`` positions read.
+        hidden_states: per layer ``[batch, pos, d_model]``, if asked for.
+        attentions: per layer ``[batch, head, query_pos, key_pos]``, if asked for.
+    """
+
+    logits: Tensor
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
+
+
+class Reader:
+    """A model in the middle of a text.
+
+    Attributes:
+        cache: keys and values read so far; None where every step reads everything again.
+        steps: how many steps were made.
+        mask: 1 for text and 0 for padding ``[batch, pos]`` of what was read; None without padding.
+    """
+
+    def __init__(
+        self, model: LanguageModel, prompt: Prompt, use_cache: bool = True, **wanted: bool
+    ) -> None:
+        """Nothing is read yet.
+
+        Args:
+            model: the model.
+            prompt: where the text begins.
+            use_cache: keep keys and values instead of reading everything again each step.
+            wanted: ``output_hidden_states``, ``output_attentions``.
+        """
+        for_decoding(cast(nn.Module, model), free_memory(model.device))
+        self.model, self.wanted = model, wanted
+        self.cache = prompt.cache
+        if use_cache and self.cache is None:
+            self.cache = KeyValueCache(len(model.backbone.layers))
+        self.steps = 0
+        self._embeds = prompt.embeds
+        self._ids_in_prompt = prompt.ids.shape[1]
+        # Read columns of the prompt: they may be fewer or more than its ids.
+        self._prompt_length = self._ids_in_prompt if self._embeds is None else self._embeds.shape[1]
+        self.mask = prompt.mask
+
+    def read(self, ids: Tensor, keep: int = 1) -> Reading:
+        """Read on to the end of ``ids``.
+
+        Args:
+            ids: the whole text so far ``[batch, pos]``.
+            keep: for how many of the last positions logits are wanted.
+        """
+        past = 0 if self.cache is None else self.cache.get_seq_length()
+        new = self._unread(ids, past)
+        length = next(iter(new.values())).shape[1]
+        mask, positions = self._mask_and_positions(past, length)
+        with self._marked(past, length, positions), decoding():
+            output = self.model(
+                **new,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=self.cache,
+                use_cache=self.cache is not None,
+                logits_to_keep=keep,
+                return_dict=True,
+                **self.wanted,
+            )
+        self.steps += 1
+        return Reading(output.logits.float(), output.hidden_states, output.attentions)
+
+    def _unread(self, ids: Tensor, past: int) -> dict[str, Tensor]:
+        """The part of the text after the first ``past`` positions, as an argument of forward."""
+        if self._embeds is None:
+            return {"input_ids": ids[:, past:]}
+        generated = ids[:, self._ids_in_prompt :]
+        if past >= self._prompt_length:
+            return {"input_ids": generated[:, past - self._prompt_length :]}
+        embed = self.model.backbone.embed_in
+        embeds = torch.cat((self._embeds, embed(generated).to(self._embeds.dtype)), dim=1)
+        return {"inputs_embeds": embeds[:, past:]}
+
+    def _mask_and_positions(self, past: int, length: int) -> tuple[Tensor | None, Tensor | None]:
+        """Visibility of everything, and positions of what is new; None and None if unpadded."""
+        if self.mask is None:
+            return None, None
+        missing = past + length - self.mask.shape[1]
+        if missing > 0:
+            ones = self.mask.new_ones(self.mask.shape[0], missing)
+            self.mask = torch.cat((self.mask, ones), dim=1)
+        mask = self.mask[:, : past + length]
+        # Padding does not count as a position.
+        positions = (mask.cumsum(dim=1) - 1).masked_fill(mask == 0, 0)
+        return mask, positions[:, past:]
+
+    @contextmanager
+    def _marked(self, past: int, length: int, positions: Tensor | None) -> Iterator[None]:
+        """Let hooks know for the duration of one run which step and positions it is about."""
+        stack = self.model.hook_stack
+        if not stack.placements:
+            yield
+            return
+        if positions is None:
+            positions = torch.arange(past, past + length, device=self.model.device)[None]
+        generated = max(0, min(length, past + length - self._prompt_length))
+        stack.mark(step=self.steps, positions=positions, generated=generated)
+        try:
+            yield
+        finally:
+            stack.mark(step=None, positions=None, generated=0)
+
+    def select(self, rows: Tensor) -> None:
+        """Go on with batch rows ``rows`` ``[batch]`` in place of the present ones."""
+        if self.cache is not None:
+            self.cache.batch_select_indices(rows)
+        if self.mask is not None:
+            self.mask = self.mask[rows]
+
+    def forget_beyond(self, ids: Tensor) -> None:
+        """Keep only what was read of all but the last token of ``ids`` ``[batch, pos]``."""
+        if self.cache is not None:
+            self.cache.crop(ids.shape[1] - 1 - self._ids_in_prompt + self._prompt_length)

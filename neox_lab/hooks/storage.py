@@ -1,0 +1,148 @@
+"""How activations are kept, how large they are, and where they go when memory is short.
+
+Sizes are known before anything runs: they follow from the axis names in the table of hook points
+(see ``table``). So a cache that would not fit is refused, or written to a file, before it kills
+the process.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from neox_lab.config import GPTNeoXConfig
+from neox_lab.errors import HookError
+from neox_lab.model.hook_points import HookPoint
+
+PosSlice = int | slice | Sequence[int] | Tensor
+"""Which positions to keep: one (its axis goes), a slice, or a list."""
+
+_FLOAT32_HOOKS = ("hook_scale", "hook_attn_scores")
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """How a tensor is kept.
+
+    Attributes:
+        device: move there; None leaves it where it is.
+        dtype: convert floating-point tensors; None leaves them.
+        pos_slice: positions to keep along ``pos`` (``query_pos`` for scores and patterns).
+        everything: all hook points are kept, so a part of a larger tensor need not be copied:
+            the other parts are kept too.
+    """
+
+    device: torch.device | str | None = None
+    dtype: torch.dtype | None = None
+    pos_slice: PosSlice | None = None
+    everything: bool = False
+
+    @property
+    def as_it_is(self) -> bool:
+        """True if tensors are kept without cutting, moving or converting."""
+        return self.device is None and self.dtype is None and self.pos_slice is None
+
+    def __call__(self, tensor: Tensor, point: HookPoint) -> Tensor:
+        """The tensor to keep: detached, cut, moved, converted.
+
+        A tensor that is a part of a larger one (queries are a third of one product) is copied,
+        so that keeping it does not hold on to the rest.
+        """
+        kept = tensor.detach()
+        axis = pos_axis(point)
+        if self.pos_slice is not None and axis is not None:
+            kept = _cut(kept, axis, self.pos_slice)
+        kept = kept.to(device=self.device, dtype=self.dtype)
+        if self.as_it_is and 0 in kept.stride():
+            return kept  # one tensor seen once per head; it takes no memory of its own
+        if self.everything and self.pos_slice is None:
+            return kept
+        whole = kept.untyped_storage().nbytes()
+        return kept if kept.numel() * kept.element_size() == whole else kept.clone()
+
+    def shape(self, shape: tuple[int, ...], point: HookPoint) -> tuple[int, ...]:
+        """Shape of what is kept of a tensor of ``shape``."""
+        axis = pos_axis(point)
+        if self.pos_slice is None or axis is None:
+            return shape
+        return tuple(_cut(torch.empty(shape, device="meta"), axis, self.pos_slice).shape)
+
+
+def pos_axis(point: HookPoint) -> int | None:
+    """Which axis of the tensor runs over the positions read by the network, if any."""
+    names = [name for name in ("pos", "query_pos") if name in point.axes]
+    return point.axes.index(names[0]) if names else None
+
+
+def _cut(tensor: Tensor, axis: int, positions: PosSlice) -> Tensor:
+    if isinstance(positions, int):
+        return tensor.select(axis, positions)
+    if isinstance(positions, slice):
+        index = torch.arange(tensor.shape[axis])[positions]
+    else:
+        index = torch.as_tensor(positions, dtype=torch.long)
+    index = torch.where(index < 0, index + tensor.shape[axis], index)
+    return tensor.index_select(axis, index.to(tensor.device))
+
+
+def axis_sizes(config: GPTNeoXConfig, batch: int, pos: int) -> dict[str, int]:
+    """Length of each named axis, for a run on ``batch`` rows of ``pos`` tokens without a past."""
+    return {
+        "batch": batch,
+        "pos": pos,
+        "query_pos": pos,
+        "key_pos": pos,
+        "head": config.num_attention_heads,
+        "d_head": config.head_size,
+        "d_model": config.hidden_size,
+        "d_mlp": config.intermediate_size,
+        "vocab": config.vocab_size,
+        "label": config.num_labels,
+        "1": 1,
+        "2": 2,
+    }
+
+
+def shape_at(point: HookPoint, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """Shape of the tensor that passes ``point``."""
+    return tuple(sizes[axis] for axis in point.axes)
+
+
+def dtype_at(point: HookPoint, model_dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the tensor that passes ``point``: scales and scores are float32 at least."""
+    in_float32 = point.name.endswith(_FLOAT32_HOOKS)
+    return torch.promote_types(model_dtype, torch.float32) if in_float32 else model_dtype
+
+
+def bytes_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Memory of a tensor."""
+    return math.prod(shape) * dtype.itemsize
+
+
+def parse_bytes(amount: int | str) -> int:
+    """From ``"2 GB"`` or a number to bytes (decimal units).
+
+    Raises:
+        HookError: neither.
+    """
+    if isinstance(amount, int):
+        return amount
+    found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?B)\s*", amount, flags=re.IGNORECASE)
+    if not found:
+        raise HookError(f"budget={amount!r}; expected a number of bytes or a size such as '2 GB'.")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+def in_words(size: float) -> str:
+    """A number of bytes as a person writes it."""
+    for unit in ("B", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"

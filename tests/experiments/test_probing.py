@@ -1,0 +1,230 @@
+"""Probes: planted signals, controls, directions, and what does not change a result."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge
+from sklearn.neighbors import NearestCentroid
+
+import neox_lab as nl
+from neox_lab.data.activations import collected, site_names
+from neox_lab.errors import DataError, HookNameError, InputError
+from neox_lab.experiments import probing
+
+PLACES = ["king", "man", "people", "house", "river", "law", "city", "friend", "book", "day"]
+VERBS = ["saw", "found", "left", "knew", "made", "lost"]
+TEXTS = [
+    f"{who} {verb} the {place}"
+    for who, verb, place in itertools.product(["He", "They"], VERBS, PLACES)
+]
+LABELS = ["one" if text.startswith("He") else "many" for text in TEXTS]
+
+
+@cache
+def model() -> Any:
+    return nl.load()
+
+
+@cache
+def result() -> Any:
+    return nl.probing.probe(model(), TEXTS, LABELS)
+
+
+def test_what_the_texts_say_is_found_at_every_layer() -> None:
+    frame = result().frame
+    layers = range(model().config.num_hidden_layers)
+    assert frame["site"].tolist() == [f"blocks.{n}.hook_resid_post" for n in layers]
+    assert (frame["score"].iloc[1:] > 0.9).all()
+    assert (frame["low"] <= frame["score"]).all()
+    assert (frame["score"] <= frame["high"]).all()
+    assert result().baseline == pytest.approx(0.5, abs=0.05)
+    assert sum(result().counts) == len(TEXTS)
+    assert result().best.confusion.sum() == result().counts[2]
+
+
+def test_shuffled_labels_give_chance() -> None:
+    scores = []
+    for seed in range(6):
+        shuffled = np.random.default_rng(seed).permutation(LABELS)
+        scores.append(nl.probing.probe(model(), TEXTS, list(shuffled), seed=seed).frame["score"])
+    assert abs(np.mean(scores) - 0.5) < 0.12
+    assert abs(result().frame["control"].mean() - 0.5) < 0.3
+
+
+def test_a_signal_planted_by_a_hook_appears_at_its_layer() -> None:
+    labels = np.random.default_rng(3).integers(0, 2, len(TEXTS)).tolist()
+    marks = {
+        tuple(model().tokenizer(text).input_ids): label
+        for text, label in zip(TEXTS, labels, strict=True)
+    }
+    vector = torch.randn(model().config.hidden_size, generator=torch.Generator().manual_seed(0))
+
+    def plant(resid: torch.Tensor, hook: Any) -> torch.Tensor:
+        signs = torch.zeros(len(resid))
+        for row, ids in enumerate(current[: len(resid)]):
+            signs[row] = 2 * marks[ids] - 1
+        del current[: len(resid)]
+        return resid + signs[:, None, None] * vector
+
+    rows = [tuple(model().tokenizer(text).input_ids) for text in TEXTS]
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    current = [rows[row] for row in order]
+    with model().hooks([("blocks.2.hook_resid_pre", plant)]):
+        found = nl.probing.probe(model(), TEXTS, labels, sites=["resid_pre"]).frame
+    score = dict(zip(found["site"], found["score"], strict=True))
+    assert score["blocks.2.hook_resid_pre"] == score["blocks.3.hook_resid_pre"] == 1.0
+    assert score["blocks.0.hook_resid_pre"] < 0.75
+    assert score["blocks.1.hook_resid_pre"] < 0.75
+
+
+@pytest.mark.parametrize("method", ["linear", "difference"])
+def test_batches_and_files_change_nothing(method: str) -> None:
+    frames = [
+        nl.probing.probe(model(), TEXTS, LABELS, method=method, **arguments).frame
+        for arguments in ({}, {"batch_size": 7}, {"memory": 0})
+    ]
+    for frame in frames[1:]:
+        np.testing.assert_allclose(frame["score"], frames[0]["score"])
+        np.testing.assert_allclose(frame["control"], frames[0]["control"])
+
+
+def test_activations_are_those_of_the_model() -> None:
+    texts = ["The king went home.", "People", "It is the duty of every man"]
+    names = site_names(model(), ["resid_post", "z", "blocks.1.mlp.hook_post"])
+    assert len(names) == 2 * model().config.num_hidden_layers + 1
+    with (
+        collected(model(), texts, names, -1) as last,
+        collected(model(), texts, names, "mean") as m,
+    ):
+        for row, text in enumerate(texts):
+            _, cache = model().run_with_cache(text)
+            for name in names:
+                whole = cache[name][0].flatten(1)
+                np.testing.assert_allclose(last[name][row], whole[-1], atol=2e-5)
+                np.testing.assert_allclose(m[name][row], whole.mean(dim=0), atol=2e-5)
+    with collected(model(), texts, names[:1], [1, 0, 2]) as chosen:
+        _, cache = model().run_with_cache(texts[2])
+        np.testing.assert_allclose(chosen[names[0]][2], cache[names[0]][0, 2], atol=2e-5)
+
+
+def test_estimators_are_scikit_learns() -> None:
+    chance = np.random.default_rng(0)
+    x, y = chance.normal(size=(60, 8)), chance.integers(0, 3, 60)
+    for weight, bias, alpha in probing._ridge(x, probing._columns(y, 3)):
+        ridge = Ridge(alpha=alpha).fit(x, 2 * np.eye(3)[y] - 1)
+        np.testing.assert_allclose(weight, ridge.coef_, atol=1e-6)
+        np.testing.assert_allclose(bias, ridge.intercept_, atol=1e-6)
+    weight, bias = probing._means(x, y, 3)
+    fresh = chance.normal(size=(200, 8))
+    expected = NearestCentroid().fit(x, y).predict(fresh)
+    assert ((fresh @ weight.T + bias).argmax(axis=1) == expected).all()
+
+
+def test_directions_change_what_the_probe_says() -> None:
+    text = TEXTS[:1]
+    site = "blocks.2.hook_resid_post"
+    said = {}
+    for label in ("one", "many"):
+        name, push = result().steer(site, 60.0, label)
+        with model().hooks([(name, push)]):
+            said[label] = result().predict(model(), text, site)["prediction"][0]
+    assert said == {"one": "one", "many": "many"}
+    assert result().direction(site).norm() == pytest.approx(1.0, abs=1e-5)
+    torch.testing.assert_close(result().direction(site, "one"), -result().direction(site, "many"))
+
+    name, drop = result().remove(site)
+    with model().hooks([(name, drop)]):
+        _, cache = model().run_with_cache(TEXTS[:5], name)
+    along = cache[name] @ result().direction(site)
+    assert along.std() < 1e-3
+
+
+def test_numbers_and_groups() -> None:
+    lengths = [float(len(text)) for text in TEXTS]
+    found = nl.probing.probe(model(), TEXTS, lengths, sites="blocks.0.hook_resid_post", pos="mean")
+    assert found.labels == []
+    assert found.frame["score"][0] > 0.3 > found.frame["control"][0]
+    assert found.predict(model(), TEXTS[:2])["prediction"].dtype == float
+    assert found.direction(0).shape == (model().config.hidden_size,)
+
+    groups = [text.split()[1] for text in TEXTS]
+    train, validation, test = probing._parts(
+        np.array([label == "one" for label in LABELS]).astype(int), ["a", "b"], groups, 0
+    )
+    sides = [{groups[row] for row in part} for part in (train, validation, test)]
+    assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+
+
+def test_a_result_shows_itself() -> None:
+    assert result().to_png()[:4] == b"\x89PNG"
+    assert "control" in repr(result())
+    assert "text/html" in result()._repr_mimebundle_()
+    assert result()[-1] is result().probes[model().config.num_hidden_layers - 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"labels": LABELS[:5]}, DataError, "120 texts and 5 labels"),
+        ({"labels": ["a"] * 120}, DataError, "all labels are 'a'"),
+        ({"labels": ["a"] * 118 + ["b"] * 2}, DataError, "fewer than 5 texts for"),
+        ({"labels": [1.5] * 120}, DataError, "not all the same"),
+        ({"labels": [1.5] * 60 + [2.5] * 60, "method": "difference"}, InputError, "numbers"),
+        ({"method": "forest"}, InputError, "method='forest'"),
+        ({"sites": "resid_pots"}, HookNameError, "resid"),
+        ({"sites": "pattern"}, InputError, "has no axis 'pos'"),
+        ({"pos": 40}, InputError, "tokens and no position 40"),
+        ({"pos": "first"}, InputError, "pos='first'"),
+        ({"pos": [1, 2]}, InputError, "2 positions for 120 texts"),
+        ({"groups": ["x"] * 120}, DataError, "1 texts or groups"),
+        ({"groups": ["x"]}, DataError, "120 texts and 1 groups"),
+    ],
+)
+def test_questions_that_make_no_sense(change: dict[str, Any], error: Any, message: str) -> None:
+    arguments: dict[str, Any] = {"labels": LABELS} | change
+    with pytest.raises(error, match=message):
+        nl.probing.probe(model(), TEXTS, **arguments)
+    with pytest.raises(InputError, match="label='none'"):
+        result().direction(0, "none")
+    with pytest.raises(InputError, match="no probe 'x'"):
+        _ = result()["x"]
+
+
+def test_sites_of_several_kinds_are_several_lines_over_the_layers() -> None:
+    layers = [str(layer) for layer in range(model().config.num_hidden_layers)]
+    found = nl.probing.probe(model(), TEXTS, LABELS, sites=["hook_embed", "attn_out", "mlp_out"])
+    view = found.view()
+    assert view.x_names == ["hook_embed", *layers]
+    assert list(view.lines)[::2] == ["accuracy", "attn_out, accuracy", "mlp_out, accuracy"]
+    scores = found.frame.query("site.str.endswith('mlp_out')")["score"]
+    assert view.lines["mlp_out, accuracy"].y.tolist() == pytest.approx(scores.tolist())
+    assert view.lines["mlp_out, accuracy"].x.tolist() == list(range(1, len(layers) + 1))
+    one = nl.probing.probe(model(), TEXTS, LABELS, sites=["hook_embed", "resid_post"]).view()
+    assert one.x_names == ["hook_embed", *(f"{layer} resid_post" for layer in layers)]
+    assert list(one.lines) == ["accuracy", "control (shuffled labels)"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"), [("", "row 7: has no token"), ("a " * 900, r"row 7: \d+ tokens")]
+)
+def test_texts_that_cannot_be_read(text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        nl.probing.probe(model(), [*TEXTS[:7], text, *TEXTS[8:]], LABELS, pos="mean")
+
+
+@pytest.mark.parametrize("texts", [200, 30])
+def test_ridge_is_scikit_learns(texts: int) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(3, 2, (texts, 60)) @ generator.normal(0, 1, (60, 60))
+    x[:, 7] = 1.0  # a direction in which nothing differs
+    columns = generator.normal(1, 1, (texts, 3))
+    for weight, bias, alpha in probing._ridge(x, columns):
+        ridge = Ridge(alpha=alpha).fit(x, columns)
+        np.testing.assert_allclose(weight, ridge.coef_, atol=1e-8)
+        np.testing.assert_allclose(bias, ridge.intercept_, atol=1e-8)

@@ -1,0 +1,330 @@
+"""Files from directories, from the hub's cache, and from a hub (a small one on 127.0.0.1)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_hub import MAIN, OTHER, STEP, Repository, SmallHub
+
+from neox_lab import hub
+from neox_lab.errors import CheckpointError
+from neox_lab.hub import HubOptions, find_file, list_files, pin
+
+CLIENT = """
+import json, sys
+from neox_lab.hub import *
+from neox_lab.errors import CheckpointError
+import neox_lab.hub as hub
+for line in sys.stdin:
+    name, source, arguments, options = json.loads(line)
+    try:
+        answer = getattr(hub, name)(source, *arguments, hub.HubOptions(**options))
+        if isinstance(answer, hub.HubOptions):
+            answer = hub.dataclasses.asdict(answer)
+        print(json.dumps({"answer": answer}, default=str), flush=True)
+    except CheckpointError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+"""
+
+
+class Client:
+    """A Python process of its own, because the hub's address is read from its environment."""
+
+    def __init__(self, endpoint: str, home: Path, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", CLIENT],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).resolve().parents[2],
+            env={
+                **os.environ,
+                "HF_ENDPOINT": endpoint,
+                "HF_HOME": str(home),
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                "NO_PROXY": "127.0.0.1",
+                **environment,
+            },
+        )
+
+    def ask(self, name: str, source: str, *arguments: Any, **options: Any) -> Any:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.write(json.dumps([name, source, arguments, options]) + "\n")
+        self.process.stdin.flush()
+        reply = json.loads(self.process.stdout.readline())
+        if "error" in reply:
+            raise CheckpointError(reply["error"])
+        return reply["answer"]
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+@pytest.fixture(scope="module")
+def client(server: SmallHub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    process = Client(server.url, tmp_path_factory.mktemp("home"))
+    yield process
+    process.close()
+
+
+@pytest.fixture
+def repository(server: SmallHub) -> Repository:
+    server.down = False
+    server.requests.clear()
+    server.repositories["lab/model"] = Repository()
+    return server.repositories["lab/model"]
+
+
+def lay_out_cache(cache: Path) -> Path:
+    """A cache as huggingface_hub lays it out; returns the snapshot's folder."""
+    model = cache / "models--lab--model"
+    snapshot = model / "snapshots" / MAIN
+    for folder in (snapshot, model / "blobs", model / "refs"):
+        folder.mkdir(parents=True)
+    (model / "blobs" / "abc").write_text('{"from": "cache"}')
+    (model / "refs" / "main").write_text(MAIN)
+    (model / "refs" / "step3000").write_text(STEP)
+    (snapshot / "config.json").symlink_to("../../blobs/abc")
+    return snapshot
+
+
+# --- options and directories ----------------------------------------------------------------
+
+
+def test_take_removes_only_its_own_keys() -> None:
+    kwargs = {"revision": "step3000", "subfolder": None, "token": "t", "num_labels": 3}
+    assert HubOptions.take(kwargs) == HubOptions(revision="step3000", token="t")
+    assert kwargs == {"num_labels": 3}
+
+
+def test_directory_is_read_and_huggingface_hub_never_imported(tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "config.json").write_text("{}")
+    program = (
+        "import sys; from neox_lab.hub import HubOptions, find_file, pin;"
+        f"options = pin({str(tmp_path)!r}, HubOptions(subfolder='deep'));"
+        f"print(find_file({str(tmp_path)!r}, 'config.json', options));"
+        "assert 'huggingface_hub' not in sys.modules"
+    )
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(tmp_path / "deep" / "config.json")
+
+
+def test_missing_file_in_a_directory(tmp_path: Path) -> None:
+    (tmp_path / "config.jsn").write_text("{}")
+    assert find_file(tmp_path, "config.json", required=False) is None
+    with pytest.raises(CheckpointError, match=r"config.json.*Did you mean 'config.jsn'.*holds"):
+        find_file(tmp_path, "config.json")
+
+
+def test_revision_of_a_directory_is_ignored_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pin(tmp_path, HubOptions(revision="step3000"))
+    assert "revision='step3000' is ignored" in caplog.text
+
+
+@pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "a/b/c", "~/nowhere", ""])
+def test_paths_to_nothing_never_reach_the_hub(source: str) -> None:
+    with pytest.raises(CheckpointError, match="There is no directory"):
+        find_file(source, "config.json")
+
+
+def test_near_miss_of_a_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pythia-70m").mkdir()
+    with pytest.raises(CheckpointError, match="Did you mean 'pythia-70m'"):
+        find_file(tmp_path / "pythia-7Om", "config.json")
+
+
+def test_a_file_is_not_a_source(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="is a file: give the directory"):
+        find_file(path, "config.json")
+
+
+def test_impossible_hub_id() -> None:
+    with pytest.raises(CheckpointError, match="neither a directory nor a possible hub id"):
+        find_file("no spaces please", "config.json")
+
+
+# --- the cache, without network ---------------------------------------------------------------
+
+
+def test_cache_laid_out_by_huggingface_hub(tmp_path: Path) -> None:
+    snapshot = lay_out_cache(tmp_path)
+    options = HubOptions(cache_dir=tmp_path, local_files_only=True)
+    path = find_file("lab/model", "config.json", options)
+    assert path == snapshot / "config.json"
+    assert path is not None and json.loads(path.read_text()) == {"from": "cache"}
+    assert pin("lab/model", options).revision == MAIN
+    assert find_file("lab/model", "absent.json", options, required=False) is None
+    with pytest.raises(CheckpointError, match=r"only in the local cache.*holds: config.json"):
+        find_file("lab/model", "absent.json", options)
+    assert list_files("lab/model", pin("lab/model", options)) == ["config.json"]
+
+
+def test_cached_commit_needs_no_pin(tmp_path: Path) -> None:
+    lay_out_cache(tmp_path)
+    options = HubOptions(cache_dir=tmp_path, revision=MAIN)
+    assert pin("lab/model", options) == HubOptions(cache_dir=tmp_path, revision=MAIN, pinned=True)
+
+
+def test_not_in_cache_and_no_network_is_one_clear_error(tmp_path: Path) -> None:
+    options = HubOptions(cache_dir=tmp_path, local_files_only=True, revision="step3000")
+    with pytest.raises(CheckpointError) as caught:
+        find_file("EleutherAI/pythia-70m", "config.json", options, required=False)
+    for part in ("EleutherAI/pythia-70m", "step3000", "local directory", "HF_HUB_OFFLINE", "load("):
+        assert part in str(caught.value)
+
+
+def test_offline_environment_variable(tmp_path: Path, repository: Repository) -> None:
+    snapshot = lay_out_cache(tmp_path / "home" / "hub")
+    offline = Client("http://127.0.0.1:9", tmp_path / "home", HF_HUB_OFFLINE="1")
+    try:
+        assert offline.ask("find_file", "lab/model", "config.json") == str(snapshot / "config.json")
+        with pytest.raises(CheckpointError, match="network use is switched off"):
+            offline.ask("find_file", "lab/other", "config.json")
+    finally:
+        offline.close()
+
+
+def test_unreachable_hub_falls_back_to_the_cache(tmp_path: Path) -> None:
+    snapshot = lay_out_cache(tmp_path / "home" / "hub")
+    cut_off = Client("http://127.0.0.1:9", tmp_path / "home")
+    try:
+        assert cut_off.ask("find_file", "lab/model", "config.json") == str(snapshot / "config.json")
+        with pytest.raises(CheckpointError, match=r"the hub cannot be reached.*Connect"):
+            cut_off.ask("find_file", "lab/other", "config.json")
+        with pytest.raises(CheckpointError, match="the hub cannot be reached"):
+            cut_off.ask("pin", "lab/model", revision=OTHER)
+    finally:
+        cut_off.close()
+
+
+# --- the hub ------------------------------------------------------------------------------------
+
+
+def test_download_then_offline(client: Client, repository: Repository, tmp_path: Path) -> None:
+    options = {"cache_dir": str(tmp_path)}
+    path = client.ask("find_file", "lab/model", "weights.bin", **options)
+    assert Path(path).read_bytes() == repository.commits[MAIN]["weights.bin"]
+    again = HubOptions(cache_dir=tmp_path, local_files_only=True)
+    assert find_file("lab/model", "weights.bin", again) == Path(path)
+
+
+def test_tag_is_resolved_once_for_all_files(
+    client: Client, repository: Repository, server: SmallHub, tmp_path: Path
+) -> None:
+    options = client.ask("pin", "lab/model", cache_dir=str(tmp_path), revision="step3000")
+    assert options["revision"] == STEP and options["pinned"]
+    repository.refs["step3000"] = MAIN  # the tag moves in the middle of the load
+    path = client.ask("find_file", "lab/model", "config.json", **options)
+    assert Path(path).read_bytes() == b'{"step": 3000}'
+    assert client.ask("find_file", "lab/model", "only-at-step.txt", **options)
+    assert [line for line in server.requests if "/api/" in line] == [
+        "GET /api/models/lab/model/revision/step3000"
+    ]
+    assert (tmp_path / "models--lab--model" / "refs" / "step3000").read_text() == STEP
+
+
+def test_moved_branch_is_fetched_anew(
+    client: Client, repository: Repository, tmp_path: Path
+) -> None:
+    options = {"cache_dir": str(tmp_path)}
+    client.ask("find_file", "lab/model", "config.json", **options)
+    repository.refs["main"] = STEP
+    path = client.ask("find_file", "lab/model", "config.json", **options)
+    assert Path(path).read_bytes() == b'{"step": 3000}'
+
+
+def test_subfolder(client: Client, repository: Repository, tmp_path: Path) -> None:
+    options = {"cache_dir": str(tmp_path), "subfolder": "sub"}
+    path = client.ask("find_file", "lab/model", "config.json", **options)
+    assert Path(path).read_bytes() == b'{"sub": 1}'
+    assert client.ask("list_files", "lab/model", **options) == ["config.json"]
+
+
+def test_force_download(
+    client: Client, repository: Repository, server: SmallHub, tmp_path: Path
+) -> None:
+    options = {"cache_dir": str(tmp_path), "revision": MAIN}
+    for force in (False, False, True):
+        client.ask("find_file", "lab/model", "config.json", **options, force_download=force)
+    fetched = [line for line in server.requests if line.startswith("GET /lab/model/resolve")]
+    assert len(fetched) == 2
+
+
+def test_absent_file_is_asked_for_once(
+    client: Client, repository: Repository, server: SmallHub, tmp_path: Path
+) -> None:
+    options = client.ask("pin", "lab/model", cache_dir=str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"no file 'absent'.*hub model 'lab/model'.*weights"):
+        client.ask("find_file", "lab/model", "absent", **options)
+    asked = len([line for line in server.requests if line.startswith("HEAD")])
+    with pytest.raises(CheckpointError):
+        client.ask("find_file", "lab/model", "absent", **options)
+    assert len([line for line in server.requests if line.startswith("HEAD")]) == asked == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "revision", "message"),
+    [
+        ("lab/nothing", "main", "shows no model 'lab/nothing'.*pass token="),
+        ("lab/model", "step9", "no revision .* 'step9'"),
+        ("lab/model", OTHER, "no revision"),
+        ("lab/gated", "main", "is gated"),
+        ("lab/private", "main", "pass token="),
+    ],
+)
+def test_refusals_in_plain_words(
+    client: Client,
+    repository: Repository,
+    server: SmallHub,
+    tmp_path: Path,
+    source: str,
+    revision: str,
+    message: str,
+) -> None:
+    server.repositories["lab/gated"] = Repository(gated=True)
+    server.repositories["lab/private"] = Repository(token="secret")
+    options = {"cache_dir": str(tmp_path), "revision": revision}
+    with pytest.raises(CheckpointError, match=message):
+        client.ask("find_file", source, "config.json", **options)
+
+
+def test_token_opens_a_private_model(
+    client: Client, repository: Repository, server: SmallHub, tmp_path: Path
+) -> None:
+    server.repositories["lab/private"] = Repository(token="secret")
+    options = {"cache_dir": str(tmp_path), "token": "secret"}
+    assert client.ask("find_file", "lab/private", "config.json", **options)
+
+
+def test_hub_that_is_down_counts_as_out_of_reach(
+    client: Client, repository: Repository, server: SmallHub, tmp_path: Path
+) -> None:
+    options = {"cache_dir": str(tmp_path)}
+    path = client.ask("find_file", "lab/model", "config.json", **options)
+    server.down = True
+    assert client.ask("find_file", "lab/model", "config.json", **options) == path
+    with pytest.raises(CheckpointError, match="cannot be reached"):
+        client.ask("find_file", "lab/model", "config.json", **options, revision="step3000")
+
+
+def test_directory_wins_over_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lab" / "model").mkdir(parents=True)
+    (tmp_path / "lab" / "model" / "config.json").write_text("{}")
+    assert find_file("lab/model", "config.json") == Path("lab/model/config.json")
+    assert hub.local_directory("lab/model") == Path("lab/model")
