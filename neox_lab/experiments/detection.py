@@ -52,6 +52,18 @@ if TYPE_CHECKING:
 
 Pattern = str | Tensor | Callable[[Tensor], Tensor]
 
+__all__ = [
+    "MEASURES",
+    "PATTERNS",
+    "HeadsResult",
+    "copying_scores",
+    "duplicate_token",
+    "heads",
+    "induction",
+    "previous_token",
+    "repeated_tokens",
+]
+
 MEASURES = ("share", "mul", "abs")
 SAMPLE = 2048  # tokens of a large vocabulary that the copying score is taken from
 

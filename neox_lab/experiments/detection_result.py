@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from neox_lab.errors import InputError, nearest
-from neox_lab.results import Shown
+from neox_lab.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,8 +30,8 @@ SCORES = {
 }
 
 
-@dataclass(frozen=True, repr=False)
-class HeadsResult(Shown):
+@dataclass(frozen=True)
+class HeadsResult(Result):
     """Scores and statistics of all heads; all arrays are float32 ``[layer, head]`` on the CPU.
 
     The statistics are averages over all queries but the first of each text, which can only look
@@ -94,7 +95,7 @@ class HeadsResult(Shown):
             title=f"Heads that attend by the pattern: {kind}" if column == "score" else name,
         )
 
-    def to_csv(self, path: str | None = None) -> str:
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """``frame`` as CSV; also written to ``path`` (``*.csv``)."""
         from neox_lab.views.base import utf8, write_file
 

@@ -19,18 +19,20 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import InputError, nearest
-from neox_lab.results import Shown
+from neox_lab.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from neox_lab.views import LensView
 
-SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+__all__ = ["LENS_SITES", "LensResult", "logit_lens"]
+
+LENS_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
-@dataclass(frozen=True, repr=False)
-class LensResult(Shown):
+@dataclass(frozen=True)
+class LensResult(Result):
     """Predictions read off at each layer and position.
 
     All arrays are float32 on the CPU unless said otherwise. ``layer`` stands for the rows named by
@@ -143,9 +145,9 @@ def logit_lens(
         HookNameError: ``resid_mid`` of a model with parallel blocks.
         TokenizerError: a watched string is not exactly one token.
     """
-    if site not in SITES:
+    if site not in LENS_SITES:
         raise InputError(
-            f"site={site!r}; expected one of {', '.join(SITES)}.{nearest(site, SITES)}"
+            f"site={site!r}; expected one of {', '.join(LENS_SITES)}.{nearest(site, LENS_SITES)}"
         )
     unembed = model.get_output_embeddings()
     if unembed is None:

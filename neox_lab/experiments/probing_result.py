@@ -13,7 +13,7 @@ from torch import Tensor
 
 from neox_lab.data.activations import Where, collected
 from neox_lab.errors import InputError, nearest
-from neox_lab.results import Shown
+from neox_lab.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,8 +52,8 @@ class Probe:
     confusion: Any
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class ProbeResult(Shown):
+@dataclasses.dataclass(frozen=True)
+class ProbeResult(Result):
     """Probes at several sites, trained and measured on the same texts.
 
     Attributes:

@@ -24,7 +24,7 @@ from neox_lab.errors import InputError, nearest
 from neox_lab.gym.examples import Pair
 from neox_lab.gym.words import Split
 from neox_lab.gym.world import TASKS
-from neox_lab.results import Shown
+from neox_lab.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,8 +48,8 @@ class Prompt(NamedTuple):
     wrong: int
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class Evaluation(Shown):
+@dataclasses.dataclass(frozen=True)
+class Evaluation(Result):
     """Accuracy and logit difference by task; shown in a notebook it is its picture.
 
     Attributes:

@@ -39,3 +39,8 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return importlib.import_module(f"neox_lab.tasks.{name}")
     raise AttributeError(f"module 'neox_lab.tasks' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Public names, for completion."""
+    return sorted({*globals(), *__all__})

@@ -24,7 +24,7 @@ from neox_lab.tasks.report import Report
 NOTE = "Below each token: by how much the logit of the label falls without it."
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True)
 class Prediction(Report):
     """What ``classification.predict`` returns: a report that can explain itself.
 

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from neox_lab.results import Shown
+from neox_lab.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from neox_lab.views import View
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class Report(Shown):
+@dataclasses.dataclass(frozen=True)
+class Report(Result):
     """The result of ``evaluate`` or ``predict``; shown in a notebook it is its picture.
 
     Attributes:

@@ -27,7 +27,7 @@ from neox_lab.data.batches import Collate, Example
 from neox_lab.errors import InputError, TrainingError
 from neox_lab.family.losses import IGNORED
 from neox_lab.progress import Progress
-from neox_lab.results import Shown
+from neox_lab.results import Result
 from neox_lab.tasks import checkpoints
 from neox_lab.tasks.optimisation import optimizer_for, rate, trainable
 from neox_lab.tasks.settings import TrainingSettings
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 Evaluate = Callable[[], Mapping[str, float]]
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class TrainingResult(Shown):
+@dataclasses.dataclass(frozen=True)
+class TrainingResult(Result):
     """What a training run was like. The model itself was trained in place.
 
     Attributes:

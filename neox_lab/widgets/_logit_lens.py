@@ -34,7 +34,7 @@ class LogitLensWidget(LiveWidget):
             )
         self._model = model
         parallel = model.config.use_parallel_residual
-        sites = [site for site in lens.SITES if not (parallel and site == "resid_mid")]
+        sites = [site for site in lens.LENS_SITES if not (parallel and site == "resid_mid")]
         super().__init__(options={"site": sites}, heading="Logit lens", verb="Read", text=text)
         self.run()
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution.result import part_names
-from neox_lab.results import Shown
+from neox_lab.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from neox_lab.views import ScatterView
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class Agreement(Shown):
+@dataclasses.dataclass(frozen=True)
+class Agreement(Result):
     """An estimate beside exact numbers.
 
     Attributes:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import CheckpointError, InputError
-from neox_lab.results import Shown
+from neox_lab.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,8 +26,8 @@ _FORMAT = "neox_lab attribution 1"
 BARS = 24  # bars of a list
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class AttributionResult(Shown):
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttributionResult(Result):
     """Shares of a metric, over named axes.
 
     Attributes:

@@ -34,7 +34,7 @@ the model that a new document begins."""
 TOKENS_AT_ONCE = 4096  # in one run
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenAttribution(AttributionResult):
     """Shares of a metric for each token of each text.
 

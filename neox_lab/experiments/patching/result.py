@@ -15,7 +15,7 @@ from torch import Tensor
 from neox_lab.data import statistics
 from neox_lab.errors import CheckpointError, InputError
 from neox_lab.hooks import cache_files as files
-from neox_lab.results import Shown
+from neox_lab.results import Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 _TEXTS = ("axes", "site", "metric", "direction", "complete", "labels", "clean", "corrupted")
 
 
-@dataclass(frozen=True, repr=False)
-class PatchResult(Shown):
+@dataclass(frozen=True)
+class PatchResult(Result):
     """What the metric becomes when one thing is replaced, cell by cell.
 
     Attributes:
