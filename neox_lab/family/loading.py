@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from neox_lab.built_in import weights_directory
 from neox_lab.errors import ConfigError, nearest
 from neox_lab.family.backbone import GPTNeoXModel
 from neox_lab.family.heads import (
@@ -64,8 +65,6 @@ def load(
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
     if name is None:
-        from neox_lab.gym import weights_directory
-
         text_source: str | os.PathLike[str] = weights_directory()
         # With labels of its own a head is to be trained, and starts from the language model.
         name = weights_directory(revision, head if labels is None else "causal-lm")

@@ -16,11 +16,9 @@ the scripts that made it, and ``README.md`` beside this file says what it can an
 from __future__ import annotations
 
 import importlib
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from neox_lab.errors import CheckpointError, nearest
+from neox_lab.built_in import revisions, weights_directory
 
 if TYPE_CHECKING:
     from neox_lab.gym import labelled
@@ -57,49 +55,7 @@ __all__ = [
 ]
 
 
-def weights_directory(revision: str | None = None, head: str = "causal-lm") -> Path:
-    """The directory of a built-in checkpoint, to give to any ``from_pretrained``.
-
-    Args:
-        revision: one of ``revisions()``; None or ``main`` is the finished model.
-        head: ``question-answering``, ``sequence-classification`` or ``token-classification`` for
-            the finished model with that head, trained. Any other head, and any head of a revision,
-            is made from the language model.
-
-    The tokenizer is in ``weights_directory()`` only, and so is ``training.json``: how the model
-    was trained.
-
-    Raises:
-        CheckpointError: no such revision; the message names those that exist.
-    """
-    weights = Path(__file__).parent / "weights"
-    if revision in (None, "main"):
-        trained = weights / "heads" / head
-        return trained if trained.is_dir() else weights
-    assert revision is not None
-    known = revisions()
-    if revision not in known:
-        raise CheckpointError(
-            f"The built-in model has no revision {revision!r}; it has {', '.join(known)}, main."
-            f"{nearest(revision, known)}"
-        )
-    return weights if revision == known[-1] else weights / "revisions" / revision
-
-
-def revisions() -> tuple[str, ...]:
-    """Names of the built-in model's checkpoints over training, the earliest first.
-
-    They are called as Pythia's: ``step512`` has the weights after 512 steps. The last is the
-    finished model.
-    """
-    weights = Path(__file__).parent / "weights"
-    record = json.loads((weights / "training.json").read_text(encoding="utf-8"))
-    kept = [path.name for path in (weights / "revisions").glob("step*")]
-    kept.sort(key=lambda name: int(name.removeprefix("step")))
-    return (*kept, f"step{record['steps']}")
-
-
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for."""
     if name in _HOME:
         return getattr(importlib.import_module(f"neox_lab.gym.{_HOME[name]}"), name)

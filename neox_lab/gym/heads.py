@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
+from neox_lab.built_in import revisions
 from neox_lab.family.loading import load
-from neox_lab.gym import labelled, revisions
+from neox_lab.gym import labelled
 from neox_lab.gym.train import save_half
 from neox_lab.gym.words import Split
 from neox_lab.tasks import TrainingSettings, answering, classification, tagging
