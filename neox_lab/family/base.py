@@ -15,7 +15,7 @@ from neox_lab.family.pretrained import Pretrained
 from neox_lab.family.text import TextHelpers
 from neox_lab.family.weights import WeightViews
 from neox_lab.hooks.hooking import HookStack
-from neox_lab.hooks.table import Head, hook_points
+from neox_lab.hooks.table import hook_points
 from neox_lab.model.network import Network
 
 
@@ -27,7 +27,7 @@ class GPTNeoXPreTrainedModel(TextHelpers, Hooked, WeightViews, Pretrained):
 
     base_model_prefix: ClassVar[str] = "gpt_neox"
     main_input_name: ClassVar[str] = "input_ids"
-    head: ClassVar[Head]
+    head: ClassVar[str]
 
     config: GPTNeoXConfig
 

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from neox_lab.hooks.hooking import HookList, HookStack
     from neox_lab.hooks.names import Name
     from neox_lab.hooks.storage import PosSlice
-    from neox_lab.hooks.table import Head
     from neox_lab.model.network import Network
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
@@ -116,7 +115,7 @@ class HookedModel(HookedNetwork, Protocol):
         tokenizer: from text to ids and back; None until one is set.
     """
 
-    head: ClassVar[Head]
+    head: ClassVar[str]
     tokenizer: GPTNeoXTokenizerFast | None
 
     @property

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import ConfigError
 from neox_lab.family.factored import FactoredMatrix
-from neox_lab.hooks.table import Head
 from neox_lab.model.block import Block
 from neox_lab.model.network import Network
 
@@ -266,7 +265,7 @@ class StackedWeights:
 class WeightViews(StackedWeights):
     """TransformerLens's names on a model; see the module's docstring."""
 
-    head: ClassVar[Head]
+    head: ClassVar[str]
 
     @property
     def backbone(self) -> Network:

@@ -1,23 +1,20 @@
 """The one table of hook points.
 
 Documentation, ``model.hook_table()``, tab completion, shape checks and error messages are made
-from ``ROWS``. Axis names: ``batch`` rows of the batch, ``pos`` positions of the text, ``head``
-attention heads, ``d_model`` width of the residual stream, ``d_head`` width of a head, ``d_mlp``
-width of the MLP, ``vocab`` tokens. Names and shapes are TransformerLens's; an alias is the path
-of the Hugging Face module whose output the tensor is.
+from ``ROWS``, and from the registry of output heads, each of which adds two rows. Axis names:
+``batch`` rows of the batch, ``pos`` positions of the text, ``head`` attention heads, ``d_model``
+width of the residual stream, ``d_head`` width of a head, ``d_mlp`` width of the MLP, ``vocab``
+tokens. Names and shapes are TransformerLens's; an alias is the path of the Hugging Face module
+whose output the tensor is.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.model.hook_points import HookPoint
-
-Head = Literal[
-    "base", "causal-lm", "question-answering", "sequence-classification", "token-classification"
-]
-"""Which of the five classes a model is."""
+from neox_lab.model.output_heads import OUTPUT_HEADS, OutputHead
 
 
 class Row(NamedTuple):
@@ -77,34 +74,21 @@ ROWS: tuple[Row, ...] = (
     Row("blocks.{l}.hook_resid_post", _STREAM, "residual stream leaving the block", "layers.{l}"),
     Row("ln_final.hook_scale", "batch pos 1", "√(variance + eps) of the final layer norm, float32"),
     Row("ln_final.hook_normalized", _STREAM, "final layer norm before its weight and bias"),
-    Row("unembed.hook_in", _STREAM, "what the unembedding reads", only="causal-lm"),
-    Row("unembed.hook_out", "batch pos vocab", "logits", "embed_out lm_head", "causal-lm"),
-    Row("score.hook_in", _STREAM, "what the classifier reads", only="sequence-classification"),
-    Row(
-        "score.hook_out",
-        "batch pos label",
-        "class logits at every position",
-        "score",
-        "sequence-classification",
-    ),
-    Row("classifier.hook_in", _STREAM, "what the tagger reads", only="token-classification"),
-    Row(
-        "classifier.hook_out", "batch pos label", "tag logits", "classifier", "token-classification"
-    ),
-    Row("qa_outputs.hook_in", _STREAM, "what the span finder reads", only="question-answering"),
-    Row(
-        "qa_outputs.hook_out",
-        "batch pos 2",
-        "start and end logits",
-        "qa_outputs",
-        "question-answering",
-    ),
 )
 
 WIRINGS = ("sequential",)
 
 
-def hook_points(config: GPTNeoXConfig, head: Head) -> dict[str, HookPoint]:
+def head_rows(head: OutputHead) -> tuple[Row, Row]:
+    """What an output head reads and what it returns."""
+    aliases = " ".join((head.module, *head.aliases))
+    return (
+        Row(f"{head.hook}.hook_in", _STREAM, f"what {head.reader} reads", only=head.name),
+        Row(f"{head.hook}.hook_out", f"batch pos {head.axis}", head.meaning, aliases, head.name),
+    )
+
+
+def hook_points(config: GPTNeoXConfig, head: str) -> dict[str, HookPoint]:
     """Every hook point of a model, by name, in the order of the forward pass."""
     points: dict[str, HookPoint] = {}
 
@@ -112,7 +96,9 @@ def hook_points(config: GPTNeoXConfig, head: Head) -> dict[str, HookPoint]:
         point = _point(row, layer, head)
         points[point.name] = point
 
-    rows = [row for row in ROWS if _exists(row, config, head)]
+    rows = [row for row in ROWS if _exists(row, config)]
+    if head in OUTPUT_HEADS:
+        rows += head_rows(OUTPUT_HEADS[head])
     inside = [row for row in rows if "{l}" in row.name]
     before = rows[: rows.index(inside[0])]
     after = rows[rows.index(inside[-1]) + 1 :]
@@ -126,13 +112,11 @@ def hook_points(config: GPTNeoXConfig, head: Head) -> dict[str, HookPoint]:
     return points
 
 
-def _exists(row: Row, config: GPTNeoXConfig, head: Head) -> bool:
-    if row.only == "sequential":
-        return not config.use_parallel_residual
-    return row.only in ("", head)
+def _exists(row: Row, config: GPTNeoXConfig) -> bool:
+    return not (row.only == "sequential" and config.use_parallel_residual)
 
 
-def _point(row: Row, layer: int | None, head: Head) -> HookPoint:
+def _point(row: Row, layer: int | None, head: str) -> HookPoint:
     outside_network = row.only not in ("", *WIRINGS)
     prefix = "" if head == "base" or outside_network else "gpt_neox."
     return HookPoint(
@@ -147,7 +131,8 @@ def _point(row: Row, layer: int | None, head: Head) -> HookPoint:
 def as_markdown() -> str:
     """The table for the README: ``python -m neox_lab.hooks.table``."""
     lines = ["| name | shape | meaning | Hugging Face path | only in |", "|---|---|---|---|---|"]
-    for row in ROWS:
+    of_heads = (row for head in OUTPUT_HEADS.values() for row in head_rows(head))
+    for row in (*ROWS, *of_heads):
         names = "`, `".join(row.aliases.split())
         paths = f"`{names}`" if names else ""
         shape = ", ".join(row.axes.split())
