@@ -5,7 +5,30 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from neox_lab.checks import Kind, check, number, one_of, or_none, whole
 from neox_lab.errors import InputError
+
+_COUNT, _AMOUNT = whole(above=0), number(above=0)
+_SHARE = number(least=0, most=1)._replace(words="a share of all steps, from 0 to 1")
+_KINDS: dict[str, Kind[object]] = {
+    "epochs": _AMOUNT,
+    "steps": or_none(_COUNT),
+    "batch_size": _COUNT,
+    "accumulate": _COUNT,
+    "learning_rate": _AMOUNT,
+    "weight_decay": number(least=0),
+    "warm_up": _SHARE,
+    "decay": one_of("linear", "cosine", "constant"),
+    "clip": _AMOUNT,
+    "train": one_of("all", "head", "lora"),
+    "lora_rank": _COUNT,
+    "freeze_below": whole(least=0),
+    "precision": one_of("float32", "bfloat16"),
+    "evaluate_every": or_none(_COUNT),
+    "patience": or_none(_COUNT),
+    "save_every": _COUNT,
+    "seed": whole(),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,19 +81,5 @@ class TrainingSettings:
         Raises:
             InputError: one is out of range; the message names it.
         """
-        above_zero = ("epochs", "batch_size", "accumulate", "learning_rate", "clip", "save_every")
-        for name in (*above_zero, "steps", "evaluate_every", "patience", "lora_rank"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"{name}={value!r}; expected a number above 0.")
-        if not 0 <= self.warm_up <= 1:
-            raise InputError(f"warm_up={self.warm_up!r}; expected a share of all steps, 0 to 1.")
-        for name, choices in (
-            ("decay", ("linear", "cosine", "constant")),
-            ("train", ("all", "head", "lora")),
-            ("precision", ("float32", "bfloat16")),
-        ):
-            if getattr(self, name) not in choices:
-                raise InputError(
-                    f"{name}={getattr(self, name)!r}; expected one of {', '.join(choices)}."
-                )
+        for name, kind in _KINDS.items():
+            check(name, getattr(self, name), kind, InputError)

@@ -1,0 +1,147 @@
+"""Settings and arguments: what values they take, said once and checked in one way.
+
+    SIZE = whole(above=0)
+    check("batch_size", batch_size, SIZE, InputError)
+    # InputError: batch_size=0; expected a whole number above 0.
+
+    check("measure", measure, one_of("share", "mul"), InputError)
+    # InputError: measure='shar'; expected one of 'share', 'mul'. Did you mean 'share'?
+
+A ``Kind`` is a set of values with words for it. Where no function below makes the one that is
+needed, ``Kind(words, accepts)`` does. True and False are no numbers here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Generic, NamedTuple, TypeVar, cast
+
+from neox_lab.errors import NeoxLabError, nearest
+
+Value = TypeVar("Value")
+Value_co = TypeVar("Value_co", covariant=True)
+
+
+class Kind(NamedTuple, Generic[Value_co]):
+    """What values a setting takes.
+
+    Attributes:
+        words: the same for people, to be read after "expected".
+        accepts: whether a value will do.
+        choices: all values, where they are a few names.
+    """
+
+    words: str
+    accepts: Callable[[object], bool]
+    choices: tuple[str, ...] = ()
+
+
+def check(name: str, value: object, kind: Kind[Value], error: type[NeoxLabError]) -> Value:
+    """``value`` if it is one of ``kind``.
+
+    Args:
+        name: what the user calls it.
+        value: what the user gave.
+        kind: what is expected.
+        error: what to raise.
+
+    Raises:
+        NeoxLabError: ``error``, if it is not; the message names both.
+    """
+    if not kind.accepts(value):
+        close = nearest(value, kind.choices) if isinstance(value, str) else ""
+        raise error(f"{name}={value!r}; expected {kind.words}.{close}")
+    return cast(Value, value)
+
+
+def number(
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> Kind[float]:
+    """Numbers within bounds, of which ``above`` and ``below`` themselves are outside.
+
+    ``below=math.inf`` asks for a finite number; NaN is none.
+    """
+
+    def accepts(value: object) -> bool:
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and not math.isnan(value)
+            and _inside(value, above, least, most, below)
+        )
+
+    if below == math.inf:
+        return Kind("a finite number" + _bounds(above, least, most, None), accepts)
+    return Kind("a number" + _bounds(above, least, most, below), accepts)
+
+
+def whole(
+    *, above: int | None = None, least: int | None = None, most: int | None = None
+) -> Kind[int]:
+    """Whole numbers within bounds; 2.0 is none."""
+
+    def accepts(value: object) -> bool:
+        return (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and _inside(value, above, least, most, None)
+        )
+
+    return Kind("a whole number" + _bounds(above, least, most, None), accepts)
+
+
+def one_of(*choices: str) -> Kind[str]:
+    """Some names."""
+    words = f"one of {', '.join(map(repr, choices))}"
+    return Kind(words, lambda value: isinstance(value, str) and value in choices, choices)
+
+
+def or_none(kind: Kind[Value]) -> Kind[Value | None]:
+    """``kind``, or None."""
+    words = f"{kind.words}{',' if ',' in kind.words else ''} or None"
+    return Kind(words, lambda value: value is None or kind.accepts(value), kind.choices)
+
+
+def list_of(kind: Kind[Value], words: str) -> Kind[list[Value]]:
+    """Lists, empty ones too, of values of ``kind``; ``words`` name several of them."""
+    return Kind(
+        f"a list of {words}",
+        lambda value: isinstance(value, list) and all(map(kind.accepts, value)),
+    )
+
+
+SWITCH: Kind[bool] = Kind("True or False", lambda value: isinstance(value, bool))
+TEXT: Kind[str] = Kind("a string", lambda value: isinstance(value, str))
+
+
+def _inside(
+    value: float,
+    above: float | None,
+    least: float | None,
+    most: float | None,
+    below: float | None,
+) -> bool:
+    return (
+        (above is None or value > above)
+        and (least is None or value >= least)
+        and (most is None or value <= most)
+        and (below is None or value < below)
+    )
+
+
+def _bounds(
+    above: float | None, least: float | None, most: float | None, below: float | None
+) -> str:
+    """The bounds in words: " above 0", " from 0 to 1", " of at least 1 and below 2"."""
+    if least is not None and most is not None:
+        return f" from {least} to {most}"
+    low = f" above {above}" if above is not None else ""
+    low = f" of at least {least}" if least is not None else low
+    high = f" up to {most}" if most is not None else ""
+    high = f" below {below}" if below is not None else high
+    return f"{low} and{high}" if low and high else low + high
