@@ -27,6 +27,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, get_type_hints
 import torch
 
 from neox_lab.errors import CheckpointError, ConfigError, nearest
+from neox_lab.files import write_text
 
 Source = str | os.PathLike[str]
 
@@ -600,13 +601,7 @@ class GPTNeoXConfig:
     def to_json_file(self, json_file_path: str | os.PathLike[str], use_diff: bool = True) -> None:
         """Validate, then write ``to_json_string``; a reader never sees half a file."""
         self.validate()
-        path = Path(json_file_path)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            unfinished.write_text(self.to_json_string(use_diff), encoding="utf-8")
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_text(json_file_path, self.to_json_string(use_diff))
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write ``config.json`` into a directory, which is made if need be."""

@@ -27,13 +27,9 @@ from neox_lab.checkpoint.files import WeightFiles
 from neox_lab.checkpoint.names import NOT_WEIGHTS
 from neox_lab.checkpoint.report import Shape
 from neox_lab.errors import CheckpointError
+from neox_lab.safetensors_files import DTYPES
 
-WEIGHT_DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F64": torch.float64,
-}
+WEIGHT_DTYPES = {name: DTYPES[name] for name in ("F32", "F16", "BF16", "F64")}
 """The dtypes that weights may have, by the names of the safetensors format."""
 
 

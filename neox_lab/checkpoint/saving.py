@@ -10,26 +10,23 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from neox_lab.checkpoint.files import INDEX_SUFFIX, WHOLE_FILES, with_variant
 from neox_lab.checkpoint.names import INPUT_EMBEDDING, OUTPUT_EMBEDDING, on_disk
 from neox_lab.checkpoint.reading import WEIGHT_DTYPES
 from neox_lab.errors import CheckpointError, ConfigError
+from neox_lab.files import parse_size, staged_files
 from neox_lab.hub import Source
+from neox_lab.safetensors_files import write as write_safetensors
 
-_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_UNITS |= {f"{letter}I": 1024**power for power, letter in enumerate("KMGT", start=1)}
-_DTYPE_NAMES = {dtype: name for name, dtype in WEIGHT_DTYPES.items()}
-_ALIGNMENT = 64  # bytes; mapped tensors then start where vector instructions like them
+_DTYPES = tuple(WEIGHT_DTYPES.values())
+_METADATA = {"format": "pt"}
 
 
 def save(
@@ -56,7 +53,7 @@ def save(
         ConfigError: ``max_shard_size`` is not a size.
     """
     tensors = _to_store(model, state_dict)
-    shards = split(tensors, size_in_bytes(max_shard_size))
+    shards = split(tensors, shard_limit(max_shard_size))
     whole = with_variant(WHOLE_FILES["safetensors"], variant)
     stem = whole.removesuffix(".safetensors")
     names = [whole]
@@ -70,12 +67,14 @@ def save(
         raise CheckpointError(f"{str(directory)!r} is a file: give a directory to save into.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _staged(folder) as stage:
+        with staged_files() as stage:
             for name, shard in zip(names, shards, strict=True):
-                write_safetensors(stage(name), shard)
+                write_safetensors(stage(folder / name), shard, _METADATA)
             if len(shards) > 1:
-                _write_text(stage(index_name), _index(names, shards))
-            _write_text(stage("config.json"), _config_text(model, tensors))
+                index = _index(names, shards)
+                stage(folder / index_name).write_text(index, encoding="utf-8")
+            config = _config_text(model, tensors)
+            stage(folder / "config.json").write_text(config, encoding="utf-8")
         kept = {*names, index_name} if len(shards) > 1 else set(names)
         _remove_stale(folder, stem, index_name, kept)
     except OSError as error:
@@ -85,13 +84,16 @@ def save(
         ) from error
 
 
-def size_in_bytes(size: int | str) -> int:
-    """``"5GB"`` -> 5 * 10**9, ``"2MiB"`` -> 2 * 2**20; raises ConfigError for anything else."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?)B?", str(size).strip().upper())
-    count = int(float(found[1]) * _UNITS[found[2]]) if found and found[2] in _UNITS else 0
-    if count < 1:
-        raise ConfigError(f"max_shard_size={size!r} is not a size such as 10**9, '5GB' or '2MiB'.")
-    return count
+def shard_limit(size: int | str) -> int:
+    """Bytes in a shard, at most.
+
+    Raises:
+        ConfigError: it is no size, or room for nothing.
+    """
+    limit = parse_size(size, "max_shard_size", ConfigError)
+    if limit < 1:
+        raise ConfigError(f"max_shard_size={size!r} is not a size that a tensor fits into.")
+    return limit
 
 
 def split(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
@@ -107,42 +109,16 @@ def split(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
     return shards
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one ``.safetensors`` file, making one tensor contiguous at a time.
-
-    The format is the length of the header as 8 bytes, little-endian; the header as JSON; the
-    tensors' bytes in row-major order (https://github.com/huggingface/safetensors#format).
-    """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in tensors.items():
-        start, end = end, end + tensor.nbytes
-        header[name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            rows = tensor.detach().to("cpu").contiguous()
-            file.write(rows.flatten().view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _to_store(model: nn.Module, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Tensors under their names on disk; one that the configuration ties is left out."""
     config: Any = model.config
     tensors = {}
     for name, tensor in (model.state_dict() if state_dict is None else state_dict).items():
-        if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPE_NAMES or tensor.is_meta:
+        if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPES or tensor.is_meta:
             what = f"{tensor.dtype} on {tensor.device}" if isinstance(tensor, Tensor) else tensor
             raise CheckpointError(
                 f"{name!r} cannot be stored: expected a tensor of "
-                f"{', '.join(str(dtype) for dtype in _DTYPE_NAMES)} that holds data, got {what!r}."
+                f"{', '.join(str(dtype) for dtype in _DTYPES)} that holds data, got {what!r}."
             )
         tensors[on_disk(name)] = tensor
     if config.tie_word_embeddings and {INPUT_EMBEDDING, OUTPUT_EMBEDDING} <= tensors.keys():
@@ -169,32 +145,6 @@ def _index(names: list[str], shards: list[dict[str, Tensor]]) -> str:
     table = {key: name for name, shard in zip(names, shards, strict=True) for key in shard}
     content = {"metadata": metadata, "weight_map": table}
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
-
-
-def _write_text(path: Path, text: str) -> None:
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-@contextmanager
-def _staged(folder: Path) -> Iterator[Callable[[str], Path]]:
-    """Give files temporary names that become the real ones when the block ends without error."""
-    real_names: dict[Path, Path] = {}
-
-    def stage(name: str) -> Path:
-        temporary = folder / f".{name}.{os.getpid()}.tmp"
-        real_names[temporary] = folder / name
-        return temporary
-
-    try:
-        yield stage
-        for temporary, real in real_names.items():
-            os.replace(temporary, real)
-    finally:
-        for temporary in real_names:
-            temporary.unlink(missing_ok=True)
 
 
 def _remove_stale(folder: Path, stem: str, index_name: str, kept: set[str]) -> None:

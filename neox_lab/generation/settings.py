@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neox_lab.errors import CheckpointError, GenerationError, nearest
+from neox_lab.files import write_text
 
 if TYPE_CHECKING:
     from neox_lab.config import GPTNeoXConfig
@@ -279,15 +280,13 @@ class GenerationConfig:
     def save_pretrained(
         self, directory: str | os.PathLike[str], config_file_name: str = FILE_NAME
     ) -> None:
-        """Write the settings into a directory, which is made if need be."""
+        """Write the settings into a directory, which is made if need be.
+
+        Raises:
+            OSError: the file cannot be written; one that was there is kept.
+        """
         Path(directory).mkdir(parents=True, exist_ok=True)
-        path = Path(directory) / config_file_name
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            unfinished.write_text(self.to_json_string(), encoding="utf-8")
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_text(Path(directory) / config_file_name, self.to_json_string())
 
     def to_json_string(self) -> str:
         """The text of ``generation_config.json``: sorted keys, indented by 2."""

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import HookError, HookNameError
+from neox_lab.files import size_in_words
 from neox_lab.hooks import cache_files as files
 from neox_lab.hooks.names import ShortForm, exact
 from neox_lab.hooks.residual_decomposition import CacheArithmetic
-from neox_lab.hooks.storage import Keeping, in_words
+from neox_lab.hooks.storage import Keeping
 from neox_lab.model.hook_points import HookPoint, Watcher
 
 if TYPE_CHECKING:
@@ -164,7 +165,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         """Count and size."""
         made = len(self._makers.keys() - self._tensors.keys())
         tail = f", {made} of them made on access" if made else ""
-        return f"ActivationCache({len(self)} activations{tail}; {in_words(self.nbytes)})"
+        return f"ActivationCache({len(self)} activations{tail}; {size_in_words(self.nbytes)})"
 
     def to(self, device: torch.device | str) -> ActivationCache:
         """A cache with the stored tensors on ``device``; what is made on access stays as it is."""

@@ -1,15 +1,11 @@
 """Caches in files: safetensors, written whole or while the model runs.
 
-A safetensors file is eight bytes with the length of a JSON header, the header with each tensor's
-dtype, shape and place, and then the numbers. Everything about a cache that is not a tensor (axis
-names, token strings, which entries share memory) stands in the header's metadata as JSON.
+Everything about a cache that is not a tensor (axis names, token strings, which entries share
+memory) is the description in the file's header.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,16 +14,9 @@ from torch import Tensor
 
 from neox_lab.errors import CheckpointError, HookError
 from neox_lab.hooks.storage import bytes_of
+from neox_lab.safetensors_files import FileFormat, layout
 
-_DTYPE_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.bool: "BOOL",
-}
-_FORMAT = "neox_lab activation cache 1"
+_CACHE = FileFormat("cache", "neox_lab activation cache 1")
 
 
 def write(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, object]) -> None:
@@ -38,8 +27,6 @@ def write(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, o
     Raises:
         CheckpointError: the file cannot be written.
     """
-    from safetensors.torch import save_file
-
     first_with: dict[tuple[object, ...], str] = {}
     aliases: dict[str, str] = {}
     kept: dict[str, Tensor] = {}
@@ -49,21 +36,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], description: Mapping[str, o
             aliases[name] = first_with[place]
         else:
             first_with[place] = name
-            kept[name] = tensor.contiguous()
-    text = json.dumps({**description, "aliases": aliases, "order": list(tensors)})
-    metadata = {"format": "pt", "neox_lab": _FORMAT, "description": text}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
-        try:
-            save_file(kept, temporary, metadata=metadata)
-            os.replace(temporary, path)
-        except BaseException:
-            os.unlink(temporary)
-            raise
-    except OSError as error:
-        raise CheckpointError(f"Cannot write the cache to {str(path)!r}: {error}") from error
+            kept[name] = tensor
+    _CACHE.write(path, kept, {**description, "aliases": aliases, "order": list(tensors)})
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -72,24 +46,13 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     Raises:
         CheckpointError: there is no such file, or it is not a cache.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("neox_lab") != _FORMAT:
-                raise CheckpointError(
-                    f"{str(path)!r} is a safetensors file, but not a saved cache."
-                )
-            stored = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"Cannot read a cache from {str(path)!r}: {error}") from error
-    description = json.loads(metadata["description"])
-    aliases = description.pop("aliases")
-    order = description.pop("order")
-    return {name: stored[aliases.get(name, name)] for name in order}, description
+    stored, description = _CACHE.read(path)
+    aliases, order = description.pop("aliases", None), description.pop("order", None)
+    if isinstance(aliases, dict) and isinstance(order, list):
+        places = {str(name): str(aliases.get(name, name)) for name in order}
+        if set(places.values()) <= stored.keys():
+            return {name: stored[place] for name, place in places.items()}, description
+    raise CheckpointError(f"Cannot read a cache from {str(path)!r}: it does not list its tensors.")
 
 
 class SpillFile:
@@ -111,24 +74,24 @@ class SpillFile:
             CheckpointError: the file exists already or cannot be made.
         """
         self.path = path
-        header, places, start = _layout(plan, description)
-        size = start + sum(bytes_of(shape, dtype) for shape, dtype in plan.values())
+        listed = {**description, "aliases": {}, "order": list(plan)}
+        file_layout = layout(plan, _CACHE.metadata(listed))
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("xb") as file:
-                file.write(header)
-                file.truncate(size)
+                file.write(file_layout.header)
+                file.truncate(file_layout.size)
         except FileExistsError:
             raise CheckpointError(
                 f"{str(path)!r} exists; a cache is not spilled over it."
             ) from None
         except OSError as error:
             raise CheckpointError(f"Cannot spill the cache to {str(path)!r}: {error}") from error
-        storage = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=size)
+        storage = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=file_layout.size)
         whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
         self.tensors: dict[str, Tensor] = {}
         for name, (shape, dtype) in plan.items():
-            place = start + places[name]
+            place = file_layout.offsets[name]
             part = whole[place : place + bytes_of(shape, dtype)]
             self.tensors[name] = part.view(dtype).view(shape)
 
@@ -146,27 +109,3 @@ class SpillFile:
                 "logits_to_keep, or leave this hook point out with names_filter."
             )
         return place.copy_(tensor)
-
-
-def _layout(
-    plan: Mapping[str, tuple[tuple[int, ...], torch.dtype]], description: Mapping[str, object]
-) -> tuple[bytes, dict[str, int], int]:
-    """Header bytes, each tensor's offset behind the header, and the header's length."""
-    text = json.dumps({**description, "aliases": {}, "order": list(plan)})
-    entries: dict[str, object] = {
-        "__metadata__": {"format": "pt", "neox_lab": _FORMAT, "description": text}
-    }
-    places: dict[str, int] = {}
-    offset = 0
-    # Largest element first keeps every tensor aligned to its own element size.
-    for name, (shape, dtype) in sorted(plan.items(), key=lambda item: -item[1][1].itemsize):
-        end = offset + bytes_of(shape, dtype)
-        entries[name] = {
-            "dtype": _DTYPE_NAMES[dtype],
-            "shape": list(shape),
-            "data_offsets": [offset, end],
-        }
-        places[name], offset = offset, end
-    body = json.dumps(entries).encode()
-    body += b" " * (-len(body) % 8)
-    return len(body).to_bytes(8, "little") + body, places, 8 + len(body)

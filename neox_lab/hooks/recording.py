@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import HookError
+from neox_lab.files import parse_size, size_in_words
 from neox_lab.hooks.cache import ActivationCache, run_backward
 from neox_lab.hooks.cache_files import SpillFile
 from neox_lab.hooks.derived import LeanReplay, bases_of, derive, residual_points
@@ -32,8 +33,6 @@ from neox_lab.hooks.storage import (
     axis_sizes,
     bytes_of,
     dtype_at,
-    in_words,
-    parse_bytes,
     shape_at,
 )
 from neox_lab.memory import free_memory
@@ -106,11 +105,11 @@ def over_budget(needed: int, budget: int | None, device: torch.device) -> str | 
     if budget is not None:
         if needed <= budget:
             return None
-        return f"This cache needs {in_words(needed)}; the budget is {in_words(budget)}."
+        return f"This cache needs {size_in_words(needed)}; the budget is {size_in_words(budget)}."
     free = free_memory(device)
     if free is None or needed <= 0.9 * free:
         return None
-    return f"This cache needs {in_words(needed)}; {in_words(free)} are free on {device}."
+    return f"This cache needs {size_in_words(needed)}; {size_in_words(free)} are free on {device}."
 
 
 def _device(model: HookedNetwork) -> torch.device:
@@ -204,7 +203,7 @@ class Recording:
             CheckpointError: the file exists or cannot be made.
         """
         device = torch.device(self.keeping.device or _device(self.model))
-        limit = None if budget is None else parse_bytes(budget)
+        limit = None if budget is None else parse_size(budget, "budget", HookError)
         too_large = over_budget(self.nbytes, limit, device)
         if too_large is None:
             return

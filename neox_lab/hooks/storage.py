@@ -8,7 +8,6 @@ the process.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,14 +15,12 @@ import torch
 from torch import Tensor
 
 from neox_lab.config import GPTNeoXConfig
-from neox_lab.errors import HookError
 from neox_lab.model.hook_points import HookPoint
 
 PosSlice = int | slice | Sequence[int] | Tensor
 """Which positions to keep: one (its axis goes), a slice, or a list."""
 
 _FLOAT32_HOOKS = ("hook_scale", "hook_attn_scores")
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True)
@@ -123,26 +120,3 @@ def dtype_at(point: HookPoint, model_dtype: torch.dtype) -> torch.dtype:
 def bytes_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:
     """Memory of a tensor."""
     return math.prod(shape) * dtype.itemsize
-
-
-def parse_bytes(amount: int | str) -> int:
-    """From ``"2 GB"`` or a number to bytes (decimal units).
-
-    Raises:
-        HookError: neither.
-    """
-    if isinstance(amount, int):
-        return amount
-    found = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]?B)\s*", amount, flags=re.IGNORECASE)
-    if not found:
-        raise HookError(f"budget={amount!r}; expected a number of bytes or a size such as '2 GB'.")
-    return int(float(found[1]) * _UNITS[found[2].upper()])
-
-
-def in_words(size: float) -> str:
-    """A number of bytes as a person writes it."""
-    for unit in ("B", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from neox_lab.data.batches import Example
 from neox_lab.errors import CheckpointError
+from neox_lab.files import staged_file
 from neox_lab.tasks.settings import TrainingSettings
 
 PREFIX = "training-"
@@ -49,12 +50,8 @@ def save(directory: Path, step: int, state: dict[str, Any]) -> None:
     """Write the state after ``step`` and remove older ones."""
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / f"{PREFIX}{step:08d}.pt"
-    partial = target.with_suffix(".partial")
-    try:
-        torch.save(state, partial)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with staged_file(target) as temporary:
+        torch.save(state, temporary)
     for old in directory.glob(f"{PREFIX}*.pt"):
         if old != target:
             old.unlink()

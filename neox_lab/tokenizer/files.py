@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import uuid
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from neox_lab.errors import CheckpointError
+from neox_lab.files import staged_files
 from neox_lab.hub import HubOptions, Source, find_file, list_files, pin
 from neox_lab.tokenizer.pipeline import load_backend
 from neox_lab.tokenizer.settings import ROLES, SETTINGS
@@ -141,19 +141,15 @@ def json_text(content: dict[str, Any]) -> str:
 
 
 def write_all(directory: Path, contents: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """Write named texts into ``directory``, each whole or not at all; returns their paths."""
+    """Write named texts into ``directory``, all or none of them; returns their paths."""
     if directory.is_file():
         raise CheckpointError(f"{str(directory)!r} is a file: give a directory to save into.")
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
-    for name, text in contents:
-        temporary = directory / f".{name}.{uuid.uuid4().hex}"
-        try:
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, directory / name)
-        finally:
-            temporary.unlink(missing_ok=True)
-        paths.append(str(directory / name))
+    with staged_files() as stage:
+        for name, text in contents:
+            stage(directory / name).write_text(text, encoding="utf-8")
+            paths.append(str(directory / name))
     return tuple(paths)
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neox_lab.errors import InputError
+from neox_lab.files import write_bytes
 from neox_lab.views.drawing import Sheet, encode, plain_style, preview
 from neox_lab.views.live import fragment
 from neox_lab.views.markup import Table, image, page
@@ -163,12 +164,7 @@ def write_file(path: str | os.PathLike[str], ending: str, content: bytes) -> Pat
             f"{str(target)!r}. Files: to_png .png, to_svg .svg, to_pdf .pdf, to_html .html, "
             f"to_csv .csv"
         )
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(content)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(target, content)
     return target
 
 

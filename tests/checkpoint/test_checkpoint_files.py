@@ -23,9 +23,10 @@ from neox_lab.checkpoint.files import find_weights, read_index, with_variant
 from neox_lab.checkpoint.names import match
 from neox_lab.checkpoint.reading import open_weights
 from neox_lab.checkpoint.report import LoadingReport, merged
-from neox_lab.checkpoint.saving import size_in_bytes, split, write_safetensors
+from neox_lab.checkpoint.saving import shard_limit, split
 from neox_lab.errors import CheckpointError, ConfigError
 from neox_lab.hub import HubOptions
+from neox_lab.safetensors_files import write
 
 unhurried = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], max_examples=50)
 ORDER = (
@@ -380,13 +381,13 @@ def test_report_as_table_and_as_dictionary() -> None:
     [("5GB", 5 * 10**9), ("10 MB", 10**7), ("2MiB", 2**21), ("1.5kb", 1500), (7, 7)],
 )
 def test_sizes(text: int | str, size: int) -> None:
-    assert size_in_bytes(text) == size
+    assert shard_limit(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GB", "5 bananas", "-3GB", 0, "0GB", "5XB", None, "iB"])
 def test_no_sizes(text: Any) -> None:
     with pytest.raises(ConfigError, match="is not a size"):
-        size_in_bytes(text)
+        shard_limit(text)
 
 
 @unhurried
@@ -418,7 +419,7 @@ def test_written_files_are_safetensors(
 ) -> None:
     tensors = {name: torch.randn(shape).to(dtype) for name, (shape, dtype) in content.items()}
     path = tmp_path_factory.mktemp("w") / "model.safetensors"
-    write_safetensors(path, tensors)
+    write(path, tensors, {"format": "pt"})
     read: dict[str, Tensor] = load_file(path)
     assert set(read) == set(tensors)
     for name, tensor in tensors.items():
@@ -427,7 +428,7 @@ def test_written_files_are_safetensors(
 
 def test_written_files_say_pt_and_start_aligned(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    write_safetensors(path, A)
+    write(path, A, {"format": "pt"})
     with safe_open(path, framework="pt") as file:
         assert file.metadata() == {"format": "pt"}
         assert file.get_tensor("a").data_ptr() % 64 == 0
@@ -435,5 +436,5 @@ def test_written_files_say_pt_and_start_aligned(tmp_path: Path) -> None:
 
 def test_column_major_tensors_are_written_row_major(tmp_path: Path) -> None:
     matrix = torch.arange(12.0).reshape(3, 4)
-    write_safetensors(tmp_path / "model.safetensors", {"a": matrix.t().contiguous().t()})
+    write(tmp_path / "model.safetensors", {"a": matrix.t().contiguous().t()}, {})
     assert torch.equal(load_file(tmp_path / "model.safetensors")["a"], matrix)
