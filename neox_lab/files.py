@@ -1,4 +1,4 @@
-"""How files are written safely, and sizes of memory as people write them.
+"""How files are written safely and JSON is read, and sizes of memory as people write them.
 
 A file that is written in place is half a file whenever the disk is full or the program is stopped.
 So everything is written beside its place first, and takes its name when it is on disk: whoever
@@ -17,14 +17,16 @@ take their names only after all of them have been written::
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from neox_lab.errors import NeoxLabError
+from neox_lab.errors import CheckpointError, NeoxLabError
 
 PathLike = str | os.PathLike[str]
 """Where a file is."""
@@ -103,6 +105,22 @@ def write_text(path: PathLike, text: str) -> None:
     """
     with staged_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def read_json(path: PathLike) -> dict[str, Any]:
+    """The JSON object that a file holds; what is in it, the caller has to check.
+
+    Raises:
+        CheckpointError: there is no such file, or it holds something else.
+    """
+    place = repr(os.fspath(path))
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{place} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{place} holds a {type(content).__name__}; expected a JSON object.")
+    return content
 
 
 def _to_disk(path: Path) -> None:

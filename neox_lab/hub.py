@@ -25,7 +25,8 @@ from neox_lab.errors import CheckpointError, nearest
 
 logger = logging.getLogger("neox_lab")
 
-Source = str | os.PathLike[str]
+PathOrId = str | os.PathLike[str]
+"""Where a checkpoint is: a directory, or an id on the hub."""
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _RESOLVE_TIMEOUT = 10.0  # seconds; a hub slower than this counts as out of reach
@@ -66,7 +67,7 @@ class HubOptions:
 DEFAULTS = HubOptions()
 
 
-def local_directory(source: Source) -> Path | None:
+def local_directory(source: PathOrId) -> Path | None:
     """The directory that ``source`` names, or None when it is a hub id.
 
     Raises CheckpointError for what can be neither: a file, or a path to nothing.
@@ -84,7 +85,7 @@ def local_directory(source: Source) -> Path | None:
     return None
 
 
-def pin(source: Source, options: HubOptions = DEFAULTS) -> HubOptions:
+def pin(source: PathOrId, options: HubOptions = DEFAULTS) -> HubOptions:
     """The same options with ``revision`` replaced by the commit it stands for now.
 
     One request to the hub. Where the hub cannot be reached, the commit last seen is taken
@@ -123,7 +124,7 @@ def pin(source: Source, options: HubOptions = DEFAULTS) -> HubOptions:
 
 
 def find_file(
-    source: Source, filename: str, options: HubOptions = DEFAULTS, required: bool = True
+    source: PathOrId, filename: str, options: HubOptions = DEFAULTS, required: bool = True
 ) -> Path | None:
     """Path of one file of the source, downloaded if need be.
 
@@ -151,7 +152,7 @@ def find_file(
     )
 
 
-def list_files(source: Source, options: HubOptions = DEFAULTS) -> list[str]:
+def list_files(source: PathOrId, options: HubOptions = DEFAULTS) -> list[str]:
     """Names of the files that the source is known to hold, for messages; may be empty."""
     directory = local_directory(source)
     if directory is None:
@@ -264,7 +265,7 @@ def _hub_answered(error: Exception) -> bool:
     return isinstance(error, HfHubHTTPError) and response is not None and response.status_code < 500
 
 
-def _describe(source: Source, options: HubOptions) -> str:
+def _describe(source: PathOrId, options: HubOptions) -> str:
     where = f"subfolder {options.subfolder!r} of " if options.subfolder else ""
     if local_directory(source) is not None:
         return f"{where}directory {os.fspath(source)!r}"

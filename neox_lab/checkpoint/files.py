@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from neox_lab.errors import CheckpointError
-from neox_lab.hub import HubOptions, Source, find_file, list_files
+from neox_lab.hub import HubOptions, PathOrId, find_file, list_files
 
 Format = Literal["safetensors", "bin"]
 
@@ -52,7 +52,7 @@ def with_variant(filename: str, variant: str | None) -> str:
 
 
 def find_weights(
-    source: Source,
+    source: PathOrId,
     options: HubOptions,
     variant: str | None = None,
     use_safetensors: bool | None = None,
@@ -119,7 +119,7 @@ def _is_plain(name: str) -> bool:
 
 
 def _find_shards(
-    source: Source, options: HubOptions, index_path: Path, index: dict[str, str]
+    source: PathOrId, options: HubOptions, index_path: Path, index: dict[str, str]
 ) -> tuple[Path, ...]:
     names = sorted(set(index.values()))
     if not names:

@@ -28,7 +28,7 @@ from neox_lab.checkpoint.reading import (
 from neox_lab.checkpoint.report import LoadingReport, Shape
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import CheckpointError, ConfigError, nearest
-from neox_lab.hub import DEFAULTS, HubOptions, Source, pin
+from neox_lab.hub import DEFAULTS, HubOptions, PathOrId, pin
 
 logger = logging.getLogger("neox_lab")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -41,7 +41,7 @@ _RELEASE_AFTER = 32 * 2**20  # bytes copied out of mapped files before their pag
 
 def load_into(
     model_class: type[Model],
-    source: Source | None,
+    source: PathOrId | None,
     *,
     config: GPTNeoXConfig | None = None,
     options: HubOptions = DEFAULTS,

@@ -21,8 +21,7 @@ from neox_lab.checkpoint.files import INDEX_SUFFIX, WHOLE_FILES, with_variant
 from neox_lab.checkpoint.names import INPUT_EMBEDDING, OUTPUT_EMBEDDING, on_disk
 from neox_lab.checkpoint.reading import WEIGHT_DTYPES
 from neox_lab.errors import CheckpointError, ConfigError
-from neox_lab.files import parse_size, staged_files
-from neox_lab.hub import Source
+from neox_lab.files import PathLike, parse_size, staged_files
 from neox_lab.safetensors_files import write as write_safetensors
 
 _DTYPES = tuple(WEIGHT_DTYPES.values())
@@ -31,7 +30,7 @@ _METADATA = {"format": "pt"}
 
 def save(
     model: nn.Module,
-    directory: Source,
+    directory: PathLike,
     *,
     max_shard_size: int | str = "50GB",
     state_dict: Mapping[str, Tensor] | None = None,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import GenerationError
+from neox_lab.files import PathLike
 from neox_lab.generation.generate_call import Call, Companions
 from neox_lab.generation.generation_cache import GenerationCache
 from neox_lab.generation.output_builder import Record
@@ -19,7 +20,7 @@ from neox_lab.generation.outputs import GenerateBeamDecoderOnlyOutput, GenerateD
 from neox_lab.generation.settings import FILE_NAME, GenerationConfig
 from neox_lab.generation.stream import Describer, StreamStep
 from neox_lab.generation.streamers import new_tokens
-from neox_lab.hub import HubOptions, Source, find_file
+from neox_lab.hub import HubOptions, PathOrId, find_file
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel
@@ -47,13 +48,13 @@ class Generates:
     def generation_config(self, config: GenerationConfig) -> None:
         self.__dict__["_generation_config"] = config
 
-    def _load_beside(self, source: Source, options: HubOptions) -> None:
+    def _load_beside(self, source: PathOrId, options: HubOptions) -> None:
         """Read ``generation_config.json`` if there is one."""
         path = find_file(source, FILE_NAME, options, required=False)
         if path is not None:
             self.generation_config = GenerationConfig.from_json_file(path)
 
-    def _save_beside(self, directory: Source) -> None:
+    def _save_beside(self, directory: PathLike) -> None:
         """Write ``generation_config.json``."""
         self.generation_config.save_pretrained(directory)
 

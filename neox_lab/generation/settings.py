@@ -18,8 +18,8 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from neox_lab.errors import CheckpointError, GenerationError, nearest
-from neox_lab.files import write_text
+from neox_lab.errors import GenerationError, nearest
+from neox_lab.files import read_json, write_text
 
 if TYPE_CHECKING:
     from neox_lab.config import GPTNeoXConfig
@@ -268,14 +268,12 @@ class GenerationConfig:
 
     @classmethod
     def from_json_file(cls, path: str | os.PathLike[str], **overrides: Any) -> GenerationConfig:
-        """Read one JSON file; raises CheckpointError if it holds no settings."""
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path} holds a {type(values).__name__}; expected settings.")
-        return cls.from_dict(values, **overrides)
+        """Read one JSON file.
+
+        Raises:
+            CheckpointError: it holds no settings.
+        """
+        return cls.from_dict(read_json(path), **overrides)
 
     def save_pretrained(
         self, directory: str | os.PathLike[str], config_file_name: str = FILE_NAME

@@ -18,7 +18,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from neox_lab.errors import CheckpointError
 from neox_lab.files import staged_files
-from neox_lab.hub import HubOptions, Source, find_file, list_files, pin
+from neox_lab.hub import HubOptions, PathOrId, find_file, list_files, pin
 from neox_lab.tokenizer.pipeline import load_backend
 from neox_lab.tokenizer.settings import ROLES, SETTINGS
 
@@ -153,7 +153,7 @@ def write_all(directory: Path, contents: Iterable[tuple[str, str]]) -> tuple[str
     return tuple(paths)
 
 
-def read_source(source: Source, options: HubOptions) -> tuple[Tokenizer, Saved]:
+def read_source(source: PathOrId, options: HubOptions) -> tuple[Tokenizer, Saved]:
     """The Rust tokenizer of a directory or hub id, and what the files beside it say.
 
     Raises CheckpointError when there is no tokenizer, or its files are damaged.

@@ -1,0 +1,131 @@
+"""Settings that have several names: labels, the dtype, and what a file says it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import SupportsInt
+
+import torch
+
+from neox_lab.checks import check, whole
+from neox_lab.errors import ConfigError, nearest
+
+LABEL_NAMES = ("num_labels", "id2label", "label2id")
+DTYPE_NAMES = ("dtype", "torch_dtype")
+
+_OTHER_MODELS = {
+    "gpt_neox_japanese": "ABEJA's Japanese GPT-NeoX, which has another attention and MLP",
+    "gpt_neo": "GPT-Neo, EleutherAI's earlier model with learned positions and local attention",
+    "gptj": "GPT-J, which pairs neighbouring numbers in its rotary embedding and has no biases",
+    "gpt2": "GPT-2, which has learned positions",
+    "llama": "Llama, which has RMS norms and a gated MLP",
+}
+
+
+def merge(entries: Iterable[tuple[str, str, object]], what: str) -> dict[str, object]:
+    """Several entries as one dict.
+
+    Args:
+        entries: (as written, key, value).
+        what: what two entries with one key both name.
+
+    Raises:
+        ConfigError: there are two values for one key.
+    """
+    merged: dict[str, object] = {}
+    written: dict[str, str] = {}
+    for spelling, key, value in entries:
+        if key in merged and merged[key] != value:
+            raise ConfigError(
+                f"{written[key]}={merged[key]!r} contradicts {spelling}={value!r}: both name "
+                f"{what}. Give one of them, or make them agree."
+            )
+        merged[key], written[key] = value, spelling
+    return merged
+
+
+def resolve_labels(current: dict[int, str], given: Mapping[str, object]) -> dict[int, str]:
+    """``id2label`` after ``num_labels``, ``id2label`` and ``label2id`` in any combination.
+
+    Raises:
+        ConfigError: they contradict each other, or ids are not 0, 1, 2, ...
+    """
+    maps = []
+    if given.get("id2label") is not None:
+        pairs = _pairs("id2label", given["id2label"])
+        maps.append({_label_id(index): str(label) for index, label in pairs})
+    if given.get("label2id") is not None:
+        pairs = _pairs("label2id", given["label2id"])
+        maps.append({_label_id(index): str(label) for label, index in pairs})
+    if len(maps) == 2 and maps[0] != maps[1]:
+        raise ConfigError(f"id2label and label2id contradict each other: {maps[0]} and {maps[1]}.")
+    labels = maps[0] if maps else current
+    if given.get("num_labels") is not None:
+        count = check("num_labels", given["num_labels"], whole(above=0), ConfigError)
+        if len(labels) != count:
+            if maps:
+                raise ConfigError(f"num_labels={count}, but the labels are {labels}.")
+            labels = {index: f"LABEL_{index}" for index in range(count)}
+    names = set(labels.values())
+    if not labels or set(labels) != set(range(len(labels))) or len(names) != len(labels):
+        raise ConfigError(f"id2label must give ids 0, 1, 2, ... a name each, but it is {labels}.")
+    return labels
+
+
+def _pairs(name: str, value: object) -> Iterable[tuple[object, object]]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{name}={value!r}; expected a dict: id2label maps whole numbers to names, label2id "
+            "back."
+        )
+    return value.items()
+
+
+def _label_id(value: object) -> int:
+    """The number itself, or as JSON writes it in keys."""
+    try:
+        if isinstance(value, str | SupportsInt):
+            return int(value)
+    except ValueError:
+        pass
+    raise ConfigError(
+        f"{value!r} is no id of a label: id2label maps whole numbers to names, label2id back."
+    )
+
+
+def resolve_dtype(given: Mapping[str, object]) -> torch.dtype | None:
+    """The dtype that the arguments in ``given`` name; None for "auto".
+
+    Raises:
+        ConfigError: one is no floating-point dtype, or they disagree.
+    """
+    parsed = [(name, "dtype", _parse_dtype(value)) for name, value in given.items()]
+    found = merge([entry for entry in parsed if entry[2] is not None], "the dtype of the weights")
+    dtype = found.get("dtype")
+    assert dtype is None or isinstance(dtype, torch.dtype)
+    return dtype
+
+
+def _parse_dtype(value: object) -> torch.dtype | None:
+    """``torch.float16`` from itself, ``"float16"`` or ``"torch.float16"``; None from "auto"."""
+    if value is None or value == "auto":
+        return None
+    found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
+    if isinstance(found, torch.dtype) and found.is_floating_point:
+        return found
+    close = nearest(str(value), ("float16", "bfloat16", "float32", "float64"))
+    raise ConfigError(f"dtype={value!r}; expected a floating-point torch dtype.{close}")
+
+
+def check_model_type(model_type: object, ours: str) -> None:
+    """Refuse configurations of other architectures.
+
+    Raises:
+        ConfigError: ``model_type`` is not ``ours``.
+    """
+    if model_type != ours:
+        what = _OTHER_MODELS.get(str(model_type), "another architecture")
+        raise ConfigError(
+            f"This configuration is of model_type {model_type!r}: {what}. neox_lab computes "
+            "'gpt_neox' (GPT-NeoX, Pythia and the models trained in their shape) and no other."
+        )
