@@ -10,24 +10,22 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neox_lab.data.batches import encoded
+from neox_lab.data.batches import by_length
+from neox_lab.data.encoding import pad_rows, token_ids
+from neox_lab.data.positions import TextPosition, positions
 from neox_lab.data.tables import check_lengths, refuse
 from neox_lab.errors import HookNameError, InputError
+from neox_lab.family.contract import HookedModel
 from neox_lab.hooks.names import find_all
 
-Where = int | str | Sequence[int]
-"""A position counted in each text's own tokens (-1 is the last), ``"mean"`` over all of them, or
-one position for each text."""
 
-
-def site_names(model: Any, sites: str | Sequence[str]) -> list[str]:
+def site_names(model: HookedModel, sites: str | Sequence[str]) -> list[str]:
     """Hook names of sites: ``"resid_post"`` means that site of every layer.
 
     Raises:
@@ -49,21 +47,21 @@ def site_names(model: Any, sites: str | Sequence[str]) -> list[str]:
 
 @contextmanager
 def collected(
-    model: Any,
+    model: HookedModel,
     texts: Sequence[str],
     names: Sequence[str],
-    where: Where,
+    pos: TextPosition,
     *,
     batch_size: int = 32,
     memory: int = 2 * 10**9,
 ) -> Iterator[dict[str, NDArray[np.float32]]]:
-    """For each hook name the vectors `[text, d]`, float32; several axes after pos are joined.
+    """For each hook name the vectors ``[text, d]``, float32; several axes after pos are joined.
 
     Args:
         model: any of the classes, with a tokenizer.
         texts: what it reads.
         names: hook names, see ``site_names``.
-        where: which position of each text.
+        pos: which position of each text.
         batch_size: texts in one forward pass.
         memory: above so many bytes the vectors live in files, removed when the block is left.
 
@@ -71,11 +69,12 @@ def collected(
         DataError: texts without a token, or longer than the model can read; by number.
         InputError: a position that a text does not have, or activations that are not finite.
     """
-    ids = [list(row) for row in encoded(model, list(texts)).input_ids] if texts else []
-    empty = [(row, "has no token") for row, line in enumerate(ids) if not line]
+    ids = token_ids(model, texts)
+    lengths = [len(row) for row in ids]
+    empty = [(row, "has no token") for row, length in enumerate(lengths) if not length]
     refuse("There is nothing to read", empty, "Leave these texts out.")
     check_lengths(ids, model.config.max_position_embeddings, "Shorten these texts.")
-    places = _places(where, [len(row) for row in ids])
+    read = None if isinstance(pos, str) and pos == "mean" else positions(pos, lengths)
     sizes = _sizes(model, names)
     with tempfile.TemporaryDirectory() as folder:
         in_files = 4 * len(texts) * sum(sizes.values()) > memory
@@ -83,10 +82,9 @@ def collected(
             name: _empty((len(texts), size), Path(folder) / str(at) if in_files else None)
             for at, (name, size) in enumerate(sizes.items())
         }
-        order = sorted(range(len(ids)), key=lambda row: -len(ids[row]))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            for name, vectors in _vectors(model, [ids[r] for r in rows], names, places, rows):
+        for rows in by_length(lengths, batch_size):
+            at = None if read is None else torch.tensor([read[row] for row in rows])
+            for name, vectors in _vectors(model, [ids[row] for row in rows], names, at):
                 arrays[name][rows] = vectors.numpy()
         for name, values in arrays.items():
             if not np.isfinite(values.sum()):
@@ -95,46 +93,25 @@ def collected(
 
 
 def _vectors(
-    model: Any,
+    model: HookedModel,
     ids: list[list[int]],
     names: Sequence[str],
-    places: list[int] | None,
-    rows: list[int],
+    pos: Tensor | None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Vectors `[batch, d]` of one batch, name by name."""
-    longest = max(map(len, ids))
-    lengths = torch.tensor([len(row) for row in ids])
-    # Padding on the right: causal attention never reaches it.
-    batch = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=model.device)
+    """Vectors ``[batch, d]`` of one batch, name by name: at ``pos`` ``[batch]``, or the means."""
+    batch, mask = pad_rows(ids, 0)  # on the right, where causal attention never reaches
     layers = [model.hook_points[name].layer for name in names]
     last = None if None in layers else max(layer for layer in layers if layer is not None) + 1
-    _, cache = model.run_with_cache(batch, list(names), stop_at_layer=last)
+    _, cache = model.run_with_cache(batch.to(model.device), list(names), stop_at_layer=last)
     for name in names:
         values = cache[name].float().flatten(2).cpu()
-        if places is None:
-            inside = (torch.arange(longest) < lengths[:, None])[:, :, None]
-            yield name, (values * inside).sum(dim=1) / lengths[:, None]
+        if pos is None:
+            yield name, (values * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
         else:
-            at = torch.tensor([places[row] for row in rows])
-            yield name, values[torch.arange(len(rows)), at]
+            yield name, values[torch.arange(len(ids)), pos]
 
 
-def _places(where: Where, lengths: list[int]) -> list[int] | None:
-    """One position, from 0, for each text; None for the mean."""
-    if isinstance(where, str):
-        if where != "mean":
-            raise InputError(f"pos={where!r}; expected a position, 'mean', or a list of positions")
-        return None
-    given = [where] * len(lengths) if isinstance(where, int) else [int(at) for at in where]
-    if len(given) != len(lengths):
-        raise InputError(f"pos has {len(given)} positions for {len(lengths)} texts")
-    for row, (at, length) in enumerate(zip(given, lengths, strict=True)):
-        if not -length <= at < length:
-            raise InputError(f"text {row} has {length} tokens and no position {at}")
-    return [at % length for at, length in zip(given, lengths, strict=True)]
-
-
-def _sizes(model: Any, names: Sequence[str]) -> dict[str, int]:
+def _sizes(model: HookedModel, names: Sequence[str]) -> dict[str, int]:
     """How many numbers a position has at each hook."""
     config = model.config
     length = {

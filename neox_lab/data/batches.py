@@ -1,16 +1,18 @@
-"""From single examples to tensors: padding, and batches of texts of similar length."""
+"""From single examples to batches of similar length, and a model's outputs for each example."""
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from neox_lab.errors import InputError, TokenizerError
+from neox_lab.data.encoding import pad_rows, pad_token
+from neox_lab.family.contract import HookedModel
 from neox_lab.family.losses import IGNORED
+from neox_lab.model.output_heads import OUTPUT_HEADS
 
 Example = Mapping[str, Any]
 """One example: ``input_ids`` and what else ``forward`` takes, as lists and numbers. Names that
@@ -23,89 +25,80 @@ Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
 def padded(examples: Sequence[Example], pad_token_id: int) -> dict[str, Tensor]:
     """One batch: lists are filled up on the right, numbers stacked.
 
+    Args:
+        examples: at least one, all with the same names.
+        pad_token_id: fills up ``input_ids``.
+
     Returns:
         ``input_ids`` and ``attention_mask`` ``[batch, pos]``; other lists as long as the ids (such
         as ``labels``) filled with -100, other lists and numbers as they are.
     """
-    longest = max(len(example["input_ids"]) for example in examples)
-    batch: dict[str, Tensor] = {}
+    ids, mask = pad_rows([example["input_ids"] for example in examples], pad_token_id)
+    batch = {"input_ids": ids}
     for name in examples[0]:
-        if name.startswith("_"):
+        if name == "input_ids" or name.startswith("_"):
             continue
         rows = [example[name] for example in examples]
         if isinstance(rows[0], list) and len(rows[0]) == len(examples[0]["input_ids"]):
-            fill = pad_token_id if name == "input_ids" else IGNORED
-            rows = [row + [fill] * (longest - len(row)) for row in rows]
-        batch[name] = torch.tensor(rows)
-    lengths = torch.tensor([len(example["input_ids"]) for example in examples])
-    batch["attention_mask"] = (torch.arange(longest) < lengths[:, None]).long()
-    return batch
+            batch[name] = pad_rows(rows, IGNORED)[0]
+        else:
+            batch[name] = torch.tensor(rows)
+    return batch | {"attention_mask": mask}
 
 
-def by_length(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
-    """Numbers of the examples, the longest first, in batches: neighbours need little padding."""
-    order = sorted(range(len(examples)), key=lambda row: -len(examples[row]["input_ids"]))
+def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Numbers of the rows, the longest first, in batches: neighbours need little padding.
+
+    Args:
+        lengths: how long each row is.
+        batch_size: rows in one batch.
+
+    Yields:
+        The numbers of the rows of one batch.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
 
 
-def pad_token(model: Any) -> int:
-    """The token that fills up short texts; the configuration gets the tokenizer's if it has none.
-
-    Heads that read the last token of a text find it by ``config.pad_token_id``.
-    """
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer_of(model).pad_token_id
-    if model.config.pad_token_id is None:
-        raise InputError("Neither the model nor its tokenizer has a padding token.")
-    return int(model.config.pad_token_id)
-
-
-def tokenizer_of(model: Any) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-        TokenizerError: it has none.
-    """
-    if getattr(model, "tokenizer", None) is None:
-        raise TokenizerError(
-            "This model has no tokenizer. Load both with nl.load(...), or set model.tokenizer = "
-            "nl.GPTNeoXTokenizerFast.from_pretrained(...)."
-        )
-    return model.tokenizer
-
-
-def encoded(model: Any, texts: str | list[str], **arguments: Any) -> Any:
-    """What the model's tokenizer makes of texts, whose length the caller looks after."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="A text has .* tokens")
-        return tokenizer_of(model)(texts, **arguments)
+@contextmanager
+def evaluating(model: HookedModel) -> Iterator[None]:
+    """Evaluation mode (no dropout) inside a ``with`` block; the mode of before afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @torch.inference_mode()
 def outputs(
-    model: Any, examples: Sequence[Example], batch_size: int, names: Sequence[str]
+    model: HookedModel, examples: Sequence[Example], batch_size: int, names: Sequence[str]
 ) -> list[dict[str, Tensor]]:
-    """The model's outputs ``names`` for each example, float32 on the CPU, in the given order.
+    """The model's outputs ``names`` for each example, in evaluation mode.
 
-    Outputs with a position axis are cut to the example's own length. The model is in evaluation
-    mode meanwhile.
+    Args:
+        model: any of the classes with a head.
+        examples: of which ``input_ids`` are read.
+        batch_size: examples in one forward pass.
+        names: attributes of what ``forward`` returns, such as ``logits``.
+
+    Returns:
+        For each example, in the given order, its outputs by name, float32 on the CPU. Those with a
+        position axis are cut to the example's own length.
     """
     pad = pad_token(model)
+    rows = [example["input_ids"] for example in examples]
+    lengths = [len(row) for row in rows]
     found: list[dict[str, Tensor]] = [{} for _ in examples]
-    per_position = model.head != "sequence-classification"
-    training = model.training
-    model.eval()
-    try:
-        for rows in by_length(examples, batch_size):
-            bare = [{"input_ids": examples[row]["input_ids"]} for row in rows]
-            batch = {name: t.to(model.device) for name, t in padded(bare, pad).items()}
-            output = model(**batch)
+    per_text = model.head in OUTPUT_HEADS and OUTPUT_HEADS[model.head].per_text
+    with evaluating(model):
+        for chosen in by_length(lengths, batch_size):
+            ids, mask = pad_rows([rows[row] for row in chosen], pad)
+            output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
             for name in names:
                 values = output[name].float().cpu()
-                for value, row in zip(values, rows, strict=True):
-                    length = len(examples[row]["input_ids"])
-                    found[row][name] = value[:length] if per_position else value
-    finally:
-        model.train(training)
+                for value, row in zip(values, chosen, strict=True):
+                    found[row][name] = value if per_text else value[: lengths[row]]
     return found

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neox_lab.data.activations import Where, collected, site_names
+from neox_lab.data.activations import collected, site_names
+from neox_lab.data.positions import TextPosition
 from neox_lab.errors import DataError, InputError
 from neox_lab.experiments.probing_result import Array, Probe, ProbeResult
 from neox_lab.tasks import metrics
@@ -37,7 +38,7 @@ def probe(
     texts: Sequence[str],
     labels: Sequence[Any],
     sites: str | Sequence[str] = "resid_post",
-    pos: Where = -1,
+    pos: TextPosition = -1,
     *,
     method: str = "linear",
     groups: Sequence[Any] | None = None,

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neox_lab.data.activations import Where, collected
+from neox_lab.data.activations import collected
+from neox_lab.data.positions import TextPosition
 from neox_lab.errors import InputError, nearest
 from neox_lab.results import Result
 
@@ -67,7 +68,7 @@ class ProbeResult(Result):
     probes: list[Probe]
     labels: list[Any]
     baseline: float
-    where: Where
+    where: TextPosition
     counts: tuple[int, int, int]
 
     @property

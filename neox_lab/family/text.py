@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -118,9 +118,23 @@ class TextHelpers:
         return self.tokenizer.pieces(prepared["input_ids"][0].tolist())
 
     def _tokenizer(self) -> GPTNeoXTokenizerFast:
-        if self.tokenizer is None:
-            raise TokenizerError(
-                "This model has no tokenizer. Load both with nl.load(...), or set model.tokenizer "
-                "= nl.GPTNeoXTokenizerFast.from_pretrained(...)."
-            )
-        return self.tokenizer
+        return tokenizer_of(self)
+
+
+class _HasTokenizer(Protocol):
+    @property
+    def tokenizer(self) -> GPTNeoXTokenizerFast | None: ...
+
+
+def tokenizer_of(model: _HasTokenizer) -> GPTNeoXTokenizerFast:
+    """The model's tokenizer.
+
+    Raises:
+        TokenizerError: it has none.
+    """
+    if model.tokenizer is None:
+        raise TokenizerError(
+            "This model has no tokenizer. Load both with nl.load(...), or set model.tokenizer = "
+            "nl.GPTNeoXTokenizerFast.from_pretrained(...)."
+        )
+    return model.tokenizer

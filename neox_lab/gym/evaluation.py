@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from neox_lab.data.batches import by_length, encoded, pad_token, padded
+from neox_lab.data.batches import by_length, evaluating
+from neox_lab.data.encoding import pad_rows, pad_token, token_ids
 from neox_lab.errors import InputError, nearest
 from neox_lab.gym.examples import Pair
 from neox_lab.gym.words import Split
@@ -170,7 +171,7 @@ def evaluate(
 def as_tokens(model: Any, pair: Pair) -> tuple[Prompt | None, str]:
     """The pair as tokens, or None and the reason why the model's tokenizer does not allow it."""
     texts = [pair.clean, pair.corrupted, pair.clean + pair.correct, pair.clean + pair.wrong]
-    clean, corrupted, right, wrong = (list(ids) for ids in encoded(model, texts).input_ids)
+    clean, corrupted, right, wrong = token_ids(model, texts)
     if len(clean) != len(corrupted):
         return None, f"clean prompt {len(clean)} tokens, corrupted {len(corrupted)}"
     for answer, ids in ((pair.correct, right), (pair.wrong, wrong)):
@@ -191,21 +192,20 @@ def logit_differences(model: Any, prompts: Sequence[Prompt], batch_size: int = 6
     """
     found = torch.zeros(len(prompts), 2)
     pad = pad_token(model)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for side in range(2):
-            examples = [{"input_ids": prompt[side]} for prompt in prompts]
-            for rows in by_length(examples, batch_size):
-                batch = padded([examples[row] for row in rows], pad)
-                last = batch["attention_mask"].sum(dim=1, keepdim=True) - 1
-                batch = {name: tensor.to(model.device) for name, tensor in batch.items()}
-                logits = model(**batch, logits_to_keep=last.to(model.device)).logits[:, 0]
+            texts = [prompt.corrupted if side else prompt.clean for prompt in prompts]
+            for rows in by_length([len(text) for text in texts], batch_size):
+                ids, mask = pad_rows([texts[row] for row in rows], pad)
+                last = mask.sum(dim=1, keepdim=True) - 1
+                logits = model(
+                    input_ids=ids.to(model.device),
+                    attention_mask=mask.to(model.device),
+                    logits_to_keep=last.to(model.device),
+                ).logits[:, 0]
                 pairs = torch.tensor([[prompts[r].correct, prompts[r].wrong] for r in rows])
                 chosen = logits.float().cpu().gather(1, pairs)
                 found[rows, side] = chosen[:, 0] - chosen[:, 1]
-    finally:
-        model.train(training)
     return found
 
 
@@ -227,12 +227,8 @@ def repeat_loss(
     generator = torch.Generator().manual_seed(seed)
     once = torch.randint(2, model.config.vocab_size, (count, length), generator=generator)
     tokens = torch.cat([once, once], dim=1).to(model.device)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         logits = model(tokens).logits.float()
-    finally:
-        model.train(training)
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none"
     )

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from neox_lab.data.batches import Example, encoded, outputs, pad_token, padded, tokenizer_of
+from neox_lab.data.batches import Example, outputs, padded
+from neox_lab.data.encoding import pad_token, token_ids, token_spans, tokenizer_of
 from neox_lab.errors import DataError, InputError
 from neox_lab.tasks import squad
 from neox_lab.tasks.report import Report
@@ -202,8 +203,8 @@ def _windows(model: Any, frame: Any, max_length: int | None, stride: int) -> lis
     for row, (question, context) in enumerate(
         zip(frame["question"], frame["context"], strict=True)
     ):
-        asked = list(tokenizer(f"{question}\n").input_ids)
-        read = encoded(model, context, return_offsets_mapping=True)
+        asked = token_ids(model, [f"{question}\n"])[0]
+        read = token_spans(model, context)
         room = longest - len(asked) - 1
         if room <= stride:
             raise DataError(
@@ -211,10 +212,10 @@ def _windows(model: Any, frame: Any, max_length: int | None, stride: int) -> lis
                 f"{longest} for the text; expected more than stride={stride}. Shorten the "
                 "question, or choose a smaller stride or a larger max_length."
             )
-        for start in range(0, max(1, len(read.input_ids) - stride), room - stride):
-            ids = list(read.input_ids[start : start + room])
-            offsets = [tuple(pair) for pair in read.offset_mapping[start : start + room]]
-            windows.append(Window(row, [*asked, *ids, closing], len(asked), offsets))
+        for start in range(0, max(1, len(read.ids) - stride), room - stride):
+            part = slice(start, start + room)
+            ids = [*asked, *read.ids[part], closing]
+            windows.append(Window(row, ids, len(asked), read.spans[part]))
     return windows
 
 

@@ -22,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neox_lab.data.batches import Example, encoded, outputs, pad_token, padded
+from neox_lab.data.batches import Example, outputs, padded
+from neox_lab.data.encoding import pad_token, token_ids
 from neox_lab.data.tables import check_lengths, listed, read_table, refuse, texts_of
 from neox_lab.errors import DataError, InputError
 from neox_lab.tasks import metrics
@@ -244,11 +245,11 @@ def _class(value: Any, names: list[str]) -> int:
 
 def _tokenized(model: Any, texts: list[str], truncate: bool) -> list[Example]:
     longest = model.config.max_position_embeddings
-    rows = encoded(model, texts).input_ids if texts else []
+    rows = token_ids(model, texts)
     if truncate:
         rows = [row[-longest:] for row in rows]
     check_lengths(rows, longest, "Pass truncate=True to keep their ends.")
-    return [{"input_ids": list(row), "_text": text} for row, text in zip(rows, texts, strict=True)]
+    return [{"input_ids": row, "_text": text} for row, text in zip(rows, texts, strict=True)]
 
 
 def _probabilities(model: Any, found: list[dict[str, Tensor]]) -> Any:

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from neox_lab.data.batches import Example, tokenizer_of
+from neox_lab.data.batches import Example
+from neox_lab.data.encoding import tokenizer_of
 from neox_lab.errors import InputError
 from neox_lab.progress import Progress
 from neox_lab.tasks.report import Report

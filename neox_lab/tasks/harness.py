@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from neox_lab.data.batches import encoded, tokenizer_of
+from neox_lab.data.encoding import token_ids, tokenizer_of
 from neox_lab.errors import InputError
 from neox_lab.tasks.likelihood import continuations, log_probabilities, windows
 
@@ -79,7 +79,7 @@ class _Answers:
         longest = self.model.config.max_position_embeddings
         totals = []
         for request in requests:
-            ids = encoded(self.model, request.args[0]).input_ids
+            ids = token_ids(self.model, [request.args[0]])[0]
             cuts = list(windows(ids, longest, longest, first)) if ids else []
             found = log_probabilities(self.model, cuts, self.batch_size)
             totals.append(sum(float(values.sum()) for values, _ in found))
@@ -106,7 +106,7 @@ class _Answers:
         if not settings.get("do_sample") or not settings.get("temperature", 1.0):
             settings = {"do_sample": False}
         tokenizer = tokenizer_of(self.model)
-        ids = list(encoded(self.model, context).input_ids)[-room:] or [tokenizer.eos_token_id]
+        ids = token_ids(self.model, [context])[0][-room:] or [tokenizer.eos_token_id]
         written = self.model.generate(
             torch.tensor([ids], device=self.model.device),
             max_new_tokens=length,

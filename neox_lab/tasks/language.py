@@ -13,7 +13,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from neox_lab.data.batches import Example, encoded, pad_token, padded, tokenizer_of
+from neox_lab.data.batches import Example, padded
+from neox_lab.data.encoding import pad_token, token_ids, tokenizer_of
 from neox_lab.data.tables import read_table, texts_of
 from neox_lab.errors import DataError, InputError
 from neox_lab.tasks.likelihood import perplexity
@@ -81,7 +82,7 @@ def prepare(model: Any, data: Any, *, text: str = "text", context: int = 256) ->
     if not 2 <= context <= longest:
         raise InputError(f"context={context}; expected 2 to {longest} tokens.")
     joined: list[int] = []
-    for row in encoded(model, _texts(data, text)).input_ids:
+    for row in token_ids(model, _texts(data, text)):
         joined += [*row, tokenizer.eos_token_id]
     cuts = [joined[start : start + context] for start in range(0, len(joined), context)]
     examples: list[Example] = [{"input_ids": cut, "labels": cut} for cut in cuts if len(cut) > 1]

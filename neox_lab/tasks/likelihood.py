@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from neox_lab.data.batches import encoded, tokenizer_of
+from neox_lab.data.batches import by_length
+from neox_lab.data.encoding import pad_rows, token_ids, tokenizer_of
 from neox_lab.data.tables import refuse
 from neox_lab.errors import DataError, InputError
 from neox_lab.tasks.report import Report
@@ -52,16 +53,13 @@ def log_probabilities(
         For each request float32 ``[target]`` in nats and boolean ``[target]``, on the CPU.
     """
     found: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(requests)
-    order = sorted(range(len(requests)), key=lambda at: -sum(map(len, requests[at])))
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        whole = [requests[row].context + requests[row].target for row in rows]
-        longest = len(whole[0]) - 1  # the last token is predicted and never read
+    # The last token is predicted and never read.
+    read = [(context + target)[:-1] for context, target in requests]
+    for rows in by_length([len(line) for line in read], batch_size):
         # Padding stands on the right, where causal attention cannot see it.
-        ids = torch.tensor([line[:-1] + [0] * (longest - len(line) + 1) for line in whole])
+        ids, mask = pad_rows([read[row] for row in rows], 0)
         most = max(len(requests[row].target) for row in rows)
-        ends = torch.tensor([len(line) - 1 for line in whole])
-        kept = (ends[:, None] - most + torch.arange(most)).clamp(min=0)
+        kept = (mask.sum(dim=1, keepdim=True) - most + torch.arange(most)).clamp(min=0)
         logits = model(ids.to(model.device), logits_to_keep=kept.to(model.device)).logits
         scores = logits.float().log_softmax(dim=-1).cpu()
         for row, line in zip(rows, scores, strict=True):
@@ -121,7 +119,7 @@ def perplexity(
 
     listed = [texts] if isinstance(texts, str) else list(texts)
     context, stride = _sizes(model, context, stride)
-    rows = [list(row) for row in encoded(model, listed).input_ids] if listed else []
+    rows = token_ids(model, listed)
     short = [(at, f"{len(row)} tokens") for at, row in enumerate(rows) if len(row) < 2]
     refuse("Too short to predict anything", short, "A text needs two tokens at least.")
     if not rows:
@@ -200,11 +198,10 @@ def encoded_pair(model: Any, context: str, continuation: str) -> Scored:
     if spaces:
         context, continuation = context[:-spaces], context[-spaces:] + continuation
     if not context:
-        before, target = [tokenizer.eos_token_id], list(encoded(model, continuation).input_ids)
+        before, target = [tokenizer.eos_token_id], token_ids(model, [continuation])[0]
     else:
-        whole = list(encoded(model, context + continuation).input_ids)
-        cut = len(encoded(model, context).input_ids)
-        before, target = whole[:cut], whole[cut:]
+        whole, alone = token_ids(model, [context + continuation, context])
+        before, target = whole[: len(alone)], whole[len(alone) :]
     longest = model.config.max_position_embeddings
     room = max(1, longest + 1 - len(target))
     return Scored(before[-room:], target[:longest])

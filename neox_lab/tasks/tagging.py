@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from neox_lab.data.batches import Example, encoded, outputs, pad_token, padded
+from neox_lab.data.batches import Example, outputs, padded
+from neox_lab.data.encoding import pad_token, token_spans
 from neox_lab.data.tables import check_lengths, listed, read_table, refuse
 from neox_lab.errors import DataError, InputError, nearest
 from neox_lab.family.losses import IGNORED
@@ -256,13 +257,13 @@ def _from_entities(text: Any, given: Any) -> Sentence:
 
 def _tokens(model: Any, sentence: Sentence) -> tuple[list[int], list[int]]:
     """Token ids of a text, and the number of each word's last token."""
-    read = encoded(model, sentence.text, return_offsets_mapping=True)
+    read = token_spans(model, sentence.text)
     last = []
     for _, end in sentence.words:
         # Several tokens may share the last character (its bytes); the last of them ends the word.
-        at = max(i for i, (low, high) in enumerate(read.offset_mapping) if low < end <= high)
+        at = max(i for i, (low, high) in enumerate(read.spans) if low < end <= high)
         last.append(at)
-    return list(read.input_ids), last
+    return read.ids, last
 
 
 def _predicted(

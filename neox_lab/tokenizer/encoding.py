@@ -20,6 +20,7 @@ from neox_lab.tokenizer import arguments, pipeline
 from neox_lab.tokenizer.arguments import Lengths, choose, named_arguments
 from neox_lab.tokenizer.batch import BatchEncoding, as_tensor
 from neox_lab.tokenizer.decoding import Decoder
+from neox_lab.tokenizer.padding import pad_row
 from neox_lab.tokenizer.settings import Checked, flag, limit, names, side
 from neox_lab.tokenizer.vocabulary import id_list
 
@@ -248,15 +249,10 @@ class Encoder(Decoder):
             fill = FILL | {"input_ids": self.pad_token_id}
             for name in fill.keys() & columns.keys():
                 columns[name] = [
-                    _padded(row, target, fill[name], direction) for row in columns[name]
+                    pad_row(row, target, fill[name], direction) for row in columns[name]
                 ]
         data = {name: values[0] for name, values in columns.items()} if single else columns
         return BatchEncoding(_converted(data, return_tensors or kind))
-
-
-def _padded(row: list[Any], length: int, fill: Any, direction: str) -> list[Any]:
-    missing = [fill] * (length - len(row))
-    return row + missing if direction == "right" else missing + row
 
 
 def _converted(data: dict[str, Any], kind: str | None) -> dict[str, Any]:

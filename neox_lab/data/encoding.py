@@ -1,0 +1,80 @@
+"""From texts to token ids, with the model's own tokenizer.
+
+``token_ids`` is for texts whose length the caller looks after (``tables.check_lengths`` refuses
+those that are too long, by row); ``token_spans`` says as well where each token stands in its text.
+What makes one tensor of several rows is ``pad_rows``, from the room of the tokenizer.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from neox_lab.errors import InputError
+from neox_lab.family.contract import HookedModel
+from neox_lab.family.text import tokenizer_of
+from neox_lab.tokenizer.padding import pad_rows
+
+__all__ = ["TokenSpans", "pad_rows", "pad_token", "token_ids", "token_spans", "tokenizer_of"]
+
+
+class TokenSpans(NamedTuple):
+    """The tokens of a text and where they stand.
+
+    Attributes:
+        ids: token ids.
+        spans: first and last character (exclusive) of each.
+    """
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+
+def token_ids(model: HookedModel, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without padding and however long.
+
+    Raises:
+        TokenizerError: the model has no tokenizer.
+    """
+    tokenizer = tokenizer_of(model)
+    if not texts:
+        return []
+    with _any_length():
+        return [list(row) for row in tokenizer(list(texts)).input_ids]
+
+
+def token_spans(model: HookedModel, text: str) -> TokenSpans:
+    """Token ids of a text, however long, and the characters of each.
+
+    Raises:
+        TokenizerError: the model has no tokenizer.
+    """
+    tokenizer = tokenizer_of(model)
+    with _any_length():
+        read = tokenizer(text, return_offsets_mapping=True)
+    return TokenSpans(list(read.input_ids), [(low, high) for low, high in read.offset_mapping])
+
+
+def pad_token(model: HookedModel) -> int:
+    """The token that fills up short texts; the configuration gets the tokenizer's if it has none.
+
+    Heads that read the last token of a text find it by ``config.pad_token_id``.
+
+    Raises:
+        InputError: there is none.
+        TokenizerError: the model has no tokenizer to ask.
+    """
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer_of(model).pad_token_id
+    if model.config.pad_token_id is None:
+        raise InputError("Neither the model nor its tokenizer has a padding token.")
+    return int(model.config.pad_token_id)
+
+
+@contextmanager
+def _any_length() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="A text has .* tokens")
+        yield

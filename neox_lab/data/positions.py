@@ -1,0 +1,35 @@
+"""Positions as people name them: counted in each text's own tokens, wherever it is padded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from neox_lab.errors import InputError
+
+PositionLike = int | Sequence[int] | Tensor
+"""A position in each text's own tokens (0 is the first, -1 the last); or one for each text."""
+TextPosition = PositionLike | str
+"""A ``PositionLike``; or ``"mean"``, over all positions of a text."""
+
+
+def positions(pos: TextPosition, lengths: Sequence[int]) -> list[int]:
+    """One position, from 0, for each text.
+
+    Args:
+        pos: one for all texts, or one for each.
+        lengths: how many tokens each text has.
+
+    Raises:
+        InputError: as many positions as texts are expected, or a text has no such position.
+    """
+    if isinstance(pos, str):
+        raise InputError(f"pos={pos!r}; expected a position, 'mean', or a list of positions")
+    given = [pos] * len(lengths) if isinstance(pos, int) else [int(at) for at in pos]
+    if len(given) != len(lengths):
+        raise InputError(f"pos has {len(given)} positions for {len(lengths)} texts")
+    for row, (at, length) in enumerate(zip(given, lengths, strict=True)):
+        if not -length <= at < length:
+            raise InputError(f"text {row} has {length} tokens and no position {at}")
+    return [at % length for at, length in zip(given, lengths, strict=True)]
