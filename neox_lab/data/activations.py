@@ -6,6 +6,7 @@ asked for. What does not fit into memory is kept in files that disappear afterwa
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from neox_lab.data.tables import check_lengths, refuse
 from neox_lab.errors import HookNameError, InputError
 from neox_lab.family.contract import HookedModel
 from neox_lab.hooks.names import find_all
+from neox_lab.hooks.table import axis_sizes, shape_at
 
 
 def site_names(model: HookedModel, sites: str | Sequence[str]) -> list[str]:
@@ -113,22 +115,8 @@ def _vectors(
 
 def _sizes(model: HookedModel, names: Sequence[str]) -> dict[str, int]:
     """How many numbers a position has at each hook."""
-    config = model.config
-    length = {
-        "head": config.num_attention_heads,
-        "d_head": config.head_size,
-        "d_model": config.hidden_size,
-        "d_mlp": config.intermediate_size,
-        "vocab": config.vocab_size,
-        "label": config.num_labels,
-        "1": 1,
-        "2": 2,
-    }
-    axes = {name: model.hook_points[name].axes for name in names}
-    return {
-        name: int(np.prod([length[axis] for axis in axes[name] if axis not in ("batch", "pos")]))
-        for name in names
-    }
+    sizes = axis_sizes(model.config, batch=1, pos=1)
+    return {name: math.prod(shape_at(model.hook_points[name], sizes)) for name in names}
 
 
 def _empty(shape: tuple[int, int], path: Path | None) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from neox_lab.hooks.storage import axis_sizes, shape_at
+from neox_lab.hooks.table import axis_sizes, shape_at
 from neox_lab.model.hook_points import HookPoint
 
 if TYPE_CHECKING:

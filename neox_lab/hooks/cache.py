@@ -23,6 +23,7 @@ from torch import Tensor
 from neox_lab.errors import HookError, HookNameError
 from neox_lab.files import size_in_words
 from neox_lab.hooks import cache_files as files
+from neox_lab.hooks.derived import Maker, maker_of
 from neox_lab.hooks.names import ShortForm, exact
 from neox_lab.hooks.residual_decomposition import CacheArithmetic
 from neox_lab.hooks.storage import Keeping
@@ -30,9 +31,6 @@ from neox_lab.model.hook_points import HookPoint, Watcher
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Maker = Callable[["ActivationCache"], Tensor]
-"""Makes one activation from others; it is given the cache, and must not hold on to it."""
 
 
 class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
@@ -220,12 +218,10 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         cache = cls(points, model=model, attention_mask=mask, pieces=pieces)
         cache._tensors = tensors
         if model is not None:
-            from neox_lab.hooks.derived import bases_of, derive
-
             derived: Any = description["derived"]
-            for point in (points[name] for name in derived):
-                if all(base in cache for base in bases_of(point)):
-                    derive(cache, point)
+            for point in (model.hook_points[name] for name in derived):
+                if point.follows_from and all(base in cache for base in point.follows_from):
+                    cache.make_on_access(point.name, maker_of(point, model, mask))
         return cache
 
 

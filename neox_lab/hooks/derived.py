@@ -1,119 +1,166 @@
-"""Activations that are made when asked for, instead of stored.
+"""Activations that follow from a stored one by one cheap step.
 
-Two kinds. *Derived*: one cheap step leads there from a stored tensor. What each head reads is the
-residual stream, what it writes is its ``z`` times a matrix: storing them would take ``head`` times
-the memory of the residual stream. Scores and patterns follow from queries and keys: storing them
-would take memory that grows with the square of the length.
-*Lean*: a block's activations all follow from the residual stream that enters it, so one tensor
-``[batch, pos, d_model]`` a layer answers any question, at the price of one block's work when the
-question is asked. The block asked about last is kept, because questions about a block come
-together.
+What each head reads is the residual stream, what it writes is its ``z`` times a matrix: storing
+them would take ``head`` times the memory of the residual stream. Scores and patterns follow from
+queries and keys: storing them would take memory that grows with the square of the length. So a
+cache makes them when asked for.
 
-Both are exactly what a full cache would hold, or an error: the weights must not have changed since.
+Which points follow from which stands in the table (``Row.follows_from``); the step stands here,
+in ``STEPS``. What a step makes is exactly what a full cache would hold, or an error: the weights
+it needs must not have changed since the run.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor, dtype, nn
 
 from neox_lab.errors import HookError
-from neox_lab.hooks.cache import ActivationCache, Maker
-from neox_lab.hooks.storage import Keeping
 from neox_lab.model.attention import head_results, masked_scores
-from neox_lab.model.block import layer_norm_parts
+from neox_lab.model.block import Block, layer_norm_parts
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.masking import attention_mask
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedNetwork
 
-_BASES = {
-    "hook_attn_in": ("hook_resid_pre",),
-    "hook_q_input": ("hook_resid_pre",),
-    "hook_k_input": ("hook_resid_pre",),
-    "hook_v_input": ("hook_resid_pre",),
-    "ln1.hook_scale": ("hook_resid_pre",),
-    "ln1.hook_normalized": ("hook_resid_pre",),
-    "attn.hook_attn_scores": ("attn.hook_rot_q", "attn.hook_rot_k"),
-    "attn.hook_pattern": ("attn.hook_attn_scores",),
-    "attn.hook_result": ("attn.hook_z",),
-    "ln2.hook_scale": ("hook_mlp_in",),
-    "ln2.hook_normalized": ("hook_mlp_in",),
-    "mlp.hook_post": ("mlp.hook_pre",),
-}
+Maker = Callable[[Mapping[str, Tensor]], Tensor]
+"""Makes one activation from others, given by full name."""
 
 
-def bases_of(point: HookPoint) -> tuple[str, ...]:
-    """The hook names that ``point``'s tensor follows from by one cheap step; none if it does not.
+class Step(NamedTuple):
+    """The way from some activations of a block to another.
 
-    Scores follow from queries and keys only in a run without earlier keys.
+    Attributes:
+        run: from the tensors it follows from, in the table's order, to the one that is made.
+        weights: the parameters that ``run`` multiplies with or adds.
     """
-    prefix = f"blocks.{point.layer}."
-    return tuple(prefix + base for base in _BASES.get(point.name.removeprefix(prefix), ()))
+
+    run: Callable[..., Tensor]
+    weights: Sequence[Tensor] = ()
 
 
-def derive(cache: ActivationCache, point: HookPoint) -> None:
-    """Let ``cache`` make the tensor at ``point`` from those it follows from."""
-    first, *others = bases_of(point)
-    block = cache.model.backbone.layers[point.layer]
-    attention = block.attention
-    inside = point.name.removeprefix(f"blocks.{point.layer}.")
-    make: Maker
-    if inside in ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input"):
-        heads = attention.heads
-
-        def make(kept: ActivationCache) -> Tensor:
-            return kept[first].unsqueeze(2).expand(-1, -1, heads, -1)
-
-    elif inside.startswith("ln"):
-        norm = block.input_layernorm if inside[2] == "1" else block.post_attention_layernorm
-        part = 1 if inside.endswith("scale") else 0
-
-        def make(kept: ActivationCache) -> Tensor:
-            return layer_norm_parts(kept[first], norm)[part]
-
-    elif inside == "attn.hook_attn_scores":
-        scale = attention.scale
-
-        def make(kept: ActivationCache) -> Tensor:
-            return _scores(kept[first], kept[others[0]], kept.attention_mask, scale)
-
-    elif inside == "attn.hook_pattern":
-        dtype = attention.dense.weight.dtype
-
-        def make(kept: ActivationCache) -> Tensor:
-            return kept[first].softmax(dim=-1).to(dtype)
-
-    elif inside == "mlp.hook_post":
-        act = block.mlp.act
-
-        def make(kept: ActivationCache) -> Tensor:
-            return act(kept[first])
-
-    else:
-        weight = attention.dense.weight
-        seen = weights_seen([weight])
-
-        def make(kept: ActivationCache) -> Tensor:
-            check_weights([weight], seen, point.name)
-            return head_results(kept[first], weight.detach())
-
-    cache.make_on_access(point.name, make)
+def _head_input(block: Block, _mask: Tensor | None) -> Step:
+    heads = block.attention.heads
+    return Step(lambda resid: resid.unsqueeze(2).expand(-1, -1, heads, -1))
 
 
-def _scores(q: Tensor, k: Tensor, given: Tensor | None, scale: float) -> Tensor:
-    """Scores from rotated queries and keys ``[batch, pos, head, d_head]`` of a whole text."""
-    batch, pos = q.shape[:2]
-    mask = attention_mask(given, batch, pos, 0, q.dtype, q.device)
-    return masked_scores(q.transpose(1, 2), k.transpose(1, 2), mask, scale)
+def _layer_norm_part(name: str, part: int) -> Callable[[Block, Tensor | None], Step]:
+    """The step to ``hook_normalized`` (0) or ``hook_scale`` (1) of the layer norm ``name``."""
+
+    def step(block: Block, _mask: Tensor | None) -> Step:
+        norm = block.get_submodule(name)
+        assert isinstance(norm, nn.LayerNorm)
+        return Step(lambda resid: layer_norm_parts(resid, norm)[part])
+
+    return step
 
 
-Weights = list[tuple[Tensor, int, torch.dtype]]
+def _layer_norm(name: str) -> Callable[[Block, Tensor | None], Step]:
+    """The step through all of the layer norm ``name``, weight and bias included."""
+
+    def step(block: Block, _mask: Tensor | None) -> Step:
+        norm = block.get_submodule(name)
+        assert isinstance(norm, nn.LayerNorm)
+        shape, eps, weight, bias = norm.normalized_shape, norm.eps, norm.weight, norm.bias
+
+        def run(resid: Tensor) -> Tensor:
+            return F.layer_norm(resid, shape, weight.detach(), bias.detach(), eps)
+
+        return Step(run, [weight, bias])
+
+    return step
+
+
+def _scores(block: Block, mask: Tensor | None) -> Step:
+    scale = block.attention.scale
+
+    def run(q: Tensor, k: Tensor) -> Tensor:
+        """From rotated queries and keys ``[batch, pos, head, d_head]`` of a whole text."""
+        batch, pos = q.shape[:2]
+        visible = attention_mask(mask, batch, pos, 0, q.dtype, q.device)
+        return masked_scores(q.transpose(1, 2), k.transpose(1, 2), visible, scale)
+
+    return Step(run)
+
+
+def _pattern(block: Block, _mask: Tensor | None) -> Step:
+    model_dtype = block.attention.dense.weight.dtype
+    return Step(lambda scores: scores.softmax(dim=-1).to(model_dtype))
+
+
+def _head_results(block: Block, _mask: Tensor | None) -> Step:
+    weight = block.attention.dense.weight
+    return Step(lambda z: head_results(z, weight.detach()), [weight])
+
+
+def _neurons(block: Block, _mask: Tensor | None) -> Step:
+    return Step(block.mlp.act)
+
+
+_LN1, _LN2 = "input_layernorm", "post_attention_layernorm"
+
+STEPS: dict[str, Callable[[Block, Tensor | None], Step]] = {
+    "hook_attn_in": _head_input,
+    "hook_q_input": _head_input,
+    "hook_k_input": _head_input,
+    "hook_v_input": _head_input,
+    "ln1.hook_scale": _layer_norm_part(_LN1, 1),
+    "ln1.hook_normalized": _layer_norm_part(_LN1, 0),
+    "attn.hook_in": _layer_norm(_LN1),
+    "attn.hook_attn_scores": _scores,
+    "attn.hook_pattern": _pattern,
+    "attn.hook_result": _head_results,
+    "ln2.hook_scale": _layer_norm_part(_LN2, 1),
+    "ln2.hook_normalized": _layer_norm_part(_LN2, 0),
+    "mlp.hook_in": _layer_norm(_LN2),
+    "mlp.hook_post": _neurons,
+}
+"""From a point's name inside its block to its step, given the block and the run's mask."""
+
+
+def follows(point: HookPoint, points: Mapping[str, HookPoint], past: bool) -> bool:
+    """Whether the tensor at ``point`` follows from others of its run by one cheap step.
+
+    Args:
+        point: where.
+        points: all hook points.
+        past: whether the run began with earlier keys. What reaches back to them does not follow
+            from queries and keys of the run itself.
+    """
+    bases = [points[name] for name in point.follows_from]
+    reaches_back = "key_pos" in point.axes and not any("key_pos" in base.axes for base in bases)
+    return bool(bases) and not (past and reaches_back)
+
+
+def maker_of(point: HookPoint, model: HookedNetwork, mask: Tensor | None) -> Maker:
+    """What makes the tensor at ``point`` from those it follows from.
+
+    Args:
+        point: one that ``follows``.
+        model: the model that ran.
+        mask: the ``attention_mask`` of the run.
+
+    Returns:
+        The maker; it raises HookError if weights it needs have changed since this call.
+    """
+    assert point.layer is not None
+    block = model.backbone.layers[point.layer]
+    assert isinstance(block, Block)
+    run, weights = STEPS[point.name.removeprefix(f"blocks.{point.layer}.")](block, mask)
+    seen = weights_seen(weights)
+
+    def make(activations: Mapping[str, Tensor]) -> Tensor:
+        check_weights(weights, seen, point.name)
+        return run(*(activations[name] for name in point.follows_from))
+
+    return make
+
+
+Weights = list[tuple[Tensor, int, dtype]]
 
 
 def weights_seen(parameters: Iterable[Tensor]) -> Weights:
@@ -122,9 +169,12 @@ def weights_seen(parameters: Iterable[Tensor]) -> Weights:
 
 
 def check_weights(parameters: Iterable[Tensor], seen: Weights, name: str) -> None:
-    """Raise HookError if a weight was changed or replaced since ``weights_seen``.
+    """Raise if a weight was changed or replaced since ``weights_seen``.
 
     Writing through ``.data`` escapes PyTorch's count of changes, and so this check.
+
+    Raises:
+        HookError: it was.
     """
     now = weights_seen(parameters)
     same = len(now) == len(seen) and all(
@@ -136,86 +186,3 @@ def check_weights(parameters: Iterable[Tensor], seen: Weights, name: str) -> Non
             f"{name!r} is made on access, and the model's weights have changed since this run, so "
             "it would not be what that run computed. Name it in names_filter to store it."
         )
-
-
-def residual_points(model: HookedNetwork, first: int, last: int) -> list[HookPoint]:
-    """What a lean cache stores: the residual stream before each block and after the last one."""
-    names = [f"blocks.{layer}.hook_resid_pre" for layer in range(first, last)]
-    if last > first:
-        names.append(f"blocks.{last - 1}.hook_resid_post")
-    return [model.hook_points[name] for name in names]
-
-
-class LeanReplay:
-    """Runs single blocks again to make activations that a lean cache did not store."""
-
-    def __init__(
-        self,
-        model: HookedNetwork,
-        arguments: Mapping[str, Any],
-        keeping: Keeping,
-    ) -> None:
-        """Remember how the model ran; refuse runs that could not be repeated exactly.
-
-        Raises:
-            HookError: hooks that write are active, dropout is on, a key-value cache was given, or
-                tensors are to be cut or converted.
-        """
-        if keeping.dtype is not None or keeping.pos_slice is not None:
-            raise HookError(
-                "lean=True keeps whole residual streams in the model's dtype; cut or convert what "
-                "you take out of the cache instead of passing pos_slice or dtype."
-            )
-        if model.training and any(m.p > 0 for m in model.modules() if isinstance(m, nn.Dropout)):
-            raise HookError(
-                "lean=True repeats blocks, which dropout makes random. Call model.eval()."
-            )
-        if any(w.writes for p in model.hook_stack.placements for w in p.watchers):
-            raise HookError(
-                "lean=True repeats blocks without hooks, so what they changed would be missing. "
-                "Cache without lean, or name what you need in names_filter."
-            )
-        if arguments.get("past_key_values") is not None:
-            raise HookError("lean=True cannot repeat a run that began with past_key_values.")
-        dropped = ("input_ids", "inputs_embeds", "labels", "start_at_layer", "stop_at_layer")
-        self.arguments = {k: v for k, v in arguments.items() if k not in dropped}
-        self.model = model
-        self.seen = weights_seen(model.parameters())
-        self._latest: tuple[int, ActivationCache] | None = None
-
-    def serve(
-        self, cache: ActivationCache, points: Iterable[HookPoint], first: int, last: int
-    ) -> None:
-        """Let ``cache`` make everything at ``points`` that layers ``first`` to ``last`` reach."""
-        layers = self.model.config.num_hidden_layers
-        embed = f"blocks.{first}.hook_resid_pre"
-        for point in points:
-            if point.layer is None:
-                if point.name == "hook_embed":
-                    if first == 0:
-                        cache.make_on_access(point.name, lambda kept: kept[embed])
-                elif last == layers:
-                    cache.make_on_access(
-                        point.name, functools.partial(self._make, point.name, layers)
-                    )
-            elif first <= point.layer < last:
-                cache.make_on_access(
-                    point.name, functools.partial(self._make, point.name, point.layer)
-                )
-
-    def _make(self, name: str, layer: int, kept: ActivationCache) -> Tensor:
-        """The tensor at ``name``, from running block ``layer`` (or, past the last, the head)."""
-        check_weights(self.model.parameters(), self.seen, name)
-        if self._latest is None or self._latest[0] != layer:
-            layers = self.model.config.num_hidden_layers
-            start = f"blocks.{layer}.hook_resid_pre"
-            if layer == layers:
-                start = f"blocks.{layer - 1}.hook_resid_post"
-            stop = None if layer == layers else layer + 1
-            with self.model.hook_stack.suspended():
-                residual = kept[start].to(self.model.backbone.embed_in.weight.device)
-                _, made = self.model.run_with_cache(
-                    residual, start_at_layer=layer, stop_at_layer=stop, **self.arguments
-                )
-            self._latest = layer, made
-        return self._latest[1][name]

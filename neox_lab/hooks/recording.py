@@ -25,16 +25,12 @@ from neox_lab.errors import HookError
 from neox_lab.files import parse_size, size_in_words
 from neox_lab.hooks.cache import ActivationCache, run_backward
 from neox_lab.hooks.cache_files import SpillFile
-from neox_lab.hooks.derived import LeanReplay, bases_of, derive, residual_points
+from neox_lab.hooks.derived import follows, maker_of
 from neox_lab.hooks.hooking import Placement
+from neox_lab.hooks.lean import LeanReplay, residual_points
 from neox_lab.hooks.names import Name, find_all
-from neox_lab.hooks.storage import (
-    Keeping,
-    axis_sizes,
-    bytes_of,
-    dtype_at,
-    shape_at,
-)
+from neox_lab.hooks.storage import Keeping, bytes_of
+from neox_lab.hooks.table import axis_sizes, dtype_at, shape_at
 from neox_lab.memory import free_memory
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.network import layer_span
@@ -64,7 +60,7 @@ def plan_for(
         pos: positions read.
         past: earlier positions in a key-value cache, which queries see too.
     """
-    sizes = axis_sizes(model.config, batch, pos) | {"key_pos": past + pos}
+    sizes = axis_sizes(model.config, batch, pos, past)
     dtype = model.backbone.embed_in.weight.dtype
     return {
         point.name: (
@@ -75,29 +71,16 @@ def plan_for(
     }
 
 
-def planned_bytes(plan: Plan, model: HookedNetwork, keeping: Keeping) -> int:
-    """Memory of a plan; tensors that a run would store in the same memory count once."""
-    shared = set(_shared_names(plan, model)) if keeping.as_it_is else set()
-    return sum(bytes_of(*entry) for name, entry in plan.items() if name not in shared)
-
-
-def _shared_names(plan: Plan, model: HookedNetwork) -> Iterable[str]:
-    """Names whose tensor is the same as that of another name of the plan."""
-    parallel = model.config.use_parallel_residual
-    for layer in range(model.config.num_hidden_layers):
-        prefix, following = f"blocks.{layer}.", f"blocks.{layer + 1}."
-        same_as = {
-            f"{prefix}hook_resid_post": f"{following}hook_resid_pre",
-            f"{prefix}hook_mlp_in": f"{prefix}{'hook_resid_pre' if parallel else 'hook_resid_mid'}",
-        }
-        if layer == 0:
-            same_as["hook_embed"] = f"{prefix}hook_resid_pre"
-        for name, original in same_as.items():
-            if name in plan and original in plan:
-                yield name
-        for part in ("attn_in", "q_input", "k_input", "v_input"):
-            if f"{prefix}hook_{part}" in plan:
-                yield f"{prefix}hook_{part}"  # seen once per head through a stride of zero
+def distinct(
+    points: Iterable[HookPoint], everything: Mapping[str, HookPoint]
+) -> Iterable[HookPoint]:
+    """The points whose tensors those at ``points`` are; tensors that are the same count once."""
+    found: dict[str, HookPoint] = {}
+    for point in points:
+        while point.equals is not None:
+            point = everything[point.equals]
+        found[point.name] = point
+    return found.values()
 
 
 def over_budget(needed: int, budget: int | None, device: torch.device) -> str | None:
@@ -171,29 +154,34 @@ class Recording:
         else:
             self.lazy = self._derivable(wanted)
             self.stored = [p for p in wanted if p not in self.lazy and self._reached(p)]
+            mask = self.cache.attention_mask
             for point in self.lazy:
-                derive(self.cache, point)
+                self.cache.make_on_access(point.name, maker_of(point, model, mask))
         self.spill: SpillFile | None = None
 
     @property
     def plan(self) -> Plan:
         """Shape and dtype of what will be stored."""
+        return self._plan_for(self.stored)
+
+    def _plan_for(self, points: Iterable[HookPoint]) -> Plan:
         given = self.arguments.get("input_ids")
         if given is None:
             given = self.arguments["inputs_embeds"]
         batch, pos = given.shape[:2]
         cache = self.arguments.get("past_key_values")
         past = 0 if cache is None else cache.get_seq_length(self.first)
-        return plan_for(self.model, self.stored, self.keeping, batch, pos, past)
+        return plan_for(self.model, points, self.keeping, batch, pos, past)
 
     @property
     def nbytes(self) -> int:
         """Memory that will be stored, in bytes."""
-        plan = self.plan
-        needed = planned_bytes(plan, self.model, self.keeping)
+        plans = [self.plan]
+        if self.keeping.as_it_is:
+            plans = [self._plan_for(distinct(self.stored, self.model.hook_points))]
         if self.gradients:  # no two of them are the same tensor
-            needed += sum(bytes_of(*entry) for entry in plan.values())
-        return needed
+            plans.append(self.plan)
+        return sum(bytes_of(*entry) for plan in plans for entry in plan.values())
 
     def reserve(self, budget: int | str | None, spill: str | os.PathLike[str] | None) -> None:
         """Check that the cache fits, or make a file for it.
@@ -242,7 +230,8 @@ class Recording:
             with torch.enable_grad(), _weights_without_gradients(self.model):
                 run_backward(output, incl_bwd)
         if self.replay is not None:
-            self.replay.serve(self.cache, self.lazy, self.first, self.last)
+            for name, maker in self.replay.makers(self.lazy, self.first, self.last):
+                self.cache.make_on_access(name, maker)
         return output, self.cache
 
     def _derivable(self, wanted: list[HookPoint]) -> list[HookPoint]:
@@ -260,9 +249,10 @@ class Recording:
         return [
             point
             for point in wanted
-            if (bases := bases_of(point)) and names.issuperset(bases)
-            if point.layer not in written and self._reached(point)
-            if not (past and point.name.endswith("hook_attn_scores"))
+            if follows(point, self.model.hook_points, past)
+            and names.issuperset(point.follows_from)
+            and point.layer not in written
+            and self._reached(point)
         ]
 
     def _reached(self, point: HookPoint) -> bool:

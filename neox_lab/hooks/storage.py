@@ -8,19 +8,16 @@ the process.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from neox_lab.config import GPTNeoXConfig
 from neox_lab.model.hook_points import HookPoint
 
 PosSlice = int | slice | Sequence[int] | Tensor
 """Which positions to keep: one (its axis goes), a slice, or a list."""
-
-_FLOAT32_HOOKS = ("hook_scale", "hook_attn_scores")
 
 
 @dataclass(frozen=True)
@@ -86,35 +83,6 @@ def _cut(tensor: Tensor, axis: int, positions: PosSlice) -> Tensor:
         index = torch.as_tensor(positions, dtype=torch.long)
     index = torch.where(index < 0, index + tensor.shape[axis], index)
     return tensor.index_select(axis, index.to(tensor.device))
-
-
-def axis_sizes(config: GPTNeoXConfig, batch: int, pos: int) -> dict[str, int]:
-    """Length of each named axis, for a run on ``batch`` rows of ``pos`` tokens without a past."""
-    return {
-        "batch": batch,
-        "pos": pos,
-        "query_pos": pos,
-        "key_pos": pos,
-        "head": config.num_attention_heads,
-        "d_head": config.head_size,
-        "d_model": config.hidden_size,
-        "d_mlp": config.intermediate_size,
-        "vocab": config.vocab_size,
-        "label": config.num_labels,
-        "1": 1,
-        "2": 2,
-    }
-
-
-def shape_at(point: HookPoint, sizes: Mapping[str, int]) -> tuple[int, ...]:
-    """Shape of the tensor that passes ``point``."""
-    return tuple(sizes[axis] for axis in point.axes)
-
-
-def dtype_at(point: HookPoint, model_dtype: torch.dtype) -> torch.dtype:
-    """Dtype of the tensor that passes ``point``: scales and scores are float32 at least."""
-    in_float32 = point.name.endswith(_FLOAT32_HOOKS)
-    return torch.promote_types(model_dtype, torch.float32) if in_float32 else model_dtype
 
 
 def bytes_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:

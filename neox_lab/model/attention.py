@@ -81,7 +81,7 @@ class Attention(nn.Module):
             What attention adds to the residual stream, ``[batch, pos, d_model]``.
         """
         batch, pos, _ = x.shape
-        q, k, v = self.project(x)
+        q, k, v = self.project(tap("attn.hook_in", x))
         if split_inputs is not None:
             q, k, v = self._from_split_inputs((q, k, v), split_inputs)
 

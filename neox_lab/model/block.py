@@ -43,6 +43,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor, tap: Tap = NO_TAP) -> Tensor:
         """From normalised ``[batch, pos, d_model]`` to what the MLP adds, of the same shape."""
+        x = tap("mlp.hook_in", x)
         pre = tap("mlp.hook_pre", self.dense_h_to_4h(x))  # [batch, pos, d_mlp]
         post = tap("mlp.hook_post", self.act(pre))
         return self.dense_4h_to_h(post)

@@ -41,6 +41,12 @@ class HookPoint:
         axes: names of the tensor's axes, such as ``("batch", "pos", "head", "d_head")``.
         meaning: one line saying what the tensor is.
         aliases: other names it answers to.
+        in_float32: the tensor is float32 even where the model's dtype is narrower.
+        follows_from: full names of the points whose tensors lead to this one by one cheap step.
+        equals: full name of the point whose tensor this one is, perhaps seen through a stride of
+            zero; None if it is a tensor of its own.
+        ends_gradients: a gradient here can be read but flows no further.
+        sizes: lengths of axes that belong to this point alone, such as ``{"latent": 512}``.
         step: in generation, number of the step: 0 reads the prompt, later ones one new token;
             None outside generation.
         positions: in generation, absolute positions of the tensor ``[batch or 1, pos]``.
@@ -52,12 +58,15 @@ class HookPoint:
     axes: tuple[str, ...]
     meaning: str
     aliases: tuple[str, ...] = ()
+    in_float32: bool = False
+    follows_from: tuple[str, ...] = ()
+    equals: str | None = None
+    ends_gradients: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict, hash=False)
     step: int | None = field(default=None, compare=False)
     positions: Tensor | None = field(default=None, compare=False, repr=False)
     generated: int = field(default=0, compare=False)
 
-
-_WHERE_GRADIENTS_END = ("hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input")
 
 HookFunction = Callable[[Tensor, HookPoint], "Tensor | None"]
 
@@ -206,7 +215,7 @@ def _watch_gradient(tensor: Tensor, watcher: Watcher) -> Tensor:
 def _gradient_offer(gradient: Tensor, watcher: Watcher) -> Tensor:
     """What a writer makes of a gradient; where gradients end, it may only look."""
     offered = _offer(gradient, watcher)
-    if watcher.point.name.endswith(_WHERE_GRADIENTS_END) and not torch.equal(offered, gradient):
+    if watcher.point.ends_gradients and not torch.equal(offered, gradient):
         raise HookError(
             f"The gradient at {watcher.point.name!r} can be read but not replaced: it is that of "
             "each head's own view of the residual stream, and ends there. Replace the gradient at "

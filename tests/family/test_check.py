@@ -35,7 +35,7 @@ def test_dead_points_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(MLP, "forward", without_effect)
     report = model.check().set_index("name")
-    dead = {"blocks.0.mlp.hook_pre", "blocks.0.mlp.hook_post"}
+    dead = {f"blocks.0.mlp.hook_{name}" for name in ("in", "pre", "post")}
     assert set(report.index[~report.ok]) == dead
     assert (report.change[list(dead)] == 0).all()
 

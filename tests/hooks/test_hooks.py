@@ -99,10 +99,10 @@ def test_the_names_are_those_of_the_interface() -> None:
         "GPTNeoXForQuestionAnswering": "qa_outputs",
     }
     inside = """hook_resid_pre hook_attn_in hook_q_input hook_k_input hook_v_input ln1.hook_scale
-        ln1.hook_normalized attn.hook_q attn.hook_k attn.hook_v attn.hook_rot_q attn.hook_rot_k
-        attn.hook_attn_scores attn.hook_pattern attn.hook_z attn.hook_result hook_attn_out
-        hook_resid_mid hook_mlp_in ln2.hook_scale ln2.hook_normalized mlp.hook_pre mlp.hook_post
-        hook_mlp_out hook_resid_post""".split()
+        ln1.hook_normalized attn.hook_in attn.hook_q attn.hook_k attn.hook_v attn.hook_rot_q
+        attn.hook_rot_k attn.hook_attn_scores attn.hook_pattern attn.hook_z attn.hook_result
+        hook_attn_out hook_resid_mid hook_mlp_in ln2.hook_scale ln2.hook_normalized mlp.hook_in
+        mlp.hook_pre mlp.hook_post hook_mlp_out hook_resid_post""".split()
     for name, head in heads.items():
         expected = ["hook_embed", *(f"blocks.{layer}.{i}" for layer in range(2) for i in inside)]
         expected += ["ln_final.hook_scale", "ln_final.hook_normalized"]
