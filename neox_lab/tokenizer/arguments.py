@@ -11,19 +11,28 @@ import dataclasses
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, ParamSpec, TypeVar
 
+from neox_lab.checks import Kind, check, one_of, or_none, whole
 from neox_lab.errors import TokenizerError, nearest
 
-PADDING = ("longest", "max_length", "do_not_pad")
-TRUNCATION = ("longest_first", "only_first", "only_second", "do_not_truncate")
-SIDES = ("right", "left")
+PADDING = one_of("longest", "max_length", "do_not_pad")
+TRUNCATION = one_of("longest_first", "only_first", "only_second", "do_not_truncate")
+SIDE = one_of("right", "left")
 _LONGEST_LIMIT = 2**32 - 1  # the Rust library counts in 32 bits
+_COUNT = or_none(whole(least=0, most=_LONGEST_LIMIT))
+_MULTIPLE = or_none(whole(least=1, most=_LONGEST_LIMIT))
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-Row = Any  # a text, a pair of texts, a list of words, or a pair of lists of words
+
+Texts = str | Sequence[str | Sequence[str | Sequence[str]]]
+"""A text, a list of texts, a list of pairs of texts; and the same with lists of words for texts."""
+
+Text = str | list[str]
+Row = Text | tuple[Text, Text]
+"""A text (or its words), or a pair of texts: what the Rust library encodes at once."""
 
 
 def reject_unknown(given: Collection[str], known: Collection[str], where: str) -> None:
@@ -46,14 +55,14 @@ def named_arguments(function: Callable[Arguments, Result]) -> Callable[Arguments
     return checked
 
 
-def choose(name: str, value: Any, options: Collection[str]) -> str:
-    """``value`` if it is one of ``options``, else TokenizerError."""
-    if value not in options:
-        raise TokenizerError(
-            f"{name}={value!r} is not one of {', '.join(map(repr, options))}."
-            f"{nearest(str(value), options)}"
-        )
-    return str(getattr(value, "value", value))  # members of string enumerations are welcome
+def choose(name: str, value: object, kind: Kind[str]) -> str:
+    """``value`` if it is one of the names of ``kind``.
+
+    Raises:
+        TokenizerError: it is not.
+    """
+    chosen = check(name, value, kind, TokenizerError)
+    return str(getattr(chosen, "value", chosen))  # members of string enumerations are welcome
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,8 +70,8 @@ class Lengths:
     """How long rows may and must be.
 
     Attributes:
-        padding: one of ``PADDING``.
-        truncation: one of ``TRUNCATION``.
+        padding: "longest", "max_length" or "do_not_pad".
+        truncation: "longest_first", "only_first", "only_second" or "do_not_truncate".
         max_length: the length truncated and padded to, in tokens; None where none applies.
         stride: tokens that an overflowing piece repeats from the piece before it.
         multiple: padded lengths are rounded up to a multiple of this.
@@ -84,7 +93,11 @@ class Lengths:
         pad_to_multiple_of: int | None,
         model_max_length: int,
     ) -> Lengths:
-        """Settle the arguments of a call; raises TokenizerError where they contradict."""
+        """Settle the arguments of a call.
+
+        Raises:
+            TokenizerError: one is out of range, or they contradict.
+        """
         if truncation is None and max_length is not None and padding is False:
             truncation = True  # a length that is not for padding can only be for truncation
         if isinstance(padding, bool):
@@ -93,9 +106,9 @@ class Lengths:
             truncation = "longest_first" if truncation else "do_not_truncate"
         padding = choose("padding", padding, PADDING)
         truncation = choose("truncation", truncation, TRUNCATION)
-        _check_count("max_length", max_length, 0)
-        _check_count("stride", stride, 0)
-        _check_count("pad_to_multiple_of", pad_to_multiple_of, 1)
+        check("max_length", max_length, _COUNT, TokenizerError)
+        check("stride", stride, _COUNT, TokenizerError)
+        check("pad_to_multiple_of", pad_to_multiple_of, _MULTIPLE, TokenizerError)
         if pad_to_multiple_of is not None and padding == "do_not_pad":
             raise TokenizerError("pad_to_multiple_of works on padding: pass padding=True as well.")
         if max_length is not None and padding == "longest" and truncation == "do_not_truncate":
@@ -148,27 +161,24 @@ class Lengths:
         }
 
 
-def _check_count(name: str, value: Any, least: int) -> None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if value is not None and not (whole and least <= value <= _LONGEST_LIMIT):
-        raise TokenizerError(f"{name} must be an integer of at least {least}, and is {value!r}.")
-
-
-def arrange(text: Any, text_pair: Any, split_into_words: bool) -> tuple[list[Row], bool]:
+def arrange(text: Texts, text_pair: Texts | None, words: bool) -> tuple[list[Row], bool]:
     """Rows for the Rust library, and whether ``text`` was a batch rather than one text.
 
-    Accepts a text or a list of texts, where a text is a ``str`` (a list of words if
-    ``split_into_words``); ``text_pair`` has the same form; a batch may hold pairs instead.
-    Raises TokenizerError for anything else, naming the place.
+    Args:
+        text: a text or a list of texts, where a text is a ``str``; a list may hold pairs.
+        text_pair: the second texts, in the same form.
+        words: texts are lists of words.
+
+    Raises:
+        TokenizerError: it is something else; the message names the place.
     """
-    if isinstance(text, list | tuple):
-        batched = not split_into_words or (bool(text) and isinstance(text[0], list | tuple))
-    else:
-        batched = False
+    batched = isinstance(text, list | tuple)
+    if words:
+        batched = batched and bool(text) and isinstance(text[0], list | tuple)
     if not batched:
-        pairs = [(text, text_pair)]
+        pairs: list[tuple[object, object]] = [(text, text_pair)]
     elif text_pair is None:
-        pairs = [(row, None) for row in text]
+        pairs = [_as_pair(row, words) for row in text]
     else:
         if not isinstance(text_pair, list | tuple) or len(text_pair) != len(text):
             count = len(text_pair) if isinstance(text_pair, list | tuple) else "not a list"
@@ -176,46 +186,53 @@ def arrange(text: Any, text_pair: Any, split_into_words: bool) -> tuple[list[Row
                 f"text is a batch of {len(text)}, so text_pair must be a list of {len(text)} too, "
                 f"and is {count}."
             )
-        pairs = list(zip(text, text_pair, strict=True))
-    rows = []
+        pairs = [
+            _as_pair(first, words) if second is None else (first, second)
+            for first, second in zip(text, text_pair, strict=True)
+        ]
+    rows: list[Row] = []
     for index, (first, second) in enumerate(pairs):
         place = f"[{index}]" if batched else ""
-        if second is None and batched and _is_pair(first, split_into_words):
-            first, second = first
-        _check_text(f"text{place}", first, split_into_words)
-        if second is not None:
-            _check_text(f"text_pair{place}", second, split_into_words)
-        if split_into_words:  # so that only a pair is a tuple
-            first, second = list(first), None if second is None else list(second)
-        rows.append(first if second is None else (first, second))
+        row = _checked_text(f"text{place}", first, words)
+        if second is None:
+            rows.append(row)
+        else:
+            rows.append((row, _checked_text(f"text_pair{place}", second, words)))
     return rows, batched
 
 
-def _is_pair(row: Any, split_into_words: bool) -> bool:
-    """Whether a row of a batch is itself (text, text_pair)."""
-    if not isinstance(row, list | tuple) or len(row) != 2:
-        return False
-    return not split_into_words or all(isinstance(words, list | tuple) for words in row)
+def _as_pair(row: object, words: bool) -> tuple[object, object]:
+    """The two texts of a row of a batch, of which the second may be None."""
+    if isinstance(row, list | tuple) and len(row) == 2:
+        if not words or all(isinstance(text, list | tuple) for text in row):
+            return row[0], row[1]
+    return row, None
 
 
-def _check_text(place: str, text: Any, split_into_words: bool) -> None:
-    words = text if split_into_words else [text]
-    if not isinstance(words, list | tuple):
+def _checked_text(place: str, text: object, split_into_words: bool) -> Text:
+    """A text, or the list of its words; only a pair is a tuple."""
+    if not split_into_words:
+        return _checked_string(place, text)
+    if not isinstance(text, list | tuple):
         raise TokenizerError(
             f"With is_split_into_words=True {place} must be a list of words, and is "
             f"{type(text).__name__}."
         )
-    for word in words:
-        if not isinstance(word, str):
-            hint = " Decode the bytes first." if isinstance(word, bytes) else ""
-            raise TokenizerError(
-                f"{place} must be str, or a list of str for a batch, and holds "
-                f"{type(word).__name__} ({word!r:.60}).{hint}"
-            )
-        try:
-            word.encode()
-        except UnicodeEncodeError as error:
-            raise TokenizerError(
-                f"{place} holds half a surrogate pair ({word[error.start]!r}) at character "
-                f"{error.start}, which is no text. Read the source with errors='replace'."
-            ) from error
+    return [_checked_string(place, word) for word in text]
+
+
+def _checked_string(place: str, text: object) -> str:
+    if not isinstance(text, str):
+        hint = " Decode the bytes first." if isinstance(text, bytes) else ""
+        raise TokenizerError(
+            f"{place} must be str, or a list of str for a batch, and holds "
+            f"{type(text).__name__} ({text!r:.60}).{hint}"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise TokenizerError(
+            f"{place} holds half a surrogate pair ({text[error.start]!r}) at character "
+            f"{error.start}, which is no text. Read the source with errors='replace'."
+        ) from error
+    return text

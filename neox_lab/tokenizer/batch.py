@@ -38,8 +38,8 @@ class TokenSpan(NamedTuple):
 class BatchEncoding(dict[str, Any]):
     """Token ids, masks and what else was asked for, by name and as attributes.
 
-    ``batch["input_ids"]`` and ``batch.input_ids`` are ids `[batch, pos]`, or `[pos]` for one text
-    without ``return_tensors``. ``batch[0]`` is the Rust ``Encoding`` of row 0.
+    ``batch["input_ids"]`` and ``batch.input_ids`` are ids ``[batch, pos]``, or ``[pos]`` for one
+    text without ``return_tensors``. ``batch[0]`` is the Rust ``Encoding`` of row 0.
 
     The position methods take either one index, which then counts in row 0, or a row and an
     index. Negative token indices count from the end. They return None where a position belongs
@@ -52,8 +52,14 @@ class BatchEncoding(dict[str, Any]):
         super().__init__(data or {})
         self._encodings = list(encodings) if encodings is not None else None
 
-    def __getitem__(self, key: Any) -> Any:
-        """A value by name, an ``Encoding`` by row number, or all values of a slice of rows."""
+    def __getitem__(self, key: str | int | slice) -> Any:
+        """A value by name, an ``Encoding`` by row number, or all values of a slice of rows.
+
+        Raises:
+            KeyError: there is no value of that name.
+            IndexError: there is no such row.
+            TokenizerError: a row is asked for, and the batch was not made from text.
+        """
         if isinstance(key, int):
             return self._row(key)
         if isinstance(key, slice):
@@ -71,9 +77,13 @@ class BatchEncoding(dict[str, Any]):
             ) from None
 
     def to(self, device: str | int | torch.device, *, non_blocking: bool = False) -> BatchEncoding:
-        """Move every tensor to ``device``, in place; returns itself.
+        """Move every tensor to ``device``, in place.
 
-        Raises TokenizerError when there is no tensor to move.
+        Returns:
+            The encoding itself.
+
+        Raises:
+            TokenizerError: there is no tensor to move.
         """
         moved = {
             name: value.to(device, non_blocking=non_blocking)
@@ -104,15 +114,15 @@ class BatchEncoding(dict[str, Any]):
         return self._encodings[0].n_sequences if self._encodings else None
 
     def tokens(self, batch_index: int = 0) -> list[str]:
-        """The tokens of a row as the vocabulary spells them, `[pos]`."""
+        """The tokens of a row as the vocabulary spells them, ``[pos]``."""
         return self._row(batch_index).tokens
 
     def word_ids(self, batch_index: int = 0) -> list[int | None]:
-        """For each token of a row the number of its word, `[pos]`."""
+        """For each token of a row the number of its word, ``[pos]``."""
         return self._row(batch_index).word_ids
 
     def sequence_ids(self, batch_index: int = 0) -> list[int | None]:
-        """For each token of a row 0 (text) or 1 (text_pair), `[pos]`."""
+        """For each token of a row 0 (text) or 1 (text_pair), ``[pos]``."""
         return self._row(batch_index).sequence_ids
 
     def token_to_sequence(
@@ -198,10 +208,13 @@ class BatchEncoding(dict[str, Any]):
         return encoding, index % len(encoding) if index < 0 else index
 
 
-def as_tensor(name: str, value: Any, kind: str) -> Any:
+def as_tensor(name: str, value: Sequence[object], kind: str) -> Any:
     """``value``, nested lists of numbers, as a torch ("pt") or NumPy ("np") array.
 
-    Integers become int64. Raises TokenizerError when rows differ in length or hold no numbers.
+    Integers become int64.
+
+    Raises:
+        TokenizerError: rows differ in length or hold no numbers.
     """
     import numpy as np
 

@@ -8,13 +8,16 @@ tokens; ``pieces`` labels each token by itself and shows such bytes one by one a
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import decoders
 
 from neox_lab.tokenizer.arguments import named_arguments
 from neox_lab.tokenizer.settings import Checked, flag
 from neox_lab.tokenizer.vocabulary import LARGEST_ID, Vocabulary, id_list, row_of_ids
+
+if TYPE_CHECKING:
+    from neox_lab.tokenizer.vocabulary import TokenIds
 
 REPLACEMENT = "\ufffd"
 # What transformers 4 did to decoded text by default: undo the spaces of tokenised corpora.
@@ -54,15 +57,26 @@ class Decoder(Vocabulary):
     @named_arguments
     def decode(
         self,
-        token_ids: Any,
+        token_ids: TokenIds,
         skip_special_tokens: bool = False,
         clean_up_tokenization_spaces: bool | None = None,
     ) -> Any:
-        """Text of ids: a str for an int or one row `[pos]`, a list of str for `[batch, pos]`.
+        """Text of ids.
 
         Ids above the vocabulary (padding rows of the embedding) decode to nothing; bytes that
-        are no complete UTF-8 to U+FFFD. ``clean_up_tokenization_spaces`` removes the space
-        before punctuation, which loses information. Raises TokenizerError for negative ids.
+        are no complete UTF-8 to U+FFFD.
+
+        Args:
+            token_ids: an int, ``[pos]`` or ``[batch, pos]``.
+            skip_special_tokens: leave special tokens out.
+            clean_up_tokenization_spaces: remove the space before punctuation, which loses
+                information; the tokenizer's own setting where None.
+
+        Returns:
+            A str for an int or one row, a list of str for a batch.
+
+        Raises:
+            TokenizerError: an id is negative or no integer.
         """
         ids = id_list(token_ids)
         if isinstance(ids, list) and any(isinstance(row, list) for row in ids):
@@ -75,8 +89,12 @@ class Decoder(Vocabulary):
             text = text.replace(spaced, plain)
         return text
 
-    def batch_decode(self, sequences: Any, *args: Any, **options: Any) -> list[str]:
-        """``decode`` for each row of `[batch, pos]`; always a list, also for one row `[pos]`."""
+    def batch_decode(self, sequences: TokenIds, *args: Any, **options: Any) -> list[str]:
+        """``decode`` for each row of ``[batch, pos]``; always a list, also for one row ``[pos]``.
+
+        Raises:
+            TokenizerError: an id is negative or no integer.
+        """
         ids = id_list(sequences)
         if ids == []:
             return []
@@ -100,12 +118,19 @@ class Decoder(Vocabulary):
         """Text of one token for people to read.
 
         Bytes that are no complete UTF-8 character show as ``⟨E2⟩``, ids that no token has as
-        ``⟨50300⟩``; U+FFFD never appears. Raises TokenizerError for a negative id.
+        ``⟨50300⟩``; U+FFFD never appears.
+
+        Raises:
+            TokenizerError: the id is negative or no integer.
         """
         return self.pieces([token_id])[0]
 
-    def pieces(self, ids: Any) -> list[str]:
-        """``piece_text`` of each id of a list or tensor `[pos]`."""
+    def pieces(self, ids: TokenIds) -> list[str]:
+        """``piece_text`` of each id of a list or tensor ``[pos]``.
+
+        Raises:
+            TokenizerError: an id is negative or no integer, or there are several rows.
+        """
         added = self._backend.get_added_tokens_decoder()
         spelled_in_bytes = isinstance(self._backend.decoder, decoders.ByteLevel)
         row = row_of_ids(ids)

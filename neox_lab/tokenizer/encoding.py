@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from tokenizers import Encoding
 
+from neox_lab.checks import one_of
 from neox_lab.errors import TokenizerError
 from neox_lab.tokenizer import arguments, pipeline
-from neox_lab.tokenizer.arguments import Lengths, choose, named_arguments
+from neox_lab.tokenizer.arguments import Lengths, Row, Texts, choose, named_arguments
 from neox_lab.tokenizer.batch import BatchEncoding, as_tensor
 from neox_lab.tokenizer.decoding import Decoder
 from neox_lab.tokenizer.padding import pad_row
@@ -38,6 +39,10 @@ FILL = {
     "special_tokens_mask": 1,
     "offset_mapping": (0, 0),
 }
+_TENSORS = one_of("pt", "np")
+
+Columns = Mapping[str, Any]
+"""Lists or tensors by name, such as a ``BatchEncoding``."""
 
 
 class Encoder(Decoder):
@@ -52,8 +57,8 @@ class Encoder(Decoder):
     @named_arguments
     def __call__(
         self,
-        text: Any,
-        text_pair: Any = None,
+        text: Texts,
+        text_pair: Texts | None = None,
         *,
         add_special_tokens: bool = True,
         padding: bool | str = False,
@@ -88,17 +93,21 @@ class Encoder(Decoder):
             pad_to_multiple_of: round the padded length up.
             padding_side: "right" or "left"; the tokenizer's own where None.
             return_tensors: None for lists, "pt" for torch, "np" for NumPy; always int64.
-            return_token_type_ids: 0 for text, 1 for text_pair, `[batch, pos]`.
-            return_attention_mask: 1 for tokens, 0 for padding, `[batch, pos]`.
+            return_token_type_ids: 0 for text, 1 for text_pair, ``[batch, pos]``.
+            return_attention_mask: 1 for tokens, 0 for padding, ``[batch, pos]``.
             return_overflowing_tokens: what was cut off becomes further rows, which
-                ``overflow_to_sample_mapping`` `[rows]` assigns to texts.
-            return_special_tokens_mask: 1 for added special tokens and padding, `[batch, pos]`.
-            return_offsets_mapping: characters (start, end) of each token, `[batch, pos, 2]`.
-            return_length: number of tokens of each row including padding, `[batch]`.
+                ``overflow_to_sample_mapping`` ``[rows]`` assigns to texts.
+            return_special_tokens_mask: 1 for added special tokens and padding, ``[batch, pos]``.
+            return_offsets_mapping: characters (start, end) of each token, ``[batch, pos, 2]``.
+            return_length: number of tokens of each row including padding, ``[batch]``.
 
-        Returns a BatchEncoding with ``input_ids`` `[batch, pos]`; `[pos]` for one text and no
-        ``return_tensors``. Raises TokenizerError for text that is none, arguments that
-        contradict, and rows of different length where a tensor is asked for.
+        Returns:
+            What was asked for by name, with ``input_ids`` ``[batch, pos]`` among it; ``[pos]`` for
+            one text and no ``return_tensors``.
+
+        Raises:
+            TokenizerError: text is none, arguments contradict, or rows have different lengths
+                where a tensor is asked for.
         """
         wanted = {
             "input_ids": True,
@@ -131,14 +140,26 @@ class Encoder(Decoder):
             raise TokenizerError("Unable to create tensor: there is no text in the batch.")
         return BatchEncoding(_converted(data, return_tensors), encodings)
 
-    def encode(self, text: Any, text_pair: Any = None, **options: Any) -> Any:
-        """The ``input_ids`` of a call: a list of ids, or `[1, pos]` with ``return_tensors``."""
+    def encode(self, text: Texts, text_pair: Texts | None = None, **options: Any) -> Any:
+        """The ``input_ids`` of a call: a list of ids, or ``[1, pos]`` with ``return_tensors``.
+
+        Raises:
+            TokenizerError: as a call does.
+        """
         return self(text, text_pair, **options)["input_ids"]
 
     def tokenize(
-        self, text: Any, pair: Any = None, add_special_tokens: bool = False, **options: Any
+        self,
+        text: Texts,
+        pair: Texts | None = None,
+        add_special_tokens: bool = False,
+        **options: Any,
     ) -> list[str]:
-        """The tokens of one text as the vocabulary spells them ("Ġ" is a space), `[pos]`."""
+        """The tokens of one text as the vocabulary spells them ("Ġ" is a space), ``[pos]``.
+
+        Raises:
+            TokenizerError: as a call does.
+        """
         return self(text, pair, add_special_tokens=add_special_tokens, **options).tokens()
 
     def num_special_tokens_to_add(self, pair: bool = False) -> int:
@@ -167,7 +188,7 @@ class Encoder(Decoder):
         return lengths
 
     def _encode(
-        self, rows: list[Any], lengths: Lengths, add_special_tokens: bool, split_into_words: bool
+        self, rows: list[Row], lengths: Lengths, add_special_tokens: bool, split_into_words: bool
     ) -> list[Encoding]:
         """Run the Rust tokenizer over rows, truncating but not padding."""
         special = 0
@@ -212,7 +233,7 @@ class Encoder(Decoder):
     @named_arguments
     def pad(
         self,
-        encoded_inputs: Any,
+        encoded_inputs: Columns | Sequence[Columns],
         padding: bool | str = True,
         max_length: int | None = None,
         pad_to_multiple_of: int | None = None,
@@ -223,8 +244,8 @@ class Encoder(Decoder):
         """Bring rows that are already encoded to the same length.
 
         Args:
-            encoded_inputs: a mapping of columns with ``input_ids`` among them (`[pos]` or
-                `[batch, pos]`, lists or tensors), or a list of such mappings, one per row.
+            encoded_inputs: a mapping of columns with ``input_ids`` among them (``[pos]`` or
+                ``[batch, pos]``, lists or tensors), or a list of such mappings, one per row.
                 Columns that no call of a tokenizer makes are passed on unpadded.
             padding: True or "longest", "max_length", or False.
             max_length: length for ``padding="max_length"``, in tokens.
@@ -233,8 +254,12 @@ class Encoder(Decoder):
             return_attention_mask: whether to return one; made of ones where missing.
             return_tensors: None, "pt" or "np"; where None, tensors come back as what they were.
 
-        Raises TokenizerError without ``input_ids``, for columns of different length, and
-        without a padding token.
+        Returns:
+            The columns by name.
+
+        Raises:
+            TokenizerError: there are no ``input_ids``, columns have different lengths, or there is
+                no padding token.
         """
         columns, kind, single = _columns(encoded_inputs)
         lengths = self._lengths(padding, False, max_length, 0, pad_to_multiple_of)
@@ -259,11 +284,13 @@ def _converted(data: dict[str, Any], kind: str | None) -> dict[str, Any]:
     """``data`` with every column as a tensor of ``kind``; as it is for None."""
     if kind is None:
         return data
-    choose("return_tensors", kind, ("pt", "np"))
+    choose("return_tensors", kind, _TENSORS)
     return {name: as_tensor(name, values, kind) for name, values in data.items()}
 
 
-def _columns(encoded: Any) -> tuple[dict[str, list[Any]], str | None, bool]:
+def _columns(
+    encoded: Columns | Sequence[Columns],
+) -> tuple[dict[str, list[Any]], str | None, bool]:
     """Columns as lists of rows, the kind of tensor they were, and whether there was one row."""
     if not isinstance(encoded, Mapping):
         rows = list(encoded)
@@ -278,7 +305,7 @@ def _columns(encoded: Any) -> tuple[dict[str, list[Any]], str | None, bool]:
     kind = _tensor_kind(encoded["input_ids"])
     columns = {name: _as_list(values) for name, values in encoded.items()}
     ids = columns["input_ids"] = id_list(columns["input_ids"])
-    single = bool(ids) and not isinstance(ids[0], list)
+    single = isinstance(ids, list) and bool(ids) and not isinstance(ids[0], list)
     if single:
         columns = {name: [values] for name, values in columns.items()}
     for name, values in columns.items():
@@ -290,14 +317,14 @@ def _columns(encoded: Any) -> tuple[dict[str, list[Any]], str | None, bool]:
     return columns, kind, single
 
 
-def _tensor_kind(values: Any) -> str | None:
+def _tensor_kind(values: object) -> str | None:
     first = values[0] if isinstance(values, list | tuple) and values else values
     if isinstance(first, torch.Tensor):
         return "pt"
     return "np" if hasattr(first, "tolist") else None
 
 
-def _as_list(values: Any) -> Any:
+def _as_list(values: object) -> Any:
     if hasattr(values, "tolist"):
         return values.tolist()
     if isinstance(values, list | tuple):

@@ -17,10 +17,11 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer
 
 from neox_lab.errors import CheckpointError
-from neox_lab.files import staged_files
+from neox_lab.files import read_json, staged_files
 from neox_lab.hub import HubOptions, PathOrId, find_file, list_files, pin
 from neox_lab.tokenizer.pipeline import load_backend
 from neox_lab.tokenizer.settings import ROLES, SETTINGS
+from neox_lab.tokenizer.vocabulary import TokenLike
 
 VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 CONFIG_FILE = "tokenizer_config.json"
@@ -56,20 +57,7 @@ class Saved:
 
     settings: dict[str, Any]
     foreign: dict[str, Any]
-    added: dict[int, AddedToken]
-
-
-def read_json(path: Path | None) -> dict[str, Any]:
-    """The JSON object in a file; empty without a file. Raises CheckpointError when damaged."""
-    if path is None:
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{str(path)!r} is not valid JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{str(path)!r} must hold a JSON object, not {type(content)}.")
-    return content
+    added: dict[int, TokenLike]
 
 
 def interpret(config: dict[str, Any], roles: dict[str, Any], added: dict[str, Any]) -> Saved:
@@ -84,7 +72,7 @@ def interpret(config: dict[str, Any], roles: dict[str, Any], added: dict[str, An
     if declared is None:
         config = config | roles
         special = {_content(config.get(role)) for role in ROLES}
-        tokens = {
+        tokens: dict[int, TokenLike] = {
             int(token_id): AddedToken(text, special=text in special, normalized=text not in special)
             for text, token_id in added.items()
         }
@@ -107,22 +95,25 @@ def interpret(config: dict[str, Any], roles: dict[str, Any], added: dict[str, An
     return Saved(settings, foreign, tokens)
 
 
-def _content(token: Any) -> Any:
+def _content(token: object) -> object:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _token(value: Any) -> Any:
+def _token(value: object) -> str | AddedToken:
     """An added token from its JSON form; texts stay texts."""
     if isinstance(value, str):
         return value
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is no token")
     flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
     return AddedToken(value["content"], **{flag: value[flag] for flag in flags if flag in value})
 
 
-def add_declared(backend: Tokenizer, added: dict[int, AddedToken]) -> None:
+def add_declared(backend: Tokenizer, added: dict[int, TokenLike]) -> None:
     """Add the tokens that the files declare and ``backend`` lacks, in order of their ids.
 
-    Raises CheckpointError when a token would get another id than declared.
+    Raises:
+        CheckpointError: a token would get another id than declared.
     """
     for token_id, token in sorted(added.items()):
         if backend.token_to_id(str(token)) is None:
@@ -141,7 +132,15 @@ def json_text(content: dict[str, Any]) -> str:
 
 
 def write_all(directory: Path, contents: Iterable[tuple[str, str]]) -> tuple[str, ...]:
-    """Write named texts into ``directory``, all or none of them; returns their paths."""
+    """Write named texts into ``directory``, all or none of them.
+
+    Returns:
+        Their paths.
+
+    Raises:
+        CheckpointError: ``directory`` is a file.
+        OSError: a file cannot be written.
+    """
     if directory.is_file():
         raise CheckpointError(f"{str(directory)!r} is a file: give a directory to save into.")
     directory.mkdir(parents=True, exist_ok=True)
@@ -156,7 +155,8 @@ def write_all(directory: Path, contents: Iterable[tuple[str, str]]) -> tuple[str
 def read_source(source: PathOrId, options: HubOptions) -> tuple[Tokenizer, Saved]:
     """The Rust tokenizer of a directory or hub id, and what the files beside it say.
 
-    Raises CheckpointError when there is no tokenizer, or its files are damaged.
+    Raises:
+        CheckpointError: there is no tokenizer, or its files are damaged.
     """
     options = pin(source, options)
 
@@ -174,9 +174,10 @@ def read_source(source: PathOrId, options: HubOptions) -> tuple[Tokenizer, Saved
             f"holds: {', '.join(list_files(source, options)) or 'nothing'}. SentencePiece models "
             "(*.model) are not GPT-NeoX tokenizers and cannot be read."
         )
-    contents = [read_json(find(name)) for name in (CONFIG_FILE, ROLES_FILE, ADDED_FILE)]
+    beside = [find(name) for name in (CONFIG_FILE, ROLES_FILE, ADDED_FILE)]
+    config, roles, added = [{} if path is None else read_json(path) for path in beside]
     try:
-        saved = interpret(*contents)
+        saved = interpret(config, roles, added)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{CONFIG_FILE}, {ROLES_FILE} or {ADDED_FILE} of {os.fspath(source)!r} describes a "

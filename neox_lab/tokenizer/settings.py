@@ -7,10 +7,11 @@ tokenizer_config.json.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
+from neox_lab.checks import SWITCH, Kind, check, number
 from neox_lab.errors import TokenizerError
-from neox_lab.tokenizer.arguments import SIDES, choose
+from neox_lab.tokenizer.arguments import SIDE, choose
 
 Value = TypeVar("Value")
 
@@ -33,7 +34,7 @@ DEFAULT_TOKENS = {
     "unk_token": "<|endoftext|>",
     "pad_token": "<|padding|>",
 }
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, object] = {
     "padding_side": "right",
     "truncation_side": "right",
     "model_max_length": UNLIMITED,
@@ -53,44 +54,61 @@ SETTINGS = (
 )
 
 
+_LENGTH = number(above=0, below=1e300)._replace(words="a positive number of tokens")
+_INPUT_NAMES: Kind[list[str] | tuple[str, ...]] = Kind(
+    "a list with 'input_ids' in it",
+    lambda value: isinstance(value, list | tuple) and "input_ids" in value,
+)
+
+
 class Checked(Generic[Value]):
     """An attribute whose value passes through ``check(name, value)`` whenever it is set."""
 
-    def __init__(self, check: Callable[[str, Any], Value]) -> None:
+    def __init__(self, check: Callable[[str, object], Value]) -> None:
         self.check = check
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
-    def __get__(self, owner: Any, kind: type | None = None) -> Value:
+    def __get__(self, owner: object, kind: type | None = None) -> Value:
         value: Value = owner.__dict__[self.name]
         return value
 
-    def __set__(self, owner: Any, value: Any) -> None:
+    def __set__(self, owner: object, value: object) -> None:
         owner.__dict__[self.name] = self.check(self.name, value)
 
 
-def side(name: str, value: Any) -> str:
-    """Check for "right" or "left"."""
-    return choose(name, value, SIDES)
+def side(name: str, value: object) -> str:
+    """``value`` if it is "right" or "left".
+
+    Raises:
+        TokenizerError: it is not.
+    """
+    return choose(name, value, SIDE)
 
 
-def flag(name: str, value: Any) -> bool:
-    """Check for True or False."""
-    if not isinstance(value, bool):
-        raise TokenizerError(f"{name} must be True or False, and is {value!r}.")
-    return value
+def flag(name: str, value: object) -> bool:
+    """``value`` if it is True or False.
+
+    Raises:
+        TokenizerError: it is not.
+    """
+    return check(name, value, SWITCH, TokenizerError)
 
 
-def limit(name: str, value: Any) -> int:
-    """Check for a length in tokens."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e300:
-        raise TokenizerError(f"{name} must be a positive number of tokens, and is {value!r}.")
-    return int(value)
+def limit(name: str, value: object) -> int:
+    """``value`` as a length in tokens.
+
+    Raises:
+        TokenizerError: it is none.
+    """
+    return int(check(name, value, _LENGTH, TokenizerError))
 
 
-def names(name: str, value: Any) -> list[str]:
-    """Check for a list of names with "input_ids" among them."""
-    if not isinstance(value, list | tuple) or "input_ids" not in value:
-        raise TokenizerError(f"{name} must be a list with 'input_ids' in it, and is {value!r}.")
-    return list(value)
+def names(name: str, value: object) -> list[str]:
+    """``value`` if it is a list of names with "input_ids" among them.
+
+    Raises:
+        TokenizerError: it is not.
+    """
+    return list(check(name, value, _INPUT_NAMES, TokenizerError))

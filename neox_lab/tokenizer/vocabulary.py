@@ -7,8 +7,8 @@ tokens are added tokens with a role, such as padding; decoding can leave them ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tokenizers import AddedToken, Tokenizer
 
@@ -16,9 +16,16 @@ from neox_lab.errors import TokenizerError, nearest
 from neox_lab.tokenizer import pipeline
 from neox_lab.tokenizer.settings import ROLES
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
 LARGEST_ID = 2**32 - 1  # the Rust library holds ids in 32 bits
 
 TokenLike = str | AddedToken
+TokenIds: TypeAlias = "int | Sequence[int | Sequence[int] | Tensor] | Tensor | NDArray[np.integer]"
+"""One id, a row of ids ``[pos]``, or a batch of rows ``[batch, pos]``."""
 
 
 class SpecialToken:
@@ -37,14 +44,17 @@ class SpecialToken:
         vocabulary.set_special_token(self.role, token)
 
 
-class SpecialTokenId(SpecialToken):
+class SpecialTokenId:
     """The id of one special token, or None; can be set to the id of any known token."""
+
+    def __init__(self, role: str) -> None:
+        self.role = role
 
     def __get__(self, vocabulary: Vocabulary, kind: type | None = None) -> Any:  # int | None
         token = vocabulary.special_tokens_map.get(self.role)
         return None if token is None else vocabulary.convert_tokens_to_ids(token)
 
-    def __set__(self, vocabulary: Vocabulary, token_id: Any) -> None:
+    def __set__(self, vocabulary: Vocabulary, token_id: int | None) -> None:
         token = None if token_id is None else vocabulary.convert_ids_to_tokens(token_id)
         if token_id is not None and not isinstance(token, str):
             raise TokenizerError(
@@ -110,7 +120,7 @@ class Vocabulary:
 
     added_tokens_encoder = property(get_added_vocab)
 
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
         """Id of a token, or ids of a list of tokens; unknown ones get ``unk_token_id``."""
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
@@ -120,10 +130,18 @@ class Vocabulary:
             return self._backend.token_to_id(unknown)
         return token_id
 
-    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Token of an id, or tokens of ids `[pos]` (list or tensor), as the vocabulary spells them.
+    def convert_ids_to_tokens(self, ids: TokenIds, skip_special_tokens: bool = False) -> Any:
+        """Token of an id, or tokens of a row of ids, as the vocabulary spells them.
 
-        Ids that no token has give None. Raises TokenizerError for negative ids.
+        Args:
+            ids: an int, or ``[pos]`` as a list or tensor.
+            skip_special_tokens: leave special tokens out of a row.
+
+        Returns:
+            A token, or a list of them; None for ids that no token has.
+
+        Raises:
+            TokenizerError: an id is negative.
         """
         single = isinstance(ids, int) or getattr(ids, "ndim", 1) == 0
         skipped = set(self.all_special_ids) if skip_special_tokens and not single else set()
@@ -147,12 +165,20 @@ class Vocabulary:
     ) -> int:
         """Add tokens after the last id; those already known keep their id.
 
-        Returns the growth of ``len(tokenizer)``; the model's embedding needs as many rows.
+        Args:
+            new_tokens: one or several.
+            special_tokens: whether decoding may leave them out.
+
+        Returns:
+            The growth of ``len(tokenizer)``; the model's embedding needs as many rows.
+
+        Raises:
+            TokenizerError: a token is empty, or neither a str nor an AddedToken.
         """
         if isinstance(new_tokens, str | AddedToken):
             new_tokens = [new_tokens]
         for token in new_tokens:
-            _check_token("A token", token)
+            _check_token("token", token)
         with pipeline.BACKEND_LOCK:
             before = len(self)
             add = self._backend.add_special_tokens if special_tokens else self._backend.add_tokens
@@ -161,12 +187,19 @@ class Vocabulary:
             return len(self) - before
 
     def add_special_tokens(
-        self, special_tokens_dict: dict[str, Any], replace_extra_special_tokens: bool = True
+        self, special_tokens_dict: Mapping[str, Any], replace_extra_special_tokens: bool = True
     ) -> int:
         """Fill roles: ``{"pad_token": "<pad>", "extra_special_tokens": ["<a>", "<b>"]}``.
 
-        Tokens that the vocabulary lacks are added. Returns the growth of ``len(tokenizer)``.
-        Raises TokenizerError for an unknown role.
+        Args:
+            special_tokens_dict: tokens by role; those that the vocabulary lacks are added.
+            replace_extra_special_tokens: forget the extra ones there were.
+
+        Returns:
+            The growth of ``len(tokenizer)``.
+
+        Raises:
+            TokenizerError: a role is unknown, or a token is empty or none.
         """
         known = [*ROLES, "extra_special_tokens", "additional_special_tokens"]
         for role in special_tokens_dict:
@@ -189,6 +222,9 @@ class Vocabulary:
 
         A token that the vocabulary lacks is added; one that it has stays what it is, so text is
         split into the same tokens as before.
+
+        Raises:
+            TokenizerError: it is empty, or neither a str nor an AddedToken.
         """
         if token is None:
             self._special.pop(role, None)
@@ -260,24 +296,25 @@ class Vocabulary:
         return ids
 
 
-def _check_token(name: str, token: Any) -> None:
+def _check_token(name: str, token: object) -> None:
     if not isinstance(token, str | AddedToken) or not str(token):
-        raise TokenizerError(f"{name} must be a str or AddedToken, not empty, and is {token!r}.")
+        raise TokenizerError(f"{name}={token!r}; expected a str or AddedToken that is not empty.")
 
 
-def _token_list(tokens: Any) -> list[TokenLike]:
+def _token_list(tokens: object) -> list[TokenLike]:
     """A list of tokens; transformers 5 also writes a mapping from names to tokens."""
     if isinstance(tokens, dict):
         return list(tokens.values())
     if tokens is None or isinstance(tokens, list | tuple):
         return list(tokens or [])
-    raise TokenizerError(f"extra_special_tokens must be a list of tokens, and is {tokens!r}.")
+    raise TokenizerError(f"extra_special_tokens={tokens!r}; expected a list of tokens.")
 
 
-def id_list(ids: Any) -> Any:
+def id_list(ids: object) -> int | list[Any]:
     """Ids as an int or (nested) lists of int, from lists, tuples, arrays and tensors.
 
-    Raises TokenizerError for negative ids and for what is not an integer.
+    Raises:
+        TokenizerError: an id is negative or no integer.
     """
     if hasattr(ids, "tolist"):
         ids = ids.tolist()
@@ -296,12 +333,15 @@ def id_list(ids: Any) -> Any:
     return ids
 
 
-def row_of_ids(ids: Any) -> list[int]:
-    """One row of ids `[pos]` as a list; raises TokenizerError for a batch of rows."""
-    ids = id_list(ids)
-    if isinstance(ids, int):
-        return [ids]
-    if any(isinstance(item, list) for item in ids):
+def row_of_ids(ids: TokenIds) -> list[int]:
+    """One row of ids ``[pos]`` as a list.
+
+    Raises:
+        TokenizerError: it is a batch of rows, or an id is negative or no integer.
+    """
+    row = id_list(ids)
+    if isinstance(row, int):
+        return [row]
+    if any(isinstance(item, list) for item in row):
         raise TokenizerError("One row of token ids is needed here, and a batch of rows was given.")
-    row: list[int] = ids
     return row

@@ -171,7 +171,7 @@ def test_special_token_setters(fresh: GPTNeoXTokenizerFast) -> None:
         fresh.eos_token_id = 60_000
     with pytest.raises(TokenizerError, match="pad_token"):
         fresh.add_special_tokens({"pad_tokn": "<p>"})
-    with pytest.raises(TokenizerError, match="must be a list"):
+    with pytest.raises(TokenizerError, match="expected a list of tokens"):
         fresh.add_special_tokens({"extra_special_tokens": "<x>"})
     with pytest.raises(TokenizerError, match="padding_side"):
         fresh.padding_side = "lefft"
