@@ -10,14 +10,30 @@ picture with tables, in a terminal text; ``.frame`` has its numbers, tidy, and `
     result.to_svg("sweep.svg")
 
 A class of results says what its ``frame`` and its ``view()`` are; the rest comes with the base.
+
+Most answers are numbers over named axes, such as layers and positions: each is a ``GridResult``,
+with the largest cells (``top``) and with ``save`` and ``load``. A saved result is a safetensors
+file: its tensors, and in the header's metadata ``neox_lab`` (the format), ``kind`` (the class) and
+``fields`` (everything that is no tensor, as JSON, where a number may be ``NaN``). Reading one runs
+no code.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import types
+import typing
 from abc import ABC, abstractmethod
-from collections.abc import Container
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from torch import Tensor
+
+from neox_lab.errors import CheckpointError, InputError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,3 +131,238 @@ class Result(ABC):
         """What a notebook stores: the view, with the text of the result itself."""
         bundle = self.view()._repr_mimebundle_(include, exclude)
         return bundle | {"text/plain": repr(self)} if "text/plain" in bundle else bundle
+
+
+FORMAT = "neox_lab result 1"
+_TOKENS = {"pos": "token", "source_pos": "source_token"}  # what labels of these axes are
+_NUMBERED = ("layer", "head", *_TOKENS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GridResult(Result):
+    """Numbers over named axes.
+
+    Attributes:
+        values: a number for each cell, float32 or float64 on the CPU, an axis for each of ``axes``;
+            NaN where there is none.
+        axes: names of the axes, such as ``("layer", "pos")``.
+        labels: of each axis, a name for each index.
+    """
+
+    values: Tensor
+    axes: tuple[str, ...]
+    labels: dict[str, list[str]]
+
+    def __post_init__(self) -> None:
+        """Check that values, axes and labels fit together.
+
+        Raises:
+            InputError: they do not.
+        """
+        if not self.values.is_floating_point():
+            raise InputError(
+                f"values must be floating-point numbers; these are {self.values.dtype}."
+            )
+        named = tuple(len(self.labels.get(axis, ())) for axis in self.axes)
+        if named != self.values.shape:
+            raise InputError(
+                f"values have the shape {list(self.values.shape)}, but the labels of the axes "
+                f"({', '.join(self.axes)}) name {list(named)} places."
+            )
+
+    def _columns(self) -> dict[str, Tensor]:
+        """The numbers of each cell, by the names of their columns in ``frame``."""
+        return {"value": self.values}
+
+    def _rank(self, frame: pd.DataFrame) -> pd.Series[float]:
+        """How large each row of ``frame`` counts for ``top``."""
+        return frame["value"].abs()
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row for each cell: its place, and its numbers.
+
+        Places are numbers for ``layer``, ``head``, ``pos`` and ``source_pos`` (with the tokens
+        there in ``token`` and ``source_token``), and names for other axes.
+        """
+        import pandas as pd
+
+        columns: dict[str, object] = {}
+        for axis, index in zip(self.axes, np.indices(self.values.shape), strict=True):
+            names = np.array(self.labels[axis], dtype=object)[index.ravel()]
+            columns[axis] = index.ravel() if axis in _NUMBERED else names
+            if axis in _TOKENS:
+                columns[_TOKENS[axis]] = names
+        columns |= {name: tensor.flatten().numpy() for name, tensor in self._columns().items()}
+        return pd.DataFrame(columns)
+
+    def top(self, count: int = 10) -> pd.DataFrame:
+        """The cells with the largest numbers of either sign, the largest first.
+
+        Args:
+            count: how many.
+
+        Returns:
+            Rows of ``frame``; cells without a number are left out.
+        """
+        frame = self.frame
+        order = self._rank(frame).dropna().sort_values(ascending=False, kind="stable").index
+        return frame.loc[order[:count]].reset_index(drop=True)
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """``frame`` as CSV.
+
+        Args:
+            path: where to write it too (``*.csv``).
+
+        Raises:
+            InputError: ``path`` has another ending.
+        """
+        from neox_lab.views.base import utf8, write_file
+
+        text = self.frame.to_csv(index=False, lineterminator="\n")
+        if path is not None:
+            write_file(path, ".csv", utf8(text))
+        return text
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write everything, but no model, to a safetensors file.
+
+        Args:
+            path: where; a file that is there is replaced when the new one is complete.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        content = {name: getattr(self, name) for name in _saved_fields(type(self))}
+        tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+        fields = {name: value for name, value in content.items() if name not in tensors}
+        header = {"neox_lab": FORMAT, "kind": type(self).__name__, "fields": json.dumps(fields)}
+        _write(Path(path), tensors, header)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """A result that ``save`` wrote. It no longer knows its model.
+
+        Args:
+            path: the file.
+
+        Raises:
+            CheckpointError: there is no such file, it is damaged, or it is something else.
+        """
+        from safetensors import SafetensorError
+
+        path = Path(path)
+        try:
+            content = cls._read_earlier(path)
+            return cls(**_typed(cls, _read(cls, path) if content is None else content))
+        except CheckpointError:
+            raise
+        except (OSError, SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+            what = f"Cannot read a {cls.__name__} from {str(path)!r}"
+            raise CheckpointError(f"{what}: {error}") from error
+
+    @classmethod
+    def _read_earlier(cls, path: Path) -> dict[str, object] | None:
+        """What a file of an earlier format holds, by the names of fields; None if it is none."""
+        return None
+
+
+def _saved_fields(kind: type[GridResult]) -> dict[str, dataclasses.Field[Any]]:
+    """The fields that go into a file: all but private ones, which hold on to a model."""
+    return {f.name: f for f in dataclasses.fields(kind) if not f.name.startswith("_")}
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """Write a safetensors file, replacing ``path`` only when it is complete.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    from safetensors.torch import save
+
+    kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    content = save(kept, {"format": "pt", **header})
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(content)
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"Cannot write {str(path)!r}: {error}") from error
+
+
+def _read(kind: type[GridResult], path: Path) -> dict[str, object]:
+    """What ``save`` wrote, by the names of fields.
+
+    Raises:
+        CheckpointError: it is something else than a result of this kind.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        header = file.metadata() or {}
+        said = header.get("neox_lab", "")
+        if not said.startswith("neox_lab result "):
+            raise CheckpointError(f"{str(path)!r} is a safetensors file, but no saved result.")
+        if said != FORMAT:
+            raise CheckpointError(
+                f"{str(path)!r} has the format {said!r}; this version of neox_lab reads {FORMAT!r}."
+            )
+        if header.get("kind") != kind.__name__:
+            raise CheckpointError(
+                f"{str(path)!r} holds a result of the kind {header.get('kind')}; it is not a saved "
+                f"{kind.__name__}. Each kind is read by its own load."
+            )
+        fields = json.loads(header["fields"])
+        # Copies: a tensor that stays in the file changes with it.
+        return dict(fields) | {name: file.get_tensor(name).clone() for name in file.keys()}
+
+
+def _typed(kind: type[GridResult], content: Mapping[str, object]) -> dict[str, Any]:
+    """Arguments for ``kind``, each checked against the type of its field.
+
+    Raises:
+        TypeError: a field is missing, unknown or of another type.
+    """
+    hints, fields = typing.get_type_hints(kind), _saved_fields(kind)
+    for name in content:
+        if name not in fields:
+            raise TypeError(f"there is no field {name!r}")
+    arguments = {}
+    for name, field in fields.items():
+        if name in content:
+            try:
+                arguments[name] = _as(content[name], hints[name])
+            except TypeError:
+                expected = str(hints[name]).removeprefix("<class '").removesuffix("'>")
+                raise TypeError(f"{name!r} should be {expected}") from None
+        elif field.default is dataclasses.MISSING:
+            raise TypeError(f"the field {name!r} is missing")
+    return arguments
+
+
+def _as(value: object, hint: Any) -> Any:
+    """What was read, as the type ``hint``; lists of JSON become tuples where one is expected.
+
+    Raises:
+        TypeError: it is of another type.
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        if value is None and types.NoneType in inner:
+            return None
+        (hint,) = (each for each in inner if each is not types.NoneType)
+        return _as(value, hint)
+    if origin in (list, tuple) and isinstance(value, list):
+        return origin(_as(each, inner[0]) for each in value)
+    if origin is dict and isinstance(value, dict):
+        return {_as(key, inner[0]): _as(each, inner[1]) for key, each in value.items()}
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise TypeError
+    return value

@@ -170,10 +170,17 @@ def heads(
         padding = None if bool(mask[rows].all()) else mask[rows].long()
         with model.hooks([("blocks.*.attn.hook_pattern", sums.add)]):
             model.backbone(ids[rows], attention_mask=padding, use_cache=False)
+    scores = sums.score(measure)
+    axes = ("layer", "head")
     return HeadsResult(
+        values=scores,
+        axes=axes,
+        labels={
+            axis: [str(number) for number in range(count)]
+            for axis, count in zip(axes, scores.shape, strict=True)
+        },
         pattern=_name(pattern),
         measure=measure,
-        values=sums.score(measure),
         copying=copying_scores(model),
         entropy=sums.mean("entropy"),
         distance=sums.mean("distance"),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from neox_lab.errors import InputError, nearest
-from neox_lab.results import Result
+from neox_lab.results import GridResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,8 +29,8 @@ SCORES = {
 }
 
 
-@dataclass(frozen=True)
-class HeadsResult(Result):
+@dataclass(frozen=True, kw_only=True)
+class HeadsResult(GridResult):
     """Scores and statistics of all heads; all arrays are float32 ``[layer, head]`` on the CPU.
 
     The statistics are averages over all queries but the first of each text, which can only look
@@ -50,27 +49,35 @@ class HeadsResult(Result):
 
     pattern: str
     measure: str
-    values: Tensor
     copying: Tensor
     entropy: Tensor
     distance: Tensor
     first_token: Tensor
     queries: int
 
-    @property
-    def frame(self) -> pd.DataFrame:
-        """One row a head: layer, head, score, copying, entropy, distance, first_token."""
-        import pandas as pd
+    def __post_init__(self) -> None:
+        """Check that everything fits together.
 
-        layers, heads = self.values.shape
-        places = [(layer, head) for layer in range(layers) for head in range(heads)]
-        columns = {name: self._numbers(name).flatten().numpy() for name in MEANINGS}
-        return pd.DataFrame(places, columns=["layer", "head"]).assign(**columns)
+        Raises:
+            InputError: it does not.
+        """
+        super().__post_init__()
+        for name, tensor in self._columns().items():
+            if tensor.shape != self.values.shape:
+                raise InputError(
+                    f"{name} has the shape {list(tensor.shape)}, the scores "
+                    f"{list(self.values.shape)}."
+                )
 
-    def top(self, k: int = 5) -> pd.DataFrame:
-        """The ``k`` heads with the highest score, the best first; columns as in ``frame``."""
-        frame = self.frame.sort_values("score", ascending=False, kind="stable")
-        return frame.head(k).reset_index(drop=True)
+    def _columns(self) -> dict[str, Tensor]:
+        return {name: self._numbers(name) for name in MEANINGS}
+
+    def _rank(self, frame: pd.DataFrame) -> pd.Series[float]:
+        return frame["score"]
+
+    def top(self, count: int = 5) -> pd.DataFrame:
+        """The ``count`` heads with the highest score, the best first; columns as in ``frame``."""
+        return super().top(count)
 
     def view(self, column: str = "score") -> HeatmapView:
         """A map, layer by head, of one column of ``frame``.
@@ -81,28 +88,18 @@ class HeadsResult(Result):
         from neox_lab.views import HeatmapView
 
         values = self._numbers(column)
-        layers, heads = values.shape
         name = SCORES[self.measure] if column == "score" else MEANINGS[column]
         kind = self.pattern.replace("_", " ")
         return HeatmapView(
             values,
-            row_labels=[str(layer) for layer in range(layers)],
-            column_labels=[str(head) for head in range(heads)],
+            row_labels=self.labels["layer"],
+            column_labels=self.labels["head"],
             row_axis="layer",
             column_axis="head",
             value_name=name,
             centre=0.0 if column == "copying" else None,
             title=f"Heads that attend by the pattern: {kind}" if column == "score" else name,
         )
-
-    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """``frame`` as CSV; also written to ``path`` (``*.csv``)."""
-        from neox_lab.views.base import utf8, write_file
-
-        text = self.frame.to_csv(index=False, lineterminator="\n")
-        if path is not None:
-            write_file(path, ".csv", utf8(text))
-        return text
 
     def _numbers(self, column: str) -> Tensor:
         if column not in MEANINGS:

@@ -6,7 +6,7 @@
     integrated_gradients(model, text, metric)                   shares of each token
     occlusion(model, text, metric)                              what each token's absence does
 
-Each answer is a result with ``.values``, ``.frame``, ``.top(k)`` and a picture, and
+Each answer is a result with ``.values``, ``.frame``, ``.top(count)`` and a picture, and
 ``.check()`` compares it with what really happens when each part is exchanged by itself.
 """
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from neox_lab.errors import CheckpointError, InputError
-from neox_lab.results import Result
+from neox_lab.errors import InputError
+from neox_lab.results import GridResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,12 +20,12 @@ if TYPE_CHECKING:
     from neox_lab.experiments.attribution.agreement import Agreement
     from neox_lab.views import View
 
-_FORMAT = "neox_lab attribution 1"
+_EARLIER = b'{"format": "neox_lab attribution 1"'  # how a file of version 0.1 begins
 BARS = 24  # bars of a list
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class AttributionResult(Result):
+class AttributionResult(GridResult):
     """Shares of a metric, over named axes.
 
     Attributes:
@@ -42,35 +40,31 @@ class AttributionResult(Result):
         facts: further numbers, such as ``clean`` and ``corrupted``, the metric of both runs.
     """
 
-    values: Tensor
-    axes: tuple[str, ...]
-    labels: dict[str, list[str]]
     total: float
     per_row: Tensor | None
     title: str
     value_name: str
     facts: dict[str, float]
-    _exact: Callable[[], Tensor] | None = dataclasses.field(default=None, repr=False, compare=False)
+    _exact: Callable[[], Tensor] | None = dataclasses.field(default=None, compare=False)
+
+    def __post_init__(self) -> None:
+        """Check that everything fits together.
+
+        Raises:
+            InputError: it does not.
+        """
+        super().__post_init__()
+        if self.per_row is not None and self.per_row.shape[1:] != self.values.shape:
+            raise InputError(
+                f"per_row has the shape {list(self.per_row.shape)}; expected [row, "
+                f"{', '.join(map(str, self.values.shape))}]."
+            )
 
     @property
     def frame(self) -> pd.DataFrame:
         """One row for each share: its place, the token there, and ``value``."""
-        import pandas as pd
-
-        columns: dict[str, Any] = {}
-        for axis, at in zip(self.axes, np.indices(self.values.shape), strict=True):
-            names = np.array(self.labels[axis], dtype=object)[at.ravel()]
-            numbered = axis in ("layer", "head", "pos", "source_pos")
-            columns[axis] = at.ravel() if numbered else names
-            if axis in ("pos", "source_pos"):
-                columns["token" if axis == "pos" else "source_token"] = names
-        frame = pd.DataFrame(columns | {"value": self.values.numpy().ravel()})
+        frame = super().frame
         return frame[frame["value"].notna()].reset_index(drop=True)
-
-    def top(self, k: int = 10) -> pd.DataFrame:
-        """The ``k`` largest shares, of either sign, the largest first."""
-        order = self.frame["value"].abs().sort_values(ascending=False, kind="stable").index
-        return self.frame.loc[order[:k]].reset_index(drop=True)
 
     def normalized(self) -> Tensor:
         """Shares as parts of ``total``, the metric's whole difference.
@@ -138,45 +132,20 @@ class AttributionResult(Result):
         note = f"{self.value_name}; the {len(top)} largest of {count}, total {self.total:.3f}"
         return BarsView(names, top["value"].tolist(), self.title, note)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything but the model to a JSON file.
-
-        Raises:
-            CheckpointError: the file cannot be written.
-        """
-        content: dict[str, Any] = {"format": _FORMAT, "kind": type(self).__name__}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name != "_exact":
-                is_tensor = isinstance(value, Tensor)
-                content[field.name] = {"float32": value.tolist()} if is_tensor else value
-        target = Path(path)
-        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-        try:
-            partial.write_text(json.dumps(content), encoding="utf-8")
-            partial.replace(target)
-        except OSError as error:
-            raise CheckpointError(f"Cannot write {str(path)!r}: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
-
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """A result that ``save`` wrote; it cannot be checked any more.
-
-        Raises:
-            CheckpointError: there is no such file, or it is something else.
-        """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            if content.pop("format", None) != _FORMAT or content.pop("kind") != cls.__name__:
-                raise ValueError(f"not a saved {cls.__name__}")
-            for name, value in content.items():
-                if isinstance(value, dict) and value.keys() == {"float32"}:
-                    content[name] = torch.tensor(value["float32"], dtype=torch.float32)
-            return cls(**content | {"axes": tuple(content["axes"])})
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-            raise CheckpointError(f"Cannot read {str(path)!r}: {error}") from error
+    def _read_earlier(cls, path: Path) -> dict[str, object] | None:
+        """Until version 0.1 a result was a JSON file."""
+        with path.open("rb") as file:
+            if file.read(len(_EARLIER)) != _EARLIER:
+                return None
+        content: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+        del content["format"]
+        if content.pop("kind") != cls.__name__:
+            raise ValueError(f"not a saved {cls.__name__}")
+        for name, value in content.items():
+            if isinstance(value, dict) and value.keys() == {"float32"}:
+                content[name] = torch.tensor(value["float32"], dtype=torch.float32)
+        return content
 
 
 def part_names(frame: pd.DataFrame) -> list[str]:

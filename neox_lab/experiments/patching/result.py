@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +13,19 @@ from torch import Tensor
 
 from neox_lab.data import statistics
 from neox_lab.errors import CheckpointError, InputError
-from neox_lab.hooks import cache_files as files
-from neox_lab.results import Result
+from neox_lab.hooks import cache_files
+from neox_lab.results import GridResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from neox_lab.views import HeatmapView
 
-_TEXTS = ("axes", "site", "metric", "direction", "complete", "labels", "clean", "corrupted")
+DIRECTIONS = ("denoising", "noising", "ablation")
 
 
-@dataclass(frozen=True)
-class PatchResult(Result):
+@dataclass(frozen=True, kw_only=True)
+class PatchResult(GridResult):
     """What the metric becomes when one thing is replaced, cell by cell.
 
     Attributes:
@@ -45,17 +44,31 @@ class PatchResult(Result):
         complete: False if the sweep was interrupted.
     """
 
-    values: Tensor
-    axes: tuple[str, ...]
     clean: float
     corrupted: float
     site: tuple[str, ...]
     metric: str
     direction: str
-    labels: dict[str, list[str]] = field(repr=False)
-    samples: Tensor | None = field(default=None, repr=False)
-    base_samples: Tensor | None = field(default=None, repr=False)
+    samples: Tensor | None = None
+    base_samples: Tensor | None = None
     complete: bool = True
+
+    def __post_init__(self) -> None:
+        """Check that everything fits together.
+
+        Raises:
+            InputError: it does not.
+        """
+        super().__post_init__()
+        if self.direction not in DIRECTIONS:
+            raise InputError(
+                f"direction={self.direction!r}; expected one of {', '.join(DIRECTIONS)}."
+            )
+        if self.samples is not None and self.samples.shape[1:] != self.values.shape:
+            raise InputError(
+                f"samples have the shape {list(self.samples.shape)}; expected [pair, "
+                f"{', '.join(map(str, self.values.shape))}]."
+            )
 
     @property
     def base(self) -> float:
@@ -120,37 +133,14 @@ class PatchResult(Result):
             self, values=self.values[at], axes=self.axes[1:], site=(site,), samples=samples
         )
 
-    @property
-    def frame(self) -> pd.DataFrame:
-        """One row a cell: its place, the token there, value, effect, and standard error.
-
-        Columns: a number for ``layer``, ``head``, ``pos`` and ``source_pos`` (with ``token`` and
-        ``source_token``), a name for other axes, ``value``, ``effect``, and ``standard_error`` of
-        the effect if there are several pairs.
-        """
-        import pandas as pd
-
-        columns: dict[str, Any] = {}
-        for axis, index in zip(self.axes, np.indices(self.values.shape), strict=True):
-            names = np.array(self.labels[axis], dtype=object)[index.ravel()]
-            if axis in ("layer", "head"):
-                columns[axis] = index.ravel()
-            elif axis in ("pos", "source_pos"):
-                columns[axis] = index.ravel()
-                columns["token" if axis == "pos" else "source_token"] = names
-            else:
-                columns[axis] = names
-        columns["value"] = self.values.flatten().numpy()
-        columns["effect"] = self.effect().flatten().numpy()
+    def _columns(self) -> dict[str, Tensor]:
+        columns = {"value": self.values, "effect": self.effect()}
         if self.samples is not None and len(self.samples) > 1:
-            columns["standard_error"] = self.standard_error().flatten().numpy()
-        return pd.DataFrame(columns)
+            columns["standard_error"] = self.standard_error()
+        return columns
 
-    def top(self, count: int = 10) -> pd.DataFrame:
-        """The cells that change the metric most, most first; see ``frame``."""
-        frame = self.frame.dropna(subset=["effect"])
-        order = frame["effect"].abs().sort_values(ascending=False, kind="stable").index[:count]
-        return frame.loc[order].reset_index(drop=True)
+    def _rank(self, frame: pd.DataFrame) -> pd.Series[float]:
+        return frame["effect"].abs()
 
     def view(self, *, normalized: bool = False, **at: Any) -> HeatmapView:
         """A heat map of the effects.
@@ -218,41 +208,17 @@ class PatchResult(Result):
             lines.append(f"Interrupted after {done} of {self.values.numel()} cells; others are NaN")
         return "\n".join([*lines, self.top(5).to_string(index=False)])
 
-    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """``frame`` as CSV; also written to ``path``."""
-        text = self.frame.to_csv(index=False, lineterminator="\n")
-        if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
-        return text
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write everything to a safetensors file.
-
-        Raises:
-            CheckpointError: the file cannot be written.
-        """
-        tensors = {"values": self.values}
-        for name in ("samples", "base_samples"):
-            tensor = getattr(self, name)
-            if tensor is not None:
-                tensors[name] = tensor
-        about = {name: getattr(self, name) for name in _TEXTS}
-        files.write(Path(path), tensors, {"patch_result": json.dumps(about)})
-
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> PatchResult:
-        """A result that ``save`` wrote.
-
-        Raises:
-            CheckpointError: there is no such file, or it is not a result.
-        """
-        tensors, description = files.read(Path(path))
-        if "patch_result" not in description or "values" not in tensors:
-            raise CheckpointError(f"{path} is not a patching result.")
-        about = json.loads(str(description["patch_result"]))
-        about |= {"axes": tuple(about["axes"]), "site": tuple(about["site"])}
-        arguments: dict[str, Any] = {name: tensor.clone() for name, tensor in tensors.items()}
-        return cls(**arguments, **about)
+    def _read_earlier(cls, path: Path) -> dict[str, object] | None:
+        """Until version 0.1 a result was a saved cache with a description of its own."""
+        try:
+            tensors, description = cache_files.read(path)
+        except CheckpointError:
+            return None
+        if "patch_result" not in description:
+            return None
+        fields = json.loads(str(description["patch_result"]))
+        return {**fields, **{name: tensor.clone() for name, tensor in tensors.items()}}
 
 
 def _farthest(values: Tensor, axis: int) -> Tensor:
