@@ -13,15 +13,13 @@ A class of results says what its ``frame`` and its ``view()`` are; the rest come
 
 Most answers are numbers over named axes, such as layers and positions: each is a ``GridResult``,
 with the largest cells (``top``) and with ``save`` and ``load``. A saved result is a safetensors
-file: its tensors, and in the header's metadata ``neox_lab`` (the format), ``kind`` (the class) and
-``fields`` (everything that is no tensor, as JSON, where a number may be ``NaN``). Reading one runs
-no code.
+file: its tensors, and in the header ``kind`` (the class) and ``fields`` (everything that is no
+tensor, as JSON, where a number may be ``NaN``). Reading one runs no code.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import types
 import typing
@@ -34,6 +32,7 @@ import numpy as np
 from torch import Tensor
 
 from neox_lab.errors import CheckpointError, InputError
+from neox_lab.safetensors_files import FileFormat
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +132,7 @@ class Result(ABC):
         return bundle | {"text/plain": repr(self)} if "text/plain" in bundle else bundle
 
 
-FORMAT = "neox_lab result 1"
+_FORMAT = FileFormat("result", "neox_lab result 1")
 _TOKENS = {"pos": "token", "source_pos": "source_token"}  # what labels of these axes are
 _NUMBERED = ("layer", "head", *_TOKENS)
 
@@ -237,8 +236,7 @@ class GridResult(Result):
         content = {name: getattr(self, name) for name in _saved_fields(type(self))}
         tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
         fields = {name: value for name, value in content.items() if name not in tensors}
-        header = {"neox_lab": FORMAT, "kind": type(self).__name__, "fields": json.dumps(fields)}
-        _write(Path(path), tensors, header)
+        _FORMAT.write(path, tensors, {"kind": type(self).__name__, "fields": fields})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -250,15 +248,13 @@ class GridResult(Result):
         Raises:
             CheckpointError: there is no such file, it is damaged, or it is something else.
         """
-        from safetensors import SafetensorError
-
         path = Path(path)
         try:
             content = cls._read_earlier(path)
             return cls(**_typed(cls, _read(cls, path) if content is None else content))
         except CheckpointError:
             raise
-        except (OSError, SafetensorError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             what = f"Cannot read a {cls.__name__} from {str(path)!r}"
             raise CheckpointError(f"{what}: {error}") from error
 
@@ -273,53 +269,23 @@ def _saved_fields(kind: type[GridResult]) -> dict[str, dataclasses.Field[Any]]:
     return {f.name: f for f in dataclasses.fields(kind) if not f.name.startswith("_")}
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write a safetensors file, replacing ``path`` only when it is complete.
-
-    Raises:
-        CheckpointError: it cannot be written.
-    """
-    from safetensors.torch import save
-
-    kept = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    content = save(kept, {"format": "pt", **header})
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            partial.write_bytes(content)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-    except OSError as error:
-        raise CheckpointError(f"Cannot write {str(path)!r}: {error}") from error
-
-
 def _read(kind: type[GridResult], path: Path) -> dict[str, object]:
     """What ``save`` wrote, by the names of fields.
 
     Raises:
         CheckpointError: it is something else than a result of this kind.
     """
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        header = file.metadata() or {}
-        said = header.get("neox_lab", "")
-        if not said.startswith("neox_lab result "):
-            raise CheckpointError(f"{str(path)!r} is a safetensors file, but no saved result.")
-        if said != FORMAT:
-            raise CheckpointError(
-                f"{str(path)!r} has the format {said!r}; this version of neox_lab reads {FORMAT!r}."
-            )
-        if header.get("kind") != kind.__name__:
-            raise CheckpointError(
-                f"{str(path)!r} holds a result of the kind {header.get('kind')}; it is not a saved "
-                f"{kind.__name__}. Each kind is read by its own load."
-            )
-        fields = json.loads(header["fields"])
-        # Copies: a tensor that stays in the file changes with it.
-        return dict(fields) | {name: file.get_tensor(name).clone() for name in file.keys()}
+    tensors, description = _FORMAT.read(path)
+    if description.get("kind") != kind.__name__:
+        raise CheckpointError(
+            f"{str(path)!r} holds a result of the kind {description.get('kind')}; it is not a "
+            f"saved {kind.__name__}. Each kind is read by its own load."
+        )
+    fields = description.get("fields")
+    if not isinstance(fields, dict):
+        raise TypeError("it has no fields")
+    # Copies: a tensor that stays in the file changes with it.
+    return fields | {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _typed(kind: type[GridResult], content: Mapping[str, object]) -> dict[str, Any]:

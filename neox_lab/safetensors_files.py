@@ -98,7 +98,9 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
         file.write(plan.header)
         for name in sorted(tensors, key=lambda name: plan.offsets[name]):
             rows = tensors[name].detach().to("cpu").contiguous()
-            file.write(rows.flatten().view(torch.uint8).numpy().data)
+            # Its numbers lie in a row, whatever stride a tensor of one number or none may say.
+            flat = rows.as_strided((rows.numel(),), (1,))
+            file.write(flat.view(torch.uint8).numpy().data)
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,8 @@ class FileFormat:
                 metadata = file.metadata() or {}
                 if metadata.get("neox_lab") != self.name:
                     raise CheckpointError(
-                        f"{place} is a safetensors file, but not a saved {self.noun}."
+                        f"{place} is a safetensors file, but not a saved {self.noun}: its format "
+                        f"is {metadata.get('neox_lab')!r}; this version reads {self.name!r}."
                     )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
                 description = json.loads(metadata["description"])

@@ -170,7 +170,7 @@ def test_another_kind_of_file_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="PatchResult; it is not a saved HeadsResult"):
         HeadsResult.load(path)
     save_file({"values": torch.ones(2)}, path)
-    with pytest.raises(CheckpointError, match="no saved result"):
+    with pytest.raises(CheckpointError, match="not a saved result"):
         PatchResult.load(path)
     save_file({"values": torch.ones(2)}, path, {"neox_lab": "neox_lab result 2"})
     with pytest.raises(CheckpointError, match="reads 'neox_lab result 1'"):
@@ -179,7 +179,7 @@ def test_another_kind_of_file_is_refused_by_name(tmp_path: Path) -> None:
         if content is not None:
             (tmp_path / name).write_bytes(content)
         for kind in KINDS:
-            with pytest.raises(CheckpointError, match=f"Cannot read a {kind.__name__}"):
+            with pytest.raises(CheckpointError, match="Cannot read a"):
                 kind.load(tmp_path / name)
     with pytest.raises(CheckpointError):
         PatchResult.load(tmp_path)
@@ -221,8 +221,8 @@ def test_what_was_changed_by_hand_is_checked(
     }
 
     def write(fields: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        header = {"neox_lab": "neox_lab result 1", "kind": "PatchResult"}
-        save_file(tensors, path, {**header, "fields": json.dumps(fields)})
+        description = json.dumps({"kind": "PatchResult", "fields": fields})
+        save_file(tensors, path, {"neox_lab": "neox_lab result 1", "description": description})
 
     write(fields, stored)
     assert contents(PatchResult.load(path)) == contents(patch_result())
