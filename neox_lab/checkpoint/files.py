@@ -15,11 +15,11 @@ A *variant* such as ``fp16`` stands before the extension: ``model.fp16.safetenso
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Literal
 
 from neox_lab.errors import CheckpointError
+from neox_lab.files import read_json
 from neox_lab.hub import HubOptions, PathOrId, find_file, list_files
 
 Format = Literal["safetensors", "bin"]
@@ -92,13 +92,15 @@ def find_weights(
 def read_index(path: Path) -> dict[str, str]:
     """The index of a sharded checkpoint: tensor name -> name of a file in the same directory.
 
-    Raises CheckpointError when it is not such a table, or names files elsewhere. Only names
-    are judged, not where links lead: the hub's cache keeps its files behind links.
+    Only names are judged, not where links lead: the hub's cache keeps its files behind links.
+
+    Raises:
+        CheckpointError: it is not such a table, or names files elsewhere.
     """
     try:
-        table = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        table = read_json(path)["weight_map"]
         names = set(table.values())
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (CheckpointError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path} is no index of shards: expected JSON with a table 'weight_map' "
             f"({type(error).__name__}: {error})."

@@ -9,7 +9,7 @@ and shapes are compared before any tensor is read, so what cannot fit fails at o
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,10 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 Model = TypeVar("Model", bound=nn.Module)
 
+Device = torch.device | str | int
+DeviceMap = Device | Mapping[str, Device] | None
+"""One device: itself, its name or number, ``{"": device}``, ``"auto"``, or None for the CPU."""
+
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in WEIGHT_DTYPES.values()}
 _RELEASE_AFTER = 32 * 2**20  # bytes copied out of mapped files before their pages are given back
 
@@ -46,7 +50,7 @@ def load_into(
     config: GPTNeoXConfig | None = None,
     options: HubOptions = DEFAULTS,
     dtype: torch.dtype | str | None = "auto",
-    device_map: Any = None,
+    device_map: DeviceMap = None,
     variant: str | None = None,
     use_safetensors: bool | None = None,
     ignore_mismatched_sizes: bool = False,
@@ -99,7 +103,8 @@ def load_into(
     first = next((dtype for dtype in stored if isinstance(dtype, torch.dtype)), torch.float32)
     config.dtype = wanted_dtype or config.dtype or first
     _fill(model, sources, tensors, config.dtype, device)
-    absent = _complete(model, [name for name in parameters if name not in sources], device)
+    absent = [name for name in parameters if name not in sources]
+    absent = _complete(model, config, absent, device)
 
     changed = {name for name, _, _ in mismatched}
     missing = tuple(name for name in absent if name not in changed)
@@ -117,15 +122,23 @@ class _NoInitialValues(TorchFunctionMode):
     """Skips ``torch.nn.init``: on ``meta`` it does nothing, and imports for seconds to do it."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+        self,
+        func: Callable[..., object],
+        types: Collection[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
         if getattr(func, "__module__", None) == "torch.nn.init":
             return None
         return func(*args, **(kwargs or {}))
 
 
 def to_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    """``"float16"``, ``"torch.float16"`` or ``torch.float16`` -> dtype; None for "auto"."""
+    """``"float16"``, ``"torch.float16"`` or ``torch.float16`` -> dtype; None for "auto".
+
+    Raises:
+        ConfigError: weights have no such dtype.
+    """
     if dtype is None or dtype == "auto":
         return None
     name = str(dtype).removeprefix("torch.")
@@ -135,13 +148,15 @@ def to_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return _DTYPES[name]
 
 
-def to_device(device_map: Any) -> torch.device:
-    """The device that ``device_map`` means.
+def to_device(device_map: DeviceMap) -> torch.device:
+    """The device that ``device_map`` means; a model is never spread over several.
 
-    Accepts a device, its name or number, ``{"": device}``, ``"auto"`` (an accelerator if there
-    is one) and None (the CPU). A model is never spread over several devices.
+    Args:
+        device_map: a device, its name or number, ``{"": device}``, ``"auto"`` (an accelerator if
+            there is one) or None (the CPU).
 
-    Raises ConfigError for anything else, and for an accelerator that is not there.
+    Raises:
+        ConfigError: it is something else, or an accelerator that is not there.
     """
     place = device_map
     if isinstance(place, Mapping):
@@ -173,8 +188,8 @@ def _compare_shapes(
 ) -> tuple[dict[str, str], tuple[tuple[str, Shape, Shape], ...]]:
     """Sources of the parameters that fit, and those whose shape differs.
 
-    Raises CheckpointError for a dtype that is not of weights, and for other shapes unless they
-    are to be ignored.
+    Raises:
+        CheckpointError: a dtype is not of weights, or shapes differ and are not to be ignored.
     """
     sources, mismatched = {}, []
     for name, source in found.sources.items():
@@ -228,23 +243,28 @@ def _fill(
         if copied > _RELEASE_AFTER:
             tensors.release()
             copied = 0
-        _set(model, name, tensor)
+        _set(model, name, nn.Parameter(tensor))
 
 
-def _set(model: nn.Module, name: str, tensor: Tensor) -> None:
+def _set(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
     owner, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(owner), leaf, nn.Parameter(tensor))
+    setattr(model.get_submodule(owner), leaf, parameter)
 
 
-def _complete(model: Any, absent: list[str], device: torch.device) -> list[str]:
+def _complete(
+    model: nn.Module, config: GPTNeoXConfig, absent: list[str], device: torch.device
+) -> list[str]:
     """Tie embeddings if the configuration asks for it, and initialise what is absent.
 
-    Returns the names of the parameters that were initialised. If only one of two tied embeddings
-    was stored it serves as both; if both were and differ, both stay as they are.
+    If only one of two tied embeddings was stored it serves as both; if both were and differ, both
+    stay as they are.
+
+    Returns:
+        The names of the parameters that were initialised.
     """
     pair = (INPUT_EMBEDDING, OUTPUT_EMBEDDING)
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    tie = model.config.tie_word_embeddings and parameters.keys() >= set(pair)
+    tie = config.tie_word_embeddings and parameters.keys() >= set(pair)
     stored = [parameters[name] for name in pair if tie and name not in absent]
     if len(stored) == 2 and not torch.equal(*stored):
         tie = False
@@ -254,23 +274,23 @@ def _complete(model: Any, absent: list[str], device: torch.device) -> list[str]:
         )
     if tie:
         if stored:
-            _set(model, INPUT_EMBEDDING, stored[0].data)
+            _set(model, INPUT_EMBEDDING, nn.Parameter(stored[0].data))
         settled = pair if stored else (OUTPUT_EMBEDDING,)
         absent = [name for name in absent if name not in settled]
     for name in absent:
-        _initialise(model, name, device)
+        _initialise(model, config, name, device)
     if tie:
-        model.tie_weights()
+        _set(model, OUTPUT_EMBEDDING, model.get_parameter(INPUT_EMBEDDING))
     return absent
 
 
-def _initialise(model: Any, name: str, device: torch.device) -> None:
+def _initialise(model: nn.Module, config: GPTNeoXConfig, name: str, device: torch.device) -> None:
     """Layer norms to the identity, other biases to 0, matrices to normal(0, initializer_range)."""
     owner, _, leaf = name.rpartition(".")
     module = model.get_submodule(owner)
-    tensor = torch.zeros_like(getattr(module, leaf), dtype=model.config.dtype, device=device)
+    tensor = torch.zeros_like(getattr(module, leaf), dtype=config.dtype, device=device)
     if isinstance(module, nn.LayerNorm):
         tensor.fill_(1.0 if leaf == "weight" else 0.0)
     elif leaf == "weight":
-        tensor.normal_(0.0, model.config.initializer_range)
-    _set(model, name, tensor)
+        tensor.normal_(0.0, config.initializer_range)
+    _set(model, name, nn.Parameter(tensor))

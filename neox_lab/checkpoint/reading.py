@@ -15,7 +15,7 @@ import dataclasses
 import re
 import zipfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,25 @@ class TensorSource(ABC):
         """Drop the mapping, so that pages read so far stop counting as memory in use."""
 
 
-class SafetensorsFile(TensorSource):
+class WeightFile(TensorSource):
+    """A file of tensors.
+
+    Attributes:
+        path: where it is.
+    """
+
+    path: Path
+
+
+class SafetensorsFile(WeightFile):
     """A ``.safetensors`` file (format: https://github.com/huggingface/safetensors)."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header only. Raises CheckpointError when it is damaged."""
+        """Read the header only.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
         self.path = path
         self._file: Any = None
         self.tensors = {}
@@ -87,7 +101,7 @@ class SafetensorsFile(TensorSource):
         return self._file
 
 
-class TorchFile(TensorSource):
+class TorchFile(WeightFile):
     """A ``.bin`` file written by ``torch.save``: a dict of tensors."""
 
     def __init__(self, path: Path) -> None:
@@ -151,13 +165,16 @@ class GivenTensors(TensorSource):
 
 
 class Shards(TensorSource):
-    """Several files as one. Raises CheckpointError where they contradict their index."""
+    """Several files as one."""
 
-    def __init__(
-        self, files: list[SafetensorsFile] | list[TorchFile], index: dict[str, str]
-    ) -> None:
+    def __init__(self, files: Sequence[WeightFile], index: dict[str, str]) -> None:
+        """Read the files' headers.
+
+        Raises:
+            CheckpointError: they contradict their index.
+        """
         self.tensors = {}
-        self._owner: dict[str, SafetensorsFile | TorchFile] = {}
+        self._owner: dict[str, WeightFile] = {}
         for file in files:
             for name, info in file.tensors.items():
                 if name in self._owner:
@@ -193,12 +210,14 @@ class Shards(TensorSource):
 
 
 def open_weights(files: WeightFiles) -> TensorSource:
-    """The tensors of a checkpoint's files. Raises CheckpointError when a file is damaged."""
-    opened = [
-        SafetensorsFile(path) if files.format == "safetensors" else TorchFile(path)
-        for path in files.paths
-    ]
-    return opened[0] if files.index is None else Shards(opened, files.index)  # type: ignore[arg-type]
+    """The tensors of a checkpoint's files.
+
+    Raises:
+        CheckpointError: a file is damaged, or shards contradict their index.
+    """
+    kind = SafetensorsFile if files.format == "safetensors" else TorchFile
+    opened = [kind(path) for path in files.paths]
+    return opened[0] if files.index is None else Shards(opened, files.index)
 
 
 def _info(tensor: Tensor) -> TensorInfo:

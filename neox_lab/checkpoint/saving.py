@@ -13,13 +13,14 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from neox_lab.checkpoint.files import INDEX_SUFFIX, WHOLE_FILES, with_variant
 from neox_lab.checkpoint.names import INPUT_EMBEDDING, OUTPUT_EMBEDDING, on_disk
 from neox_lab.checkpoint.reading import WEIGHT_DTYPES
+from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import CheckpointError, ConfigError
 from neox_lab.files import PathLike, parse_size, staged_files
 from neox_lab.safetensors_files import write as write_safetensors
@@ -28,8 +29,21 @@ _DTYPES = tuple(WEIGHT_DTYPES.values())
 _METADATA = {"format": "pt"}
 
 
+class Saved(Protocol):
+    """What is written of a model.
+
+    Attributes:
+        config: goes into ``config.json``.
+    """
+
+    config: GPTNeoXConfig
+
+    def state_dict(self) -> dict[str, Any]:
+        """The weights by name."""
+
+
 def save(
-    model: nn.Module,
+    model: Saved,
     directory: PathLike,
     *,
     max_shard_size: int | str = "50GB",
@@ -108,9 +122,8 @@ def split(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
     return shards
 
 
-def _to_store(model: nn.Module, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def _to_store(model: Saved, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Tensors under their names on disk; one that the configuration ties is left out."""
-    config: Any = model.config
     tensors = {}
     for name, tensor in (model.state_dict() if state_dict is None else state_dict).items():
         if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPES or tensor.is_meta:
@@ -120,19 +133,18 @@ def _to_store(model: nn.Module, state_dict: Mapping[str, Tensor] | None) -> dict
                 f"{', '.join(str(dtype) for dtype in _DTYPES)} that holds data, got {what!r}."
             )
         tensors[on_disk(name)] = tensor
-    if config.tie_word_embeddings and {INPUT_EMBEDDING, OUTPUT_EMBEDDING} <= tensors.keys():
+    if model.config.tie_word_embeddings and {INPUT_EMBEDDING, OUTPUT_EMBEDDING} <= tensors.keys():
         first, second = tensors[INPUT_EMBEDDING], tensors[OUTPUT_EMBEDDING]
         if first.data_ptr() == second.data_ptr() and first.shape == second.shape:
             del tensors[OUTPUT_EMBEDDING]
     return tensors
 
 
-def _config_text(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    config: Any = copy.deepcopy(model.config)
+def _config_text(model: Saved, tensors: Mapping[str, Tensor]) -> str:
+    config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = next(iter(tensors.values())).dtype if tensors else config.dtype
-    text: str = config.to_json_string()
-    return text
+    return config.to_json_string()
 
 
 def _index(names: list[str], shards: list[dict[str, Tensor]]) -> str:
