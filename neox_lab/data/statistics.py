@@ -1,12 +1,25 @@
-"""How sure one can be of a mean over pairs of prompts.
+"""How sure one can be of a mean, a share, or a correlation.
 
+scipy computes what is asked of one row of numbers. What is asked of whole grids, one mean for each
+cell, is written here as one matrix product over all cells: scipy's ``permutation_test`` takes ten
+times as long for 3,000 cells, and its ``bootstrap`` twice (the tests compare with both).
 Everything is seeded, so the same samples give the same intervals.
 """
 
 from __future__ import annotations
 
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Floats = NDArray[np.floating[Any]]
+Integers = NDArray[np.integer[Any]]
 
 
 def standard_error(samples: Tensor) -> Tensor:
@@ -81,3 +94,106 @@ def sign_flip_p_values(effects: Tensor, draws: int = 2000, seed: int = 0) -> Ten
         here = observed[first : first + 4096]
         found[first : first + 4096] = (flipped >= here * (1 - 1e-12)).double().mean(dim=0)
     return found.reshape(effects.shape[1:])
+
+
+def statistic_interval(
+    rows: int,
+    statistic: Callable[[Integers], float],
+    *,
+    level: float = 0.95,
+    draws: int = 1000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of any statistic of rows (Efron 1979).
+
+    Args:
+        rows: how many rows there are.
+        statistic: the number for a choice of rows (indices ``[row]``, with repeats).
+        level: share of the resampled statistics inside.
+        draws: how often rows are drawn again.
+        seed: of the draws.
+
+    Returns:
+        Lower and upper end; twice the same where there is one row.
+    """
+    return _percentiles(np.arange(rows), statistic, False, level, draws, seed)
+
+
+def mean_interval(values: Sequence[float] | Floats, seed: int = 0) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of a mean.
+
+    Args:
+        values: at least one.
+        seed: of the draws.
+    """
+    listed = np.asarray(values, dtype=np.float64)
+    return _percentiles(listed, np.mean, True, 0.95, 1000, seed)
+
+
+def _percentiles(
+    rows: Floats | Integers,
+    statistic: Callable[..., Any],
+    vectorized: bool,
+    level: float,
+    draws: int,
+    seed: int,
+) -> tuple[float, float]:
+    """Where the middle ``level`` of the statistics of rows drawn again begins and ends."""
+    from scipy import stats
+
+    if len(rows) == 1:  # which scipy refuses
+        return float(statistic(rows)), float(statistic(rows))
+    found = stats.bootstrap(
+        (rows,),
+        statistic,
+        vectorized=vectorized,
+        n_resamples=draws,
+        batch=max(1, 2**20 // len(rows)),  # as many resamples at once as fit into 8 MiB
+        confidence_level=level,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+def wilson_interval(right: int, count: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval of a share, ``right`` of ``count`` (JASA 22, 1927); NaNs of nothing."""
+    from scipy import stats
+
+    if not count:
+        return math.nan, math.nan
+    found = stats.binomtest(right, count).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def normal_interval(values: Sequence[float] | Floats, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a mean, if it is distributed normally; NaNs of fewer than two values."""
+    from scipy import stats
+
+    listed = np.asarray(values, dtype=np.float64)
+    if len(listed) < 2:
+        return math.nan, math.nan
+    low, high = stats.norm.interval(level, listed.mean(), stats.sem(listed))
+    return float(low), float(high)
+
+
+def correlation(one: Floats, other: Floats, *, ranks: bool = False) -> float:
+    """How far two rows of numbers rise together, from -1 to 1.
+
+    Args:
+        one: ``[row]``.
+        other: ``[row]``.
+        ranks: Spearman's, Pearson's of the ranks, instead of Pearson's own.
+
+    Returns:
+        The correlation; NaN where a side is constant, or there are fewer than two rows.
+    """
+    from scipy import stats
+
+    if len(one) < 2:
+        return math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", stats.ConstantInputWarning)
+        warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+        found = (stats.spearmanr if ranks else stats.pearsonr)(one, other)
+    return float(found.statistic)

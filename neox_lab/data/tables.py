@@ -4,25 +4,38 @@ from __future__ import annotations
 
 import ast
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from neox_lab.errors import DataError, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
 
+
+class SupportsToPandas(Protocol):
+    """What can turn itself into a frame, such as a ``datasets.Dataset``."""
+
+    def to_pandas(self) -> Any:
+        """The frame."""
+
+
+Table: TypeAlias = (
+    "pd.DataFrame | str | os.PathLike[str] | Sequence[Mapping[str, object]] | SupportsToPandas"
+)
+"""A pandas frame; a path to a ``.csv``, ``.tsv``, ``.jsonl`` or ``.json`` file (a list of objects);
+a list of dictionaries; or a ``datasets.Dataset``."""
+
 SHOWN = 5
 """How many wrong rows a message lists."""
 
 
-def read_table(source: Any, columns: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(source: object, columns: Sequence[str] = ()) -> pd.DataFrame:
     """A table with one example a row, rows numbered from 0.
 
     Args:
-        source: a pandas frame; a path to a ``.csv``, ``.tsv``, ``.jsonl`` or ``.json`` file (a
-            list of objects); a list of dictionaries; or a ``datasets.Dataset``.
+        source: see ``Table``.
         columns: those that must be there.
 
     Raises:
@@ -82,7 +95,7 @@ def _read_file(path: Path) -> pd.DataFrame:
     return frame
 
 
-def listed(cell: Any) -> Any:
+def listed(cell: object) -> Any:
     """What a cell holds that should be a list or an object; in a CSV file it stands as text.
 
     Raises:

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from neox_lab.data.activations import collected, site_names
 from neox_lab.data.positions import TextPosition
+from neox_lab.data.statistics import mean_interval, statistic_interval
 from neox_lab.errors import DataError, InputError
 from neox_lab.experiments.probing_result import Array, Probe, ProbeResult
-from neox_lab.tasks import metrics
 
 __all__ = ["Probe", "ProbeResult", "probe"]
 ALPHAS = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
@@ -146,6 +146,8 @@ def _fitted(
     method: str,
 ) -> Probe:
     """One site's probe, with its control."""
+    from sklearn.metrics import confusion_matrix
+
     train, validation, test = (activations[part].astype(np.float64) for part in parts)
     right = [targets[part] for part in parts]
     centre, spread = train.mean(axis=0), train.std(axis=0)
@@ -177,7 +179,9 @@ def _fitted(
     low, high = _interval(outputs, right[2], bool(kinds))
     counts = None
     if kinds:
-        counts = metrics.confusion(right[2].astype(int), outputs.argmax(axis=1), len(kinds))
+        counts = confusion_matrix(
+            right[2].astype(int), outputs.argmax(axis=1), labels=range(len(kinds))
+        )
     return Probe(
         name,
         weight,
@@ -232,5 +236,5 @@ def _score(outputs: Array, wanted: Array, classes: bool) -> float:
 
 def _interval(outputs: Array, wanted: Array, classes: bool) -> tuple[float, float]:
     if classes:
-        return metrics.mean_interval((outputs.argmax(axis=1) == wanted).astype(float))
-    return metrics.interval(len(wanted), lambda rows: _score(outputs[rows], wanted[rows], False))
+        return mean_interval((outputs.argmax(axis=1) == wanted).astype(float))
+    return statistic_interval(len(wanted), lambda rows: _score(outputs[rows], wanted[rows], False))

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from neox_lab.data.batches import by_length, evaluating
 from neox_lab.data.encoding import pad_rows, pad_token, token_ids
+from neox_lab.data.statistics import normal_interval, wilson_interval
 from neox_lab.errors import InputError, nearest
 from neox_lab.gym.examples import Pair
 from neox_lab.gym.words import Split
@@ -241,29 +242,17 @@ def _summary(name: Any, group: pd.DataFrame) -> dict[str, Any]:
     asked = group[group["left_out"] == ""]
     count = len(asked)
     differences = asked["logit_difference"]
-    low, high = wilson(int((differences > 0).sum()), count)
-    mean = float(differences.mean())
-    margin = 1.96 * float(differences.std()) / math.sqrt(count) if count > 1 else math.nan
+    low, high = wilson_interval(int((differences > 0).sum()), count)
+    mean_low, mean_high = normal_interval(differences.to_numpy())
     return {
         "task": name,
         "accuracy": float((differences > 0).mean()) if count else math.nan,
         "accuracy_low": low,
         "accuracy_high": high,
-        "logit_difference": mean,
-        "logit_difference_low": mean - margin,
-        "logit_difference_high": mean + margin,
+        "logit_difference": float(differences.mean()),
+        "logit_difference_low": mean_low,
+        "logit_difference_high": mean_high,
         "corrupted_logit_difference": float(asked["corrupted_logit_difference"].mean()),
         "count": count,
         "left_out": len(group) - count,
     }
-
-
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's interval (1927) of a share, ``right`` of ``count``; (nan, nan) of nothing."""
-    if not count:
-        return math.nan, math.nan
-    share = right / count
-    middle = share + z * z / (2 * count)
-    margin = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    scale = 1 + z * z / count
-    return (middle - margin) / scale, (middle + margin) / scale

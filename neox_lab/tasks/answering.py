@@ -18,10 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from neox_lab.data import squad
 from neox_lab.data.batches import Example, outputs, padded
 from neox_lab.data.encoding import pad_token, token_ids, token_spans, tokenizer_of
 from neox_lab.errors import DataError, InputError
-from neox_lab.tasks import squad
+from neox_lab.tasks import metrics
 from neox_lab.tasks.report import Report
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.training import TrainingResult, fit
@@ -116,8 +117,8 @@ def evaluate(model: Any, data: Any, *, max_length: int | None = None, stride: in
     predicted = [best[0].text for best in found]
     result = frame.assign(prediction=predicted)
     pairs = list(zip(predicted, answers, strict=True))
-    result["exact_match"] = [squad.exact_match(*pair) for pair in pairs]
-    result["f1"] = [squad.f1(*pair) for pair in pairs]
+    result["exact_match"] = [metrics.exact_match(*pair) for pair in pairs]
+    result["f1"] = [metrics.answer_f1(*pair) for pair in pairs]
     metrics = {name: float(result[name].mean()) for name in ("exact_match", "f1")}
     answerable = frame["answers"].map(bool)
     for name, part in (("answerable", answerable), ("unanswerable", ~answerable)):

@@ -6,25 +6,41 @@ formula. Every metric is a plain number in a dictionary, so that results can be 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
+
+from neox_lab.data.conll import entities
+from neox_lab.data.statistics import Floats, Integers, correlation, mean_interval
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Floats = NDArray[np.floating[Any]]
-Integers = NDArray[np.integer[Any]]
+__all__ = [
+    "answer_f1",
+    "calibration",
+    "calibration_error",
+    "classification",
+    "confusion",
+    "entity_metrics",
+    "exact_match",
+    "mean_interval",
+    "multi_label",
+    "normalized",
+    "regression",
+]
 
 
 def classification(labels: Integers, probabilities: Floats) -> dict[str, float]:
     """Metrics of one label out of several.
 
     Args:
-        labels: the right classes `[row]`.
-        probabilities: of each class `[row, label]`, rows summing to 1.
+        labels: the right classes ``[row]``.
+        probabilities: of each class ``[row, label]``, rows summing to 1.
 
     Returns:
         ``accuracy``; ``macro_f1``, the unweighted mean of F1 over the classes that occur in labels
@@ -48,8 +64,8 @@ def multi_label(labels: Integers, probabilities: Floats) -> dict[str, float]:
     """Metrics of any number of labels at once; a label is predicted above one half.
 
     Args:
-        labels: 0 or 1 `[row, label]`.
-        probabilities: of each label by itself `[row, label]`.
+        labels: 0 or 1 ``[row, label]``.
+        probabilities: of each label by itself ``[row, label]``.
 
     Returns:
         ``accuracy`` (all labels of a row right), ``micro_f1``, ``macro_f1``, and ``loss``, the mean
@@ -69,27 +85,24 @@ def multi_label(labels: Integers, probabilities: Floats) -> dict[str, float]:
 
 
 def regression(targets: Floats, predicted: Floats) -> dict[str, float]:
-    """Metrics of numbers `[row]`: ``r2``, ``mean_absolute_error``, ``pearson``, ``spearman``.
+    """Metrics of numbers ``[row]``: ``r2``, ``mean_absolute_error``, ``pearson``, ``spearman``.
 
     ``loss`` is the mean squared error. ``r2`` is 1 minus the error over that of always saying the
     mean; the correlations are NaN where one side is constant.
     """
-    import pandas as pd
-
     error = predicted - targets
     spread = ((targets - targets.mean()) ** 2).mean()
-    pair = pd.DataFrame({"target": targets, "predicted": predicted})
     return {
         "r2": float(1 - (error**2).mean() / spread) if spread else float("nan"),
         "mean_absolute_error": float(np.abs(error).mean()),
-        "pearson": float(pair["target"].corr(pair["predicted"])),
-        "spearman": float(pair["target"].corr(pair["predicted"], method="spearman")),
+        "pearson": correlation(targets, predicted),
+        "spearman": correlation(targets, predicted, ranks=True),
         "loss": float((error**2).mean()),
     }
 
 
 def confusion(labels: Integers, predicted: Integers, count: int) -> Integers:
-    """How often each class `[label]` was taken for each `[predicted]`: counts `[label, label]`."""
+    """Counts ``[label, predicted]``: how often each class was taken for each."""
     from sklearn.metrics import confusion_matrix
 
     counts: Integers = confusion_matrix(labels, predicted, labels=range(count))
@@ -123,33 +136,69 @@ def calibration_error(labels: Integers, probabilities: Floats, bins: int = 10) -
     return float((gaps * table["count"]).sum() / table["count"].sum())
 
 
-def interval(
-    rows: int,
-    statistic: Callable[[Integers], float],
-    *,
-    level: float = 0.95,
-    samples: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic (Efron 1979).
+def entity_metrics(
+    right: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
+) -> dict[str, float]:
+    """Precision, recall and F1 of entities over all sentences, and F1 of each kind.
+
+    As conlleval and seqeval count: an entity is right if first word, last word and kind are.
 
     Args:
-        rows: how many rows there are.
-        statistic: the number for a choice of rows (indices `[row]`, with repeats).
-        level: share of resamples inside the interval.
-        samples: how many resamples.
-        seed: of the resampling.
+        right: the tags of each sentence.
+        predicted: those found, as many.
+
+    Returns:
+        ``precision`` = entities found that are right / found, ``recall`` = / there, ``f1`` their
+        harmonic mean (each 0 where nothing is there to divide by), ``accuracy`` of single tags,
+        and ``f1_KIND`` for each kind.
     """
-    random = np.random.default_rng(seed)
-    values = [statistic(random.integers(0, rows, rows)) for _ in range(samples)]
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    there: Counter[str] = Counter()
+    found: Counter[str] = Counter()
+    hits: Counter[str] = Counter()
+    same = total = 0
+    for one, other in zip(right, predicted, strict=True):
+        wanted, given = set(entities(one)), set(entities(other))
+        there.update(kind for kind, _, _ in wanted)
+        found.update(kind for kind, _, _ in given)
+        hits.update(kind for kind, _, _ in wanted & given)
+        same += sum(a == b for a, b in zip(one, other, strict=True))
+        total += len(one)
+    precision = hits.total() / max(1, found.total())
+    recall = hits.total() / max(1, there.total())
+    result = {
+        "precision": precision,
+        "recall": recall,
+        "f1": 2 * hits.total() / max(1, found.total() + there.total()),
+        "accuracy": same / max(1, total),
+    }
+    for kind in sorted(there | found):
+        result[f"f1_{kind}"] = 2 * hits[kind] / (there[kind] + found[kind])
+    return result
 
 
-def mean_interval(values: Sequence[float] | Floats, seed: int = 0) -> tuple[float, float]:
-    """95 % bootstrap interval of a mean."""
-    listed = np.asarray(values, dtype=np.float64)
-    random = np.random.default_rng(seed)
-    means = listed[random.integers(0, len(listed), (1000, len(listed)))].mean(axis=1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)
+def normalized(text: str) -> str:
+    """Lower case, without punctuation, articles (a, an, the) and extra spaces."""
+    lowered = "".join(c for c in text.lower() if c not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", lowered).split())
+
+
+def exact_match(predicted: str, answers: Sequence[str]) -> float:
+    """1 if the answer is one of those given, after ``normalized``; "" is no answer."""
+    return float(normalized(predicted) in {normalized(text) for text in answers or [""]})
+
+
+def answer_f1(predicted: str, answers: Sequence[str]) -> float:
+    """Harmonic mean of precision and recall of words, for the answer where it is highest.
+
+    If either side has no word left after ``normalized``, 1 if both have none and 0 otherwise.
+    """
+    return max(
+        _words_f1(normalized(predicted).split(), normalized(a).split()) for a in answers or [""]
+    )
+
+
+def _words_f1(predicted: list[str], right: list[str]) -> float:
+    if not predicted or not right:
+        return float(predicted == right)
+    common = sum((Counter(predicted) & Counter(right)).values())
+    return 2 * common / (len(predicted) + len(right))

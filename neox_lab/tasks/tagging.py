@@ -11,32 +11,22 @@ A word may be several tokens. GPT-NeoX sees only what came before, so a word's t
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
+from neox_lab.data import conll
 from neox_lab.data.batches import Example, outputs, padded
 from neox_lab.data.encoding import pad_token, token_spans
-from neox_lab.data.tables import check_lengths, listed, read_table, refuse
+from neox_lab.data.sentences import Sentence, read_sentences, words_of
+from neox_lab.data.tables import check_lengths, refuse
 from neox_lab.errors import DataError, InputError, nearest
 from neox_lab.family.losses import IGNORED
-from neox_lab.tasks import conll
+from neox_lab.tasks.metrics import entity_metrics
 from neox_lab.tasks.report import Report
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.training import TrainingResult, fit
-
-WORD = re.compile(r"\w+|[^\w\s]")
-
-
-class Sentence(NamedTuple):
-    """A text, the characters of its words (last one exclusive), and a tag for each word."""
-
-    text: str
-    words: list[tuple[int, int]]
-    tags: list[str]
 
 
 def train(
@@ -76,7 +66,7 @@ def train(
 
 
 def evaluate(model: Any, data: Any) -> Report:
-    """Measure entities as seqeval does; see ``conll.entity_metrics``.
+    """Measure entities as seqeval does; see ``metrics.entity_metrics``.
 
     Returns:
         A row for each text with its tags and those predicted; the picture shows the metrics.
@@ -112,7 +102,7 @@ def predict(model: Any, texts: str | Sequence[str]) -> Report:
 
     _check_head(model)
     listed_texts = [texts] if isinstance(texts, str) else list(texts)
-    sentences = [Sentence(text, _words(text), []) for text in listed_texts]
+    sentences = [Sentence(text, words_of(text), []) for text in listed_texts]
     empty = [(row, "has no word") for row, s in enumerate(sentences) if not s.words]
     refuse("There is nothing to tag", empty, "Leave these texts out.")
     if not sentences:
@@ -125,45 +115,6 @@ def predict(model: Any, texts: str | Sequence[str]) -> Report:
     ]
     names = ["text", "entity", "label", "start", "end", "score"]
     return Report(pd.DataFrame(rows, columns=names), {}, lambda: _view(listed_texts, rows))
-
-
-def read_sentences(data: Any) -> list[Sentence]:
-    """Texts with tags.
-
-    Args:
-        data: a CoNLL file (``.conll``, ``.txt``, ``.bio``); a table with ``words`` and ``tags``
-            (or ``tokens`` and ``ner_tags``), a list in each cell; or a table with ``text`` and
-            ``entities``, objects with ``start``, ``end`` (characters) and ``label``. A
-            ``datasets.Dataset`` may hold tags as numbers if it names them.
-
-    Raises:
-        DataError: tags that break BIO, lists of different length, entities that do not begin and
-            end with a word; the message names the rows.
-    """
-    if isinstance(data, list) and data and all(isinstance(row, Sentence) for row in data):
-        return data
-    if isinstance(data, str | os.PathLike) and Path(data).suffix in (".conll", ".txt", ".bio"):
-        data = conll.read_conll(data)
-    frame = read_table(data).rename(columns={"tokens": "words", "ner_tags": "tags"})
-    by_words = {"words", "tags"} <= set(frame.columns)
-    if not by_words and not {"text", "entities"} <= set(frame.columns):
-        raise DataError(
-            f"the table has the columns {', '.join(map(str, frame.columns))}; expected words and "
-            "tags, or text and entities"
-        )
-    columns = ("words", "tags") if by_words else ("text", "entities")
-    read = _from_words if by_words else _from_entities
-    numbered = _tag_names(data)
-    if by_words and numbered:
-        frame["tags"] = [[numbered[tag] for tag in tags] for tags in frame["tags"]]
-    sentences, wrong = [], []
-    for row, (first, second) in enumerate(zip(*(frame[name] for name in columns), strict=True)):
-        try:
-            sentences.append(read(listed(first) if by_words else first, listed(second)))
-        except (ValueError, TypeError, KeyError) as error:
-            wrong.append((row, str(error)))
-    refuse("Texts cannot be used", wrong, "Correct these rows or leave them out.")
-    return sentences
 
 
 def prepare(model: Any, sentences: Sequence[Sentence]) -> list[Example]:
@@ -209,52 +160,6 @@ def _check_head(model: Any) -> None:
         )
 
 
-def _tag_names(data: Any) -> list[str] | None:
-    """Names of numbered tags, where ``data`` is a ``datasets.Dataset`` that has some."""
-    features = getattr(data, "features", None) or {}
-    column = features.get("ner_tags") or features.get("tags")
-    return getattr(getattr(column, "feature", None), "names", None)
-
-
-def _words(text: str) -> list[tuple[int, int]]:
-    return [match.span() for match in WORD.finditer(text)]
-
-
-def _from_words(words: Any, tags: Any) -> Sentence:
-    words, tags = [str(word) for word in words], [str(tag) for tag in tags]
-    if not words or len(words) != len(tags):
-        raise DataError(f"{len(words)} words and {len(tags)} tags; expected as many, at least one")
-    problem = conll.broken(tags)
-    if problem:
-        raise DataError(problem)
-    ends = [sum(map(len, words[: at + 1])) + at for at in range(len(words))]
-    spans = [(end - len(word), end) for word, end in zip(words, ends, strict=True)]
-    return Sentence(" ".join(words), spans, tags)
-
-
-def _from_entities(text: Any, given: Any) -> Sentence:
-    words = _words(text) if isinstance(text, str) else []
-    if not words:
-        raise DataError("the text has no word")
-    tags = ["O"] * len(words)
-    starts = {start: at for at, (start, _) in enumerate(words)}
-    ends = {end: at for at, (_, end) in enumerate(words)}
-    for entity in given:
-        missing = {"start", "end", "label"} - set(entity)
-        if missing:
-            raise DataError(f"entity {entity!r:.60} has no {', '.join(sorted(missing))}")
-        start, end, label = int(entity["start"]), int(entity["end"]), entity["label"]
-        if start not in starts or end not in ends or starts[start] > ends[end]:
-            raise DataError(
-                f"entity {text[start:end]!r} ({start} to {end}) does not begin and end with a word"
-            )
-        for at in range(starts[start], ends[end] + 1):
-            if tags[at] != "O":
-                raise DataError(f"entity {text[start:end]!r} overlaps another one")
-            tags[at] = f"{'B' if at == starts[start] else 'I'}-{label}"
-    return Sentence(text, words, tags)
-
-
 def _tokens(model: Any, sentence: Sentence) -> tuple[list[int], list[int]]:
     """Token ids of a text, and the number of each word's last token."""
     read = token_spans(model, sentence.text)
@@ -285,7 +190,7 @@ def _measure(
     model: Any, sentences: Sequence[Sentence]
 ) -> tuple[dict[str, float], list[list[str]], list[list[float]]]:
     predicted, scores = _predicted(model, sentences)
-    return conll.entity_metrics([s.tags for s in sentences], predicted), predicted, scores
+    return entity_metrics([s.tags for s in sentences], predicted), predicted, scores
 
 
 def _found(sentence: Sentence, tags: list[str], scores: list[float]) -> list[dict[str, Any]]:

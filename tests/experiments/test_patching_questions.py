@@ -11,7 +11,6 @@ from oracle import same
 from patching_oracle import one_by_one, prompts, put, small
 
 import neox_lab as nl
-from neox_lab.data import statistics
 from neox_lab.errors import HookError, InputError
 from neox_lab.experiments.metrics import output_logits
 from neox_lab.experiments.patching import act_patch
@@ -288,23 +287,6 @@ def test_activations_of_any_run(reader: Any) -> None:
     by_hand = swept(reader, emptied, corrupted, metric, site="z_all_pos")
     ablated = nl.patching.ablate(reader, corrupted, metric, "z_all_pos", "zero", progress=False)
     same(by_hand.values, ablated.values)
-
-
-def test_statistics() -> None:
-    generator = torch.Generator().manual_seed(0)
-    samples = torch.randn(8, 2, generator=generator) + torch.tensor([0.0, 5.0])
-    low, high = statistics.bootstrap_interval(samples)
-    mean = samples.mean(dim=0)
-    assert bool(((low < mean) & (mean < high)).all())
-    error = statistics.standard_error(samples)
-    same(error, samples.std(dim=0) / 8**0.5)
-    assert float(high[1] - low[1]) == pytest.approx(3.9 * float(error[1]), rel=0.3)
-    exact = statistics.sign_flip_p_values(samples)
-    assert float(exact[1]) == pytest.approx(2 / 2**8)  # all plus, and all minus
-    assert float(exact[0]) > 0.05
-    many = torch.randn(30, 1, generator=generator)
-    assert float(statistics.sign_flip_p_values(many + 3)[0]) == pytest.approx(1 / 2001)
-    assert float(statistics.sign_flip_p_values(torch.zeros(5, 1))[0]) == 1.0
 
 
 def test_statistics_need_a_metric_of_pairs() -> None:

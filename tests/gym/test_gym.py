@@ -293,13 +293,6 @@ def test_evaluation_refuses_what_it_cannot_do(model: Any) -> None:
         nl.gym.evaluate(nl.GPTNeoXForCausalLM(train.configuration(TINY, 300)))
 
 
-@pytest.mark.parametrize(
-    ("right", "count", "low", "high"), [(8, 10, 0.490, 0.943), (0, 10, 0.0, 0.278)]
-)
-def test_wilson_interval(right: int, count: int, low: float, high: float) -> None:
-    assert evaluation.wilson(right, count) == pytest.approx((low, high), abs=1e-3)
-
-
 @pytest.mark.usefixtures("quick_tokenizer")
 def test_same_seed_gives_identical_weights_and_snapshots(tiny_text: str, tmp_path: Path) -> None:
     runs = [train.train(tiny_text, TINY, tmp_path / name)[0] for name in ("one", "two")]

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 import neox_lab as nl
+from neox_lab.data.squad import read_squad
 from neox_lab.family.losses import IGNORED
 from neox_lab.gym import corpus, labelled, practice, words, world
 from neox_lab.gym import training_texts as lore
 from neox_lab.gym.examples import Example
-from neox_lab.tasks import answering, squad, tagging
+from neox_lab.tasks import answering, tagging
 
 SEEDS = st.integers(0, 10**6)
 TEMPLATES = {
@@ -246,7 +247,7 @@ def test_split_is_a_partition_and_holds_out_a_quarter() -> None:
 
 @pytest.mark.parametrize("part", ["train", "held-out"])
 def test_labelled_data_fits_the_tasks(part: words.Split) -> None:
-    frame = squad.read_squad(labelled.questions(part, 200))
+    frame = read_squad(labelled.questions(part, 200))
     unanswered = sum(not answers for answers in frame["answers"])
     assert 5 < unanswered < 60
     sentences = tagging.read_sentences(labelled.sentences(part, 200))

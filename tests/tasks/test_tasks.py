@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import neox_lab as nl
-from neox_lab.data import tables
 from neox_lab.errors import DataError, InputError
 from neox_lab.family.loading import CLASSES
 from neox_lab.family.losses import IGNORED
@@ -25,9 +22,7 @@ from neox_lab.tasks import (
     TrainingSettings,
     answering,
     classification,
-    conll,
     metrics,
-    squad,
     tagging,
 )
 
@@ -51,104 +46,6 @@ def head(kind: str, labels: list[str] | None = None) -> Any:
     model = CLASSES[kind](config).eval()
     model.tokenizer = tokenizer
     return model
-
-
-# ------------------------------------------------------------------------------------- tables
-
-
-def test_every_kind_of_table_says_the_same(tmp_path: Path) -> None:
-    rows = [{"text": "one, two", "label": "a"}, {"text": "ünï", "label": "b"}]
-    frame = pd.DataFrame(rows)
-    frame.to_csv(tmp_path / "t.csv", index=False)
-    frame.to_csv(tmp_path / "t.tsv", index=False, sep="\t")
-    frame.to_json(tmp_path / "t.jsonl", orient="records", lines=True)
-    (tmp_path / "t.json").write_text(json.dumps(rows))
-    for source in (
-        frame,
-        rows,
-        *(tmp_path / f"t.{end}" for end in ("csv", "tsv", "jsonl", "json")),
-    ):
-        pd.testing.assert_frame_equal(tables.read_table(source, ("text", "label")), frame)
-
-
-def test_cells_stay_what_they_are(tmp_path: Path) -> None:
-    """Words that look like missing values, numbers or dates are still words."""
-    words = ["None", "null", "NA", "nan"]
-    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"{w},{w}\n" for w in words))
-    frame = tables.read_table(tmp_path / "t.csv")
-    assert frame["text"].tolist() == frame["label"].tolist() == words
-    (tmp_path / "t.jsonl").write_text('{"text": "007", "date": "2020-01-01"}\n')
-    assert tables.read_table(tmp_path / "t.jsonl").values.tolist() == [["007", "2020-01-01"]]
-    (tmp_path / "t.csv").write_text("text,label\n,a\nb,a\n")
-    with pytest.raises(DataError, match="row 0: is nan, not text"):
-        tables.texts_of(tables.read_table(tmp_path / "t.csv"), "text")
-
-
-def test_lists_in_a_csv_file(tmp_path: Path) -> None:
-    """As pandas and JSON write them."""
-    file = tmp_path / "t.csv"
-    model = head("sequence-classification", labels=["sad", "short"])
-    model.config.problem_type = "multi_label_classification"
-    pd.DataFrame([{"text": "Woe", "label": ["sad"]}, {"text": "Hm", "label": []}]).to_csv(file)
-    rows = classification.prepare(model, file, text="text", label="label", truncate=False)
-    assert [row["labels"] for row in rows] == [[1.0, 0.0], [0.0, 0.0]]
-    file.write_text("text,label\nWoe,sad\n")
-    with pytest.raises(DataError, match="row 0: 'sad'"):
-        classification.prepare(model, file, text="text", label="label", truncate=False)
-
-    pd.DataFrame(questions()).to_csv(file)
-    assert squad.read_squad(file)["answers"][0] == [(STORY.index("kitchen"), "kitchen")]
-    pd.DataFrame([{"words": ["Mary", "ran"], "tags": ["B-X", "O"]}]).to_csv(file)
-    assert tagging.read_sentences(file)[0].tags == ["B-X", "O"]
-    entity = {"start": 0, "end": 4, "label": "X"}
-    pd.DataFrame([{"text": "Mary ran", "entities": json.dumps([entity])}]).to_csv(file)
-    assert tagging.read_sentences(file)[0].tags == ["B-X", "O"]
-
-
-def test_datasets_of_the_hub() -> None:
-    datasets = pytest.importorskip("datasets", reason="datasets is not installed")
-    names = datasets.ClassLabel(names=["O", "B-X", "I-X"])
-    features = datasets.Features(
-        tokens=datasets.Sequence(datasets.Value("string")), ner_tags=datasets.Sequence(names)
-    )
-    tagged = {"tokens": [["Mary", "Stone", "ran"]], "ner_tags": [[1, 2, 0]]}
-    found = tagging.read_sentences(datasets.Dataset.from_dict(tagged, features=features))
-    assert found[0].tags == ["B-X", "I-X", "O"]
-    asked = [{**row, "answers": {"text": [], "answer_start": []}} for row in questions()[2:]]
-    assert squad.read_squad(datasets.Dataset.from_list(asked))["answers"].tolist() == [[]]
-    rows = datasets.Dataset.from_list(reviews(4))
-    assert tables.read_table(rows)["label"].tolist() == [row["label"] for row in reviews(4)]
-    with pytest.raises(DataError, match="choose one of its parts: train, test"):
-        tables.read_table(datasets.DatasetDict(train=rows, test=rows))
-
-
-def test_a_dataset_is_whatever_gives_a_frame_and_names_its_tags() -> None:
-    class Dataset:
-        features: ClassVar[Any] = {
-            "ner_tags": SimpleNamespace(feature=SimpleNamespace(names=["O", "B-X"]))
-        }
-
-        def to_pandas(self) -> pd.DataFrame:
-            return pd.DataFrame({"tokens": [["Mary", "ran"]], "ner_tags": [np.array([1, 0])]})
-
-    assert tagging.read_sentences(Dataset())[0].tags == ["B-X", "O"]
-    with pytest.raises(DataError, match="choose one of its parts: train"):
-        tables.read_table({"train": Dataset()})
-
-
-def test_tables_that_cannot_be_read(tmp_path: Path) -> None:
-    (tmp_path / "bad.json").write_text("{")
-    cases: list[tuple[Any, str]] = [
-        (tmp_path / "none.csv", "no file"),
-        (tmp_path / "bad.json", "not a readable json"),
-        (tmp_path / "x.xml", "ends in '.xml'"),
-        (pd.DataFrame({"text": []}), "no rows"),
-        (3, "cannot read examples from int"),
-        ([{"txt": "a"}], r"no column 'text'; the table has txt. Did you mean 'txt'"),
-    ]
-    for source, message in cases:
-        with pytest.raises(DataError, match=message):
-            tables.read_table(source, ("text",))
 
 
 # ------------------------------------------------------------------------------ classification
@@ -242,6 +139,19 @@ def test_several_labels_and_numbers() -> None:
     several = classification.predict(model, ["word", "word word"])
     assert several.view().frame["value"].tolist() == pytest.approx(several.frame["prediction"])
     assert report.view().frame is not None
+
+
+def test_lists_of_labels_in_a_csv_file(tmp_path: Path) -> None:
+    """As pandas and JSON write them."""
+    file = tmp_path / "t.csv"
+    model = head("sequence-classification", labels=["sad", "short"])
+    model.config.problem_type = "multi_label_classification"
+    pd.DataFrame([{"text": "Woe", "label": ["sad"]}, {"text": "Hm", "label": []}]).to_csv(file)
+    rows = classification.prepare(model, file, text="text", label="label", truncate=False)
+    assert [row["labels"] for row in rows] == [[1.0, 0.0], [0.0, 0.0]]
+    file.write_text("text,label\nWoe,sad\n")
+    with pytest.raises(DataError, match="row 0: 'sad'"):
+        classification.prepare(model, file, text="text", label="label", truncate=False)
 
 
 @pytest.mark.parametrize(
@@ -438,50 +348,13 @@ def test_windows_cover_a_long_text() -> None:
         answering.prepare(model, [row], max_length=40, stride=39)
 
 
-def test_squad_files_of_both_versions(tmp_path: Path) -> None:
-    file = tmp_path / "squad.json"
-    asked = [
-        {"id": "1", "question": "Who?", "answers": [{"text": "Mary", "answer_start": 0}]},
-        {"id": "2", "question": "Why?", "is_impossible": True, "answers": []},
-    ]
-    file.write_text(json.dumps({"data": [{"paragraphs": [{"context": STORY, "qas": asked}]}]}))
-    frame = squad.read_squad(file)
-    assert frame["answers"].tolist() == [[(0, "Mary")], []]
-    for wrong in ({"data": [{}]}, {"data": ["x"]}):
-        file.write_text(json.dumps(wrong))
-        with pytest.raises(DataError, match="this is not SQuAD's format"):
-            squad.read_squad(file)
-    hub = {"text": ["Mary"], "answer_start": [0]}
-    rows = [{"question": "Who?", "context": STORY, "answers": hub}]
-    assert squad.read_squad(rows)["answers"][0] == [(0, "Mary")]
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            {"answers": [{"text": "John", "answer_start": 0}]},
-            r"'John' is not at character 0.*'Mary'",
-        ),
-        ({"answers": [{"text": "", "answer_start": 0}]}, "is not at character 0"),
-        ({"answers": [{"text": "Mary"}]}, "have no text and answer_start"),
-        ({"answers": 3}, "have no text and answer_start"),
-        ({"question": " "}, "row 0: no question"),
-        ({"context": None}, "row 0: no context"),
-    ],
-)
-def test_questions_that_cannot_be_used(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        squad.read_squad([questions()[0] | change])
-
-
 def test_squad_scores_follow_the_published_rules() -> None:
-    assert squad.normalized("The  Cat's, a-hat!") == "cats ahat"
-    assert squad.exact_match("the Kitchen.", ["kitchen"]) == 1
-    assert squad.f1("the red kitchen", ["red kitchen door", "x"]) == pytest.approx(4 / 5)
-    assert squad.f1("", []) == squad.exact_match("", []) == 1
-    assert squad.f1("a", ["kitchen"]) == 0
-    assert squad.f1("kitchen", []) == 0
+    assert metrics.normalized("The  Cat's, a-hat!") == "cats ahat"
+    assert metrics.exact_match("the Kitchen.", ["kitchen"]) == 1
+    assert metrics.answer_f1("the red kitchen", ["red kitchen door", "x"]) == pytest.approx(4 / 5)
+    assert metrics.answer_f1("", []) == metrics.exact_match("", []) == 1
+    assert metrics.answer_f1("a", ["kitchen"]) == 0
+    assert metrics.answer_f1("kitchen", []) == 0
 
 
 WORDS = st.lists(st.sampled_from(["a", "The", "cat.", "sat", "SAT", "an", "-", "cat"]), max_size=5)
@@ -508,9 +381,9 @@ def test_squad_scores_are_those_of_a_slow_count(said: list[str], given: list[lis
 
     predicted, answers = " ".join(said), [" ".join(one) for one in given]
     expected = max(overlap(words(predicted), words(answer)) for answer in answers)
-    assert squad.f1(predicted, answers) == pytest.approx(expected, abs=1e-6)
+    assert metrics.answer_f1(predicted, answers) == pytest.approx(expected, abs=1e-6)
     same = any(words(predicted) == words(answer) for answer in answers)
-    assert squad.exact_match(predicted, answers) == float(same)
+    assert metrics.exact_match(predicted, answers) == float(same)
 
 
 # ------------------------------------------------------------------------------------ tagging
@@ -565,34 +438,6 @@ def test_a_words_tag_stands_at_its_last_token() -> None:
     assert [example["labels"][at] for at in marked] == [1, 0]
 
 
-def test_entities_by_their_characters() -> None:
-    row = {"text": "Mary Stone ran.", "entities": [{"start": 0, "end": 10, "label": "PERSON"}]}
-    (sentence,) = tagging.read_sentences([row])
-    assert sentence.tags == ["B-PERSON", "I-PERSON", "O", "O"]
-
-
-@pytest.mark.parametrize(
-    ("row", "message"),
-    [
-        ({"text": "a", "entities": [{"start": 0, "end": 1}]}, "row 0: entity .* has no label"),
-        ({"text": None, "entities": []}, "row 0: the text has no word"),
-        ({"words": ["a", "b"], "tags": ["O"]}, "row 0: 2 words and 1 tags"),
-        ({"words": ["a"], "tags": ["I-X"]}, "row 0: tag 0 is 'I-X' after 'O'"),
-        ({"words": ["a", "b"], "tags": ["B-X", "I-Y"]}, "tag 1 is 'I-Y' after 'B-X'"),
-        ({"words": ["a"], "tags": ["X"]}, "tag 0 is 'X'; expected 'O'"),
-        (
-            {"text": "Mary ran", "entities": [{"start": 1, "end": 4, "label": "P"}]},
-            "'ary' .1 to 4.",
-        ),
-        ({"text": "a b", "entities": [{"start": 0, "end": 3, "label": "P"}] * 2}, "overlaps"),
-        ({"sentence": "x"}, "expected words and tags, or text and entities"),
-    ],
-)
-def test_tags_that_cannot_be_used(row: dict[str, Any], message: str) -> None:
-    with pytest.raises(DataError, match=message):
-        tagging.read_sentences([row])
-
-
 def test_tags_the_model_does_not_have() -> None:
     model = head("token-classification", labels=TAGS)
     row = {"words": ["a"], "tags": ["B-PERSN"]}
@@ -614,17 +459,6 @@ def test_the_picture_of_several_texts_holds_them_all() -> None:
     assert "".join(piece.text for piece in found.view().pieces) == "Mary ran.\nHe left."
 
 
-def test_conll_files(tmp_path: Path) -> None:
-    file = tmp_path / "x.conll"
-    file.write_text("-DOCSTART- -X- O O\n\nMary NNP B-NP B-PER\nran VBD B-VP O\n\n\n. . O O\n")
-    frame = conll.read_conll(file)
-    assert frame["words"].tolist() == [["Mary", "ran"], ["."]]
-    assert frame["tags"].tolist() == [["B-PER", "O"], ["O"]]
-    file.write_text("Mary\n")
-    with pytest.raises(DataError, match=r"line 1 of x\.conll has a word and no tag"):
-        tagging.read_sentences(file)
-
-
 TAG_LISTS = st.lists(
     st.lists(st.sampled_from(["O", "B-A", "I-A", "B-B", "I-B"]), min_size=1, max_size=8),
     min_size=1,
@@ -636,7 +470,7 @@ TAG_LISTS = st.lists(
 def test_entities_are_counted_as_seqeval_counts_them(right: Any, chance: Any) -> None:
     seqeval = pytest.importorskip("seqeval.metrics")
     predicted = [[chance.choice([tag, "O", "B-A", "I-B"]) for tag in row] for row in right]
-    ours = conll.entity_metrics(right, predicted)
+    ours = metrics.entity_metrics(right, predicted)
     for name, function in (
         ("precision", seqeval.precision_score),
         ("recall", seqeval.recall_score),

@@ -1,17 +1,16 @@
-"""Entities as tags: the CoNLL file format, what BIO tags mean, and how entities are compared.
+"""Entities as tags: the CoNLL file format, and what BIO tags mean.
 
-``B-X`` begins an entity of kind X, ``I-X`` goes on with it, ``O`` is outside. Entities are counted
-as conlleval and seqeval do: right if first word, last word and kind are all right; an ``I-X`` that
-follows nothing it could go on with begins an entity of its own (Tjong Kim Sang and De Meulder 2003,
-arXiv:cs/0306050).
+``B-X`` begins an entity of kind X, ``I-X`` goes on with it, ``O`` is outside. An ``I-X`` that
+follows nothing it could go on with begins an entity of its own, as in conlleval and seqeval (Tjong
+Kim Sang and De Meulder 2003, arXiv:cs/0306050).
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from neox_lab.errors import DataError
 
@@ -22,7 +21,7 @@ Entity = tuple[str, int, int]
 """Kind, first word and last word (exclusive)."""
 
 
-def read_conll(path: Any) -> pd.DataFrame:
+def read_conll(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Sentences of a CoNLL file: columns ``words`` and ``tags``, a list in each cell.
 
     A line is a word and, last on the line, its tag; an empty line ends a sentence; lines that begin
@@ -81,41 +80,3 @@ def entities(tags: Sequence[str]) -> list[Entity]:
             found[-1] = (kind, found[-1][1], at + 1)
         before = tag
     return found
-
-
-def entity_metrics(
-    right: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]
-) -> dict[str, float]:
-    """Precision, recall and F1 of entities over all sentences, and F1 of each kind.
-
-    Args:
-        right: the tags of each sentence.
-        predicted: those found, as many.
-
-    Returns:
-        ``precision`` = entities found that are right / found, ``recall`` = / there, ``f1`` their
-        harmonic mean (each 0 where nothing is there to divide by), ``accuracy`` of single tags,
-        and ``f1_KIND`` for each kind.
-    """
-    there: Counter[str] = Counter()
-    found: Counter[str] = Counter()
-    hits: Counter[str] = Counter()
-    same = total = 0
-    for one, other in zip(right, predicted, strict=True):
-        wanted, given = set(entities(one)), set(entities(other))
-        there.update(kind for kind, _, _ in wanted)
-        found.update(kind for kind, _, _ in given)
-        hits.update(kind for kind, _, _ in wanted & given)
-        same += sum(a == b for a, b in zip(one, other, strict=True))
-        total += len(one)
-    precision = hits.total() / max(1, found.total())
-    recall = hits.total() / max(1, there.total())
-    result = {
-        "precision": precision,
-        "recall": recall,
-        "f1": 2 * hits.total() / max(1, found.total() + there.total()),
-        "accuracy": same / max(1, total),
-    }
-    for kind in sorted(there | found):
-        result[f"f1_{kind}"] = 2 * hits[kind] / (there[kind] + found[kind])
-    return result

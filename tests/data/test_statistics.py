@@ -1,0 +1,103 @@
+"""Intervals, p-values and correlations, against scipy or their formulas."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from neox_lab.data import statistics
+
+NUMBERS = st.lists(st.floats(-9, 9, width=32), min_size=2, max_size=12)
+
+
+def test_statistics_of_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn(8, 2, generator=generator) + torch.tensor([0.0, 5.0])
+    low, high = statistics.bootstrap_interval(samples)
+    mean = samples.mean(dim=0)
+    assert bool(((low < mean) & (mean < high)).all())
+    error = statistics.standard_error(samples)
+    torch.testing.assert_close(error, samples.std(dim=0) / 8**0.5)
+    assert float(high[1] - low[1]) == pytest.approx(3.9 * float(error[1]), rel=0.3)
+    exact = statistics.sign_flip_p_values(samples)
+    assert float(exact[1]) == pytest.approx(2 / 2**8)  # all plus, and all minus
+    assert float(exact[0]) > 0.05
+    many = torch.randn(30, 1, generator=generator)
+    assert float(statistics.sign_flip_p_values(many + 3)[0]) == pytest.approx(1 / 2001)
+    assert float(statistics.sign_flip_p_values(torch.zeros(5, 1))[0]) == 1.0
+
+
+def test_grids_get_what_scipy_gives_each_cell() -> None:
+    samples = torch.randn(9, 3, 2, generator=torch.Generator().manual_seed(1)).double() + 0.3
+    exact = stats.permutation_test(
+        (samples.numpy(),),
+        lambda x, axis: np.abs(x.mean(axis=axis)),
+        permutation_type="samples",
+        vectorized=True,
+        alternative="greater",  # of the size of the mean: two-sided
+        n_resamples=math.inf,
+    )
+    np.testing.assert_allclose(statistics.sign_flip_p_values(samples), exact.pvalue)
+    np.testing.assert_allclose(statistics.standard_error(samples), stats.sem(samples, axis=0))
+    low, high = statistics.bootstrap_interval(samples, draws=20_000)
+    wanted = stats.bootstrap(
+        (samples.numpy(),), np.mean, method="percentile", n_resamples=20_000, rng=0
+    ).confidence_interval
+    np.testing.assert_allclose(low, wanted.low, atol=0.03)
+    np.testing.assert_allclose(high, wanted.high, atol=0.03)
+
+
+def test_bootstrap_of_a_statistic_draws_rows_anew() -> None:
+    values = np.random.default_rng(3).normal(size=40)
+    drawn = np.random.default_rng(0).integers(0, 40, (1000, 40))
+    ends = np.quantile(values[drawn].mean(axis=1), [0.025, 0.975])
+    assert statistics.mean_interval(values) == pytest.approx(tuple(ends))
+    ends = np.quantile(np.median(values[drawn], axis=1), [0.05, 0.95])
+    found = statistics.statistic_interval(
+        40, lambda rows: float(np.median(values[rows])), level=0.9
+    )
+    assert found == pytest.approx(tuple(ends))
+    assert statistics.mean_interval([2.5]) == (2.5, 2.5)
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "low", "high"), [(8, 10, 0.490, 0.943), (0, 10, 0.0, 0.278)]
+)
+def test_wilson_interval(right: int, count: int, low: float, high: float) -> None:
+    assert statistics.wilson_interval(right, count) == pytest.approx((low, high), abs=1e-3)
+
+
+def test_intervals_of_too_little_are_not_numbers() -> None:
+    assert all(map(math.isnan, statistics.wilson_interval(0, 0)))
+    assert all(map(math.isnan, statistics.normal_interval([1.0])))
+    assert bool(statistics.standard_error(torch.ones(1, 2)).isnan().all())
+
+
+def test_normal_interval() -> None:
+    low, high = statistics.normal_interval([1.0, 2.0, 4.0, 5.0])
+    margin = 1.959964 * np.std([1, 2, 4, 5], ddof=1) / 2
+    assert (low, high) == pytest.approx((3 - margin, 3 + margin))
+
+
+@settings(max_examples=50, deadline=None)
+@given(one=NUMBERS, seed=st.integers(0, 9))
+def test_correlations_are_pandas(one: list[float], seed: int) -> None:
+    import pandas as pd
+
+    pair = pd.DataFrame({"one": one, "other": np.random.default_rng(seed).normal(size=len(one))})
+    for ranks, name in ((False, "pearson"), (True, "spearman")):
+        found = statistics.correlation(
+            pair["one"].to_numpy(), pair["other"].to_numpy(), ranks=ranks
+        )
+        if pair["one"].nunique() == 1:
+            assert math.isnan(found)
+        elif np.ptp(one) > 1e-3:
+            wanted = pair["one"].corr(pair["other"], method=name)
+            assert found == pytest.approx(wanted, abs=1e-6)
+    assert math.isnan(statistics.correlation(np.ones(1), np.ones(1)))
