@@ -17,7 +17,7 @@ from neox_lab.family.backbone import GPTNeoXModel, RunOptions
 from neox_lab.family.base import GPTNeoXPreTrainedModel
 from neox_lab.family.losses import next_token_loss, sequence_loss, span_loss, token_loss
 from neox_lab.generation import Generates
-from neox_lab.kernels.decoding_layout import Linear
+from neox_lab.kernels.linear import Linear
 from neox_lab.model.hook_points import Taps
 from neox_lab.model.key_value_cache import KeyValueCache
 from neox_lab.model.outputs import (

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neox_lab.generation.prompt import Prompt
-from neox_lab.kernels.decoding_layout import decoding, for_decoding
+from neox_lab.kernels.decoding_layout import prepare_for_decoding
+from neox_lab.kernels.linear import decoding
 from neox_lab.memory import free_memory
 from neox_lab.model.key_value_cache import KeyValueCache
 
@@ -59,7 +60,7 @@ class Reader:
             use_cache: keep keys and values instead of reading everything again each step.
             wanted: ``output_hidden_states``, ``output_attentions``.
         """
-        for_decoding(cast(nn.Module, model), free_memory(model.device))
+        prepare_for_decoding(model.modules(), free_memory(model.device))
         self.model, self.wanted = model, wanted
         self.cache = prompt.cache
         if use_cache and self.cache is None:

@@ -1,19 +1,24 @@
-"""How weights lie in memory, for reading them fast one token at a time.
+"""Copies of weights, laid out for reading them fast one token at a time.
 
 Writing one token multiplies every weight matrix with one row, so the time goes into reading the
 weights. ``nn.Linear`` keeps ``weight [out, in]`` with the numbers of one output side by side. On a
 CPU two other layouts are read faster:
 
-    packed     a second copy in the blocks that oneDNN takes; it would otherwise make them anew for
-               every product. For bfloat16, and for float32 where ``products.onednn_pays``. It
-               costs the memory of the weights once more, and is left out where less than twice
-               that is free.
-    columns    float32 that is not packed: the numbers of one *input* side by side. The product is
-               then a sum of stretches that are read from front to back. Shape, values, names and
-               the parameter objects stay what they are; only strides change. No extra memory.
+    Packed     the blocks that oneDNN takes; it would otherwise make them anew for every product.
+               For bfloat16, and for float32 on processors where ``onednn_pays``.
+    Columns    the numbers of one *input* side by side. The product is then a sum of stretches that
+               are read from front to back. For float32 on all other processors.
 
-Products with many rows lose nothing by either. The copy serves only inside ``decoding()``, so that
-whoever writes into weights sees the effect at once everywhere else.
+Products with many rows lose nothing by either. Both are copies beside the weight: the parameter
+itself, its strides, its storage and its flags stay what they are, and whoever saves, trains or
+flattens the model after generating finds it as it was. The copies cost the memory of the weights
+once more, and are left out where less than twice that is free; decoding then reads the weights as
+they are, as it does on other devices and in other dtypes.
+
+A copy must never say something else than its weight. ``Linear`` asks before every product whether
+the weight has changed by what PyTorch counts (``is_current``), and before every text
+``prepare_for_decoding`` compares the numbers themselves (``equals``), because writing through
+``.data`` is not counted.
 """
 
 from __future__ import annotations
@@ -21,75 +26,32 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from neox_lab.kernels import linear as products
-from neox_lab.kernels.linear import onednn_pays
+from neox_lab.kernels.linear import Linear, onednn_pays
 
 
-class _Decoding(threading.local):
-    """Whether this thread is inside ``decoding()``."""
-
-    active = False
-
-
-_DECODING = _Decoding()
-
-
-@contextmanager
-def decoding() -> Iterator[None]:
-    """Let this thread multiply with packed weights, which ``for_decoding`` has just looked at."""
-    before, _DECODING.active = _DECODING.active, True
-    try:
-        yield
-    finally:
-        _DECODING.active = before
-
-
-class Linear(nn.Linear):
-    """``nn.Linear`` by the faster product, and inside ``decoding()`` by a packed weight."""
-
-    packed: Packed | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The product x Wᵀ + b, from ``[.., in]`` to ``[.., out]``."""
-        packed = self.packed if _DECODING.active else None
-        if packed is None or x.dtype != self.weight.dtype or torch.is_grad_enabled():
-            return products.linear(x, self.weight, self.bias)
-        if not packed.is_of(self.weight):
-            self.packed = None
-            return products.linear(x, self.weight, self.bias)
-        return packed.linear(x, self.bias)
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles of the module go without the packed weight."""
-        return {name: value for name, value in self.__dict__.items() if name != "packed"}
-
-
-class Packed:
-    """The blocks of one weight ``[out, in]``, and how to tell that it changed since."""
+class DecodingCopy:
+    """A weight ``[out, in]`` once more, and how to tell that it changed since."""
 
     def __init__(self, weight: Tensor) -> None:
-        """Pack ``weight``, which must lie row by row."""
-        # oneDNN chooses the blocks for a number of rows; those for 16 serve one row as well.
-        self._blocks = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), 16)
-        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+        """Copy ``weight``, for which ``_can_be_copied`` holds."""
+        self._matrix = self._laid_out(weight.detach())
         self._weight, self._version, self._place = weight, weight._version, weight.data_ptr()
         self._fingerprint = _fingerprint(weight)
 
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        raise NotImplementedError
+
     def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The product x Wᵀ + b, from ``[.., in]`` to ``[.., out]``."""
-        product: Tensor = self._multiply(x, self._blocks, bias, "none", [], "")
-        return product
+        raise NotImplementedError
 
-    def is_of(self, weight: Tensor) -> bool:
+    def is_current(self, weight: Tensor) -> bool:
         """Whether this is a copy of ``weight`` as it is now, by what PyTorch counts of changes."""
         return (
             weight is self._weight
@@ -99,7 +61,33 @@ class Packed:
 
     def equals(self, weight: Tensor) -> bool:
         """The same from the numbers themselves, which sees changes through ``.data`` too."""
-        return self.is_of(weight) and torch.equal(_fingerprint(weight), self._fingerprint)
+        return self.is_current(weight) and torch.equal(_fingerprint(weight), self._fingerprint)
+
+
+class Columns(DecodingCopy):
+    """The numbers of one input side by side."""
+
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        return weight.t().contiguous().t()
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The product x Wᵀ + b, from ``[.., in]`` to ``[.., out]``."""
+        return F.linear(x, self._matrix, bias)
+
+
+class Packed(DecodingCopy):
+    """oneDNN's blocks."""
+
+    def _laid_out(self, weight: Tensor) -> Tensor:
+        self._multiply = torch.ops.mkldnn._linear_pointwise.default
+        # oneDNN chooses the blocks for a number of rows; those for 16 serve one row as well.
+        blocks: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, 16)
+        return blocks
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The product x Wᵀ + b, from ``[.., in]`` to ``[.., out]``."""
+        product: Tensor = self._multiply(x, self._matrix, bias, "none", [], "")
+        return product
 
 
 def _fingerprint(weight: Tensor) -> Tensor:
@@ -118,62 +106,57 @@ def _fingerprint(weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def for_decoding(model: nn.Module, free_bytes: int | None = None) -> None:
-    """Lay the weights of all linear maps in ``model`` out as one-row products like them.
+def prepare_for_decoding(modules: Iterable[nn.Module], free_bytes: int | None = None) -> None:
+    """Give every ``Linear`` a copy of its weight, as the product with one row likes it here.
 
-    The first time costs one copy of the weights, later calls a look at them. Weights that are
-    also embeddings (tied) or belong to a model in training stay as they are; on other devices
-    than the CPU, and in float16, all end up row by row.
+    The first time costs one copy of the weights, later calls a look at them. What is in training
+    gets none, nor do linear maps of other classes, and nothing is kept where the copies that are
+    missing would take more than half of the memory that is free.
 
     Args:
-        model: whose modules to go through.
-        free_bytes: memory that packed copies may take half of; None for no limit.
+        modules: all modules of a model.
+        free_bytes: memory that can still be had; None for no limit.
     """
-    # Kinds of linear maps that others derived know best how their weights lie.
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear) and not m.weight.is_meta]
-    ours = [m for m in linears if type(m) is Linear]
-    if model.training:
-        for module in ours:
-            module.packed = None
-        return
-    _pack(ours, free_bytes)
-    packed = {id(m.weight) for m in ours if m.packed is not None}
-    tied = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    for linear in linears:
-        if type(linear) in (nn.Linear, Linear) and id(linear.weight) not in tied:
-            _lay_out(linear.weight, packed=id(linear.weight) in packed)
-
-
-def _pack(linears: list[Linear], free_bytes: int | None) -> None:
-    """Renew the packed copies that are out of date, if there is memory for all of them."""
     stale = []
-    for module in linears:
-        if not _can_be_packed(module.weight):
-            module.packed = None
-        elif module.packed is None or not module.packed.equals(module.weight):
-            module.packed = None
-            stale.append(module)
-    if free_bytes is None or 2 * sum(m.weight.nbytes for m in stale) <= free_bytes:
-        for module in stale:
-            _lay_out(module.weight, packed=True)
-            module.packed = Packed(module.weight)
+    for module in modules:
+        # Kinds of linear maps that others derived know best how their weights lie.
+        if type(module) is not Linear:
+            continue
+        copy, kind = module.decoding_copy, _kind_of_copy(module)
+        if kind is None or type(copy) is not kind or not copy.equals(module.weight):
+            module.decoding_copy = None
+            if kind is not None:
+                stale.append((module, kind))
+    if free_bytes is None or 2 * sum(module.weight.nbytes for module, _ in stale) <= free_bytes:
+        for module, kind in stale:
+            module.decoding_copy = kind(module.weight)
 
 
-def _lay_out(weight: Tensor, packed: bool) -> None:
-    # float16 products from columns are many times slower, bfloat16 ones somewhat.
-    in_columns = weight.device.type == "cpu" and weight.dtype == torch.float32 and not packed
-    transposed = weight.t()
-    if in_columns and not transposed.is_contiguous():
-        weight.data = transposed.contiguous().t()
-    elif not in_columns and not weight.is_contiguous():
-        weight.data = weight.contiguous()
+def _kind_of_copy(module: Linear) -> type[DecodingCopy] | None:
+    """The layout for this module's weight; None if it is to be read as it is."""
+    return (
+        None if module.training or not _can_be_copied(module.weight) else best(module.weight.dtype)
+    )
 
 
-def _can_be_packed(weight: Tensor) -> bool:
-    fits = weight.device.type == "cpu" and weight.shape[1] % 4 == 0 and not weight.is_inference()
-    if weight.dtype == torch.float32:
-        return fits and onednn_pays()
-    return fits and weight.dtype == torch.bfloat16 and _bfloat16_works()
+def _can_be_copied(weight: Tensor) -> bool:
+    """Whether changes of ``weight`` can be told: inference tensors do not count theirs."""
+    return (
+        weight.device.type == "cpu"
+        and weight.is_contiguous()
+        and weight.shape[1] % 4 == 0
+        and not weight.is_inference()
+    )
+
+
+def best(dtype: torch.dtype) -> type[DecodingCopy] | None:
+    """The layout in which this processor reads weights of ``dtype`` fastest; None as they are.
+
+    float16 products from columns are many times slower, bfloat16 ones somewhat.
+    """
+    if dtype == torch.float32:
+        return Packed if onednn_pays() else Columns
+    return Packed if dtype == torch.bfloat16 and _bfloat16_works() else None
 
 
 @functools.cache

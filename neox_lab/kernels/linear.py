@@ -1,5 +1,7 @@
 """The product x Wᵀ + b, by whichever library of PyTorch's is faster on this processor.
 
+``linear`` is the product, ``Linear`` the module with the weights.
+
 On a CPU ``F.linear`` calls a BLAS, and PyTorch's own builds for x86 bring Intel's MKL. On AMD
 processors MKL leaves half of the vector width unused. oneDNN, which the same builds bring for
 bfloat16, uses all of it: float32 products of 14 rows and more take 0.45 to 0.6 of the time (the
@@ -9,18 +11,25 @@ oneDNN there, forwards and backwards, and everything else to ``F.linear``.
 Both round in float32 and differ in the order in which they add: at 3072 terms by about 1e-6 of the
 largest value. Which of the two is taken depends on shapes and the processor only, never on a
 timing, so equal runs stay equal.
+
+Inside ``decoding()`` a ``Linear`` may multiply with a second copy of its weight, which lies in
+memory as products with one row like it. ``decoding_layout`` makes these copies; this module only
+asks whether the one it was given still holds what the weight holds.
 """
 
 from __future__ import annotations
 
 import functools
 import platform
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 # Below this many multiplications the call into oneDNN costs more than it saves.
@@ -67,6 +76,76 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and forward_ad._current_level < 0
         and onednn_pays()
     )
+
+
+class WeightCopy(Protocol):
+    """A weight ``[out, in]`` once more, in another layout."""
+
+    def is_current(self, weight: Tensor) -> bool:
+        """Whether ``weight`` was not changed since, by what PyTorch counts of changes."""
+
+    def linear(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """The product x Wᵀ + b, from ``[.., in]`` to ``[.., out]``."""
+
+
+class _Decoding(threading.local):
+    """Whether this thread is inside ``decoding()``."""
+
+    active = False
+
+
+_DECODING = _Decoding()
+
+
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Let this thread multiply with the copies of weights, which somebody has just looked at.
+
+    Outside, whoever writes into a weight, in whatever way, sees the effect at once.
+    """
+    before, _DECODING.active = _DECODING.active, True
+    try:
+        yield
+    finally:
+        _DECODING.active = before
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` by the faster product, and inside ``decoding()`` by a copy of its weight.
+
+    Attributes:
+        decoding_copy: the weight once more, in the layout that decoding likes; None without one.
+            It is no part of the model: it is in no state dictionary, pickle or copy, and training,
+            moving or converting the module drops it.
+    """
+
+    decoding_copy: WeightCopy | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product x Wᵀ + b, from ``[.., in]`` to ``[.., out]``."""
+        weight = self.weight
+        copy = self.decoding_copy if _DECODING.active else None
+        if copy is None or x.dtype != weight.dtype or torch.is_grad_enabled():
+            return linear(x, weight, self.bias)
+        if not copy.is_current(weight):
+            self.decoding_copy = None
+            return linear(x, weight, self.bias)
+        return copy.linear(x, self.bias)
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, in which the weight will change."""
+        if mode:
+            self.decoding_copy = None
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # What .to(), .half(), .cuda() and the like come down to.
+        self.decoding_copy = None
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles of the module go without the copy of the weight."""
+        return {name: value for name, value in self.__dict__.items() if name != "decoding_copy"}
 
 
 class _Product(torch.autograd.Function):

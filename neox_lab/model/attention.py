@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from neox_lab.config import GPTNeoXConfig
-from neox_lab.kernels.decoding_layout import Linear
+from neox_lab.kernels.linear import Linear
 from neox_lab.model.hook_points import NO_TAP, Tap
 from neox_lab.model.key_value_cache import LayerKeysValues
 from neox_lab.model.masking import AttentionMask

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from neox_lab.config import GPTNeoXConfig
-from neox_lab.kernels.decoding_layout import Linear
+from neox_lab.kernels.linear import Linear
 from neox_lab.model.activations import ACTIVATION_FUNCTIONS
 from neox_lab.model.attention import Attention, SplitInput
 from neox_lab.model.hook_points import NO_TAP, Tap

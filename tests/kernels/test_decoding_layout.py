@@ -1,8 +1,11 @@
-"""How weights lie in memory for decoding, and that nothing else can be told from it."""
+"""Copies of weights for decoding: which layout, that they say what the weights say, and when."""
 
 from __future__ import annotations
 
 import copy
+import itertools
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +14,9 @@ import torch
 from oracle import pair, tokens
 from torch import nn
 
-import neox_lab as nl
 from neox_lab.kernels import decoding_layout as layout
-from neox_lab.kernels.decoding_layout import for_decoding
+from neox_lab.kernels.decoding_layout import Columns, DecodingCopy, Packed, prepare_for_decoding
+from neox_lab.kernels.linear import Linear, decoding
 
 CLOSE: dict[torch.dtype, dict[str, float]] = {
     torch.float32: {"rtol": 1e-5, "atol": 1e-4},
@@ -21,85 +24,74 @@ CLOSE: dict[torch.dtype, dict[str, float]] = {
 }
 
 
-def linears(model: nn.Module) -> dict[str, nn.Linear]:
-    return {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
+def linears(model: nn.Module) -> dict[str, Linear]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, Linear)}
 
 
-def in_columns(model: nn.Module) -> set[bool]:
-    return {linear.weight.stride(0) == 1 for linear in linears(model).values()}
+def kinds(model: nn.Module) -> set[type | None]:
+    """The layouts of the copies."""
+    copies = [linear.decoding_copy for linear in linears(model).values()]
+    return {None if copy is None else type(copy) for copy in copies}
 
 
-@pytest.fixture
-def in_columns_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a processor where oneDNN is no faster with float32."""
-    monkeypatch.setattr(layout, "onednn_pays", lambda: False)
+def force(kind: type[DecodingCopy] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that reads every weight fastest in this layout."""
+    if kind is Packed and not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch comes without oneDNN")
+    monkeypatch.setattr(layout, "best", lambda dtype: kind)
 
 
-@pytest.mark.usefixtures("in_columns_only")
-def test_layout_changes_strides_and_nothing_else(tmp_path: Path) -> None:
-    model = pair()[1]
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    parameters = dict(model.named_parameters())
-    ids = tokens(2, 6)
-    with torch.no_grad():
-        logits = model(ids).logits
-    model.generate(ids, max_new_tokens=2)
-    assert in_columns(model) == {True}
-    assert all(parameters[name] is value for name, value in model.named_parameters())
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
-    with torch.no_grad():
-        torch.testing.assert_close(model(ids).logits, logits)
-    model.save_pretrained(tmp_path)
-    again = nl.GPTNeoXForCausalLM.from_pretrained(tmp_path)
-    assert all(torch.equal(v, before[k]) for k, v in again.state_dict().items())
-    assert in_columns(copy.deepcopy(model)) == {True}
-    assert again.generate(ids, max_new_tokens=8).tolist() == (
-        model.generate(ids, max_new_tokens=8).tolist()
-    )
+COPIES = [(Columns, torch.float32), (Packed, torch.float32), (Packed, torch.bfloat16)]
 
 
-@pytest.mark.usefixtures("in_columns_only")
-def test_layout_follows_the_dtype() -> None:
-    model = pair()[1]
-    ids = tokens(1, 4)
-    model.generate(ids, max_new_tokens=2)
-    model.half().generate(ids, max_new_tokens=2)
-    assert in_columns(model) == {False}  # half-precision products from columns are slow
-    model.bfloat16().generate(ids, max_new_tokens=2)
-    assert in_columns(model) == {False}
-    model.float().generate(ids, max_new_tokens=2)
-    assert in_columns(model) == {True}
-
-
-@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def packed(request: pytest.FixtureRequest) -> Any:
-    """A model whose weights have been packed by generating."""
-    works = {torch.float32: layout.onednn_pays, torch.bfloat16: layout._bfloat16_works}
-    if not works[request.param]():
-        pytest.skip(f"this processor or PyTorch gains nothing by packed {request.param} weights")
-    model = pair()[1].to(request.param)
+@pytest.fixture(params=COPIES, ids=lambda case: f"{case[0].__name__}-{case[1]}")
+def copied(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A model whose weights have been copied by generating."""
+    kind, dtype = request.param
+    if dtype == torch.bfloat16 and not layout._bfloat16_works():
+        pytest.skip("this processor or PyTorch has no products with packed bfloat16 weights")
+    force(kind, monkeypatch)
+    model = pair()[1].to(dtype)
     model.generate(tokens(), max_new_tokens=2)
-    assert all(linear.packed is not None for linear in linears(model).values())
-    assert in_columns(model) == {False}
+    assert kinds(model) == {kind}
     return model
 
 
-def test_packed_weights_give_the_same_products(packed: Any) -> None:
-    plain, dtype = pair()[1].to(packed.dtype), packed.dtype
-    with torch.no_grad(), layout.decoding():
-        for name, linear in linears(packed).items():
+def test_layout_of_each_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    for pays, bfloat16 in itertools.product((True, False), repeat=2):
+        monkeypatch.setattr(layout, "onednn_pays", lambda pays=pays: pays)
+        monkeypatch.setattr(layout, "_bfloat16_works", lambda works=bfloat16: works)
+        assert layout.best(torch.float32) is (Packed if pays else Columns)
+        assert layout.best(torch.bfloat16) is (Packed if bfloat16 else None)
+        # Half-precision products from columns are slow.
+        assert layout.best(torch.float16) is layout.best(torch.float64) is None
+
+
+def test_copies_follow_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "onednn_pays", lambda: False)
+    monkeypatch.setattr(layout, "_bfloat16_works", lambda: False)
+    model, ids = pair()[1], tokens(1, 4)
+    for convert, expected in (("float", Columns), ("half", None), ("bfloat16", None)) * 2:
+        getattr(model, convert)()
+        assert kinds(model) == {None}  # the copy of another dtype takes no memory any more
+        model.generate(ids, max_new_tokens=2)
+        assert kinds(model) == {expected}
+
+
+def test_copies_give_the_same_products(copied: Any) -> None:
+    plain, dtype = pair()[1].to(copied.dtype), copied.dtype
+    with torch.no_grad(), decoding():
+        for name, linear in linears(copied).items():
             for shape in ((1, 1), (3, 7), (2, 0)):
                 x = torch.randn(*shape, linear.in_features).to(dtype)
                 expected = linears(plain)[name](x)
                 torch.testing.assert_close(linear(x), expected, **CLOSE[dtype])
         ids = tokens()
-        logits = packed(ids).logits.float(), plain(ids).logits.float()
+        logits = copied(ids).logits.float(), plain(ids).logits.float()
     torch.testing.assert_close(*logits, **CLOSE[dtype])
-    packed.train()
-    with layout.decoding():
-        packed(ids, labels=ids).loss.backward()  # gradients go past the copy
-    assert packed.embed_out.weight.grad.abs().max() > 0
+    with decoding():
+        copied(ids, labels=ids).loss.backward()  # gradients go past the copy
+    assert copied.embed_out.weight.grad.abs().max() > 0
 
 
 def through_data(weight: torch.Tensor) -> None:
@@ -120,8 +112,8 @@ def columns_exchanged(weight: torch.Tensor) -> None:
 
 
 @pytest.mark.parametrize("change", [through_data, in_place, rows_exchanged, columns_exchanged])
-def test_packed_weights_follow_every_change(change: Any, packed: Any) -> None:
-    model = packed
+def test_copies_follow_every_change(change: Any, copied: Any) -> None:
+    model = copied
     change(model.embed_out.weight)
     fresh = pair()[1].to(model.dtype)
     fresh.load_state_dict(model.state_dict())
@@ -129,61 +121,97 @@ def test_packed_weights_follow_every_change(change: Any, packed: Any) -> None:
     with torch.no_grad():
         expected = fresh.embed_out(x)
         torch.testing.assert_close(model.embed_out(x), expected, **CLOSE[model.dtype])
-        layout.for_decoding(model)
-        assert model.embed_out.packed is not None
-        with layout.decoding():
+        prepare_for_decoding(model.modules())
+        assert model.embed_out.decoding_copy is not None
+        with decoding():
             torch.testing.assert_close(model.embed_out(x), expected, **CLOSE[model.dtype])
 
 
-def test_counted_changes_hold_at_once(packed: Any) -> None:
-    model = packed
+def test_copies_are_made_once(copied: Any) -> None:
+    before = [linear.decoding_copy for linear in linears(copied).values()]
+    copied.generate(tokens(), max_new_tokens=2)
+    after = [linear.decoding_copy for linear in linears(copied).values()]
+    assert all(one is other for one, other in zip(before, after, strict=True))
+
+
+def test_counted_changes_hold_at_once(copied: Any) -> None:
+    model = copied
     in_place(model.embed_out.weight)
     x = torch.randn(1, 64).to(model.dtype)
-    with torch.no_grad(), layout.decoding():
+    with torch.no_grad(), decoding():
         expected = x @ model.embed_out.weight.t()
         torch.testing.assert_close(model.embed_out(x), expected, **CLOSE[model.dtype])
     model.embed_out.weight = nn.Parameter(torch.zeros_like(model.embed_out.weight))
-    with torch.no_grad(), layout.decoding():
+    with torch.no_grad(), decoding():
         assert not model.embed_out(x).any()
 
 
-def test_packed_weights_are_no_part_of_the_model(tmp_path: Path, packed: Any) -> None:
-    model = packed
+def test_copies_are_no_part_of_the_model(tmp_path: Path, copied: Any) -> None:
+    model = copied
     assert set(model.state_dict()) == set(pair()[1].state_dict())
     torch.save(model, tmp_path / "model.pt")
+    assert (tmp_path / "model.pt").stat().st_size < 1.5 * sum(p.nbytes for p in model.parameters())
     again = torch.load(tmp_path / "model.pt", weights_only=False)
-    for other in (copy.deepcopy(model), again):
-        assert all(linear.packed is None for linear in linears(other).values())
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), again):
+        assert kinds(other) == {None}
         assert other.generate(tokens(), max_new_tokens=6).tolist() == (
             model.generate(tokens(), max_new_tokens=6).tolist()
         )
 
 
-def test_weights_are_not_packed_where_memory_is_short(packed: Any) -> None:
-    model = packed
+CHANGES: list[Callable[[Any], Any]] = [
+    lambda model: model.train(),
+    lambda model: model.double(),
+    lambda model: model.to("meta"),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=["train", "convert", "move"])
+def test_training_converting_and_moving_drop_the_copies(change: Any, copied: Any) -> None:
+    change(copied)
+    assert kinds(copied) == {None}
+
+
+def test_what_is_in_training_gets_no_copies(copied: Any) -> None:
+    prepare_for_decoding(copied.train().modules())
+    assert kinds(copied) == {None}
+
+
+def test_weights_are_not_copied_where_memory_is_short(copied: Any) -> None:
+    model, (kind,) = copied, kinds(copied)
     needed = sum(linear.weight.nbytes for linear in linears(model).values())
     for free, fits in ((2 * needed - 1, False), (2 * needed, True)):
         for linear in linears(model).values():
-            linear.packed = None
-        for_decoding(model, free)
-        assert all((linear.packed is not None) == fits for linear in linears(model).values())
-        # float32 then lies in columns, and by rows again once there is memory.
-        assert in_columns(model) == {model.dtype == torch.float32 and not fits}
+            linear.decoding_copy = None
+        prepare_for_decoding(model.modules(), free)
+        assert kinds(model) == {kind if fits else None}
 
 
-@pytest.mark.usefixtures("in_columns_only")
-def test_layout_leaves_training_and_tied_weights_alone() -> None:
+@pytest.mark.parametrize("kind", [Columns, Packed])
+def test_tied_weights_are_copied_too(
+    kind: type[DecodingCopy], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    force(kind, monkeypatch)
     model = pair(tie_word_embeddings=True)[1]
-    for_decoding(model.train())
-    assert in_columns(model) == {False}
-    for_decoding(model.eval())
+    texts = model.generate(tokens(1, 6), max_new_tokens=4)
     assert model.embed_out.weight is model.gpt_neox.embed_in.weight
-    assert model.embed_out.weight.is_contiguous()
-    assert model.gpt_neox.layers[0].mlp.dense_h_to_4h.weight.stride(0) == 1
-    model.train()
-    model(tokens(1, 6), labels=tokens(1, 6)).loss.backward()
-    gradients = {n: value.grad.clone() for n, value in model.named_parameters()}
+    assert kinds(model) == {kind}
+    with torch.no_grad():
+        model.gpt_neox.embed_in.weight.neg_()
+    assert model.generate(tokens(1, 6), max_new_tokens=4).tolist() != texts.tolist()
     fresh = pair(tie_word_embeddings=True)[1]
-    fresh(tokens(1, 6), labels=tokens(1, 6)).loss.backward()
-    for name, value in fresh.named_parameters():
-        torch.testing.assert_close(gradients[name], value.grad, atol=1e-4, rtol=1e-3)
+    fresh.load_state_dict(model.state_dict())
+    expected = fresh.generate(tokens(1, 6), max_new_tokens=4)
+    assert model.generate(tokens(1, 6), max_new_tokens=4).tolist() == expected.tolist()
+
+
+def test_weights_that_cannot_be_followed_are_read_as_they_are() -> None:
+    model = pair()[1]
+    inner = model.gpt_neox.layers[0].mlp.dense_h_to_4h
+    inner.weight.data = inner.weight.t().contiguous().t()  # the user's own layout
+    with torch.inference_mode():
+        model.embed_out.weight = nn.Parameter(model.embed_out.weight.clone(), requires_grad=False)
+    odd = Linear(5, 3).eval()
+    prepare_for_decoding([*model.modules(), odd])
+    assert inner.decoding_copy is model.embed_out.decoding_copy is odd.decoding_copy is None
+    assert model.generate(tokens(), max_new_tokens=4).shape[1] == tokens().shape[1] + 4
