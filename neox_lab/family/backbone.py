@@ -36,6 +36,17 @@ class RunOptions(TypedDict, total=False):
     stop_at_layer: int | None
 
 
+class RunArguments(RunOptions, total=False):
+    """All arguments of ``GPTNeoXModel.run`` besides the taps; see ``GPTNeoXModel.forward``."""
+
+    input_ids: Tensor | None
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    inputs_embeds: Tensor | None
+    past_key_values: KeyValueCache | None
+    use_cache: bool | None
+
+
 class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
     """GPT-NeoX without a head (Black et al., arXiv:2204.06745).
 

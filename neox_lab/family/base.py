@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +116,16 @@ class GPTNeoXPreTrainedModel(TextHelpers, Hooked, WeightViews, Pretrained):
         """True for the class that has ``generate``."""
         return False
 
-    def gradient_checkpointing_enable(self, **_: Any) -> None:
+    @staticmethod
+    def count_targets(batch: Mapping[str, Tensor]) -> int:
+        """Over how many targets the loss of a batch is a mean: one a text, unless a class differs.
+
+        Args:
+            batch: arguments of ``forward``, targets included.
+        """
+        return len(batch["input_ids"])
+
+    def gradient_checkpointing_enable(self, **_: object) -> None:
         """Recompute blocks in the backward pass instead of keeping their activations.
 
         Takes effect in training mode, for runs without hooks; the key-value cache is off then.

@@ -128,6 +128,13 @@ class HookedModel(HookedNetwork, Protocol):
     def train(self, mode: bool = True) -> object:
         """Turn dropout on or off."""
 
+    @staticmethod
+    def count_targets(batch: Prepared) -> int:
+        """Over how many targets the loss of a batch is a mean."""
+
+    def last_token(self, input_ids: Tensor | None, logits: Tensor) -> Tensor | int:
+        """Where each text ends, ``[batch]``, or -1; see ``TextHelpers.last_token``."""
+
     def to_tokens(self, text: str | list[str]) -> Tensor:
         """Token ids ``[batch, pos]``."""
 

@@ -1,25 +1,27 @@
 """The four classes with a head on top of the network.
 
-Each head is one linear map on the final residual stream, with its own pair of hook points.
+Each head is one linear map on the final residual stream, with its own pair of hook points. What
+else is known of it stands in the registry, ``neox_lab.model.output_heads``.
 """
 
 from __future__ import annotations
 
-import logging
-from typing import Any, Unpack
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError
-from neox_lab.family.backbone import GPTNeoXModel, RunOptions
+from neox_lab.family.backbone import GPTNeoXModel, RunArguments, RunOptions
 from neox_lab.family.base import GPTNeoXPreTrainedModel
-from neox_lab.family.losses import next_token_loss, sequence_loss, span_loss, token_loss
+from neox_lab.family.losses import IGNORED, next_token_loss, sequence_loss, span_loss, token_loss
 from neox_lab.generation import Generates
 from neox_lab.kernels.linear import Linear
 from neox_lab.model.hook_points import Taps
 from neox_lab.model.key_value_cache import KeyValueCache
+from neox_lab.model.output_heads import OUTPUT_HEADS
 from neox_lab.model.outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
@@ -29,26 +31,58 @@ from neox_lab.model.outputs import (
     TokenClassifierOutput,
 )
 
-_log = logging.getLogger("neox_lab")
+Output = TypeVar("Output", bound=ModelOutput)
 
 
-class _WithHead(GPTNeoXPreTrainedModel):
-    """A network below and one linear map above it."""
+class GPTNeoXWithHead(GPTNeoXPreTrainedModel):
+    """A network below and one linear map above it.
+
+    A subclass names its entry in the registry of output heads as ``head``, builds that entry's
+    module and calls ``_set_up``. Its ``forward`` says what is done with the logits and leaves the
+    rest to ``_run_head``.
+
+    Args:
+        config: shape of the model.
+    """
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         super().__init__()
         self.gpt_neox = GPTNeoXModel(config)
+
+    def _run_head(
+        self,
+        answer: Callable[[Tensor, BaseModelOutputWithPast], Output],
+        return_dict: bool | None,
+        select: Callable[[Tensor], Tensor] | None = None,
+        **arguments: Unpack[RunArguments],
+    ) -> Output | BaseModelOutputWithPast | tuple[Any, ...]:
+        """The forward pass of every head: the network, the linear map, and what it answers.
+
+        Args:
+            answer: the output, with its loss, from the logits and what the network returned.
+            return_dict: False returns a plain tuple.
+            select: what the linear map reads of the final residual stream; all if None.
+            arguments: of ``GPTNeoXModel.run``; after ``stop_at_layer`` there is no head.
+        """
+        taps = self.hook_stack.taps()
+        run = self.gpt_neox.run(taps, **arguments)
+        output: Output | BaseModelOutputWithPast = run
+        if arguments.get("stop_at_layer") is None:
+            hidden = run.last_hidden_state
+            assert hidden is not None
+            if select is not None:
+                hidden = select(hidden)
+            name = OUTPUT_HEADS[self.head].hook
+            output = answer(self._project(name, self.output_head, hidden, taps), run)
+        return output if self.gpt_neox.wants_dict(return_dict) else output.to_tuple()
 
     def _project(self, name: str, linear: nn.Module, hidden: Tensor, taps: Taps) -> Tensor:
         """Apply the head between its two hook points."""
         hidden = taps.outside(f"{name}.hook_in", hidden)
         return taps.outside(f"{name}.hook_out", linear(hidden))
 
-    def _finish(self, output: ModelOutput, return_dict: bool | None) -> Any:
-        return output if self.gpt_neox.wants_dict(return_dict) else output.to_tuple()
 
-
-class GPTNeoXForCausalLM(Generates, _WithHead):
+class GPTNeoXForCausalLM(Generates, GPTNeoXWithHead):
     """GPT-NeoX with an unembedding: predicts each next token.
 
     Args:
@@ -83,6 +117,11 @@ class GPTNeoXForCausalLM(Generates, _WithHead):
     def can_generate(self) -> bool:
         """True."""
         return True
+
+    @staticmethod
+    def count_targets(batch: Mapping[str, Tensor]) -> int:
+        """Over how many tokens the loss of a batch is a mean; the first of a text is not asked."""
+        return int((batch["labels"][:, 1:] != IGNORED).sum())
 
     def forward(
         self,
@@ -121,9 +160,24 @@ class GPTNeoXForCausalLM(Generates, _WithHead):
         Returns:
             ``logits`` ``[batch, kept, vocab]`` and, with labels, ``loss`` in nats per token.
         """
-        taps = self.hook_stack.taps()
-        run = self.gpt_neox.run(
-            taps,
+
+        def select(hidden: Tensor) -> Tensor:
+            return kept_positions(hidden, logits_to_keep)
+
+        def answer(logits: Tensor, run: BaseModelOutputWithPast) -> CausalLMOutputWithPast:
+            loss = None
+            if labels is not None or shift_labels is not None:
+                loss = next_token_loss(
+                    logits, labels, shift_labels=shift_labels, num_items_in_batch=num_items_in_batch
+                )
+            return CausalLMOutputWithPast(
+                loss, logits, run.past_key_values, run.hidden_states, run.attentions
+            )
+
+        return self._run_head(
+            answer,
+            return_dict,
+            select,
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -132,22 +186,9 @@ class GPTNeoXForCausalLM(Generates, _WithHead):
             use_cache=use_cache,
             **options,
         )
-        if options.get("stop_at_layer") is not None:
-            return self._finish(run, return_dict)
-        hidden = kept_positions(_hidden(run), logits_to_keep)
-        logits = self._project("unembed", self.embed_out, hidden, taps)
-        loss = None
-        if labels is not None or shift_labels is not None:
-            loss = next_token_loss(
-                logits, labels, shift_labels=shift_labels, num_items_in_batch=num_items_in_batch
-            )
-        output = CausalLMOutputWithPast(
-            loss, logits, run.past_key_values, run.hidden_states, run.attentions
-        )
-        return self._finish(output, return_dict)
 
 
-class GPTNeoXForSequenceClassification(_WithHead):
+class GPTNeoXForSequenceClassification(GPTNeoXWithHead):
     """GPT-NeoX with one answer per text, read at its last token.
 
     Args:
@@ -195,9 +236,20 @@ class GPTNeoXForSequenceClassification(_WithHead):
         Raises:
             InputError: several texts and no ``config.pad_token_id`` to find their ends.
         """
-        taps = self.hook_stack.taps()
-        run = self.gpt_neox.run(
-            taps,
+
+        def answer(
+            everywhere: Tensor, run: BaseModelOutputWithPast
+        ) -> SequenceClassifierOutputWithPast:
+            rows = torch.arange(everywhere.shape[0], device=everywhere.device)
+            logits = everywhere[rows, self.last_token(input_ids, everywhere)]
+            loss = None if labels is None else sequence_loss(logits, labels, self.config)
+            return SequenceClassifierOutputWithPast(
+                loss, logits, run.past_key_values, run.hidden_states, run.attentions
+            )
+
+        return self._run_head(
+            answer,
+            return_dict,
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -206,47 +258,9 @@ class GPTNeoXForSequenceClassification(_WithHead):
             use_cache=use_cache,
             **options,
         )
-        if options.get("stop_at_layer") is not None:
-            return self._finish(run, return_dict)
-        everywhere = self._project("score", self.score, _hidden(run), taps)
-        rows = torch.arange(everywhere.shape[0], device=everywhere.device)
-        logits = everywhere[rows, self.last_token(input_ids, everywhere)]
-        loss = None if labels is None else sequence_loss(logits, labels, self.config)
-        output = SequenceClassifierOutputWithPast(
-            loss, logits, run.past_key_values, run.hidden_states, run.attentions
-        )
-        return self._finish(output, return_dict)
-
-    def last_token(self, input_ids: Tensor | None, logits: Tensor) -> Tensor | int:
-        """Where each text is read: position of its last token ``[batch]``, or -1 for every end.
-
-        Args:
-            input_ids: token ids ``[batch, pos]``; None if vectors were given.
-            logits: anything with as many rows.
-
-        Raises:
-            InputError: several texts and no ``config.pad_token_id`` to find their ends.
-        """
-        pad = self.config.pad_token_id
-        if pad is None and logits.shape[0] > 1:
-            raise InputError(
-                "Cannot handle batch sizes > 1 if no padding token is defined: where each text "
-                "ends is unknown. Set model.config.pad_token_id."
-            )
-        if pad is None:
-            return -1
-        if input_ids is None:
-            _log.warning(
-                "Classifying inputs_embeds: padding cannot be seen, so each answer is read at the "
-                "last position."
-            )
-            return -1
-        ids = input_ids.to(logits.device)
-        positions = torch.arange(ids.shape[1], device=logits.device, dtype=torch.int32)
-        return (positions * (ids != pad)).argmax(dim=-1)
 
 
-class GPTNeoXForTokenClassification(_WithHead):
+class GPTNeoXForTokenClassification(GPTNeoXWithHead):
     """GPT-NeoX with one answer per token.
 
     Args:
@@ -261,6 +275,11 @@ class GPTNeoXForTokenClassification(_WithHead):
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self._set_up(config)
+
+    @staticmethod
+    def count_targets(batch: Mapping[str, Tensor]) -> int:
+        """Over how many tokens the loss of a batch is a mean."""
+        return int((batch["labels"] != IGNORED).sum())
 
     def forward(
         self,
@@ -292,9 +311,15 @@ class GPTNeoXForTokenClassification(_WithHead):
         Returns:
             ``logits`` ``[batch, pos, label]`` and, with labels, a scalar ``loss``.
         """
-        taps = self.hook_stack.taps()
-        run = self.gpt_neox.run(
-            taps,
+
+        def answer(logits: Tensor, run: BaseModelOutputWithPast) -> TokenClassifierOutput:
+            loss = None if labels is None else token_loss(logits, labels)
+            return TokenClassifierOutput(loss, logits, run.hidden_states, run.attentions)
+
+        return self._run_head(
+            answer,
+            return_dict,
+            self.dropout,
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -303,16 +328,9 @@ class GPTNeoXForTokenClassification(_WithHead):
             use_cache=use_cache,
             **options,
         )
-        if options.get("stop_at_layer") is not None:
-            return self._finish(run, return_dict)
-        hidden = self.dropout(_hidden(run))
-        logits = self._project("classifier", self.classifier, hidden, taps)
-        loss = None if labels is None else token_loss(logits, labels)
-        output = TokenClassifierOutput(loss, logits, run.hidden_states, run.attentions)
-        return self._finish(output, return_dict)
 
 
-class GPTNeoXForQuestionAnswering(_WithHead):
+class GPTNeoXForQuestionAnswering(GPTNeoXWithHead):
     """GPT-NeoX with two scores per token: the answer starts here, the answer ends here.
 
     Args:
@@ -355,9 +373,17 @@ class GPTNeoXForQuestionAnswering(_WithHead):
             ``start_logits`` and ``end_logits`` ``[batch, pos]`` and, with both positions given, a
             scalar ``loss``.
         """
-        taps = self.hook_stack.taps()
-        run = self.gpt_neox.run(
-            taps,
+
+        def answer(logits: Tensor, run: BaseModelOutputWithPast) -> QuestionAnsweringModelOutput:
+            start, end = (side.contiguous() for side in logits.unbind(dim=-1))
+            loss = None
+            if start_positions is not None and end_positions is not None:
+                loss = span_loss(start, end, start_positions, end_positions)
+            return QuestionAnsweringModelOutput(loss, start, end, run.hidden_states, run.attentions)
+
+        return self._run_head(
+            answer,
+            return_dict,
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -365,15 +391,6 @@ class GPTNeoXForQuestionAnswering(_WithHead):
             use_cache=False,
             **options,
         )
-        if options.get("stop_at_layer") is not None:
-            return self._finish(run, return_dict)
-        logits = self._project("qa_outputs", self.qa_outputs, _hidden(run), taps)
-        start, end = (side.contiguous() for side in logits.unbind(dim=-1))
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = span_loss(start, end, start_positions, end_positions)
-        output = QuestionAnsweringModelOutput(loss, start, end, run.hidden_states, run.attentions)
-        return self._finish(output, return_dict)
 
 
 def kept_positions(hidden: Tensor, keep: int | Tensor) -> Tensor:
@@ -402,6 +419,26 @@ def kept_positions(hidden: Tensor, keep: int | Tensor) -> Tensor:
     )
 
 
-def _hidden(run: BaseModelOutputWithPast) -> Tensor:
-    assert run.last_hidden_state is not None
-    return run.last_hidden_state
+CLASSES: dict[str, type[GPTNeoXPreTrainedModel]] = {
+    model_class.head: model_class
+    for model_class in (
+        GPTNeoXModel,
+        GPTNeoXForCausalLM,
+        GPTNeoXForQuestionAnswering,
+        GPTNeoXForSequenceClassification,
+        GPTNeoXForTokenClassification,
+    )
+}
+"""From the name of a head to its class; ``base`` is the network alone."""
+
+if TYPE_CHECKING:  # the five classes keep the contract
+    from neox_lab.family.contract import HookedModel, LanguageModel
+
+    _language_model: type[LanguageModel] = GPTNeoXForCausalLM
+    _models: tuple[type[HookedModel], ...] = (
+        GPTNeoXModel,
+        GPTNeoXForCausalLM,
+        GPTNeoXForQuestionAnswering,
+        GPTNeoXForSequenceClassification,
+        GPTNeoXForTokenClassification,
+    )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
+from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError, TokenizerError
 
 if TYPE_CHECKING:
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
+
+_log = logging.getLogger("neox_lab")
 
 Inputs: TypeAlias = "str | list[str] | Tensor"
 """A string, a list of strings (padded, masked), token ids ``[batch, pos]``, or, to start at a
@@ -20,6 +24,7 @@ layer, a residual stream ``[batch, pos, d_model]``."""
 class TextHelpers:
     """From text to token ids and back, with the model's own tokenizer."""
 
+    config: GPTNeoXConfig
     tokenizer: GPTNeoXTokenizerFast | None
 
     @property
@@ -99,6 +104,34 @@ class TextHelpers:
             f"inputs is {inputs!r:.80}; expected a string, a list of strings, or a LongTensor "
             "[batch, pos]."
         )
+
+    def last_token(self, input_ids: Tensor | None, logits: Tensor) -> Tensor | int:
+        """Where each text is read: position of its last token ``[batch]``, or -1 for every end.
+
+        Args:
+            input_ids: token ids ``[batch, pos]``; None if vectors were given.
+            logits: anything with as many rows, ``[batch, ..]``.
+
+        Raises:
+            InputError: several texts and no ``config.pad_token_id`` to find their ends.
+        """
+        pad = self.config.pad_token_id
+        if pad is None and logits.shape[0] > 1:
+            raise InputError(
+                "Cannot handle batch sizes > 1 if no padding token is defined: where each text "
+                "ends is unknown. Set model.config.pad_token_id."
+            )
+        if pad is None:
+            return -1
+        if input_ids is None:
+            _log.warning(
+                "Classifying inputs_embeds: padding cannot be seen, so each answer is read at the "
+                "last position."
+            )
+            return -1
+        ids = input_ids.to(logits.device)
+        positions = torch.arange(ids.shape[1], device=logits.device, dtype=torch.int32)
+        return (positions * (ids != pad)).argmax(dim=-1)
 
     def _encode(self, text: str | list[str]) -> dict[str, Tensor]:
         texts = [text] if isinstance(text, str) else text

@@ -22,13 +22,7 @@ from neox_lab.errors import ConfigError
 from neox_lab.family.factored import FactoredMatrix
 from neox_lab.model.block import Block
 from neox_lab.model.network import Network
-
-HEAD_MODULES = {
-    "causal-lm": "embed_out",
-    "sequence-classification": "score",
-    "token-classification": "classifier",
-    "question-answering": "qa_outputs",
-}
+from neox_lab.model.output_heads import OUTPUT_HEADS
 
 
 class LayerWeights:
@@ -284,12 +278,12 @@ class WeightViews(StackedWeights):
         Raises:
             ConfigError: this model has none.
         """
-        if self.head not in HEAD_MODULES:
+        if self.head not in OUTPUT_HEADS:
             raise ConfigError(
                 f"{type(self).__name__} has no head: it returns the final residual stream. Load "
-                f"the checkpoint with one: {', '.join(HEAD_MODULES)}."
+                f"the checkpoint with one: {', '.join(OUTPUT_HEADS)}."
             )
-        linear = getattr(self, HEAD_MODULES[self.head])
+        linear = getattr(self, OUTPUT_HEADS[self.head].module)
         assert isinstance(linear, nn.Linear)
         return linear
 
@@ -306,8 +300,8 @@ class WeightViews(StackedWeights):
             ConfigError: this model's head is not an unembedding.
         """
         head = self.output_head
-        if self.head != "causal-lm":
-            name = HEAD_MODULES[self.head]
+        if OUTPUT_HEADS[self.head].outputs != "vocab":
+            name = OUTPUT_HEADS[self.head].module
             raise ConfigError(
                 f"{type(self).__name__} has no unembedding W_U. Its head is model.{name}, with "
                 f"model.{name}.weight [label, d_model] = {list(head.weight.shape)}; W_U needs "
