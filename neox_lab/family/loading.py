@@ -4,42 +4,73 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
 
 from neox_lab.built_in import weights_directory
 from neox_lab.errors import ConfigError, nearest
 from neox_lab.family.backbone import GPTNeoXModel
+from neox_lab.family.base import GPTNeoXPreTrainedModel
 from neox_lab.family.heads import (
+    CLASSES,
     GPTNeoXForCausalLM,
     GPTNeoXForQuestionAnswering,
     GPTNeoXForSequenceClassification,
     GPTNeoXForTokenClassification,
 )
 from neox_lab.hub import HubOptions, pin
+from neox_lab.model.output_heads import OUTPUT_HEADS
 
-CLASSES = {
-    model_class.head: model_class
-    for model_class in (
-        GPTNeoXModel,
-        GPTNeoXForCausalLM,
-        GPTNeoXForQuestionAnswering,
-        GPTNeoXForSequenceClassification,
-        GPTNeoXForTokenClassification,
-    )
-}
-"""From the name of a head to its class."""
+Name = str | os.PathLike[str] | None
 
 
+class LoadOptions(TypedDict, total=False):
+    """The arguments of ``load`` that do not change what class it returns."""
+
+    revision: str | None
+    dtype: torch.dtype | str | None
+    device: torch.device | str | int | None
+    labels: Sequence[str] | None
+
+
+@overload
 def load(
-    name: str | os.PathLike[str] | None = None,
+    name: Name = ..., head: Literal["causal-lm"] = ..., **options: Unpack[LoadOptions]
+) -> GPTNeoXForCausalLM: ...
+@overload
+def load(
+    name: Name = ..., *, head: Literal["base"], **options: Unpack[LoadOptions]
+) -> GPTNeoXModel: ...
+@overload
+def load(
+    name: Name = ..., *, head: Literal["question-answering"], **options: Unpack[LoadOptions]
+) -> GPTNeoXForQuestionAnswering: ...
+@overload
+def load(
+    name: Name = ..., *, head: Literal["sequence-classification"], **options: Unpack[LoadOptions]
+) -> GPTNeoXForSequenceClassification: ...
+@overload
+def load(
+    name: Name = ..., *, head: Literal["token-classification"], **options: Unpack[LoadOptions]
+) -> GPTNeoXForTokenClassification: ...
+@overload
+def load(
+    name: Name = ...,
+    head: str = ...,
+    revision: str | None = ...,
+    dtype: torch.dtype | str | None = ...,
+    device: torch.device | str | int | None = ...,
+    labels: Sequence[str] | None = ...,
+) -> GPTNeoXPreTrainedModel: ...
+def load(
+    name: Name = None,
     head: str = "causal-lm",
     revision: str | None = None,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | int | None = None,
     labels: Sequence[str] | None = None,
-) -> Any:
+) -> GPTNeoXPreTrainedModel:
     """A model in evaluation mode, with its tokenizer as ``model.tokenizer``.
 
     Args:
@@ -86,10 +117,14 @@ def load(
 
 
 def _label_settings(head: str, labels: Sequence[str] | None) -> dict[str, Any]:
-    """What a configuration says about labels."""
+    """What a configuration says about labels.
+
+    Raises:
+        ConfigError: labels for a head that has none, or not a list of different names.
+    """
     if labels is None:
         return {}
-    if head not in ("sequence-classification", "token-classification"):
+    if head not in OUTPUT_HEADS or OUTPUT_HEADS[head].outputs != "label":
         raise ConfigError(f"head={head!r} has no labels; leave out labels={list(labels)!r}.")
     if isinstance(labels, str) or len(set(labels)) != len(labels) or not labels:
         raise ConfigError(f"labels={labels!r}; expected a list of different names.")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from neox_lab.hub import HubOptions, pin
 
 if TYPE_CHECKING:
     Source = str | os.PathLike[str]
+    DeviceMap = torch.device | str | int | Mapping[str, torch.device | str | int] | None
 
 _ATTENTION_PATHS = (None, "sdpa", "eager")
 _OF_NO_EFFECT = ("low_cpu_mem_usage", "_fast_init", "use_auth_token", "trust_remote_code")
@@ -25,6 +27,32 @@ class Pretrained(nn.Module):
 
     config: GPTNeoXConfig
 
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Source | None,
+        *,
+        revision: str | None = ...,
+        dtype: torch.dtype | str | None = ...,
+        device_map: DeviceMap = ...,
+        config: GPTNeoXConfig | Source | None = ...,
+        output_loading_info: Literal[False] = ...,
+        **more: Any,
+    ) -> Self: ...
+    @overload
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Source | None,
+        *,
+        revision: str | None = ...,
+        dtype: torch.dtype | str | None = ...,
+        device_map: DeviceMap = ...,
+        config: GPTNeoXConfig | Source | None = ...,
+        output_loading_info: Literal[True],
+        **more: Any,
+    ) -> tuple[Self, dict[str, Any]]: ...
     @classmethod
     def from_pretrained(
         cls,
@@ -32,11 +60,11 @@ class Pretrained(nn.Module):
         *,
         revision: str | None = None,
         dtype: torch.dtype | str | None = "auto",
-        device_map: Any = None,
+        device_map: DeviceMap = None,
         config: GPTNeoXConfig | Source | None = None,
         output_loading_info: bool = False,
         **more: Any,
-    ) -> Any:
+    ) -> Self | tuple[Self, dict[str, Any]]:
         """Load a checkpoint from a directory or the hub, in evaluation mode.
 
         Args:
@@ -127,7 +155,12 @@ class Pretrained(nn.Module):
 def _configuration(
     source: GPTNeoXConfig | Source | None, options: HubOptions, overrides: dict[str, Any]
 ) -> GPTNeoXConfig:
-    """The configuration to build with; ``overrides`` that are not fields of it are errors."""
+    """The configuration to build with.
+
+    Raises:
+        ConfigError: nothing to make it from.
+        TypeError: ``overrides`` has a name that is not a field of it.
+    """
     if source is None:
         raise ConfigError("from_pretrained(None, state_dict=...) needs config= as well.")
     if isinstance(source, GPTNeoXConfig):
@@ -147,7 +180,11 @@ def _configuration(
 
 
 def _check_attention_path(name: str | None) -> None:
-    """Accept the paths that give the same numbers here; refuse those that promise a kernel."""
+    """Accept the paths that give the same numbers here.
+
+    Raises:
+        ConfigError: a name that promises another kernel.
+    """
     if name not in _ATTENTION_PATHS:
         raise ConfigError(
             f"attn_implementation={name!r} is not available; expected one of "
