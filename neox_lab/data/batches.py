@@ -12,7 +12,7 @@ from torch import Tensor
 from neox_lab.data.encoding import pad_rows, pad_token
 from neox_lab.family.contract import HookedModel
 from neox_lab.family.losses import IGNORED
-from neox_lab.model.output_heads import OUTPUT_HEADS
+from neox_lab.model.output_heads import answers_per_text
 
 Example = Mapping[str, Any]
 """One example: ``input_ids`` and what else ``forward`` takes, as lists and numbers. Names that
@@ -92,7 +92,7 @@ def outputs(
     rows = [example["input_ids"] for example in examples]
     lengths = [len(row) for row in rows]
     found: list[dict[str, Tensor]] = [{} for _ in examples]
-    per_text = model.head in OUTPUT_HEADS and OUTPUT_HEADS[model.head].per_text
+    per_text = answers_per_text(model.head)
     with evaluating(model):
         for chosen in by_length(lengths, batch_size):
             ids, mask = pad_rows([rows[row] for row in chosen], pad)

@@ -22,27 +22,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from neox_lab.errors import InputError, nearest
+from neox_lab.model.output_heads import OUTPUT_HEADS
+from neox_lab.model.outputs import ModelOutput
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
 
 Output = int | str | Sequence[int] | Sequence[str] | Tensor
 """A token or a label, as text or as id; or one for each row of the batch."""
-Where = int | Sequence[int] | Tensor
+TokenPosition = int | Sequence[int] | Tensor
 """A position in each text's own tokens; or one for each row of the batch."""
 Metric = Callable[[Tensor], Tensor]
 """From logits to a scalar. Logits are ``[batch, pos, vocab]``, ``[batch, label]`` for a text
 classifier, ``[batch, pos, label]`` for a tagger, ``[batch, pos, 2]`` for question answering."""
-
-_HEADS = {
-    "causal-lm": "a language model",
-    "sequence-classification": "a text classifier",
-    "token-classification": "a tagger",
-    "question-answering": "a model for question answering",
-}
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Term:
 
     weight: float
     output: Output
-    pos: Where | None
+    pos: TokenPosition | None
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ class LogitMetric:
 
     Attributes:
         terms: the logits.
-        head: which of the classes has them.
+        head: which of the output heads has them.
         name: what it is, for titles and axes.
     """
 
@@ -74,7 +72,7 @@ class LogitMetric:
     head: str
     name: str
 
-    def bind(self, model: Any, prepared: Mapping[str, Tensor]) -> BoundMetric:
+    def bind(self, model: HookedModel, prepared: Mapping[str, Tensor]) -> BoundMetric:
         """Look up tokens, labels and positions for one batch.
 
         Args:
@@ -88,7 +86,7 @@ class LogitMetric:
         """
         if model.head != self.head:
             raise InputError(
-                f"The metric {self.name!r} reads logits of {_HEADS[self.head]}; "
+                f"The metric {self.name!r} reads logits of {OUTPUT_HEADS[self.head].model}; "
                 f"{type(model).__name__} is not one."
             )
         given = prepared.get("input_ids", prepared.get("inputs_embeds"))
@@ -168,11 +166,13 @@ class BoundMetric:
         return (logits[at] * self.weights.to(logits.dtype)).sum(dim=-1)
 
     def __call__(self, logits: Tensor) -> Tensor:
-        """The mean over rows, a scalar."""
+        """The mean over rows, a scalar; InputError as for ``per_row``."""
         return self.per_row(logits).mean()
 
 
-def logit_difference(correct: Output, wrong: Output | None = None, pos: Where = -1) -> LogitMetric:
+def logit_difference(
+    correct: Output, wrong: Output | None = None, pos: TokenPosition = -1
+) -> LogitMetric:
     """The logit of one token minus that of another, of a language model.
 
     Args:
@@ -180,8 +180,7 @@ def logit_difference(correct: Output, wrong: Output | None = None, pos: Where = 
         wrong: the token it competes with; None for the bare logit.
         pos: where the prediction is read, in each text's own tokens; or one for each row.
     """
-    name = "logit" if wrong is None else "logit difference"
-    return LogitMetric(_against(correct, wrong, pos), "causal-lm", name)
+    return head_logit("causal-lm", correct, wrong, pos)
 
 
 def class_logit(label: Output, other: Output | None = None) -> LogitMetric:
@@ -191,11 +190,10 @@ def class_logit(label: Output, other: Output | None = None) -> LogitMetric:
         label: a class, by name or number; or one for each row.
         other: the class it competes with; None for the bare logit.
     """
-    name = "class logit" if other is None else "class logit difference"
-    return LogitMetric(_against(label, other, None), "sequence-classification", name)
+    return head_logit("sequence-classification", label, other)
 
 
-def span_logit(start: Where, end: Where) -> LogitMetric:
+def span_logit(start: TokenPosition, end: TokenPosition) -> LogitMetric:
     """The score of one answer: the start logit at its first token plus the end logit at its last.
 
     Args:
@@ -206,7 +204,7 @@ def span_logit(start: Where, end: Where) -> LogitMetric:
     return LogitMetric(terms, "question-answering", "span logit")
 
 
-def side_logit(side: Output, other: Output | None = None, pos: Where = -1) -> LogitMetric:
+def side_logit(side: Output, other: Output | None = None, pos: TokenPosition = -1) -> LogitMetric:
     """The ``"start"`` or the ``"end"`` logit of question answering at one token.
 
     Args:
@@ -214,11 +212,10 @@ def side_logit(side: Output, other: Output | None = None, pos: Where = -1) -> Lo
         other: the side whose logit is subtracted; None for the bare logit.
         pos: position of the token; or one for each row.
     """
-    name = "span logit" if other is None else "start and end logit difference"
-    return LogitMetric(_against(side, other, pos), "question-answering", name)
+    return head_logit("question-answering", side, other, pos)
 
 
-def tag_logit(pos: Where, tag: Output, other: Output | None = None) -> LogitMetric:
+def tag_logit(pos: TokenPosition, tag: Output, other: Output | None = None) -> LogitMetric:
     """The logit of one tag at one token, or minus that of another, of a tagger.
 
     Args:
@@ -226,11 +223,38 @@ def tag_logit(pos: Where, tag: Output, other: Output | None = None) -> LogitMetr
         tag: a tag, by name or number; or one for each row.
         other: the tag it competes with; None for the bare logit.
     """
-    name = "tag logit" if other is None else "tag logit difference"
-    return LogitMetric(_against(tag, other, pos), "token-classification", name)
+    return head_logit("token-classification", tag, other, pos)
 
 
-def output_logits(output: Any) -> Tensor:
+def head_logit(
+    head: str, output: Output, other: Output | None = None, pos: TokenPosition = -1
+) -> LogitMetric:
+    """The logit of one output of any head, or minus that of another.
+
+    Args:
+        head: name of an output head, such as ``model.head``.
+        output: a token or a label, by name or number; or one for each row.
+        other: what it competes with; None for the bare logit.
+        pos: where it is read, in each text's own tokens; or one for each row. A head with one
+            answer a text is read where it gives it.
+
+    Raises:
+        InputError: there is no such head.
+    """
+    if head not in OUTPUT_HEADS:
+        raise InputError(
+            f"A metric reads logits of a head, and {head!r} is none; expected one of "
+            f"{', '.join(OUTPUT_HEADS)}."
+        )
+    entry = OUTPUT_HEADS[head]
+    where = None if entry.per_text else pos
+    first = Term(1.0, output, where)
+    if other is None:
+        return LogitMetric((first,), head, entry.logit)
+    return LogitMetric((first, Term(-1.0, other, where)), head, entry.difference)
+
+
+def output_logits(output: ModelOutput) -> Tensor:
     """The logits that metrics read, from what ``forward`` returned.
 
     Question answering's start and end logits become ``[batch, pos, 2]``.
@@ -239,7 +263,7 @@ def output_logits(output: Any) -> Tensor:
         InputError: the output has none.
     """
     if output.get("start_logits") is not None:
-        return torch.stack((output.start_logits, output.end_logits), dim=-1)
+        return torch.stack((output["start_logits"], output["end_logits"]), dim=-1)
     logits = output.get("logits")
     if not isinstance(logits, Tensor):
         raise InputError(
@@ -265,7 +289,7 @@ def evaluate(metric: Metric, logits: Tensor) -> Tensor:
     return value.reshape(())
 
 
-def bind(metric: Metric, model: Any, prepared: Mapping[str, Tensor]) -> Metric:
+def bind(metric: Metric, model: HookedModel, prepared: Mapping[str, Tensor]) -> Metric:
     """``metric`` ready for one batch: bound if it is a LogitMetric, as it is otherwise.
 
     Raises:
@@ -287,20 +311,18 @@ def metric_name(metric: Metric) -> str:
     return name if isinstance(name, str) else "the metric"
 
 
-def _against(output: Output, other: Output | None, pos: Where | None) -> tuple[Term, ...]:
-    """One logit, minus another's if there is one."""
-    first = Term(1.0, output, pos)
-    return (first,) if other is None else (first, Term(-1.0, other, pos))
-
-
 def _is_text(output: Output) -> bool:
     if isinstance(output, str):
         return True
     return not isinstance(output, int | Tensor) and any(isinstance(o, str) for o in output)
 
 
-def _ids(model: Any, output: Output) -> Tensor:
-    """Ids of tokens or labels, ``[]`` or ``[batch]``."""
+def _ids(model: HookedModel | None, output: Output) -> Tensor:
+    """Ids of tokens or labels, ``[]`` or ``[batch]``; without a model only ids, not text.
+
+    Raises:
+        InputError: an unknown label, or no whole numbers.
+    """
     if isinstance(output, str):
         return torch.tensor(_id(model, output))
     if not isinstance(output, int | Tensor):
@@ -317,19 +339,22 @@ def _ids(model: Any, output: Output) -> Tensor:
     return ids
 
 
-def _id(model: Any, text: str) -> int:
-    if model.head == "causal-lm":
+def _id(model: HookedModel | None, text: str) -> int:
+    assert model is not None
+    labels = OUTPUT_HEADS[model.head].labels(model.config)
+    if labels is None:
         return int(model.to_single_token(text))
-    labels = model.config.label2id
-    if model.head == "question-answering":
-        labels = {"start": 0, "end": 1}
     if text not in labels:
         raise InputError(f"No label {text!r}.{nearest(text, labels)} There are {[*labels]}.")
     return int(labels[text])
 
 
 def _per_row(values: Tensor, batch: int, what: str) -> Tensor:
-    """``[batch]`` from one value or from one for each row."""
+    """``[batch]`` from one value or from one for each row.
+
+    Raises:
+        InputError: another number of rows.
+    """
     if values.dim() == 0:
         return values.expand(batch)
     if len(values) != batch:
@@ -337,7 +362,9 @@ def _per_row(values: Tensor, batch: int, what: str) -> Tensor:
     return values
 
 
-def _columns(model: Any, prepared: Mapping[str, Tensor], where: Where | None) -> Tensor:
+def _columns(
+    model: HookedModel, prepared: Mapping[str, Tensor], where: TokenPosition | None
+) -> Tensor:
     """Columns of the batch that are read, ``[batch]``."""
     ids = prepared.get("input_ids")
     given = ids if ids is not None else prepared["inputs_embeds"]
@@ -352,8 +379,12 @@ def _columns(model: Any, prepared: Mapping[str, Tensor], where: Where | None) ->
     return _places(own, where)
 
 
-def _places(own: Tensor, where: Where) -> Tensor:
-    """The columns ``[batch]`` of positions counted in each row's own tokens ``[batch, pos]``."""
+def _places(own: Tensor, where: TokenPosition) -> Tensor:
+    """The columns ``[batch]`` of positions counted in each row's own tokens ``[batch, pos]``.
+
+    Raises:
+        InputError: a text has no such position.
+    """
     wanted = _per_row(torch.as_tensor(where).cpu(), len(own), "positions").tolist()
     found = []
     for row, (mask, pos) in enumerate(zip(own, wanted, strict=True)):

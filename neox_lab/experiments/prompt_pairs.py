@@ -18,6 +18,7 @@ from neox_lab.experiments.patching.prompts import (
     place_columns,
     read_prompts,
 )
+from neox_lab.model.output_heads import answers_per_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +88,7 @@ class Batch:
         values = []
         for stream in streams:
             logits = head(normalize(stream))
-            if self.model.head == "sequence-classification":
+            if answers_per_text(self.model.head):
                 rows = torch.arange(len(logits), device=logits.device)
                 logits = logits[rows, self.model.last_token(self.ids, logits)]
             values.append(evaluate(self.metric, logits))

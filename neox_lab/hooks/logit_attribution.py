@@ -18,6 +18,7 @@ from torch import Tensor
 
 from neox_lab.errors import HookError, HookNameError, nearest
 from neox_lab.model.hook_points import HookPoint
+from neox_lab.model.output_heads import OUTPUT_HEADS
 
 Selection = int | slice | Sequence[int] | Tensor | None
 """A part of an axis: one entry (the axis goes), a slice, a list of entries, or None for all."""
@@ -217,12 +218,10 @@ class LogitShares(Mapping[str, Tensor]):
         return ids.to(head.weight.device)
 
     def _id(self, text: str) -> int:
-        if self._running_model.head == "causal-lm":
-            return int(self.model.to_single_token(text))
-        if self.model.head == "question-answering":
-            labels = {"start": 0, "end": 1}
-        else:
-            labels = self.model.config.label2id
+        model = self._running_model
+        labels = OUTPUT_HEADS[model.head].labels(model.config)
+        if labels is None:
+            return int(model.to_single_token(text))
         if text not in labels:
             raise HookError(f"No label {text!r}.{nearest(text, labels)} There are {[*labels]}.")
         return int(labels[text])

@@ -118,3 +118,8 @@ OUTPUT_HEADS: dict[str, OutputHead] = {
     )
 }
 """Every head by its name; the class ``base``, the network alone, has none."""
+
+
+def answers_per_text(head: str) -> bool:
+    """Whether a model with this head gives one answer a text, instead of one a position."""
+    return head in OUTPUT_HEADS and OUTPUT_HEADS[head].per_text

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from neox_lab.data.batches import Collate, Example
 from neox_lab.errors import InputError, TrainingError
-from neox_lab.family.losses import IGNORED
 from neox_lab.progress import Progress
 from neox_lab.results import Result
 from neox_lab.tasks import checkpoints
@@ -245,7 +244,7 @@ class _Run:
         size = self.settings.batch_size
         parts = [rows[start : start + size] for start in range(0, len(rows), size)]
         batches = [self.collate([self.examples[row] for row in part]) for part in parts]
-        targets = [_targets(batch, self.model.head) for batch in batches]
+        targets = [self.model.count_targets(batch) for batch in batches]
         self.optimizer.zero_grad()
         total, tokens = 0.0, 0
         for batch, count in zip(batches, targets, strict=True):
@@ -329,12 +328,3 @@ class _Run:
         self.history, self.best_metrics = state["history"], state["best_metrics"]
         self.best_weights, self.without_better = state["best_weights"], state["without_better"]
         self.seconds_before = state["seconds"]
-
-
-def _targets(batch: Mapping[str, Tensor], head: str) -> int:
-    """Over how many targets the mean loss of a batch was taken."""
-    if head == "causal-lm":
-        return int((batch["labels"][:, 1:] != IGNORED).sum())
-    if head == "token-classification":
-        return int((batch["labels"] != IGNORED).sum())
-    return len(batch["input_ids"])

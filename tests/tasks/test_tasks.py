@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 import neox_lab as nl
 from neox_lab.errors import DataError, InputError
-from neox_lab.family.loading import CLASSES
+from neox_lab.family.heads import CLASSES
 from neox_lab.family.losses import IGNORED
 from neox_lab.tasks import (
     TrainingSettings,

@@ -17,7 +17,7 @@ from torch import Tensor
 from neox_lab.errors import InputError, nearest
 from neox_lab.experiments import metrics
 from neox_lab.experiments.attribution.result import AttributionResult
-from neox_lab.experiments.metrics import BoundMetric, LogitMetric, Output, Where
+from neox_lab.experiments.metrics import BoundMetric, LogitMetric, Output, TokenPosition
 from neox_lab.experiments.prompt_pairs import Batch, batch
 from neox_lab.model.attention import head_results
 
@@ -33,7 +33,7 @@ def direct_logit_attribution(
     inputs: Any,
     correct: Output | LogitMetric,
     wrong: Output | None = None,
-    pos: Where = -1,
+    pos: TokenPosition = -1,
     by: By = "component",
     top_k: int = 50,
 ) -> AttributionResult:
@@ -67,7 +67,9 @@ def direct_logit_attribution(
     """
     if by not in _BY:
         raise InputError(f"by={by!r}; expected one of {', '.join(_BY)}.{nearest(str(by), _BY)}")
-    metric = correct if isinstance(correct, LogitMetric) else _metric(model, correct, wrong, pos)
+    metric = correct
+    if not isinstance(metric, LogitMetric):
+        metric = metrics.head_logit(model.head, metric, wrong, pos)
     ready = batch(model, inputs, metric)
     assert isinstance(ready.metric, BoundMetric)
     final = _Final.of(ready, ready.metric)
@@ -94,17 +96,6 @@ def direct_logit_attribution(
         facts={"rest": total - float(values.double().sum())},
         _exact=exact,
     )
-
-
-def _metric(model: Any, correct: Output, wrong: Output | None, pos: Where) -> LogitMetric:
-    """A metric of the model's own head."""
-    if model.head == "sequence-classification":
-        return metrics.class_logit(correct, wrong)
-    if model.head == "token-classification":
-        return metrics.tag_logit(pos, correct, wrong)
-    if model.head == "question-answering":
-        return metrics.side_logit(correct, wrong, pos)
-    return metrics.logit_difference(correct, wrong, pos)
 
 
 def _axes(model: Any, by: By, names: list[str]) -> tuple[tuple[str, ...], dict[str, list[str]]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from neox_lab.experiments.metrics import BoundMetric, Metric, evaluate
 from neox_lab.experiments.patching.batched_forward import Top
 from neox_lab.experiments.patching.variants import Rows
+from neox_lab.model.output_heads import answers_per_text
 
 TOKENS_AT_ONCE = 256
 """Tokens whose full logits are made in one product."""
@@ -157,7 +158,7 @@ def reading(model: Any, metric: Metric, ids: Tensor) -> Reading:
     """
     if isinstance(metric, BoundMetric):
         return FewLogits(model, metric)
-    if model.head == "sequence-classification":
+    if answers_per_text(model.head):
         last = model.last_token(ids, ids)
         if isinstance(last, int):
             last = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
