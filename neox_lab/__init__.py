@@ -25,6 +25,7 @@ _HOME = {
     "GPTNeoXForSequenceClassification": "neox_lab.family",
     "GPTNeoXForTokenClassification": "neox_lab.family",
     "load": "neox_lab.family",
+    "reads_only": "neox_lab.hooks",
 }
 _ROOMS = {
     "attribution": "neox_lab.experiments.attribution",
@@ -57,6 +58,7 @@ __all__ = [
     "load",
     "patching",
     "probing",
+    "reads_only",
     "tasks",
     "views",
     "widgets",
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
         GPTNeoXModel,
         load,
     )
+    from neox_lab.hooks import reads_only
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
 

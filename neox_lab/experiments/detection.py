@@ -46,6 +46,7 @@ from neox_lab.errors import InputError, nearest
 from neox_lab.experiments.detection_result import HeadsResult
 from neox_lab.family.factored import FactoredMatrix
 from neox_lab.family.folded import folded
+from neox_lab.hooks import reads_only
 
 if TYPE_CHECKING:
     from neox_lab.model.hook_points import HookPoint
@@ -215,6 +216,7 @@ class _Sums:
         self.rows += int(mask.sum())
         self.later += int(self.is_later.sum())
 
+    @reads_only
     def add(self, attention: Tensor, hook: HookPoint) -> None:
         """Add one layer's attention ``[batch, head, query_pos, key_pos]``."""
         attention = attention.float()
@@ -229,8 +231,6 @@ class _Sums:
         for name, (numbers, rows) in each.items():
             total = (numbers * rows[:, None]).sum(dim=(0, 2), dtype=torch.float32)
             self.sums[name][hook.layer] += total.double().cpu()
-
-    add.reads_only = True  # type: ignore[attr-defined]
 
     def score(self, measure: str) -> Tensor:
         """The score of each head by one of MEASURES, float32 ``[layer, head]``."""
@@ -281,11 +281,11 @@ def _around(model: Any) -> list[Tensor]:
         torch.split(tokens, 256), torch.split(unembed, 256, dim=1), strict=True
     ):
 
+        @reads_only
         def add(read: Tensor, hook: HookPoint, columns: Tensor = columns) -> None:
             assert hook.layer is not None
             sums[hook.layer] += columns @ read[:, 0].float()
 
-        add.reads_only = True  # type: ignore[attr-defined]
         with model.hook_stack.suspended(), model.hooks([("blocks.*.ln1.hook_normalized", add)]):
             model.backbone(batch[:, None], use_cache=False)
     return sums

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import HookError, HookNameError, nearest
+from neox_lab.hooks.hooking import reads_only
 from neox_lab.hooks.names import ShortForm, exact
 from neox_lab.model.hook_points import HookFunction, HookPoint
 
@@ -88,6 +89,7 @@ def _at(hook: HookPoint, start: int, length: int, part: str) -> HookPoint:
     )
 
 
+@reads_only
 class GenerationCache(Mapping[str, Tensor]):
     """Activations of every step of one generation, by hook name.
 
@@ -101,9 +103,6 @@ class GenerationCache(Mapping[str, Tensor]):
         pieces: the first text's tokens as text, as far as they were read; None if unknown.
         attention_mask: 1 for text and 0 for padding ``[batch, pos]``, or None for no padding.
     """
-
-    # Read by the hook stack: this hook changes nothing and gets the network's own tensors.
-    reads_only = True
 
     def __init__(self, points: Mapping[str, HookPoint]) -> None:
         """An empty cache; it is a hook function that keeps what it is called with."""

@@ -1,7 +1,13 @@
 """Named places inside the network, and what one can do there: read, replace, keep.
 
-``points`` is the ground floor, which the network itself imports: what a hook point is and how
-a tensor passes one. Everything else stands on the network: ``table`` lists every hook point
-with its shape and meaning, ``names`` finds the ones a user means, ``hooking`` places functions
-there, ``cache`` keeps what passed.
+In reading order: ``table`` lists every hook point with its shape and meaning, ``names`` finds the
+ones a user means, ``hooking`` places functions there. ``cache`` keeps what passed, ``storage``
+says how, ``derived`` and ``lean`` make what need not be kept, ``recording`` fills a cache from one
+run, ``cache_files`` writes it to disk. ``residual_decomposition`` and ``logit_attribution`` take
+apart what a cache holds. What a hook point *is*, and how a tensor passes one, stands where the
+forward pass needs it: in ``neox_lab.model.hook_points``.
 """
+
+from neox_lab.hooks.hooking import reads_only
+
+__all__ = ["reads_only"]

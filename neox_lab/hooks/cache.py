@@ -5,9 +5,9 @@
     cache.frame                              # what is in it, with shapes and bytes
 
 A cache keeps the network's own tensors without copying them: the network never writes over a
-tensor it has shown, and hooks that write get copies of their own (see ``points``). What follows
-from a kept tensor by one cheap step (each head's input is the residual stream; each head's result
-is its ``z`` times a matrix) is not stored but made when asked for.
+tensor it has shown, and hooks that write get copies of their own (see ``hook_points``). What
+follows from a kept tensor by one cheap step (each head's input is the residual stream; each head's
+result is its ``z`` times a matrix) is not stored but made when asked for (see ``derived``).
 """
 
 from __future__ import annotations

@@ -14,13 +14,38 @@ import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TypeVar
 
 from torch import Tensor
 
 from neox_lab.errors import HookError, HookNeverFiredError
 from neox_lab.hooks.names import Name, find
 from neox_lab.model.hook_points import NO_TAPS, HookFunction, HookPoint, Taps, Watcher
+
+Function = TypeVar("Function", bound=Callable[..., object])
+_MARK = "reads_only"
+
+
+def reads_only(function: Function) -> Function:
+    """Decorator: promises that a hook neither changes the tensor it is given nor returns one.
+
+    Such a hook is shown the network's own tensor, where another one gets a private copy: it costs
+    no memory, and does not keep caches from making what follows from the tensors it reads. What it
+    wants to keep beyond its call it may keep; the network never writes over a tensor it has shown.
+
+        @reads_only
+        def note(tensor, hook):
+            norms[hook.name] = tensor.norm()
+
+    Args:
+        function: the hook, or a class whose instances are hooks.
+
+    Returns:
+        The same function. The hook raises HookError if it returns a tensor all the same.
+    """
+    setattr(function, _MARK, True)
+    return function
+
 
 HookList = Sequence[tuple[Name, HookFunction]]
 """Pairs of a name (or alias, glob, predicate, short form) and a function."""
@@ -52,7 +77,7 @@ class Placement:
         direction: Literal["forward", "backward"],
         points: Mapping[str, HookPoint],
     ) -> None:
-        writes = not getattr(function, "reads_only", False)
+        writes = not getattr(function, _MARK, False)
         watchers = [Watcher(point, function, direction, writes) for point in find(name, points)]
         self.entries.append((name, watchers))
 

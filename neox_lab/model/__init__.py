@@ -1,5 +1,7 @@
 """The pure network, in reading order: rotary, attention, block, network.
 
-``masking`` says who may look at whom, ``keys_values`` remembers the past, ``activations`` are the
-MLP's functions, ``outputs`` what a forward pass returns. Nothing here loads, generates or saves.
+``hook_points`` is how tensors on the way can be seen and replaced, ``masking`` says who may look at
+whom, ``key_value_cache`` remembers the past, ``activations`` are the MLP's functions, ``outputs``
+what a forward pass returns, ``output_heads`` what can stand on top. Nothing here loads, generates
+or saves.
 """

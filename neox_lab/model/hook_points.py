@@ -178,8 +178,17 @@ def _visit(tensor: Tensor, watchers: Sequence[Watcher]) -> Tensor:
         elif watcher.writes:
             tensor = _offer(tensor, watcher)
         else:
-            watcher.function(tensor, watcher.point)
+            _show(tensor, watcher)
     return tensor
+
+
+def _show(tensor: Tensor, watcher: Watcher) -> None:
+    """Show a tensor, or a gradient, to a watcher that promised only to read it."""
+    if watcher.function(tensor, watcher.point) is not None:
+        raise HookError(
+            f"The hook at {watcher.point.name!r} is marked reads_only, and returned a value that "
+            "would be ignored. Leave out the mark, or return nothing."
+        )
 
 
 def _offer(tensor: Tensor, watcher: Watcher) -> Tensor:
@@ -202,7 +211,7 @@ def _watch_gradient(tensor: Tensor, watcher: Watcher) -> Tensor:
     def on_gradient(gradient: Tensor) -> Tensor | None:
         if watcher.writes:
             return _gradient_offer(gradient, watcher)
-        watcher.function(gradient, point)
+        _show(gradient, watcher)
         return None
 
     # A view of its own, because one tensor may stand at several hook points (the input of a

@@ -11,6 +11,7 @@ import torch
 from oracle import padding_masks, pair, same, tokens
 from torch import Tensor
 
+import neox_lab as nl
 from neox_lab.hooks.derived import STEPS
 from neox_lab.hooks.table import ROWS
 
@@ -168,10 +169,10 @@ def test_what_the_table_says_of_equal_tensors_holds(parallel: bool) -> None:
     points = ours.hook_points
     seen: dict[str, Tensor] = {}
 
+    @nl.reads_only
     def keep(tensor: Tensor, hook: Any) -> None:
         seen[hook.name] = tensor
 
-    keep.reads_only = True  # type: ignore[attr-defined]
     with torch.no_grad():
         ours.run_with_hooks(tokens(), [("*", keep)])
     storages = {name: tensor.untyped_storage().data_ptr() for name, tensor in seen.items()}

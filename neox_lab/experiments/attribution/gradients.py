@@ -17,6 +17,7 @@ from torch import Tensor
 from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import output_logits
 from neox_lab.experiments.prompt_pairs import Batch
+from neox_lab.hooks import reads_only
 from neox_lab.model.hook_points import HookPoint
 
 
@@ -58,10 +59,10 @@ def run(
     def keep(tensor: Tensor, point: HookPoint) -> None:
         seen[point.name] = tensor  # a copy of its own, which only what comes after it reads
 
+    @reads_only
     def read(tensor: Tensor, point: HookPoint) -> None:
         seen[point.name] = tensor
 
-    read.reads_only = True  # type: ignore[attr-defined]
     hooks = [(name, keep) for name in names if name != "hook_embed"]
     hooks += [(name, read) for name in reading if name not in names]
     with torch.enable_grad():

@@ -19,6 +19,7 @@ from neox_lab.experiments.metrics import BoundMetric, Metric, metric_name
 from neox_lab.experiments.patching.prompts import Positions
 from neox_lab.experiments.patching.result import PatchResult
 from neox_lab.experiments.prompt_pairs import Batch, pair
+from neox_lab.hooks import reads_only
 from neox_lab.model.hook_points import HookPoint
 
 Through = Literal["nothing", "mlps"]
@@ -162,6 +163,7 @@ class Paths:
         count, prefix = len(changes.senders), f"blocks.{layer}."
         received: dict[str, Tensor] = {}
 
+        @reads_only
         def record(tensor: Tensor, point: HookPoint) -> None:
             part = next(p for p, name in _OUTPUT.items() if point.name == prefix + name)
             received[part] = tensor.view(count, -1, *tensor.shape[1:])
@@ -170,7 +172,6 @@ class Paths:
             read = self.here[f"{prefix}hook_mlp_in"]
             return read.repeat(count, 1, 1) + changes(Node("mlp", layer))
 
-        record.reads_only = True  # type: ignore[attr-defined]
         hooks = [(f"{prefix}hook_mlp_in", mlp_in)]
         residual = self.here["resid_pre", layer].repeat(count, 1, 1) + changes(Node("head", layer))
         self.model.run_with_hooks(
@@ -285,6 +286,7 @@ class Changes:
         paths, count = self.paths, len(self.senders)
         streams: dict[str, Tensor] = {}
 
+        @reads_only
         def record(tensor: Tensor, point: HookPoint) -> None:
             streams[point.name] = tensor
 
@@ -301,7 +303,6 @@ class Changes:
                         own, other = of_node(row, node), of_node(paths.there[point.name], node)
                         own.copy_(torch.where(chosen, other, own))
 
-        record.reads_only = True  # type: ignore[attr-defined]
         embed = Node("embed", -1)
         own, other = paths.here["hook_embed"], paths.there["hook_embed"]
         start = torch.cat(
