@@ -70,7 +70,8 @@ DEFAULTS = HubOptions()
 def local_directory(source: PathOrId) -> Path | None:
     """The directory that ``source`` names, or None when it is a hub id.
 
-    Raises CheckpointError for what can be neither: a file, or a path to nothing.
+    Raises:
+        CheckpointError: it can be neither: a file, or a path to nothing.
     """
     text = os.fspath(source)
     path = Path(text).expanduser()
@@ -92,7 +93,8 @@ def pin(source: PathOrId, options: HubOptions = DEFAULTS) -> HubOptions:
     from the cache and the options returned no longer use the network. Directories, and
     commits that are already cached, need nothing.
 
-    Raises CheckpointError when neither the hub nor the cache knows the id and revision.
+    Raises:
+        CheckpointError: neither the hub nor the cache knows the id and revision.
     """
     if options.pinned:
         return options
@@ -128,9 +130,18 @@ def find_file(
 ) -> Path | None:
     """Path of one file of the source, downloaded if need be.
 
-    Returns None when the source has no such file and ``required`` is False. Raises
-    CheckpointError when the source or a required file is missing, access is refused, or the
-    hub cannot be reached and the cache does not hold the file.
+    Args:
+        source: a directory or a hub id.
+        filename: which file.
+        options: where and how to look.
+        required: whether it is an error that there is no such file.
+
+    Returns:
+        The path; None when the source has no such file and none is required.
+
+    Raises:
+        CheckpointError: the source or a required file is missing, access is refused, or the hub
+            cannot be reached and the cache does not hold the file.
     """
     directory = local_directory(source)
     if directory is not None:

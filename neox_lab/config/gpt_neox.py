@@ -126,9 +126,12 @@ class GPTNeoXConfig:
     ``label2id`` and ``num_labels`` are computed when read: assign to them to change them.
 
     Values are checked one by one when they are set, and together when a configuration is made,
-    updated or saved. Raises ConfigError for a wrong value, for two spellings that disagree, and
-    for a name that looks like a misspelt field. Other unknown names are kept and saved again.
-    Settings of text generation are kept apart, in ``generation_defaults``.
+    updated or saved. Unknown names are kept and saved again, unless they look like a misspelt
+    field. Settings of text generation are kept apart, in ``generation_defaults``.
+
+    Raises:
+        ConfigError: a value is wrong, two spellings disagree, or a name looks misspelt.
+        TypeError: positional arguments are too many, or given by name as well.
     """
 
     model_type: ClassVar[str] = "gpt_neox"
@@ -193,7 +196,11 @@ class GPTNeoXConfig:
 
     @property
     def head_size(self) -> int:
-        """Numbers per attention head, ``d_head``; ConfigError if the heads do not divide evenly."""
+        """Numbers per attention head, ``d_head``.
+
+        Raises:
+            ConfigError: the heads do not divide ``hidden_size`` evenly.
+        """
         if self.hidden_size % self.num_attention_heads:
             raise ConfigError(
                 f"hidden_size={self.hidden_size} is not divisible by num_attention_heads="
@@ -203,7 +210,11 @@ class GPTNeoXConfig:
 
     @property
     def rotary_ndims(self) -> int:
-        """Numbers per head that the rotary embedding turns; ConfigError if they form no pairs."""
+        """Numbers per head that the rotary embedding turns.
+
+        Raises:
+            ConfigError: they form no pairs.
+        """
         ndims = int(self.head_size * self.rotary_pct)
         if ndims % 2 or (ndims == 0 and self.rotary_pct > 0):
             raise ConfigError(
@@ -214,7 +225,11 @@ class GPTNeoXConfig:
         return ndims
 
     def validate(self) -> None:
-        """Check the values against each other; raises ConfigError."""
+        """Check the values against each other.
+
+        Raises:
+            ConfigError: they contradict each other.
+        """
         check_rope(self.rope_parameters)
         check_pairs(self.rope_parameters, self.rotary_ndims // 2)
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
@@ -224,7 +239,11 @@ class GPTNeoXConfig:
             )
 
     def update(self, config_dict: Mapping[str, Any]) -> None:
-        """Set several values at once, checked together: all of them are set, or none."""
+        """Set several values at once, checked together: all of them are set, or none.
+
+        Raises:
+            ConfigError: a value is wrong, or they contradict each other.
+        """
         for name in config_dict:
             self._refuse_mistaken(name)
         self._apply(config_dict)
@@ -307,11 +326,20 @@ class GPTNeoXConfig:
     ) -> GPTNeoXConfig | tuple[GPTNeoXConfig, dict[str, Any]]:
         """Read a ``config.json`` from a file, a directory, or a model on the hub.
 
-        ``kwargs`` are the options of `neox_lab.hub.HubOptions` (``revision``, ``subfolder``,
-        ``cache_dir``, ...) and values that replace those of the file (``dtype="auto"`` keeps the
-        file's). Other names are returned beside the configuration with
-        ``return_unused_kwargs=True`` and are a ConfigError without. Raises CheckpointError when
-        there is no such file or it is not JSON, ConfigError when it describes no GPT-NeoX.
+        Args:
+            source: where it is.
+            return_unused_kwargs: also return the keyword arguments that are neither options nor
+                settings.
+            **kwargs: the options of ``neox_lab.hub.HubOptions`` (``revision``, ``subfolder``,
+                ``cache_dir``, ...) and values that replace those of the file (``dtype="auto"``
+                keeps the file's).
+
+        Returns:
+            The configuration; with ``return_unused_kwargs``, it and the rest of ``kwargs``.
+
+        Raises:
+            CheckpointError: there is no such file, or it is not JSON.
+            ConfigError: it describes no GPT-NeoX, or a keyword argument is unknown.
         """
         options = HubOptions.take(kwargs)
         path = Path(source) if os.path.isfile(source) else find_file(source, "config.json", options)
@@ -327,7 +355,11 @@ class GPTNeoXConfig:
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> GPTNeoXConfig:
-        """A configuration from the contents of a ``config.json``; ``overrides`` replace values."""
+        """A configuration from the contents of a ``config.json``; ``overrides`` replace values.
+
+        Raises:
+            ConfigError: they describe no GPT-NeoX.
+        """
         config = cls()
         config._apply(config_dict)
         for name in DTYPE_NAMES:
@@ -338,7 +370,12 @@ class GPTNeoXConfig:
 
     @classmethod
     def from_json_file(cls, json_file: PathLike) -> GPTNeoXConfig:
-        """A configuration from one JSON file; raises CheckpointError if it cannot be read."""
+        """A configuration from one JSON file.
+
+        Raises:
+            CheckpointError: it cannot be read.
+            ConfigError: it describes no GPT-NeoX.
+        """
         return cls.from_dict(read_json(json_file))
 
     def to_dict(self) -> dict[str, Any]:
@@ -367,12 +404,23 @@ class GPTNeoXConfig:
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
     def to_json_file(self, json_file_path: PathLike, use_diff: bool = True) -> None:
-        """Validate, then write ``to_json_string``; a reader never sees half a file."""
+        """Validate, then write ``to_json_string``; a reader never sees half a file.
+
+        Raises:
+            ConfigError: the values contradict each other.
+            OSError: the file cannot be written.
+        """
         self.validate()
         write_text(json_file_path, self.to_json_string(use_diff))
 
     def save_pretrained(self, save_directory: PathLike) -> None:
-        """Write ``config.json`` into a directory, which is made if need be."""
+        """Write ``config.json`` into a directory, which is made if need be.
+
+        Raises:
+            CheckpointError: ``save_directory`` is a file.
+            ConfigError: the values contradict each other.
+            OSError: the file cannot be written.
+        """
         directory = Path(save_directory)
         if directory.is_file():
             raise CheckpointError(f"{str(directory)!r} is a file: give a directory to save into.")

@@ -36,7 +36,16 @@ Row = Text | tuple[Text, Text]
 
 
 def reject_unknown(given: Collection[str], known: Collection[str], where: str) -> None:
-    """Raise TokenizerError naming the first unknown keyword argument and its nearest neighbour."""
+    """Refuse keyword arguments that there are not.
+
+    Args:
+        given: names that were given.
+        known: names that there are.
+        where: what takes them, for the message.
+
+    Raises:
+        TokenizerError: one is unknown; the message names its nearest neighbour.
+    """
     for name in given:
         if name not in known:
             raise TokenizerError(f"{where} takes no argument {name!r}.{nearest(name, known)}")
@@ -143,7 +152,8 @@ class Lengths:
     def truncation_state(self, side: str, special: int) -> dict[str, Any] | None:
         """The Rust library's truncation for rows that also get ``special`` special tokens.
 
-        Raises TokenizerError when special tokens or the stride leave no room for text.
+        Raises:
+            TokenizerError: special tokens or the stride leave no room for text.
         """
         if self.truncation == "do_not_truncate" or self.max_length is None:
             return None

@@ -20,7 +20,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from neox_lab.errors import TokenizerError
-from neox_lab.hub import HubOptions
+from neox_lab.files import PathLike
+from neox_lab.hub import HubOptions, PathOrId
 from neox_lab.tokenizer import files, pipeline
 from neox_lab.tokenizer.arguments import named_arguments, reject_unknown
 from neox_lab.tokenizer.encoding import Encoder
@@ -47,7 +48,13 @@ class GPTNeoXTokenizerFast(Encoder):
             ``clean_up_tokenization_spaces`` (bool), ``padding_side``, ``truncation_side``
             ("right" or "left"), ``model_max_length`` (tokens), ``model_input_names`` (list).
 
-    Raises TokenizerError for an unknown setting or value, CheckpointError for a bad file.
+    Attributes:
+        is_fast: True, as in transformers.
+        name_or_path: where it was loaded from.
+
+    Raises:
+        TokenizerError: a setting or its value is unknown.
+        CheckpointError: a file is missing or damaged.
     """
 
     is_fast = True
@@ -55,9 +62,9 @@ class GPTNeoXTokenizerFast(Encoder):
 
     def __init__(
         self,
-        vocab_file: str | os.PathLike[str] | None = None,
-        merges_file: str | os.PathLike[str] | None = None,
-        tokenizer_file: str | os.PathLike[str] | None = None,
+        vocab_file: PathLike | None = None,
+        merges_file: PathLike | None = None,
+        tokenizer_file: PathLike | None = None,
         *,
         tokenizer_object: Tokenizer | None = None,
         **settings: Any,
@@ -68,16 +75,20 @@ class GPTNeoXTokenizerFast(Encoder):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+        cls, pretrained_model_name_or_path: PathOrId, **kwargs: Any
     ) -> GPTNeoXTokenizerFast:
         """Load from a directory, a hub id, or one tokenizer.json.
 
-        ``kwargs`` are settings, which win over those in the files, and the hub's options
-        (``revision``, ``subfolder``, ``cache_dir``, ``force_download``, ``local_files_only``,
-        ``token``). A single file is read alone, without the files beside it.
+        Args:
+            pretrained_model_name_or_path: where it is; a single file is read alone, without the
+                files beside it.
+            **kwargs: settings, which win over those in the files, and the hub's options
+                (``revision``, ``subfolder``, ``cache_dir``, ``force_download``,
+                ``local_files_only``, ``token``).
 
-        Raises CheckpointError when files are missing or damaged, TokenizerError for an unknown
-        keyword argument or setting.
+        Raises:
+            CheckpointError: files are missing or damaged.
+            TokenizerError: a keyword argument or a setting is unknown.
         """
         options = HubOptions.take(kwargs)
         hub_names = {field.name for field in dataclasses.fields(HubOptions)} - {"pinned"}
@@ -181,12 +192,19 @@ class GPTNeoXTokenizerFast(Encoder):
     # --- saving -----------------------------------------------------------------------------
 
     @named_arguments
-    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> tuple[str, ...]:
+    def save_pretrained(self, save_directory: PathLike) -> tuple[str, ...]:
         """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json.
 
-        Each file is replaced as a whole or not at all. The class written is transformers'
+        All files are replaced as a whole or none is. The class written is transformers'
         ``PreTrainedTokenizerFast``, the one that follows tokenizer.json to the letter, so
-        ``AutoTokenizer`` gives the same ids and offsets. Returns the paths.
+        ``AutoTokenizer`` gives the same ids and offsets.
+
+        Returns:
+            The paths.
+
+        Raises:
+            CheckpointError: ``save_directory`` is a file.
+            OSError: a file cannot be written.
         """
         settings = {name: getattr(self, name) for name in DEFAULTS}
         roles = self.special_tokens_map

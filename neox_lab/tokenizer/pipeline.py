@@ -25,9 +25,9 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from neox_lab.errors import CheckpointError, TokenizerError
+from neox_lab.files import PathLike
 
 Spec = dict[str, Any]
-Path = str | os.PathLike[str]
 
 STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")
@@ -35,15 +35,16 @@ BACKEND_LOCK = threading.RLock()
 
 
 def load_backend(
-    tokenizer_file: Path | None = None,
-    vocab_file: Path | None = None,
-    merges_file: Path | None = None,
+    tokenizer_file: PathLike | None = None,
+    vocab_file: PathLike | None = None,
+    merges_file: PathLike | None = None,
     tokenizer_object: Tokenizer | None = None,
 ) -> Tokenizer:
     """Build a Rust tokenizer from one source: a tokenizer.json, a vocabulary, or a copied object.
 
-    Raises TokenizerError unless exactly one source is given, and CheckpointError when a file is
-    missing or damaged.
+    Raises:
+        TokenizerError: not exactly one source is given.
+        CheckpointError: a file is missing or damaged.
     """
     sources = [tokenizer_file, vocab_file or merges_file, tokenizer_object]
     if sum(source is not None for source in sources) != 1 or bool(vocab_file) != bool(merges_file):
@@ -119,7 +120,11 @@ def prefix_space(backend: Tokenizer) -> bool | None:
 
 
 def set_prefix_space(backend: Tokenizer, add: bool) -> None:
-    """Put a space before each text or not. Raises TokenizerError without a byte level."""
+    """Put a space before each text or not.
+
+    Raises:
+        TokenizerError: the pipeline has no byte level.
+    """
     spec = read_pipeline(backend)
     before = byte_level_parts(spec["pre_tokenizer"])
     if not before:
