@@ -1,0 +1,1 @@
+"""What transformers' own tests say about GPT-NeoX, stated afresh and asked of both libraries."""
