@@ -1,10 +1,19 @@
 """Writing text with a language model.
 
-In reading order: ``settings`` (what can be set), ``prompt`` (where a text begins), ``call``
-(everything settled before the first step), ``reader`` (the model, one step at a time); the
-strategies ``sampling``, ``beams`` and ``assisted``; ``processors``, ``warpers`` and ``watermark``
-change scores, ``lineup`` orders them, ``stopping`` ends a text; ``record``, ``outputs``,
-``stream`` and ``streamers`` hand results out, ``watching`` looks inside.
+In reading order, the way a call goes:
+
+    settings          what can be set, and what holds where nothing is set
+    prompt            where a text begins: tokens, texts, vectors, a past
+    generate_call     everything settled before the first step
+    model_stepper     the model, one step at a time
+    sampling, beams, assisted           the strategies: from scores to tokens
+    processor_order   which processors change the scores before, and in which order
+    processors, warpers, watermark      these processors
+    stopping          when a text is finished
+    output_builder, outputs             what ``generate`` returns
+    stream, streamers, text             tokens and text while they are being written
+    generation_cache  hooks and activations inside generation
+    mixin             ``generate``, ``stream`` and ``generate_with_cache`` themselves
 """
 
 from neox_lab.generation.generation_cache import GenerationCache, only

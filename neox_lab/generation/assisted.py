@@ -18,7 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from neox_lab.generation.model_stepper import Reader
+from neox_lab.generation.model_stepper import ModelStepper
 from neox_lab.generation.processors import LogitsProcessorList
 from neox_lab.generation.prompt import eos_tokens
 from neox_lab.generation.sampling import Step, choose
@@ -81,9 +81,9 @@ class Assistant:
     """Guesses of a smaller model with the same vocabulary."""
 
     def __init__(
-        self, reader: Reader, processors: LogitsProcessorList, settings: GenerationConfig
+        self, stepper: ModelStepper, processors: LogitsProcessorList, settings: GenerationConfig
     ) -> None:
-        self.reader, self.processors = reader, processors
+        self.stepper, self.processors = stepper, processors
         self.settings = settings
         self.count = settings.num_assistant_tokens
         self.eos = eos_tokens(settings)
@@ -91,10 +91,10 @@ class Assistant:
     def draft(self, ids: Tensor, room: int) -> Draft:
         """Tokens until the assistant is unsure, ends the text, or has made its number."""
         length = ids.shape[1]
-        self.reader.forget_beyond(ids)
+        self.stepper.forget_beyond(ids)
         drawn_from = []
         while ids.shape[1] - length < min(self.count, room):
-            scores = self.processors(ids, self.reader.read(ids).logits[:, -1])
+            scores = self.processors(ids, self.stepper.step(ids).logits[:, -1])
             chances = scores.softmax(dim=-1)
             token = choose(scores, self.settings.do_sample)
             ids = torch.cat((ids, token[:, None]), dim=1)
@@ -113,7 +113,7 @@ class Assistant:
 
 
 def draft_and_check(
-    reader: Reader,
+    stepper: ModelStepper,
     drafter: Drafter,
     ids: Tensor,
     processors: LogitsProcessorList,
@@ -126,8 +126,8 @@ def draft_and_check(
         draft = drafter.draft(ids, settings.max_length - ids.shape[1] - 1)
         drafted = draft.tokens.shape[0]
         tried = torch.cat((ids, draft.tokens[None]), dim=1)
-        reading = reader.read(tried, keep=drafted + 1)
-        logits = reading.logits[0]  # [drafted + 1, vocab]
+        output = stepper.step(tried, keep=drafted + 1)
+        logits = output.logits[0]  # [drafted + 1, vocab]
         scores = _processed(processors, tried, logits)
         accepted, tokens = _check(draft, scores, settings.do_sample)
         drafter.learn(drafted, accepted)
@@ -137,8 +137,8 @@ def draft_and_check(
             ids = torch.cat((ids, tokens[None, new : new + 1]), dim=1)
             going_on = not bool(stopping(ids, scores[new : new + 1]).all())
             new += 1
-        reader.forget_beyond(ids)
-        yield Step(ids, new, _rows(scores, new), _rows(logits, new), reading, not going_on)
+        stepper.forget_beyond(ids)
+        yield Step(ids, new, _rows(scores, new), _rows(logits, new), output, not going_on)
 
 
 def _rows(tensor: Tensor, count: int) -> tuple[Tensor, ...]:

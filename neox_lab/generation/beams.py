@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neox_lab.generation.model_stepper import Reader
+from neox_lab.generation.model_stepper import ModelStepper
 from neox_lab.generation.processors import LogitsProcessorList
 from neox_lab.generation.prompt import eos_tokens
 from neox_lab.generation.sampling import Step
@@ -66,14 +66,14 @@ class BeamSearch:
 
     def __init__(
         self,
-        reader: Reader,
+        stepper: ModelStepper,
         ids: Tensor,
         processors: LogitsProcessorList,
         stopping: StoppingCriteriaList,
         settings: GenerationConfig,
     ) -> None:
         """``ids`` ``[batch * beam, pos]`` are the prompts, repeated once per beam."""
-        self.reader, self.processors = reader, processors
+        self.stepper, self.processors = stepper, processors
         self.stopping, self.settings = stopping, settings
         self.beams = settings.num_beams
         self.prompt_length = self.length = ids.shape[1]
@@ -105,17 +105,17 @@ class BeamSearch:
         going_on = True
         while going_on:
             texts = self.running.ids[:, :, : self.length].flatten(0, 1)
-            reading = self.reader.read(texts)
-            logits = reading.logits[:, -1]
+            output = self.stepper.step(texts)
+            logits = output.logits[:, -1]
             scores = self.processors(texts, logits.log_softmax(dim=-1))
             candidates = self._candidates(scores)
             ends = self._ends(candidates, scores)
             self._go_on_with(candidates, ends)
             self._put_aside(candidates, ends)
             self.length += 1
-            self.reader.select(self.running.origins[..., self._new - 1].flatten())
+            self.stepper.select(self.running.origins[..., self._new - 1].flatten())
             going_on = self._worth_going_on(ends)
-            yield Step(texts, 1, (scores,), (logits,), reading, not going_on)
+            yield Step(texts, 1, (scores,), (logits,), output, not going_on)
 
     @property
     def _new(self) -> int:

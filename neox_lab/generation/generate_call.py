@@ -13,8 +13,8 @@ from torch import Tensor
 from neox_lab.errors import GenerationError
 from neox_lab.generation.assisted import Assistant, Drafter, PromptLookup, draft_and_check
 from neox_lab.generation.beams import BeamSearch
-from neox_lab.generation.model_stepper import Reader
-from neox_lab.generation.processor_order import Own, line_up, merge
+from neox_lab.generation.model_stepper import ModelStepper
+from neox_lab.generation.processor_order import UserProcessors, merge, processors_in_order
 from neox_lab.generation.processors import Processor
 from neox_lab.generation.prompt import Prompt, eos_tokens, prepare, split_arguments
 from neox_lab.generation.sampling import Step, one_by_one
@@ -27,9 +27,11 @@ from neox_lab.generation.stopping import (
     StoppingCriteriaList,
     StopStrings,
 )
+from neox_lab.generation.streamers import BaseStreamer
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel
+    from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
 _log = logging.getLogger("neox_lab")
 
@@ -52,11 +54,11 @@ class Companions:
     logits_processor: Sequence[Processor] | None = None
     stopping_criteria: Sequence[Criterion] | None = None
     prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None
-    assistant_model: Any = None
-    streamer: Any = None
+    assistant_model: LanguageModel | None = None
+    streamer: BaseStreamer | None = None
     negative_prompt_ids: Tensor | None = None
     negative_prompt_attention_mask: Tensor | None = None
-    tokenizer: Any = None
+    tokenizer: GPTNeoXTokenizerFast | None = None
 
     @classmethod
     def taken_from(cls, arguments: dict[str, Any]) -> Companions:
@@ -65,13 +67,13 @@ class Companions:
         return cls(**{name: arguments.pop(name) for name in names})
 
 
-class Call:
+class GenerateCall:
     """Settings, prompt, processors and criteria of one call, and the strategy they amount to.
 
     Attributes:
         settings: resolved.
         prompt: repeated for beams and returned sequences.
-        reader: has read nothing yet.
+        stepper: has read nothing yet.
         beams: the beam search, if it is one.
         steps: run the strategy by iterating over this.
     """
@@ -79,20 +81,26 @@ class Call:
     def __init__(
         self,
         model: LanguageModel,
-        inputs: Any,
+        inputs: object,
         config: GenerationConfig | None,
         companions: Companions,
         arguments: Mapping[str, Any],
-        own_defaults: GenerationConfig,
     ) -> None:
         """Settle everything; nothing runs yet.
+
+        Args:
+            model: the model, whose ``generation_config`` counts last.
+            inputs: the prompt, see ``prompt.prepare``.
+            config: settings that count where ``arguments`` have none.
+            companions: what goes with the prompt.
+            arguments: settings and named inputs of the model.
 
         Raises:
             GenerationError: unknown, impossible or contradictory arguments.
         """
         others = [field.name for field in fields(Companions)]
         named, model_arguments = split_arguments(arguments, others)
-        places = (GenerationConfig(**named), config or GenerationConfig(), own_defaults)
+        places = (GenerationConfig(**named), config or GenerationConfig(), model.generation_config)
         self.model, self.companions = model, companions
         off = {name for name, value in named.items() if value is None}
         self.settings = places[0].resolved(*places[1:], off=off)
@@ -103,19 +111,20 @@ class Call:
         refuse_contradictions(self.settings, companions, prompt)
         times = max(self.settings.num_beams, self.settings.num_return_sequences)
         self.prompt = prompt.repeated(times)
-        self.reader = Reader(
+        self.stepper = ModelStepper(
             model,
             self.prompt,
             self.settings.use_cache,
             output_hidden_states=self.settings.output_hidden_states,
             output_attentions=self.settings.output_attentions,
         )
-        own = Own(
+        own = UserProcessors(
             companions.logits_processor or (),
             companions.prefix_allowed_tokens_fn,
             self._without_prompt(),
         )
-        self.processors = line_up(self.settings, self.prompt, own, model.config.vocab_size)
+        vocab = model.config.vocab_size
+        self.processors = processors_in_order(self.settings, self.prompt, own, vocab)
         self.stopping = stopping_criteria(self.settings, companions)
         self.beams: BeamSearch | None = None
         self.steps = self._strategy()
@@ -129,18 +138,18 @@ class Call:
     def _strategy(self) -> Iterable[Step]:
         parts = (self.prompt.ids, self.processors, self.stopping, self.settings)
         if self.settings.num_beams > 1:
-            self.beams = BeamSearch(self.reader, *parts)
+            self.beams = BeamSearch(self.stepper, *parts)
             return self.beams
         drafter = self._drafter()
         if drafter is not None:
-            return draft_and_check(self.reader, drafter, *parts)
-        return one_by_one(self.reader, *parts)
+            return draft_and_check(self.stepper, drafter, *parts)
+        return one_by_one(self.stepper, *parts)
 
     def _drafter(self) -> Drafter | None:
         assistant = self.companions.assistant_model
         if assistant is not None:
             prompt = replace(self.prompt, cache=None)
-            return Assistant(Reader(assistant, prompt), self.processors, self.settings)
+            return Assistant(ModelStepper(assistant, prompt), self.processors, self.settings)
         if self.settings.prompt_lookup_num_tokens is not None:
             return PromptLookup(self.settings)
         return None
@@ -156,11 +165,12 @@ class Call:
         if negative is not None:
             start = Prompt(negative.to(self.model.device), mask=mask)
             start = start.repeated(self.prompt.ids.shape[0] // negative.shape[0])
-        # Beams change places, and keys and values of this reader would not follow them.
-        reader = Reader(self.model, start, self.settings.use_cache and self.settings.num_beams == 1)
+        # Beams change places, and keys and values of this stepper would not follow them.
+        use_cache = self.settings.use_cache and self.settings.num_beams == 1
+        stepper = ModelStepper(self.model, start, use_cache)
 
         def logits(ids: Tensor) -> Tensor:
-            return reader.read(torch.cat((start.ids, ids[:, length:]), dim=1)).logits[:, -1]
+            return stepper.step(torch.cat((start.ids, ids[:, length:]), dim=1)).logits[:, -1]
 
         return logits
 
@@ -276,7 +286,7 @@ def _rules_for_drafting(
     ]
     assistant = companions.assistant_model
     if assistant is not None:
-        own, other = companions.tokenizer, getattr(assistant, "tokenizer", None)
+        own, other = companions.tokenizer, assistant.tokenizer
         differ = own is not None and other is not None and own.get_vocab() != other.get_vocab()
         rules.append((differ, "assistant_model has another vocabulary than this model."))
     return rules
@@ -290,6 +300,7 @@ def stopping_criteria(settings: GenerationConfig, companions: Companions) -> Sto
     if settings.stop_strings is not None:
         strings = settings.stop_strings
         strings = [strings] if isinstance(strings, str) else list(strings)
+        assert companions.tokenizer is not None  # refuse_contradictions saw to it
         made.append(StopStrings(strings, companions.tokenizer))
     if eos_tokens(settings):
         made.append(EndToken(eos_tokens(settings)))

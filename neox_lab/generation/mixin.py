@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,10 +13,10 @@ from torch import Tensor
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import GenerationError
 from neox_lab.files import PathLike
-from neox_lab.generation.generate_call import Call, Companions
+from neox_lab.generation.generate_call import Companions, GenerateCall
 from neox_lab.generation.generation_cache import GenerationCache
-from neox_lab.generation.output_builder import Record
-from neox_lab.generation.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+from neox_lab.generation.output_builder import OutputBuilder
+from neox_lab.generation.outputs import Generated
 from neox_lab.generation.settings import FILE_NAME, GenerationConfig
 from neox_lab.generation.stream import Describer, StreamStep
 from neox_lab.generation.streamers import new_tokens
@@ -24,29 +24,29 @@ from neox_lab.hub import HubOptions, PathOrId, find_file
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel
+    from neox_lab.hooks.names import Name
+    from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
 _log = logging.getLogger("neox_lab")
-
-Generated = Tensor | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput
 
 
 class Generates:
     """Text generation."""
 
     config: GPTNeoXConfig
-    tokenizer: Any
+    tokenizer: GPTNeoXTokenizerFast | None
+    _generation_config: GenerationConfig | None = None
 
     @property
     def generation_config(self) -> GenerationConfig:
         """What ``generate`` does where a call does not say otherwise."""
-        if "_generation_config" not in self.__dict__:
-            made = GenerationConfig.from_model_config(self.config)
-            self.__dict__["_generation_config"] = made
-        return cast(GenerationConfig, self.__dict__["_generation_config"])
+        if self._generation_config is None:
+            self._generation_config = GenerationConfig.from_model_config(self.config)
+        return self._generation_config
 
     @generation_config.setter
     def generation_config(self, config: GenerationConfig) -> None:
-        self.__dict__["_generation_config"] = config
+        self._generation_config = config
 
     def _load_beside(self, source: PathOrId, options: HubOptions) -> None:
         """Read ``generation_config.json`` if there is one."""
@@ -60,10 +60,10 @@ class Generates:
 
     @torch.no_grad()
     def generate(
-        self,
+        self: LanguageModel,
         inputs: str | list[str] | Tensor | None = None,
         generation_config: GenerationConfig | None = None,
-        **arguments: Any,
+        **arguments: object,
     ) -> Generated:
         """Continue a text.
 
@@ -90,47 +90,17 @@ class Generates:
         Raises:
             GenerationError: unknown, impossible or contradictory arguments.
         """
-        return self._run(self._call(inputs, generation_config, arguments))
-
-    def _call(
-        self, inputs: Any, config: GenerationConfig | None, arguments: dict[str, Any]
-    ) -> Call:
-        companions = Companions.taken_from(arguments)
-        if companions.tokenizer is None:
-            companions.tokenizer = self.tokenizer
-        model = cast("LanguageModel", self)
-        return Call(model, inputs, config, companions, arguments, self.generation_config)
-
-    def _run(self, call: Call) -> Generated:
-        """Run a call to its end, or to an interruption."""
-        record = Record(call.prompt.ids, call.settings)
-        streamer = call.companions.streamer
-        if streamer is not None:
-            streamer.put(call.prompt.ids.cpu())
-        try:
-            for step in call.steps:
-                record.add(step)
-                if streamer is not None:
-                    for tokens in new_tokens(step.ids, step.new):
-                        streamer.put(tokens)
-        except KeyboardInterrupt:
-            count = record.ids.shape[1] - call.prompt.ids.shape[1]
-            _log.warning("Generation was interrupted; returning the %d tokens there are.", count)
-            call.reader.forget_beyond(record.ids)
-        finally:
-            if streamer is not None:
-                streamer.end()
-        return cast(Generated, record.result(call.reader, call.beams))
+        return _run(_settled(self, inputs, generation_config, arguments))
 
     @torch.no_grad()
     def stream(
-        self,
+        self: LanguageModel,
         inputs: str | Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         *,
         alternatives: int = 5,
-        names_filter: Any = None,
-        **arguments: Any,
+        names_filter: Name | Iterable[Name] | None = None,
+        **arguments: object,
     ) -> Iterator[StreamStep]:
         """Continue one text, token by token.
 
@@ -150,14 +120,14 @@ class Generates:
         Raises:
             GenerationError: as ``generate``; when the first token is asked for.
         """
-        call = self._call(inputs, generation_config, arguments)
+        call = _settled(self, inputs, generation_config, arguments)
         if call.prompt.ids.shape[0] > 1 or call.beams is not None or call.companions.streamer:
             raise GenerationError("stream() continues one text, without num_beams or streamer.")
-        cache = None if names_filter is None else self._cache_for(call)
+        cache = None if names_filter is None else _empty_cache(call)
         describer = Describer(call.companions.tokenizer, alternatives)
         steps = iter(call.steps)
         while True:
-            with self._filling(cache, names_filter):
+            with _filling(self, cache, names_filter):
                 step = next(steps, None)
             if step is None:
                 return
@@ -166,11 +136,11 @@ class Generates:
 
     @torch.no_grad()
     def generate_with_cache(
-        self,
+        self: LanguageModel,
         inputs: str | list[str] | Tensor | None = None,
-        names_filter: Any = None,
+        names_filter: Name | Iterable[Name] | None = None,
         generation_config: GenerationConfig | None = None,
-        **arguments: Any,
+        **arguments: object,
     ) -> tuple[Generated, GenerationCache]:
         """Continue a text and keep activations of every step, without running anything twice.
 
@@ -188,36 +158,16 @@ class Generates:
             HookNameError: ``names_filter`` names no hook point.
             GenerationError: as ``generate``.
         """
-        call = self._call(inputs, generation_config, arguments)
-        cache = self._cache_for(call)
-        with self._filling(cache, "*" if names_filter is None else names_filter):
-            output = self._run(call)
-        ids = cast(Tensor, output if isinstance(output, Tensor) else output.sequences)
+        call = _settled(self, inputs, generation_config, arguments)
+        cache = _empty_cache(call)
+        with _filling(self, cache, names_filter):
+            output = _run(call)
+        ids = output if isinstance(output, Tensor) else output.sequences
+        assert ids is not None
         if call.companions.tokenizer is not None and call.prompt.embeds is None:
             cache.pieces = call.companions.tokenizer.pieces(ids[0, :-1].tolist())
-        cache.attention_mask = call.reader.mask
+        cache.attention_mask = call.stepper.mask
         return output, cache
-
-    def _cache_for(self, call: Call) -> GenerationCache:
-        """An empty cache for the steps of ``call``; refuses calls whose steps do not add up."""
-        if not call.settings.use_cache or call.settings.num_beams > 1 or call.drafts:
-            raise GenerationError(
-                "Activations can be kept step by step only where each step reads one new token: "
-                "with use_cache=True, and without num_beams, prompt_lookup_num_tokens or "
-                "assistant_model."
-            )
-        return GenerationCache(call.model.hook_points)
-
-    @contextmanager
-    def _filling(self, cache: GenerationCache | None, names: Any) -> Iterator[None]:
-        """Keep activations in ``cache`` for the duration of a ``with`` block."""
-        if cache is None:
-            yield
-            return
-        one = isinstance(names, str | tuple) or callable(names)
-        places = [(name, cache) for name in ([names] if one else names)]
-        with cast("LanguageModel", self).hooks(places, must_fire=False):
-            yield
 
     def compute_transition_scores(
         self,
@@ -250,3 +200,65 @@ class Generates:
         tokens = sequences[:, sequences.shape[1] - new :]
         steps = torch.arange(new, device=sequences.device)
         return stacked[steps, rows.clamp(min=0), tokens].masked_fill(rows < 0, 0.0)
+
+
+def _settled(
+    model: LanguageModel,
+    inputs: object,
+    config: GenerationConfig | None,
+    arguments: dict[str, Any],
+) -> GenerateCall:
+    """The call these arguments amount to."""
+    companions = Companions.taken_from(arguments)
+    if companions.tokenizer is None:
+        companions.tokenizer = model.tokenizer
+    return GenerateCall(model, inputs, config, companions, arguments)
+
+
+def _run(call: GenerateCall) -> Generated:
+    """Run a call to its end, or to an interruption."""
+    builder = OutputBuilder(call.prompt.ids, call.settings)
+    streamer = call.companions.streamer
+    if streamer is not None:
+        streamer.put(call.prompt.ids.cpu())
+    try:
+        for step in call.steps:
+            builder.add(step)
+            if streamer is not None:
+                for tokens in new_tokens(step.ids, step.new):
+                    streamer.put(tokens)
+    except KeyboardInterrupt:
+        count = builder.ids.shape[1] - call.prompt.ids.shape[1]
+        _log.warning("Generation was interrupted; returning the %d tokens there are.", count)
+        call.stepper.forget_beyond(builder.ids)
+    finally:
+        if streamer is not None:
+            streamer.end()
+    return builder.build(call.stepper, call.beams)
+
+
+def _empty_cache(call: GenerateCall) -> GenerationCache:
+    """A cache for the steps of ``call``; refuses calls whose steps do not add up."""
+    if not call.settings.use_cache or call.settings.num_beams > 1 or call.drafts:
+        raise GenerationError(
+            "Activations can be kept step by step only where each step reads one new token: "
+            "with use_cache=True, and without num_beams, prompt_lookup_num_tokens or "
+            "assistant_model."
+        )
+    return GenerationCache(call.model.hook_points)
+
+
+@contextmanager
+def _filling(
+    model: LanguageModel, cache: GenerationCache | None, names: Name | Iterable[Name] | None
+) -> Iterator[None]:
+    """Keep activations in ``cache``, if there is one, for the duration of a ``with`` block."""
+    if cache is None:
+        yield
+        return
+    names = "*" if names is None else names
+    several: Iterable[Name] = (
+        [names] if isinstance(names, str | tuple) or callable(names) else names
+    )
+    with model.hooks([(name, cache) for name in several], must_fire=False):
+        yield

@@ -1,8 +1,8 @@
 """Reading tokens into the model, one step at a time.
 
-A ``Reader`` knows what has been read so far: keys and values, padding, positions. It is given the
-text so far, reads what is new in it, and returns the scores of what might come next, so that the
-strategies (greedy, sampling, beams, assisted) need not know how a model is run.
+A ``ModelStepper`` knows what has been read so far: keys and values, padding, positions. It is
+given the text so far, reads what is new in it, and returns the scores of what might come next, so
+that the strategies (greedy, sampling, beams, assisted) need not know how a model is run.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Reading:
-    """What the model says after a step.
+class StepOutput:
+    """What the model says in a step.
 
     Attributes:
         logits: float32 ``[batch, kept, vocab]``, for the last ``kept`` positions read.
@@ -40,7 +40,7 @@ class Reading:
     attentions: tuple[Tensor, ...] | None
 
 
-class Reader:
+class ModelStepper:
     """A model in the middle of a text.
 
     Attributes:
@@ -72,12 +72,15 @@ class Reader:
         self._prompt_length = self._ids_in_prompt if self._embeds is None else self._embeds.shape[1]
         self.mask = prompt.mask
 
-    def read(self, ids: Tensor, keep: int = 1) -> Reading:
+    def step(self, ids: Tensor, keep: int = 1) -> StepOutput:
         """Read on to the end of ``ids``.
 
         Args:
             ids: the whole text so far ``[batch, pos]``.
             keep: for how many of the last positions logits are wanted.
+
+        Returns:
+            What the model says about these positions.
         """
         past = 0 if self.cache is None else self.cache.get_seq_length()
         new = self._unread(ids, past)
@@ -95,7 +98,7 @@ class Reader:
                 **self.wanted,
             )
         self.steps += 1
-        return Reading(output.logits.float(), output.hidden_states, output.attentions)
+        return StepOutput(output.logits.float(), output.hidden_states, output.attentions)
 
     def _unread(self, ids: Tensor, past: int) -> dict[str, Tensor]:
         """The part of the text after the first ``past`` positions, as an argument of forward."""

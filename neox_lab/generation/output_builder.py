@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor
 
 from neox_lab.generation.beams import BeamSearch
-from neox_lab.generation.model_stepper import Reader
+from neox_lab.generation.model_stepper import ModelStepper
 from neox_lab.generation.outputs import (
     GenerateBeamDecoderOnlyOutput,
+    Generated,
     GenerateDecoderOnlyOutput,
     PerStep,
 )
@@ -17,8 +16,8 @@ from neox_lab.generation.sampling import Step
 from neox_lab.generation.settings import GenerationConfig
 
 
-class Record:
-    """What the user wants to have kept of every step.
+class OutputBuilder:
+    """Keeps what the user wants to have of every step, and makes the output of it.
 
     Attributes:
         ids: the text so far ``[batch, pos]``.
@@ -40,36 +39,47 @@ class Record:
             self._scores += step.scores
         if self.settings.output_logits:
             self._logits += step.logits
-        reading = step.reading
-        drafted = reading.logits.shape[1] - 1
-        if reading.hidden_states is not None:
-            self._hidden_states += _per_token(reading.hidden_states, 1, drafted, step.new)
-        if reading.attentions is not None:
-            self._attentions += _per_token(reading.attentions, 2, drafted, step.new)
+        output = step.output
+        drafted = output.logits.shape[1] - 1
+        if output.hidden_states is not None:
+            self._hidden_states += _per_token(output.hidden_states, 1, drafted, step.new)
+        if output.attentions is not None:
+            self._attentions += _per_token(output.attentions, 2, drafted, step.new)
 
-    def result(self, reader: Reader, beams: BeamSearch | None) -> Any:
-        """Token ids, or the output object if that was asked for."""
-        ids, scores, origins = (self.ids, None, None) if beams is None else beams.best()
-        if not self.settings.return_dict_in_generate:
+    def build(self, stepper: ModelStepper, beams: BeamSearch | None) -> Generated:
+        """Token ids, or the output object if that was asked for.
+
+        Args:
+            stepper: which made the steps; has the cache.
+            beams: the beam search, if it was one.
+        """
+        ids, sums, origins = (self.ids, None, None) if beams is None else beams.best()
+        wanted = self.settings
+        if not wanted.return_dict_in_generate:
             return ids
-        kept: dict[str, Any] = {
-            "sequences": ids,
-            "scores": self._if(self.settings.output_scores, self._scores),
-            "logits": self._if(self.settings.output_logits, self._logits),
-            "hidden_states": self._if(self.settings.output_hidden_states, self._hidden_states),
-            "attentions": self._if(self.settings.output_attentions, self._attentions),
-            "past_key_values": reader.cache,
-        }
+        scores = tuple(self._scores) if wanted.output_scores else None
+        logits = tuple(self._logits) if wanted.output_logits else None
+        hidden_states = tuple(self._hidden_states) if wanted.output_hidden_states else None
+        attentions = tuple(self._attentions) if wanted.output_attentions else None
         if beams is None:
-            return GenerateDecoderOnlyOutput(**kept)
-        kept["sequences_scores"] = self._if(self.settings.output_scores, scores)
-        return GenerateBeamDecoderOnlyOutput(**kept, beam_indices=origins)
-
-    @staticmethod
-    def _if(wanted: bool, kept: Any) -> Any:
-        if not wanted:
-            return None
-        return tuple(kept) if isinstance(kept, list) else kept
+            return GenerateDecoderOnlyOutput(
+                sequences=ids,
+                scores=scores,
+                logits=logits,
+                attentions=attentions,
+                hidden_states=hidden_states,
+                past_key_values=stepper.cache,
+            )
+        return GenerateBeamDecoderOnlyOutput(
+            sequences=ids,
+            sequences_scores=sums if wanted.output_scores else None,
+            scores=scores,
+            logits=logits,
+            beam_indices=origins,
+            attentions=attentions,
+            hidden_states=hidden_states,
+            past_key_values=stepper.cache,
+        )
 
 
 def _per_token(layers: tuple[Tensor, ...], axis: int, drafted: int, new: int) -> PerStep:

@@ -59,3 +59,7 @@ class GenerateBeamDecoderOnlyOutput(ModelOutput):
     attentions: PerStep | None = None
     hidden_states: PerStep | None = None
     past_key_values: KeyValueCache | None = None
+
+
+Generated = Tensor | GenerateDecoderOnlyOutput | GenerateBeamDecoderOnlyOutput
+"""Token ids, or with ``return_dict_in_generate=True`` an object that holds more."""

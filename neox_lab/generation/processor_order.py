@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -17,10 +18,13 @@ from neox_lab.generation import processors as p
 from neox_lab.generation import warpers as w
 from neox_lab.generation.prompt import Prompt, eos_tokens
 from neox_lab.generation.settings import GenerationConfig
+from neox_lab.generation.stopping import Criterion
+
+Rule = TypeVar("Rule", p.Processor, Criterion)
 
 
 @dataclass
-class Own:
+class UserProcessors:
     """What the user brought to choose tokens with.
 
     Attributes:
@@ -34,8 +38,8 @@ class Own:
     without_prompt: Callable[[Tensor], Tensor] | None = None
 
 
-def line_up(
-    settings: GenerationConfig, prompt: Prompt, own: Own, vocab: int
+def processors_in_order(
+    settings: GenerationConfig, prompt: Prompt, own: UserProcessors, vocab: int
 ) -> p.LogitsProcessorList:
     """All processors of one call, in the order in which they run.
 
@@ -54,31 +58,32 @@ def line_up(
         *_banning(settings, prompt, own),
         *_ending(settings, prompt),
     ]
-    lined_up = p.LogitsProcessorList(merge(built_in, own.processors))
+    ordered = p.LogitsProcessorList(merge(built_in, own.processors))
     if settings.do_sample:
-        lined_up.extend(_warpers(settings))
+        ordered.extend(_warpers(settings))
     if settings.watermarking_config is not None:
         from neox_lab.generation.watermark import Watermark
 
-        lined_up.append(Watermark.from_config(settings.watermarking_config, vocab))
+        ordered.append(Watermark.from_config(settings.watermarking_config, vocab))
     if settings.renormalize_logits:
-        lined_up.append(p.LogitNormalization())
-    return lined_up
+        ordered.append(p.LogitNormalization())
+    return ordered
 
 
-def merge(built_in: Sequence[Callable], own: Sequence[Callable]) -> list[Callable]:  # type: ignore[type-arg]
-    """Both lists, where one of ``own`` replaces a built-in one of the same type."""
-    by_type = {type(item): item for item in reversed(own) if not callable_only(item)}
-    merged = [by_type.get(type(item), item) for item in built_in]
-    return [*merged, *(item for item in own if not any(item is other for other in merged))]
+def merge(built_in: Sequence[Rule], own: Sequence[Rule]) -> list[Rule]:
+    """Processors or criteria of both lists; one of ``own`` replaces a built-in one of its type."""
+    by_type = {type(item): item for item in reversed(own) if not _is_function(item)}
+    merged: list[Rule] = [by_type.get(type(item), item) for item in built_in]
+    merged += [item for item in own if not any(item is other for other in merged)]
+    return merged
 
 
-def callable_only(item: object) -> bool:
+def _is_function(item: object) -> bool:
     """True for plain functions, whose common type says nothing about what they do."""
     return type(item).__name__ in ("function", "method", "builtin_function_or_method", "partial")
 
 
-def _shifting(settings: GenerationConfig, own: Own) -> list[p.Processor]:
+def _shifting(settings: GenerationConfig, own: UserProcessors) -> list[p.Processor]:
     made: list[p.Processor] = []
     if own.without_prompt is not None:
         made.append(p.ClassifierFreeGuidance(settings.guidance_scale, own.without_prompt))
@@ -121,7 +126,7 @@ def _prompt_ids(prompt: Prompt, name: str) -> Tensor:
     return prompt.ids
 
 
-def _banning(settings: GenerationConfig, prompt: Prompt, own: Own) -> list[p.Processor]:
+def _banning(settings: GenerationConfig, prompt: Prompt, own: UserProcessors) -> list[p.Processor]:
     made: list[p.Processor] = []
     eos, length = eos_tokens(settings), prompt.ids.shape[1]
     if settings.bad_words_ids is not None:

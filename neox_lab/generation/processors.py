@@ -3,7 +3,9 @@
 A processor is anything that can be called with the text so far, token ids ``[batch, pos]``, and
 the scores of what might come next, float32 ``[batch, vocab]``, and returns scores of the same
 shape. A score of minus infinity means "never".
-``lineup`` says in which order processors run; ``warpers`` are those that only sampling uses.
+
+``processor_order`` says in which order processors run; ``warpers`` are those that only sampling
+uses.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeGuard
 
@@ -16,6 +16,7 @@ from neox_lab.model.key_value_cache import KeyValueCache
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel
+    from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
 _log = logging.getLogger("neox_lab")
 
@@ -87,10 +88,10 @@ def split_arguments(
 
 def prepare(
     model: LanguageModel,
-    inputs: Any,
+    inputs: object,
     model_arguments: dict[str, Any],
     settings: GenerationConfig,
-    tokenizer: Any,
+    tokenizer: GPTNeoXTokenizerFast | None,
 ) -> Prompt:
     """The prompt, whatever form it was given in.
 
@@ -103,6 +104,7 @@ def prepare(
 
     Raises:
         GenerationError: arguments that contradict each other or do not fit.
+        TokenizerError: a text without a tokenizer.
     """
     given = {name: value for name, value in model_arguments.items() if value is not None}
     if inputs is not None and "input_ids" in given:
@@ -124,7 +126,7 @@ def prepare(
     return Prompt(ids, embeds, _checked_mask(mask, read, model.device), cache)
 
 
-def _is_text(source: Any) -> TypeGuard[str | list[str]]:
+def _is_text(source: object) -> TypeGuard[str | Sequence[str]]:
     return isinstance(source, str) or (
         isinstance(source, list | tuple)
         and bool(source)
@@ -133,7 +135,9 @@ def _is_text(source: Any) -> TypeGuard[str | list[str]]:
 
 
 def _encode(
-    text: str | list[str], tokenizer: Any, settings: GenerationConfig
+    text: str | Sequence[str],
+    tokenizer: GPTNeoXTokenizerFast | None,
+    settings: GenerationConfig,
 ) -> tuple[Tensor, Tensor]:
     """Token ids and mask of texts, padded on the left so that every row ends in its last token."""
     if tokenizer is None:
@@ -153,7 +157,7 @@ def _encode(
 
 
 def _token_ids(
-    source: Any,
+    source: object,
     embeds: Tensor | None,
     mask: Tensor | None,
     settings: GenerationConfig,
@@ -213,7 +217,7 @@ def _checked_mask(mask: Tensor | None, read: Tensor, device: torch.device) -> Te
     return mask.long()
 
 
-def _checked_cache(cache: Any, read: Tensor) -> KeyValueCache | None:
+def _checked_cache(cache: object, read: Tensor) -> KeyValueCache | None:
     if cache is None:
         return None
     if not isinstance(cache, KeyValueCache):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from neox_lab.generation.model_stepper import Reader, Reading
+from neox_lab.generation.model_stepper import ModelStepper, StepOutput
 from neox_lab.generation.processors import LogitsProcessorList
 from neox_lab.generation.prompt import eos_tokens, pad_token
 from neox_lab.generation.settings import GenerationConfig
@@ -24,7 +24,7 @@ class Step:
         new: how many tokens a row this step added.
         scores: what they were chosen from: a float32 ``[batch, vocab]`` for each.
         logits: what the model said: a float32 ``[batch, vocab]`` for each.
-        reading: everything the model returned.
+        output: everything the model returned.
         last: whether this was the last step.
     """
 
@@ -32,7 +32,7 @@ class Step:
     new: int
     scores: tuple[Tensor, ...]
     logits: tuple[Tensor, ...]
-    reading: Reading
+    output: StepOutput
     last: bool
 
 
@@ -44,7 +44,7 @@ def choose(scores: Tensor, sample: bool) -> Tensor:
 
 
 def one_by_one(
-    reader: Reader,
+    stepper: ModelStepper,
     ids: Tensor,
     processors: LogitsProcessorList,
     stopping: StoppingCriteriaList,
@@ -59,8 +59,8 @@ def one_by_one(
     finished = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)
     going_on = True
     while going_on:
-        reading = reader.read(ids)
-        logits = reading.logits[:, -1]
+        output = stepper.step(ids)
+        logits = output.logits[:, -1]
         scores = processors(ids, logits)
         tokens = choose(scores, settings.do_sample)
         if pad is not None:
@@ -68,4 +68,4 @@ def one_by_one(
         ids = torch.cat((ids, tokens[:, None]), dim=1)
         finished = finished | stopping(ids, scores)
         going_on = not bool(finished.all())
-        yield Step(ids, 1, (scores,), (logits,), reading, not going_on)
+        yield Step(ids, 1, (scores,), (logits,), output, not going_on)

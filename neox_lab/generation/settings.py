@@ -16,8 +16,9 @@ import json
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from neox_lab.checks import SWITCH, Kind, check, number, one_of, whole
 from neox_lab.errors import GenerationError, nearest
 from neox_lab.files import read_json, write_text
 
@@ -27,72 +28,69 @@ if TYPE_CHECKING:
 FILE_NAME = "generation_config.json"
 
 
-class Kind(NamedTuple):
-    """What values a setting takes.
+@runtime_checkable
+class HasDict(Protocol):
+    """An object that can be written as a dict, such as transformers' watermarking settings."""
 
-    Attributes:
-        accepts: whether a value (not None) will do.
-        words: the same for people.
-    """
-
-    accepts: Callable[[Any], bool]
-    words: str
+    def to_dict(self) -> dict[str, Any]:
+        """Its contents."""
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+_is_whole, _is_number = whole().accepts, number().accepts
 
 
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_list(value: object, accepts: Callable[[object], object]) -> bool:
+    return isinstance(value, list | tuple) and all(map(accepts, value))
 
 
-def _is_whole_list(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(_is_whole(item) for item in value)
+def _is_whole_list(value: object) -> bool:
+    return _is_list(value, _is_whole)
 
 
-_SWITCH = Kind(lambda v: isinstance(v, bool), "True or False")
-_COUNT = Kind(lambda v: _is_whole(v) and v >= 0, "a whole number, 0 or more")
-_AT_LEAST_ONE = Kind(lambda v: _is_whole(v) and v >= 1, "a whole number, 1 or more")
-_NUMBER = Kind(_is_number, "a number")
-_POSITIVE = Kind(lambda v: _is_number(v) and v > 0, "a number above 0")
-_FRACTION = Kind(lambda v: _is_number(v) and 0 <= v <= 1, "a number from 0 to 1")
-_SHARE = Kind(lambda v: _is_number(v) and 0 < v <= 1, "a number above 0 and up to 1")
-_CUTOFF = Kind(lambda v: _is_number(v) and 0 <= v < 1, "a number from 0 to below 1")
-_TOKEN = Kind(lambda v: _is_whole(v) and v >= 0, "a token id")
-_TOKENS = Kind(lambda v: _is_whole(v) or _is_whole_list(v), "a token id or a list of token ids")
-_TOKEN_LIST = Kind(_is_whole_list, "a list of token ids")
-_TOKEN_LISTS = Kind(
-    lambda v: isinstance(v, list | tuple) and bool(v) and all(w and _is_whole_list(w) for w in v),
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+_COUNT, _AT_LEAST_ONE = whole(least=0), whole(above=0)
+_POSITIVE, _FRACTION = number(above=0), number(least=0, most=1)
+_SHARE, _CUTOFF = number(above=0, most=1), number(least=0, below=1)
+_TEMPERATURE: Kind[float] = Kind(
+    "a number above 0; for greedy search pass do_sample=False", _POSITIVE.accepts
+)
+_TOKEN: Kind[int] = Kind("a token id", _COUNT.accepts)
+_TOKENS: Kind[int | list[int]] = Kind(
+    "a token id or a list of token ids", lambda v: _is_whole(v) or _is_whole_list(v)
+)
+_TOKEN_LIST: Kind[list[int]] = Kind("a list of token ids", _is_whole_list)
+_TOKEN_LISTS: Kind[list[list[int]]] = Kind(
     "a list of lists of token ids, such as [[5], [7, 8]]",
+    lambda v: bool(v) and _is_list(v, lambda word: word and _is_whole_list(word)),
 )
-_TEXTS = Kind(
-    lambda v: (
-        isinstance(v, str | list | tuple) and bool(v) and all(isinstance(t, str) and t for t in v)
-    ),
+_TEXTS: Kind[str | list[str]] = Kind(
     "a string or a list of strings",
+    lambda v: _is_text(v) or (bool(v) and _is_list(v, _is_text)),
 )
-_BIAS = Kind(
-    lambda v: isinstance(v, dict | list) and bool(v),
+_BIAS: Kind[object] = Kind(
     "a dict from tuples of token ids to numbers, such as {(5,): -2.0}",
+    lambda v: isinstance(v, dict | list) and bool(v),
 )
-_STOPPING = Kind(lambda v: isinstance(v, bool) or v == "never", "True, False or 'never'")
-_DECAY = Kind(
-    lambda v: isinstance(v, list | tuple) and len(v) == 2 and _is_whole(v[0]) and _is_number(v[1]),
+_STOPPING: Kind[bool | str] = Kind(
+    "True, False or 'never'", lambda v: isinstance(v, bool) or v == "never"
+)
+_DECAY: Kind[tuple[int, float]] = Kind(
     "a pair (start, factor)",
+    lambda v: isinstance(v, list | tuple) and len(v) == 2 and _is_whole(v[0]) and _is_number(v[1]),
 )
-_SCHEDULE = Kind(
-    lambda v: v in ("constant", "heuristic", "heuristic_transient"),
-    "'constant', 'heuristic' or 'heuristic_transient'",
-)
-_CACHE = Kind(
-    lambda v: v in ("dynamic", "static"),
+_CACHE: Kind[str] = Kind(
     "'dynamic' or 'static' (here both mean the same preallocated cache)",
+    lambda v: v in ("dynamic", "static"),
 )
-_WATERMARK = Kind(lambda v: isinstance(v, dict) or hasattr(v, "to_dict"), "a dict")
+_WATERMARK: Kind[Mapping[str, Any] | HasDict] = Kind(
+    "a dict", lambda v: isinstance(v, dict | HasDict)
+)
 
 # name: (value where nobody set one, what values it takes)
-SETTINGS: dict[str, tuple[Any, Kind]] = {
+SETTINGS: dict[str, tuple[Any, Kind[Any]]] = {
     # how long
     "max_length": (20, _AT_LEAST_ONE),
     "max_new_tokens": (None, _AT_LEAST_ONE),
@@ -101,15 +99,15 @@ SETTINGS: dict[str, tuple[Any, Kind]] = {
     "max_time": (None, _POSITIVE),
     "stop_strings": (None, _TEXTS),
     # strategy
-    "do_sample": (False, _SWITCH),
+    "do_sample": (False, SWITCH),
     "num_beams": (1, _AT_LEAST_ONE),
     "early_stopping": (False, _STOPPING),
-    "length_penalty": (1.0, _NUMBER),
+    "length_penalty": (1.0, number()),
     "num_return_sequences": (1, _AT_LEAST_ONE),
-    "use_cache": (True, _SWITCH),
+    "use_cache": (True, SWITCH),
     "cache_implementation": (None, _CACHE),
     # sampling
-    "temperature": (1.0, _POSITIVE),
+    "temperature": (1.0, _TEMPERATURE),
     "top_k": (50, _COUNT),
     "top_p": (1.0, _FRACTION),
     "top_h": (None, _SHARE),
@@ -129,9 +127,9 @@ SETTINGS: dict[str, tuple[Any, Kind]] = {
     "suppress_tokens": (None, _TOKEN_LIST),
     "begin_suppress_tokens": (None, _TOKEN_LIST),
     "exponential_decay_length_penalty": (None, _DECAY),
-    "guidance_scale": (None, _NUMBER),
-    "remove_invalid_values": (False, _SWITCH),
-    "renormalize_logits": (False, _SWITCH),
+    "guidance_scale": (None, number()),
+    "remove_invalid_values": (False, SWITCH),
+    "renormalize_logits": (False, SWITCH),
     "watermarking_config": (None, _WATERMARK),
     # special tokens
     "pad_token_id": (None, _TOKEN),
@@ -141,14 +139,17 @@ SETTINGS: dict[str, tuple[Any, Kind]] = {
     "prompt_lookup_num_tokens": (None, _AT_LEAST_ONE),
     "max_matching_ngram_size": (2, _AT_LEAST_ONE),
     "num_assistant_tokens": (20, _AT_LEAST_ONE),
-    "num_assistant_tokens_schedule": ("constant", _SCHEDULE),
+    "num_assistant_tokens_schedule": (
+        "constant",
+        one_of("constant", "heuristic", "heuristic_transient"),
+    ),
     "assistant_confidence_threshold": (0.4, _FRACTION),
     # what is returned
-    "return_dict_in_generate": (False, _SWITCH),
-    "output_scores": (False, _SWITCH),
-    "output_logits": (False, _SWITCH),
-    "output_hidden_states": (False, _SWITCH),
-    "output_attentions": (False, _SWITCH),
+    "return_dict_in_generate": (False, SWITCH),
+    "output_scores": (False, SWITCH),
+    "output_logits": (False, SWITCH),
+    "output_hidden_states": (False, SWITCH),
+    "output_attentions": (False, SWITCH),
 }
 
 # What None means in a call, where it is not the same as the default.
@@ -180,18 +181,18 @@ class GenerationConfig:
             transformers 5 removed.
     """
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, **values: object) -> None:
         self.__dict__["_values"] = {}
         self.__dict__["_foreign"] = {}
         self.update(**values)
 
-    def update(self, **values: Any) -> None:
+    def update(self, **values: object) -> None:
         """Set several at once; None forgets a setting."""
         for name, value in values.items():
             setattr(self, name, value)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        check(name, value)
+    def __setattr__(self, name: str, value: object) -> None:
+        _check_setting(name, value)
         if name in REFUSED:
             return  # a value that asks for nothing
         if value is None:
@@ -226,7 +227,7 @@ class GenerationConfig:
         return copy.deepcopy({**self._foreign, **self._values})
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], **overrides: Any) -> GenerationConfig:
+    def from_dict(cls, values: Mapping[str, Any], **overrides: object) -> GenerationConfig:
         """From the contents of a ``generation_config.json``; names unknown here are kept."""
         config = cls()
         for name, value in values.items():
@@ -246,7 +247,7 @@ class GenerationConfig:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], config_file_name: str = FILE_NAME, **more: Any
+        cls, source: str | os.PathLike[str], config_file_name: str = FILE_NAME, **more: object
     ) -> GenerationConfig:
         """Read ``generation_config.json`` of a directory or a model on the hub.
 
@@ -267,7 +268,7 @@ class GenerationConfig:
         return cls.from_json_file(path, **more)
 
     @classmethod
-    def from_json_file(cls, path: str | os.PathLike[str], **overrides: Any) -> GenerationConfig:
+    def from_json_file(cls, path: str | os.PathLike[str], **overrides: object) -> GenerationConfig:
         """Read one JSON file.
 
         Raises:
@@ -305,8 +306,8 @@ class GenerationConfig:
         return f"GenerationConfig({settings})"
 
 
-def check(name: str, value: Any) -> None:
-    """Raise GenerationError unless ``name`` is a setting and ``value`` (or None) will do."""
+def _check_setting(name: str, value: object) -> None:
+    """Refuse what is no setting, and values (None is one) that make no sense for it."""
     if name in REFUSED:
         neutral, strategy = REFUSED[name]
         if value is not None and value not in neutral:
@@ -320,11 +321,9 @@ def check(name: str, value: Any) -> None:
         raise GenerationError(f"There is no generation setting {name!r}.{nearest(name, SETTINGS)}")
     if name in ("max_length", "max_new_tokens") and value == 0 and not isinstance(value, bool):
         raise GenerationError(f"{name}=0 leaves no room for a token; expected 1 or more.")
-    kind = SETTINGS[name][1]
-    if value is not None and not kind.accepts(value):
-        hint = " For greedy search pass do_sample=False." if name == "temperature" else ""
-        raise GenerationError(f"{name}={value!r}; expected {kind.words}.{hint}")
+    if value is not None:
+        check(name, value, SETTINGS[name][1], GenerationError)
 
 
-def _as_dict(value: Any) -> Any:
+def _as_dict(value: HasDict) -> dict[str, Any]:
     return value.to_dict()

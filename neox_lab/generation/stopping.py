@@ -10,20 +10,23 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from neox_lab.generation.text import TokenBytes
 
-Criterion = Callable[[Tensor, Any], "Tensor | bool"]
+if TYPE_CHECKING:
+    from neox_lab.tokenizer import GPTNeoXTokenizerFast
+
+Criterion = Callable[[Tensor, Tensor], "Tensor | bool"]
 
 
 class StoppingCriteria:
     """Base class for criteria; a plain function will do as well."""
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor | bool:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor | bool:
         """Whether each row is finished: ``[batch]`` or a single answer for all."""
         raise NotImplementedError
 
@@ -31,7 +34,7 @@ class StoppingCriteria:
 class StoppingCriteriaList(list[Criterion]):
     """Criteria of which one is enough."""
 
-    def __call__(self, input_ids: Tensor, scores: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Boolean ``[batch]``: which rows are finished."""
         done = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         for criterion in self:
@@ -48,7 +51,7 @@ class MaxLength(StoppingCriteria):
 
     length: int
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> bool:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> bool:
         """Whether all rows are finished."""
         return input_ids.shape[1] >= self.length
 
@@ -60,7 +63,7 @@ class MaxTime(StoppingCriteria):
     seconds: float
     start: float = field(default_factory=time.monotonic)
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> bool:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> bool:
         """Whether all rows are finished."""
         return time.monotonic() - self.start > self.seconds
 
@@ -71,7 +74,7 @@ class EndToken(StoppingCriteria):
     def __init__(self, tokens: Sequence[int]) -> None:
         self.tokens = list(tokens)
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         """Which rows are finished, ``[batch]``."""
         last = input_ids[:, -1]
         done = last == self.tokens[0]
@@ -88,12 +91,12 @@ class StopStrings(StoppingCriteria):
     last one.
     """
 
-    def __init__(self, strings: Sequence[str], tokenizer: Any) -> None:
+    def __init__(self, strings: Sequence[str], tokenizer: GPTNeoXTokenizerFast) -> None:
         self.bytes_of = TokenBytes(tokenizer)
         self.strings = [string.encode() for string in strings]
         self.longest = max(map(len, self.strings))
 
-    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         """Which rows are finished, ``[batch]``."""
         rows = input_ids[:, -self.longest - 1 :].tolist()  # a token is a byte at least
         return torch.tensor([self._completed(row) for row in rows], device=input_ids.device)

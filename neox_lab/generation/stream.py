@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from neox_lab.generation.sampling import Step
 from neox_lab.generation.text import GrowingText
+
+if TYPE_CHECKING:
+    from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
 
 class Alternative(NamedTuple):
@@ -59,7 +62,7 @@ class StreamStep:
 class Describer:
     """Turns tokens and logits into steps."""
 
-    def __init__(self, tokenizer: Any, alternatives: int) -> None:
+    def __init__(self, tokenizer: GPTNeoXTokenizerFast | None, alternatives: int) -> None:
         """Without a tokenizer texts are empty; ``alternatives`` is how many to name."""
         self.tokenizer = tokenizer
         self.alternatives = alternatives

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from queue import Queue
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from neox_lab.errors import GenerationError
 from neox_lab.generation.text import GrowingText
+
+if TYPE_CHECKING:
+    from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
 
 class BaseStreamer:
@@ -39,7 +42,10 @@ class TextStreamer(BaseStreamer):
     """
 
     def __init__(
-        self, tokenizer: Any, skip_prompt: bool = False, skip_special_tokens: bool = False
+        self,
+        tokenizer: GPTNeoXTokenizerFast,
+        skip_prompt: bool = False,
+        skip_special_tokens: bool = False,
     ) -> None:
         self.tokenizer = tokenizer
         self.skip_prompt = skip_prompt
@@ -86,7 +92,7 @@ class TextIteratorStreamer(TextStreamer):
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: GPTNeoXTokenizerFast,
         skip_prompt: bool = False,
         timeout: float | None = None,
         skip_special_tokens: bool = False,
@@ -127,7 +133,7 @@ class AsyncTextIteratorStreamer(TextStreamer):
 
     def __init__(
         self,
-        tokenizer: Any,
+        tokenizer: GPTNeoXTokenizerFast,
         skip_prompt: bool = False,
         timeout: float | None = None,
         skip_special_tokens: bool = False,

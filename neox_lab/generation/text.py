@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import codecs
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
 
 @cache
@@ -28,7 +31,7 @@ def byte_of_letter() -> dict[str, int]:
 class TokenBytes:
     """From a token id to the bytes it stands for."""
 
-    def __init__(self, tokenizer: Any, skip_special_tokens: bool = False) -> None:
+    def __init__(self, tokenizer: GPTNeoXTokenizerFast, skip_special_tokens: bool = False) -> None:
         """Any tokenizer with ``convert_ids_to_tokens`` and ``get_added_vocab`` will do."""
         self._tokenizer = tokenizer
         self._added = set(tokenizer.get_added_vocab())
@@ -54,7 +57,7 @@ class TokenBytes:
 class GrowingText:
     """Token ids in, as many whole characters as are complete out."""
 
-    def __init__(self, tokenizer: Any, skip_special_tokens: bool = False) -> None:
+    def __init__(self, tokenizer: GPTNeoXTokenizerFast, skip_special_tokens: bool = False) -> None:
         """Nothing written yet."""
         self._bytes_of = TokenBytes(tokenizer, skip_special_tokens)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")

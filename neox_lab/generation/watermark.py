@@ -7,6 +7,7 @@ allows. Kirchenbauer et al., arXiv:2301.10226 (``lefthash``) and arXiv:2306.0463
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from neox_lab.errors import GenerationError, nearest
 from neox_lab.generation.processors import LogitsProcessor
+from neox_lab.generation.settings import HasDict
 
 _DEFAULTS: dict[str, Any] = {
     "greenlist_ratio": 0.25,
@@ -64,9 +66,13 @@ class Watermark(LogitsProcessor):
         self._table = torch.randperm(_TABLE, generator=self._generator)
 
     @classmethod
-    def from_config(cls, config: Any, vocab: int) -> Watermark:
-        """From a dict, or an object with ``to_dict``, holding some of the arguments."""
-        values = dict(config) if isinstance(config, dict) else config.to_dict()
+    def from_config(cls, config: Mapping[str, Any] | HasDict, vocab: int) -> Watermark:
+        """From a dict, or an object with ``to_dict``, holding some of the arguments.
+
+        Raises:
+            GenerationError: an unknown name, or a value that does not exist.
+        """
+        values = dict(config) if isinstance(config, Mapping) else config.to_dict()
         for name in values:
             if name not in _DEFAULTS:
                 raise GenerationError(

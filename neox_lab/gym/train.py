@@ -312,6 +312,7 @@ def main(arguments: list[str] | None = None, recipe: Recipe | None = None) -> No
         _log.info("stopped; the same command goes on")
         return
     save_half(model, options.out, torch.float16)
+    assert model.tokenizer is not None  # train sets it
     model.tokenizer.save_pretrained(options.out)
     record = {
         "recipe": dataclasses.asdict(recipe),
