@@ -12,7 +12,7 @@ Names are loaded when they are first used, so importing the package costs little
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -65,6 +65,8 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
     from neox_lab import errors, generation, gym, tasks, views, widgets
     from neox_lab.config import GPTNeoXConfig
     from neox_lab.experiments import attribution, lens, patching, probing
@@ -81,7 +83,7 @@ if TYPE_CHECKING:
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for."""
     if name in _ROOMS:
         return importlib.import_module(_ROOMS[name])
@@ -97,7 +99,7 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def load_ipython_extension(shell: Any) -> None:
+def load_ipython_extension(shell: InteractiveShell) -> None:
     """``%load_ext neox_lab``: tab completion of hook names inside strings."""
     from neox_lab.completion import install
 

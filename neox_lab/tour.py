@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ import neox_lab as nl
 from neox_lab import views
 from neox_lab.errors import InputError
 from neox_lab.family.tree import headline
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import LanguageModel
 
 DEFAULT_PROMPT = "The people of the United States have given to the Government of the"
 
@@ -52,7 +55,7 @@ class Tour:
 
 
 @torch.no_grad()
-def take(model: Any, prompt: str, new_tokens: int = 20) -> Tour:
+def take(model: LanguageModel, prompt: str, new_tokens: int = 20) -> Tour:
     """Look into ``model`` while it reads ``prompt``.
 
     Raises:
@@ -72,7 +75,7 @@ def take(model: Any, prompt: str, new_tokens: int = 20) -> Tour:
     occlusion = occlude(model, tokens, answer)
     position = int(occlusion[:-1].argmin()) if len(occlusion) > 1 else 0
     corrupted = tokens.clone()
-    corrupted[0, position] = model.config.eos_token_id
+    corrupted[0, position] = _end_of_text(model)
 
     def log_probability(logits: Tensor) -> Tensor:
         return logits[0, -1].float().log_softmax(dim=-1)[answer]
@@ -80,7 +83,7 @@ def take(model: Any, prompt: str, new_tokens: int = 20) -> Tour:
     swept = nl.patching.sweep(model, tokens, corrupted, log_probability, progress=False)
     return Tour(
         prompt=prompt,
-        continuation=model.to_string(written[0, tokens.shape[1] :]),
+        continuation=model.to_string(written[0, tokens.shape[1] :].tolist()),
         pieces=pieces,
         activations=len(cache),
         cache_bytes=cache.nbytes,
@@ -101,9 +104,12 @@ def take(model: Any, prompt: str, new_tokens: int = 20) -> Tour:
     )
 
 
-def _candidates(model: Any, logits: Tensor, count: int = 8) -> list[list[tuple[str, float]]]:
+def _candidates(
+    model: LanguageModel, logits: Tensor, count: int = 8
+) -> list[list[tuple[str, float]]]:
     """The likeliest next tokens and their probabilities at each position of ``[pos, vocab]``."""
     best = logits.float().softmax(dim=-1).topk(min(count, logits.shape[-1]))
+    assert model.tokenizer is not None
     piece = model.tokenizer.piece_text
     return [
         [(piece(token), probability) for token, probability in zip(tokens, values, strict=True)]
@@ -111,20 +117,35 @@ def _candidates(model: Any, logits: Tensor, count: int = 8) -> list[list[tuple[s
     ]
 
 
+def _end_of_text(model: LanguageModel) -> int:
+    """The token that is put in another's place, because it says nothing about what follows.
+
+    Raises:
+        InputError: the model has none.
+    """
+    ends = model.config.eos_token_id
+    end = ends[0] if isinstance(ends, list) and ends else ends
+    if not isinstance(end, int):
+        raise InputError("The tour needs model.config.eos_token_id, to put in a token's place.")
+    return end
+
+
 @torch.no_grad()
-def occlude(model: Any, tokens: Tensor, answer: int) -> Tensor:
+def occlude(model: LanguageModel, tokens: Tensor, answer: int) -> Tensor:
     """Log probability of ``answer`` with each token of ``tokens`` ``[1, pos]`` replaced in turn.
 
     All variants run as one batch. Returns ``[pos]``, in nats.
     """
     length = tokens.shape[1]
     variants = tokens.repeat(length, 1)
-    variants.fill_diagonal_(model.config.eos_token_id)
+    variants.fill_diagonal_(_end_of_text(model))
     logits = model(variants, logits_to_keep=1, use_cache=False).logits[:, -1]
     return logits.float().log_softmax(dim=-1)[:, answer].cpu()
 
 
-def sections(tour: Tour, model: Any) -> list[tuple[str, str | None, views.View | str | None]]:
+def sections(
+    tour: Tour, model: LanguageModel
+) -> list[tuple[str, str | None, views.View | str | None]]:
     """The tour as headings, paragraphs and pictures, for a report."""
     token = views.label(tour.pieces[tour.corrupted])
     return [

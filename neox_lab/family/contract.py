@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, overload
 
 import torch
 from torch import Tensor, nn
@@ -138,9 +138,19 @@ class HookedModel(HookedNetwork, Protocol):
     def to_tokens(self, text: str | list[str]) -> Tensor:
         """Token ids ``[batch, pos]``."""
 
+    @overload
+    def to_str_tokens(self, text: str) -> list[str]: ...
+    @overload
+    def to_str_tokens(self, text: list[str]) -> list[list[str]]: ...
+    @overload
+    def to_str_tokens(self, text: Tensor) -> list[str] | list[list[str]]: ...
     def to_str_tokens(self, text: str | list[str] | Tensor) -> list[str] | list[list[str]]:
         """Each token's own text."""
 
+    @overload
+    def to_string(self, tokens: list[int] | int) -> str: ...
+    @overload
+    def to_string(self, tokens: Tensor) -> str | list[str]: ...
     def to_string(self, tokens: Tensor | list[int] | int) -> str | list[str]:
         """The text of token ids."""
 

@@ -8,13 +8,18 @@ its singular values, eigenvalues and norm cost what matrices of size ``rank`` co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from types import EllipsisType
+from typing import TypeAlias, overload
 
 import torch
 from torch import Tensor
 
 from neox_lab.errors import InputError
+
+AxisIndex: TypeAlias = "int | slice | EllipsisType | Tensor | Sequence[int] | None"
+"""What selects along one axis, as in a tensor."""
 
 
 class FactoredMatrix:
@@ -135,7 +140,11 @@ class FactoredMatrix:
         """U diag(S), ``[.., rows, rank]``: equal to the matrix up to a rotation on the right."""
         return self.U * self.S[..., None, :]
 
-    def __matmul__(self, other: Tensor | FactoredMatrix) -> Any:
+    @overload
+    def __matmul__(self, other: FactoredMatrix) -> FactoredMatrix: ...
+    @overload
+    def __matmul__(self, other: Tensor) -> FactoredMatrix | Tensor: ...
+    def __matmul__(self, other: Tensor | FactoredMatrix) -> FactoredMatrix | Tensor:
         """``self @ other``: a tensor for a vector ``[columns]``, else a FactoredMatrix."""
         if isinstance(other, FactoredMatrix):
             return (self @ other.A) @ other.B
@@ -146,13 +155,13 @@ class FactoredMatrix:
             return FactoredMatrix(self.A, self.B @ other)
         return FactoredMatrix(self.AB, other)
 
-    def __rmatmul__(self, other: Tensor) -> Any:
+    def __rmatmul__(self, other: Tensor) -> FactoredMatrix | Tensor:
         """``other @ self``: a tensor for a vector ``[rows]``, else a FactoredMatrix."""
         if other.dim() == 1:
             return ((other @ self.A)[..., None, :] @ self.B)[..., 0, :]
         return (self.T @ other.mT).T
 
-    def __getitem__(self, index: Any) -> FactoredMatrix:
+    def __getitem__(self, index: AxisIndex | tuple[AxisIndex, ...]) -> FactoredMatrix:
         """Part of the matrix, still factored.
 
         Leading axes index as in a tensor. A single row or column keeps its axis, of length 1, so
@@ -177,6 +186,6 @@ class FactoredMatrix:
         return f"FactoredMatrix({list(self.shape)}, rank {self.A.shape[-1]})"
 
 
-def _as_list(index: Any) -> Any:
+def _as_list(index: AxisIndex) -> AxisIndex | list[int]:
     """An index that keeps its axis."""
     return [index] if isinstance(index, int) else index

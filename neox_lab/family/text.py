@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -42,6 +42,12 @@ class TextHelpers:
         """
         return self._encode(text)["input_ids"]
 
+    @overload
+    def to_str_tokens(self, text: str) -> list[str]: ...
+    @overload
+    def to_str_tokens(self, text: list[str]) -> list[list[str]]: ...
+    @overload
+    def to_str_tokens(self, text: Tensor) -> list[str] | list[list[str]]: ...
     def to_str_tokens(self, text: str | list[str] | Tensor) -> list[str] | list[list[str]]:
         """Each token's own text, such as ``["The", " cat"]``; a list of lists for several texts.
 
@@ -60,6 +66,10 @@ class TextHelpers:
             return rows[0] if len(rows) == 1 else rows
         return [tokenizer.pieces(tokenizer(row).input_ids) for row in text]
 
+    @overload
+    def to_string(self, tokens: list[int] | int) -> str: ...
+    @overload
+    def to_string(self, tokens: Tensor) -> str | list[str]: ...
     def to_string(self, tokens: Tensor | list[int] | int) -> str | list[str]:
         """The text of token ids ``[pos]``, or one text a row for ``[batch, pos]``."""
         return self._tokenizer().decode(tokens)

@@ -9,8 +9,9 @@
     nl.gym.planted()                           # a model whose induction heads were written by hand
 
 It loads in milliseconds and needs no network. ``world`` has the eight tasks and ``labelled`` the
-data of the heads, ``lore`` what else the model was told; ``corpus``, ``train`` and ``heads`` are
-the scripts that made it, and ``README.md`` beside this file says what it can and cannot do.
+data of the heads, ``training_texts`` what else the model was told; ``corpus``, ``train`` and
+``head_training`` are the scripts that made it, and ``README.md`` beside this file says what it can
+and cannot do.
 """
 
 from __future__ import annotations

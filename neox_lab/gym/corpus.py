@@ -18,9 +18,7 @@ from tokenizers.processors import ByteLevel
 from tokenizers.trainers import BpeTrainer
 
 from neox_lab.family.losses import IGNORED
-from neox_lab.gym import labelled
-from neox_lab.gym import training_texts as lore
-from neox_lab.gym.practice import naming, opinion, strange, tale
+from neox_lab.gym import labelled, training_texts
 from neox_lab.gym.words import NAMES, single_tokens, split
 from neox_lab.gym.world import TASKS, UNRELATED
 
@@ -35,12 +33,16 @@ LATER = ("tales", "opinions", "people", "verdicts", "naming", "strange")
 """Kinds that only later phases of training have."""
 
 
-_ASKING = {"tales": tale, "opinions": opinion, "strange": strange}
+_ASKING = {
+    "tales": training_texts.tale,
+    "opinions": training_texts.opinion,
+    "strange": training_texts.strange,
+}
 _PLAIN = {
-    "lore": lore.sentence,
-    "people": lore.person,
-    "verdicts": lore.opinion,
-    "naming": naming,
+    "lore": training_texts.sentence,
+    "people": training_texts.person,
+    "verdicts": training_texts.verdict,
+    "naming": training_texts.naming,
 }
 
 

@@ -31,6 +31,7 @@ from neox_lab.results import Result
 if TYPE_CHECKING:
     import pandas as pd
 
+    from neox_lab.family.contract import LanguageModel
     from neox_lab.views import View
 
 
@@ -117,7 +118,7 @@ def tasks(examples: int = 3) -> pd.DataFrame:
 
 
 def evaluate(
-    model: Any,
+    model: LanguageModel,
     tasks: Sequence[str] | None = None,
     *,
     count: int = 200,
@@ -164,12 +165,12 @@ def evaluate(
         row |= {"logit_difference": clean, "corrupted_logit_difference": corrupted}
     examples = pd.DataFrame(rows)
     frame = pd.DataFrame(
-        _summary(name, group) for name, group in examples.groupby("task", sort=False)
+        _summary(str(name), group) for name, group in examples.groupby("task", sort=False)
     )
     return Evaluation(frame, examples)
 
 
-def as_tokens(model: Any, pair: Pair) -> tuple[Prompt | None, str]:
+def as_tokens(model: LanguageModel, pair: Pair) -> tuple[Prompt | None, str]:
     """The pair as tokens, or None and the reason why the model's tokenizer does not allow it."""
     texts = [pair.clean, pair.corrupted, pair.clean + pair.correct, pair.clean + pair.wrong]
     clean, corrupted, right, wrong = token_ids(model, texts)
@@ -186,7 +187,9 @@ def as_tokens(model: Any, pair: Pair) -> tuple[Prompt | None, str]:
 
 
 @torch.inference_mode()
-def logit_differences(model: Any, prompts: Sequence[Prompt], batch_size: int = 64) -> Tensor:
+def logit_differences(
+    model: LanguageModel, prompts: Sequence[Prompt], batch_size: int = 64
+) -> Tensor:
     """Logit of the correct minus that of the wrong token, ``[prompt, clean or corrupted]``.
 
     Float32 on the CPU. The model is in evaluation mode meanwhile.
@@ -212,7 +215,7 @@ def logit_differences(model: Any, prompts: Sequence[Prompt], batch_size: int = 6
 
 @torch.inference_mode()
 def repeat_loss(
-    model: Any, length: int = 64, count: int = 32, seed: int = 0
+    model: LanguageModel, length: int = 64, count: int = 32, seed: int = 0
 ) -> tuple[float, float]:
     """Loss on unrelated tokens, and on the same tokens a second time, in nats per token.
 
@@ -237,7 +240,7 @@ def repeat_loss(
     return float(losses[:, : length - 1].mean()), float(losses[:, length:].mean())
 
 
-def _summary(name: Any, group: pd.DataFrame) -> dict[str, Any]:
+def _summary(name: str, group: pd.DataFrame) -> dict[str, Any]:
     """One row of ``Evaluation.frame``."""
     asked = group[group["left_out"] == ""]
     count = len(asked)

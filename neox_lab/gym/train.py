@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tokenizers import Tokenizer
@@ -29,7 +29,8 @@ from neox_lab.config import GPTNeoXConfig
 from neox_lab.data.batches import padded
 from neox_lab.errors import InputError
 from neox_lab.family import GPTNeoXForCausalLM
-from neox_lab.gym import corpus, practice
+from neox_lab.family.base import GPTNeoXPreTrainedModel
+from neox_lab.gym import corpus, training_texts
 from neox_lab.gym.evaluation import evaluate, repeat_loss
 from neox_lab.tasks.language import measure
 from neox_lab.tasks.settings import TrainingSettings
@@ -243,7 +244,7 @@ def contexts(
     rows = [
         *corpus.passages(tokens, english, length, random),
         *corpus.repeats(pools, repeated, length, random),
-        *practice.recalls(pools, recalled, length, random),
+        *training_texts.recalls(pools, recalled, length, random),
         *corpus.world_contexts(tokenizer, world, length, random, phase.more),
     ]
     return [{"input_ids": ids, "labels": labels} for ids, labels in rows]
@@ -287,7 +288,7 @@ def configuration(recipe: Recipe, vocab_size: int) -> GPTNeoXConfig:
     )
 
 
-def save_half(model: Any, directory: Path, dtype: torch.dtype) -> None:
+def save_half(model: GPTNeoXPreTrainedModel, directory: Path, dtype: torch.dtype) -> None:
     """Write a checkpoint in half precision; the model itself is left as it is."""
     copy.deepcopy(model).to(dtype).save_pretrained(directory)
 

@@ -8,7 +8,7 @@ of equal length, a correct and a wrong answer.
 Every task keeps something back. ``part="train"`` never uses the words that ``words.split`` keeps
 for the task, nor its held-out templates; ``part="held-out"`` always uses one or the other or both,
 so that a right answer there was not memorised. What held-out words mean can be learned elsewhere:
-in other tasks, and from the plain sentences of ``lore``.
+in other tasks, and from the plain sentences of ``training_texts``.
 """
 
 from __future__ import annotations

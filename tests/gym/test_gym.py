@@ -22,7 +22,7 @@ from tokenizers import Tokenizer
 import neox_lab as nl
 from neox_lab.errors import CheckpointError, InputError, TokenizerError
 from neox_lab.generation.settings import GenerationConfig
-from neox_lab.gym import corpus, evaluation, heads, labelled, train
+from neox_lab.gym import corpus, evaluation, head_training, labelled, train
 from neox_lab.gym.examples import Pair
 from neox_lab.tasks.language import measure
 
@@ -199,7 +199,9 @@ def test_unknown_revision_is_an_error_that_names_the_others() -> None:
 @pytest.mark.parametrize("head", METRICS)
 def test_shipped_heads_work_at_once(head: str) -> None:
     trained = nl.load(head=head)
-    assert heads.measure(trained, 80)[METRICS[head]] >= (0.7 if "answering" in head else 0.9)
+    assert head_training.measure(trained, 80)[METRICS[head]] >= (
+        0.7 if "answering" in head else 0.9
+    )
     if head in labelled.LABELS:
         assert list(trained.config.id2label.values()) == labelled.LABELS[head]
 
@@ -390,7 +392,7 @@ def test_card_repeats(model: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("head", METRICS)
 def test_card_heads(head: str) -> None:
-    found = heads.measure(nl.load(head=head))
+    found = head_training.measure(nl.load(head=head))
     print(head, found)
     assert found[METRICS[head]] >= 0.95
 

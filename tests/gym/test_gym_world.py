@@ -13,8 +13,7 @@ from tokenizers import Tokenizer
 import neox_lab as nl
 from neox_lab.data.squad import read_squad
 from neox_lab.family.losses import IGNORED
-from neox_lab.gym import corpus, labelled, practice, words, world
-from neox_lab.gym import training_texts as lore
+from neox_lab.gym import corpus, labelled, training_texts, words, world
 from neox_lab.gym.examples import Example
 from neox_lab.tasks import answering, tagging
 
@@ -148,7 +147,7 @@ def _where(prompt: str) -> str:
 
 def test_tales_answer_for_everyone_in_them() -> None:
     for seed in range(200):
-        story, asked = practice.tale(Random(seed))
+        story, asked = training_texts.tale(Random(seed))
         asked_for = [sentence for sentence in asked.split(".") if sentence]
         assert len(asked_for) == story.count(".") >= 2
         for sentence in asked_for:
@@ -163,7 +162,7 @@ def test_strange_sentences_ask_as_their_tasks_do_and_about_other_words() -> None
         for word in words.split(pool, "tracking", "held-out")
     }
     for seed in range(500):
-        asking, answer = practice.strange(Random(seed))
+        asking, answer = training_texts.strange(Random(seed))
         said = {word.strip(".,") for word in f"{asking} {answer}".split()}
         if asking.endswith("."):  # a story, and questions about all of it
             assert not said & held
@@ -193,7 +192,7 @@ def test_opinions_never_use_what_sentiment_holds_out() -> None:
     praise = {"loved", "praised", "happy", "good"}
     templates = set()
     for seed in range(3000):
-        asking, answer = practice.opinion(Random(seed))
+        asking, answer = training_texts.opinion(Random(seed))
         said = {word.strip(".,!") for word in asking.split()}
         assert not said & held
         assert bool(said & set(words.POSITIVE)) == (answer.split()[0].strip(".") in praise)
@@ -204,7 +203,7 @@ def test_opinions_never_use_what_sentiment_holds_out() -> None:
 @given(seed=SEEDS)
 @settings(max_examples=60, deadline=None)
 def test_recalls_can_be_known(seed: int) -> None:
-    ((ids, labels),) = practice.recalls([range(500), range(100, 700)], 1, 64, Random(seed))
+    ((ids, labels),) = training_texts.recalls([range(500), range(100, 700)], 1, 64, Random(seed))
     assert len(ids) == len(labels) == 64
     known = [at for at, label in enumerate(labels) if label != IGNORED]
     assert known
@@ -223,7 +222,7 @@ def test_same_seed_same_examples() -> None:
 
 
 def test_lore_says_what_words_mean_but_is_no_template() -> None:
-    texts = [lore.sentence(Random(seed)) for seed in range(4000)]
+    texts = [training_texts.sentence(Random(seed)) for seed in range(4000)]
     for woman in words.WOMEN:
         assert not any(f"{woman} is a man." in text for text in texts)
     held = {

@@ -1,4 +1,4 @@
-"""Train the heads of the built-in model: ``python -m neox_lab.gym.heads --out DIR``.
+"""Train the heads of the built-in model: ``python -m neox_lab.gym.head_training --out DIR``.
 
 Each head starts from the finished language model and learns, with all weights, from the labelled
 data of the small world. ``DIR`` gets a directory for each head, with its checkpoint and
@@ -13,81 +13,107 @@ import json
 import logging
 import platform
 import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
 from neox_lab.built_in import revisions
+from neox_lab.family.base import GPTNeoXPreTrainedModel
 from neox_lab.family.loading import load
 from neox_lab.gym import labelled
 from neox_lab.gym.train import save_half
 from neox_lab.gym.words import Split
 from neox_lab.tasks import TrainingSettings, answering, classification, tagging
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.family.contract import HookedModel
+
 _log = logging.getLogger("neox_lab")
 
-TASKS: dict[str, Any] = {
-    "question-answering": answering,
-    "sequence-classification": classification,
-    "token-classification": tagging,
-}
-"""From a head to the room that trains and measures it."""
-DATA: dict[str, Any] = {
-    "question-answering": labelled.questions,
-    "sequence-classification": labelled.reviews,
-    "token-classification": labelled.sentences,
-}
-"""From a head to what makes its data."""
-MORE: dict[str, Any] = {
-    "question-answering": labelled.rephrased,
-    "token-classification": labelled.fragments,
-}
-"""From a head to what makes as many more rows, for training."""
+TESTED = 500
+"""Held-out rows that a head is measured on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadRecipe:
+    """How one head is made.
+
+    Attributes:
+        task: the room that trains and measures it.
+        data: makes its labelled rows: a part of the data and how many.
+        rows: how many it is trained on.
+        settings: of the training.
+        more: makes as many more rows, for training.
+    """
+
+    task: ModuleType
+    data: Callable[[Split, int], Sequence[Mapping[str, object]]]
+    rows: int
+    settings: TrainingSettings
+    more: Callable[[Split, int], Sequence[Mapping[str, object]]] | None = None
+
+
 _USUAL = TrainingSettings(epochs=4, batch_size=32, learning_rate=1e-3, evaluate_every=10**9)
 # Words that are new to a head stay comparable with others while the embedding does not move.
 _FROZEN = dataclasses.replace(_USUAL, freeze_below=1, weight_decay=0.1)
-SETTINGS = {
-    "question-answering": dataclasses.replace(_FROZEN, epochs=1),
-    "sequence-classification": _USUAL,
-    "token-classification": _FROZEN,
+
+RECIPES = {
+    "question-answering": HeadRecipe(
+        answering,
+        labelled.questions,
+        24000,
+        dataclasses.replace(_FROZEN, epochs=1),
+        labelled.rephrased,
+    ),
+    "sequence-classification": HeadRecipe(classification, labelled.reviews, 4000, _USUAL),
+    "token-classification": HeadRecipe(
+        tagging, labelled.sentences, 6000, _FROZEN, labelled.fragments
+    ),
 }
-ROWS = {"question-answering": 24000, "sequence-classification": 4000, "token-classification": 6000}
-TESTED = 500
+"""From the name of a head to how it is made."""
 
 
-def examples(head: str, part: Split, count: int) -> Any:
+def examples(head: str, part: Split, count: int) -> pd.DataFrame:
     """Labelled data of ``head`` as a frame."""
     import pandas as pd
 
-    rows = DATA[head](part, count)
-    if part == "train" and head in MORE:
-        rows += MORE[head](part, count)
+    recipe = RECIPES[head]
+    rows = list(recipe.data(part, count))
+    if part == "train" and recipe.more is not None:
+        rows += recipe.more(part, count)
     return pd.DataFrame(rows)
 
 
-def train(head: str, rows: int, settings: TrainingSettings | None = None) -> Any:
+def train(head: str, rows: int, settings: TrainingSettings | None = None) -> GPTNeoXPreTrainedModel:
     """The built-in model with one head, trained."""
-    settings = settings or SETTINGS[head]
+    settings = settings or RECIPES[head].settings
     torch.manual_seed(settings.seed)
     # A revision comes without trained heads, so that this one is new.
     model = load(head=head, revision=revisions()[-1], labels=labelled.LABELS.get(head))
-    TASKS[head].train(model, examples(head, "train", rows), settings=settings)
+    RECIPES[head].task.train(model, examples(head, "train", rows), settings=settings)
     return model
 
 
-def measure(model: Any, count: int = TESTED) -> dict[str, float]:
+def measure(model: HookedModel, count: int = TESTED) -> dict[str, float]:
     """The model's metrics on held-out data."""
-    found = TASKS[model.head].evaluate(model, examples(model.head, "held-out", count)).metrics
+    task = RECIPES[model.head].task
+    found = task.evaluate(model, examples(model.head, "held-out", count)).metrics
     return {name: round(float(value), 4) for name, value in found.items()}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line: train, save and measure the heads."""
-    parser = argparse.ArgumentParser(prog="python -m neox_lab.gym.heads", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m neox_lab.gym.head_training", description=__doc__
+    )
     parser.add_argument("--out", type=Path, required=True, help="directory to write")
-    parser.add_argument("--heads", nargs="+", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--heads", nargs="+", default=list(RECIPES), choices=list(RECIPES))
     parser.add_argument("--rows", type=int, help="examples of each head, instead of the usual")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args(arguments)
@@ -95,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     for head in options.heads:
         start = time.monotonic()
-        rows = options.rows or ROWS[head]
+        rows = options.rows or RECIPES[head].rows
         trained = train(head, rows)
         save_half(trained, options.out / head, torch.bfloat16)
         # What is measured is what was written.
@@ -103,7 +129,7 @@ def main(arguments: list[str] | None = None) -> None:
         model.tokenizer = trained.tokenizer
         record = {
             "rows": rows,
-            "settings": dataclasses.asdict(SETTINGS[head]),
+            "settings": dataclasses.asdict(RECIPES[head].settings),
             "minutes": round((time.monotonic() - start) / 60, 1),
             "threads": torch.get_num_threads(),
             "versions": {
