@@ -26,6 +26,7 @@ from neox_lab.model.hook_points import HookPoint
 if TYPE_CHECKING:
     from neox_lab.family.text import Inputs
     from neox_lab.generation.settings import GenerationConfig
+    from neox_lab.generation.stream import StreamStep
     from neox_lab.hooks.cache import ActivationCache
     from neox_lab.hooks.hooking import HookList, HookStack
     from neox_lab.hooks.names import Name
@@ -174,6 +175,9 @@ class LanguageModel(HookedModel, Protocol):
         **arguments: Any,
     ) -> Any:
         """Continue a text; see ``Generates.generate``."""
+
+    def stream(self, inputs: str | Tensor | None = None, **arguments: Any) -> Iterator[StreamStep]:
+        """Continue one text, token by token; see ``stream`` of the class."""
 
 
 Prepared = Mapping[str, Tensor]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
 
 import traitlets
 
 from neox_lab import views
+from neox_lab.family.contract import HookedModel
 from neox_lab.widgets.live import LiveWidget
 from neox_lab.widgets.panels import panel
 from neox_lab.widgets.worker import Job
@@ -25,7 +26,7 @@ class AttentionWidget(LiveWidget):
     text = traitlets.Unicode().tag(sync=True, control="text", label="Text")
     selected = traitlets.Dict().tag(sync=True)
 
-    def __init__(self, model: Any, text: str) -> None:
+    def __init__(self, model: HookedModel, text: str) -> None:
         self._model = model
         super().__init__(heading="Attention", verb="Read", text=text)
         self.run()
@@ -36,6 +37,16 @@ class AttentionWidget(LiveWidget):
         """Note which head and token are locked; the picture itself needs no kernel for that."""
         self.selected = {"layer": layer, "head": head, "token": token}
 
-    def _answer(self, job: Job, given: Any) -> None:
+    def _answer(self, job: Job, given: SimpleNamespace) -> None:
         view = views.attention(self._model, given.text)
         self._show(job, view, [panel("maps", view, {"select": "select"})])
+
+
+def attention(model: HookedModel, text: str) -> AttentionWidget:
+    """Attention maps of a text that can be changed.
+
+    Args:
+        model: any of the classes, with a tokenizer.
+        text: what it reads first.
+    """
+    return AttentionWidget(model, text)

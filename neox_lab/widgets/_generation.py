@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import traitlets
 
 from neox_lab.errors import InputError
+from neox_lab.family.contract import LanguageModel
+from neox_lab.generation.stream import Alternative, StreamStep
 from neox_lab.views import TextView, label
 from neox_lab.widgets.live import LiveWidget
 from neox_lab.widgets.panels import choices, panel
@@ -34,7 +38,7 @@ class Written:
     piece: str
     probability: float
     entropy: float
-    alternatives: tuple[Any, ...]
+    alternatives: tuple[Alternative, ...]
 
 
 @dataclass
@@ -80,7 +84,7 @@ class GenerationWidget(LiveWidget):
         sync=True, control="number", step=1, label="New tokens"
     )
 
-    def __init__(self, model: Any, prompt: str = "") -> None:
+    def __init__(self, model: LanguageModel, prompt: str = "") -> None:
         if getattr(model, "head", None) != "causal-lm":
             raise InputError(
                 f"{type(model).__name__} cannot write; expected a GPTNeoXForCausalLM, such as "
@@ -137,13 +141,13 @@ class GenerationWidget(LiveWidget):
 
         self._start(work)
 
-    def _answer(self, job: Job, given: Any) -> None:
+    def _answer(self, job: Job, given: SimpleNamespace) -> None:
         ids = self._model.to_tokens(given.prompt)[0].tolist()
         self._ids, self._pieces = ids, self._model.to_str_tokens(given.prompt)
         self.branches, self.shown = [Branch()], 0
         self._write(job, given)
 
-    def _write(self, job: Job, given: Any) -> None:
+    def _write(self, job: Job, given: SimpleNamespace) -> None:
         """Continue the branch shown until it is long enough, has ended, or is stopped."""
         tokens = self.branches[self.shown].tokens
         sampling: dict[str, Any] = {"do_sample": given.temperature > 0}
@@ -163,7 +167,9 @@ class GenerationWidget(LiveWidget):
             if tokens:
                 self._draw(job, now=True, progress=[len(tokens), given.length])
 
-    def _steps(self, tokens: list[Written], length: int, sampling: dict[str, Any]) -> Any:
+    def _steps(
+        self, tokens: list[Written], length: int, sampling: dict[str, Any]
+    ) -> Iterator[StreamStep]:
         """The model's steps after ``tokens``; none if they are enough or the text has ended."""
         ends = self._model.generation_config.eos_token_id
         ended = tokens and tokens[-1].token in (ends if isinstance(ends, list) else [ends])
@@ -174,7 +180,7 @@ class GenerationWidget(LiveWidget):
             ids, max_new_tokens=length - len(tokens), alternatives=ALTERNATIVES, **sampling
         )
 
-    def _draw(self, job: Job, now: bool = False, **state: Any) -> None:
+    def _draw(self, job: Job, now: bool = False, progress: Sequence[int] = (0, 0)) -> None:
         """Show the branch, and a button for each if there are several."""
         tokens = self.branches[self.shown].tokens
         view = TextView(
@@ -190,7 +196,7 @@ class GenerationWidget(LiveWidget):
         if len(self.branches) > 1:
             names = [self._name(number) for number in range(len(self.branches))]
             panels.insert(0, choices("branches", "Branches:", names, self.shown, "show"))
-        self._show(job, view, panels, now, **state)
+        self._show(job, view, panels, now, progress=[*progress])
 
     def _name(self, number: int) -> str:
         """What a branch is called: its number, and the token with which it left another."""
@@ -199,3 +205,16 @@ class GenerationWidget(LiveWidget):
             return "1"
         piece = label(branch.tokens[branch.start].piece, LABEL_LIMIT)
         return f"{number + 1}: {piece}@{len(self._ids) + branch.start}"
+
+
+def generation(model: LanguageModel, prompt: str = "") -> GenerationWidget:
+    """Continue a prompt token by token; click a token to see what else might have come.
+
+    Args:
+        model: a GPTNeoXForCausalLM with a tokenizer.
+        prompt: a text to begin with; nothing is written until asked for.
+
+    Raises:
+        InputError: a model that cannot write.
+    """
+    return GenerationWidget(model, prompt)

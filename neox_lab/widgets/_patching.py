@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,9 @@ from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import logit_difference
 from neox_lab.experiments.patching import PatchResult, sweep
 from neox_lab.experiments.patching.sites import SITES, Site
+from neox_lab.family.contract import LanguageModel
+from neox_lab.hooks.hooking import HookList
+from neox_lab.model.hook_points import HookFunction, HookPoint
 from neox_lab.views import TextView
 from neox_lab.widgets.live import LiveWidget
 from neox_lab.widgets.panels import panel
@@ -53,14 +56,16 @@ class PatchingWidget(LiveWidget):
         sync=True, control="number", step=1, label="Tokens to write"
     )
 
-    def __init__(self, model: Any, clean: str, corrupted: str, correct: str, wrong: str) -> None:
+    def __init__(
+        self, model: LanguageModel, clean: str, corrupted: str, correct: str, wrong: str
+    ) -> None:
         if getattr(model, "head", None) != "causal-lm":
             raise InputError(
                 f"{type(model).__name__} cannot write; expected a GPTNeoXForCausalLM. "
                 "nl.patching.sweep patches the other heads too."
             )
         self._model = model
-        self._asked: Any = None
+        self._asked: SimpleNamespace | None = None
         self._sweep: PatchResult | None = None
         self.cell: Cell | None = None
         self.differences: dict[str, float] = {}
@@ -89,13 +94,13 @@ class PatchingWidget(LiveWidget):
         Raises:
             InputError: there is no such field, or it was not measured.
         """
-        if self._sweep is None:
+        if self._sweep is None or self._asked is None:
             raise InputError("There is no map yet.")
         result, asked = self._sweep, self._asked
         cell = cell_at(result, row, column)
         self._start(lambda job: self._run_again(job, result, asked, cell))
 
-    def _answer(self, job: Job, given: Any) -> None:
+    def _answer(self, job: Job, given: SimpleNamespace) -> None:
         def report(done: int, total: int) -> None:
             if job.stopped:
                 raise KeyboardInterrupt  # how a sweep is ended
@@ -111,7 +116,7 @@ class PatchingWidget(LiveWidget):
             raise Stopped
         self._publish(job, message="Click a field to run it again and read on.")
 
-    def _run_again(self, job: Job, result: PatchResult, asked: Any, cell: Cell) -> None:
+    def _run_again(self, job: Job, result: PatchResult, asked: SimpleNamespace, cell: Cell) -> None:
         site = SITES[result.site[0]]
         name = f"blocks.{cell['layer']}.{site.hook}"
         _, cache = self._model.run_with_cache(asked.clean, names_filter=name)
@@ -135,7 +140,7 @@ class PatchingWidget(LiveWidget):
         self._publish(job, message=f"{result.site[0]}: {where}")
 
     def _written(
-        self, job: Job, asked: Any, prompt: str, hooks: Sequence[Any], title: str
+        self, job: Job, asked: SimpleNamespace, prompt: str, hooks: HookList, title: str
     ) -> tuple[TextView, float]:
         """A prompt continued greedily, and the logit difference right after it."""
         model = self._model
@@ -176,7 +181,7 @@ def cell_at(result: PatchResult, row: int, column: int) -> Cell:
     return cell
 
 
-def replacing(site: Site, cell: Cell, source: Tensor) -> Callable[[Tensor, Any], Tensor | None]:
+def replacing(site: Site, cell: Cell, source: Tensor) -> HookFunction:
     """A hook that puts ``source`` at one cell while the prompt is read, and never after it."""
     every = slice(None)
     pos, head = cell.get("pos", every), cell.get("head", every)
@@ -185,10 +190,28 @@ def replacing(site: Site, cell: Cell, source: Tensor) -> Callable[[Tensor, Any],
     else:
         where = (every, pos, head) if site.by_head else (every, pos)
 
-    def replace(tensor: Tensor, hook: Any) -> Tensor | None:
+    def replace(tensor: Tensor, hook: HookPoint) -> Tensor | None:
         if hook.step:
             return None
         tensor[where] = source[where]
         return tensor
 
     return replace
+
+
+def patching(
+    model: LanguageModel, clean: str, corrupted: str, correct: str, wrong: str
+) -> PatchingWidget:
+    """Activation patching as a map; click a field to run it again and read on.
+
+    Args:
+        model: a GPTNeoXForCausalLM with a tokenizer.
+        clean: the prompt with the behaviour.
+        corrupted: the prompt without it, of as many tokens.
+        correct: the one token that the clean prompt makes likely.
+        wrong: the one token that the corrupted prompt makes likely.
+
+    Raises:
+        InputError: a model that cannot write.
+    """
+    return PatchingWidget(model, clean, corrupted, correct, wrong)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import traitlets
 
 from neox_lab.errors import InputError, nearest
-from neox_lab.views import ConfusionView, HeatmapView
+from neox_lab.experiments.probing_result import ProbeResult
+from neox_lab.family.contract import HookedModel
+from neox_lab.results import Result
+from neox_lab.views import ConfusionView, HeatmapView, View
 from neox_lab.widgets.live import LiveWidget
 from neox_lab.widgets.panels import panel
 from neox_lab.widgets.worker import Job
@@ -27,7 +30,9 @@ class ProbingWidget(LiveWidget):
     site = traitlets.Unicode().tag(sync=True, control="choice", runs=True, label="Probe at")
     text = traitlets.Unicode().tag(sync=True, control="text", label="Ask the probes about a text")
 
-    def __init__(self, result: Any, model: Any = None, text: str = "") -> None:
+    def __init__(
+        self, result: ProbeResult, model: HookedModel | None = None, text: str = ""
+    ) -> None:
         self._probes, self._model = result, model
         names = [probe.name for probe in result.probes]
         super().__init__(
@@ -37,31 +42,32 @@ class ProbingWidget(LiveWidget):
             self.controls = [control for control in self.controls if control["name"] != "text"]
         self.run()
 
-    def _answer(self, job: Job, given: Any) -> None:
+    def _answer(self, job: Job, given: SimpleNamespace) -> None:
         names = [probe.name for probe in self._probes.probes]
         if given.site not in names:
             raise InputError(f"no probe {given.site!r}.{nearest(given.site, names)}")
         probe = self._probes[given.site]
-        views = [self._probes.view()]
+        views: list[View] = [self._probes.view()]
         if probe.confusion is not None:
             title = f"Mistakes of the probe at {given.site}"
             kinds = [str(name) for name in self._probes.labels]
             views.append(ConfusionView(probe.confusion, kinds, title=title))
-        result: Any = self._probes
+        result: Result | View = self._probes
         if self._model is not None and given.text:
-            result = self._said(given.text)
-            views.append(result)
+            said = self._said(self._model, given.text)
+            result = said
+            views.append(said)
         panels = [panel(view.title, view) for view in views]
         beside = views[:-1] if result is views[-1] else views[1:]
         self._show(job, result, panels, beside=beside)
 
-    def _said(self, text: str) -> HeatmapView:
+    def _said(self, model: HookedModel, text: str) -> HeatmapView:
         """Each probe's scores for a text, its answer the largest."""
         from neox_lab.data.activations import collected
 
         probes = self._probes.probes
         names = [probe.name for probe in probes]
-        with collected(self._model, [text], names, self._probes.where) as found:
+        with collected(model, [text], names, self._probes.where) as found:
             scores = np.stack(
                 [(found[probe.name] @ probe.weight.T + probe.bias)[0] for probe in probes]
             )
@@ -76,3 +82,14 @@ class ProbingWidget(LiveWidget):
             title=f"What the probes say of: {text}",
             centre=0.0,
         )
+
+
+def probing(result: ProbeResult, model: HookedModel | None = None, text: str = "") -> ProbingWidget:
+    """Probes site by site: scores, mistakes, and with a model their answers to any text.
+
+    Args:
+        result: what ``nl.probing.probe`` returned.
+        model: the model that was probed; None for scores and mistakes only.
+        text: what the probes are asked about first.
+    """
+    return ProbingWidget(result, model, text)

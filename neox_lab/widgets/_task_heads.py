@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from types import SimpleNamespace
+from typing import ClassVar
 
 import traitlets
 
 from neox_lab.errors import InputError
+from neox_lab.family import (
+    GPTNeoXForQuestionAnswering,
+    GPTNeoXForSequenceClassification,
+    GPTNeoXForTokenClassification,
+    load,
+)
+from neox_lab.family.contract import HookedModel
 from neox_lab.gym import labelled
-from neox_lab.tasks import answering, classification, tagging
+from neox_lab.results import Result
+from neox_lab.tasks import answering as answering_task
+from neox_lab.tasks import classification as classification_task
+from neox_lab.tasks import tagging as tagging_task
 from neox_lab.widgets.live import LiveWidget
 from neox_lab.widgets.panels import panel
 from neox_lab.widgets.worker import Job
@@ -19,49 +30,44 @@ MOST_CLASSES = 12  # explained token by token
 
 
 class HeadWidget(LiveWidget):
-    """What the three have in common: a model with the right head."""
+    """What the three have in common: a model with the right head.
 
-    head = ""
+    Args:
+        model: what reads.
+        heading: title of the widget.
+        verb: what its button says.
+        texts: what is read first, by the name of its control.
 
-    def __init__(self, model: Any, **values: Any) -> None:
-        if model is None:
-            from neox_lab.family import load
+    Raises:
+        InputError: a model with another head.
+    """
 
-            model = load(head=self.head)
-            values |= {} if any(self._texts(values)) else self._example()
+    head: ClassVar[str]
+
+    def __init__(
+        self, model: HookedModel, heading: str, verb: str, texts: Mapping[str, str]
+    ) -> None:
         if getattr(model, "head", None) != self.head:
             raise InputError(
                 f"{type(model).__name__} has the head {getattr(model, 'head', None)!r}; expected "
                 f"{self.head!r}: nl.load(name, head={self.head!r})."
             )
-        self._model = model
-        super().__init__(**values)
-        if all(self._texts(vars(self._given()))):
+        super().__init__(None, heading=heading, verb=verb, **texts)
+        if all(texts.values()):
             self.run()
 
-    @staticmethod
-    def _texts(values: Mapping[str, str]) -> list[str]:
-        """What there is to read."""
-        return [values[name] for name in ("text", "question", "passage") if name in values]
-
-    def _example(self) -> dict[str, str]:
-        """Something that the built-in model can read but was not trained on."""
-        raise NotImplementedError
-
-    def _answer(self, job: Job, given: Any) -> None:
+    def _answer(self, job: Job, given: SimpleNamespace) -> None:
         empty = [control["label"] for control in self.controls if not vars(given)[control["name"]]]
         if empty:
             raise InputError(f"There is nothing to read yet. Fill in: {', '.join(empty)}.")
-        report = self._predict(given)
-        self._show(job, report, [panel("answer", report.view())], now=True)
-        self._explain(job, given, report)
+        self._read(job, given)
 
-    def _predict(self, given: Any) -> Any:
-        """The task's own ``predict`` for what the controls said."""
+    def _read(self, job: Job, given: SimpleNamespace) -> None:
+        """Ask the task's own ``predict`` about what the controls said, and draw what it says."""
         raise NotImplementedError
 
-    def _explain(self, job: Job, given: Any, report: Any) -> None:
-        """What takes longer and is shown later; nothing, unless a subclass has something."""
+    def _draw(self, job: Job, answer: Result) -> None:
+        self._show(job, answer, [panel("answer", answer.view())], now=True)
 
 
 class ClassificationWidget(HeadWidget):
@@ -77,16 +83,18 @@ class ClassificationWidget(HeadWidget):
     head = "sequence-classification"
     text = traitlets.Unicode().tag(sync=True, control="area", label="Text")
 
-    def __init__(self, model: Any = None, text: str = "") -> None:
-        super().__init__(model, heading="Classification", verb="Classify", text=text)
+    def __init__(
+        self, model: GPTNeoXForSequenceClassification | None = None, text: str = ""
+    ) -> None:
+        if model is None:
+            model = load(head="sequence-classification")
+            text = text or labelled.reviews("held-out", 1)[0]["text"]
+        self._model = model
+        super().__init__(model, "Classification", "Classify", {"text": text})
 
-    def _example(self) -> dict[str, str]:
-        return {"text": labelled.reviews("held-out", 1)[0]["text"]}
-
-    def _predict(self, given: Any) -> Any:
-        return classification.predict(self._model, given.text)
-
-    def _explain(self, job: Job, given: Any, report: Any) -> None:
+    def _read(self, job: Job, given: SimpleNamespace) -> None:
+        answer = classification_task.predict(self._model, given.text)
+        self._draw(job, answer)
         if self._model.config.num_labels > MOST_CLASSES:
             return
 
@@ -94,8 +102,8 @@ class ClassificationWidget(HeadWidget):
             job.check()
             self._publish(job, progress=[done, total])
 
-        view = report.explain(progress=tell).view()
-        explained = dataclasses.replace(report, picture=lambda: view)
+        view = answer.explain(progress=tell).view()
+        explained = dataclasses.replace(answer, picture=lambda: view)
         self._show(job, explained, [panel("answer", view)])
 
 
@@ -112,17 +120,23 @@ class AnsweringWidget(HeadWidget):
     question = traitlets.Unicode().tag(sync=True, control="text", label="Question")
     passage = traitlets.Unicode().tag(sync=True, control="area", label="Passage")
 
-    def __init__(self, model: Any = None, question: str = "", passage: str = "") -> None:
-        super().__init__(
-            model, heading="Question answering", verb="Answer", question=question, passage=passage
-        )
+    def __init__(
+        self,
+        model: GPTNeoXForQuestionAnswering | None = None,
+        question: str = "",
+        passage: str = "",
+    ) -> None:
+        if model is None:
+            model = load(head="question-answering")
+            if not (question or passage):
+                row = labelled.questions("held-out", 1)[0]
+                question, passage = row["question"], row["context"]
+        self._model = model
+        texts = {"question": question, "passage": passage}
+        super().__init__(model, "Question answering", "Answer", texts)
 
-    def _example(self) -> dict[str, str]:
-        row = labelled.questions("held-out", 1)[0]
-        return {"question": row["question"], "passage": row["context"]}
-
-    def _predict(self, given: Any) -> Any:
-        return answering.predict(self._model, given.question, given.passage)
+    def _read(self, job: Job, given: SimpleNamespace) -> None:
+        self._draw(job, answering_task.predict(self._model, given.question, given.passage))
 
 
 class TaggingWidget(HeadWidget):
@@ -136,11 +150,56 @@ class TaggingWidget(HeadWidget):
     head = "token-classification"
     text = traitlets.Unicode().tag(sync=True, control="area", label="Text")
 
-    def __init__(self, model: Any = None, text: str = "") -> None:
-        super().__init__(model, heading="Token tagging", verb="Tag", text=text)
+    def __init__(self, model: GPTNeoXForTokenClassification | None = None, text: str = "") -> None:
+        if model is None:
+            model = load(head="token-classification")
+            text = text or labelled.sentences("held-out", 1)[0]["text"]
+        self._model = model
+        super().__init__(model, "Token tagging", "Tag", {"text": text})
 
-    def _example(self) -> dict[str, str]:
-        return {"text": labelled.sentences("held-out", 1)[0]["text"]}
+    def _read(self, job: Job, given: SimpleNamespace) -> None:
+        self._draw(job, tagging_task.predict(self._model, given.text))
 
-    def _predict(self, given: Any) -> Any:
-        return tagging.predict(self._model, given.text)
+
+def classification(
+    model: GPTNeoXForSequenceClassification | None = None, text: str = ""
+) -> ClassificationWidget:
+    """Classify a text that can be changed.
+
+    Args:
+        model: a GPTNeoXForSequenceClassification with a tokenizer; None for the built-in one.
+        text: what it reads first; for the built-in one an example if not given.
+
+    Raises:
+        InputError: a model with another head.
+    """
+    return ClassificationWidget(model, text)
+
+
+def answering(
+    model: GPTNeoXForQuestionAnswering | None = None, question: str = "", passage: str = ""
+) -> AnsweringWidget:
+    """Answer questions with a stretch of a text, both of which can be changed.
+
+    Args:
+        model: a GPTNeoXForQuestionAnswering with a tokenizer; None for the built-in one.
+        question: what is asked first; for the built-in one an example if neither is given.
+        passage: the text.
+
+    Raises:
+        InputError: a model with another head.
+    """
+    return AnsweringWidget(model, question, passage)
+
+
+def tagging(model: GPTNeoXForTokenClassification | None = None, text: str = "") -> TaggingWidget:
+    """Mark the entities in a text that can be changed.
+
+    Args:
+        model: a GPTNeoXForTokenClassification with a tokenizer; None for the built-in one.
+        text: what it reads first; for the built-in one an example if not given.
+
+    Raises:
+        InputError: a model with another head.
+    """
+    return TaggingWidget(model, text)

@@ -11,7 +11,7 @@ The same from Python, for tests and for notebooks that run without a browser::
     widget.set_state({"text": "The dog", "request": {"id": 1, "action": "run"}})    # as a browser
     widget.wait()                                                                   # the result
 
-What a widget shows is also kept in the notebook as an ordinary output, see ``kept``.
+What a widget shows is also kept in the notebook as an ordinary output, see ``static_output``.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import anywidget
 import traitlets
 
 from neox_lab.errors import InputError, NeoxLabError
+from neox_lab.results import Result
+from neox_lab.views import View
 from neox_lab.widgets.panels import script
-from neox_lab.widgets.static_output import Kept, together
+from neox_lab.widgets.static_output import Kept, Shown, together
 from neox_lab.widgets.worker import WORKER, Job, Stopped
 
 INTERVAL = 0.05  # seconds between two updates of the browser
@@ -77,11 +79,13 @@ class LiveWidget(anywidget.AnyWidget):
         if "kinds" in cls.__dict__:
             cls._esm = script(cls.kinds)
 
-    def __init__(self, options: Mapping[str, Sequence[str]] | None = None, **values: Any) -> None:
+    def __init__(
+        self, options: Mapping[str, Sequence[str]] | None = None, **values: object
+    ) -> None:
         self._lock = threading.RLock()
-        self._result: Any = None
-        self._shown: tuple[Any, ...] = ()
-        self._pending: dict[str, Any] = {}
+        self._result: Result | View | None = None
+        self._shown: Shown = ()
+        self._pending: dict[str, object] = {}
         self._sent = 0.0
         self._kept = Kept()
         traits = type(self).class_traits(control=lambda kind: kind is not None)
@@ -94,7 +98,7 @@ class LiveWidget(anywidget.AnyWidget):
     # What users call.
 
     @property
-    def result(self) -> Any:
+    def result(self) -> Result | View | None:
         """The answer so far as an ordinary result with a static view; None before the first."""
         return self._result
 
@@ -108,7 +112,7 @@ class LiveWidget(anywidget.AnyWidget):
         if self._job is not None:
             self._job.stop()
 
-    def wait(self, timeout: float | None = None) -> Any:
+    def wait(self, timeout: float | None = None) -> Result | View | None:
         """Wait until nothing is going on.
 
         Returns:
@@ -149,7 +153,7 @@ class LiveWidget(anywidget.AnyWidget):
 
     # What subclasses do.
 
-    def _answer(self, job: Job, given: Any) -> None:
+    def _answer(self, job: Job, given: SimpleNamespace) -> None:
         """Do the work with what the controls said (``given.text`` and so on); see ``_show``."""
         raise NotImplementedError
 
@@ -186,11 +190,11 @@ class LiveWidget(anywidget.AnyWidget):
     def _show(
         self,
         job: Job,
-        result: Any,
+        result: Result | View,
         panels: list[dict[str, Any]],
         now: bool = False,
-        beside: Sequence[Any] = (),
-        **state: Any,
+        beside: Sequence[Result | View] = (),
+        **state: object,
     ) -> None:
         """Make ``result`` the widget's result, and draw it; called in the worker thread.
 
@@ -206,7 +210,7 @@ class LiveWidget(anywidget.AnyWidget):
         """Whether the browser may get another update now."""
         return time.monotonic() - self._sent >= INTERVAL
 
-    def _publish(self, job: Job, now: bool = False, **state: Any) -> None:
+    def _publish(self, job: Job, now: bool = False, **state: object) -> None:
         """Set traits, at most every ``INTERVAL`` seconds unless ``now``; the latest value wins.
 
         Nothing happens if ``job`` is no longer the widget's: its successor has the word.
@@ -219,14 +223,14 @@ class LiveWidget(anywidget.AnyWidget):
                 self._set(self._pending)
                 self._pending = {}
 
-    def _set(self, state: Mapping[str, Any]) -> None:
+    def _set(self, state: Mapping[str, object]) -> None:
         for name, value in state.items():
             setattr(self, name, value)
         self._sent = time.monotonic()
 
     # What comes from the browser.
 
-    def set_state(self, sync_data: dict[str, Any]) -> None:
+    def set_state(self, sync_data: dict[str, object]) -> None:
         """Take over what the browser sends; a value that does not fit is refused, in words."""
         with self._lock:
             try:
@@ -235,21 +239,23 @@ class LiveWidget(anywidget.AnyWidget):
                 self.message = f"Not changed: {error}"
                 self.send_state([name for name in sync_data if name in self.keys])
 
-    def _on_request(self, change: Any) -> None:
+    def _on_request(self, change: object) -> None:
         """Do what the browser asks for; what goes wrong at once is shown."""
-        arguments = dict(change["new"])
+        arguments = dict(self.request)
         arguments.pop("id", None)
         action = arguments.pop("action", None)
         try:
             if action not in self.actions:
                 raise InputError(f"unknown request {action!r}; expected one of {self.actions}")
-            getattr(self, action)(**arguments)
+            method = getattr(self, str(action))
+            check_arguments(method, arguments)
+            method(**arguments)
         except Exception as error:
             self.message = in_words(error)
 
     # How it is shown.
 
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
+    def _repr_mimebundle_(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The live widget, and for readers without a kernel the present result."""
         bundle = super()._repr_mimebundle_(**kwargs)
         data, metadata = bundle if isinstance(bundle, tuple) else (bundle or {}, {})
@@ -279,7 +285,24 @@ def in_words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _control(name: str, trait: Any, options: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+def check_arguments(method: Callable[..., object], arguments: Mapping[str, object]) -> None:
+    """Check what a browser sent for a method against the types that the method declares.
+
+    Raises:
+        InputError: an argument that the method does not have, or a value of another type.
+    """
+    kinds = get_type_hints(method)
+    for name, value in arguments.items():
+        if name not in kinds:
+            raise InputError(f"unknown argument {name!r} of {method.__name__!r}")
+        kind = kinds[name]
+        if not isinstance(value, kind):
+            raise InputError(f"{name} is {value!r}; expected {getattr(kind, '__name__', kind)}")
+
+
+def _control(
+    name: str, trait: traitlets.TraitType[Any, Any], options: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
     """What the browser has to know to draw a control."""
     told = {key: value for key, value in trait.metadata.items() if key != "sync"}
     limits = {key: getattr(trait, key, None) for key in ("min", "max")}

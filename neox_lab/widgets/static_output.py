@@ -15,11 +15,13 @@ from collections.abc import Callable
 from typing import Any
 
 from neox_lab.errors import InputError
+from neox_lab.results import Result
+from neox_lab.views import View
 
 PINNED = "Pinned from the widget above."
 CURRENT = "Kept from the widget above. Run the cell again to bring it back to life."
 
-Shown = tuple[Any, ...]
+Shown = tuple[Result | View, ...]
 """Results with a static view that belong together, such as a map and the texts read beside it."""
 
 

@@ -193,6 +193,10 @@ def test_unknown_requests_and_unfit_values_are_refused_in_words(model: Any) -> N
     assert "unknown request 'close'" in widget.message and widget.comm is not None
     ask(widget, "branch", position=0)
     assert "rank" in widget.message
+    ask(widget, "branch", position="0", rank=0)
+    assert widget.message == "position is '0'; expected int"
+    ask(widget, "branch", position=0, rank=0, model=1)
+    assert widget.message == "unknown argument 'model' of 'branch'"
     widget.set_state({"temperature": 7.0})
     assert widget.message.startswith("Not changed") and widget.temperature == 0.0
     widget.set_state({"request": {}})
