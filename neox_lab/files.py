@@ -28,8 +28,8 @@ from typing import Any
 
 from neox_lab.errors import CheckpointError, NeoxLabError
 
-PathLike = str | os.PathLike[str]
-"""Where a file is."""
+StrPath = str | os.PathLike[str]
+"""Where a file or directory is."""
 
 _UNITS = {"": 1}
 _UNITS |= {letter: 1000**power for power, letter in enumerate("KMGTP", start=1)}
@@ -37,7 +37,7 @@ _UNITS |= {f"{letter}I": 1024**power for power, letter in enumerate("KMGTP", sta
 
 
 @contextmanager
-def staged_files() -> Iterator[Callable[[PathLike], Path]]:
+def staged_files() -> Iterator[Callable[[StrPath], Path]]:
     """Write several files beside their places; at the end of the block all take their names.
 
     If the block raises (an interrupt counts), no file takes its name and what was written is
@@ -54,7 +54,7 @@ def staged_files() -> Iterator[Callable[[PathLike], Path]]:
     """
     places: dict[Path, str] = {}
 
-    def stage(path: PathLike) -> Path:
+    def stage(path: StrPath) -> Path:
         target = os.path.realpath(path)
         folder, name = os.path.split(target)
         # Cut, because a name that just fits the file system has no room for more.
@@ -74,7 +74,7 @@ def staged_files() -> Iterator[Callable[[PathLike], Path]]:
 
 
 @contextmanager
-def staged_file(path: PathLike) -> Iterator[Path]:
+def staged_file(path: StrPath) -> Iterator[Path]:
     """Write one file beside its place; at the end of the block it takes its name.
 
     Yields:
@@ -87,7 +87,7 @@ def staged_file(path: PathLike) -> Iterator[Path]:
         yield stage(path)
 
 
-def write_bytes(path: PathLike, content: bytes) -> None:
+def write_bytes(path: StrPath, content: bytes) -> None:
     """Write a whole file, or leave the one that was there.
 
     Raises:
@@ -97,7 +97,7 @@ def write_bytes(path: PathLike, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def write_text(path: PathLike, text: str) -> None:
+def write_text(path: StrPath, text: str) -> None:
     """Write a whole file of UTF-8 text, or leave the one that was there.
 
     Raises:
@@ -107,7 +107,7 @@ def write_text(path: PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def read_json(path: PathLike) -> dict[str, Any]:
+def read_json(path: StrPath) -> dict[str, Any]:
     """The JSON object that a file holds; what is in it, the caller has to check.
 
     Raises:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import CheckpointError
-from neox_lab.files import PathLike, staged_file
+from neox_lab.files import StrPath, staged_file
 
 DTYPES = {
     "F64": torch.float64,
@@ -129,7 +129,7 @@ class FileFormat:
         return {"format": "pt", "neox_lab": self.name, "description": text}
 
     def write(
-        self, path: PathLike, tensors: Mapping[str, Tensor], description: Mapping[str, object]
+        self, path: StrPath, tensors: Mapping[str, Tensor], description: Mapping[str, object]
     ) -> None:
         """Write a file; one that was there stays until the new one is whole.
 
@@ -149,7 +149,7 @@ class FileFormat:
             message = f"Cannot write the {self.noun} to {os.fspath(path)!r}: {error}"
             raise CheckpointError(message) from error
 
-    def read(self, path: PathLike) -> tuple[dict[str, Tensor], dict[str, object]]:
+    def read(self, path: StrPath) -> tuple[dict[str, Tensor], dict[str, object]]:
         """Tensors, mapped from the file, and description of a file that ``write`` wrote.
 
         Raises:

@@ -22,7 +22,7 @@ from neox_lab.checkpoint.names import INPUT_EMBEDDING, OUTPUT_EMBEDDING, on_disk
 from neox_lab.checkpoint.reading import WEIGHT_DTYPES
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import CheckpointError, ConfigError
-from neox_lab.files import PathLike, parse_size, staged_files
+from neox_lab.files import StrPath, parse_size, staged_files
 from neox_lab.safetensors_files import write as write_safetensors
 
 _DTYPES = tuple(WEIGHT_DTYPES.values())
@@ -44,7 +44,7 @@ class Saved(Protocol):
 
 def save(
     model: Saved,
-    directory: PathLike,
+    directory: StrPath,
     *,
     max_shard_size: int | str = "50GB",
     state_dict: Mapping[str, Tensor] | None = None,

@@ -43,7 +43,7 @@ from neox_lab.config.spellings import (
     resolve_labels,
 )
 from neox_lab.errors import CheckpointError, ConfigError, nearest
-from neox_lab.files import PathLike, read_json, write_text
+from neox_lab.files import StrPath, read_json, write_text
 from neox_lab.hub import HubOptions, PathOrId, find_file
 
 ACTIVATIONS = (
@@ -369,7 +369,7 @@ class GPTNeoXConfig:
         return config
 
     @classmethod
-    def from_json_file(cls, json_file: PathLike) -> GPTNeoXConfig:
+    def from_json_file(cls, json_file: StrPath) -> GPTNeoXConfig:
         """A configuration from one JSON file.
 
         Raises:
@@ -403,7 +403,7 @@ class GPTNeoXConfig:
         values = self.to_diff_dict() if use_diff else self.to_dict()
         return json.dumps(values, indent=2, sort_keys=True) + "\n"
 
-    def to_json_file(self, json_file_path: PathLike, use_diff: bool = True) -> None:
+    def to_json_file(self, json_file_path: StrPath, use_diff: bool = True) -> None:
         """Validate, then write ``to_json_string``; a reader never sees half a file.
 
         Raises:
@@ -413,7 +413,7 @@ class GPTNeoXConfig:
         self.validate()
         write_text(json_file_path, self.to_json_string(use_diff))
 
-    def save_pretrained(self, save_directory: PathLike) -> None:
+    def save_pretrained(self, save_directory: StrPath) -> None:
         """Write ``config.json`` into a directory, which is made if need be.
 
         Raises:

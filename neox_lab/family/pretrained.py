@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import torch
@@ -11,11 +9,11 @@ from torch import Tensor, nn
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import ConfigError, nearest
-from neox_lab.hub import HubOptions, pin
+from neox_lab.files import StrPath
+from neox_lab.hub import HubOptions, PathOrId, pin
 
 if TYPE_CHECKING:
-    Source = str | os.PathLike[str]
-    DeviceMap = torch.device | str | int | Mapping[str, torch.device | str | int] | None
+    from neox_lab.checkpoint.loading import DeviceMap
 
 _ATTENTION_PATHS = (None, "sdpa", "eager")
 _OF_NO_EFFECT = ("low_cpu_mem_usage", "_fast_init", "use_auth_token", "trust_remote_code")
@@ -31,12 +29,12 @@ class Pretrained(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        source: Source | None,
+        source: PathOrId | None,
         *,
         revision: str | None = ...,
         dtype: torch.dtype | str | None = ...,
         device_map: DeviceMap = ...,
-        config: GPTNeoXConfig | Source | None = ...,
+        config: GPTNeoXConfig | PathOrId | None = ...,
         output_loading_info: Literal[False] = ...,
         **more: Any,
     ) -> Self: ...
@@ -44,24 +42,24 @@ class Pretrained(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        source: Source | None,
+        source: PathOrId | None,
         *,
         revision: str | None = ...,
         dtype: torch.dtype | str | None = ...,
         device_map: DeviceMap = ...,
-        config: GPTNeoXConfig | Source | None = ...,
+        config: GPTNeoXConfig | PathOrId | None = ...,
         output_loading_info: Literal[True],
         **more: Any,
     ) -> tuple[Self, dict[str, Any]]: ...
     @classmethod
     def from_pretrained(
         cls,
-        source: Source | None,
+        source: PathOrId | None,
         *,
         revision: str | None = None,
         dtype: torch.dtype | str | None = "auto",
         device_map: DeviceMap = None,
-        config: GPTNeoXConfig | Source | None = None,
+        config: GPTNeoXConfig | PathOrId | None = None,
         output_loading_info: bool = False,
         **more: Any,
     ) -> Self | tuple[Self, dict[str, Any]]:
@@ -120,7 +118,7 @@ class Pretrained(nn.Module):
 
     def save_pretrained(
         self,
-        directory: Source,
+        directory: StrPath,
         *,
         max_shard_size: int | str = "50GB",
         state_dict: dict[str, Tensor] | None = None,
@@ -145,15 +143,15 @@ class Pretrained(nn.Module):
         save(self, directory, max_shard_size=max_shard_size, state_dict=state_dict, variant=variant)
         self._save_beside(directory)
 
-    def _load_beside(self, source: Source, options: HubOptions) -> None:
+    def _load_beside(self, source: PathOrId, options: HubOptions) -> None:
         """Read what a class keeps in files of its own beside the weights; most keep nothing."""
 
-    def _save_beside(self, directory: Source) -> None:
+    def _save_beside(self, directory: StrPath) -> None:
         """Write what ``_load_beside`` reads."""
 
 
 def _configuration(
-    source: GPTNeoXConfig | Source | None, options: HubOptions, overrides: dict[str, Any]
+    source: GPTNeoXConfig | PathOrId | None, options: HubOptions, overrides: dict[str, Any]
 ) -> GPTNeoXConfig:
     """The configuration to build with.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import GenerationError
-from neox_lab.files import PathLike
+from neox_lab.files import StrPath
 from neox_lab.generation.generate_call import Companions, GenerateCall
 from neox_lab.generation.generation_cache import GenerationCache
 from neox_lab.generation.output_builder import OutputBuilder
@@ -54,7 +54,7 @@ class Generates:
         if path is not None:
             self.generation_config = GenerationConfig.from_json_file(path)
 
-    def _save_beside(self, directory: PathLike) -> None:
+    def _save_beside(self, directory: StrPath) -> None:
         """Write ``generation_config.json``."""
         self.generation_config.save_pretrained(directory)
 

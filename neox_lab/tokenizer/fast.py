@@ -20,7 +20,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from neox_lab.errors import TokenizerError
-from neox_lab.files import PathLike
+from neox_lab.files import StrPath
 from neox_lab.hub import HubOptions, PathOrId
 from neox_lab.tokenizer import files, pipeline
 from neox_lab.tokenizer.arguments import named_arguments, reject_unknown
@@ -62,9 +62,9 @@ class GPTNeoXTokenizerFast(Encoder):
 
     def __init__(
         self,
-        vocab_file: PathLike | None = None,
-        merges_file: PathLike | None = None,
-        tokenizer_file: PathLike | None = None,
+        vocab_file: StrPath | None = None,
+        merges_file: StrPath | None = None,
+        tokenizer_file: StrPath | None = None,
         *,
         tokenizer_object: Tokenizer | None = None,
         **settings: Any,
@@ -192,7 +192,7 @@ class GPTNeoXTokenizerFast(Encoder):
     # --- saving -----------------------------------------------------------------------------
 
     @named_arguments
-    def save_pretrained(self, save_directory: PathLike) -> tuple[str, ...]:
+    def save_pretrained(self, save_directory: StrPath) -> tuple[str, ...]:
         """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json.
 
         All files are replaced as a whole or none is. The class written is transformers'

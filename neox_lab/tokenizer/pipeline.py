@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from neox_lab.errors import CheckpointError, TokenizerError
-from neox_lab.files import PathLike
+from neox_lab.files import StrPath
 
 Spec = dict[str, Any]
 
@@ -35,9 +35,9 @@ BACKEND_LOCK = threading.RLock()
 
 
 def load_backend(
-    tokenizer_file: PathLike | None = None,
-    vocab_file: PathLike | None = None,
-    merges_file: PathLike | None = None,
+    tokenizer_file: StrPath | None = None,
+    vocab_file: StrPath | None = None,
+    merges_file: StrPath | None = None,
     tokenizer_object: Tokenizer | None = None,
 ) -> Tokenizer:
     """Build a Rust tokenizer from one source: a tokenizer.json, a vocabulary, or a copied object.

@@ -218,6 +218,13 @@ def test_files_that_are_no_caches(tmp_path: Path) -> None:
     save_file({"a": torch.ones(2)}, tmp_path / "other.safetensors")
     with pytest.raises(CheckpointError, match="not a saved cache"):
         ActivationCache.load(tmp_path / "other.safetensors")
+    from neox_lab.safetensors_files import FileFormat
+
+    file_format = FileFormat("cache", "neox_lab activation cache 1")
+    for description in ({}, {"aliases": {}, "order": ["a", "b"]}, {"aliases": [], "order": ["a"]}):
+        file_format.write(tmp_path / "foreign.safetensors", {"a": torch.ones(2)}, description)
+        with pytest.raises(CheckpointError, match="does not list its tensors"):
+            ActivationCache.load(tmp_path / "foreign.safetensors")
 
 
 def test_a_failed_save_leaves_the_old_file(model: Any, tmp_path: Path, monkeypatch: Any) -> None:
