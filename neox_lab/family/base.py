@@ -36,7 +36,7 @@ class GPTNeoXPreTrainedModel(TextHelpers, Hooked, WeightViews, Pretrained):
         """Finish construction: configuration, hooks, initial weights, tied weights."""
         self.config = config
         self.tokenizer = None
-        self.hook_points = hook_points(config, self.head)
+        self.own_hook_points = hook_points(config, self.head)
         self.hook_stack = HookStack()
         backbone = self.backbone
         if isinstance(backbone, Hooked):

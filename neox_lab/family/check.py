@@ -40,7 +40,7 @@ def check(model: Any, tokens: Tensor | None = None) -> pd.DataFrame:
     training = {module: module.training for module in model.modules()}
     model.eval()  # dropout would change the output whatever hooks do
     try:
-        with torch.no_grad(), model.hook_stack.suspended():
+        with torch.no_grad(), model.hook_stack.suspended(but_splices=True):
             baseline = _numbers(model(tokens))
             points = model.hook_points.values()
             return pd.DataFrame(_try(model, tokens, point, sizes, baseline) for point in points)

@@ -40,15 +40,17 @@ class HookedNetwork(Protocol):
 
     Attributes:
         config: its shape.
-        hook_points: every hook point by name, in the order of the forward pass.
         hook_stack: the hooks in force.
         training: True in training mode, when dropout is on.
     """
 
     config: GPTNeoXConfig
-    hook_points: dict[str, HookPoint]
     hook_stack: HookStack
     training: bool
+
+    @property
+    def hook_points(self) -> dict[str, HookPoint]:
+        """Every hook point by name, in the order of the forward pass."""
 
     @property
     def backbone(self) -> Network:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
+from neox_lab.config import GPTNeoXConfig
 from neox_lab.hooks.cache import ActivationCache
 from neox_lab.hooks.hooking import HookList, HookStack, Placement
-from neox_lab.hooks.names import Name
+from neox_lab.hooks.names import Name, ShortForm
 from neox_lab.hooks.recording import Recording
+from neox_lab.hooks.splicing import SplicedFunction, SplicedPoint, splice
 from neox_lab.hooks.storage import Keeping, PosSlice
+from neox_lab.hooks.table import axis_sizes
 from neox_lab.model.hook_points import HookPoint
 
 if TYPE_CHECKING:
@@ -27,8 +30,14 @@ if TYPE_CHECKING:
 class Hooked:
     """Read and change any activation of the model by name."""
 
-    hook_points: dict[str, HookPoint]
+    config: GPTNeoXConfig
+    own_hook_points: dict[str, HookPoint]
     hook_stack: HookStack
+
+    @property
+    def hook_points(self) -> dict[str, HookPoint]:
+        """Every hook point by name, in forward order, those of spliced functions included."""
+        return self.hook_stack.extended(self.own_hook_points)
 
     @property
     def hook_names(self) -> tuple[str, ...]:
@@ -52,7 +61,7 @@ class Hooked:
     @contextmanager
     def hooks(
         self, fwd_hooks: HookList = (), bwd_hooks: HookList = (), *, must_fire: bool = True
-    ) -> Iterator[Hooked]:
+    ) -> Iterator[Self]:
         """Place hooks for the duration of a ``with`` block.
 
         Args:
@@ -67,6 +76,39 @@ class Hooked:
             HookNeverFiredError: at the end of the block, see ``must_fire``.
         """
         placement = Placement(self.hook_points, fwd_hooks, bwd_hooks)
+        with self.hook_stack.placed(placement, must_fire):
+            yield self
+
+    @contextmanager
+    def spliced_function(
+        self,
+        site: str | ShortForm,
+        function: SplicedFunction,
+        points: Sequence[SplicedPoint],
+        sizes: Mapping[str, int] | None = None,
+        *,
+        must_fire: bool = True,
+    ) -> Iterator[Self]:
+        """Put a function with hook points of its own into the network, for a ``with`` block.
+
+        Args:
+            site: the hook point whose tensor the function is given and may replace.
+            function: from the tensor and a tap to the replacement, or None to leave the tensor.
+                It sends its activations through the tap: ``acts = tap("hook_acts", acts)``.
+            points: the function's own hook points, in the order in which it reaches them.
+            sizes: lengths of axes that only these points have, such as ``{"latent": 4096}``.
+            must_fire: raise if the model runs and the site is never reached.
+
+        Yields:
+            The model, whose ``hook_points`` now hold ``<site>.<name>`` for each of ``points``.
+
+        Raises:
+            HookNameError: no such site.
+            HookError: points that exist already, or axes of unknown length.
+            HookNeverFiredError: at the end of the block, see ``must_fire``.
+        """
+        known = axis_sizes(self.config, batch=1, pos=1)
+        placement = splice(self.hook_points, site, function, points, sizes or {}, known)
         with self.hook_stack.placed(placement, must_fire):
             yield self
 

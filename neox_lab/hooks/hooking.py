@@ -52,7 +52,14 @@ HookList = Sequence[tuple[Name, HookFunction]]
 
 
 class Placement:
-    """The watchers of one ``with`` block, grouped by the entry the user wrote."""
+    """The watchers of one ``with`` block, grouped by the entry the user wrote.
+
+    Attributes:
+        runs: how often the model has run with them.
+        entries: pairs of what the user named and the watchers that stand there.
+        added: hook points that exist as long as the placement is in force, by the name of the
+            point they stand behind.
+    """
 
     def __init__(
         self, points: Mapping[str, HookPoint], fwd_hooks: HookList, bwd_hooks: HookList
@@ -65,6 +72,7 @@ class Placement:
         """
         self.runs = 0
         self.entries: list[tuple[Name, list[Watcher]]] = []
+        self.added: dict[str, list[HookPoint]] = {}
         for name, function in _pairs(fwd_hooks, "fwd_hooks"):
             self._add(name, function, "forward", points)
         for name, function in _pairs(bwd_hooks, "bwd_hooks"):
@@ -132,6 +140,14 @@ class HookStack(threading.local):
                     watcher.point, step=step, positions=positions, generated=generated
                 )
 
+    def extended(self, points: dict[str, HookPoint]) -> dict[str, HookPoint]:
+        """The hook points of a model, and those that placements in force add."""
+        for placement in self.placements:
+            for site, added in placement.added.items():
+                if site in points:
+                    points = _inserted(points, site, added)
+        return points
+
     @contextmanager
     def placed(self, placement: Placement, must_fire: bool) -> Iterator[None]:
         """Put ``placement`` in force for the duration of a ``with`` block."""
@@ -145,9 +161,14 @@ class HookStack(threading.local):
             placement.check_all_reached()
 
     @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Take all placements out of force for the duration of a ``with`` block."""
-        placements, self.placements = self.placements, []
+    def suspended(self, *, but_splices: bool = False) -> Iterator[None]:
+        """Take all placements out of force for the duration of a ``with`` block.
+
+        Args:
+            but_splices: leave those in force that add hook points.
+        """
+        placements = self.placements
+        self.placements = [p for p in placements if p.added] if but_splices else []
         try:
             yield
         finally:
@@ -156,3 +177,15 @@ class HookStack(threading.local):
     def __reduce__(self) -> tuple[Callable[[], HookStack], tuple[()]]:
         """Copying or pickling a model gives the copy an empty stack."""
         return HookStack, ()
+
+
+def _inserted(
+    points: dict[str, HookPoint], site: str, added: Sequence[HookPoint]
+) -> dict[str, HookPoint]:
+    """``points`` with others behind ``site`` and what stands behind it already."""
+    names = list(points)
+    behind = [name for name in names if name == site or name.startswith(f"{site}.")]
+    after = names.index(behind[-1]) + 1
+    items = list(points.items())
+    new = [(point.name, point) for point in added]
+    return dict(items[:after] + new + items[after:])

@@ -32,7 +32,7 @@ from neox_lab.hooks.names import Name, find_all
 from neox_lab.hooks.storage import Keeping, bytes_of
 from neox_lab.hooks.table import axis_sizes, dtype_at, shape_at
 from neox_lab.memory import free_memory
-from neox_lab.model.hook_points import HookPoint
+from neox_lab.model.hook_points import HookPoint, Watcher
 from neox_lab.model.network import layer_span
 
 if TYPE_CHECKING:
@@ -72,12 +72,21 @@ def plan_for(
 
 
 def distinct(
-    points: Iterable[HookPoint], everything: Mapping[str, HookPoint]
+    points: Iterable[HookPoint], everything: Mapping[str, HookPoint], written: set[str]
 ) -> Iterable[HookPoint]:
-    """The points whose tensors those at ``points`` are; tensors that are the same count once."""
+    """The points whose tensors those at ``points`` are; tensors that are the same count once.
+
+    Args:
+        points: of interest.
+        everything: every hook point, in forward order.
+        written: names at which hooks write; what leaves there is another tensor than what arrives.
+    """
+    order = {name: place for place, name in enumerate(everything)}
     found: dict[str, HookPoint] = {}
     for point in points:
         while point.equals is not None:
+            if max(point.name, point.equals, key=order.__getitem__) in written:
+                break
             point = everything[point.equals]
         found[point.name] = point
     return found.values()
@@ -178,7 +187,9 @@ class Recording:
         """Memory that will be stored, in bytes."""
         plans = [self.plan]
         if self.keeping.as_it_is:
-            plans = [self._plan_for(distinct(self.stored, self.model.hook_points))]
+            written = {watcher.point.name for watcher in self._writers()}
+            points = distinct(self.stored, self.model.hook_points, written)
+            plans = [self._plan_for(points)]
         if self.gradients:  # no two of them are the same tensor
             plans.append(self.plan)
         return sum(bytes_of(*entry) for plan in plans for entry in plan.values())
@@ -234,16 +245,17 @@ class Recording:
                 self.cache.make_on_access(name, maker)
         return output, self.cache
 
+    def _writers(self) -> Iterator[Watcher]:
+        """The hooks in force that may replace what they are given."""
+        for placement in self.model.hook_stack.placements:
+            yield from (watcher for watcher in placement.watchers if watcher.writes)
+
     def _derivable(self, wanted: list[HookPoint]) -> list[HookPoint]:
         """Points whose tensors need not be stored, because they follow from stored ones."""
         if self.gradients or not self.keeping.as_it_is:  # what is made later has no gradient
             return []
-        written = {  # an edit anywhere in a block may reach what would be made from its parts
-            watcher.point.layer
-            for placement in self.model.hook_stack.placements
-            for watcher in placement.watchers
-            if watcher.writes
-        }
+        # An edit anywhere in a block may reach what would be made from its parts.
+        written = {watcher.point.layer for watcher in self._writers()}
         names = {point.name for point in wanted}
         past = self.arguments.get("past_key_values") is not None
         return [

@@ -90,6 +90,15 @@ class Watcher:
     writes: bool = True
     reached: int = field(default=0, init=False)
 
+    def call(self, tensor: Tensor, _tap: Tap) -> Tensor | None:
+        """Call the function with a tensor that is its to change.
+
+        Args:
+            tensor: what passes the point.
+            _tap: of the part of the network the point is in; for watchers with points of their own.
+        """
+        return self.function(tensor, self.point)
+
 
 class Tap:
     """Where tensors of one part of the network (one block, or the outside) meet their watchers."""
@@ -108,7 +117,7 @@ class Tap:
                 for where none can flow.
         """
         watchers = self._watchers.get(name)
-        return tensor if watchers is None else _visit(tensor, watchers)
+        return tensor if watchers is None else _visit(tensor, watchers, self)
 
     def watched(self, *names: str) -> bool:
         """True if anyone watches one of ``names``."""
@@ -169,14 +178,14 @@ class Taps:
 NO_TAPS = Taps()
 
 
-def _visit(tensor: Tensor, watchers: Sequence[Watcher]) -> Tensor:
+def _visit(tensor: Tensor, watchers: Sequence[Watcher], tap: Tap) -> Tensor:
     """Show ``tensor`` to each watcher in turn, following replacements."""
     for watcher in watchers:
         watcher.reached += 1
         if watcher.direction == "backward":
             tensor = _watch_gradient(tensor, watcher)
         elif watcher.writes:
-            tensor = _offer(tensor, watcher)
+            tensor = _offer(tensor, watcher, tap)
         else:
             _show(tensor, watcher)
     return tensor
@@ -191,10 +200,10 @@ def _show(tensor: Tensor, watcher: Watcher) -> None:
         )
 
 
-def _offer(tensor: Tensor, watcher: Watcher) -> Tensor:
+def _offer(tensor: Tensor, watcher: Watcher, tap: Tap = NO_TAP) -> Tensor:
     """Give a writer its private copy; return that (perhaps edited) or its replacement."""
     private = tensor.clone()
-    replacement = watcher.function(private, watcher.point)
+    replacement = watcher.call(private, tap)
     return private if replacement is None else _fitting(replacement, tensor, watcher.point)
 
 
