@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,6 +45,16 @@ def padded(examples: Sequence[Example], pad_token_id: int) -> dict[str, Tensor]:
         else:
             batch[name] = torch.tensor(rows)
     return batch | {"attention_mask": mask}
+
+
+def collate_for(model: HookedModel) -> Collate:
+    """``padded`` with the model's own padding token, for ``tasks.training.fit``.
+
+    Raises:
+        InputError: there is none.
+        TokenizerError: the model has no tokenizer to ask.
+    """
+    return partial(padded, pad_token_id=pad_token(model))
 
 
 def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -17,7 +17,15 @@ from neox_lab.family.contract import HookedModel
 from neox_lab.family.text import tokenizer_of
 from neox_lab.tokenizer.padding import pad_rows
 
-__all__ = ["TokenSpans", "pad_rows", "pad_token", "token_ids", "token_spans", "tokenizer_of"]
+__all__ = [
+    "TokenSpans",
+    "end_of_text",
+    "pad_rows",
+    "pad_token",
+    "token_ids",
+    "token_spans",
+    "tokenizer_of",
+]
 
 
 class TokenSpans(NamedTuple):
@@ -55,6 +63,19 @@ def token_spans(model: HookedModel, text: str) -> TokenSpans:
     with _any_length():
         read = tokenizer(text, return_offsets_mapping=True)
     return TokenSpans(list(read.input_ids), [(low, high) for low, high in read.offset_mapping])
+
+
+def end_of_text(model: HookedModel) -> int:
+    """The token that ends a text.
+
+    Raises:
+        InputError: the tokenizer has none.
+        TokenizerError: the model has no tokenizer.
+    """
+    found = tokenizer_of(model).eos_token_id
+    if found is None:
+        raise InputError("the tokenizer has no end-of-text token to close a text with")
+    return found
 
 
 def pad_token(model: HookedModel) -> int:

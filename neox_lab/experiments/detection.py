@@ -37,15 +37,19 @@ folded into the weights (``neox_lab.family.folded``).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from neox_lab.checks import check, one_of
 from neox_lab.errors import InputError, nearest
 from neox_lab.experiments.detection_result import HeadsResult
+from neox_lab.family.base import GPTNeoXPreTrainedModel
+from neox_lab.family.contract import HookedModel
 from neox_lab.family.factored import FactoredMatrix
 from neox_lab.family.folded import folded
+from neox_lab.family.text import Inputs
 from neox_lab.hooks import reads_only
 
 if TYPE_CHECKING:
@@ -91,7 +95,7 @@ PATTERNS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def repeated_tokens(model: Any, length: int = 50, count: int = 8, seed: int = 0) -> Tensor:
+def repeated_tokens(model: HookedModel, length: int = 50, count: int = 8, seed: int = 0) -> Tensor:
     """Random tokens, and then the same ones again: ``[count, 2 * length]``, on the model's device.
 
     Tokens are drawn from the vocabulary without the special ones, all different within a row if
@@ -118,9 +122,9 @@ def repeated_tokens(model: Any, length: int = 50, count: int = 8, seed: int = 0)
 
 @torch.no_grad()
 def heads(
-    model: Any,
+    model: GPTNeoXPreTrainedModel,
     pattern: Pattern = "induction",
-    inputs: Any = None,
+    inputs: Inputs | None = None,
     *,
     measure: str = "share",
     batch_size: int = 8,
@@ -146,8 +150,7 @@ def heads(
             the diagonal or outside 0 to 1; a text of fewer than two tokens; or no query in any
             text has something to look at.
     """
-    if measure not in MEASURES:
-        raise InputError(f"measure={measure!r}; expected one of {', '.join(MEASURES)}.")
+    check("measure", measure, one_of(*MEASURES), InputError)
     find = _finder(pattern)
     if inputs is None:
         length = len(pattern) if isinstance(pattern, Tensor) else _usual_length(model)
@@ -245,7 +248,7 @@ class _Sums:
 
 
 @torch.no_grad()
-def copying_scores(model: Any) -> Tensor:
+def copying_scores(model: GPTNeoXPreTrainedModel) -> Tensor:
     """Σ λ / Σ |λ| of each head's map from tokens to logits, float32 ``[layer, head]``.
 
     See the module's docstring. X W_V W_O W_U shares its eigenvalues with the small matrix
@@ -270,13 +273,16 @@ def copying_scores(model: Any) -> Tensor:
     return scores
 
 
-def _around(model: Any) -> list[Tensor]:
+def _around(model: GPTNeoXPreTrainedModel) -> list[Tensor]:
     """W_U X ``[d_model, d_model]`` of each layer: from logits back to what the layer reads."""
     config = model.config
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randperm(config.vocab_size, generator=generator)[:SAMPLE].to(model.device)
     unembed = folded(model).W_U[:, tokens].float()
-    sums = [unembed.new_zeros(config.hidden_size, config.hidden_size) for _ in model.blocks]
+    sums = [
+        unembed.new_zeros(config.hidden_size, config.hidden_size)
+        for _ in range(config.num_hidden_layers)
+    ]
     for batch, columns in zip(
         torch.split(tokens, 256), torch.split(unembed, 256, dim=1), strict=True
     ):
@@ -291,7 +297,7 @@ def _around(model: Any) -> list[Tensor]:
     return sums
 
 
-def _usual_length(model: Any) -> int:
+def _usual_length(model: HookedModel) -> int:
     """Tokens in one text of repeated tokens: 100, or what the model can read."""
     return max(2, min(100, model.config.max_position_embeddings))
 

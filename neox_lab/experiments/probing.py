@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neox_lab.checks import check, one_of
 from neox_lab.data.activations import collected, site_names
 from neox_lab.data.positions import TextPosition
 from neox_lab.data.statistics import mean_interval, statistic_interval
 from neox_lab.errors import DataError, InputError
 from neox_lab.experiments.probing_result import Array, Probe, ProbeResult
+from neox_lab.family.contract import HookedModel
 
 __all__ = ["Probe", "ProbeResult", "probe"]
 ALPHAS = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
@@ -34,7 +36,7 @@ CONTROLS = 3  # shufflings of the labels over which the control is averaged
 
 
 def probe(
-    model: Any,
+    model: HookedModel,
     texts: Sequence[str],
     labels: Sequence[Any],
     sites: str | Sequence[str] = "resid_post",
@@ -69,8 +71,7 @@ def probe(
         InputError: an unknown method, or a position that a text does not have.
         HookNameError: no such site.
     """
-    if method not in ("linear", "difference"):
-        raise InputError(f"method={method!r}; expected 'linear' or 'difference'")
+    check("method", method, one_of("linear", "difference"), InputError)
     names = site_names(model, sites)
     kinds, targets = _targets(labels, len(texts))
     if method == "difference" and not kinds:
@@ -89,7 +90,7 @@ def probe(
 
 
 def _targets(labels: Sequence[Any], count: int) -> tuple[list[Any], Array]:
-    """Names of the classes (none for numbers), and class numbers or values `[text]`."""
+    """Names of the classes (none for numbers), and class numbers or values ``[text]``."""
     listed = [value.item() if isinstance(value, np.generic) else value for value in labels]
     if len(listed) != count:
         raise DataError(f"{count} texts and {len(listed)} labels; expected one for each")
@@ -197,12 +198,12 @@ def _fitted(
 
 
 def _columns(wanted: Array, classes: int) -> Array:
-    """What the regression aims at `[text, column]`: ±1 for each class, or the numbers."""
+    """What the regression aims at ``[text, column]``: ±1 for each class, or the numbers."""
     return 2.0 * np.eye(classes)[wanted.astype(int)] - 1 if classes else wanted[:, None]
 
 
 def _ridge(x: Array, columns: Array) -> list[tuple[Array, Array, float]]:
-    """Ridge regression of every column for every alpha: weight `[column, d]`, bias, alpha.
+    """Ridge regression of every column for every alpha: weight ``[column, d]``, bias, alpha.
 
     With X Xᵀ or Xᵀ X, whichever is smaller, taken apart into eigenvectors once, each alpha is a
     division (Hoerl and Kennard 1970, doi:10.1080/00401706.1970.10488634).

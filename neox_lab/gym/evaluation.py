@@ -26,6 +26,7 @@ from neox_lab.errors import InputError, nearest
 from neox_lab.gym.examples import Pair
 from neox_lab.gym.words import Split
 from neox_lab.gym.world import TASKS
+from neox_lab.model.output_heads import require_head
 from neox_lab.results import Result
 
 if TYPE_CHECKING:
@@ -143,8 +144,7 @@ def evaluate(
     """
     import pandas as pd
 
-    if model.head != "causal-lm":
-        raise InputError(f"this model's head is {model.head!r}; expected 'causal-lm'")
+    require_head(model.head, "causal-lm")
     names = list(TASKS) if tasks is None else list(tasks)
     for name in names:
         if name not in TASKS:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from neox_lab.config import GPTNeoXConfig
+from neox_lab.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,3 +124,21 @@ OUTPUT_HEADS: dict[str, OutputHead] = {
 def answers_per_text(head: str) -> bool:
     """Whether a model with this head gives one answer a text, instead of one a position."""
     return head in OUTPUT_HEADS and OUTPUT_HEADS[head].per_text
+
+
+def require_head(head: str, expected: str) -> None:
+    """Refuse a model with another head than the one that a question needs.
+
+    Args:
+        head: the model's own, ``model.head``.
+        expected: a name in ``OUTPUT_HEADS``.
+
+    Raises:
+        InputError: they differ; the message says how to load the other.
+    """
+    if head != expected:
+        labels = ", labels=[...]" if OUTPUT_HEADS[expected].outputs == "label" else ""
+        raise InputError(
+            f"this model's head is {head!r}; expected {expected!r}: "
+            f"nl.load(..., head={expected!r}{labels})"
+        )

@@ -13,20 +13,30 @@ that overlap.
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from neox_lab.data import squad
-from neox_lab.data.batches import Example, outputs, padded
-from neox_lab.data.encoding import pad_token, token_ids, token_spans, tokenizer_of
-from neox_lab.errors import DataError, InputError
+from neox_lab.data.batches import Example, collate_for, outputs
+from neox_lab.data.encoding import end_of_text, token_ids, token_spans
+from neox_lab.data.squad import Questions
+from neox_lab.errors import DataError
+from neox_lab.model.output_heads import require_head
 from neox_lab.tasks import metrics
-from neox_lab.tasks.report import Report
+from neox_lab.tasks.result import TaskResult, metrics_view
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.training import TrainingResult, fit
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.family import GPTNeoXForQuestionAnswering
+    from neox_lab.views import StripView
+
+HEAD = "question-answering"
 LONGEST_ANSWER = 30  # tokens
 VISIBLE = 0.005  # the least probability that gets bars in the picture
 CANDIDATES = 20  # best starts and best ends that are combined
@@ -58,9 +68,9 @@ class Answer(NamedTuple):
 
 
 def train(
-    model: Any,
-    data: Any,
-    validation: Any = None,
+    model: GPTNeoXForQuestionAnswering,
+    data: Questions,
+    validation: Questions | None = None,
     settings: TrainingSettings | None = None,
     *,
     max_length: int | None = None,
@@ -82,35 +92,46 @@ def train(
         DataError: rows are wrong; the message names them.
         InputError: the model has another head, or settings do not fit.
     """
-    _check_head(model)
+    require_head(model.head, HEAD)
     examples = prepare(model, data, max_length=max_length, stride=stride)
     held = None if validation is None else squad.read_squad(validation)
-    pad = pad_token(model)
-
-    def measure() -> dict[str, float]:
-        return evaluate(model, held, max_length=max_length, stride=stride).metrics
-
     return fit(
         model,
         examples,
-        lambda rows: padded(rows, pad),
+        collate_for(model),
         settings,
-        evaluate=None if held is None else measure,
+        evaluate=None
+        if held is None
+        else lambda: evaluate(model, held, max_length=max_length, stride=stride).metrics,
         best="f1",
         directory=directory,
     )
 
 
-def evaluate(model: Any, data: Any, *, max_length: int | None = None, stride: int = 64) -> Report:
+def evaluate(
+    model: GPTNeoXForQuestionAnswering,
+    data: Questions,
+    *,
+    max_length: int | None = None,
+    stride: int = 64,
+) -> TaskResult:
     """Measure by SQuAD's rules.
+
+    Args:
+        model: a GPTNeoXForQuestionAnswering with a tokenizer.
+        data: SQuAD JSON or a table; see ``squad.read_squad``.
+        max_length: tokens in one window; None for all positions of the model.
+        stride: tokens that neighbouring windows share.
 
     Returns:
         ``metrics``: ``exact_match`` and ``f1`` (0 to 1), both also over questions with and without
         an answer, where there are such. A row for each question; the picture shows the metrics.
-    """
-    from neox_lab.views import BarsView
 
-    _check_head(model)
+    Raises:
+        DataError: rows are wrong; the message names them.
+        InputError: the model has another head.
+    """
+    require_head(model.head, HEAD)
     frame = squad.read_squad(data)
     found = _best(model, frame, max_length, stride)
     answers = [[text for _, text in spans] for spans in frame["answers"]]
@@ -119,39 +140,49 @@ def evaluate(model: Any, data: Any, *, max_length: int | None = None, stride: in
     pairs = list(zip(predicted, answers, strict=True))
     result["exact_match"] = [metrics.exact_match(*pair) for pair in pairs]
     result["f1"] = [metrics.answer_f1(*pair) for pair in pairs]
-    metrics = {name: float(result[name].mean()) for name in ("exact_match", "f1")}
+    measured = {name: float(result[name].mean()) for name in ("exact_match", "f1")}
     answerable = frame["answers"].map(bool)
     for name, part in (("answerable", answerable), ("unanswerable", ~answerable)):
         if part.any() and not part.all():
-            metrics |= {f"{m}_{name}": float(result[part][m].mean()) for m in ("exact_match", "f1")}
+            measured |= {
+                f"{m}_{name}": float(result[part][m].mean()) for m in ("exact_match", "f1")
+            }
     title = f"Answers to {len(frame)} questions"
-    return Report(
-        result,
-        metrics,
-        lambda: BarsView(list(metrics), list(metrics.values()), title, "1 is perfect"),
-    )
+    return TaskResult(result, measured, partial(metrics_view, measured, title, "1 is perfect"))
 
 
 def predict(
-    model: Any,
+    model: GPTNeoXForQuestionAnswering,
     question: str,
     context: str,
     *,
     best: int = 5,
     max_length: int | None = None,
     stride: int = 64,
-) -> Report:
+) -> TaskResult:
     """Answer one question.
+
+    Args:
+        model: a GPTNeoXForQuestionAnswering with a tokenizer.
+        question: what is asked.
+        context: the text that may hold the answer.
+        best: how many answers to list.
+        max_length: tokens in one window; None for all positions of the model.
+        stride: tokens that neighbouring windows share.
 
     Returns:
         A frame with the ``best`` answers: text ("" for no answer), first and last character
         (exclusive) in ``context``, score (start logit plus end logit), and probability among the
         answers considered. The picture marks the answer in the text, with two bars below each
         token: how likely the answer starts and ends there.
+
+    Raises:
+        DataError: no question or no context, or a question that leaves no room for the text.
+        InputError: the model has another head.
     """
     import pandas as pd
 
-    _check_head(model)
+    require_head(model.head, HEAD)
     row = {"question": question, "context": context, "answers": []}
     frame = squad.read_squad([row])
     windows = _windows(model, frame, max_length, stride)
@@ -163,11 +194,15 @@ def predict(
         {"answer": a.text, "start": a.start, "end": a.end, "score": a.score, "probability": p}
         for a, p in zip(found, chances, strict=True)
     ]
-    return Report(pd.DataFrame(rows[:best]), {}, lambda: _view(question, context, found, heat))
+    return TaskResult(pd.DataFrame(rows[:best]), {}, lambda: _view(question, context, found, heat))
 
 
 def prepare(
-    model: Any, data: Any, *, max_length: int | None = None, stride: int = 64
+    model: GPTNeoXForQuestionAnswering,
+    data: Questions,
+    *,
+    max_length: int | None = None,
+    stride: int = 64,
 ) -> list[Example]:
     """Examples with ``input_ids``, ``start_positions`` and ``end_positions``, one a window.
 
@@ -185,21 +220,12 @@ def prepare(
     return examples
 
 
-def _check_head(model: Any) -> None:
-    if model.head != "question-answering":
-        raise InputError(
-            f"this model's head is {model.head!r}; expected 'question-answering': "
-            "nl.load(..., head='question-answering')"
-        )
-
-
-def _windows(model: Any, frame: Any, max_length: int | None, stride: int) -> list[Window]:
+def _windows(
+    model: GPTNeoXForQuestionAnswering, frame: pd.DataFrame, max_length: int | None, stride: int
+) -> list[Window]:
     """Every question with its text, cut into overlapping windows where it is too long."""
-    tokenizer = tokenizer_of(model)
+    closing = end_of_text(model)
     longest = max_length or model.config.max_position_embeddings
-    closing = tokenizer.eos_token_id
-    if closing is None:
-        raise InputError("the tokenizer has no end-of-text token to close a text with")
     windows: list[Window] = []
     for row, (question, context) in enumerate(
         zip(frame["question"], frame["context"], strict=True)
@@ -228,20 +254,22 @@ def _tokens_of(window: Window, start: int, end: int) -> tuple[int, int] | None:
     return window.first + touched[0], window.first + touched[-1]
 
 
-def _best(model: Any, frame: Any, max_length: int | None, stride: int) -> list[list[Answer]]:
+def _best(
+    model: GPTNeoXForQuestionAnswering, frame: pd.DataFrame, max_length: int | None, stride: int
+) -> list[list[Answer]]:
     """For each question its answers, the best first; "" stands for no answer."""
     windows = _windows(model, frame, max_length, stride)
     return _ranked(windows, _logits(model, windows), frame)
 
 
-def _logits(model: Any, windows: list[Window]) -> list[dict[str, Tensor]]:
+def _logits(model: GPTNeoXForQuestionAnswering, windows: list[Window]) -> list[dict[str, Tensor]]:
     """Start and end logits of each window."""
     bare: list[Example] = [{"input_ids": window.ids} for window in windows]
     return outputs(model, bare, 32, ["start_logits", "end_logits"])
 
 
 def _ranked(
-    windows: list[Window], logits: list[dict[str, Tensor]], frame: Any
+    windows: list[Window], logits: list[dict[str, Tensor]], frame: pd.DataFrame
 ) -> list[list[Answer]]:
     """For each question its answers, from the logits of its windows."""
     found: list[dict[tuple[int, int], Answer]] = [{} for _ in range(len(frame))]
@@ -293,7 +321,7 @@ def _view(
     context: str,
     found: list[Answer],
     heat: dict[tuple[int, int], tuple[float, float]],
-) -> Any:
+) -> StripView:
     """The text with its best answer marked, and the runners-up as a table."""
     from neox_lab.views.strips import Piece, StripView
 

@@ -16,37 +16,39 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from neox_lab.data.batches import Example, outputs, padded
-from neox_lab.data.encoding import pad_token, token_ids
-from neox_lab.data.tables import check_lengths, listed, read_table, refuse, texts_of
+from neox_lab.data.batches import Example, collate_for, outputs
+from neox_lab.data.encoding import token_ids
+from neox_lab.data.statistics import Floats
+from neox_lab.data.tables import Table, check_lengths, read_table, texts_of
 from neox_lab.errors import DataError, InputError
+from neox_lab.model.output_heads import require_head
 from neox_lab.tasks import metrics
 from neox_lab.tasks.explanation import Prediction
-from neox_lab.tasks.report import Report
+from neox_lab.tasks.labels import MULTI, REGRESSION, SINGLE, Labels
+from neox_lab.tasks.result import TaskResult
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.training import TrainingResult, fit
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.family import GPTNeoXForSequenceClassification
+    from neox_lab.views import View
     from neox_lab.views.curves import CurvesView
 
-SINGLE, MULTI, REGRESSION = (
-    "single_label_classification",
-    "multi_label_classification",
-    "regression",
-)
+HEAD = "sequence-classification"
 DRAWN = 20  # texts in the picture of predictions
 
 
 def train(
-    model: Any,
-    data: Any,
-    validation: Any = None,
+    model: GPTNeoXForSequenceClassification,
+    data: Table,
+    validation: Table | None = None,
     settings: TrainingSettings | None = None,
     *,
     text: str = "text",
@@ -75,11 +77,10 @@ def train(
     held = None
     if validation is not None:
         held = prepare(model, validation, text=text, label=label, truncate=truncate)
-    pad = pad_token(model)
     return fit(
         model,
         examples,
-        lambda rows: padded(rows, pad),
+        collate_for(model),
         settings,
         evaluate=None if held is None else lambda: measure(model, held)[0],
         directory=directory,
@@ -87,43 +88,74 @@ def train(
 
 
 def evaluate(
-    model: Any, data: Any, *, text: str = "text", label: str = "label", truncate: bool = False
-) -> Report:
+    model: GPTNeoXForSequenceClassification,
+    data: Table,
+    *,
+    text: str = "text",
+    label: str = "label",
+    truncate: bool = False,
+) -> TaskResult:
     """Measure a classifier.
+
+    Args:
+        model: a GPTNeoXForSequenceClassification with a tokenizer.
+        data: a table; see ``tables.read_table``.
+        text: name of the column with texts.
+        label: name of the column with labels.
+        truncate: cut texts that are too long at their start instead of refusing them.
 
     Returns:
         ``metrics`` as in ``tasks.metrics``; a frame with text, label, prediction and probabilities;
-        the picture is the confusion matrix (for numbers, target against prediction).
+        the picture is the confusion matrix (for numbers, their agreement).
+
+    Raises:
+        DataError: rows are wrong; the message names them.
+        InputError: the model has another head.
     """
     examples = prepare(model, data, text=text, label=label, truncate=truncate)
     numbers, values = measure(model, examples)
-    frame = _frame(model, [example["_text"] for example in examples], values)
-    frame.insert(1, "label", [_given(model, example["labels"]) for example in examples])
-    return Report(frame, numbers, lambda: _evaluation_view(model, examples, values))
+    labels = Labels.of(model.config)
+    frame = _frame(labels, [example["_text"] for example in examples], values)
+    frame.insert(1, "label", [labels.shown(example["labels"]) for example in examples])
+    return TaskResult(frame, numbers, partial(_evaluation_view, labels, examples, values))
 
 
 def predict(
-    model: Any, texts: str | Sequence[str], batch_size: int = 32, *, truncate: bool = False
+    model: GPTNeoXForSequenceClassification,
+    texts: str | Sequence[str],
+    batch_size: int = 32,
+    *,
+    truncate: bool = False,
 ) -> Prediction:
     """Classify texts.
+
+    Args:
+        model: a GPTNeoXForSequenceClassification with a tokenizer.
+        texts: one or several.
+        batch_size: texts in one forward pass.
+        truncate: cut texts that are too long at their start instead of refusing them.
 
     Returns:
         A frame with ``text``, ``prediction`` and a probability for each label; the picture shows
         a text's labels as bars, or several texts, each with its label. ``.explain()`` says which
         tokens a text's labels rest on.
+
+    Raises:
+        DataError: no text, or texts longer than the model can read.
+        InputError: the model has another head.
     """
-    _check_head(model)
+    require_head(model.head, HEAD)
     rows = [texts] if isinstance(texts, str) else list(texts)
     if not rows:
         raise DataError("there is no text to classify")
     examples = _tokenized(model, rows, truncate)
-    values = _probabilities(model, outputs(model, examples, batch_size, ["logits"]))
-    frame = _frame(model, rows, values)
-    picture = partial(_prediction_view, model, frame, values)
+    values, labels = _values(model, examples, batch_size), Labels.of(model.config)
+    frame = _frame(labels, rows, values)
+    picture = partial(_prediction_view, labels, frame, values)
     return Prediction(frame, {}, picture, values, examples, model)
 
 
-def calibration(report: Report, bins: int = 10) -> CurvesView:
+def calibration(report: TaskResult, bins: int = 10) -> CurvesView:
     """Is the model as often right as it is sure? Accuracy over confidence, from ``evaluate``.
 
     Args:
@@ -149,101 +181,49 @@ def calibration(report: Report, bins: int = 10) -> CurvesView:
     return CurvesView(title, lines, "confidence", "accuracy")
 
 
-def prepare(model: Any, data: Any, *, text: str, label: str, truncate: bool) -> list[Example]:
+def prepare(
+    model: GPTNeoXForSequenceClassification,
+    data: Table,
+    *,
+    text: str,
+    label: str,
+    truncate: bool,
+) -> list[Example]:
     """Examples with ``input_ids`` and ``labels`` from a table.
 
     Raises:
         DataError: rows without text, with unknown labels, or longer than the model can read.
+        InputError: the model has another head.
     """
-    _check_head(model)
+    require_head(model.head, HEAD)
     frame = read_table(data, (text, label))
-    labels = _targets(model, frame[label].tolist())
+    labels = Labels.of(model.config).targets(frame[label].tolist())
     examples = _tokenized(model, texts_of(frame, text), truncate)
     return [{**example, "labels": target} for example, target in zip(examples, labels, strict=True)]
 
 
 def measure(
-    model: Any, examples: Sequence[Example], batch_size: int = 32
-) -> tuple[dict[str, float], Any]:
-    """Metrics, and what was predicted: probabilities `[row, label]`, or numbers `[row]`."""
-    values = _probabilities(model, outputs(model, examples, batch_size, ["logits"]))
-    labels = np.array([example["labels"] for example in examples])
-    if _problem(model) == REGRESSION:
-        return metrics.regression(labels, values[:, 0]), values
-    if _problem(model) == MULTI:
-        return metrics.multi_label(labels.astype(int), values), values
-    return metrics.classification(labels, values), values
+    model: GPTNeoXForSequenceClassification, examples: Sequence[Example], batch_size: int = 32
+) -> tuple[dict[str, float], Floats]:
+    """Metrics, and what was predicted.
 
-
-def _check_head(model: Any) -> None:
-    if model.head != "sequence-classification":
-        raise InputError(
-            f"this model's head is {model.head!r}; expected 'sequence-classification': "
-            "nl.load(..., head='sequence-classification', labels=[...])"
-        )
-
-
-def _problem(model: Any) -> str:
-    if model.config.problem_type is None:
-        model.config.problem_type = REGRESSION if model.config.num_labels == 1 else SINGLE
-    return str(model.config.problem_type)
-
-
-def _names(model: Any) -> list[str]:
-    return [str(model.config.id2label[number]) for number in range(model.config.num_labels)]
-
-
-def _targets(model: Any, given: list[Any]) -> list[Any]:
-    """What the loss wants: a class number, zeros and ones for each label, or a float."""
-    names, problem = _names(model), _problem(model)
-    wrong: list[tuple[int, str]] = []
-    targets: list[Any] = []
-    for row, value in enumerate(given):
-        try:
-            if problem == REGRESSION:
-                targets.append(_number(value))
-            elif problem == MULTI:
-                there = {_class(name, names) for name in listed(value)}
-                targets.append([float(number in there) for number in range(len(names))])
-            else:
-                targets.append(_class(value, names))
-        except (TypeError, ValueError):
-            wrong.append((row, f"{value!r:.60}"))
-    expected = "a number" if problem == REGRESSION else f"one of {', '.join(names)}"
+    Returns:
+        Metrics as in ``tasks.metrics``; and probabilities ``[text, label]``, or for regression
+        numbers ``[text, 1]``.
+    """
+    values = _values(model, examples, batch_size)
+    targets = np.array([example["labels"] for example in examples])
+    problem = Labels.of(model.config).problem
+    if problem == REGRESSION:
+        return metrics.regression(targets, values[:, 0]), values
     if problem == MULTI:
-        expected = f"a list of some of {', '.join(names)}"
-    refuse("Unknown labels", wrong, f"Expected {expected} (config.id2label, config.problem_type).")
-    return targets
+        return metrics.multi_label(targets.astype(int), values), values
+    return metrics.classification(targets, values), values
 
 
-def _given(model: Any, target: Any) -> Any:
-    """A target as it is shown: a name, a list of names, or a number."""
-    names, problem = _names(model), _problem(model)
-    if problem == MULTI:
-        return [name for name, there in zip(names, target, strict=True) if there]
-    return names[target] if problem == SINGLE else target
-
-
-def _number(value: Any) -> float:
-    if not np.isfinite(float(value)):
-        raise ValueError(value)
-    return float(value)
-
-
-def _class(value: Any, names: list[str]) -> int:
-    """Number of a class given by name or number."""
-    if isinstance(value, str):
-        return names.index(value)
-    if isinstance(value, bool | np.bool_) or int(value) != value:
-        raise ValueError(value)
-    if str(int(value)) in names:
-        return names.index(str(int(value)))
-    if not 0 <= value < len(names):
-        raise ValueError(value)
-    return int(value)
-
-
-def _tokenized(model: Any, texts: list[str], truncate: bool) -> list[Example]:
+def _tokenized(
+    model: GPTNeoXForSequenceClassification, texts: list[str], truncate: bool
+) -> list[Example]:
     longest = model.config.max_position_embeddings
     rows = token_ids(model, texts)
     if truncate:
@@ -252,63 +232,55 @@ def _tokenized(model: Any, texts: list[str], truncate: bool) -> list[Example]:
     return [{"input_ids": row, "_text": text} for row, text in zip(rows, texts, strict=True)]
 
 
-def _probabilities(model: Any, found: list[dict[str, Tensor]]) -> Any:
-    """Probabilities `[row, label]` (for regression the outputs themselves), float64."""
-    logits = torch.stack([row["logits"] for row in found]).double()
-    if _problem(model) == SINGLE:
-        return logits.softmax(dim=-1).numpy()
-    return logits.sigmoid().numpy() if _problem(model) == MULTI else logits.numpy()
+def _values(
+    model: GPTNeoXForSequenceClassification, examples: Sequence[Example], batch_size: int
+) -> Floats:
+    """Probabilities ``[text, label]``; for regression the numbers ``[text, 1]``."""
+    found = outputs(model, examples, batch_size, ["logits"])
+    return Labels.of(model.config).values(torch.stack([row["logits"] for row in found]))
 
 
-def _frame(model: Any, texts: list[str], values: Any) -> Any:
+def _frame(labels: Labels, texts: list[str], values: Floats) -> pd.DataFrame:
+    """A row for each text: what was predicted, and how likely each label is."""
     import pandas as pd
 
-    frame = pd.DataFrame({"text": texts})
-    names = _names(model)
-    if _problem(model) == REGRESSION:
-        frame["prediction"] = values[:, 0]
-        return frame
-    if _problem(model) == MULTI:
-        frame["prediction"] = [
-            [name for name, p in zip(names, row, strict=True) if p > 0.5] for row in values
-        ]
-    else:
-        frame["prediction"] = [names[number] for number in values.argmax(axis=1)]
-    for number, name in enumerate(names):
-        frame[f"p({name})"] = values[:, number]
+    frame = pd.DataFrame({"text": texts, "prediction": labels.said(values)})
+    if labels.problem != REGRESSION:
+        for number, name in enumerate(labels.names):
+            frame[f"p({name})"] = values[:, number]
     return frame
 
 
-def _prediction_view(model: Any, frame: Any, values: Any) -> Any:
+def _prediction_view(labels: Labels, frame: pd.DataFrame, values: Floats) -> View:
     """One text's labels as bars; several texts, each with its label or number."""
     from neox_lab.views import BarsView, Piece, StripView
 
-    names, texts, count = _names(model), frame["text"][:DRAWN].tolist(), len(frame)
+    texts, count = frame["text"][:DRAWN].tolist(), len(frame)
     title = f"Predictions, the first {DRAWN} of {count} texts" if count > DRAWN else "Predictions"
     if count == 1:
-        return BarsView(names, values[0], title=texts[0])
-    if _problem(model) == REGRESSION:
+        return BarsView(labels.names, values[0], title=texts[0])
+    if labels.problem == REGRESSION:
         return BarsView(texts, values[:DRAWN, 0], title)
     pieces = []
     for text, said, chances in zip(texts, frame["prediction"], values, strict=False):
         kind = ", ".join(said) or "none" if isinstance(said, list) else said
-        sure = float(chances.max()) if _problem(model) == SINGLE else 0.5
-        note = f"{kind} {sure:.2f}" if _problem(model) == SINGLE else kind
+        sure = float(chances.max()) if labels.problem == SINGLE else 0.5
+        note = f"{kind} {sure:.2f}" if labels.problem == SINGLE else kind
         pieces += [Piece(text, note, kind, 2 * sure - 1), Piece("\n")]
-    found = frame[:DRAWN].to_dict("records")
+    found = [{str(k): v for k, v in row.items()} for row in frame[:DRAWN].to_dict("records")]
     return StripView(pieces[:-1], title, "The deeper the colour, the surer.", found)
 
 
-def _evaluation_view(model: Any, examples: Sequence[Example], values: Any) -> Any:
+def _evaluation_view(labels: Labels, examples: Sequence[Example], values: Floats) -> View:
     from neox_lab.views import BarsView, ConfusionView
 
-    labels = np.array([example["labels"] for example in examples])
-    if _problem(model) == SINGLE:
-        counts = metrics.confusion(labels, values.argmax(axis=1), len(_names(model)))
-        return ConfusionView(counts, _names(model), title="What was taken for what")
-    if _problem(model) == MULTI:
-        right = ((values > 0.5) == labels.astype(bool)).mean(axis=0)
-        return BarsView(_names(model), right, title="Share of texts in which each label is right")
-    numbers = metrics.regression(labels, values[:, 0])
+    targets = np.array([example["labels"] for example in examples])
+    if labels.problem == SINGLE:
+        counts = metrics.confusion(targets, values.argmax(axis=1), len(labels.names))
+        return ConfusionView(counts, labels.names, title="What was taken for what")
+    if labels.problem == MULTI:
+        right = ((values > 0.5) == targets.astype(bool)).mean(axis=0)
+        return BarsView(labels.names, right, title="Share of texts in which each label is right")
+    numbers = metrics.regression(targets, values[:, 0])
     chosen = {name: numbers[name] for name in ("r2", "pearson", "spearman")}
     return BarsView(list(chosen), list(chosen.values()), title="Agreement of numbers")

@@ -11,35 +11,43 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from neox_lab.data.batches import Example
 from neox_lab.data.encoding import tokenizer_of
+from neox_lab.data.statistics import Floats
 from neox_lab.errors import InputError
+from neox_lab.experiments.attribution.tokens import occlusion
+from neox_lab.experiments.metrics import class_logit
 from neox_lab.progress import Progress
-from neox_lab.tasks.report import Report
+from neox_lab.tasks.result import TaskResult
+
+if TYPE_CHECKING:
+    from neox_lab.family import GPTNeoXForSequenceClassification
 
 NOTE = "Below each token: by how much the logit of the label falls without it."
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction(Report):
+class Prediction(TaskResult):
     """What ``classification.predict`` returns: a report that can explain itself.
 
     Attributes:
-        values: probabilities ``[text, label]``, or for regression numbers ``[text, 1]``.
+        values: probabilities ```[text, label]```, or for regression numbers ```[text, 1]```.
         examples: what the model read: ``input_ids`` of each text.
         model: the model that was asked; ``explain`` asks it again.
     """
 
-    values: Any
+    values: Floats
     examples: Sequence[Example]
-    model: Any
+    model: GPTNeoXForSequenceClassification
 
-    def explain(self, text: int = 0, progress: bool | Callable[[int, int], None] = True) -> Report:
+    def explain(
+        self, text: int = 0, progress: bool | Callable[[int, int], None] = True
+    ) -> TaskResult:
         """Which tokens speak for each label of one text, and which against.
 
         Args:
@@ -54,7 +62,6 @@ class Prediction(Report):
         Raises:
             InputError: there is no such text.
         """
-        from neox_lab.experiments.attribution import class_logit, occlusion
         from neox_lab.views import BarsView
 
         if not -len(self.examples) <= text < len(self.examples):
@@ -74,4 +81,4 @@ class Prediction(Report):
         title, shown, attributions = example["_text"], self.values[text], np.stack(lost)
         view = BarsView(labels, shown, title, NOTE, pieces, attributions)
         frame = view.attribution_frame.rename(columns={"name": "label", "position": "pos"})
-        return Report(frame, {}, lambda: view)
+        return TaskResult(frame, {}, lambda: view)

@@ -13,18 +13,22 @@ harness runs take part. Install it with ``pip install 'neox_lab[eval]'``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from neox_lab.data.encoding import token_ids, tokenizer_of
+from neox_lab.data.encoding import end_of_text, token_ids, tokenizer_of
 from neox_lab.errors import InputError
+from neox_lab.model.output_heads import require_head
 from neox_lab.tasks.likelihood import continuations, log_probabilities, windows
+
+if TYPE_CHECKING:
+    from neox_lab.family import GPTNeoXForCausalLM
 
 LONGEST_ANSWER = 256  # tokens, where a task does not say
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names under which tasks say how many tokens to write, the first one counts most."""
 
 
-def adapter(model: Any, batch_size: int = 16) -> Any:
+def adapter(model: GPTNeoXForCausalLM, batch_size: int = 16) -> Any:
     """The model as the harness wants it: an ``lm_eval.api.model.LM``.
 
     Args:
@@ -34,8 +38,7 @@ def adapter(model: Any, batch_size: int = 16) -> Any:
     Raises:
         InputError: another head, or ``lm_eval`` is not installed.
     """
-    if model.head != "causal-lm":
-        raise InputError(f"this model's head is {model.head!r}; expected 'causal-lm'")
+    require_head(model.head, "causal-lm")
     try:
         from lm_eval.api.model import LM
     except ImportError:
@@ -48,7 +51,7 @@ def adapter(model: Any, batch_size: int = 16) -> Any:
 class _Answers:
     """What the harness asks; each request has its arguments in ``args``."""
 
-    def __init__(self, model: Any, batch_size: int) -> None:
+    def __init__(self, model: GPTNeoXForCausalLM, batch_size: int) -> None:
         super().__init__()
         self.model, self.batch_size = model, batch_size
 
@@ -75,7 +78,7 @@ class _Answers:
         A long text is read in disjoint stretches; the last one is as long as the others, and only
         what is new in it counts.
         """
-        first = tokenizer_of(self.model).eos_token_id
+        first = end_of_text(self.model)
         longest = self.model.config.max_position_embeddings
         totals = []
         for request in requests:
@@ -106,13 +109,14 @@ class _Answers:
         if not settings.get("do_sample") or not settings.get("temperature", 1.0):
             settings = {"do_sample": False}
         tokenizer = tokenizer_of(self.model)
-        ids = token_ids(self.model, [context])[0][-room:] or [tokenizer.eos_token_id]
+        ids = token_ids(self.model, [context])[0][-room:] or [end_of_text(self.model)]
         written = self.model.generate(
             torch.tensor([ids], device=self.model.device),
             max_new_tokens=length,
             stop_strings=stops or None,
             **settings,
         )
+        assert isinstance(written, torch.Tensor)  # nothing else was asked for
         text = tokenizer.decode(written[0, len(ids) :].tolist(), skip_special_tokens=True)
         for stop in stops:
             text = text.split(stop)[0]

@@ -11,22 +11,29 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
-from neox_lab.data.batches import Example, padded
-from neox_lab.data.encoding import pad_token, token_ids, tokenizer_of
-from neox_lab.data.tables import read_table, texts_of
+from neox_lab.data.batches import Example, collate_for
+from neox_lab.data.encoding import end_of_text, token_ids
+from neox_lab.data.tables import Table, read_table, texts_of
 from neox_lab.errors import DataError, InputError
+from neox_lab.model.output_heads import require_head
 from neox_lab.tasks.likelihood import perplexity
-from neox_lab.tasks.report import Report
+from neox_lab.tasks.result import TaskResult
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.training import TrainingResult, fit
 
+if TYPE_CHECKING:
+    from neox_lab.family import GPTNeoXForCausalLM
+
+Texts: TypeAlias = "Table | Sequence[str]"
+"""A text, a list of texts, or a table of them."""
+
 
 def train(
-    model: Any,
-    data: Any,
-    validation: Any = None,
+    model: GPTNeoXForCausalLM,
+    data: Texts,
+    validation: Texts | None = None,
     settings: TrainingSettings | None = None,
     *,
     text: str = "text",
@@ -49,41 +56,59 @@ def train(
         InputError: the model has another head, or settings do not fit.
         TrainingError: the loss is not a number.
     """
-    if model.head != "causal-lm":
-        raise InputError(f"this model's head is {model.head!r}; expected 'causal-lm'")
+    require_head(model.head, "causal-lm")
     examples = prepare(model, data, text=text, context=context)
     held = None if validation is None else _texts(validation, text)
-    pad = pad_token(model)
     return fit(
         model,
         examples,
-        lambda rows: padded(rows, pad),
+        collate_for(model),
         settings,
         evaluate=None if held is None else lambda: measure(model, held, context),
         directory=directory,
     )
 
 
-def evaluate(model: Any, data: Any, *, text: str = "text", context: int | None = None) -> Report:
-    """Perplexity of texts; see ``likelihood.perplexity``."""
+def evaluate(
+    model: GPTNeoXForCausalLM, data: Texts, *, text: str = "text", context: int | None = None
+) -> TaskResult:
+    """Perplexity of texts; see ``likelihood.perplexity``.
+
+    Args:
+        model: a GPTNeoXForCausalLM with a tokenizer.
+        data: a text, a list of texts, or a table; see ``tables.read_table``.
+        text: name of the column with texts.
+        context: the most tokens read at once; None for all positions of the model.
+
+    Raises:
+        DataError: rows without text, or a text has fewer than two tokens.
+        InputError: ``context`` is more than the model can read.
+    """
     return perplexity(model, _texts(data, text), context=context)
 
 
-def measure(model: Any, texts: Sequence[str], context: int) -> dict[str, float]:
+def measure(model: GPTNeoXForCausalLM, texts: Sequence[str], context: int) -> dict[str, float]:
     """``loss`` and ``perplexity`` of held-out texts, during training."""
     found = perplexity(model, texts, context=context, stride=context).metrics
     return {name: found[name] for name in ("loss", "perplexity")}
 
 
-def prepare(model: Any, data: Any, *, text: str = "text", context: int = 256) -> list[Example]:
-    """Examples of ``context`` tokens; what is left at the end is an example if it has two."""
-    tokenizer = tokenizer_of(model)
+def prepare(
+    model: GPTNeoXForCausalLM, data: Texts, *, text: str = "text", context: int = 256
+) -> list[Example]:
+    """Examples of ``context`` tokens; what is left at the end is an example if it has two.
+
+    Raises:
+        DataError: rows without text, or less than two tokens in all.
+        InputError: ``context`` is more than the model can read, or there is no end-of-text token.
+    """
+    end = end_of_text(model)
     longest = model.config.max_position_embeddings
     if not 2 <= context <= longest:
         raise InputError(f"context={context}; expected 2 to {longest} tokens.")
     joined: list[int] = []
     for row in token_ids(model, _texts(data, text)):
-        joined += [*row, tokenizer.eos_token_id]
+        joined += [*row, end]
     cuts = [joined[start : start + context] for start in range(0, len(joined), context)]
     examples: list[Example] = [{"input_ids": cut, "labels": cut} for cut in cuts if len(cut) > 1]
     if not examples:
@@ -91,7 +116,7 @@ def prepare(model: Any, data: Any, *, text: str = "text", context: int = 256) ->
     return examples
 
 
-def _texts(data: Any, column: str) -> list[str]:
+def _texts(data: Texts, column: str) -> list[str]:
     if isinstance(data, str) and not data.endswith((".csv", ".tsv", ".json", ".jsonl")):
         return [data]
     if isinstance(data, list | tuple) and data and all(isinstance(t, str) for t in data):

@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from neox_lab.checks import check, one_of
 from neox_lab.data.batches import by_length
-from neox_lab.data.encoding import pad_rows, token_ids, tokenizer_of
+from neox_lab.data.encoding import end_of_text, pad_rows, token_ids, tokenizer_of
 from neox_lab.data.tables import refuse
 from neox_lab.errors import DataError, InputError
-from neox_lab.tasks.report import Report
+from neox_lab.tasks.result import TaskResult, metrics_view
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from neox_lab.family import GPTNeoXForCausalLM
+    from neox_lab.views import StripView
 
 
 class Scored(NamedTuple):
@@ -39,7 +44,7 @@ class Scored(NamedTuple):
 
 @torch.inference_mode()
 def log_probabilities(
-    model: Any, requests: Sequence[Scored], batch_size: int = 16
+    model: GPTNeoXForCausalLM, requests: Sequence[Scored], batch_size: int = 16
 ) -> list[tuple[Tensor, Tensor]]:
     """Log probability of each target token, and whether it was the likeliest.
 
@@ -89,13 +94,13 @@ def windows(ids: Sequence[int], context: int, stride: int, first: int | None) ->
 
 
 def perplexity(
-    model: Any,
+    model: GPTNeoXForCausalLM,
     texts: str | Sequence[str],
     *,
     context: int | None = None,
     stride: int | None = None,
     batch_size: int = 16,
-) -> Report:
+) -> TaskResult:
     """How surprised the model is by texts.
 
     Args:
@@ -153,11 +158,11 @@ def perplexity(
         "bits_per_byte": total / math.log(2) / max(1, scored_bytes),
         "tokens": float(len(frame)),
     }
-    return Report(frame, metrics, lambda: _view(pieces[0], losses[0], metrics))
+    return TaskResult(frame, metrics, lambda: _view(pieces[0], losses[0], metrics))
 
 
 def continuations(
-    model: Any, pairs: Sequence[tuple[str, str]], batch_size: int = 16
+    model: GPTNeoXForCausalLM, pairs: Sequence[tuple[str, str]], batch_size: int = 16
 ) -> pd.DataFrame:
     """How likely each continuation is after its context.
 
@@ -169,6 +174,9 @@ def continuations(
     Returns:
         One row a pair: ``log_probability`` (sum over its tokens, nats), ``greedy`` (whether greedy
         decoding would write it), ``tokens``, ``characters``.
+
+    Raises:
+        DataError: a continuation has no token; by number.
     """
     import pandas as pd
 
@@ -191,14 +199,13 @@ def continuations(
     return pd.DataFrame(rows)
 
 
-def encoded_pair(model: Any, context: str, continuation: str) -> Scored:
+def encoded_pair(model: GPTNeoXForCausalLM, context: str, continuation: str) -> Scored:
     """Tokens of context and continuation by the harness's rule, cut to the model's positions."""
-    tokenizer = tokenizer_of(model)
     spaces = len(context) - len(context.rstrip())
     if spaces:
         context, continuation = context[:-spaces], context[-spaces:] + continuation
     if not context:
-        before, target = [tokenizer.eos_token_id], token_ids(model, [continuation])[0]
+        before, target = [end_of_text(model)], token_ids(model, [continuation])[0]
     else:
         whole, alone = token_ids(model, [context + continuation, context])
         before, target = whole[: len(alone)], whole[len(alone) :]
@@ -208,13 +215,13 @@ def encoded_pair(model: Any, context: str, continuation: str) -> Scored:
 
 
 def choose(
-    model: Any,
+    model: GPTNeoXForCausalLM,
     questions: Sequence[str],
     options: Sequence[Sequence[str]],
     right: Sequence[int] | None = None,
     *,
     per: str = "option",
-) -> Report:
+) -> TaskResult:
     """Multiple choice: the likeliest option after each question.
 
     Args:
@@ -235,8 +242,7 @@ def choose(
     from neox_lab.views.bars import BarsView
 
     units = {"option": None, "character": "characters", "token": "tokens"}
-    if per not in units:
-        raise InputError(f"per={per!r}; expected one of {', '.join(units)}")
+    check("per", per, one_of(*units), InputError)
     _check_options(questions, options, right)
     pairs = [(q, o) for q, listed in zip(questions, options, strict=True) for o in listed]
     frame = continuations(model, pairs)
@@ -252,20 +258,25 @@ def choose(
         hits = [int(order[best[n]]) == answer for n, answer in enumerate(right)]
         metrics["accuracy"] = sum(hits) / len(hits)
     first = frame[frame["question"] == 0]
-    return Report(
+    return TaskResult(
         frame, metrics, lambda: BarsView(list(first["continuation"]), first["score"], questions[0])
     )
 
 
-def last_word(model: Any, texts: Sequence[str]) -> Report:
+def last_word(model: GPTNeoXForCausalLM, texts: Sequence[str]) -> TaskResult:
     """Predict the last word of each text from all before it (LAMBADA, arXiv:1606.06031).
+
+    Args:
+        model: a GPTNeoXForCausalLM with a tokenizer.
+        texts: each of two words at least.
 
     Returns:
         ``metrics``: ``accuracy``, the share of texts whose last word greedy decoding would write,
         and ``perplexity`` of the last words, exp(mean of -log p(word)).
-    """
-    from neox_lab.views.bars import BarsView
 
+    Raises:
+        DataError: a text has fewer than two words; by number.
+    """
     cuts = [text.rstrip().rpartition(" ") for text in texts]
     wrong = [(row, f"{text!r:.40}") for row, text in enumerate(texts) if not cuts[row][0]]
     refuse("A text needs two words at least", wrong, "Leave these texts out.")
@@ -274,9 +285,7 @@ def last_word(model: Any, texts: Sequence[str]) -> Report:
         "accuracy": float(frame["greedy"].mean()),
         "perplexity": math.exp(-float(frame["log_probability"].mean())),
     }
-    return Report(
-        frame, metrics, lambda: BarsView(list(metrics), list(metrics.values()), "Last words")
-    )
+    return TaskResult(frame, metrics, partial(metrics_view, metrics, "Last words"))
 
 
 def _check_options(
@@ -298,7 +307,7 @@ def _check_options(
     refuse("Questions cannot be used", wrong, "Options are numbered from 0.")
 
 
-def _sizes(model: Any, context: int | None, stride: int | None) -> tuple[int, int]:
+def _sizes(model: GPTNeoXForCausalLM, context: int | None, stride: int | None) -> tuple[int, int]:
     longest = model.config.max_position_embeddings
     context = longest if context is None else context
     stride = max(1, context // 2) if stride is None else stride
@@ -309,7 +318,7 @@ def _sizes(model: Any, context: int | None, stride: int | None) -> tuple[int, in
     return context, stride
 
 
-def _view(pieces: list[str], losses: list[float], metrics: dict[str, float]) -> Any:
+def _view(pieces: list[str], losses: list[float], metrics: dict[str, float]) -> StripView:
     """A text whose tokens are the deeper the less they were expected."""
     from neox_lab.views.strips import Piece, StripView
 

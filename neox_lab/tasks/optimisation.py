@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,11 +13,16 @@ from torch import nn
 from neox_lab.errors import InputError
 from neox_lab.tasks.settings import TrainingSettings
 
+if TYPE_CHECKING:
+    from neox_lab.family.base import GPTNeoXPreTrainedModel
+
 BLOCK_MATRICES = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 
 
 @contextmanager
-def trainable(model: Any, settings: TrainingSettings) -> Iterator[dict[str, nn.Parameter]]:
+def trainable(
+    model: GPTNeoXPreTrainedModel, settings: TrainingSettings
+) -> Iterator[dict[str, nn.Parameter]]:
     """The weights that learn, by name; the others are frozen inside this ``with`` block.
 
     Raises:
@@ -60,7 +65,7 @@ def _layer(name: str) -> float:
     return -1 if "embed_in" in parts else math.inf
 
 
-def _add_lora(model: Any, settings: TrainingSettings) -> None:
+def _add_lora(model: GPTNeoXPreTrainedModel, settings: TrainingSettings) -> None:
     """Put a low-rank addition beside every matrix of the blocks (Hu et al., arXiv:2106.09685)."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
@@ -75,13 +80,14 @@ def _add_lora(model: Any, settings: TrainingSettings) -> None:
     )
 
 
-def _merge_lora(model: Any) -> None:
+def _merge_lora(model: GPTNeoXPreTrainedModel) -> None:
     """Add what was learned to the matrices and put plain layers back in place."""
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if hasattr(child, "lora_A") and hasattr(child, "get_base_layer"):
-                child.merge()
-                setattr(parent, name, child.get_base_layer())
+                adapted: Any = child  # a layer of peft
+                adapted.merge()
+                setattr(parent, name, adapted.get_base_layer())
 
 
 def optimizer_for(chosen: dict[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:

@@ -12,27 +12,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from neox_lab.data import conll
-from neox_lab.data.batches import Example, outputs, padded
-from neox_lab.data.encoding import pad_token, token_spans
-from neox_lab.data.sentences import Sentence, read_sentences, words_of
+from neox_lab.data.batches import Example, collate_for, outputs
+from neox_lab.data.encoding import token_spans
+from neox_lab.data.sentences import Sentence, TaggedTexts, read_sentences, words_of
 from neox_lab.data.tables import check_lengths, refuse
 from neox_lab.errors import DataError, InputError, nearest
 from neox_lab.family.losses import IGNORED
+from neox_lab.model.output_heads import require_head
 from neox_lab.tasks.metrics import entity_metrics
-from neox_lab.tasks.report import Report
+from neox_lab.tasks.result import TaskResult, metrics_view
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.training import TrainingResult, fit
 
+if TYPE_CHECKING:
+    from neox_lab.family import GPTNeoXForTokenClassification
+    from neox_lab.views import StripView
+
 
 def train(
-    model: Any,
-    data: Any,
-    validation: Any = None,
+    model: GPTNeoXForTokenClassification,
+    data: TaggedTexts,
+    validation: TaggedTexts | None = None,
     settings: TrainingSettings | None = None,
     *,
     directory: str | os.PathLike[str] | None = None,
@@ -53,11 +59,10 @@ def train(
     _check_head(model)
     examples = prepare(model, read_sentences(data))
     held = None if validation is None else read_sentences(validation)
-    pad = pad_token(model)
     return fit(
         model,
         examples,
-        lambda rows: padded(rows, pad),
+        collate_for(model),
         settings,
         evaluate=None if held is None else lambda: _measure(model, held)[0],
         best="f1",
@@ -65,15 +70,21 @@ def train(
     )
 
 
-def evaluate(model: Any, data: Any) -> Report:
+def evaluate(model: GPTNeoXForTokenClassification, data: TaggedTexts) -> TaskResult:
     """Measure entities as seqeval does; see ``metrics.entity_metrics``.
+
+    Args:
+        model: a GPTNeoXForTokenClassification with a tokenizer; its labels are BIO tags.
+        data: see ``read_sentences``.
 
     Returns:
         A row for each text with its tags and those predicted; the picture shows the metrics.
+
+    Raises:
+        DataError: rows are wrong; the message names them.
+        InputError: the model has another head, or labels that are no tags.
     """
     import pandas as pd
-
-    from neox_lab.views import BarsView
 
     _check_head(model)
     sentences = read_sentences(data)
@@ -83,20 +94,25 @@ def evaluate(model: Any, data: Any) -> Report:
         for sentence, tags in zip(sentences, predicted, strict=True)
     ]
     title = f"Entities in {len(rows)} texts"
-    return Report(
-        pd.DataFrame(rows),
-        metrics,
-        lambda: BarsView(list(metrics), list(metrics.values()), title, "1 is perfect"),
-    )
+    picture = partial(metrics_view, metrics, title, "1 is perfect")
+    return TaskResult(pd.DataFrame(rows), metrics, picture)
 
 
-def predict(model: Any, texts: str | Sequence[str]) -> Report:
+def predict(model: GPTNeoXForTokenClassification, texts: str | Sequence[str]) -> TaskResult:
     """Find entities in texts.
+
+    Args:
+        model: a GPTNeoXForTokenClassification with a tokenizer; its labels are BIO tags.
+        texts: one or several.
 
     Returns:
         A row for each entity: number of the text, entity, label, first and last character
         (exclusive), score (mean probability of its tags). The picture shows the texts, each from
         a new line, with their entities marked.
+
+    Raises:
+        DataError: no text, or texts without a word or longer than the model can read.
+        InputError: the model has another head, or labels that are no tags.
     """
     import pandas as pd
 
@@ -114,10 +130,10 @@ def predict(model: Any, texts: str | Sequence[str]) -> Report:
         for entity in _found(sentence, predicted[number], scores[number])
     ]
     names = ["text", "entity", "label", "start", "end", "score"]
-    return Report(pd.DataFrame(rows, columns=names), {}, lambda: _view(listed_texts, rows))
+    return TaskResult(pd.DataFrame(rows, columns=names), {}, partial(_view, listed_texts, rows))
 
 
-def prepare(model: Any, sentences: Sequence[Sentence]) -> list[Example]:
+def prepare(model: GPTNeoXForTokenClassification, sentences: Sequence[Sentence]) -> list[Example]:
     """Examples with ``input_ids`` and ``labels``: a tag at each word's last token, -100 elsewhere.
 
     Raises:
@@ -146,12 +162,8 @@ def prepare(model: Any, sentences: Sequence[Sentence]) -> list[Example]:
     return examples
 
 
-def _check_head(model: Any) -> None:
-    if model.head != "token-classification":
-        raise InputError(
-            f"this model's head is {model.head!r}; expected 'token-classification': "
-            "nl.load(..., head='token-classification', labels=[...])"
-        )
+def _check_head(model: GPTNeoXForTokenClassification) -> None:
+    require_head(model.head, "token-classification")
     other = [name for name in model.config.id2label.values() if not conll.is_tag(str(name))]
     if other:
         raise InputError(
@@ -160,7 +172,9 @@ def _check_head(model: Any) -> None:
         )
 
 
-def _tokens(model: Any, sentence: Sentence) -> tuple[list[int], list[int]]:
+def _tokens(
+    model: GPTNeoXForTokenClassification, sentence: Sentence
+) -> tuple[list[int], list[int]]:
     """Token ids of a text, and the number of each word's last token."""
     read = token_spans(model, sentence.text)
     last = []
@@ -172,7 +186,7 @@ def _tokens(model: Any, sentence: Sentence) -> tuple[list[int], list[int]]:
 
 
 def _predicted(
-    model: Any, sentences: Sequence[Sentence]
+    model: GPTNeoXForTokenClassification, sentences: Sequence[Sentence]
 ) -> tuple[list[list[str]], list[list[float]]]:
     """A tag for each word of each text, and its probability."""
     bare = [sentence._replace(tags=[]) for sentence in sentences]
@@ -187,7 +201,7 @@ def _predicted(
 
 
 def _measure(
-    model: Any, sentences: Sequence[Sentence]
+    model: GPTNeoXForTokenClassification, sentences: Sequence[Sentence]
 ) -> tuple[dict[str, float], list[list[str]], list[list[float]]]:
     predicted, scores = _predicted(model, sentences)
     return entity_metrics([s.tags for s in sentences], predicted), predicted, scores
@@ -204,7 +218,7 @@ def _found(sentence: Sentence, tags: list[str], scores: list[float]) -> list[dic
     return rows
 
 
-def _view(texts: list[str], found: list[dict[str, Any]]) -> Any:
+def _view(texts: list[str], found: list[dict[str, Any]]) -> StripView:
     """The texts with their entities marked."""
     from neox_lab.views.strips import Piece, StripView
 

@@ -34,6 +34,7 @@ from neox_lab.tasks.settings import TrainingSettings
 if TYPE_CHECKING:
     import pandas as pd
 
+    from neox_lab.family.base import GPTNeoXPreTrainedModel
     from neox_lab.views.curves import CurvesView
 
 Evaluate = Callable[[], Mapping[str, float]]
@@ -88,7 +89,7 @@ class TrainingResult(Result):
 
 
 def fit(
-    model: Any,
+    model: GPTNeoXPreTrainedModel,
     examples: Sequence[Example],
     collate: Collate,
     settings: TrainingSettings | None = None,
@@ -139,7 +140,7 @@ class _Run:
 
     def __init__(
         self,
-        model: Any,
+        model: GPTNeoXPreTrainedModel,
         examples: Sequence[Example],
         collate: Collate,
         settings: TrainingSettings,
@@ -261,7 +262,7 @@ class _Run:
             total += part.item()
         return total, tokens
 
-    def _precision(self) -> Any:
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
         if self.settings.precision == "float32":
             return contextlib.nullcontext()
         return torch.autocast(self.model.device.type, dtype=torch.bfloat16)

@@ -11,11 +11,11 @@ from neox_lab.results import Result
 if TYPE_CHECKING:
     import pandas as pd
 
-    from neox_lab.views import View
+    from neox_lab.views import BarsView, View
 
 
 @dataclasses.dataclass(frozen=True)
-class Report(Result):
+class TaskResult(Result):
     """The result of ``evaluate`` or ``predict``; shown in a notebook it is its picture.
 
     Attributes:
@@ -36,3 +36,10 @@ class Report(Result):
         """Metrics, and the view's text."""
         numbers = ", ".join(f"{name} {value:.3f}" for name, value in self.metrics.items())
         return f"{numbers}\n\n{self.view()!r}" if numbers else repr(self.view())
+
+
+def metrics_view(metrics: dict[str, float], title: str, note: str = "") -> BarsView:
+    """Metrics as bars."""
+    from neox_lab.views import BarsView
+
+    return BarsView(list(metrics), list(metrics.values()), title, note)
