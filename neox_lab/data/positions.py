@@ -8,10 +8,10 @@ from torch import Tensor
 
 from neox_lab.errors import InputError
 
-PositionLike = int | Sequence[int] | Tensor
+TokenPosition = int | Sequence[int] | Tensor
 """A position in each text's own tokens (0 is the first, -1 the last); or one for each text."""
-TextPosition = PositionLike | str
-"""A ``PositionLike``; or ``"mean"``, over all positions of a text."""
+TextPosition = TokenPosition | str
+"""A ``TokenPosition``; or ``"mean"``, over all positions of a text."""
 
 
 def positions(pos: TextPosition, lengths: Sequence[int]) -> list[int]:

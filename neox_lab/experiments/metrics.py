@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from neox_lab.data.positions import TokenPosition
 from neox_lab.errors import InputError, nearest
 from neox_lab.model.output_heads import OUTPUT_HEADS
 from neox_lab.model.outputs import ModelOutput
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
 
 Output = int | str | Sequence[int] | Sequence[str] | Tensor
 """A token or a label, as text or as id; or one for each row of the batch."""
-TokenPosition = int | Sequence[int] | Tensor
-"""A position in each text's own tokens; or one for each row of the batch."""
 Metric = Callable[[Tensor], Tensor]
 """From logits to a scalar. Logits are ``[batch, pos, vocab]``, ``[batch, label]`` for a text
 classifier, ``[batch, pos, label]`` for a tagger, ``[batch, pos, 2]`` for question answering."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from neox_lab.errors import GenerationError, TokenizerError, nearest
 from neox_lab.generation.settings import REFUSED, SETTINGS, GenerationConfig
 from neox_lab.model.key_value_cache import KeyValueCache
+from neox_lab.tokenizer.padding import pad_rows
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel
@@ -146,14 +147,11 @@ def _encode(
             "nl.load(...), set model.tokenizer, or pass token ids."
         )
     rows = tokenizer([text] if isinstance(text, str) else list(text))["input_ids"]
-    length = max(len(row) for row in rows)
     if min(len(row) for row in rows) == 0:
         raise GenerationError("A text is empty: there is no token to continue from.")
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else pad_token(settings)
     filler = filler or 0  # masked, so any token will do
-    ids = torch.tensor([[filler] * (length - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (length - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+    return pad_rows(rows, filler, "left")
 
 
 def _token_ids(

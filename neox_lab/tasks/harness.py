@@ -78,7 +78,7 @@ class _Answers:
         A long text is read in disjoint stretches; the last one is as long as the others, and only
         what is new in it counts.
         """
-        first = end_of_text(self.model)
+        first = tokenizer_of(self.model).eos_token_id
         longest = self.model.config.max_position_embeddings
         totals = []
         for request in requests:

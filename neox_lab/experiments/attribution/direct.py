@@ -14,10 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from neox_lab.data.positions import TokenPosition
 from neox_lab.errors import InputError, nearest
 from neox_lab.experiments import metrics
 from neox_lab.experiments.attribution.result import AttributionResult
-from neox_lab.experiments.metrics import BoundMetric, LogitMetric, Output, TokenPosition
+from neox_lab.experiments.metrics import BoundMetric, LogitMetric, Output
 from neox_lab.experiments.prompt_pairs import Batch, batch
 from neox_lab.model.attention import head_results
 

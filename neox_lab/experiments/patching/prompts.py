@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import InputError
+from neox_lab.tokenizer.padding import pad_rows
 
 Positions = Mapping[str, Any]
 """Names of positions: ``{"subject": 3}``, ``{"subject": [3, 5]}`` for each pair, or
@@ -72,7 +73,9 @@ def read_prompts(model: Any, given: Any, name: str) -> Prompts:
     if isinstance(given, Mapping):
         prepared = {key: torch.as_tensor(value) for key, value in given.items()}
     elif isinstance(given, list | tuple) and given and all(isinstance(t, str) for t in given):
-        prepared = _padded_left(model, list(given))
+        rows = [model.prepare_inputs(text)["input_ids"][0].tolist() for text in given]
+        padded, own = pad_rows(rows, model.config.pad_token_id or 0, "left")
+        prepared = {"input_ids": padded, "attention_mask": own}
     else:
         prepared = model.prepare_inputs(given)
     ids = prepared.get("input_ids")
@@ -91,17 +94,6 @@ def read_prompts(model: Any, given: Any, name: str) -> Prompts:
             )
         mask = None if bool(mask.bool().all()) else mask.to(model.device)
     return Prompts(ids, mask)
-
-
-def _padded_left(model: Any, texts: list[str]) -> dict[str, Tensor]:
-    rows = [model.prepare_inputs(text)["input_ids"][0] for text in texts]
-    longest = max(map(len, rows))
-    ids = torch.full((len(rows), longest), model.config.pad_token_id or 0, device=model.device)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(rows):
-        ids[row, longest - len(tokens) :] = tokens
-        mask[row, longest - len(tokens) :] = 1
-    return {"input_ids": ids, "attention_mask": mask}
 
 
 def check_pairs(model: Any, clean: Prompts, corrupted: Prompts, named: bool) -> None:
