@@ -5,7 +5,7 @@
     # InputError: batch_size=0; expected a whole number above 0.
 
     check("measure", measure, one_of("share", "mul"), InputError)
-    # InputError: measure='shar'; expected one of 'share', 'mul'. Did you mean 'share'?
+    # InputError: measure='shar'; expected one of share, mul. Did you mean 'share'?
 
 A ``Kind`` is a set of values with words for it. Where no function below makes the one that is
 needed, ``Kind(words, accepts)`` does. True and False are no numbers here.
@@ -97,7 +97,7 @@ def whole(
 
 def one_of(*choices: str) -> Kind[str]:
     """Some names."""
-    words = f"one of {', '.join(map(repr, choices))}"
+    words = f"one of {', '.join(choices)}"
     return Kind(words, lambda value: isinstance(value, str) and value in choices, choices)
 
 

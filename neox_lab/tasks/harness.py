@@ -21,14 +21,14 @@ from neox_lab.model.output_heads import require_head
 from neox_lab.tasks.likelihood import continuations, log_probabilities, windows
 
 if TYPE_CHECKING:
-    from neox_lab.family import GPTNeoXForCausalLM
+    from neox_lab.family.contract import LanguageModel
 
 LONGEST_ANSWER = 256  # tokens, where a task does not say
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 """Names under which tasks say how many tokens to write, the first one counts most."""
 
 
-def adapter(model: GPTNeoXForCausalLM, batch_size: int = 16) -> Any:
+def adapter(model: LanguageModel, batch_size: int = 16) -> Any:
     """The model as the harness wants it: an ``lm_eval.api.model.LM``.
 
     Args:
@@ -51,7 +51,7 @@ def adapter(model: GPTNeoXForCausalLM, batch_size: int = 16) -> Any:
 class _Answers:
     """What the harness asks; each request has its arguments in ``args``."""
 
-    def __init__(self, model: GPTNeoXForCausalLM, batch_size: int) -> None:
+    def __init__(self, model: LanguageModel, batch_size: int) -> None:
         super().__init__()
         self.model, self.batch_size = model, batch_size
 

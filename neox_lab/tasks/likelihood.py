@@ -26,7 +26,7 @@ from neox_lab.tasks.result import TaskResult, metrics_view
 if TYPE_CHECKING:
     import pandas as pd
 
-    from neox_lab.family import GPTNeoXForCausalLM
+    from neox_lab.family.contract import LanguageModel
     from neox_lab.views import StripView
 
 
@@ -44,7 +44,7 @@ class Scored(NamedTuple):
 
 @torch.inference_mode()
 def log_probabilities(
-    model: GPTNeoXForCausalLM, requests: Sequence[Scored], batch_size: int = 16
+    model: LanguageModel, requests: Sequence[Scored], batch_size: int = 16
 ) -> list[tuple[Tensor, Tensor]]:
     """Log probability of each target token, and whether it was the likeliest.
 
@@ -94,7 +94,7 @@ def windows(ids: Sequence[int], context: int, stride: int, first: int | None) ->
 
 
 def perplexity(
-    model: GPTNeoXForCausalLM,
+    model: LanguageModel,
     texts: str | Sequence[str],
     *,
     context: int | None = None,
@@ -162,7 +162,7 @@ def perplexity(
 
 
 def continuations(
-    model: GPTNeoXForCausalLM, pairs: Sequence[tuple[str, str]], batch_size: int = 16
+    model: LanguageModel, pairs: Sequence[tuple[str, str]], batch_size: int = 16
 ) -> pd.DataFrame:
     """How likely each continuation is after its context.
 
@@ -199,7 +199,7 @@ def continuations(
     return pd.DataFrame(rows)
 
 
-def encoded_pair(model: GPTNeoXForCausalLM, context: str, continuation: str) -> Scored:
+def encoded_pair(model: LanguageModel, context: str, continuation: str) -> Scored:
     """Tokens of context and continuation by the harness's rule, cut to the model's positions."""
     spaces = len(context) - len(context.rstrip())
     if spaces:
@@ -215,7 +215,7 @@ def encoded_pair(model: GPTNeoXForCausalLM, context: str, continuation: str) -> 
 
 
 def choose(
-    model: GPTNeoXForCausalLM,
+    model: LanguageModel,
     questions: Sequence[str],
     options: Sequence[Sequence[str]],
     right: Sequence[int] | None = None,
@@ -263,7 +263,7 @@ def choose(
     )
 
 
-def last_word(model: GPTNeoXForCausalLM, texts: Sequence[str]) -> TaskResult:
+def last_word(model: LanguageModel, texts: Sequence[str]) -> TaskResult:
     """Predict the last word of each text from all before it (LAMBADA, arXiv:1606.06031).
 
     Args:
@@ -307,7 +307,7 @@ def _check_options(
     refuse("Questions cannot be used", wrong, "Options are numbered from 0.")
 
 
-def _sizes(model: GPTNeoXForCausalLM, context: int | None, stride: int | None) -> tuple[int, int]:
+def _sizes(model: LanguageModel, context: int | None, stride: int | None) -> tuple[int, int]:
     longest = model.config.max_position_embeddings
     context = longest if context is None else context
     stride = max(1, context // 2) if stride is None else stride
