@@ -30,6 +30,10 @@ from neox_lab.hooks.table import axis_sizes, shape_at
 def site_names(model: HookedModel, sites: str | Sequence[str]) -> list[str]:
     """Hook names of sites: ``"resid_post"`` means that site of every layer.
 
+    Args:
+        model: whose hook points they are.
+        sites: such as ``"resid_post"``, hook names, or globs.
+
     Raises:
         HookNameError: nothing has that name.
         InputError: a tensor there has no position axis, or two.
@@ -66,6 +70,9 @@ def collected(
         pos: which position of each text.
         batch_size: texts in one forward pass.
         memory: above so many bytes the vectors live in files, removed when the block is left.
+
+    Yields:
+        The vectors of each hook name, in the order of ``texts``.
 
     Raises:
         DataError: texts without a token, or longer than the model can read; by number.

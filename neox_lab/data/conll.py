@@ -27,6 +27,9 @@ def read_conll(path: str | os.PathLike[str]) -> pd.DataFrame:
     A line is a word and, last on the line, its tag; an empty line ends a sentence; lines that begin
     with ``-DOCSTART-`` are left out.
 
+    Args:
+        path: where it is.
+
     Raises:
         DataError: the file cannot be read, or a line has a word and no tag.
     """

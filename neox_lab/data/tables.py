@@ -98,6 +98,9 @@ def _read_file(path: Path) -> pd.DataFrame:
 def listed(cell: object) -> Any:
     """What a cell holds that should be a list or an object; in a CSV file it stands as text.
 
+    Args:
+        cell: of a table.
+
     Raises:
         ValueError: it is text that does not read as one.
     """
@@ -110,7 +113,16 @@ def listed(cell: object) -> Any:
 
 
 def refuse(what: str, wrong: Iterable[tuple[int, str]], advice: str) -> None:
-    """Raise DataError naming the rows in ``wrong`` (number, what is wrong there), if any."""
+    """Refuse wrong rows, if there are any.
+
+    Args:
+        what: what is wrong with them, as in "Column 'text' has no text".
+        wrong: number of each, and what is wrong there.
+        advice: what to do.
+
+    Raises:
+        DataError: there are; the message names the first few.
+    """
     listed = list(wrong)
     if not listed:
         return
@@ -121,6 +133,10 @@ def refuse(what: str, wrong: Iterable[tuple[int, str]], advice: str) -> None:
 
 def texts_of(frame: pd.DataFrame, column: str) -> list[str]:
     """The texts of a column.
+
+    Args:
+        frame: a table that has it.
+        column: its name.
 
     Raises:
         DataError: some are empty or no text; the rows are named.
@@ -136,6 +152,15 @@ def texts_of(frame: pd.DataFrame, column: str) -> list[str]:
 
 
 def check_lengths(ids: Sequence[Sequence[int]], longest: int, advice: str) -> None:
-    """Raise DataError naming texts of more than ``longest`` tokens."""
+    """Refuse texts that a model cannot read.
+
+    Args:
+        ids: token ids of each.
+        longest: how many tokens it reads.
+        advice: what to do.
+
+    Raises:
+        DataError: some have more; the message names them.
+    """
     wrong = [(row, f"{len(r)} tokens") for row, r in enumerate(ids) if len(r) > longest]
     refuse(f"Texts are longer than the model's {longest} positions", wrong, advice)

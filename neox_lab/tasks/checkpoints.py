@@ -33,7 +33,11 @@ def fingerprint(
 ) -> str:
     """A checksum of what decides a run.
 
-    Settings, examples in order, names of the weights that learn, and the ``fixed`` weights.
+    Args:
+        settings: all but how often it is saved.
+        examples: in order.
+        names: of the weights that learn.
+        fixed: the other weights.
     """
     # How often a run is saved does not change it.
     kept = dataclasses.asdict(dataclasses.replace(settings, save_every=1))
@@ -47,7 +51,13 @@ def fingerprint(
 
 
 def save(directory: Path, step: int, state: dict[str, Any]) -> None:
-    """Write the state after ``step`` and remove older ones."""
+    """Write the state after a step and remove older ones.
+
+    Args:
+        directory: is made if need be.
+        step: how many were taken.
+        state: what ``torch.save`` can write and ``weights_only`` read.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     target = directory / f"{PREFIX}{step:08d}.pt"
     with staged_file(target) as temporary:
@@ -58,7 +68,11 @@ def save(directory: Path, step: int, state: dict[str, Any]) -> None:
 
 
 def latest(directory: Path, print_of_run: str) -> dict[str, Any] | None:
-    """The newest state in ``directory``, or None if there is none.
+    """The newest state in a directory, or None if there is none.
+
+    Args:
+        directory: where ``save`` wrote.
+        print_of_run: the ``fingerprint`` of the run that wants to go on.
 
     Raises:
         CheckpointError: it is damaged, or it is that of another run.

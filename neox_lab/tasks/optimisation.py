@@ -23,7 +23,14 @@ BLOCK_MATRICES = ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"]
 def trainable(
     model: GPTNeoXPreTrainedModel, settings: TrainingSettings
 ) -> Iterator[dict[str, nn.Parameter]]:
-    """The weights that learn, by name; the others are frozen inside this ``with`` block.
+    """Freeze, inside a ``with`` block, all weights but those that learn.
+
+    Args:
+        model: any of the classes.
+        settings: say which weights.
+
+    Yields:
+        The weights that learn, by name.
 
     Raises:
         InputError: ``freeze_below`` is more than there are layers, or ``lora`` without peft.
@@ -105,7 +112,13 @@ def optimizer_for(chosen: dict[str, nn.Parameter], settings: TrainingSettings) -
 
 
 def rate(step: int, steps: int, settings: TrainingSettings) -> float:
-    """Learning rate of optimiser step ``step`` (from 0) of ``steps``."""
+    """Learning rate of one optimiser step.
+
+    Args:
+        step: its number, from 0.
+        steps: how many there are.
+        settings: peak, rise and fall.
+    """
     rise = round(settings.warm_up * steps)
     if step < rise:
         return settings.learning_rate * (step + 1) / rise
