@@ -120,7 +120,19 @@ def draft_and_check(
     stopping: StoppingCriteriaList,
     settings: GenerationConfig,
 ) -> Iterator[Step]:
-    """Continue one text ``[1, pos]``, several tokens a step."""
+    """Continue one text, several tokens a step.
+
+    Args:
+        stepper: the model, which has read nothing of ``ids`` or a beginning.
+        drafter: where guesses come from.
+        ids: the prompt ``[1, pos]``.
+        processors: change the scores before a token is chosen.
+        stopping: say whether the text is finished.
+        settings: resolved.
+
+    Yields:
+        Each step, which adds the guesses the model agrees with and one token of its own.
+    """
     going_on = True
     while going_on:
         draft = drafter.draft(ids, settings.max_length - ids.shape[1] - 1)

@@ -223,7 +223,16 @@ def _require_room(length: int, max_length: int) -> None:
 def refuse_contradictions(
     settings: GenerationConfig, companions: Companions, prompt: Prompt
 ) -> None:
-    """Raise GenerationError for settings that cannot be obeyed together."""
+    """Refuse settings that cannot be obeyed together.
+
+    Args:
+        settings: resolved.
+        companions: what goes with the prompt.
+        prompt: not repeated yet.
+
+    Raises:
+        GenerationError: the first rule that is broken, in words.
+    """
     several, beams = settings.num_return_sequences, settings.num_beams
     drafting = [
         name

@@ -31,7 +31,7 @@ _log = logging.getLogger("neox_lab")
 
 
 class Generates:
-    """Text generation."""
+    """Writing text, for ``GPTNeoXForCausalLM``; see ``LanguageModel`` for what else it needs."""
 
     config: GPTNeoXConfig
     tokenizer: GPTNeoXTokenizerFast | None

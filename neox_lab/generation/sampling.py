@@ -54,6 +54,16 @@ def one_by_one(
 
     Rows that are finished before others are filled up with the padding token. All rows take
     part in every draw, so that a row's tokens depend on the seed and its place in the batch only.
+
+    Args:
+        stepper: the model, which has read nothing of ``ids`` or a beginning.
+        ids: the prompts ``[batch, pos]``.
+        processors: change the scores before a token is chosen.
+        stopping: say which rows are finished.
+        settings: resolved.
+
+    Yields:
+        Each step, which adds one token to every row.
     """
     pad = pad_token(settings) if eos_tokens(settings) else None
     finished = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device)

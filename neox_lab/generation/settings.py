@@ -187,7 +187,11 @@ class GenerationConfig:
         self.update(**values)
 
     def update(self, **values: object) -> None:
-        """Set several at once; None forgets a setting."""
+        """Set several at once; None forgets a setting.
+
+        Raises:
+            GenerationError: an unknown name, or a value that makes no sense.
+        """
         for name, value in values.items():
             setattr(self, name, value)
 
@@ -211,7 +215,9 @@ class GenerationConfig:
     def resolved(self, *fallbacks: GenerationConfig, off: Collection[str] = ()) -> GenerationConfig:
         """A copy with every setting set: here, in the first of ``fallbacks``, or by default.
 
-        Settings named in ``off`` are switched off, whatever the others say.
+        Args:
+            fallbacks: asked in this order for what is not set here.
+            off: names of settings that are switched off, whatever the others say.
         """
         result = GenerationConfig()
         for name, (default, _) in SETTINGS.items():
@@ -228,7 +234,15 @@ class GenerationConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: object) -> GenerationConfig:
-        """From the contents of a ``generation_config.json``; names unknown here are kept."""
+        """From the contents of a ``generation_config.json``; names unknown here are kept.
+
+        Args:
+            values: contents of the file.
+            overrides: settings that replace those of the file.
+
+        Raises:
+            GenerationError: a value that makes no sense.
+        """
         config = cls()
         for name, value in values.items():
             if name in SETTINGS or name in REFUSED:
@@ -259,6 +273,7 @@ class GenerationConfig:
 
         Raises:
             CheckpointError: there is no such file, or it is not JSON.
+            GenerationError: a value that makes no sense.
         """
         from neox_lab.hub import HubOptions, find_file
 
@@ -271,8 +286,13 @@ class GenerationConfig:
     def from_json_file(cls, path: str | os.PathLike[str], **overrides: object) -> GenerationConfig:
         """Read one JSON file.
 
+        Args:
+            path: where it is.
+            overrides: settings that replace those of the file.
+
         Raises:
             CheckpointError: it holds no settings.
+            GenerationError: a value that makes no sense.
         """
         return cls.from_dict(read_json(path), **overrides)
 

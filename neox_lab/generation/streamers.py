@@ -112,7 +112,11 @@ class TextIteratorStreamer(TextStreamer):
         return self
 
     def __next__(self) -> str:
-        """The next piece of text; raises ``queue.Empty`` after ``timeout`` seconds."""
+        """The next piece of text.
+
+        Raises:
+            queue.Empty: there was none for ``timeout`` seconds.
+        """
         text = self.text_queue.get(timeout=self.timeout)
         if text is None:
             raise StopIteration
@@ -154,7 +158,11 @@ class AsyncTextIteratorStreamer(TextStreamer):
         return self
 
     async def __anext__(self) -> str:
-        """The next piece of text."""
+        """The next piece of text.
+
+        Raises:
+            TimeoutError: there was none for ``timeout`` seconds.
+        """
         text = await asyncio.wait_for(self.text_queue.get(), self.timeout)
         if text is None:
             raise StopAsyncIteration

@@ -135,7 +135,9 @@ def prepare_for_decoding(modules: Iterable[nn.Module], free_bytes: int | None = 
 def _kind_of_copy(module: Linear) -> type[DecodingCopy] | None:
     """The layout for this module's weight; None if it is to be read as it is."""
     return (
-        None if module.training or not _can_be_copied(module.weight) else best(module.weight.dtype)
+        None
+        if module.training or not _can_be_copied(module.weight)
+        else fastest_layout(module.weight.dtype)
     )
 
 
@@ -149,7 +151,7 @@ def _can_be_copied(weight: Tensor) -> bool:
     )
 
 
-def best(dtype: torch.dtype) -> type[DecodingCopy] | None:
+def fastest_layout(dtype: torch.dtype) -> type[DecodingCopy] | None:
     """The layout in which this processor reads weights of ``dtype`` fastest; None as they are.
 
     float16 products from columns are many times slower, bfloat16 ones somewhat.

@@ -38,7 +38,7 @@ def force(kind: type[DecodingCopy] | None, monkeypatch: pytest.MonkeyPatch) -> N
     """As on a processor that reads every weight fastest in this layout."""
     if kind is Packed and not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch comes without oneDNN")
-    monkeypatch.setattr(layout, "best", lambda dtype: kind)
+    monkeypatch.setattr(layout, "fastest_layout", lambda dtype: kind)
 
 
 COPIES = [(Columns, torch.float32), (Packed, torch.float32), (Packed, torch.bfloat16)]
@@ -61,10 +61,10 @@ def test_layout_of_each_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     for pays, bfloat16 in itertools.product((True, False), repeat=2):
         monkeypatch.setattr(layout, "onednn_pays", lambda pays=pays: pays)
         monkeypatch.setattr(layout, "_bfloat16_works", lambda works=bfloat16: works)
-        assert layout.best(torch.float32) is (Packed if pays else Columns)
-        assert layout.best(torch.bfloat16) is (Packed if bfloat16 else None)
+        assert layout.fastest_layout(torch.float32) is (Packed if pays else Columns)
+        assert layout.fastest_layout(torch.bfloat16) is (Packed if bfloat16 else None)
         # Half-precision products from columns are slow.
-        assert layout.best(torch.float16) is layout.best(torch.float64) is None
+        assert layout.fastest_layout(torch.float16) is layout.fastest_layout(torch.float64) is None
 
 
 def test_copies_follow_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
