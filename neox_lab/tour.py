@@ -58,6 +58,11 @@ class Tour:
 def take(model: LanguageModel, prompt: str, new_tokens: int = 20) -> Tour:
     """Look into ``model`` while it reads ``prompt``.
 
+    Args:
+        model: a GPTNeoXForCausalLM with a tokenizer.
+        prompt: what it reads.
+        new_tokens: how many it writes after that.
+
     Raises:
         InputError: a prompt of fewer than two tokens, or of nothing but ``<|endoftext|>``: there
             would be nothing to change.
@@ -134,7 +139,18 @@ def _end_of_text(model: LanguageModel) -> int:
 def occlude(model: LanguageModel, tokens: Tensor, answer: int) -> Tensor:
     """Log probability of ``answer`` with each token of ``tokens`` ``[1, pos]`` replaced in turn.
 
-    All variants run as one batch. Returns ``[pos]``, in nats.
+    All variants run as one batch.
+
+    Args:
+        model: a GPTNeoXForCausalLM.
+        tokens: ids ``[1, pos]``.
+        answer: id of the token whose probability is read at the end.
+
+    Returns:
+        ``[pos]``, in nats.
+
+    Raises:
+        InputError: the model has no token that ends a text.
     """
     length = tokens.shape[1]
     variants = tokens.repeat(length, 1)
@@ -176,6 +192,9 @@ def run(name: str | None, prompt: str | None, out: Path | None) -> None:
         name: directory or hub id; None for the built-in model.
         prompt: text to read; None for a default.
         out: HTML file to write; None for none.
+
+    Raises:
+        InputError: ``out`` is no page, or a prompt that ``take`` cannot use.
     """
     if out is not None and out.suffix != ".html":
         raise InputError(f"The report is a page: --out must end in .html; got {str(out)!r}.")

@@ -339,6 +339,12 @@ def _ids(model: HookedModel | None, output: Output) -> Tensor:
 
 
 def _id(model: HookedModel | None, text: str) -> int:
+    """Which of the head's outputs ``text`` names.
+
+    Raises:
+        InputError: no label of the model.
+        TokenizerError: not exactly one token.
+    """
     assert model is not None
     labels = OUTPUT_HEADS[model.head].labels(model.config)
     if labels is None:

@@ -114,7 +114,13 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
     ) -> BaseModelOutputWithPast:
-        """What ``forward`` does, for a head that brings the taps of its own run."""
+        """What ``forward`` does, for a head that brings the taps of its own run.
+
+        ``taps`` are the hooks of this run; the other arguments are those of ``forward``.
+
+        Raises:
+            InputError: arguments that do not fit together.
+        """
         first, last = layer_span(start_at_layer, stop_at_layer, len(self.layers))
         if first > 0 and input_ids is not None:
             raise InputError(
@@ -155,6 +161,11 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         return bool(_default(return_dict, self.config.return_dict))
 
     def _cache(self, given: KeyValueCache | None, use_cache: bool | None) -> KeyValueCache | None:
+        """The cache of this run; None for a run without one.
+
+        Raises:
+            InputError: a cache of another kind or model, or together with checkpointing.
+        """
         if given is not None and not isinstance(given, KeyValueCache):
             raise InputError(
                 f"past_key_values is a {type(given).__name__}; expected the KeyValueCache that an "

@@ -85,6 +85,9 @@ def load(
         labels: names of the classes or tags, for a head that is to be trained; None for those of
             the checkpoint. The built-in model comes with trained heads, which None gives.
 
+    Returns:
+        The class that ``head`` names: a ``GPTNeoXForCausalLM`` unless another is asked for.
+
     Raises:
         ConfigError: an unknown head, or labels for a head that has none.
         CheckpointError: a file is missing, damaged or does not fit, or there is no such revision.

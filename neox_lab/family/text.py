@@ -38,6 +38,7 @@ class TextHelpers:
         No token is put in front: GPT-NeoX models are trained without one.
 
         Raises:
+            InputError: the text is empty.
             TokenizerError: the model has no tokenizer.
         """
         return self._encode(text)["input_ids"]
@@ -55,6 +56,9 @@ class TextHelpers:
 
         Args:
             text: a string, several strings, or token ids ``[pos]`` or ``[batch, pos]``.
+
+        Raises:
+            TokenizerError: the model has no tokenizer.
         """
         tokenizer = self._tokenizer()
         if isinstance(text, str):
@@ -71,7 +75,11 @@ class TextHelpers:
     @overload
     def to_string(self, tokens: Tensor) -> str | list[str]: ...
     def to_string(self, tokens: Tensor | list[int] | int) -> str | list[str]:
-        """The text of token ids ``[pos]``, or one text a row for ``[batch, pos]``."""
+        """The text of token ids ``[pos]``, or one text a row for ``[batch, pos]``.
+
+        Raises:
+            TokenizerError: the model has no tokenizer.
+        """
         return self._tokenizer().decode(tokens)
 
     def to_single_token(self, text: str) -> int:
@@ -100,7 +108,8 @@ class TextHelpers:
             ``input_ids`` (with ``attention_mask`` for texts), or ``inputs_embeds``.
 
         Raises:
-            InputError: neither text, ids nor vectors.
+            InputError: neither text, ids nor vectors, or an empty text.
+            TokenizerError: text, and the model has no tokenizer.
         """
         if isinstance(inputs, Tensor):
             if inputs.is_floating_point():
@@ -144,6 +153,12 @@ class TextHelpers:
         return (positions * (ids != pad)).argmax(dim=-1)
 
     def _encode(self, text: str | list[str]) -> dict[str, Tensor]:
+        """Ids and mask ``[batch, pos]``, on the model's device.
+
+        Raises:
+            InputError: there is no token.
+            TokenizerError: the model has no tokenizer.
+        """
         texts = [text] if isinstance(text, str) else text
         batch = self._tokenizer()(texts, padding=len(texts) > 1, return_tensors="pt")
         ids = batch["input_ids"]

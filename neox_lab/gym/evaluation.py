@@ -77,7 +77,11 @@ class Evaluation(Result):
         return float(self.frame["accuracy"].mean())
 
     def view(self) -> View:
-        """Accuracy of each task as a bar."""
+        """Accuracy of each task as a bar.
+
+        Raises:
+            InputError: nothing could be asked.
+        """
         from neox_lab.views import BarsView
 
         asked = self.frame[self.frame["count"] > 0]

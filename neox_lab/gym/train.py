@@ -229,7 +229,11 @@ def make_tokenizer(text: str, recipe: Recipe) -> GPTNeoXTokenizerFast:
 def contexts(
     tokenizer: Tokenizer, text: str, phase: Phase, seed: int
 ) -> list[dict[str, list[int]]]:
-    """All contexts of a phase, each seen once, as examples for ``fit``."""
+    """All contexts of a phase, each seen once, as examples for ``fit``.
+
+    Raises:
+        InputError: the text has fewer tokens than one context.
+    """
     tokens = tokenizer.encode(text).ids
     if len(tokens) < phase.context:
         raise InputError(

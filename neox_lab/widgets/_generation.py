@@ -69,6 +69,9 @@ class GenerationWidget(LiveWidget):
         length: how many tokens a continuation gets.
         branches: all continuations of the prompt.
         shown: which of them is shown.
+
+    Raises:
+        InputError: a model that cannot write.
     """
 
     kinds = ("trace",)

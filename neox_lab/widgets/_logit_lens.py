@@ -20,6 +20,9 @@ class LogitLensWidget(LiveWidget):
     Attributes:
         text: what the model reads.
         site: what is read off.
+
+    Raises:
+        InputError: a model without an unembedding.
     """
 
     kinds = ("grid",)

@@ -43,6 +43,9 @@ class PatchingWidget(LiveWidget):
         cell: what was run again last: an index for each axis.
         differences: logit difference of ``correct`` and ``wrong`` after the prompts run again, by
             name: ``clean``, ``corrupted``, ``patched``.
+
+    Raises:
+        InputError: a model that cannot write.
     """
 
     kinds = ("grid", "trace")
