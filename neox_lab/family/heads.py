@@ -72,8 +72,9 @@ class GPTNeoXWithHead(GPTNeoXPreTrainedModel):
             assert hidden is not None
             if select is not None:
                 hidden = select(hidden)
-            name = OUTPUT_HEADS[self.head].hook
-            output = answer(self._project(name, self.output_head, hidden, taps), run)
+            entry = OUTPUT_HEADS[self.head]
+            linear = getattr(self, entry.module)  # an adapter may stand in its place
+            output = answer(self._project(entry.hook, linear, hidden, taps), run)
         return output if self.gpt_neox.wants_dict(return_dict) else output.to_tuple()
 
     def _project(self, name: str, linear: nn.Module, hidden: Tensor, taps: Taps) -> Tensor:

@@ -112,6 +112,13 @@ def test_it_runs_and_can_be_looked_into(model: TokenRegression) -> None:
     assert "regressor.hook_out" in repr(model)
 
 
+def test_another_module_may_stand_in_place_of_the_matrix(model: TokenRegression) -> None:
+    ids = tokens(2, 5)
+    before = model(ids).logits
+    model.regressor = nn.Sequential(model.regressor)  # type: ignore[assignment]
+    assert torch.equal(model(ids).logits, before)
+
+
 def test_its_outputs_are_found_by_name(model: TokenRegression) -> None:
     ids = tokens(2, 5)
     numbers = by_hand(model, ids)
