@@ -24,6 +24,8 @@ from neox_lab.config import GPTNeoXConfig
 from neox_lab.model.hook_points import HookPoint
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from neox_lab.family.text import Inputs
     from neox_lab.generation.settings import GenerationConfig
     from neox_lab.generation.stream import StreamStep
@@ -63,6 +65,9 @@ class HookedNetwork(Protocol):
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the weights."""
+
+    def hook_table(self) -> pd.DataFrame:
+        """What can be read and changed; see ``Hooked.hook_table``."""
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The weights."""

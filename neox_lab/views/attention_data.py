@@ -16,7 +16,7 @@ from neox_lab.views.live import packed, rounded
 from neox_lab.views.tokens import label
 
 if TYPE_CHECKING:
-    from neox_lab.views.attention import AttentionView
+    from neox_lab.views.attention_view import AttentionView
 
 WEIGHTS = 720_000  # characters for the weights, of a fragment of a million bytes
 MOST_PACKED = 40  # weights a character could hold at best; more need not be tried

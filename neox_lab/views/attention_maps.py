@@ -15,7 +15,7 @@ from neox_lab.views.tokens import figure_text
 if TYPE_CHECKING:
     from matplotlib.colors import Normalize
 
-    from neox_lab.views.attention import AttentionView
+    from neox_lab.views.attention_view import AttentionView
 
 PANEL_LIMIT = 400  # small maps in one picture
 DENSITY = 100  # weights an inch that a map can show

@@ -1058,9 +1058,7 @@ def test_questions_without_an_answer_are_refused(call: Any, message: str) -> Non
         call()
 
 
-def test_the_function_is_not_hidden_by_the_file_of_the_same_name() -> None:
-    importlib.import_module("neox_lab.views.attention")
-    importlib.import_module("neox_lab.views.report")
-    assert callable(views.attention)
-    assert callable(views.report)
+def test_no_function_is_hidden_by_a_file_of_its_name() -> None:
+    files = {path.stem for path in Path(views.__file__).parent.glob("*.py")}
+    assert not files & {name for name in views.__all__ if callable(getattr(views, name))}
     assert set(views.__all__) <= set(dir(views))
