@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neox_lab.errors import InputError, nearest
 from neox_lab.results import Result
@@ -24,6 +24,10 @@ from neox_lab.results import Result
 if TYPE_CHECKING:
     import pandas as pd
 
+    from neox_lab.family.contract import HookedModel
+    from neox_lab.family.text import Inputs
+    from neox_lab.hooks.cache import ActivationCache
+    from neox_lab.tokenizer import GPTNeoXTokenizerFast
     from neox_lab.views import LensView
 
 __all__ = ["LENS_SITES", "LensResult", "logit_lens"]
@@ -123,8 +127,8 @@ class LensResult(Result):
 
 @torch.no_grad()
 def logit_lens(
-    model: Any,
-    inputs: Any,
+    model: HookedModel,
+    inputs: Inputs,
     site: str = "resid_pre",
     *,
     watch: Sequence[str | int] = (),
@@ -133,12 +137,15 @@ def logit_lens(
     """Read predictions off the residual stream, or off what attention or the MLP writes.
 
     Args:
-        model: a GPTNeoXForCausalLM.
+        model: one with an unembedding, a ``GPTNeoXForCausalLM``.
         inputs: a string, a list of strings, or token ids ``[batch, pos]``.
         site: ``resid_pre`` (before each block, and at the end), ``resid_mid`` (sequential blocks
             only), ``resid_post``, ``attn_out`` or ``mlp_out``.
         watch: tokens to follow, as strings of exactly one token or as ids.
         top_k: how many of the likeliest tokens to keep.
+
+    Returns:
+        A row of predictions for each layer.
 
     Raises:
         InputError: an unknown site, or a model without an unembedding.
@@ -180,7 +187,9 @@ def logit_lens(
     )
 
 
-def _predictions(model: Any, cache: Any, site: str, unembed: Any) -> Iterator[Tensor]:
+def _predictions(
+    model: HookedModel, cache: ActivationCache, site: str, unembed: nn.Linear
+) -> Iterator[Tensor]:
     """Log probabilities ``[batch, pos, vocab]`` of each row of the lens, one at a time."""
     layers = model.config.num_hidden_layers
     streams = [cache[site, layer] for layer in range(layers)]
@@ -224,6 +233,6 @@ def _read(
     }
 
 
-def _piece(tokenizer: Any, token: int) -> str:
+def _piece(tokenizer: GPTNeoXTokenizerFast | None, token: int) -> str:
     """One token's text, or its number where there is no tokenizer."""
     return f"⟨{token}⟩" if tokenizer is None else str(tokenizer.piece_text(token))

@@ -13,7 +13,7 @@ the classes are made of, name these types in annotations only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, overload
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from neox_lab.family.text import Inputs
+    from neox_lab.family.weights import LayerWeights
     from neox_lab.generation.settings import GenerationConfig
     from neox_lab.generation.stream import StreamStep
     from neox_lab.hooks.cache import ActivationCache
@@ -127,8 +128,15 @@ class HookedModel(HookedNetwork, Protocol):
     tokenizer: GPTNeoXTokenizerFast | None
 
     @property
+    def blocks(self) -> Sequence[LayerWeights]:
+        """The weights of each layer by their names in the literature; see ``WeightViews``."""
+
+    @property
     def output_head(self) -> nn.Linear:
         """The linear map on top; an error for the class without one."""
+
+    def get_output_embeddings(self) -> nn.Linear | None:
+        """The unembedding, weight ``[vocab, d_model]``; None for classes without one."""
 
     def eval(self) -> object:
         """Turn dropout off."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from neox_lab.errors import InputError
-from neox_lab.experiments.attribution.result import part_names
+from neox_lab.experiments.attribution.labels import part_names
 from neox_lab.results import Result
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def compare(result: AttributionResult, exact: Tensor, k: int = 10) -> Agreement:
     )
 
 
-def _correlation(a: Any, b: Any) -> float:
+def _correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
     """Pearson's correlation, NaN where it is not defined."""
     a, b = a - a.mean(), b - b.mean()
     size = float(np.sqrt((a * a).sum() * (b * b).sum()))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,10 @@ from neox_lab.experiments.metrics import BoundMetric, LogitMetric, Output
 from neox_lab.experiments.prompt_pairs import Batch, batch
 from neox_lab.model.attention import head_results
 
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
+    from neox_lab.family.text import Inputs
+
 By = Literal["component", "layer", "head", "mlp", "neuron"]
 _BY = ("component", "layer", "head", "mlp", "neuron")
 Parts = Iterator[tuple[list[str], Tensor]]
@@ -30,8 +34,8 @@ Parts = Iterator[tuple[list[str], Tensor]]
 
 @torch.no_grad()
 def direct_logit_attribution(
-    model: Any,
-    inputs: Any,
+    model: HookedModel,
+    inputs: Inputs,
     correct: Output | LogitMetric,
     wrong: Output | None = None,
     pos: TokenPosition = -1,
@@ -99,7 +103,9 @@ def direct_logit_attribution(
     )
 
 
-def _axes(model: Any, by: By, names: list[str]) -> tuple[tuple[str, ...], dict[str, list[str]]]:
+def _axes(
+    model: HookedModel, by: By, names: list[str]
+) -> tuple[tuple[str, ...], dict[str, list[str]]]:
     """Axes of the result, and the names of their entries."""
     layers = [str(layer) for layer in range(model.config.num_hidden_layers)]
     if by == "head":
@@ -136,7 +142,7 @@ class _Final:
         per_row: the metric, ``[batch]``.
     """
 
-    model: Any
+    model: HookedModel
     at: dict[str, Tensor]
     stream: Tensor
     weight: Tensor
@@ -194,7 +200,7 @@ class _Final:
 
     def _heads(self, layer: int) -> Tensor:
         """What each head of a layer wrote, ``[head, batch, term, d_model]``."""
-        dense = self.model.backbone.layers[layer].attention.dense
+        dense = self.model.blocks[layer].block.attention.dense
         z = self.at[f"blocks.{layer}.attn.hook_z"]
         return head_results(z, dense.weight.float()).movedim(2, 0)
 

@@ -6,18 +6,19 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from neox_lab.errors import InputError
+from neox_lab.experiments.attribution.agreement import Agreement, compare
+from neox_lab.experiments.attribution.labels import part_names
 from neox_lab.results import GridResult
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from neox_lab.experiments.attribution.agreement import Agreement
     from neox_lab.views import View
 
 _EARLIER = b'{"format": "neox_lab attribution 1"'  # how a file of version 0.1 begins
@@ -88,8 +89,6 @@ class AttributionResult(GridResult):
         Raises:
             InputError: the result was loaded from a file and no longer knows its model.
         """
-        from neox_lab.experiments.attribution.agreement import compare
-
         if self._exact is None:
             raise InputError(
                 "Only a result that still knows its model can be checked, and this one came from "
@@ -146,21 +145,3 @@ class AttributionResult(GridResult):
             if isinstance(value, dict) and value.keys() == {"float32"}:
                 content[name] = torch.tensor(value["float32"], dtype=torch.float32)
         return content
-
-
-def part_names(frame: pd.DataFrame) -> list[str]:
-    """A short name for each row of a frame: ``L2H1``, ``L2 the@3``, ``L0H1 → MLP3``."""
-    return [_part_name(row) for row in frame.to_dict("records")]
-
-
-def _part_name(row: dict[Any, Any]) -> str:
-    if "writer" in row:
-        where = f" {row['token']}" if "token" in row else ""
-        return f"{row['writer']} → {row['reader']}{where}"
-    parts = [str(row["component"])] if "component" in row else []
-    if "layer" in row:
-        parts.append(f"L{row['layer']}" + (f"H{row['head']}" if "head" in row else ""))
-    for pos, token in (("pos", "token"), ("source_pos", "source_token")):
-        if pos in row:
-            parts.append(f"{row[token]}@{row[pos]}")
-    return " ".join(parts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from neox_lab.model.hook_points import HookPoint
 if TYPE_CHECKING:
     import pandas as pd
 
+    from neox_lab.family.contract import HookedModel
+    from neox_lab.family.text import Inputs
     from neox_lab.views import StripView
 
 Baseline = int | str | Tensor
@@ -93,7 +95,12 @@ class TokenAttribution(AttributionResult):
 
 @torch.inference_mode(False)
 def integrated_gradients(
-    model: Any, inputs: Any, metric: Metric, *, baseline: Baseline = "mean", steps: int = 64
+    model: HookedModel,
+    inputs: Inputs,
+    metric: Metric,
+    *,
+    baseline: Baseline = "mean",
+    steps: int = 64,
 ) -> TokenAttribution:
     """How much each token contributes to a metric, on the way from a baseline to the text.
 
@@ -132,7 +139,12 @@ def integrated_gradients(
 
 
 def occlusion(
-    model: Any, inputs: Any, metric: Metric, *, baseline: Baseline = "mean", window: int = 1
+    model: HookedModel,
+    inputs: Inputs,
+    metric: Metric,
+    *,
+    baseline: Baseline = "mean",
+    window: int = 1,
 ) -> TokenAttribution:
     """What a metric loses when each token by itself is replaced by a baseline.
 
@@ -146,6 +158,9 @@ def occlusion(
         metric: see ``neox_lab.experiments.metrics``.
         baseline: what stands in; see ``Baseline``.
         window: how many tokens in a row, beginning with the one that gets the share, are replaced.
+
+    Returns:
+        Shares in the metric's unit.
 
     Raises:
         InputError: a baseline or a metric that does not fit, or a window below one.
@@ -178,7 +193,7 @@ def _ends(ready: Batch, baseline: Baseline) -> tuple[Tensor, Tensor]:
     return torch.where(ready.own[..., None], vector, end), end
 
 
-def _vector(model: Any, baseline: Baseline) -> Tensor:
+def _vector(model: HookedModel, baseline: Baseline) -> Tensor:
     """What stands for no token, ``[d_model]``.
 
     Raises:
