@@ -26,19 +26,19 @@ Array = NDArray[np.floating[Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """One linear map from activations `[d]` to scores `[label]` (one score for a number).
+    """One linear map from activations ``[d]`` to scores ``[label]`` (one score for a number).
 
     Attributes:
         name: hook name it reads.
-        weight: `[label, d]`, for activations as they are.
-        bias: `[label]`.
-        centre: mean activation of the training texts `[d]`.
+        weight: ``[label, d]``, for activations as they are.
+        bias: ``[label]``.
+        centre: mean activation of the training texts ``[d]``.
         alpha: regularisation chosen; None where there is none.
         score: accuracy (R² for numbers) on the test texts.
         low: lower end of its 95 % bootstrap interval.
         high: upper end.
         control: score of the same probe trained on shuffled labels, the mean of three shufflings.
-        confusion: counts `[true, predicted]` on the test texts; None for numbers.
+        confusion: counts ``[true, predicted]`` on the test texts; None for numbers.
     """
 
     name: str
@@ -111,7 +111,7 @@ class ProbeResult(Result):
         raise InputError(f"no probe {site!r}; there are {', '.join(known)}")
 
     def direction(self, site: str | int, label: Any = None) -> Tensor:
-        """Unit vector `[d]` along which the probe's score for ``label`` grows fastest.
+        """Unit vector ``[d]`` along which the probe's score for ``label`` grows fastest.
 
         Args:
             site: see ``__getitem__``.

@@ -80,7 +80,7 @@ def _spread(numbers: list[int], excess: float) -> list[int]:
 
 
 def _levels(view: AttentionView, part: Part) -> NDArray[np.uint8]:
-    """A byte for each weight `[layer, head, weight]`; in causal attention keys up to the query."""
+    """A byte for each weight ``[layer, head, weight]``; if causal, of keys up to the query."""
     weights = view.patterns[np.ix_(part.layers, part.heads)][:, :, part.first :, part.first :]
     if view.causal:
         weights = weights[:, :, np.tri(weights.shape[-1], dtype=bool)]

@@ -124,7 +124,7 @@ def _name_panels(
 def _mosaic(
     panels: list[NDArray[np.float64]], columns: int, side: float, gap: tuple[float, float]
 ) -> tuple[NDArray[np.float64], float, float]:
-    """All maps `[row, column, rgba]` as one image, and a panel's width and height with its gap.
+    """All maps ``[row, column, rgba]`` as one image, and a panel's width and height with its gap.
 
     One image is drawn a hundred times faster than hundreds of them. Fields are repeated until the
     gap, which can only be a whole number of them, comes out as wide as asked (in inches).
@@ -180,7 +180,7 @@ def _norm(view: AttentionView) -> Normalize:
 
 
 def _shown(view: AttentionView) -> NDArray[np.bool_]:
-    """Which `[query, key]` entries are drawn: in causal attention, those not ahead."""
+    """Which ``[query, key]`` entries are drawn: in causal attention, those not ahead."""
     count = len(view.pieces)
     return np.tri(count, dtype=bool) if view.causal else np.ones((count, count), dtype=bool)
 
@@ -188,7 +188,7 @@ def _shown(view: AttentionView) -> NDArray[np.bool_]:
 def _fields(
     view: AttentionView, pattern: NDArray[np.float32], side: float, density: float = DENSITY
 ) -> tuple[NDArray[np.float64], int]:
-    """The colours `[row, column, rgba]` of one pattern, and positions along a field's side.
+    """The colours ``[row, column, rgba]`` of one pattern, and positions along a field's side.
 
     A map of ``side`` inches with more weights than can be seen shows the largest of each square of
     weights, so that a thin line in a long text does not vanish.

@@ -36,13 +36,14 @@ class AttentionView(View):
     """Attention patterns of some layers and heads over one text.
 
     Args:
-        patterns: weights `[layer, head, query, key]`, finite and not negative.
+        patterns: weights ``[layer, head, query, key]``, finite and not negative.
         pieces: the tokens, one string for each position.
         layers: the layers' numbers; 0, 1, … if not given.
         heads: the heads' numbers; 0, 1, … if not given.
         title: the headline.
 
-    Raises InputError if these do not fit together.
+    Raises:
+        InputError: these do not fit together.
     """
 
     asset = "attention"
@@ -237,7 +238,7 @@ class AttentionView(View):
 
 
 def measures(pattern: NDArray[np.float32]) -> tuple[float, float, float]:
-    """Entropy in bits, weight on token 0 and weight on the token before, of `[query, key]`.
+    """Entropy in bits, weight on token 0 and weight on the token before, of ``[query, key]``.
 
     Means over all queries but the first; NaN if there is no other.
     """
@@ -254,7 +255,7 @@ def strongest(pattern: NDArray[np.float32], count: int) -> list[tuple[int, int]]
 
 
 def _entropy(weights: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Shannon entropy in bits of each row of `[query, key]`; 0 log 0 is 0."""
+    """Shannon entropy in bits of each row of ``[query, key]``; 0 log 0 is 0."""
     wide = weights.astype(np.float64)
     logarithm = np.log2(wide, out=np.zeros_like(wide), where=wide > 0)
     entropy: NDArray[np.float64] = -(wide * logarithm).sum(-1) + 0.0

@@ -31,14 +31,15 @@ class BarsView(View):
 
     Args:
         names: what each bar stands for.
-        values: how long it is, `[name]`.
+        values: how long it is, ``[name]``.
         title: the headline.
         note: a line below it.
 
         pieces: tokens of a text, where each says how much it speaks for each name.
-        attributions: by how much, `[name, piece]`.
+        attributions: by how much, ``[name, piece]``.
 
-    Raises InputError if there is none, one without a finite value, or attributions that do not fit.
+    Raises:
+        InputError: there is none, one without a finite value, or attributions that do not fit.
     """
 
     asset = "bars"

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from neox_lab.errors import InputError
 from neox_lab.files import write_bytes
-from neox_lab.views.drawing import Sheet, encode, plain_style, preview
+from neox_lab.views.drawing import FormatName, Sheet, encode, plain_style, preview
 from neox_lab.views.live import fragment
 from neox_lab.views.markup import Table, image, page
 from neox_lab.views.tokens import html_text, label
@@ -129,7 +129,7 @@ class View(ABC):
         parts = [self.title, self.alt_text, *(table.to_text() for table in self.tables())]
         return "\n\n".join(parts)
 
-    def _encoded(self, form: Any, dpi: float) -> bytes:
+    def _encoded(self, form: FormatName, dpi: float) -> bytes:
         """The picture's bytes in one of matplotlib's formats."""
         with plain_style():
             return encode(self._draw().figure, form, dpi)
@@ -155,7 +155,9 @@ class View(ABC):
 def write_file(path: str | os.PathLike[str], ending: str, content: bytes) -> Path:
     """Write ``content`` to ``path`` so that nobody ever sees half of it.
 
-    Raises InputError if ``path`` does not end in ``ending``, and OSError as ``open`` does.
+    Raises:
+        InputError: ``path`` does not end in ``ending``.
+        OSError: as ``open`` does.
     """
     target = Path(path)
     if target.suffix.lower() != ending:
@@ -176,7 +178,13 @@ def utf8(text: str) -> bytes:
 def array(values: object, axes: str, name: str) -> NDArray[np.float32]:
     """``values`` (NumPy, a tensor on any device, nested lists) as float32 with the named axes.
 
-    ``axes`` is like ``"layer head query key"``. Raises InputError if the number of axes differs.
+    Args:
+        values: what somebody gave.
+        axes: such as ``"layer head query key"``.
+        name: what it is, for messages.
+
+    Raises:
+        InputError: it has another number of axes.
     """
     if hasattr(values, "detach"):
         values = cast(Any, values).detach().float().cpu().numpy()
@@ -191,7 +199,8 @@ def array(values: object, axes: str, name: str) -> NDArray[np.float32]:
 def texts(values: object, count: int, name: str, what: str) -> list[str]:
     """``values`` as a list of ``count`` texts.
 
-    Raises InputError if it is one string, holds something else than strings, or has another length.
+    Raises:
+        InputError: one string, something else than strings, or another number of them.
     """
     listed = [] if isinstance(values, str) else list(cast(Any, values))
     if isinstance(values, str) or not all(isinstance(entry, str) for entry in listed):

@@ -28,11 +28,12 @@ class ConfusionView(View):
     """A row for each true class, a column for each predicted one; colour is the row's share.
 
     Args:
-        counts: how often, `[true, predicted]`.
+        counts: how often, ``[true, predicted]``.
         names: of the classes.
         title: the headline.
 
-    Raises InputError if counts is not square or there is not a name for each class.
+    Raises:
+        InputError: counts is not square or there is not a name for each class.
     """
 
     asset = "grid"
@@ -46,7 +47,7 @@ class ConfusionView(View):
 
     @property
     def shares(self) -> np.ndarray:
-        """Counts over the sum of their row `[true, predicted]`; 0 in rows without examples."""
+        """Counts over the sum of their row ``[true, predicted]``; 0 in rows without examples."""
         return self.counts / np.maximum(1, self.counts.sum(axis=1, keepdims=True))
 
     @property

@@ -19,6 +19,7 @@ from neox_lab.views.tokens import figure_text, isolated, label
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 # Okabe and Ito's set, those that show well on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#1a1a1a")
@@ -38,9 +39,9 @@ class Line:
     """One line of a plot.
 
     Attributes:
-        x: where, `[point]`.
-        y: how much, `[point]`.
-        low: lower end of an interval `[point]`, or None.
+        x: where, ``[point]``.
+        y: how much, ``[point]``.
+        low: lower end of an interval ``[point]``, or None.
         high: upper end.
         faint: drawn thin and grey, for what lies behind a smoothed line.
     """
@@ -63,7 +64,8 @@ class CurvesView(View):
         x_names: names of the places 0, 1, … on the x axis, instead of numbers.
         levels: horizontal lines to compare with, by name, such as a baseline.
 
-    Raises InputError if there is no line or one whose x and y differ in length.
+    Raises:
+        InputError: there is no line or one whose x and y differ in length.
     """
 
     asset = "curves"
@@ -183,7 +185,7 @@ class CurvesView(View):
         self._legend(sheet, HEADING + HIGH + 0.62)
         return sheet
 
-    def _line(self, plot: Any, at: int, line: Line) -> None:
+    def _line(self, plot: Axes, at: int, line: Line) -> None:
         colour = FAINT if line.faint else COLOURS[at % len(COLOURS)]
         marker = MARKERS[at % len(MARKERS)] if len(line.x) <= MARKED and not line.faint else None
         plot.plot(

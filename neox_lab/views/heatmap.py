@@ -44,7 +44,7 @@ class HeatmapView(View):
     """Numbers over two named axes, such as a patching result.
 
     Args:
-        values: `[row, column]`; NaN where nothing was measured.
+        values: ``[row, column]``; NaN where nothing was measured.
         row_labels: a name for each row, such as a layer.
         column_labels: a name for each column, such as a token; they may repeat.
         row_axis: what a row is, such as ``"layer"``.
@@ -53,7 +53,8 @@ class HeatmapView(View):
         centre: the value that means "no difference" and is drawn white; None for amounts.
         title: the headline.
 
-    Raises InputError if these do not fit together.
+    Raises:
+        InputError: these do not fit together.
     """
 
     asset = "grid"

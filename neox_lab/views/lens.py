@@ -37,13 +37,14 @@ class LensView(View):
 
     Args:
         candidates: the likeliest next tokens, best first, ``[layer][pos][rank]``.
-        probabilities: their probabilities `[layer, pos, rank]`.
-        entropy: of each whole prediction, in nats, `[layer, pos]`.
+        probabilities: their probabilities ``[layer, pos, rank]``.
+        entropy: of each whole prediction, in nats, ``[layer, pos]``.
         row_labels: a name for each layer, the first layer first.
         pieces: the tokens of the text, one for each position.
         title: the headline.
 
-    Raises InputError if these do not fit together.
+    Raises:
+        InputError: these do not fit together.
     """
 
     asset = "grid"

@@ -22,6 +22,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+Nested = float | list["Nested"]
+"""Numbers in lists of lists, as deep as an array has axes."""
+
 ASSETS = Path(__file__).parent / "assets"
 BUDGET, LIMIT = 1_000_000, 2_000_000  # bytes of a fragment: what it should and what it may have
 
@@ -68,7 +71,7 @@ def json_text(data: object) -> str:
     return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
 
-def _finite(data: Any) -> Any:
+def _finite(data: object) -> object:
     """Plain lists, dictionaries and numbers without NaN and infinity, which JSON does not have."""
     if isinstance(data, Mapping):
         return {key: _finite(value) for key, value in data.items()}
@@ -83,10 +86,11 @@ def _finite(data: Any) -> Any:
 
 def rounded(values: NDArray[Any], digits: int = 4) -> list[Any]:
     """``values`` with so many significant digits: what a picture needs, in a third of the bytes."""
-    return _significant(values.astype(np.float64).tolist(), digits)
+    nested: list[Any] = values.astype(np.float64).tolist()
+    return [_significant(value, digits) for value in nested]
 
 
-def _significant(values: Any, digits: int) -> Any:
+def _significant(values: Nested, digits: int) -> object:
     if isinstance(values, list):
         return [_significant(value, digits) for value in values]
     return float(f"{values:.{digits}g}") if math.isfinite(values) else None

@@ -31,7 +31,8 @@ class PredictionsView(View):
         position: the position whose candidates are drawn; the last if not given.
         title: the headline.
 
-    Raises InputError if these do not fit together.
+    Raises:
+        InputError: these do not fit together.
     """
 
     asset = "trace"

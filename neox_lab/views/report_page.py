@@ -39,6 +39,7 @@ def report(title: str, sections: Sequence[Section]) -> str:
 def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> Path:
     """Write ``report(title, sections)`` to ``path`` (``*.html``), whole or not at all.
 
-    Raises InputError if the path does not end in ``.html``.
+    Raises:
+        InputError: the path does not end in ``.html``.
     """
     return write_file(path, ".html", utf8(report(title, sections)))

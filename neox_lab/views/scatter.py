@@ -32,8 +32,8 @@ class ScatterView(View):
     """Points with a name each, over two numbers of the same unit.
 
     Args:
-        x: `[point]`.
-        y: `[point]`.
+        x: ``[point]``.
+        y: ``[point]``.
         names: what each point is.
         x_label: what ``x`` is.
         y_label: what ``y`` is.
@@ -41,7 +41,8 @@ class ScatterView(View):
         title: the headline.
         note: a line below it.
 
-    Raises InputError if there is no point, or one that is not finite.
+    Raises:
+        InputError: there is no point, or one that is not finite.
     """
 
     asset = "scatter"

@@ -80,7 +80,8 @@ class StripView(View):
         found: rows of a table of what was found, as dictionaries with the same keys.
         caption: what the rows of that table are.
 
-    Raises InputError if there is no piece.
+    Raises:
+        InputError: there is no piece.
     """
 
     asset = "strip"
@@ -116,7 +117,7 @@ class StripView(View):
 
         Args:
             pieces: the tokens.
-            values: a number for each `[token]`; NaN where there is none. Less than a hundredth
+            values: a number for each ``[token]``; NaN where there is none. Less than a hundredth
                 of the largest is not marked.
             title: the headline.
             value_name: what a number is, with its unit.
@@ -153,7 +154,7 @@ class StripView(View):
         Args:
             pieces: words or tokens, each with the space it begins with.
             tags: one for each; ``O`` is not marked.
-            scores: how sure each is `[piece]`, from 0 to 1; 1 if not given.
+            scores: how sure each is ``[piece]``, from 0 to 1; 1 if not given.
             title: the headline.
         """
         tags = texts(tags, len(pieces), "tags", "piece")
@@ -181,8 +182,8 @@ class StripView(View):
 
         Args:
             pieces: the tokens of the text.
-            start: the probability that the answer starts there `[token]`.
-            end: that it ends there `[token]`.
+            start: the probability that the answer starts there ``[token]``.
+            end: that it ends there ``[token]``.
             best: first and last token of the best answer; None if there is no answer.
             title: the headline.
         """

@@ -39,7 +39,8 @@ class TextView(View):
         alternatives: for each token added, what else might have come: (piece, probability) pairs;
             an empty list where nobody asked.
 
-    Raises InputError if these do not fit together.
+    Raises:
+        InputError: these do not fit together.
     """
 
     asset = "trace"

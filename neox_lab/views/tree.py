@@ -27,7 +27,8 @@ class TreeView(View):
         groups: rows of texts by heading.
         title: the headline.
 
-    Raises InputError if there is no row, or one of another length than ``columns``.
+    Raises:
+        InputError: there is no row, or one of another length than ``columns``.
     """
 
     asset = "tree"
