@@ -26,8 +26,9 @@ from neox_lab.checkpoint.reading import (
     open_weights,
 )
 from neox_lab.checkpoint.report import LoadingReport, Shape
+from neox_lab.checks import check, one_of
 from neox_lab.config import GPTNeoXConfig
-from neox_lab.errors import CheckpointError, ConfigError, nearest
+from neox_lab.errors import CheckpointError, ConfigError
 from neox_lab.hub import DEFAULTS, HubOptions, PathOrId, pin
 
 logger = logging.getLogger("neox_lab")
@@ -142,10 +143,7 @@ def to_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     if dtype is None or dtype == "auto":
         return None
     name = str(dtype).removeprefix("torch.")
-    if name not in _DTYPES:
-        expected = ", ".join(_DTYPES)
-        raise ConfigError(f"dtype={dtype!r} is none of auto, {expected}.{nearest(name, _DTYPES)}")
-    return _DTYPES[name]
+    return _DTYPES[check("dtype", name, one_of("auto", *_DTYPES), ConfigError)]
 
 
 def to_device(device_map: DeviceMap) -> torch.device:

@@ -29,7 +29,7 @@ _DTYPES = tuple(WEIGHT_DTYPES.values())
 _METADATA = {"format": "pt"}
 
 
-class Saved(Protocol):
+class Saveable(Protocol):
     """What is written of a model.
 
     Attributes:
@@ -43,7 +43,7 @@ class Saved(Protocol):
 
 
 def save(
-    model: Saved,
+    model: Saveable,
     directory: StrPath,
     *,
     max_shard_size: int | str = "50GB",
@@ -122,7 +122,7 @@ def split(tensors: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:
     return shards
 
 
-def _to_store(model: Saved, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+def _to_store(model: Saveable, state_dict: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     """Tensors under their names on disk; one that the configuration ties is left out."""
     tensors = {}
     for name, tensor in (model.state_dict() if state_dict is None else state_dict).items():
@@ -140,7 +140,7 @@ def _to_store(model: Saved, state_dict: Mapping[str, Tensor] | None) -> dict[str
     return tensors
 
 
-def _config_text(model: Saved, tensors: Mapping[str, Tensor]) -> str:
+def _config_text(model: Saveable, tensors: Mapping[str, Tensor]) -> str:
     config = copy.deepcopy(model.config)
     config.architectures = [type(model).__name__]
     config.dtype = next(iter(tensors.values())).dtype if tensors else config.dtype
