@@ -120,6 +120,25 @@ def test_foreign_attributes_are_kept(library: Library, tmp_path: Path) -> None:
     assert library.GPTNeoXConfig.from_pretrained(tmp_path).type_vocab_size == 16
 
 
+def test_foreign_attributes_may_be_set_later(library: Library) -> None:
+    config = library.config()
+    config.first_k_dense = 1.0
+    assert config.first_k_dense == 1.0
+
+
+@gap("numbers of labels become whole numbers")
+def test_numbers_of_labels_stay_as_they_were_written(library: Library) -> None:
+    config = library.GPTNeoXConfig(id2label={0: "no"}, label2id={"no": "0"})
+    assert config.label2id == {"no": "0"}
+
+
+@gap("a rope type refuses parameters it does not use")
+def test_rope_parameters_without_use_are_kept(library: Library) -> None:
+    rope = {"rope_type": "default", "rope_theta": 500.0, "original_max_position_embeddings": 64}
+    config = library.config(rope_parameters=rope)
+    assert config.rope_parameters["original_max_position_embeddings"] == 64
+
+
 def test_old_names_of_the_rotary_embedding_mean_the_new_ones(library: Library) -> None:
     config = library.GPTNeoXConfig(**SIZES, rotary_pct=0.5, rotary_emb_base=500.0)
     assert config.rope_parameters["partial_rotary_factor"] == 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -515,6 +516,14 @@ def test_resizing_without_a_size_changes_nothing(library: Library) -> None:
     assert model.config.vocab_size == 99
 
 
+@every_class
+@gap("a model has no vocab_size of its own")
+def test_a_resized_model_knows_its_vocabulary(library: Library, kind: str) -> None:
+    model = library.model(kind)
+    model.resize_token_embeddings(128)
+    assert model.vocab_size == model.config.vocab_size == 128
+
+
 def test_untied_embeddings_are_both_resized(library: Library) -> None:
     model = library.model(CAUSAL, tie_word_embeddings=False)
     for size in (109, 84):
@@ -752,6 +761,19 @@ def test_other_shapes_can_be_drawn_again(
     names = {key[0] if isinstance(key, tuple) else key for key in info["mismatched_keys"]}
     assert names == {"score.weight"} and made.score.weight.mean().abs() < 0.1
     assert close(first(made.base_model(ids())), first(model.base_model(ids())))
+
+
+def test_what_is_drawn_again_is_reported(
+    library: Library,
+    saved: Callable[..., Any],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    saved(SEQUENCE)
+    library.classes[SEQUENCE].from_pretrained(tmp_path, num_labels=42, ignore_mismatched_sizes=True)
+    assert "score.weight" in caplog.text and "mismatch" in caplog.text.lower()
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "auto", torch.float16])
