@@ -10,7 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from IPython.core.completer import CompletionContext
+    from IPython.core.interactiveshell import InteractiveShell
 
 _IN_A_STRING = re.compile(r"['\"]([\w.]*)$")
 
@@ -32,12 +36,12 @@ def hook_names(line: str, namespace: Mapping[str, Any]) -> tuple[str, list[str]]
     return found[1], [name for name in names if name.startswith(found[1])]
 
 
-def install(shell: Any) -> None:
+def install(shell: InteractiveShell) -> None:
     """Add the completion to an IPython shell; what ``%load_ext neox_lab`` calls."""
     from IPython.core.completer import SimpleCompletion, context_matcher
 
     @context_matcher()  # type: ignore[untyped-decorator]
-    def matcher(context: Any) -> dict[str, Any]:
+    def matcher(context: CompletionContext) -> dict[str, Any]:
         start, names = hook_names(context.line_with_cursor, shell.user_ns)
         completions = [SimpleCompletion(name, type="hook point") for name in names]
         return {"completions": completions, "matched_fragment": start, "suppress": bool(names)}

@@ -14,12 +14,15 @@ from torch import Tensor
 
 from neox_lab.hooks.table import axis_sizes, shape_at
 from neox_lab.model.hook_points import HookPoint
+from neox_lab.model.outputs import ModelOutput
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from neox_lab.family.contract import HookedModel
 
-def check(model: Any, tokens: Tensor | None = None) -> pd.DataFrame:
+
+def check(model: HookedModel, tokens: Tensor | None = None) -> pd.DataFrame:
     """Try every hook point of ``model``.
 
     Args:
@@ -50,7 +53,7 @@ def check(model: Any, tokens: Tensor | None = None) -> pd.DataFrame:
 
 
 def _try(
-    model: Any, tokens: Tensor, point: HookPoint, sizes: dict[str, int], baseline: Tensor
+    model: HookedModel, tokens: Tensor, point: HookPoint, sizes: dict[str, int], baseline: Tensor
 ) -> dict[str, Any]:
     """One row of the report."""
     seen: list[Tensor] = []
@@ -85,7 +88,7 @@ def _changed(tensor: Tensor, hook: HookPoint) -> Tensor:
     return tensor + tensor.roll(1, dims=-1) + 1.0
 
 
-def _numbers(output: Any) -> Tensor:
+def _numbers(output: ModelOutput) -> Tensor:
     """All numbers of an output that a hook can influence, in one row."""
     names = ("last_hidden_state", "logits", "start_logits", "end_logits")
     parts = [output[name].float().flatten() for name in names if name in output]

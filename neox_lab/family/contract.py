@@ -151,6 +151,11 @@ class HookedModel(HookedNetwork, Protocol):
     def last_token(self, input_ids: Tensor | None, logits: Tensor) -> Tensor | int:
         """Where each text ends, ``[batch]``, or -1; see ``TextHelpers.last_token``."""
 
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Tensor:
+        """Sum of the biases that the blocks before ``layer`` added, ``[d_model]``."""
+
     def to_tokens(self, text: str | list[str]) -> Tensor:
         """Token ids ``[batch, pos]``."""
 

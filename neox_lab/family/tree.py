@@ -6,12 +6,15 @@ Blocks are alike, so one stands for all of them: what can be read or changed, an
 from __future__ import annotations
 
 import html
-from typing import Any
+from typing import TYPE_CHECKING
 
 from neox_lab.model.hook_points import HookPoint
 
+if TYPE_CHECKING:
+    from neox_lab.family.base import GPTNeoXPreTrainedModel
 
-def headline(model: Any) -> str:
+
+def headline(model: GPTNeoXPreTrainedModel) -> str:
     """Class, size, wiring, dtype and device in one line."""
     config = model.config
     wiring = "parallel" if config.use_parallel_residual else "sequential"
@@ -23,7 +26,7 @@ def headline(model: Any) -> str:
     )
 
 
-def groups(model: Any) -> list[tuple[str, list[HookPoint]]]:
+def groups(model: GPTNeoXPreTrainedModel) -> list[tuple[str, list[HookPoint]]]:
     """Hook points before the blocks, of block 0, and after the blocks, each with a heading."""
     points = list(model.hook_points.values())
     inside = [point for point in points if point.layer == 0]
@@ -34,7 +37,7 @@ def groups(model: Any) -> list[tuple[str, list[HookPoint]]]:
     return [("before the blocks", points[:first]), (blocks, inside), ("after the blocks", after)]
 
 
-def as_text(model: Any) -> str:
+def as_text(model: GPTNeoXPreTrainedModel) -> str:
     """The tree for a terminal."""
     lines = [headline(model)]
     for heading, points in groups(model):
@@ -45,7 +48,7 @@ def as_text(model: Any) -> str:
     return "\n".join(lines)
 
 
-def as_html(model: Any) -> str:
+def as_html(model: GPTNeoXPreTrainedModel) -> str:
     """The tree for a notebook: collapsible, without script or style sheet."""
     parts = [f"<p><strong>{html.escape(headline(model))}</strong></p>"]
     for heading, points in groups(model):

@@ -28,9 +28,12 @@ from neox_lab.hooks.names import ShortForm, exact
 from neox_lab.hooks.residual_decomposition import CacheArithmetic
 from neox_lab.hooks.storage import Keeping
 from neox_lab.model.hook_points import HookPoint, Watcher
+from neox_lab.model.outputs import ModelOutput
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from neox_lab.family.contract import HookedModel
 
 
 class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
@@ -47,7 +50,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         self,
         points: Mapping[str, HookPoint],
         *,
-        model: Any = None,
+        model: HookedModel | None = None,
         attention_mask: Tensor | None = None,
         pieces: list[str] | None = None,
     ) -> None:
@@ -197,7 +200,9 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         return {"pieces": self.pieces, "points": points, "derived": list(self._makers)}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: Any = None) -> ActivationCache:
+    def load(
+        cls, path: str | os.PathLike[str], model: HookedModel | None = None
+    ) -> ActivationCache:
         """A cache that ``save`` wrote, or that a run spilled; tensors are memory-mapped.
 
         Args:
@@ -225,7 +230,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         return cache
 
 
-def run_backward(output: Any, target: bool | Callable[[Any], Tensor]) -> None:
+def run_backward(output: ModelOutput, target: bool | Callable[[Any], Tensor]) -> None:
     """Backpropagate from the scalar that ``incl_bwd`` names.
 
     Args:

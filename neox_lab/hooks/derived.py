@@ -148,8 +148,7 @@ def maker_of(point: HookPoint, model: HookedNetwork, mask: Tensor | None) -> Mak
         The maker; it raises HookError if weights it needs have changed since this call.
     """
     assert point.layer is not None
-    block = model.backbone.layers[point.layer]
-    assert isinstance(block, Block)
+    block = model.backbone.block(point.layer)
     run, weights = STEPS[point.name.removeprefix(f"blocks.{point.layer}.")](block, mask)
     seen = weights_seen(weights)
 

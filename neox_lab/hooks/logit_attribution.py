@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,6 +19,10 @@ from torch import Tensor
 from neox_lab.errors import HookError, HookNameError, nearest
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.output_heads import OUTPUT_HEADS
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
+    from neox_lab.model.network import Network
 
 Selection = int | slice | Sequence[int] | Tensor | None
 """A part of an axis: one entry (the axis goes), a slice, a list of entries, or None for all."""
@@ -28,7 +32,7 @@ Tokens = str | int | Sequence[str] | Sequence[int] | Tensor
 
 
 @dataclass(frozen=True)
-class Reading:
+class DecompositionView:
     """Where and how a decomposition is looked at.
 
     Attributes:
@@ -60,7 +64,7 @@ class LogitShares(Mapping[str, Tensor]):
     """Activations by name, with what it takes to weigh their parts against each other."""
 
     points: Mapping[str, HookPoint]
-    model: Any
+    model: HookedModel | None
 
     def apply_ln_to_stack(
         self,
@@ -283,19 +287,21 @@ class LogitShares(Mapping[str, Tensor]):
         name = f"blocks.{layer}.ln{2 if mlp_input else 1}.hook_scale"
         return self._fetch(["ln_final.hook_scale" if layer == self._layers else name], pos_slice)[0]
 
-    def _reading(
+    def _view(
         self,
         layer: int | None,
         mlp_input: bool,
         pos_slice: Selection,
         apply_ln: bool,
         onto: Tensor | None = None,
-    ) -> Reading:
+    ) -> DecompositionView:
         one = onto is not None and onto.dim() == 1
         if onto is not None:
             onto = onto[:, None] if one else onto
             onto = onto - onto.mean(dim=0) if apply_ln else onto
-        return Reading(self._layer(layer, mlp_input), mlp_input, pos_slice, apply_ln, onto, one)
+        return DecompositionView(
+            self._layer(layer, mlp_input), mlp_input, pos_slice, apply_ln, onto, one
+        )
 
     def _layer(self, layer: int | None, mlp_input: bool = False) -> int:
         """The layer that is read, from 0 to the number of layers.
@@ -314,9 +320,9 @@ class LogitShares(Mapping[str, Tensor]):
             raise HookError(f"mlp_input=True needs a layer from 0 to {last - 1}.")
         return found
 
-    def _reads_own_attention(self, reading: Reading) -> bool:
+    def _reads_own_attention(self, view: DecompositionView) -> bool:
         """Whether what is read contains what attention of the same block wrote."""
-        return reading.mlp_input and not self._parallel
+        return view.mlp_input and not self._parallel
 
     @property
     def _layers(self) -> int:
@@ -327,7 +333,7 @@ class LogitShares(Mapping[str, Tensor]):
         return "blocks.0.hook_resid_mid" not in self.points
 
     @property
-    def _running_model(self) -> Any:
+    def _running_model(self) -> HookedModel:
         """The model that ran.
 
         Raises:
@@ -341,7 +347,7 @@ class LogitShares(Mapping[str, Tensor]):
         return self.model
 
     @property
-    def _network(self) -> Any:
+    def _network(self) -> Network:
         return self._running_model.backbone
 
     def _final_norm(self, stack: Tensor) -> Tensor:

@@ -36,14 +36,14 @@ from neox_lab.model.hook_points import HookPoint, Watcher
 from neox_lab.model.network import layer_span
 
 if TYPE_CHECKING:
-    from neox_lab.family.contract import HookedNetwork
+    from neox_lab.family.contract import HookedModel
 
 Plan = dict[str, tuple[tuple[int, ...], torch.dtype]]
 """Shape and dtype of every tensor that will be stored, by hook name."""
 
 
 def plan_for(
-    model: HookedNetwork,
+    model: HookedModel,
     points: Iterable[HookPoint],
     keeping: Keeping,
     batch: int,
@@ -104,7 +104,7 @@ def over_budget(needed: int, budget: int | None, device: torch.device) -> str | 
     return f"This cache needs {size_in_words(needed)}; {size_in_words(free)} are free on {device}."
 
 
-def _device(model: HookedNetwork) -> torch.device:
+def _device(model: HookedModel) -> torch.device:
     device: torch.device = model.backbone.embed_in.weight.device
     return device
 
@@ -114,7 +114,7 @@ class Recording:
 
     def __init__(
         self,
-        model: HookedNetwork,
+        model: HookedModel,
         arguments: Mapping[str, Any],
         names_filter: Name | Iterable[Name] | None,
         keeping: Keeping,
@@ -277,7 +277,7 @@ class Recording:
 
 
 @contextmanager
-def _weights_without_gradients(model: HookedNetwork) -> Iterator[None]:
+def _weights_without_gradients(model: HookedModel) -> Iterator[None]:
     """Give the weights the gradients back that they have now, whatever is backpropagated."""
     before = [(parameter, parameter.grad) for parameter in model.parameters()]
     for parameter, _ in before:

@@ -30,7 +30,13 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import HookError
-from neox_lab.hooks.logit_attribution import LogitShares, Reading, Selection, in_one_dtype, take
+from neox_lab.hooks.logit_attribution import (
+    DecompositionView,
+    LogitShares,
+    Selection,
+    in_one_dtype,
+    take,
+)
 from neox_lab.model.attention import head_results
 
 Stack = Tensor | tuple[Tensor, list[str]]
@@ -117,17 +123,17 @@ class CacheArithmetic(LogitShares):
         """
         if mode not in ("all", "mlp", "attn"):
             raise HookError(f"mode={mode!r}; expected 'all', 'mlp' or 'attn'.")
-        reading = self._reading(layer, mlp_input, pos_slice, apply_ln)
+        view = self._view(layer, mlp_input, pos_slice, apply_ln)
         wanted = {"embed": "hook_embed"} if incl_embeds else {}
-        for block in range(reading.layer):
+        for block in range(view.layer):
             if mode != "mlp":
                 wanted[f"{block}_attn_out"] = f"blocks.{block}.hook_attn_out"
             if mode != "attn":
                 wanted[f"{block}_mlp_out"] = f"blocks.{block}.hook_mlp_out"
-        if mode != "mlp" and self._reads_own_attention(reading):
-            wanted[f"{reading.layer}_attn_out"] = f"blocks.{reading.layer}.hook_attn_out"
+        if mode != "mlp" and self._reads_own_attention(view):
+            wanted[f"{view.layer}_attn_out"] = f"blocks.{view.layer}.hook_attn_out"
         parts = [tensor[None] for tensor in self._fetch(wanted.values(), pos_slice)]
-        return self._finish(parts, list(wanted), reading, return_labels)
+        return self._finish(parts, list(wanted), view, return_labels)
 
     def stack_head_results(
         self,
@@ -152,11 +158,11 @@ class CacheArithmetic(LogitShares):
         Raises:
             HookNameError: neither ``hook_result`` nor ``hook_z`` was kept.
         """
-        reading = self._reading(layer, False, pos_slice, apply_ln)
-        parts, labels = self._heads(reading.layer, reading)
+        view = self._view(layer, False, pos_slice, apply_ln)
+        parts, labels = self._heads(view.layer, view)
         if incl_remainder:
-            self._add_remainder(parts, labels, reading)
-        return self._finish(parts, labels, reading, return_labels)
+            self._add_remainder(parts, labels, view)
+        return self._finish(parts, labels, view, return_labels)
 
     def stack_neuron_results(
         self,
@@ -189,11 +195,11 @@ class CacheArithmetic(LogitShares):
         Raises:
             HookNameError: ``hook_post`` was not kept.
         """
-        reading = self._reading(layer, mlp_input, pos_slice, apply_ln, project_output_onto)
-        parts, labels = self._neurons(reading, neuron_slice)
+        view = self._view(layer, mlp_input, pos_slice, apply_ln, project_output_onto)
+        parts, labels = self._neurons(view, neuron_slice)
         if incl_remainder:
-            self._add_remainder(parts, labels, reading)
-        return self._finish(parts, labels, reading, return_labels)
+            self._add_remainder(parts, labels, view)
+        return self._finish(parts, labels, view, return_labels)
 
     def get_neuron_results(
         self,
@@ -214,7 +220,7 @@ class CacheArithmetic(LogitShares):
             HookNameError: ``hook_post`` was not kept.
         """
         (post,) = self._fetch([f"blocks.{layer}.mlp.hook_post"], pos_slice)
-        weight = self._network.layers[layer].mlp.dense_4h_to_h.weight.T  # [d_mlp, d_model]
+        weight = self._network.block(layer).mlp.dense_4h_to_h.weight.T  # [d_mlp, d_model]
         post, weight = in_one_dtype(take(post, -1, neuron_slice), take(weight, 0, neuron_slice))
         if project_output_onto is None:
             return post[..., None] * weight
@@ -248,22 +254,20 @@ class CacheArithmetic(LogitShares):
         Raises:
             HookNameError: something needed was not kept; the message says what to name.
         """
-        reading = self._reading(layer, mlp_input, pos_slice, apply_ln, project_output_onto)
-        parts, labels = self._heads(reading.layer + self._reads_own_attention(reading), reading)
+        view = self._view(layer, mlp_input, pos_slice, apply_ln, project_output_onto)
+        parts, labels = self._heads(view.layer + self._reads_own_attention(view), view)
         if expand_neurons:
-            neurons, neuron_labels = self._neurons(reading, None)
+            neurons, neuron_labels = self._neurons(view, None)
             parts, labels = parts + neurons, labels + neuron_labels
         else:
-            names = [f"blocks.{block}.hook_mlp_out" for block in range(reading.layer)]
-            parts += [reading.along(out)[None] for out in self._fetch(names, pos_slice)]
-            labels += [f"{block}_mlp_out" for block in range(reading.layer)]
+            names = [f"blocks.{block}.hook_mlp_out" for block in range(view.layer)]
+            parts += [view.along(out)[None] for out in self._fetch(names, pos_slice)]
+            labels += [f"{block}_mlp_out" for block in range(view.layer)]
         (embed,) = self._fetch(["hook_embed"], pos_slice)
-        bias = self._running_model.accumulated_bias(
-            reading.layer, mlp_input, expand_neurons
-        ).detach()
+        bias = self._running_model.accumulated_bias(view.layer, mlp_input, expand_neurons).detach()
         for tensor in (embed, bias.to(embed.device).expand_as(embed)):
-            parts.append(reading.along(tensor)[None])
-        return self._finish(parts, [*labels, "embed", "bias"], reading, return_labels)
+            parts.append(view.along(tensor)[None])
+        return self._finish(parts, [*labels, "embed", "bias"], view, return_labels)
 
     def stack_activation(
         self, activation_name: str, layer: int | None = -1, sublayer_type: str | None = None
@@ -297,62 +301,63 @@ class CacheArithmetic(LogitShares):
 
     def _output_weight(self, block: int) -> Tensor:
         """``[d_model, head * d_head]``."""
-        weight: Tensor = self._network.layers[block].attention.dense.weight
-        return weight.detach()
+        return self._network.block(block).attention.dense.weight.detach()
 
-    def _heads(self, layers: int, reading: Reading) -> tuple[list[Tensor], list[str]]:
+    def _heads(self, layers: int, view: DecompositionView) -> tuple[list[Tensor], list[str]]:
         """What each head of the first ``layers`` blocks wrote, and labels."""
         parts, labels = [], []
         for block in range(layers):
             name = f"blocks.{block}.attn.hook_result"
             if name in self:
-                (result,) = self._fetch([name], reading.pos_slice)
+                (result,) = self._fetch([name], view.pos_slice)
             else:
-                (z,) = self._fetch([f"blocks.{block}.attn.hook_z"], reading.pos_slice)
+                (z,) = self._fetch([f"blocks.{block}.attn.hook_z"], view.pos_slice)
                 result = _results(z, self._output_weight(block))
-            parts.append(reading.along(result).movedim(-2, 0))
+            parts.append(view.along(result).movedim(-2, 0))
             labels += [f"L{block}H{head}" for head in range(result.shape[-2])]
         return parts, labels
 
-    def _neurons(self, reading: Reading, neuron_slice: Selection) -> tuple[list[Tensor], list[str]]:
-        """What each neuron before ``reading`` wrote, and labels."""
+    def _neurons(
+        self, view: DecompositionView, neuron_slice: Selection
+    ) -> tuple[list[Tensor], list[str]]:
+        """What each neuron before ``view`` wrote, and labels."""
         chosen = [neuron_slice] if isinstance(neuron_slice, int) else neuron_slice
         parts, labels = [], []
-        for block in range(reading.layer):
-            results = self.get_neuron_results(block, chosen, reading.pos_slice, reading.onto)
+        for block in range(view.layer):
+            results = self.get_neuron_results(block, chosen, view.pos_slice, view.onto)
             parts.append(results.movedim(-2, 0))
-            neurons = torch.arange(self._network.layers[block].mlp.dense_h_to_4h.out_features)
+            neurons = torch.arange(self._network.block(block).mlp.dense_h_to_4h.out_features)
             labels += [f"L{block}N{neuron}" for neuron in take(neurons, 0, chosen).tolist()]
         return parts, labels
 
-    def _read(self, reading: Reading) -> Tensor:
+    def _read(self, view: DecompositionView) -> Tensor:
         """The residual stream that is read, ``[batch, pos, d_model]``."""
-        if self._reads_own_attention(reading):
-            return self._middle(reading.layer, reading.pos_slice)
-        return self._stream(reading.layer, reading.pos_slice)
+        if self._reads_own_attention(view):
+            return self._middle(view.layer, view.pos_slice)
+        return self._stream(view.layer, view.pos_slice)
 
-    def _add_remainder(self, parts: list[Tensor], labels: list[str], reading: Reading) -> None:
-        rest = reading.along(self._read(reading))
+    def _add_remainder(
+        self, parts: list[Tensor], labels: list[str], view: DecompositionView
+    ) -> None:
+        rest = view.along(self._read(view))
         for part in parts:
             rest = rest - part.sum(dim=0)
         parts.append(rest[None])
         labels.append("remainder")
 
     def _finish(
-        self, parts: list[Tensor], labels: list[str], reading: Reading, return_labels: bool
+        self, parts: list[Tensor], labels: list[str], view: DecompositionView, return_labels: bool
     ) -> Stack:
         """One stack of all parts, normalised if that is asked for."""
         if parts:
             stack = torch.cat(parts)
         else:
-            stack = reading.along(self._read(reading))[None][:0]
-        if reading.apply_ln and reading.onto is None:
-            stack = self.apply_ln_to_stack(
-                stack, reading.layer, reading.mlp_input, reading.pos_slice
-            )
-        elif reading.apply_ln:  # its directions are centred already
-            stack = stack / self._scale(reading.layer, reading.mlp_input, reading.pos_slice)
-        if reading.one_direction:
+            stack = view.along(self._read(view))[None][:0]
+        if view.apply_ln and view.onto is None:
+            stack = self.apply_ln_to_stack(stack, view.layer, view.mlp_input, view.pos_slice)
+        elif view.apply_ln:  # its directions are centred already
+            stack = stack / self._scale(view.layer, view.mlp_input, view.pos_slice)
+        if view.one_direction:
             stack = stack[..., 0]
         return (stack, labels) if return_labels else stack
 

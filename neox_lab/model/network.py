@@ -37,6 +37,12 @@ class Network(nn.Module):
         self.rotary = RotaryTable(config)
         self.gradient_checkpointing = False
 
+    def block(self, layer: int) -> Block:
+        """Block ``layer``, from 0."""
+        block = self.layers[layer]
+        assert isinstance(block, Block)
+        return block
+
     def embed(self, input_ids: Tensor | None, embeds: Tensor | None, taps: Taps) -> Tensor:
         """The residual stream before block 0, ``[batch, pos, d_model]``.
 

@@ -36,7 +36,7 @@ class ModelOutput:
         """The fields that are not None, as a tuple."""
         return self.values()
 
-    def get(self, name: str, default: Any = None) -> Any:
+    def get(self, name: str, default: object = None) -> Any:
         """The field ``name``, or ``default`` if it is None or unknown."""
         return getattr(self, name) if name in self.keys() else default
 
