@@ -224,7 +224,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         cache._tensors = tensors
         if model is not None:
             derived: Any = description["derived"]
-            for point in (model.hook_points[name] for name in derived):
+            for point in (model.hook_points[name] for name in derived if name in model.hook_points):
                 if point.follows_from and all(base in cache for base in point.follows_from):
                     cache.make_on_access(point.name, maker_of(point, model, mask))
         return cache

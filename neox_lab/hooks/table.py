@@ -6,6 +6,10 @@ from ``ROWS``, and from the registry of output heads, each of which adds two row
 width of the residual stream, ``d_head`` width of a head, ``d_mlp`` width of the MLP, ``vocab``
 tokens. Names and shapes are TransformerLens's; an alias is the path of the Hugging Face module
 whose output the tensor is.
+
+``attn.hook_in`` and ``mlp.hook_in`` are what Hugging Face's modules ``layers.{l}.attention`` and
+``layers.{l}.mlp`` are called with. A head whose ``hook_q_input``, ``hook_k_input`` or
+``hook_v_input`` a hook changed reads the layer norm of that instead of ``attn.hook_in``.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class Attention(nn.Module):
             keys_values: this layer's cache, extended in place, or None.
             tap: hook points of this block.
             split_inputs: for queries, keys and values, the heads' own inputs where hooks
-                altered them.
+                altered them; such a head does not read ``x``, and so not ``attn.hook_in``.
 
         Returns:
             What attention adds to the residual stream, ``[batch, pos, d_model]``.
