@@ -76,6 +76,9 @@ class HookedNetwork(Protocol):
     def modules(self) -> Iterator[nn.Module]:
         """All modules."""
 
+    def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
+        """Number of weights."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run ``forward``; each class returns an output of its own kind."""
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from neox_lab.model.hook_points import HookPoint
 
 if TYPE_CHECKING:
-    from neox_lab.family.base import GPTNeoXPreTrainedModel
+    from neox_lab.family.contract import HookedNetwork
 
 
-def headline(model: GPTNeoXPreTrainedModel) -> str:
+def headline(model: HookedNetwork) -> str:
     """Class, size, wiring, dtype and device in one line."""
     config = model.config
     wiring = "parallel" if config.use_parallel_residual else "sequential"
@@ -26,7 +26,7 @@ def headline(model: GPTNeoXPreTrainedModel) -> str:
     )
 
 
-def groups(model: GPTNeoXPreTrainedModel) -> list[tuple[str, list[HookPoint]]]:
+def groups(model: HookedNetwork) -> list[tuple[str, list[HookPoint]]]:
     """Hook points before the blocks, of block 0, and after the blocks, each with a heading."""
     points = list(model.hook_points.values())
     inside = [point for point in points if point.layer == 0]
@@ -37,7 +37,7 @@ def groups(model: GPTNeoXPreTrainedModel) -> list[tuple[str, list[HookPoint]]]:
     return [("before the blocks", points[:first]), (blocks, inside), ("after the blocks", after)]
 
 
-def as_text(model: GPTNeoXPreTrainedModel) -> str:
+def as_text(model: HookedNetwork) -> str:
     """The tree for a terminal."""
     lines = [headline(model)]
     for heading, points in groups(model):
@@ -48,7 +48,7 @@ def as_text(model: GPTNeoXPreTrainedModel) -> str:
     return "\n".join(lines)
 
 
-def as_html(model: GPTNeoXPreTrainedModel) -> str:
+def as_html(model: HookedNetwork) -> str:
     """The tree for a notebook: collapsible, without script or style sheet."""
     parts = [f"<p><strong>{html.escape(headline(model))}</strong></p>"]
     for heading, points in groups(model):
