@@ -19,6 +19,8 @@ from neox_lab.results import Result
 if TYPE_CHECKING:
     import pandas as pd
 
+    from neox_lab.family.contract import HookedModel
+    from neox_lab.model.hook_points import HookPoint
     from neox_lab.views.curves import CurvesView
 
 Array = NDArray[np.floating[Any]]
@@ -110,7 +112,7 @@ class ProbeResult(Result):
         known = [probe.name for probe in self.probes]
         raise InputError(f"no probe {site!r}; there are {', '.join(known)}")
 
-    def direction(self, site: str | int, label: Any = None) -> Tensor:
+    def direction(self, site: str | int, label: object = None) -> Tensor:
         """Unit vector ``[d]`` along which the probe's score for ``label`` grows fastest.
 
         Args:
@@ -138,8 +140,8 @@ class ProbeResult(Result):
         return torch.tensor(vector / np.linalg.norm(vector), dtype=torch.float32)
 
     def steer(
-        self, site: str | int, coefficient: float, label: Any = None
-    ) -> tuple[str, Callable[[Tensor, Any], Tensor]]:
+        self, site: str | int, coefficient: float, label: object = None
+    ) -> tuple[str, Callable[[Tensor, HookPoint], Tensor]]:
         """A hook that adds ``coefficient`` times the direction at every position.
 
         Returns:
@@ -147,15 +149,15 @@ class ProbeResult(Result):
         """
         direction = self.direction(site, label)
 
-        def add(activation: Tensor, _hook: Any) -> Tensor:
+        def add(activation: Tensor, _hook: HookPoint) -> Tensor:
             vector = direction.to(activation).view(activation.shape[2:])
             return activation + coefficient * vector
 
         return self[site].name, add
 
     def remove(
-        self, site: str | int, label: Any = None
-    ) -> tuple[str, Callable[[Tensor, Any], Tensor]]:
+        self, site: str | int, label: object = None
+    ) -> tuple[str, Callable[[Tensor, HookPoint], Tensor]]:
         """A hook after which nothing varies along the direction: it gets the training mean there.
 
         Returns:
@@ -164,7 +166,7 @@ class ProbeResult(Result):
         direction = self.direction(site, label)
         level = float(direction @ torch.tensor(self[site].centre, dtype=torch.float32))
 
-        def project(activation: Tensor, _hook: Any) -> Tensor:
+        def project(activation: Tensor, _hook: HookPoint) -> Tensor:
             vector = direction.to(activation)
             flat = activation.flatten(2)
             moved = flat + ((level - flat @ vector)[..., None] * vector)
@@ -172,8 +174,14 @@ class ProbeResult(Result):
 
         return self[site].name, project
 
-    def predict(self, model: Any, texts: Sequence[str], site: str | int | None = None) -> Any:
-        """What the probe at ``site`` (the best one) says of new texts, as a frame."""
+    def predict(
+        self, model: HookedModel, texts: Sequence[str], site: str | int | None = None
+    ) -> pd.DataFrame:
+        """What the probe at ``site`` (the best one) says of new texts, as a frame.
+
+        Raises:
+            InputError: no such site.
+        """
         import pandas as pd
 
         probe = self.best if site is None else self[site]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
     from neox_lab.views import HeatmapView
 
-DIRECTIONS = ("denoising", "noising", "ablation")
+_TITLES = {
+    "denoising": "Patching {}, clean into corrupted",
+    "noising": "Patching {}, corrupted into clean",
+    "ablation": "Ablating {}",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,10 +65,8 @@ class PatchResult(GridResult):
             InputError: it does not.
         """
         super().__post_init__()
-        if self.direction not in DIRECTIONS:
-            raise InputError(
-                f"direction={self.direction!r}; expected one of {', '.join(DIRECTIONS)}."
-            )
+        if self.direction not in _TITLES:
+            raise InputError(f"direction={self.direction!r}; expected one of {', '.join(_TITLES)}.")
         if self.samples is not None and self.samples.shape[1:] != self.values.shape:
             raise InputError(
                 f"samples have the shape {list(self.samples.shape)}; expected [pair, "
@@ -142,7 +145,7 @@ class PatchResult(GridResult):
     def _rank(self, frame: pd.DataFrame) -> pd.Series[float]:
         return frame["effect"].abs()
 
-    def view(self, *, normalized: bool = False, **at: Any) -> HeatmapView:
+    def view(self, *, normalized: bool = False, **at: int | str) -> HeatmapView:
         """A heat map of the effects.
 
         Args:
@@ -156,19 +159,7 @@ class PatchResult(GridResult):
         from neox_lab.views import HeatmapView
 
         values = self.normalized() if normalized else self.effect()
-        axes, told = list(self.axes), []
-        for axis, index in at.items():
-            if axis not in axes:
-                raise InputError(f"No axis {axis!r}; this result has {', '.join(self.axes)}")
-            number = self.site.index(index) if axis == "site" else int(index)
-            values = values.select(axes.index(axis), number)
-            axes.remove(axis)
-            told.append(str(index) if axis == "site" else f"{axis} {index}")
-        while len(axes) > 2:
-            axis = next(a for a in ("head", "source_pos", "site", *axes) if a in axes)
-            values = _farthest(values, axes.index(axis))
-            axes.remove(axis)
-            told.append(f"the {axis} that changes most")
+        values, axes, told = self._on_two_axes(values, at)
         if len(axes) == 1:
             values, axes = values[None], ["metric", *axes]
         only = ["share" if normalized else "change"]  # the label of a single row
@@ -178,21 +169,32 @@ class PatchResult(GridResult):
         if normalized:
             name = f"{self.metric}, share of the way to {end}"
         words = {"pos": "position", "source_pos": "source position"}
-        what = {
-            "denoising": "Patching {}, clean into corrupted",
-            "noising": "Patching {}, corrupted into clean",
-            "ablation": "Ablating {}",
-        }
-        title = what[self.direction].format(", ".join(self.site))
-        return HeatmapView(
-            values.numpy(),
-            rows,
-            columns,
-            words.get(axes[0], axes[0]),
-            words.get(axes[1], axes[1]),
-            name,
-            title="; ".join([title, *told]),
-        )
+        row_axis, column_axis = (words.get(axis, axis) for axis in axes)
+        title = "; ".join([_TITLES[self.direction].format(", ".join(self.site)), *told])
+        return HeatmapView(values.numpy(), rows, columns, row_axis, column_axis, name, title=title)
+
+    def _on_two_axes(
+        self, values: Tensor, at: Mapping[str, int | str]
+    ) -> tuple[Tensor, list[str], list[str]]:
+        """``values`` on at most two axes, these axes, and in words what became of the others.
+
+        Raises:
+            InputError: an axis this result does not have.
+        """
+        axes, told = list(self.axes), []
+        for axis, index in at.items():
+            if axis not in axes:
+                raise InputError(f"No axis {axis!r}; this result has {', '.join(self.axes)}")
+            number = self.site.index(str(index)) if axis == "site" else int(index)
+            values = values.select(axes.index(axis), number)
+            axes.remove(axis)
+            told.append(str(index) if axis == "site" else f"{axis} {index}")
+        while len(axes) > 2:
+            axis = next(a for a in ("head", "source_pos", "site", *axes) if a in axes)
+            values = _farthest(values, axes.index(axis))
+            axes.remove(axis)
+            told.append(f"the {axis} that changes most")
+        return values, axes, told
 
     def __repr__(self) -> str:
         """Headline, and the cells that stand out."""
