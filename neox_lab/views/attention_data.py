@@ -7,16 +7,14 @@ and as text that is about half a byte for each weight of a causal map, where a d
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neox_lab.views.attention_patterns import AttentionPatterns
 from neox_lab.views.live import packed, rounded
 from neox_lab.views.tokens import label
-
-if TYPE_CHECKING:
-    from neox_lab.views.attention_view import AttentionView
 
 WEIGHTS = 720_000  # characters for the weights, of a fragment of a million bytes
 MOST_PACKED = 40  # weights a character could hold at best; more need not be tried
@@ -31,7 +29,7 @@ class Part(NamedTuple):
     first: int
 
 
-def attention_data(view: AttentionView) -> dict[str, Any]:
+def attention_data(view: AttentionPatterns) -> dict[str, Any]:
     """Data for ``assets/attention.js``, with a note on what is rounded and what is left out."""
     part, weights = _fitting(view)
     pieces = view.pieces[part.first :]
@@ -52,7 +50,7 @@ def attention_data(view: AttentionView) -> dict[str, Any]:
     }
 
 
-def _fitting(view: AttentionView) -> tuple[Part, str]:
+def _fitting(view: AttentionPatterns) -> tuple[Part, str]:
     """The largest part that fits, with its weights: fewer layers first, then heads, then tokens."""
     layers, heads, first = list(range(len(view.layers))), list(range(len(view.heads))), 0
     while True:
@@ -79,7 +77,7 @@ def _spread(numbers: list[int], excess: float) -> list[int]:
     return [numbers[at] for at in np.linspace(0, len(numbers) - 1, count).round().astype(int)]
 
 
-def _levels(view: AttentionView, part: Part) -> NDArray[np.uint8]:
+def _levels(view: AttentionPatterns, part: Part) -> NDArray[np.uint8]:
     """A byte for each weight ``[layer, head, weight]``; if causal, of keys up to the query."""
     weights = view.patterns[np.ix_(part.layers, part.heads)][:, :, part.first :, part.first :]
     if view.causal:
@@ -88,7 +86,7 @@ def _levels(view: AttentionView, part: Part) -> NDArray[np.uint8]:
     return levels
 
 
-def _note(view: AttentionView, part: Part) -> str:
+def _note(view: AttentionPatterns, part: Part) -> str:
     """How exact the numbers are, and what is not among them."""
     said = f"Weights are rounded to ±{view.top / 510:.1g} here; .frame has them exactly."
     for name, chosen, every in (

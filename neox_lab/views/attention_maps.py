@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from neox_lab.views.attention_patterns import AttentionPatterns
 from neox_lab.views.drawing import HEADING, SOFT, Sheet, ink_on
 from neox_lab.views.marks import Marks
 from neox_lab.views.tokens import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.colors import Normalize
-
-    from neox_lab.views.attention_view import AttentionView
 
 PANEL_LIMIT = 400  # small maps in one picture
 DENSITY = 100  # weights an inch that a map can show
@@ -31,7 +30,7 @@ class Box(NamedTuple):
     places: int
 
 
-def draw_head(view: AttentionView) -> Sheet:
+def draw_head(view: AttentionPatterns) -> Sheet:
     """One map with tokens on both sides where they fit, and numbers where those fit."""
     pattern = view.patterns[0, 0]
     count = len(pattern)
@@ -54,7 +53,7 @@ def draw_head(view: AttentionView) -> Sheet:
     return sheet
 
 
-def draw_heads(view: AttentionView, most: float = math.inf) -> Sheet:
+def draw_heads(view: AttentionPatterns, most: float = math.inf) -> Sheet:
     """Small maps: a row for each layer and a column for each head; one layer's heads wrapped.
 
     ``most`` is how many fields all of them may have together.
@@ -96,7 +95,7 @@ def draw_heads(view: AttentionView, most: float = math.inf) -> Sheet:
 
 def _name_panels(
     sheet: Sheet,
-    view: AttentionView,
+    view: AttentionPatterns,
     boxes: list[Box],
     chosen: range,
     columns: int,
@@ -142,7 +141,7 @@ def _mosaic(
     return image, (fields + right) * inches, (fields + under) * inches
 
 
-def _values(sheet: Sheet, view: AttentionView, box: Box, colours: NDArray[np.float64]) -> None:
+def _values(sheet: Sheet, view: AttentionPatterns, box: Box, colours: NDArray[np.float64]) -> None:
     """The weights themselves, inside their fields."""
     cell = box.side / box.places
     for query, key in zip(*np.nonzero(_shown(view)), strict=True):
@@ -159,7 +158,7 @@ def _columns(heads: int) -> int:
     return even[0] if even else min(least, 8)
 
 
-def _subtitle(view: AttentionView, chosen: range) -> str:
+def _subtitle(view: AttentionPatterns, chosen: range) -> str:
     """How to read the maps, and which layers are not among them."""
     if len(chosen) == len(view.layers):
         return AXES
@@ -167,26 +166,26 @@ def _subtitle(view: AttentionView, chosen: range) -> str:
     return f"{AXES} Only layers {layers} of {len(view.layers)} are drawn; .layer(n) draws any."
 
 
-def _marks(view: AttentionView, cell: float) -> Marks:
+def _marks(view: AttentionPatterns, cell: float) -> Marks:
     """The tokens, or some of their positions, for a map whose places are ``cell`` inches wide."""
     return Marks.fit(view.pieces, cell, [str(at) for at in range(len(view.pieces))])
 
 
-def _norm(view: AttentionView) -> Normalize:
+def _norm(view: AttentionPatterns) -> Normalize:
     """From 0 to 1 (or to the largest weight, if an edited pattern has larger ones), square root."""
     from matplotlib.colors import PowerNorm
 
     return PowerNorm(0.5, vmin=0, vmax=view.top)
 
 
-def _shown(view: AttentionView) -> NDArray[np.bool_]:
+def _shown(view: AttentionPatterns) -> NDArray[np.bool_]:
     """Which ``[query, key]`` entries are drawn: in causal attention, those not ahead."""
     count = len(view.pieces)
     return np.tri(count, dtype=bool) if view.causal else np.ones((count, count), dtype=bool)
 
 
 def _fields(
-    view: AttentionView, pattern: NDArray[np.float32], side: float, density: float = DENSITY
+    view: AttentionPatterns, pattern: NDArray[np.float32], side: float, density: float = DENSITY
 ) -> tuple[NDArray[np.float64], int]:
     """The colours ``[row, column, rgba]`` of one pattern, and positions along a field's side.
 
