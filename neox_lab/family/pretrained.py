@@ -36,7 +36,7 @@ class Pretrained(nn.Module):
         device_map: DeviceMap = ...,
         config: GPTNeoXConfig | PathOrId | None = ...,
         output_loading_info: Literal[False] = ...,
-        **more: Any,
+        **more: object,
     ) -> Self: ...
     @overload
     @classmethod
@@ -49,7 +49,7 @@ class Pretrained(nn.Module):
         device_map: DeviceMap = ...,
         config: GPTNeoXConfig | PathOrId | None = ...,
         output_loading_info: Literal[True],
-        **more: Any,
+        **more: object,
     ) -> tuple[Self, dict[str, Any]]: ...
     @classmethod
     def from_pretrained(

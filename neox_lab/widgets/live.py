@@ -74,8 +74,8 @@ class LiveWidget(anywidget.AnyWidget):
 
     _job: Job | None = None  # also of a widget whose making failed, which Python closes
 
-    def __init_subclass__(cls, **arguments: Any) -> None:
-        super().__init_subclass__(**arguments)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         if "kinds" in cls.__dict__:
             cls._esm = script(cls.kinds)
 
