@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from neox_lab.data.statistics import correlation
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution.labels import part_names
 from neox_lab.results import Result
@@ -92,22 +91,13 @@ def compare(result: AttributionResult, exact: Tensor, k: int = 10) -> Agreement:
     frame = frame[frame["miss"].notna()]
     order = frame["miss"].abs().sort_values(ascending=False, kind="stable").index
     frame = frame.loc[order].reset_index(drop=True)
-    estimated, known = frame["estimated"].to_numpy(), frame["exact"].to_numpy()
+    estimated, known = (frame[name].to_numpy(dtype=float) for name in ("estimated", "exact"))
     return Agreement(
-        correlation=_correlation(estimated, known),
-        rank_correlation=_correlation(
-            frame["estimated"].rank().to_numpy(), frame["exact"].rank().to_numpy()
-        ),
+        correlation=correlation(estimated, known),
+        rank_correlation=correlation(estimated, known, ranks=True),
         largest_miss=float(frame["miss"].abs().max()),
         mean_miss=float(frame["miss"].abs().mean()),
         frame=frame,
         k=k,
         title=result.title,
     )
-
-
-def _correlation(a: NDArray[np.floating], b: NDArray[np.floating]) -> float:
-    """Pearson's correlation, NaN where it is not defined."""
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a * a).sum() * (b * b).sum()))
-    return float((a * b).sum()) / size if size else float("nan")
