@@ -13,7 +13,6 @@ from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestCentroid
 
 import neox_lab as nl
-from neox_lab.data.activations import collected, site_names
 from neox_lab.errors import DataError, HookNameError, InputError
 from neox_lab.experiments import probing
 
@@ -92,25 +91,6 @@ def test_batches_and_files_change_nothing(method: str) -> None:
     for frame in frames[1:]:
         np.testing.assert_allclose(frame["score"], frames[0]["score"])
         np.testing.assert_allclose(frame["control"], frames[0]["control"])
-
-
-def test_activations_are_those_of_the_model() -> None:
-    texts = ["The king went home.", "People", "It is the duty of every man"]
-    names = site_names(model(), ["resid_post", "z", "blocks.1.mlp.hook_post"])
-    assert len(names) == 2 * model().config.num_hidden_layers + 1
-    with (
-        collected(model(), texts, names, -1) as last,
-        collected(model(), texts, names, "mean") as m,
-    ):
-        for row, text in enumerate(texts):
-            _, cache = model().run_with_cache(text)
-            for name in names:
-                whole = cache[name][0].flatten(1)
-                np.testing.assert_allclose(last[name][row], whole[-1], atol=2e-5)
-                np.testing.assert_allclose(m[name][row], whole.mean(dim=0), atol=2e-5)
-    with collected(model(), texts, names[:1], [1, 0, 2]) as chosen:
-        _, cache = model().run_with_cache(texts[2])
-        np.testing.assert_allclose(chosen[names[0]][2], cache[names[0]][0, 2], atol=2e-5)
 
 
 def test_estimators_are_scikit_learns() -> None:
