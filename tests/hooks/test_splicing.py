@@ -332,6 +332,33 @@ def test_two_at_one_site_and_one_inside_another(model: Any) -> None:
     assert sorted(order) == sorted(names)
 
 
+@torch.no_grad()
+def test_a_transcoder_reads_at_one_site_and_writes_at_another(model: Any) -> None:
+    made: list[Tensor] = []
+
+    def read(x: Tensor, tap: Any) -> None:
+        made.append(tap("hook_toy_acts", TOY.acts(x)) @ TOY.decoder)
+
+    def write(x: Tensor, _tap: Any) -> Tensor:
+        return made.pop()
+
+    def switch_off(acts: Tensor, _hook: Any) -> None:
+        acts[..., 3] = 0
+
+    site = "blocks.1.mlp.hook_in"
+    with (
+        model.spliced_function(site, read, POINTS[:1], SIZES),
+        model.spliced_function(SITE, write, []),
+    ):
+        _, cache = model.run_with_cache(tokens())
+        got = model.run_with_hooks(tokens(), [(f"{site}.hook_toy_acts", switch_off)]).logits
+    same(cache[SITE], TOY.acts(cache[site]) @ TOY.decoder)
+    acts = cache[f"{site}.hook_toy_acts"].clone()
+    acts[..., 3] = 0
+    expected = model.run_with_hooks(tokens(), [(SITE, lambda x, hook: acts @ TOY.decoder)]).logits
+    same(got, expected)
+
+
 def test_the_self_test_covers_them(model: Any) -> None:
     with spliced(model):
         report = model.check().set_index("name")
