@@ -73,6 +73,7 @@ class GenerateCall:
     Attributes:
         settings: resolved.
         prompt: repeated for beams and returned sequences.
+        new_tokens: how many may come, at most.
         stepper: has read nothing yet.
         beams: the beam search, if it is one.
         steps: run the strategy by iterating over this.
@@ -111,9 +112,11 @@ class GenerateCall:
         refuse_contradictions(self.settings, companions, prompt)
         times = max(self.settings.num_beams, self.settings.num_return_sequences)
         self.prompt = prompt.repeated(times)
+        self.new_tokens = self.settings.max_length - self.prompt.ids.shape[1]
         self.stepper = ModelStepper(
             model,
             self.prompt,
+            self.new_tokens,
             self.settings.use_cache,
             output_hidden_states=self.settings.output_hidden_states,
             output_attentions=self.settings.output_attentions,
@@ -149,7 +152,9 @@ class GenerateCall:
         assistant = self.companions.assistant_model
         if assistant is not None:
             prompt = replace(self.prompt, cache=None)
-            return Assistant(ModelStepper(assistant, prompt), self.processors, self.settings)
+            return Assistant(
+                ModelStepper(assistant, prompt, self.new_tokens), self.processors, self.settings
+            )
         if self.settings.prompt_lookup_num_tokens is not None:
             return PromptLookup(self.settings)
         return None
@@ -167,7 +172,7 @@ class GenerateCall:
             start = start.repeated(self.prompt.ids.shape[0] // negative.shape[0])
         # Beams change places, and keys and values of this stepper would not follow them.
         use_cache = self.settings.use_cache and self.settings.num_beams == 1
-        stepper = ModelStepper(self.model, start, use_cache)
+        stepper = ModelStepper(self.model, start, self.new_tokens, use_cache)
 
         def logits(ids: Tensor) -> Tensor:
             return stepper.step(torch.cat((start.ids, ids[:, length:]), dim=1)).logits[:, -1]

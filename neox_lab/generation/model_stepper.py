@@ -7,8 +7,8 @@ that the strategies (greedy, sampling, beams, assisted) need not know how a mode
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.generation.prompt import Prompt
-from neox_lab.kernels.decoding_layout import prepare_for_decoding
+from neox_lab.kernels.decoding_layout import copies_pay, prepare_for_decoding
 from neox_lab.kernels.linear import decoding
 from neox_lab.memory import free_memory
 from neox_lab.model.key_value_cache import KeyValueCache
@@ -50,17 +50,26 @@ class ModelStepper:
     """
 
     def __init__(
-        self, model: LanguageModel, prompt: Prompt, use_cache: bool = True, **wanted: bool
+        self,
+        model: LanguageModel,
+        prompt: Prompt,
+        new_tokens: int,
+        use_cache: bool = True,
+        **wanted: bool,
     ) -> None:
         """Nothing is read yet.
 
         Args:
             model: the model.
             prompt: where the text begins.
+            new_tokens: how many may come, at most.
             use_cache: keep keys and values instead of reading everything again each step.
             wanted: ``output_hidden_states``, ``output_attentions``.
         """
-        prepare_for_decoding(model.modules(), free_memory(model.device))
+        self._products: Callable[[], AbstractContextManager[None]] = nullcontext
+        if copies_pay(model.dtype, new_tokens):
+            prepare_for_decoding(model.modules(), free_memory(model.device))
+            self._products = decoding
         self.model, self.wanted = model, wanted
         self.cache = prompt.cache
         if use_cache and self.cache is None:
@@ -86,7 +95,7 @@ class ModelStepper:
         new = self._unread(ids, past)
         length = next(iter(new.values())).shape[1]
         mask, positions = self._mask_and_positions(past, length)
-        with self._marked(past, length, positions), decoding():
+        with self._marked(past, length, positions), self._products():
             output = self.model(
                 **new,
                 attention_mask=mask,

@@ -39,6 +39,7 @@ def force(kind: type[DecodingCopy] | None, monkeypatch: pytest.MonkeyPatch) -> N
     if kind is Packed and not torch.backends.mkldnn.is_available():
         pytest.skip("this PyTorch comes without oneDNN")
     monkeypatch.setattr(layout, "fastest_layout", lambda dtype: kind)
+    monkeypatch.setattr(Columns, "pays_from", 1)
 
 
 COPIES = [(Columns, torch.float32), (Packed, torch.float32), (Packed, torch.bfloat16)]
@@ -70,6 +71,7 @@ def test_layout_of_each_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_copies_follow_the_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "onednn_pays", lambda: False)
     monkeypatch.setattr(layout, "_bfloat16_works", lambda: False)
+    monkeypatch.setattr(Columns, "pays_from", 1)
     model, ids = pair()[1], tokens(1, 4)
     for convert, expected in (("float", Columns), ("half", None), ("bfloat16", None)) * 2:
         getattr(model, convert)()
@@ -125,6 +127,25 @@ def test_copies_follow_every_change(change: Any, copied: Any) -> None:
         assert model.embed_out.decoding_copy is not None
         with decoding():
             torch.testing.assert_close(model.embed_out(x), expected, **CLOSE[model.dtype])
+
+
+def test_few_tokens_are_written_from_the_weights_themselves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layout, "fastest_layout", lambda dtype: Columns)
+    model, ids = pair()[1], tokens(1, 4)
+    model.generate(ids, max_new_tokens=Columns.pays_from - 1)
+    assert kinds(model) == {None}
+    model.generate(ids, max_new_tokens=Columns.pays_from)
+    assert kinds(model) == {Columns}
+    through_data(model.embed_out.weight)  # the copy is out of date, and nobody looks at it
+    fresh = pair()[1]
+    fresh.load_state_dict(model.state_dict())
+    expected = fresh.generate(
+        ids, max_new_tokens=3, return_dict_in_generate=True, output_logits=True
+    )
+    found = model.generate(ids, max_new_tokens=3, return_dict_in_generate=True, output_logits=True)
+    assert all(torch.equal(a, b) for a, b in zip(found.logits, expected.logits, strict=True))
 
 
 def test_copies_are_made_once(copied: Any) -> None:

@@ -50,6 +50,7 @@ def model(request: pytest.FixtureRequest, small: Any, monkeypatch: pytest.Monkey
     if kind is Packed and dtype == torch.bfloat16 and not layout._bfloat16_works():
         pytest.skip("this processor or PyTorch has no products with packed bfloat16 weights")
     monkeypatch.setattr(layout, "fastest_layout", lambda dtype: kind)
+    monkeypatch.setattr(Columns, "pays_from", 1)
     return copy.deepcopy(small).to(dtype)
 
 
