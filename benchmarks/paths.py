@@ -27,7 +27,6 @@ from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.experiments import graph
-from neox_lab.experiments.attribution.edges import of_node, reading_hook, writing_hook
 
 sys.path.insert(0, str(Path(__file__).parent))
 from caching import SHAPES, fresh
@@ -41,7 +40,7 @@ class OneByOne:
         self.model, self.corrupted = model, corrupted
         self.writers = {node.name: node for node in graph.writers(model)}
         self.readers = {node.name: node for node in graph.readers(model)}
-        hooks = list(dict.fromkeys(writing_hook(node) for node in self.writers.values()))
+        hooks = list(dict.fromkeys(node.writing_hook for node in self.writers.values()))
         self.there = model.run_with_cache(clean, hooks)[1]
         self.here = model.run_with_cache(corrupted, hooks)[1]
 
@@ -53,13 +52,13 @@ class OneByOne:
     def edge(self, writer: str, reader: str) -> Tensor:
         """The metric with one edge patched."""
         node, end = self.writers[writer], self.readers[reader]
-        hook = writing_hook(node)
-        change = of_node(self.there[hook], node) - of_node(self.here[hook], node)
+        hook = node.writing_hook
+        change = node.part_of(self.there[hook]) - node.part_of(self.here[hook])
 
         def add(tensor: Tensor, _: Any) -> None:
-            of_node(tensor, end).add_(change)
+            end.part_of(tensor).add_(change)
 
-        output = self.model.run_with_hooks(self.corrupted, [(reading_hook(end), add)])
+        output = self.model.run_with_hooks(self.corrupted, [(end.reading_hook, add)])
         return METRIC(output.logits)
 
 

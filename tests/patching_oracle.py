@@ -12,7 +12,6 @@ from torch import Tensor
 import neox_lab as nl
 from neox_lab.experiments.metrics import bind, output_logits
 from neox_lab.experiments.patching.sites import SITES, Site
-from neox_lab.experiments.patching.variants import cell_counts
 
 CLASSES = {
     "causal-lm": "GPTNeoXForCausalLM",
@@ -75,7 +74,9 @@ def one_by_one(
     _, cache = model.run_with_cache(clean, f"blocks.*.{site.hook}", **arguments)
     length = clean.shape[1]
     config = model.config
-    shape = cell_counts(site, config.num_hidden_layers, length, config.num_attention_heads, length)
+    layers, heads = config.num_hidden_layers, config.num_attention_heads
+    sizes = {"layer": layers, "head": heads, "pos": length, "source_pos": length}
+    shape = tuple(sizes[axis] for axis in site.axes)
     bound = bind(metric, model, {"input_ids": corrupted} | arguments)
     values = torch.empty(shape)
     for cell in itertools.product(*map(range, shape)):

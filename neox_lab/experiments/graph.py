@@ -13,13 +13,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
 
 from neox_lab.errors import InputError
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
 
 Kind = Literal["embed", "head", "mlp", "logits"]
 Part = Literal["", "q", "k", "v"]
 
+_WRITING = {"embed": "hook_embed", "head": "attn.hook_result", "mlp": "hook_mlp_out"}
 _NAME = re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)(?:\.(?P<part>[qkv]))?|MLP(?P<mlp>\d+)")
 
 
@@ -46,6 +52,24 @@ class Node:
             return f"L{self.layer}H{self.head}" + (f".{self.part}" if self.part else "")
         return f"MLP{self.layer}" if self.kind == "mlp" else self.kind
 
+    @property
+    def writing_hook(self) -> str:
+        """Where what a writer adds to the residual stream can be seen."""
+        name = _WRITING[self.kind]
+        return name if self.kind == "embed" else f"blocks.{self.layer}.{name}"
+
+    @property
+    def reading_hook(self) -> str:
+        """Where what a reader takes from the residual stream can be seen."""
+        if self.kind == "logits":
+            return f"blocks.{self.layer - 1}.hook_resid_post"
+        name = f"hook_{self.part}_input" if self.kind == "head" else "hook_mlp_in"
+        return f"blocks.{self.layer}.{name}"
+
+    def part_of(self, found: Tensor) -> Tensor:
+        """The node's own part of what stands at its hook, ``[batch, pos, d_model]``."""
+        return found[:, :, self.head] if self.kind == "head" else found
+
     def precedes(self, reader: Node, parallel: bool) -> bool:
         """Whether ``reader`` sees what this writer wrote.
 
@@ -57,7 +81,7 @@ class Node:
         return self.layer < reader.layer or (own and self.layer == reader.layer)
 
 
-def writers(model: Any) -> list[Node]:
+def writers(model: HookedModel) -> list[Node]:
     """All writers, in the order in which they write."""
     found = [Node("embed", -1)]
     for layer in range(model.config.num_hidden_layers):
@@ -67,7 +91,7 @@ def writers(model: Any) -> list[Node]:
     return found
 
 
-def readers(model: Any) -> list[Node]:
+def readers(model: HookedModel) -> list[Node]:
     """All readers, in the order in which they read."""
     found: list[Node] = []
     layers = model.config.num_hidden_layers
@@ -80,7 +104,7 @@ def readers(model: Any) -> list[Node]:
     return [*found, Node("logits", layers)]
 
 
-def find_writers(model: Any, names: str | Iterable[str]) -> list[Node]:
+def find_writers(model: HookedModel, names: str | Iterable[str]) -> list[Node]:
     """Writers by name; ``"heads"``, ``"mlps"`` and ``"all"`` stand for several.
 
     Raises:
@@ -89,7 +113,7 @@ def find_writers(model: Any, names: str | Iterable[str]) -> list[Node]:
     return _find(names, writers(model), "writer")
 
 
-def find_readers(model: Any, names: str | Iterable[str]) -> list[Node]:
+def find_readers(model: HookedModel, names: str | Iterable[str]) -> list[Node]:
     """Readers by name; a head without a part is its three inputs; sets as in ``find_writers``.
 
     Raises:
@@ -120,7 +144,7 @@ def _unknown(name: object, known: list[Node], what: str) -> str:
     hint = ""
     if isinstance(name, str) and _NAME.fullmatch(name):
         hint = f" The model has {layers} layers and {heads} heads in each, counted from 0."
-    other = "embed, L0H1 (a head), MLP0" if what == "writer" else "L0H1.q, L0H1, MLP0, logits"
+    names = "embed, L0H1 (a head), MLP0" if what == "writer" else "L0H1.q, L0H1, MLP0, logits"
     return (
-        f"No {what} {name!r}. Names are {other}; 'heads', 'mlps' and 'all' stand for several.{hint}"
+        f"No {what} {name!r}. Names are {names}; 'heads', 'mlps' and 'all' stand for several.{hint}"
     )

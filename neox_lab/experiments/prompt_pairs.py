@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,12 +13,17 @@ from neox_lab.experiments.metrics import BoundMetric, Metric, bind, evaluate
 from neox_lab.experiments.patching.prompts import (
     Positions,
     Prompts,
+    PromptsLike,
     are_moved,
     check_pairs,
-    place_columns,
+    patched_columns,
     read_prompts,
+    source_columns,
 )
 from neox_lab.model.output_heads import answers_per_text
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,14 +36,14 @@ class Batch:
         metric: bound to this batch.
     """
 
-    model: Any
+    model: HookedModel
     prompts: Prompts
     metric: Metric
 
     @property
-    def arguments(self) -> dict[str, Tensor]:
+    def arguments(self) -> dict[str, Any]:
         """Arguments of ``forward``."""
-        return self.prompts.prepared()
+        return self.prompts.arguments
 
     @property
     def ids(self) -> Tensor:
@@ -99,7 +104,7 @@ class Batch:
         tokenizer, ids = self.model.tokenizer, self.ids[row].tolist()
         return [f"⟨{i}⟩" for i in ids] if tokenizer is None else list(tokenizer.pieces(ids))
 
-    def repeated(self, times: int) -> dict[str, Tensor]:
+    def repeated(self, times: int) -> dict[str, Any]:
         """Arguments of ``forward`` for ``times`` copies, ``[times * batch, pos]``."""
         return {
             name: tensor.repeat(times, *(1,) * (tensor.dim() - 1))
@@ -109,37 +114,39 @@ class Batch:
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A batch whose activations are patched in, and the batch that gets them.
+    """A clean batch whose activations are patched in, and the corrupted batch that gets them.
 
     Attributes:
-        source: the clean batch.
-        base: the corrupted batch.
-        columns: of the base's named positions ``[place, batch]``; None if every position counts.
-        twins: for each column of the base the one of the source that belongs there ``[batch,
-            pos]``; None if columns are the same on both sides.
+        clean: the clean batch.
+        corrupted: the corrupted batch.
+        columns: of named positions in the corrupted batch ``[place, batch]``; None if every
+            position counts.
+        clean_columns: for each column of the corrupted batch the one of the clean batch that
+            belongs there ``[batch, pos]``; None if columns are the same on both sides.
     """
 
-    source: Batch
-    base: Batch
+    clean: Batch
+    corrupted: Batch
     columns: Tensor | None
-    twins: Tensor | None
+    clean_columns: Tensor | None
 
     @property
     def chosen(self) -> Tensor:
         """1 at a place and 0 elsewhere ``[place, batch, pos]``; without names one place of ones."""
+        ids = self.corrupted.ids
         if self.columns is None:
-            return torch.ones_like(self.base.ids, dtype=torch.float32)[None]
-        return torch.nn.functional.one_hot(self.columns, self.base.ids.shape[1]).float()
+            return torch.ones_like(ids, dtype=torch.float32)[None]
+        return torch.nn.functional.one_hot(self.columns, ids.shape[1]).float()
 
     def aligned(self, found: Tensor) -> Tensor:
-        """Activations of the source ``[batch, pos, ..]`` at the columns of the base."""
-        if self.twins is None:
+        """Activations of the clean batch ``[batch, pos, ...]`` at the corrupted batch's columns."""
+        if self.clean_columns is None:
             return found
         rows = torch.arange(len(found), device=found.device)[:, None]
-        return found[rows, self.twins.clamp(max=found.shape[1] - 1)]
+        return found[rows, self.clean_columns.clamp(max=found.shape[1] - 1)]
 
 
-def batch(model: Any, inputs: Any, metric: Metric) -> Batch:
+def batch(model: HookedModel, inputs: PromptsLike, metric: Metric) -> Batch:
     """``inputs`` prepared for ``model``, and ``metric`` bound to them.
 
     Raises:
@@ -149,7 +156,11 @@ def batch(model: Any, inputs: Any, metric: Metric) -> Batch:
 
 
 def pair(
-    model: Any, clean: Any, corrupted: Any, metric: Metric, positions: Positions | None = None
+    model: HookedModel,
+    clean: PromptsLike,
+    corrupted: PromptsLike,
+    metric: Metric,
+    positions: Positions | None = None,
 ) -> Pair:
     """Both batches, checked to correspond.
 
@@ -166,26 +177,26 @@ def pair(
     """
     sides = read_prompts(model, clean, "clean"), read_prompts(model, corrupted, "corrupted")
     check_pairs(model, *sides, named=positions is not None)
-    source, base = (_ready(model, side, metric) for side in sides)
+    batches = _ready(model, sides[0], metric), _ready(model, sides[1], metric)
     if positions is None:
-        return Pair(source, base, None, None)
-    columns, twins = place_columns(positions, *sides)
-    assert twins is not None
-    return Pair(source, base, columns, twins if are_moved(*sides, twins) else None)
+        return Pair(*batches, None, None)
+    found = source_columns(positions, *sides)
+    clean_columns = found if are_moved(*sides, found) else None
+    return Pair(*batches, patched_columns(positions, sides[1]), clean_columns)
 
 
 def refuse_steps(both: Pair) -> None:
     """Raise if there is no straight way from one batch's embeddings to the other's.
 
     Raises:
-        InputError: tokens stand elsewhere in the source.
+        InputError: tokens stand elsewhere in the clean batch.
     """
-    if both.twins is not None:
+    if both.clean_columns is not None:
         raise InputError(
             "steps > 0 needs runs between both prompts, token by token, so both must have the same "
             "length, and positions the same place in both. Use steps=0."
         )
 
 
-def _ready(model: Any, prompts: Prompts, metric: Metric) -> Batch:
-    return Batch(model, prompts, bind(metric, model, prompts.prepared()))
+def _ready(model: HookedModel, prompts: Prompts, metric: Metric) -> Batch:
+    return Batch(model, prompts, bind(metric, model, prompts.arguments))

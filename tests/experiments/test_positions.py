@@ -12,7 +12,6 @@ from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.errors import InputError
-from neox_lab.experiments.attribution.edges import reading_hook
 from neox_lab.experiments.graph import find_readers
 from neox_lab.experiments.metrics import logit_difference
 from neox_lab.experiments.patching.sites import SITES
@@ -190,7 +189,7 @@ def test_edge_estimates_of_unequal_prompts() -> None:
                     part = tensor[:, :, node.head] if node.kind == "head" else tensor
                     part.add_(step * change)
 
-                hooks = [(reading_hook(node), add)]
+                hooks = [(node.reading_hook, add)]
                 return value(model, METRIC, corrupted, fwd_hooks=hooks)
 
             slope = float(((moved(1e-3) - moved(-1e-3)) / 2e-3).mean())

@@ -12,7 +12,7 @@ Each answer is a result with ``.values``, ``.frame``, ``.top(count)`` and a pict
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -34,7 +34,10 @@ from neox_lab.experiments.metrics import (
     span_logit,
     tag_logit,
 )
-from neox_lab.experiments.patching.prompts import Positions
+from neox_lab.experiments.patching.prompts import Positions, PromptsLike
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
 
 __all__ = [
     "Agreement",
@@ -54,9 +57,9 @@ __all__ = [
 
 @torch.inference_mode(False)
 def attribution_patch(
-    model: Any,
-    clean: Any,
-    corrupted: Any,
+    model: HookedModel,
+    clean: PromptsLike,
+    corrupted: PromptsLike,
     metric: Metric,
     site: str = "resid_pre",
     *,

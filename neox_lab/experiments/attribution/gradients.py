@@ -83,7 +83,7 @@ def run(
 
 
 def along_path(
-    base: Batch, names: Sequence[str], start: Tensor, end: Tensor, steps: int
+    batch: Batch, names: Sequence[str], start: Tensor, end: Tensor, steps: int
 ) -> dict[str, Tensor]:
     """Gradients averaged over embeddings on the straight line from ``start`` to ``end``.
 
@@ -91,7 +91,7 @@ def along_path(
     polynomials of degree 2 steps - 1.
 
     Args:
-        base: what to run.
+        batch: what to run.
         names: full hook names.
         start: embeddings ``[batch, pos, d_model]``.
         end: likewise.
@@ -99,7 +99,7 @@ def along_path(
     """
     totals: dict[str, Tensor] = {}
     for place, weight in zip(*quadrature(steps), strict=True):
-        found = run(base, names, embeds=start + place * (end - start)).gradients
+        found = run(batch, names, embeds=start + place * (end - start)).gradients
         for name, gradient in found.items():
             totals[name] = totals.get(name, 0) + weight * gradient
     return totals

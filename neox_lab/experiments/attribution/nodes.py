@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,17 +11,21 @@ from neox_lab.experiments.attribution import gradients
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.labels import axis_labels
-from neox_lab.experiments.patching.prompts import Positions
+from neox_lab.experiments.patching.prompts import Positions, PromptsLike
 from neox_lab.experiments.patching.sites import find_sites, refuse_moved
+from neox_lab.experiments.patching.sweeps import sweep
 from neox_lab.experiments.prompt_pairs import pair, refuse_steps
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
 
 _RESULT_AXES = {"query_pos": "pos", "key_pos": "source_pos"}
 
 
 def attribute_nodes(
-    model: Any,
-    clean: Any,
-    corrupted: Any,
+    model: HookedModel,
+    clean: PromptsLike,
+    corrupted: PromptsLike,
     metric: Metric,
     site: str,
     steps: int,
@@ -31,26 +35,25 @@ def attribute_nodes(
     (place,) = find_sites(site, model.config.use_parallel_residual)
     names = [f"blocks.{layer}.{place.hook}" for layer in range(model.config.num_hidden_layers)]
     both = pair(model, clean, corrupted, metric, positions)
-    base = both.base
-    if both.twins is not None:
+    if both.clean_columns is not None:
         refuse_moved([place])
-    clean_value, _, there = gradients.activations(both.source, [*names, "hook_embed"])
+    clean_value, _, from_clean = gradients.activations(both.clean, [*names, "hook_embed"])
     if steps:
         refuse_steps(both)
-        value, rows, here = gradients.activations(base, [*names, "hook_embed"])
-        ends = here["hook_embed"], there["hook_embed"]
-        slopes = gradients.along_path(base, names, *ends, steps)
+        value, rows, own = gradients.activations(both.corrupted, [*names, "hook_embed"])
+        ends = own["hook_embed"], from_clean["hook_embed"]
+        slopes = gradients.along_path(both.corrupted, names, *ends, steps)
     else:
-        value, rows, here, slopes = gradients.run(base, names)
+        value, rows, own, slopes = gradients.run(both.corrupted, names)
     found = []
     for name in names:
-        change = both.aligned(there[name]).float() - here[name].float()
+        change = both.aligned(from_clean[name]).float() - own[name].float()
         shares = change * slopes[name].float()
         axes = [_RESULT_AXES.get(axis, axis) for axis in model.hook_points[name].axes]
         gone = [at for at, axis in enumerate(axes) if axis not in ("batch", *place.axes)]
         shares = shares.sum(dim=gone) if gone else shares
         found.append(_at_columns(shares, both.columns, place.axes).cpu())
-    labels = axis_labels(model, [both.source.prompts, base.prompts], positions)
+    labels = axis_labels(model, [both.clean.prompts, both.corrupted.prompts], positions)
     per_row = torch.stack(found, dim=1)  # [batch, layer, ..]
     return AttributionResult(
         values=per_row.sum(dim=0) if rows is None else per_row.mean(dim=0),
@@ -65,7 +68,7 @@ def attribute_nodes(
             "corrupted": float(value),
             "steps": float(steps),
         },
-        _exact=lambda: _exact_changes(model, clean, corrupted, metric, site, positions),
+        _exact=lambda: sweep(model, clean, corrupted, metric, site, positions=positions).effect(),
     )
 
 
@@ -76,12 +79,3 @@ def _at_columns(shares: Tensor, columns: Tensor | None, axes: tuple[str, ...]) -
     at = axes.index("pos")  # the batch stands where the site has its layers
     rows = torch.arange(columns.shape[1], device=columns.device)[:, None]
     return shares.movedim(at, 1)[rows, columns.T].movedim(1, at)
-
-
-def _exact_changes(
-    model: Any, clean: Any, corrupted: Any, metric: Metric, site: str, positions: Positions | None
-) -> Tensor:
-    """What a sweep measures: the metric with each cell patched, minus without."""
-    from neox_lab.experiments import patching
-
-    return patching.sweep(model, clean, corrupted, metric, site, positions=positions).effect()

@@ -11,17 +11,23 @@ much of the clean answer comes back (Vig et al., arXiv:2004.12265; Meng et al., 
 Doing that for every layer, position and head is a sweep. Others run the model once for each cell;
 here a sweep is one forward pass whose batch grows as it climbs, with the same numbers:
 
-    sites      where one can patch                     rows       which cells can differ at all
-    prompts    pairs of prompts, side by side          arrivals   what a patch puts into the stream
-    runs       the run that gets patched               climb      all rows up the layers at once
-    sweeping   the questions                           reading    from the top to the metric
+    prompts          pairs of prompts, side by side
+    sources          where patches come from
+    runs             the plain runs: patched and source
+    sites, effects   where one can patch, and what residual stream follows
+    planning         the variants that can differ at all, in groups
+    patched_streams  the residual streams with which variants enter
+    batched_forward  all of them up the layers at once
+    metric_readout   from the top to the metric
+    runner           all of this in order
+    result_builder   from scores to a result
 
 ``ablate`` takes parts away instead; ``path_patch`` and ``edge_sweep`` ask what one part does by way
 of another. ``get_act_patch_*`` are TransformerLens's names.
 """
 
 import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from neox_lab.experiments.metrics import (
     LogitMetric,
@@ -99,8 +105,13 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Path patching builds on sweeps, so it is imported when it is asked for."""
+def __getattr__(name: str) -> object:
+    """Path patching stands on the modules of this package, so it is imported when asked for."""
     if name in ("edge_sweep", "path_patch"):
         return getattr(importlib.import_module("neox_lab.experiments.paths.path_patching"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """All there is, path patching included."""
+    return sorted({*globals(), *__all__})

@@ -11,24 +11,34 @@ Zeros are far from anything the model has seen; means and other texts keep a par
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from neox_lab.errors import InputError, nearest
-from neox_lab.experiments.patching.prompts import Prompts, read_prompts
-from neox_lab.experiments.patching.runs import Source, activations, needed_hooks
+from neox_lab.experiments.patching.prompts import Prompts, PromptsLike, read_prompts
+from neox_lab.experiments.patching.runs import Activations, run_and_keep
 from neox_lab.experiments.patching.sites import Site
-from neox_lab.model.network import Network
+from neox_lab.experiments.patching.sources import GivenActivations
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
 
 Value = Literal["zero", "mean", "mean_by_pos", "resample"]
 VALUES = ("zero", "mean", "mean_by_pos", "resample")
 
 
-def replacement(
-    model: Any, inputs: Prompts, sites: list[Site], value: str, reference: Any, seed: int
-) -> Source:
+@torch.no_grad()
+def ablation_source(
+    model: HookedModel,
+    inputs: Prompts,
+    sites: Sequence[Site],
+    value: str,
+    reference: PromptsLike | None,
+    seed: int,
+) -> GivenActivations:
     """The activations that stand in for those of ``inputs``.
 
     Args:
@@ -46,9 +56,10 @@ def replacement(
         raise InputError(
             f"value={value!r}; expected one of {', '.join(VALUES)}.{nearest(value, VALUES)}"
         )
-    network, hooks = model.backbone, needed_hooks(sites)
+    hooks = list(dict.fromkeys(site.hook for site in sites))
     if value == "zero":
-        return _zeros(network, inputs, hooks)
+        _, found = run_and_keep(model, Prompts(inputs.ids[:1], None), hooks)
+        return GivenActivations(_zeros(found, inputs))
     texts = inputs if reference is None else read_prompts(model, reference, "reference")
     if value == "mean" and any(site.is_pattern for site in sites):
         raise InputError("A mean over tokens makes no attention pattern; use 'mean_by_pos'.")
@@ -58,48 +69,48 @@ def replacement(
             f"{inputs.ids.shape[1]}. Use texts of the same length, or value='mean'."
         )
     if value == "resample":
-        return _resampled(network, inputs, texts, reference is None, hooks, seed)
-    return _means(network, inputs, texts, hooks, over_columns=value == "mean")
+        rows = _draw(len(inputs.ids), len(texts.ids), reference is None, seed).to(texts.ids.device)
+    _, found = run_and_keep(model, texts, hooks)
+    if value == "resample":
+        return GivenActivations(lambda hook, layer: found(hook, layer)[rows])
+    means = _means_over_tokens if value == "mean" else _means_by_column
+    return GivenActivations(means(found, inputs, texts))
 
 
-def _zeros(network: Network, inputs: Prompts, hooks: list[str]) -> Source:
-    _, own = activations(network, inputs.ids[:1], None, hooks)
-    batch = len(inputs.ids)
+def _zeros(found: Activations, inputs: Prompts) -> Activations:
+    def zeros(hook: str, layer: int) -> Tensor:
+        like = found(hook, layer)
+        return like.new_zeros(1).expand(len(inputs.ids), *like.shape[1:])
 
-    def source(hook: str, layer: int) -> Tensor:
-        found = own(hook, layer)
-        return found.new_zeros(1).expand(batch, *found.shape[1:])
-
-    return source
+    return zeros
 
 
-def _means(
-    network: Network, inputs: Prompts, texts: Prompts, hooks: list[str], over_columns: bool
-) -> Source:
-    _, run = activations(network, texts.ids, texts.mask, hooks)
-    own, (batch, width) = texts.own, inputs.ids.shape
+def _means_over_tokens(found: Activations, inputs: Prompts, texts: Prompts) -> Activations:
+    def means(hook: str, layer: int) -> Tensor:
+        of_texts = found(hook, layer)
+        return of_texts[texts.own].mean(dim=0).expand(*inputs.ids.shape, *of_texts.shape[2:])
 
-    def source(hook: str, layer: int) -> Tensor:
-        found = run(hook, layer)
-        if over_columns:
-            return found[own].mean(dim=0).expand(batch, width, *found.shape[2:])
-        return found.mean(dim=0).expand(batch, *found.shape[1:])
-
-    return source
+    return means
 
 
-def _resampled(
-    network: Network, inputs: Prompts, texts: Prompts, themselves: bool, hooks: list[str], seed: int
-) -> Source:
+def _means_by_column(found: Activations, inputs: Prompts, texts: Prompts) -> Activations:
+    def means(hook: str, layer: int) -> Tensor:
+        of_texts = found(hook, layer)
+        return of_texts.mean(dim=0).expand(len(inputs.ids), *of_texts.shape[1:])
+
+    return means
+
+
+def _draw(batch: int, count: int, themselves: bool, seed: int) -> Tensor:
+    """For each of ``batch`` texts one of ``count`` reference texts ``[batch]``, never itself.
+
+    Raises:
+        InputError: a single text and no other.
+    """
     generator = torch.Generator().manual_seed(seed)
-    batch, count = len(inputs.ids), len(texts.ids)
-    if themselves and count < 2:
+    if not themselves:
+        return torch.randint(count, (batch,), generator=generator)
+    if count < 2:
         raise InputError("To resample one text, give others: reference=[...].")
-    if themselves:  # everyone gets another one
-        drawn = torch.randint(1, count, (batch,), generator=generator)
-        rows = (torch.arange(batch) + drawn) % count
-    else:
-        rows = torch.randint(count, (batch,), generator=generator)
-    rows = rows.to(inputs.ids.device)
-    _, run = activations(network, texts.ids, texts.mask, hooks)
-    return lambda hook, layer: run(hook, layer)[rows]
+    drawn = torch.randint(1, count, (batch,), generator=generator)
+    return (torch.arange(batch) + drawn) % count

@@ -9,18 +9,23 @@ because then only two logits are made.
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from neox_lab.experiments.metrics import Metric
-from neox_lab.experiments.patching.engine import BUDGET, check_ready
-from neox_lab.experiments.patching.prompts import read_prompts
-from neox_lab.experiments.patching.runner import Question
+from neox_lab.experiments.patching.prompts import PromptsLike, read_prompts
+from neox_lab.experiments.patching.result_builder import build_result
+from neox_lab.experiments.patching.runner import Question, Runner, check_ready
+from neox_lab.experiments.patching.runs import blocks_of
 from neox_lab.experiments.patching.sites import find_sites
+from neox_lab.experiments.patching.sources import GivenActivations
 from neox_lab.experiments.patching.sweeps import sweep
-from neox_lab.hooks.cache import ActivationCache
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
+    from neox_lab.hooks.cache import ActivationCache
 
 
 class ActPatch(Protocol):
@@ -28,8 +33,8 @@ class ActPatch(Protocol):
 
     def __call__(
         self,
-        model: Any,
-        corrupted_tokens: Any,
+        model: HookedModel,
+        corrupted_tokens: PromptsLike,
         clean_cache: ActivationCache,
         patching_metric: Metric,
     ) -> Tensor:
@@ -40,8 +45,8 @@ def _sweep_of(*sites: str) -> ActPatch:
     """The function that sweeps ``sites`` (several are stacked in front)."""
 
     def get_act_patch(
-        model: Any,
-        corrupted_tokens: Any,
+        model: HookedModel,
+        corrupted_tokens: PromptsLike,
         clean_cache: ActivationCache,
         patching_metric: Metric,
     ) -> Tensor:
@@ -99,8 +104,8 @@ get_act_patch_block_every = _sweep_of("resid_pre", "attn_out", "mlp_out")
 
 @torch.no_grad()
 def get_act_patch_direct_path(
-    model: Any,
-    corrupted_tokens: Any,
+    model: HookedModel,
+    corrupted_tokens: PromptsLike,
     clean_cache: ActivationCache,
     corrupted_cache: ActivationCache,
     patching_metric: Metric,
@@ -128,30 +133,29 @@ def get_act_patch_direct_path(
         ``[layer, head]``; 0 in layers up to ``src_layer``, which the sender cannot reach.
     """
     check_ready(model)
-    sender = model.backbone.layers[src_layer].attention
+    blocks = blocks_of(model)
+    sender = blocks[src_layer].attention
     weight = sender.dense.weight.view(-1, sender.heads, sender.d_head)[:, src_head]
     z, own = (cache["z", src_layer][:, :, src_head] for cache in (clean_cache, corrupted_cache))
     change = (z - own) @ weight.t()  # [batch, pos, d_model]
 
-    def source(hook: str, layer: int) -> Tensor:
-        block = model.backbone.layers[layer]
+    def activations(hook: str, layer: int) -> Tensor:
+        block = blocks[layer]
         resid_pre = corrupted_cache["resid_pre", layer]
         read = resid_pre + change if layer > src_layer else resid_pre
         return block.attention.project(block.input_layernorm(read))["qkv".index(component)]
 
     patched = read_prompts(model, corrupted_tokens, "corrupted_tokens")
     sites = find_sites(f"{component}_all_pos", model.config.use_parallel_residual)
-    question = Question(model, patched, patching_metric, sites, None, BUDGET)
-    with question.bar(verbose):
-        question.patch_from(source)
-    values = question.result("denoising", float("nan"), question.base_value(), None).values
+    question = Question(model, patched, GivenActivations(activations), patching_metric, sites)
+    values = build_result(question, Runner(question).run(verbose), "denoising").values
     values[: src_layer + 1] = 0.0
     return values
 
 
 def get_act_patch_direct_path_all_sources(
-    model: Any,
-    corrupted_tokens: Any,
+    model: HookedModel,
+    corrupted_tokens: PromptsLike,
     clean_cache: ActivationCache,
     corrupted_cache: ActivationCache,
     patching_metric: Metric,

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from neox_lab.experiments.patching.prompts import Prompts
 
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
+
 
 def axis_labels(
-    model: Any, sides: Sequence[Prompts], positions: Mapping[str, Any] | None
+    model: HookedModel, sides: Sequence[Prompts], positions: Mapping[str, object] | None
 ) -> dict[str, list[str]]:
     """For each axis a name for each index.
 
@@ -30,7 +33,7 @@ def axis_labels(
     }
 
 
-def token_labels(model: Any, sides: Sequence[Prompts]) -> list[str]:
+def token_labels(model: HookedModel, sides: Sequence[Prompts]) -> list[str]:
     """What stands in each column: its token if all pairs agree, otherwise how far from the end.
 
     Where clean and corrupted prompts have different tokens, both: ``"clean/corrupted"``.
@@ -42,7 +45,7 @@ def token_labels(model: Any, sides: Sequence[Prompts]) -> list[str]:
     return [_label(model, [side[:, pos] for side in ids], pos - length) for pos in range(length)]
 
 
-def _label(model: Any, columns: Iterable[Tensor], from_end: int) -> str:
+def _label(model: HookedModel, columns: Iterable[Tensor], from_end: int) -> str:
     found = [set(column.tolist()) for column in columns]
     if any(len(ids) > 1 for ids in found):
         return str(from_end)

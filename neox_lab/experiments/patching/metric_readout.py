@@ -2,28 +2,33 @@
 
 A ``LogitMetric`` reads a few logits at a few positions: the final layer norm is applied there, and
 of the head's matrix only those rows are used. A text classifier is read at the last token. Any
-other metric gets all logits of all pairs, those left of a row's first changed position from the
-patched run itself.
+other metric gets all logits of all pairs, those left of a variant's first changed position from
+the patched run itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from neox_lab.experiments.metrics import BoundMetric, Metric, evaluate
+from neox_lab.experiments.metrics import BoundMetric, Metric, bind, evaluate
 from neox_lab.experiments.patching.batched_forward import Top
-from neox_lab.experiments.patching.variants import Rows
+from neox_lab.experiments.patching.prompts import Prompts
+from neox_lab.experiments.patching.variants import Variants
 from neox_lab.model.output_heads import answers_per_text
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
 
 TOKENS_AT_ONCE = 256
 """Tokens whose full logits are made in one product."""
 
 
-class Reading:
+class MetricReadout:
     """Reads a metric off the top.
 
     Attributes:
@@ -34,21 +39,28 @@ class Reading:
     positions: Tensor | None
     per_pair: bool
 
-    def __init__(self, model: Any, metric: Metric) -> None:
+    def __init__(self, model: HookedModel, metric: Metric) -> None:
         """``metric`` is bound to the pairs, see ``metrics.bind``."""
         self.model, self.metric = model, metric
         self.head = model.output_head
+        self._logits_of: tuple[Tensor, Tensor] | None = None
+
+    def of_pairs(self, pairs: slice) -> MetricReadout:
+        """Reads the metric of some pairs only, if pairs have values of their own."""
+        return self
 
     def of_run(self, final: Tensor) -> Tensor:
         """The metric of a whole run ``[batch, pos, d_model]``: a scalar, or ``[batch]``."""
-        raise NotImplementedError
+        return evaluate(self.metric, self._run_logits(final))
 
-    def of_rows(self, rows: Rows, top: Top, final: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Numbers of rows and their values: one for each row, or one for each cell.
+    def of_variants(
+        self, variants: Variants, top: Top, final: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Numbers of variants and their values: one for each variant, or one for each cell.
 
         Args:
-            rows: rows of one climb.
-            top: what it returned.
+            variants: what went up together; all variants of a cell unless pairs have own values.
+            top: what left the last block.
             final: residual stream of the patched run after the last block.
         """
         raise NotImplementedError
@@ -56,19 +68,33 @@ class Reading:
     def _logits(self, residual: Tensor) -> Tensor:
         return self.head(self.model.backbone.normalize(residual))
 
+    def _run_logits(self, final: Tensor) -> Tensor:
+        """All logits that the metric is given of a run; those of the last run asked about stay."""
+        if self._logits_of is None or self._logits_of[0] is not final:
+            self._logits_of = final, self._make_run_logits(final)
+        return self._logits_of[1]
 
-class FewLogits(Reading):
+    def _make_run_logits(self, final: Tensor) -> Tensor:
+        return self._logits(final)
+
+
+class FewLogits(MetricReadout):
     """A metric that is a sum of a few logits."""
 
     per_pair = True
     metric: BoundMetric
 
-    def __init__(self, model: Any, metric: BoundMetric) -> None:
-        """See Reading."""
+    def __init__(self, model: HookedModel, metric: BoundMetric) -> None:
+        """See MetricReadout."""
         super().__init__(model, metric)
         self.positions, self.which = _distinct(metric.positions)
         self.weight = self.head.weight[metric.outputs]  # [batch, term, d_model]
         self.bias = None if self.head.bias is None else self.head.bias[metric.outputs]
+
+    def of_pairs(self, pairs: slice) -> FewLogits:
+        """See MetricReadout."""
+        outputs, positions = self.metric.outputs[pairs], self.metric.positions[pairs]
+        return FewLogits(self.model, replace(self.metric, outputs=outputs, positions=positions))
 
     def of_run(self, final: Tensor) -> Tensor:
         """The metric of each pair ``[batch]``."""
@@ -76,94 +102,91 @@ class FewLogits(Reading):
         assert self.positions is not None
         return self._values(final[batch[:, None], self.positions], batch)
 
-    def of_rows(self, rows: Rows, top: Top, final: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """See Reading."""
-        yield torch.arange(len(rows), device=rows.pair.device), self._values(top.x, rows.pair)
+    def of_variants(
+        self, variants: Variants, top: Top, final: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See MetricReadout."""
+        number = torch.arange(len(variants), device=variants.pair.device)
+        yield number, self._values(top.x, variants.pair)
 
     def _values(self, residual: Tensor, pair: Tensor) -> Tensor:
-        """Metric ``[row]`` from residual streams ``[row, read, d_model]``."""
+        """Metric ``[variant]`` from residual streams ``[variant, read, d_model]``."""
         hidden = self.model.backbone.normalize(residual)
-        row = torch.arange(len(pair), device=pair.device)[:, None]
-        logits = (hidden[row, self.which[pair]] * self.weight[pair]).sum(dim=-1)  # [row, term]
+        variant = torch.arange(len(pair), device=pair.device)[:, None]
+        logits = (hidden[variant, self.which[pair]] * self.weight[pair]).sum(dim=-1)
         if self.bias is not None:
             logits = logits + self.bias[pair]
         return (logits * self.metric.weights.to(logits.dtype)).sum(dim=-1)
 
 
-class AllLogits(Reading):
+class AllLogits(MetricReadout):
     """Any function of all logits."""
 
     positions = None
     per_pair = False
 
-    def of_run(self, final: Tensor) -> Tensor:
-        """The metric, a scalar."""
-        self.logits = self._logits(final)
-        return evaluate(self.metric, self.logits)
-
-    def of_rows(self, rows: Rows, top: Top, final: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """See Reading; all rows of a cell must be there."""
-        assert top.row is not None and top.pos is not None
-        tokens = torch.bincount(top.row, minlength=len(rows))
-        _, counts = rows.cell.unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
-        for first, last in _batches(counts.tolist(), tokens.tolist()):
-            here = (top.row >= first) & (top.row < last)
-            made = self._logits(top.x[here])
-            yield from self._of_cells(rows, first, last, top.row[here], top.pos[here], made)
-
-    def _of_cells(
-        self, rows: Rows, first: int, last: int, row: Tensor, pos: Tensor, made: Tensor
+    def of_variants(
+        self, variants: Variants, top: Top, final: Tensor
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """The cells of rows ``first`` to ``last - 1``, whose tokens have the logits ``made``."""
-        for cell in dict.fromkeys(rows.cell[first:last].tolist()):
-            here = rows.cell[row] == cell
-            logits = self.logits.clone()
-            logits[rows.pair[row[here]], pos[here]] = made[here]
-            number = row[here][:1]
-            yield number, evaluate(self.metric, logits)[None]
+        """See MetricReadout."""
+        assert top.variant is not None and top.pos is not None
+        tokens = torch.bincount(top.variant, minlength=len(variants))
+        _, counts = variants.cell.unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
+        for first, last in _batches(counts.tolist(), tokens.tolist()):
+            among = (top.variant >= first) & (top.variant < last)
+            changed = self._logits(top.x[among])
+            variant, pos = top.variant[among], top.pos[among]
+            for cell in dict.fromkeys(variants.cell[first:last].tolist()):
+                of_cell = variants.cell[variant] == cell
+                logits = self._run_logits(final).clone()
+                logits[variants.pair[variant[of_cell]], pos[of_cell]] = changed[of_cell]
+                yield variant[of_cell][:1], evaluate(self.metric, logits)[None]
 
 
-class ClassLogits(Reading):
+class ClassLogits(MetricReadout):
     """Any function of a text classifier's logits ``[batch, label]``."""
 
     per_pair = False
+    positions: Tensor
 
-    def __init__(self, model: Any, metric: Metric, positions: Tensor) -> None:
+    def __init__(self, model: HookedModel, metric: Metric, positions: Tensor) -> None:
         """``positions`` are the columns ``[batch, 1]`` at which classes are read."""
         super().__init__(model, metric)
         self.positions = positions
 
-    def of_run(self, final: Tensor) -> Tensor:
-        """The metric, a scalar."""
-        assert self.positions is not None
+    def of_variants(
+        self, variants: Variants, top: Top, final: Tensor
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """See MetricReadout."""
+        changed = self._logits(top.x[:, 0])
+        for cell in dict.fromkeys(variants.cell.tolist()):
+            number = (variants.cell == cell).nonzero().flatten()
+            logits = self._run_logits(final).clone()
+            logits[variants.pair[number]] = changed[number]
+            yield number[:1], evaluate(self.metric, logits)[None]
+
+    def _make_run_logits(self, final: Tensor) -> Tensor:
         batch = torch.arange(len(final), device=final.device)
-        self.logits = self._logits(final[batch, self.positions[:, 0]])
-        return evaluate(self.metric, self.logits)
-
-    def of_rows(self, rows: Rows, top: Top, final: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """See Reading; all rows of a cell must be there."""
-        made = self._logits(top.x[:, 0])
-        for cell in dict.fromkeys(rows.cell.tolist()):
-            here = (rows.cell == cell).nonzero().flatten()
-            logits = self.logits.clone()
-            logits[rows.pair[here]] = made[here]
-            yield here[:1], evaluate(self.metric, logits)[None]
+        return self._logits(final[batch, self.positions[:, 0]])
 
 
-def reading(model: Any, metric: Metric, ids: Tensor) -> Reading:
-    """The way to read ``metric``, bound to pairs whose patched prompts are ``ids``.
+def readout(model: HookedModel, metric: Metric, prompts: Prompts) -> MetricReadout:
+    """The way to read ``metric`` off runs of ``prompts``.
 
     Raises:
+        InputError: the metric does not fit the model or the prompts.
         ConfigError: the model has no head.
+        TokenizerError: a metric's token that is not exactly one token.
     """
-    if isinstance(metric, BoundMetric):
-        return FewLogits(model, metric)
+    bound = bind(metric, model, prompts.arguments)
+    if isinstance(bound, BoundMetric):
+        return FewLogits(model, bound)
     if answers_per_text(model.head):
-        last = model.last_token(ids, ids)
+        last = model.last_token(prompts.ids, prompts.ids)
         if isinstance(last, int):
-            last = torch.full((len(ids),), ids.shape[1] - 1, device=ids.device)
-        return ClassLogits(model, metric, last[:, None])
-    return AllLogits(model, metric)
+            last = torch.full((len(prompts.ids),), prompts.ids.shape[1] - 1).to(prompts.ids)
+        return ClassLogits(model, bound, last[:, None])
+    return AllLogits(model, bound)
 
 
 def _distinct(positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,11 +198,11 @@ def _distinct(positions: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _batches(counts: list[int], tokens: list[int]) -> Iterator[tuple[int, int]]:
-    """Spans of rows: whole cells, together about ``TOKENS_AT_ONCE`` tokens.
+    """Spans of variants: whole cells, together about ``TOKENS_AT_ONCE`` tokens.
 
     Args:
-        counts: rows of each cell.
-        tokens: tokens of each row.
+        counts: variants of each cell.
+        tokens: tokens of each variant.
     """
     first = last = held = 0
     for count in counts:

@@ -9,15 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
+from neox_lab.data.positions import TokenPosition
 from neox_lab.errors import InputError
 from neox_lab.tokenizer.padding import pad_rows
 
-Positions = Mapping[str, Any]
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
+    from neox_lab.hooks.cache import ActivationCache
+
+PromptsLike: TypeAlias = "str | Sequence[str] | Tensor | Mapping[str, Tensor]"
+"""Prompts as users give them: a string, a list of strings, token ids ``[batch, pos]``, or a mapping
+with ``input_ids`` and ``attention_mask`` ``[batch, pos]``."""
+
+PromptsOrCache: TypeAlias = "PromptsLike | ActivationCache"
+"""Prompts, or the cache of a run with as many rows (or one) and positions as there are patched."""
+
+Positions = Mapping[str, TokenPosition | tuple[TokenPosition, TokenPosition]]
 """Names of positions: ``{"subject": 3}``, ``{"subject": [3, 5]}`` for each pair, or
 ``{"subject": (clean, corrupted)}`` where they differ between the two prompts."""
 
@@ -44,7 +56,8 @@ class Prompts:
         """Tokens of each text."""
         return [int(count) for count in self.own.sum(dim=1)]
 
-    def prepared(self) -> dict[str, Tensor]:
+    @property
+    def arguments(self) -> dict[str, Tensor]:
         """Arguments of ``forward``."""
         found = {"input_ids": self.ids}
         return found if self.mask is None else found | {"attention_mask": self.mask}
@@ -57,27 +70,27 @@ class Prompts:
         return Prompts(self.ids[pairs, :length], mask)
 
 
-def read_prompts(model: Any, given: Any, name: str) -> Prompts:
+def read_prompts(model: HookedModel, given: PromptsLike, name: str) -> Prompts:
     """Tokens and padding from whatever the user gave.
 
     Args:
         model: with a tokenizer, if texts are given.
-        given: a string, several strings, token ids ``[batch, pos]``, or a mapping with
-            ``input_ids`` and ``attention_mask``.
+        given: see ``PromptsLike``.
         name: of the argument, for errors.
 
     Raises:
         InputError: something else, or no tokens.
         TokenizerError: texts and no tokenizer.
     """
+    prepared: Mapping[str, Tensor] = {}
     if isinstance(given, Mapping):
         prepared = {key: torch.as_tensor(value) for key, value in given.items()}
+    elif isinstance(given, str | Tensor):
+        prepared = model.prepare_inputs(given)
     elif isinstance(given, list | tuple) and given and all(isinstance(t, str) for t in given):
         rows = [model.prepare_inputs(text)["input_ids"][0].tolist() for text in given]
         padded, own = pad_rows(rows, model.config.pad_token_id or 0, "left")
         prepared = {"input_ids": padded, "attention_mask": own}
-    else:
-        prepared = model.prepare_inputs(given)
     ids = prepared.get("input_ids")
     if ids is None or ids.dim() != 2 or ids.is_floating_point() or 0 in ids.shape:
         raise InputError(
@@ -96,13 +109,13 @@ def read_prompts(model: Any, given: Any, name: str) -> Prompts:
     return Prompts(ids, mask)
 
 
-def check_pairs(model: Any, clean: Prompts, corrupted: Prompts, named: bool) -> None:
+def check_pairs(model: HookedModel, clean: Prompts, corrupted: Prompts, named: bool) -> None:
     """Check that prompts correspond, pair by pair.
 
     Args:
         model: for the tokens in messages.
-        clean: one side.
-        corrupted: the other.
+        clean: the prompts with the behaviour.
+        corrupted: those without it.
         named: whether positions are named, so that lengths may differ.
 
     Raises:
@@ -114,7 +127,7 @@ def check_pairs(model: Any, clean: Prompts, corrupted: Prompts, named: bool) -> 
             "clean prompt needs its own corrupted one."
         )
     lengths = list(zip(clean.lengths, corrupted.lengths, strict=True))
-    unequal = [row for row, (one, other) in enumerate(lengths) if one != other]
+    unequal = [row for row, (ours, theirs) in enumerate(lengths) if ours != theirs]
     if unequal and not named:
         row = unequal[0]
         shown = [_pieces(model, side.ids[row][side.own[row]]) for side in (clean, corrupted)]
@@ -140,9 +153,10 @@ def check_pairs(model: Any, clean: Prompts, corrupted: Prompts, named: bool) -> 
         )
 
 
-def _pieces(model: Any, ids: Tensor) -> list[Any]:
+def _pieces(model: HookedModel, ids: Tensor) -> list[str] | list[int]:
     """Tokens for a message."""
-    return ids.tolist() if model.tokenizer is None else model.tokenizer.pieces(ids.tolist())
+    numbers: list[int] = ids.tolist()
+    return numbers if model.tokenizer is None else model.tokenizer.pieces(numbers)
 
 
 def may_differ(source: Prompts | None, patched: Prompts, reads: Tensor | None) -> Tensor:
@@ -165,61 +179,71 @@ def may_differ(source: Prompts | None, patched: Prompts, reads: Tensor | None) -
     return known & patched.own.scatter(1, reads, True)
 
 
-def place_columns(
-    positions: Positions, source: Prompts | None, patched: Prompts
-) -> tuple[Tensor, Tensor | None]:
-    """Columns of named positions.
+def patched_columns(positions: Positions, patched: Prompts) -> Tensor:
+    """Columns of named positions in the prompts that get patched, ``[place, batch]``.
 
     Args:
         positions: see ``Positions``, pairs being ``(source, patched)``; they count each text's own
             tokens, -1 is the last.
-        source: the prompts that patches come from; None if they come from elsewhere, and stand at
-            the columns of ``patched``.
+        patched: the prompts.
+
+    Raises:
+        InputError: no position, or one that a text does not have.
+    """
+    if not positions:
+        raise InputError("positions is empty; name at least one, such as {'last': -1}.")
+    return torch.stack(
+        [
+            _columns(patched, where[1] if isinstance(where, tuple) else where, name)
+            for name, where in positions.items()
+        ]
+    )
+
+
+def source_columns(positions: Positions, source: Prompts, patched: Prompts) -> Tensor:
+    """For each column of the patched prompts the one of the source's that is patched in.
+
+    Args:
+        positions: see ``patched_columns``.
+        source: the prompts that patches come from.
         patched: the prompts that get patched.
 
     Returns:
-        Columns in ``patched`` ``[place, batch]``, and for each column of ``patched`` the one in
-        ``source`` that is patched in ``[batch, pos]`` (None: the same).
+        Columns ``[batch, pos]``; those without a name stay where they are.
 
     Raises:
         InputError: a position that a text does not have, or one that gets two different patches.
     """
     batch, length = patched.ids.shape
-    places, twins = [], torch.arange(length, device=patched.ids.device).repeat(batch, 1)
+    columns = torch.arange(length, device=patched.ids.device).repeat(batch, 1)
     taken: dict[tuple[int, int], int] = {}
-    for name, where in positions.items():
-        ours = where[1] if isinstance(where, tuple) else where
-        theirs = where[0] if isinstance(where, tuple) else where
-        columns = _columns(patched, ours, name)
-        places.append(columns)
-        if source is None:
-            continue
-        for row, twin in enumerate(_columns(source, theirs, name).tolist()):
-            column = int(columns[row])
-            if taken.setdefault((row, column), twin) != twin:
+    for (name, where), into in zip(
+        positions.items(), patched_columns(positions, patched).tolist(), strict=True
+    ):
+        out_of = _columns(source, where[0] if isinstance(where, tuple) else where, name).tolist()
+        for row, (column, found) in enumerate(zip(into, out_of, strict=True)):
+            if taken.setdefault((row, column), found) != found:
                 raise InputError(
                     f"positions[{name!r}] is a place of text {row} that another name patches from "
                     "elsewhere. Sweep them one by one."
                 )
-            twins[row, column] = twin
-    if not places:
-        raise InputError("positions is empty; name at least one, such as {'last': -1}.")
-    return torch.stack(places), None if source is None else twins
+            columns[row, column] = found
+    return columns
 
 
-def are_moved(source: Prompts, patched: Prompts, twins: Tensor) -> bool:
+def are_moved(source: Prompts, patched: Prompts, columns: Tensor) -> bool:
     """Whether patches come from other columns than those they go to, or from longer texts.
 
     Args:
         source: the prompts that patches come from.
         patched: the prompts that get patched.
-        twins: the columns they come from ``[batch, pos]``, see ``place_columns``.
+        columns: where they come from ``[batch, pos]``, see ``source_columns``.
     """
-    straight = torch.arange(twins.shape[1], device=twins.device).expand_as(twins)
-    return source.lengths != patched.lengths or not torch.equal(twins, straight)
+    straight = torch.arange(columns.shape[1], device=columns.device).expand_as(columns)
+    return source.lengths != patched.lengths or not torch.equal(columns, straight)
 
 
-def _columns(prompts: Prompts, where: int | Sequence[int] | Tensor, name: str) -> Tensor:
+def _columns(prompts: Prompts, where: TokenPosition, name: str) -> Tensor:
     """The columns ``[batch]`` of a position counted in each text's own tokens."""
     batch = len(prompts.ids)
     given = [where] * batch if isinstance(where, int) else [int(pos) for pos in where]

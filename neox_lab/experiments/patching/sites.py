@@ -1,17 +1,33 @@
-"""Where one can patch: each site with its axes, its hook point, and what a patch there changes.
+"""Where one can patch: each site with its axes, its hook point, and what a patch there does.
 
 place    axes               what one cell replaces
 one      layer, pos[, head] the activation at one position
 onward   layer, pos, head   a key or value at one position, which every later query sees
 all      layer, head        the activation of one head at every position
+
+A new site is one more row of ``SITES``. Its hook is any hook point of a block; runs keep what
+stands there, and sweeps, ablation, widgets and labels read the row. Its effect is a function from
+what is replaced to the residual stream that follows: one of ``effects``, or a new one. What the
+first matrix of the MLP makes, for instance, would be
+
+    Site("mlp_pre", BY_POS, "mlp.hook_pre", "one", as_mlp_pre)
+
+    def as_mlp_pre(layer: PatchedLayer, tokens: ChangedTokens) -> Tensor:
+        mlp, run = layer.block.mlp, layer.own
+        mlp_out = mlp.dense_4h_to_h(mlp.act(tokens.of(layer.source)))  # [token, d_model]
+        return mlp_out + tokens.of(run.attn_out) + tokens.of(run.resid_pre)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 from neox_lab.errors import HookNameError, InputError, nearest
+from neox_lab.experiments.patching import effects
+from neox_lab.experiments.patching.effects import Effect, as_z
+from neox_lab.experiments.patching.runs import PATTERN
 
 Place = Literal["one", "onward", "all"]
 
@@ -25,12 +41,17 @@ class Site:
         axes: of the result.
         hook: the hook point whose tensor is replaced, relative to its block.
         place: which positions a cell replaces, see the module.
+        effect: what follows from what is replaced, see ``effects``.
+        changes: which layer's input is the first residual stream that the effect changes:
+            ``"next"``, or the block's ``"own"``.
     """
 
     name: str
     axes: tuple[str, ...]
     hook: str
     place: Place
+    effect: Effect = field(repr=False)
+    changes: Literal["own", "next"] = "next"
 
     @property
     def by_head(self) -> bool:
@@ -40,47 +61,46 @@ class Site:
     @property
     def is_pattern(self) -> bool:
         """Whether attention patterns are replaced."""
-        return self.hook == "attn.hook_pattern"
+        return self.hook == PATTERN
 
     def entry(self, layer: int) -> int:
         """The layer whose input is the first residual stream that a patch in ``layer`` changes."""
-        return layer if self.name == "resid_pre" else layer + 1
+        return layer if self.changes == "own" else layer + 1
 
 
-_BY_POS = ("layer", "pos")
-_BY_HEAD = ("layer", "pos", "head")
-_ALL_POS = ("layer", "head")
+BY_POS = ("layer", "pos")
+BY_HEAD = ("layer", "pos", "head")
+ALL_POS = ("layer", "head")
+BY_DEST = ("layer", "head", "pos")
+BY_WEIGHT = ("layer", "head", "pos", "source_pos")
+
+_Z, _Q, _K, _V = "attn.hook_z", "attn.hook_q", "attn.hook_k", "attn.hook_v"
 
 SITES = {
     site.name: site
     for site in (
-        Site("resid_pre", _BY_POS, "hook_resid_pre", "one"),
-        Site("resid_mid", _BY_POS, "hook_resid_mid", "one"),
-        Site("resid_post", _BY_POS, "hook_resid_post", "one"),
-        Site("attn_out", _BY_POS, "hook_attn_out", "one"),
-        Site("mlp_out", _BY_POS, "hook_mlp_out", "one"),
-        Site("z", _BY_HEAD, "attn.hook_z", "one"),
-        Site("q", _BY_HEAD, "attn.hook_q", "one"),
-        Site("k", _BY_HEAD, "attn.hook_k", "onward"),
-        Site("v", _BY_HEAD, "attn.hook_v", "onward"),
-        Site("z_all_pos", _ALL_POS, "attn.hook_z", "all"),
-        Site("q_all_pos", _ALL_POS, "attn.hook_q", "all"),
-        Site("k_all_pos", _ALL_POS, "attn.hook_k", "all"),
-        Site("v_all_pos", _ALL_POS, "attn.hook_v", "all"),
-        Site("pattern_all_pos", _ALL_POS, "attn.hook_pattern", "all"),
-        Site("pattern_by_dest", ("layer", "head", "pos"), "attn.hook_pattern", "one"),
-        Site(
-            "pattern_by_dest_source",
-            ("layer", "head", "pos", "source_pos"),
-            "attn.hook_pattern",
-            "one",
-        ),
+        Site("resid_pre", BY_POS, "hook_resid_pre", "one", effects.as_residual, "own"),
+        Site("resid_mid", BY_POS, "hook_resid_mid", "one", effects.as_resid_mid),
+        Site("resid_post", BY_POS, "hook_resid_post", "one", effects.as_residual),
+        Site("attn_out", BY_POS, "hook_attn_out", "one", effects.as_attn_out),
+        Site("mlp_out", BY_POS, "hook_mlp_out", "one", effects.as_mlp_out),
+        Site("z", BY_HEAD, _Z, "one", as_z(effects.z_itself)),
+        Site("q", BY_HEAD, _Q, "one", as_z(effects.z_of_queries)),
+        Site("k", BY_HEAD, _K, "onward", effects.one_key),
+        Site("v", BY_HEAD, _V, "onward", effects.one_value),
+        Site("z_all_pos", ALL_POS, _Z, "all", as_z(effects.z_itself)),
+        Site("q_all_pos", ALL_POS, _Q, "all", as_z(effects.z_of_queries)),
+        Site("k_all_pos", ALL_POS, _K, "all", as_z(effects.z_of_keys)),
+        Site("v_all_pos", ALL_POS, _V, "all", as_z(effects.z_of_values)),
+        Site("pattern_all_pos", ALL_POS, PATTERN, "all", as_z(effects.z_of_patterns)),
+        Site("pattern_by_dest", BY_DEST, PATTERN, "one", as_z(effects.z_of_patterns)),
+        Site("pattern_by_dest_source", BY_WEIGHT, PATTERN, "one", effects.one_weight),
     )
 }
 """Every site by name."""
 
 
-def find_sites(asked: str | list[str] | tuple[str, ...], parallel: bool) -> list[Site]:
+def find_sites(asked: str | Sequence[str], parallel: bool) -> list[Site]:
     """The sites asked for.
 
     Args:

@@ -2,44 +2,61 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
-
-import torch
+from typing import TYPE_CHECKING, Literal
 
 from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import Metric
-from neox_lab.experiments.patching.ablation import Value, replacement
-from neox_lab.experiments.patching.engine import BUDGET, Report, check_ready
-from neox_lab.experiments.patching.prompts import Positions, Prompts, check_pairs, read_prompts
+from neox_lab.experiments.patching.ablation import Value, ablation_source
+from neox_lab.experiments.patching.progress_report import ProgressReport
+from neox_lab.experiments.patching.prompts import (
+    Positions,
+    PromptsLike,
+    PromptsOrCache,
+    are_moved,
+    check_pairs,
+    read_prompts,
+    source_columns,
+)
 from neox_lab.experiments.patching.result import PatchResult
-from neox_lab.experiments.patching.runner import Question
-from neox_lab.experiments.patching.sites import find_sites
+from neox_lab.experiments.patching.result_builder import build_result
+from neox_lab.experiments.patching.runner import BUDGET, Question, Runner, check_ready
+from neox_lab.experiments.patching.sites import find_sites, refuse_moved
+from neox_lab.experiments.patching.sources import (
+    AlignedPrompts,
+    CachedSource,
+    Source,
+    SourcePrompts,
+)
 from neox_lab.hooks.cache import ActivationCache
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
 
 
 def sweep(
-    model: Any,
-    clean: Any,
-    corrupted: Any,
+    model: HookedModel,
+    clean: PromptsOrCache,
+    corrupted: PromptsOrCache,
     metric: Metric,
     site: str | list[str] = "resid_pre",
     *,
     direction: Literal["denoising", "noising"] = "denoising",
     positions: Positions | None = None,
     budget: int = BUDGET,
-    progress: bool | Report = True,
+    progress: bool | ProgressReport = True,
 ) -> PatchResult:
     """Replace one activation at a time by that of the other prompt, and read the metric.
 
     Exact: each number is that of a forward pass of its own (Meng et al., ROME, arXiv:2202.05262;
     Zhang and Nanda, "Towards best practices of activation patching", arXiv:2309.16042), but only
-    what can differ is computed, see ``climb``.
+    what can differ is computed, see
+    ``batched_forward``.
 
     Args:
         model: any of the classes with a head, in evaluation mode.
         clean: the prompts with the behaviour: a string, a list of strings, token ids
-            ``[batch, pos]``, or a mapping with ``input_ids`` and ``attention_mask``; or an
-            ActivationCache of any run with as many rows (or one) and positions.
+            ``[batch, pos]``, or a mapping with ``input_ids`` and ``attention_mask``. Where patches
+            come from, also an ActivationCache of any run with as many rows (or one) and positions.
         corrupted: the prompts without it, pair by pair of the same length.
         metric: ``logit_difference(...)`` or another of the named metrics, or a function from
             logits ``[batch, pos, vocab]`` (``[batch, label]`` for a text classifier, ``[batch,
@@ -66,38 +83,42 @@ def sweep(
     if direction not in ("denoising", "noising"):
         raise InputError(f"direction={direction!r}; expected 'denoising' or 'noising'.")
     check_ready(model)
-    given = {"clean": clean, "corrupted": corrupted}
     into, out_of = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")
+    given: dict[str, PromptsOrCache] = {"clean": clean, "corrupted": corrupted}
     patched = read_prompts(model, given[into], into)
     sites = find_sites(site, model.config.use_parallel_residual)
-    source = given[out_of]
-    if isinstance(source, ActivationCache):
-        other: Prompts | ActivationCache = source
-    else:
-        other = read_prompts(model, source, out_of)
-        sides = (other, patched) if direction == "denoising" else (patched, other)
-        check_pairs(model, *sides, named=positions is not None)
     if positions is not None and direction == "noising":
         positions = {n: at[::-1] if isinstance(at, tuple) else at for n, at in positions.items()}
-    question = Question(model, patched, metric, sites, positions, budget)
-    with question.bar(progress):
-        question.patch_from(other)
-    ends = {into: question.base_value(), out_of: question.other_value}
-    return question.result(direction, ends["clean"], ends["corrupted"], other)
+    source: Source
+    cache = given[out_of]
+    if isinstance(cache, ActivationCache):
+        source = CachedSource(cache, patched)
+    else:
+        prompts = read_prompts(model, cache, out_of)
+        sides = (prompts, patched) if direction == "denoising" else (patched, prompts)
+        check_pairs(model, *sides, named=positions is not None)
+        source = SourcePrompts(prompts)
+        if positions is not None:
+            columns = source_columns(positions, prompts, patched)
+            if are_moved(prompts, patched, columns):
+                refuse_moved(sites)
+            source = AlignedPrompts(model, prompts, columns, metric)
+    question = Question(model, patched, source, metric, sites, positions)
+    return build_result(question, Runner(question, budget).run(progress), direction)
 
 
 def ablate(
-    model: Any,
-    inputs: Any,
+    model: HookedModel,
+    inputs: PromptsLike,
     metric: Metric,
     site: str | list[str] = "z_all_pos",
     value: Value = "mean",
     *,
-    reference: Any = None,
+    reference: PromptsLike | None = None,
     positions: Positions | None = None,
     seed: int = 0,
     budget: int = BUDGET,
-    progress: bool | Report = True,
+    progress: bool | ProgressReport = True,
 ) -> PatchResult:
     """Take one part away at a time, and read the metric.
 
@@ -123,9 +144,6 @@ def ablate(
     check_ready(model)
     patched = read_prompts(model, inputs, "inputs")
     sites = find_sites(site, model.config.use_parallel_residual)
-    with torch.no_grad():
-        source = replacement(model, patched, sites, value, reference, seed)
-    question = Question(model, patched, metric, sites, positions, budget)
-    with question.bar(progress):
-        question.patch_from(source)
-    return question.result("ablation", question.base_value(), float("nan"), None)
+    source = ablation_source(model, patched, sites, value, reference, seed)
+    question = Question(model, patched, source, metric, sites, positions)
+    return build_result(question, Runner(question, budget).run(progress), "ablation")

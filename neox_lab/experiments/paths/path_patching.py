@@ -23,24 +23,30 @@ a path, followed by all that leads from the receiver to the logits. For one rece
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from neox_lab.errors import InputError
 from neox_lab.experiments import graph
-from neox_lab.experiments.metrics import Metric
-from neox_lab.experiments.patching.engine import Report, watched
-from neox_lab.experiments.patching.prompts import Positions
+from neox_lab.experiments.metrics import BoundMetric, Metric, metric_name
+from neox_lab.experiments.patching.progress_report import ProgressReport, watched
+from neox_lab.experiments.patching.prompts import Positions, PromptsLike
 from neox_lab.experiments.patching.result import PatchResult
-from neox_lab.experiments.paths.path_runs import Paths, Sender, Through
+from neox_lab.experiments.paths.path_runs import PathRuns, Sender, Through
+from neox_lab.experiments.prompt_pairs import pair
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
 
 TOKENS_AT_ONCE = 2048
 """Tokens in one run, of all variants together."""
 
 
 def path_patch(
-    model: Any,
-    clean: Any,
-    corrupted: Any,
+    model: HookedModel,
+    clean: PromptsLike,
+    corrupted: PromptsLike,
     metric: Metric,
     senders: str | Iterable[str | Sequence[str]] = "heads",
     receivers: str | Iterable[str] = "logits",
@@ -48,7 +54,7 @@ def path_patch(
     through: Through = "nothing",
     positions: Positions | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,
-    progress: bool | Report = True,
+    progress: bool | ProgressReport = True,
 ) -> PatchResult:
     """Send each sender's clean output to the receivers, and to nobody else.
 
@@ -89,38 +95,39 @@ def path_patch(
         graph.find_writers(model, names) for names in listed if not isinstance(names, str)
     ]
     reading = graph.find_readers(model, receivers)
-    paths = Paths(model, clean, corrupted, metric, through, tokens_at_once, positions)
-    if not any(paths.precedes(w, r) for group in groups for w in group for r in reading):
+    runs = PathRuns(pair(model, clean, corrupted, metric, positions), through, tokens_at_once)
+    if not any(runs.precedes(w, r) for group in groups for w in group for r in reading):
         raise InputError(
             f"No sender comes before a receiver: {listed[:6]} and {[r.name for r in reading[:6]]}."
         )
     places = range(len(positions or [""]))
     sending = [Sender(tuple(nodes), place) for place in places for nodes in groups]
-    samples = paths.unknown(len(sending))
+    samples = runs.unknown(len(sending))
     with watched(progress, "path") as watch:
-        for some, values in paths.joint(sending, reading):
+        for some, values in runs.joint(sending, reading):
             samples[some] = values
             watch.report(some.stop, len(sending))
+    labels = {} if positions is None else {"pos": list(positions)}
     told = receivers if isinstance(receivers, str) else ", ".join(receivers)
     if listed == ["heads"]:
-        labels = {"layer": _numbers(model.config.num_hidden_layers)}
+        labels["layer"] = _numbers(model.config.num_hidden_layers)
         labels["head"] = _numbers(model.config.num_attention_heads)
     else:
-        labels = {"sender": [" + ".join(node.name for node in group) for group in groups]}
-    return paths.result(samples, labels, f"paths to {told}", watch.complete)
+        labels["sender"] = [" + ".join(node.name for node in group) for group in groups]
+    return _result(runs, metric, samples, labels, f"paths to {told}", watch.complete)
 
 
 def edge_sweep(
-    model: Any,
-    clean: Any,
-    corrupted: Any,
+    model: HookedModel,
+    clean: PromptsLike,
+    corrupted: PromptsLike,
     metric: Metric,
     senders: str | Iterable[str] = "all",
     receivers: str | Iterable[str] = "all",
     *,
     positions: Positions | None = None,
     tokens_at_once: int = TOKENS_AT_ONCE,
-    progress: bool | Report = True,
+    progress: bool | ProgressReport = True,
 ) -> PatchResult:
     """Patch every edge from a sender to a receiver by itself.
 
@@ -144,20 +151,47 @@ def edge_sweep(
         InputError: see ``path_patch``.
     """
     writers, readers = graph.find_writers(model, senders), graph.find_readers(model, receivers)
-    paths = Paths(model, clean, corrupted, metric, "nothing", tokens_at_once, positions)
+    runs = PathRuns(pair(model, clean, corrupted, metric, positions), "nothing", tokens_at_once)
     places = range(len(positions or [""]))
     sending = [Sender((node,), place) for place in places for node in writers]
-    count = len(places) * sum(paths.precedes(w, r) for w in writers for r in readers)
+    count = len(places) * sum(runs.precedes(w, r) for w in writers for r in readers)
     if not count:
         raise InputError("No sender comes before a receiver: there is no edge between them.")
-    samples, done = paths.unknown(len(sending), len(readers)), 0
+    samples, done = runs.unknown(len(sending), len(readers)), 0
     with watched(progress, "edge") as watch:
-        for row, column, values in paths.edges(sending, readers):
+        for row, column, values in runs.edges(sending, readers):
             samples[row, column] = values
             done += len(row)
             watch.report(done, count)
-    labels = {"writer": [w.name for w in writers], "reader": [r.name for r in readers]}
-    return paths.result(samples, labels, "edges", watch.complete)
+    labels = {} if positions is None else {"pos": list(positions)}
+    labels |= {"writer": [w.name for w in writers], "reader": [r.name for r in readers]}
+    return _result(runs, metric, samples, labels, "edges", watch.complete)
+
+
+def _result(
+    runs: PathRuns,
+    metric: Metric,
+    samples: Tensor,
+    labels: dict[str, list[str]],
+    site: str,
+    complete: bool,
+) -> PatchResult:
+    """Samples in the order of ``labels``, places first and pairs last, as a result."""
+    samples = samples.reshape(*map(len, labels.values()), -1)
+    knows_rows = isinstance(runs.corrupted.metric, BoundMetric)
+    return PatchResult(
+        values=samples.mean(dim=-1),
+        axes=tuple(labels),
+        clean=runs.clean_value,
+        corrupted=float(runs.samples.mean()),
+        site=(site,),
+        metric=metric_name(metric),
+        direction="denoising",
+        labels=labels,
+        samples=samples.movedim(-1, 0) if knows_rows else None,
+        base_samples=runs.samples if knows_rows else None,
+        complete=complete,
+    )
 
 
 def _numbers(count: int) -> list[str]:

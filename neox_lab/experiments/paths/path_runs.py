@@ -1,4 +1,4 @@
-"""How a change is sent from one part of the network to another: the runs behind ``paths``.
+"""How a change is sent from one part of the network to another: the runs behind path patching.
 
 A sender is one writer or several that are patched as one, at every position or at a named one.
 Several senders go through the blocks together, as copies of the corrupted batch side by side.
@@ -7,22 +7,22 @@ Several senders go through the blocks together, as copies of the corrupted batch
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from neox_lab.experiments import graph
-from neox_lab.experiments.attribution.edges import of_node, writing_hook
 from neox_lab.experiments.graph import Node
-from neox_lab.experiments.metrics import BoundMetric, Metric, metric_name
-from neox_lab.experiments.patching.prompts import Positions
-from neox_lab.experiments.patching.result import PatchResult
-from neox_lab.experiments.prompt_pairs import Batch, pair
+from neox_lab.experiments.prompt_pairs import Batch, Pair
 from neox_lab.hooks import reads_only
-from neox_lab.model.hook_points import HookPoint
+from neox_lab.model.hook_points import HookFunction, HookPoint
+
+if TYPE_CHECKING:
+    from neox_lab.hooks.cache import ActivationCache
 
 Through = Literal["nothing", "mlps"]
+Hooks = list[tuple[str, HookFunction]]
 _OUTPUT = {"q": "attn.hook_q", "k": "attn.hook_k", "v": "attn.hook_v", "": "hook_mlp_out"}
 
 
@@ -38,52 +38,51 @@ class Sender(NamedTuple):
     place: int
 
 
-class Paths:
-    """Both runs, and the ways of sending a change from one part to another."""
+class PathRuns:
+    """Both runs, and the ways of sending a change from one part to another.
 
-    def __init__(
-        self,
-        model: Any,
-        clean: Any,
-        corrupted: Any,
-        metric: Metric,
-        through: Through,
-        tokens: int,
-        positions: Positions | None,
-    ) -> None:
-        """Make both runs; see ``paths`` for what is given.
+    Attributes:
+        corrupted: the batch that gets patched.
+        from_clean: activations of the clean run, at the columns of the corrupted batch.
+        own: activations of the corrupted run.
+        final: its residual stream after the last block ``[batch, pos, d_model]``.
+        chosen: 1 where senders write ``[place, batch, pos, 1]``.
+        clean_value: the metric of the clean run.
+        samples: the metric of the corrupted run ``[sample]``: one for each pair if it has that.
+    """
 
-        Raises:
-            InputError: prompts that do not correspond, or a metric that does not fit.
+    def __init__(self, both: Pair, through: Through, tokens_at_once: int) -> None:
+        """Make both runs.
+
+        Args:
+            both: the batches.
+            through: what is computed anew between sender and receiver.
+            tokens_at_once: in one run, of all variants together.
         """
-        self.model, self.through, self.positions = model, through, positions
-        both = pair(model, clean, corrupted, metric, positions)
-        self.base, self.chosen = both.base, both.chosen[..., None]  # [place, batch, pos, 1]
-        self.metric = metric_name(metric)
-        self.layers = model.config.num_hidden_layers
-        self.parallel = model.config.use_parallel_residual
-        self.at_once = max(1, tokens // self.base.ids.numel())
-        writes = list(dict.fromkeys(writing_hook(node) for node in graph.writers(model)))
+        self.corrupted, self.through = both.corrupted, through
+        self.chosen = both.chosen[..., None]
+        self.model = both.corrupted.model
+        self.layers = self.model.config.num_hidden_layers
+        self.parallel = self.model.config.use_parallel_residual
+        self.at_once = max(1, tokens_at_once // self.corrupted.ids.numel())
         last = f"blocks.{self.layers - 1}.hook_resid_post"
-        there = self._run(both.source, [*writes, "blocks.*.attn.hook_z", last])
-        self.clean = float(both.source.measure_streams(there[last]).mean())
-        self.there = {name: both.aligned(there[name]) for name in there}
-        self.here = self._run(
-            self.base,
-            [
-                *writes,
-                "blocks.*.attn.hook_z",
-                "blocks.*.hook_resid_pre",
-                "blocks.*.hook_mlp_in",
-                last,
-            ],
+        names = list(dict.fromkeys(node.writing_hook for node in graph.writers(self.model)))
+        names += ["blocks.*.attn.hook_z", last]
+        clean = self._run(both.clean, names)
+        self.clean_value = float(both.clean.measure_streams(clean[last]).mean())
+        self.from_clean = {name: both.aligned(clean[name]) for name in clean}
+        self.own = self._run(
+            self.corrupted, [*names, "blocks.*.hook_resid_pre", "blocks.*.hook_mlp_in"]
         )
-        self.final = self.here[last]
-        self.base_samples = self.base.measure_streams(self.final)[0].float().cpu()
+        self.final = self.own[last]
+        self.samples = self.corrupted.measure_streams(self.final)[0].float().cpu()
 
-    def _run(self, batch: Batch, names: list[str]) -> Any:
+    def _run(self, batch: Batch, names: list[str]) -> ActivationCache:
         _, cache = self.model.run_with_cache(
-            batch.ids, names, stop_at_layer=self.layers, **batch.arguments
+            batch.ids,
+            names,
+            stop_at_layer=self.layers,
+            attention_mask=batch.prompts.mask,
         )
         return cache
 
@@ -93,15 +92,15 @@ class Paths:
 
     def unknown(self, *sizes: int) -> Tensor:
         """The metric before anything is known: NaN ``[*sizes, sample]``."""
-        return self.base_samples.new_full((*sizes, len(self.base_samples)), torch.nan)
+        return self.samples.new_full((*sizes, len(self.samples)), torch.nan)
 
     def change(self, sender: Sender, reader: Node) -> Tensor:
         """What a sender changes in what ``reader`` reads, ``[batch, pos, d_model]``."""
         total = torch.zeros_like(self.final)
         for node in sender.nodes:
             if self.precedes(node, reader):
-                hook = writing_hook(node)
-                total += of_node(self.there[hook], node) - of_node(self.here[hook], node)
+                hook = node.writing_hook
+                total += node.part_of(self.from_clean[hook]) - node.part_of(self.own[hook])
         return total * self.chosen[sender.place].to(total.dtype)
 
     def joint(self, senders: list[Sender], reading: list[Node]) -> Iterator[tuple[slice, Tensor]]:
@@ -109,12 +108,12 @@ class Paths:
         for first in range(0, len(senders), self.at_once):
             some = senders[first : first + self.at_once]
             changes = Changes(self, some)
-            hooks = []
+            hooks: Hooks = []
             inside = [reader for reader in reading if reader.kind != "logits"]
             for layer in sorted({reader.layer for reader in inside}):
                 received = self._receive(layer, changes)
-                here = [reader for reader in inside if reader.layer == layer]
-                variants = [(at, at, r) for at in range(len(some)) for r in here]
+                of_layer = [reader for reader in inside if reader.layer == layer]
+                variants = [(at, at, r) for at in range(len(some)) for r in of_layer]
                 hooks += self._settings(layer, received, variants, len(some))
             start = min((reader.layer for reader in inside), default=self.layers)
             direct = [reader for reader in reading if reader.kind == "logits"]
@@ -169,11 +168,11 @@ class Paths:
             received[part] = tensor.view(count, -1, *tensor.shape[1:])
 
         def mlp_in(tensor: Tensor, _: HookPoint) -> Tensor:
-            read = self.here[f"{prefix}hook_mlp_in"]
+            read = self.own[f"{prefix}hook_mlp_in"]
             return read.repeat(count, 1, 1) + changes(Node("mlp", layer))
 
         hooks = [(f"{prefix}hook_mlp_in", mlp_in)]
-        residual = self.here["resid_pre", layer].repeat(count, 1, 1) + changes(Node("head", layer))
+        residual = self.own["resid_pre", layer].repeat(count, 1, 1) + changes(Node("head", layer))
         self.model.run_with_hooks(
             residual,
             [*hooks, *((prefix + name, record) for name in _OUTPUT.values())],
@@ -187,9 +186,9 @@ class Paths:
         received: dict[str, Tensor],
         variants: list[tuple[int, int, Node]],
         count: int,
-    ) -> list[tuple[str, Any]]:
+    ) -> Hooks:
         """Hooks that set receivers of one block: variant, sender and reader of each setting."""
-        hooks = []
+        hooks: Hooks = []
         for part, name in _OUTPUT.items():
             of_part = [entry for entry in variants if entry[2].part == part]
             if not of_part:
@@ -217,45 +216,21 @@ class Paths:
         return hooks
 
     @torch.no_grad()
-    def _finish(
-        self, start: int, count: int, hooks: list[tuple[str, Any]], change: Tensor | None
-    ) -> Tensor:
+    def _finish(self, start: int, count: int, hooks: Hooks, change: Tensor | None) -> Tensor:
         """Step 3 from block ``start`` on: the metric of each variant, ``[variant, sample]``."""
         stream = self.final.repeat(count, 1, 1)
         if start < self.layers:
-            residual = self.here["resid_pre", start].repeat(count, 1, 1)
+            residual = self.own["resid_pre", start].repeat(count, 1, 1)
             arguments = self._arguments(count, start, self.layers)
             stream = self.model.run_with_hooks(residual, hooks, **arguments).last_hidden_state
         stream = stream if change is None else stream + change
-        return self.base.measure_streams(stream).float().cpu()
+        return self.corrupted.measure_streams(stream).float().cpu()
 
     def _arguments(self, count: int, start: int, stop: int) -> dict[str, Any]:
         """Arguments of ``forward`` for ``count`` copies of the batch, from block to block."""
-        arguments: dict[str, Any] = self.base.repeated(count)
+        arguments: dict[str, Any] = self.corrupted.repeated(count)
         del arguments["input_ids"]
         return arguments | {"start_at_layer": start, "stop_at_layer": stop}
-
-    def result(
-        self, samples: Tensor, labels: dict[str, list[str]], what: str, complete: bool
-    ) -> PatchResult:
-        """Samples in the order of ``labels``, places first and pairs last, as a result."""
-        if self.positions is not None:
-            labels = {"pos": list(self.positions), **labels}
-        samples = samples.reshape(*map(len, labels.values()), -1)
-        knows_rows = isinstance(self.base.metric, BoundMetric)
-        return PatchResult(
-            values=samples.mean(dim=-1),
-            axes=tuple(labels),
-            clean=self.clean,
-            corrupted=float(self.base_samples.mean()),
-            site=(what,),
-            metric=self.metric,
-            direction="denoising",
-            labels=labels,
-            samples=samples.movedim(-1, 0) if knows_rows else None,
-            base_samples=self.base_samples if knows_rows else None,
-            complete=complete,
-        )
 
 
 class Changes:
@@ -264,26 +239,26 @@ class Changes:
     The answer is ``[sender * batch, pos, d_model]``.
     """
 
-    def __init__(self, paths: Paths, senders: list[Sender]) -> None:
+    def __init__(self, runs: PathRuns, senders: list[Sender]) -> None:
         """Run the network once for ``through="mlps"``, else nothing."""
-        self.paths, self.senders = paths, senders
-        self.streams = self._through_mlps() if paths.through == "mlps" else None
+        self.runs, self.senders = runs, senders
+        self.streams = self._through_mlps() if runs.through == "mlps" else None
 
     def __call__(self, reader: Node) -> Tensor:
         """What all senders change in what ``reader`` reads."""
         if self.streams is None:
-            return torch.cat([self.paths.change(sender, reader) for sender in self.senders])
+            return torch.cat([self.runs.change(sender, reader) for sender in self.senders])
         if reader.kind == "logits":
             name = f"blocks.{reader.layer - 1}.hook_resid_post"
         else:
             inside = "hook_mlp_in" if reader.kind == "mlp" else "hook_resid_pre"
             name = f"blocks.{reader.layer}.{inside}"
-        return self.streams[name] - self.paths.here[name].repeat(len(self.senders), 1, 1)
+        return self.streams[name] - self.runs.own[name].repeat(len(self.senders), 1, 1)
 
     @torch.no_grad()
     def _through_mlps(self) -> dict[str, Tensor]:
         """Streams of the corrupted run with senders exchanged, heads kept and MLPs made anew."""
-        paths, count = self.paths, len(self.senders)
+        runs, count = self.runs, len(self.senders)
         streams: dict[str, Tensor] = {}
 
         @reads_only
@@ -295,31 +270,32 @@ class Changes:
             rows = tensor.view(count, -1, *tensor.shape[1:])
             heads = point.name.endswith("hook_z")
             if heads:
-                rows[:] = paths.here[point.name]
+                rows[:] = runs.own[point.name]
             for row, sender in zip(rows, self.senders, strict=True):
-                chosen = paths.chosen[sender.place] > 0
+                chosen = runs.chosen[sender.place] > 0
                 for node in sender.nodes:
                     if node.layer == point.layer and node.kind == ("head" if heads else "mlp"):
-                        own, other = of_node(row, node), of_node(paths.there[point.name], node)
-                        own.copy_(torch.where(chosen, other, own))
+                        own = node.part_of(row)
+                        clean = node.part_of(runs.from_clean[point.name])
+                        own.copy_(torch.where(chosen, clean, own))
 
         embed = Node("embed", -1)
-        own, other = paths.here["hook_embed"], paths.there["hook_embed"]
+        own, clean = runs.own["hook_embed"], runs.from_clean["hook_embed"]
         start = torch.cat(
             [
-                torch.where(paths.chosen[s.place] > 0, other, own) if embed in s.nodes else own
+                torch.where(runs.chosen[s.place] > 0, clean, own) if embed in s.nodes else own
                 for s in self.senders
             ]
         )
-        last = f"blocks.{paths.layers - 1}.hook_resid_post"
+        last = f"blocks.{runs.layers - 1}.hook_resid_post"
         recorded = ["blocks.*.hook_resid_pre", "blocks.*.hook_mlp_in", last]
-        paths.model.run_with_hooks(
+        runs.model.run_with_hooks(
             start,
             [
                 ("blocks.*.attn.hook_z", keep),
                 ("blocks.*.hook_mlp_out", keep),
                 *((name, record) for name in recorded),
             ],
-            **paths._arguments(count, 0, paths.layers),
+            **runs._arguments(count, 0, runs.layers),
         )
         return streams

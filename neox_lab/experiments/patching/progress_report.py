@@ -1,0 +1,50 @@
+"""How far a sweep has got: a bar, or whoever wants to be told; interrupts end it quietly."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from neox_lab.progress import Progress
+
+ProgressReport = Callable[[int, int], None]
+"""Told how much of the work is done, and how much there is; may raise KeyboardInterrupt."""
+
+
+@dataclass
+class Watch:
+    """How far work has got.
+
+    Attributes:
+        report: to be told.
+        complete: False once the work was interrupted.
+    """
+
+    report: ProgressReport
+    complete: bool = True
+
+
+@contextmanager
+def watched(wanted: bool | ProgressReport, unit: str) -> Iterator[Watch]:
+    """A progress bar for the duration of a ``with`` block; interrupts end it quietly.
+
+    Args:
+        wanted: show the bar; or who is told instead.
+        unit: what is counted.
+
+    Yields:
+        What the work reports to, and what knows afterwards whether it was interrupted.
+    """
+    silent = callable(wanted) or not wanted
+    with Progress(unit=unit, silent=silent, delay=1) as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.done)
+
+        watch = Watch(wanted if callable(wanted) else report)
+        try:
+            yield watch
+        except KeyboardInterrupt:
+            watch.complete = False
