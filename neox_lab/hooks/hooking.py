@@ -10,7 +10,6 @@ anything is placed, and a hook that the model ran past without ever reaching is 
 
 from __future__ import annotations
 
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -136,9 +135,7 @@ class HookStack(threading.local):
         """Tell the hooks now placed where in a generated text the next run is; see HookPoint."""
         for placement in self.placements:
             for watcher in placement.watchers:
-                watcher.point = dataclasses.replace(
-                    watcher.point, step=step, positions=positions, generated=generated
-                )
+                watcher.point = watcher.point.during(step, positions, generated)
 
     def extended(self, points: dict[str, HookPoint]) -> dict[str, HookPoint]:
         """The hook points of a model, and those that placements in force add."""

@@ -67,6 +67,19 @@ class HookPoint:
     positions: Tensor | None = field(default=None, compare=False, repr=False)
     generated: int = field(default=0, compare=False)
 
+    def during(self, step: int | None, positions: Tensor | None, generated: int) -> HookPoint:
+        """This point in one step of a generation.
+
+        Args:
+            step: number of the step, None outside generation.
+            positions: absolute positions ``[batch or 1, pos]``, None outside generation.
+            generated: how many of the last positions are generated tokens.
+        """
+        # Every step makes one for every watcher; dataclasses.replace takes eight times as long.
+        point = object.__new__(HookPoint)
+        point.__dict__.update(self.__dict__, step=step, positions=positions, generated=generated)
+        return point
+
 
 HookFunction = Callable[[Tensor, HookPoint], "Tensor | None"]
 
