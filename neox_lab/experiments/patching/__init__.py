@@ -9,7 +9,7 @@
 Run the model on a corrupted prompt, put one activation of the clean run in its place, and see how
 much of the clean answer comes back (Vig et al., arXiv:2004.12265; Meng et al., arXiv:2202.05262).
 Doing that for every layer, position and head is a sweep. Others run the model once for each cell;
-here a sweep is one forward pass whose batch grows as it climbs, with the same numbers:
+here a sweep is one forward pass whose batch grows on its way up, with the same numbers:
 
     prompts          pairs of prompts, side by side
     sources          where patches come from

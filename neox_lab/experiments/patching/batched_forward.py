@@ -172,8 +172,8 @@ class BatchedForward:
         z = block.attention.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
         z = z.transpose(1, 2).reshape(-1, x.shape[1])
         wide = self.run.length - self.lowest
-        here = self.variant[:total] * wide + (self.pos[:total] - self.lowest)
-        attn_out = block.attention.dense(z.index_select(0, here))
+        place = self.variant[:total] * wide + (self.pos[:total] - self.lowest)
+        attn_out = block.attention.dense(z.index_select(0, place))
         resid_pre = self._filled(run.resid_pre, old, new, new.x, now)
         if not block.parallel:
             resid_mid = attn_out.add_(resid_pre)

@@ -1,4 +1,4 @@
-"""The questions: what does each part carry from one prompt to the other, and what if it is gone?"""
+"""The questions: what does each part carry from clean to corrupted, and what if it is gone?"""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def sweep(
     budget: int = BUDGET,
     progress: bool | ProgressReport = True,
 ) -> PatchResult:
-    """Replace one activation at a time by that of the other prompt, and read the metric.
+    """Replace one activation at a time by that of the source run, and read the metric.
 
     Exact: each number is that of a forward pass of its own (Meng et al., ROME, arXiv:2202.05262;
     Zhang and Nanda, "Towards best practices of activation patching", arXiv:2309.16042), but only
