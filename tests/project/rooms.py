@@ -1,0 +1,136 @@
+"""The rooms of the package, from the ground up: written down here and nowhere else.
+
+The README's drawing is made from this list (``python tests/project/rooms.py``), and
+``test_rooms.py`` reads every import and holds it against it.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "neox_lab"
+CONTRACT = "neox_lab.family.contract"
+"""What any room may name in a type: what a model is."""
+
+FLOORS: tuple[tuple[str, str], ...] = (
+    ("errors.py", "what can go wrong, in one tree"),
+    ("checks.py memory.py progress.py", "values in range; how much memory there is; how far work is"),
+    ("files.py", "files whole or absent, sizes in words"),
+    ("safetensors_files.py", "tensors with a description, in one kind of file"),
+    ("hub.py", "where files come from"),
+    ("config/ tokenizer/", "what a model is; text to tokens and back"),
+    ("views/", "results as pictures, knowing nobody"),
+    ("results.py", "what every answer does to be seen, saved and compared"),
+    ("kernels/", "products and layouts of weights: how fast, never what"),
+    ("model/", "the pure network: hook points, rotary, attention, block, the one loop"),
+    ("hooks/", "the table, names, hooking, caching, taking the stream apart"),
+    ("checkpoint/ generation/", "files to tensors and back; tokens one after another"),
+    ("built_in.py", "where the built-in model lies"),
+    ("family/", "the contract of a hooked model; the five classes; nl.load"),
+    ("data/", "tables, padding, batches, activations of many texts, statistics"),
+    ("experiments/", "questions: patching, paths, attribution, lens, detection, probing"),
+    ("tasks/", "train, evaluate and use the heads"),
+    ("gym/", "the built-in model's world, training and tests"),
+    ("completion.py widgets/", "tab completion; live controls"),
+    ("tour.py", "the main job without a notebook"),
+    ("cli.py", "the command"),
+    ("__init__.py", "the names users type"),
+)
+"""Rooms of one floor and what they are for. A room imports from floors above it in this list."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """One import of one of the package's modules by another.
+
+    Attributes:
+        by: the module that imports.
+        of: the module that is imported.
+        line: where.
+        for_types: it stands under ``if TYPE_CHECKING`` and never runs.
+    """
+
+    by: str
+    of: str
+    line: int
+    for_types: bool
+
+
+def floors() -> dict[str, int]:
+    """The number of each room's floor, 0 for the ground."""
+    return {
+        room.removesuffix("/").removesuffix(".py"): number
+        for number, (rooms, _) in enumerate(FLOORS)
+        for room in rooms.split()
+    }
+
+
+def room(module: str) -> str:
+    """The room a module stands in."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        found[name.removesuffix(".__init__")] = path
+    return found
+
+
+def imports() -> Iterator[Import]:
+    """Every import of one module of the package by another, wherever it stands in the file."""
+    known = modules()
+    for name, path in known.items():
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for_types = {
+            id(inside)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+            for statement in node.body
+            for inside in ast.walk(statement)
+        }
+        for node in ast.walk(tree):
+            for target in _targets(node, known):
+                if target != name:
+                    yield Import(name, target, getattr(node, "lineno", 0), id(node) in for_types)
+
+
+def _targets(node: ast.AST, known: dict[str, Path]) -> Iterator[str]:
+    """The package's modules that a statement imports."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names if alias.name in known)
+    if isinstance(node, ast.ImportFrom) and node.module in known:
+        for alias in node.names:
+            whole = f"{node.module}.{alias.name}"
+            yield whole if whole in known else node.module
+
+
+def drawing() -> str:
+    """The floors as the README shows them."""
+    widest = max(len(rooms) for rooms, _ in FLOORS)
+    lines = [f"  {rooms:<{widest}}  {words}".rstrip() for rooms, words in FLOORS]
+    return "\n".join(["```", "neox_lab/", *lines, "```"])
+
+
+README_BLOCK = re.compile("(<!-- rooms -->\n).*?(\n<!-- end of rooms -->)", re.DOTALL)
+
+
+def write_readme() -> None:
+    """Put the drawing into the README."""
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    path.write_text(README_BLOCK.sub(lambda m: m[1] + drawing() + m[2], text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_readme()
+    sys.stdout.write(drawing() + "\n")

@@ -1,0 +1,108 @@
+"""The house stands: imports go down, nothing runs round, and the drawing is the house."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+import rooms
+from rooms import CONTRACT, Import, imports, modules, room
+
+FLOOR = rooms.floors()
+ALL = list(imports())
+MOST_ANY = 40
+
+
+def told(wrong: list[Import]) -> str:
+    return "\n".join(f"{one.by}:{one.line} imports {one.of}" for one in wrong)
+
+
+def test_every_room_has_a_floor() -> None:
+    assert {room(name) for name in modules()} == set(FLOOR)
+
+
+def test_imports_go_down() -> None:
+    """Local imports count like any other; types may name what a model is, from any floor."""
+    wrong = [
+        one
+        for one in ALL
+        if room(one.by) != room(one.of)
+        and FLOOR[room(one.of)] >= FLOOR[room(one.by)]
+        and not (one.for_types and one.of == CONTRACT)
+    ]
+    assert not wrong, told(wrong)
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    below = defaultdict(set)
+    for one in ALL:
+        if not one.for_types:
+            below[one.by].add(one.of)
+    done: set[str] = set()
+
+    def visit(name: str, path: tuple[str, ...]) -> None:
+        assert name not in path, " -> ".join([*path[path.index(name) :], name])
+        if name not in done:
+            for target in sorted(below[name]):
+                visit(target, (*path, name))
+            done.add(name)
+
+    for name in modules():
+        visit(name, ())
+
+
+def test_only_packages_import_by_name() -> None:
+    """``import_module`` hides an arrow; only ``__init__`` files use it, to hand names on late."""
+    for name, path in modules().items():
+        if path.name != "__init__.py" and "import_module(" in path.read_text(encoding="utf-8"):
+            pytest.fail(f"{name} imports by name")
+
+
+def test_no_module_is_hidden_by_a_name_of_its_package() -> None:
+    """``from package import x`` must not mean a function here and a module there."""
+    for name, path in modules().items():
+        if path.name != "__init__.py":
+            continue
+        package = importlib.import_module(name)
+        inside = {m.removeprefix(f"{name}.") for m in modules() if m.startswith(f"{name}.")}
+        for public in inside.intersection(getattr(package, "__all__", ())):
+            assert getattr(package, public) is sys.modules[f"{name}.{public}"], f"{name}.{public}"
+
+
+def test_few_parameters_may_be_anything() -> None:
+    """A parameter typed ``Any`` tells neither reader nor checker what it takes."""
+    found = []
+    for name, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                found += [
+                    f"{name}.{node.name}({argument.arg})"
+                    for argument in arguments
+                    if argument.annotation is not None and ast.unparse(argument.annotation) == "Any"
+                ]
+    assert len(found) < MOST_ANY, "\n".join(found)
+
+
+def test_the_readme_shows_the_rooms() -> None:
+    readme = (rooms.ROOT / "README.md").read_text(encoding="utf-8")
+    shown = rooms.README_BLOCK.search(readme)
+    assert shown is not None
+    assert rooms.drawing() in shown[0], "run python tests/project/rooms.py"
+
+
+@pytest.mark.slow
+def test_every_module_can_be_the_first_that_is_imported() -> None:
+    """A circle that only some orders of import run into would stop somebody else's script."""
+    code = f"""
+import importlib, sys, torch
+for name in {list(modules())!r}:
+    for loaded in [m for m in sys.modules if m.split(".")[0] == "neox_lab"]:
+        del sys.modules[loaded]
+    importlib.import_module(name)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=rooms.ROOT)
