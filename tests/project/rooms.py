@@ -20,7 +20,10 @@ CONTRACT = "neox_lab.family.contract"
 
 FLOORS: tuple[tuple[str, str], ...] = (
     ("errors.py", "what can go wrong, in one tree"),
-    ("checks.py memory.py progress.py", "values in range; how much memory there is; how far work is"),
+    (
+        "checks.py memory.py progress.py",
+        "values in range; how much memory there is; how far work is",
+    ),
     ("files.py", "files whole or absent, sizes in words"),
     ("safetensors_files.py", "tensors with a description, in one kind of file"),
     ("hub.py", "where files come from"),
@@ -38,9 +41,9 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("tasks/", "train, evaluate and use the heads"),
     ("gym/", "the built-in model's world, training and tests"),
     ("completion.py widgets/", "tab completion; live controls"),
-    ("tour.py", "the main job without a notebook"),
-    ("cli.py", "the command"),
     ("__init__.py", "the names users type"),
+    ("tour.py", "the main job without a notebook, in those names"),
+    ("cli.py", "the command"),
 )
 """Rooms of one floor and what they are for. A room imports from floors above it in this list."""
 
