@@ -15,7 +15,7 @@ from typing import NamedTuple
 from neox_lab.errors import InputError
 from neox_lab.family.contract import HookedModel
 from neox_lab.family.text import tokenizer_of
-from neox_lab.tokenizer.padding import pad_rows
+from neox_lab.padding import pad_rows
 
 __all__ = [
     "TokenSpans",

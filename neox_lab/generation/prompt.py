@@ -13,7 +13,7 @@ from torch import Tensor
 from neox_lab.errors import GenerationError, TokenizerError, nearest
 from neox_lab.generation.settings import REFUSED, SETTINGS, GenerationConfig
 from neox_lab.model.key_value_cache import KeyValueCache
-from neox_lab.tokenizer.padding import pad_rows
+from neox_lab.padding import pad_rows
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel

@@ -17,11 +17,11 @@ from tokenizers import Encoding
 
 from neox_lab.checks import one_of
 from neox_lab.errors import TokenizerError
+from neox_lab.padding import pad_row
 from neox_lab.tokenizer import arguments, pipeline
 from neox_lab.tokenizer.arguments import Lengths, Row, Texts, choose, named_arguments
 from neox_lab.tokenizer.batch import BatchEncoding, as_tensor
 from neox_lab.tokenizer.decoding import Decoder
-from neox_lab.tokenizer.padding import pad_row
 from neox_lab.tokenizer.settings import Checked, flag, limit, names, side
 from neox_lab.tokenizer.vocabulary import id_list
 

@@ -21,8 +21,8 @@ CONTRACT = "neox_lab.family.contract"
 FLOORS: tuple[tuple[str, str], ...] = (
     ("errors.py", "what can go wrong, in one tree"),
     (
-        "checks.py memory.py progress.py",
-        "values in range; how much memory there is; how far work is",
+        "checks.py memory.py padding.py progress.py",
+        "small tools: values in range, memory, rows of one length, bars",
     ),
     ("files.py", "files whole or absent, sizes in words"),
     ("safetensors_files.py", "tensors with a description, in one kind of file"),

@@ -385,6 +385,7 @@ def test_a_text_beyond_the_limit_is_warned_of(
     read: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level(logging.WARNING, logger="transformers")  # whatever ran before has set
     tokenizer = read(model_max_length=6)
     with warnings.catch_warnings(record=True) as shown:
         warnings.simplefilter("always")

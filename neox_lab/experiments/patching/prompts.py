@@ -16,7 +16,7 @@ from torch import Tensor
 
 from neox_lab.data.positions import TokenPosition
 from neox_lab.errors import InputError
-from neox_lab.tokenizer.padding import pad_rows
+from neox_lab.padding import pad_rows
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
