@@ -21,6 +21,8 @@ OUTPUT_EMBEDDING = "embed_out.weight"
 RENAMED = {"lm_head.weight": OUTPUT_EMBEDDING}
 """Other tools' names -> ours, which are also the ones on disk."""
 
+_THERE = {ours: theirs for theirs, ours in RENAMED.items()}
+
 NOT_WEIGHTS = re.compile(r"(^|\.)(attention\.(bias|masked_bias)|rotary_emb\.(original_)?inv_freq)$")
 """Buffers that old versions saved; they follow from the configuration."""
 
@@ -41,6 +43,11 @@ class Match:
 def on_disk(name: str) -> str:
     """The name under which a tensor is saved."""
     return RENAMED.get(name, name)
+
+
+def in_transformers(name: str) -> str:
+    """The name of a tensor in the memory of transformers 5, from the one on disk."""
+    return _THERE.get(name, name)
 
 
 def match(

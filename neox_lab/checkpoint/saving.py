@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from neox_lab.checkpoint.files import INDEX_SUFFIX, WHOLE_FILES, with_variant
-from neox_lab.checkpoint.names import INPUT_EMBEDDING, OUTPUT_EMBEDDING, on_disk
+from neox_lab.checkpoint.names import INPUT_EMBEDDING, OUTPUT_EMBEDDING, in_transformers, on_disk
 from neox_lab.checkpoint.reading import WEIGHT_DTYPES
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import CheckpointError, ConfigError
@@ -49,6 +49,7 @@ def save(
     max_shard_size: int | str = "50GB",
     state_dict: Mapping[str, Tensor] | None = None,
     variant: str | None = None,
+    save_original_format: bool = True,
 ) -> None:
     """Write a model's configuration and weights.
 
@@ -59,6 +60,8 @@ def save(
             single tensor is never split.
         state_dict: tensors to write instead of the model's own.
         variant: written into the names of the weight files, see ``checkpoint.files``.
+        save_original_format: False writes the names of transformers 5, ``lm_head`` for
+            ``embed_out``.
 
     Raises:
         CheckpointError: the directory cannot be written, or a tensor cannot be stored. A
@@ -66,6 +69,8 @@ def save(
         ConfigError: ``max_shard_size`` is not a size.
     """
     tensors = _to_store(model, state_dict)
+    if not save_original_format:
+        tensors = {in_transformers(name): tensor for name, tensor in tensors.items()}
     shards = split(tensors, shard_limit(max_shard_size))
     whole = with_variant(WHOLE_FILES["safetensors"], variant)
     stem = whole.removesuffix(".safetensors")

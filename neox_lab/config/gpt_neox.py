@@ -294,6 +294,11 @@ class GPTNeoXConfig:
         # Sizes may disagree until the last of them is set; what is given as a whole may not.
         (self._apply if name in ROPE_NAMES else self._assign)({name: value})
 
+    def __delattr__(self, name: str) -> None:
+        if name not in self._foreign:
+            raise AttributeError(f"{name} is a setting of every GPTNeoXConfig: set it instead.")
+        del self._foreign[name]
+
     def __getattr__(self, name: str) -> Any:
         if name in _VIEWS:
             return _VIEWS[name](self)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any, TypedDict, Unpack
 
 from torch import Tensor
@@ -17,6 +19,16 @@ from neox_lab.model.network import Network, layer_span
 from neox_lab.model.outputs import BaseModelOutputWithPast
 
 _log = logging.getLogger("neox_lab")
+
+_OF_TRAINING = frozenset({"num_items_in_batch", "return_loss"})
+_OF_OTHERS = frozenset(
+    """
+    labels shift_labels cache_position token_type_ids head_mask cross_attn_head_mask
+    encoder_hidden_states encoder_attention_mask decoder_input_ids decoder_attention_mask
+    special_tokens_mask offset_mapping overflow_to_sample_mapping length cu_seq_lens_q
+    cu_seq_lens_k max_length_q max_length_k logits_to_keep
+    """.split()
+)
 
 
 class RunOptions(TypedDict, total=False):
@@ -68,6 +80,7 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         inputs_embeds: Tensor | None = None,
         past_key_values: KeyValueCache | None = None,
         use_cache: bool | None = None,
+        *,
         return_dict: bool | None = None,
         **options: Unpack[RunOptions],
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
@@ -113,14 +126,19 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         output_hidden_states: bool | None = None,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
+        **without_meaning: object,
     ) -> BaseModelOutputWithPast:
         """What ``forward`` does, for a head that brings the taps of its own run.
 
-        ``taps`` are the hooks of this run; the other arguments are those of ``forward``.
+        ``taps`` are the hooks of this run; the other arguments are those of ``forward``. Names
+        that mean nothing to this model are ignored with a warning, as transformers ignores them.
 
         Raises:
             InputError: arguments that do not fit together.
+            TypeError: an argument that looks like a misspelt one.
         """
+        if without_meaning:
+            _ignore(without_meaning)
         first, last = layer_span(start_at_layer, stop_at_layer, len(self.layers))
         if first > 0 and input_ids is not None:
             raise InputError(
@@ -215,6 +233,25 @@ class _Recorder:
     def _at(self, name: str, keep: Callable[[Tensor, HookPoint], None]) -> list[Watcher]:
         points = [self.points[f"blocks.{layer}.{name}"] for layer in self.layers]
         return [Watcher(point, keep, writes=False) for point in points]
+
+
+def _ignore(names: Iterable[str]) -> None:
+    """Warn of arguments without a meaning; those that training hands every model go in silence.
+
+    Raises:
+        TypeError: one of them looks like a misspelt argument of ``forward``.
+    """
+    unknown = [name for name in names if name not in _OF_TRAINING]
+    known = [*RunArguments.__annotations__, *_OF_TRAINING, "return_dict"]
+    for name in unknown:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if name not in _OF_OTHERS and close:
+            raise TypeError(f"forward() has no argument {name!r}. Did you mean {close[0]!r}?")
+    if unknown:
+        warnings.warn(
+            f"forward() of a GPT-NeoX model makes nothing of {', '.join(unknown)}: ignored.",
+            stacklevel=2,
+        )
 
 
 def _default(value: bool | None, otherwise: bool) -> bool:

@@ -7,7 +7,7 @@ else is known of it stands in the registry, ``neox_lab.model.output_heads``.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError
 from neox_lab.family.backbone import GPTNeoXModel, RunArguments, RunOptions
 from neox_lab.family.base import GPTNeoXPreTrainedModel
-from neox_lab.family.losses import IGNORED, next_token_loss, sequence_loss, span_loss, token_loss
+from neox_lab.family.losses import IGNORED, LOSSES, Loss
 from neox_lab.generation import Generates
 from neox_lab.kernels.linear import Linear
 from neox_lab.model.hook_points import Taps
@@ -34,6 +34,33 @@ from neox_lab.model.outputs import (
 Output = TypeVar("Output", bound=ModelOutput)
 
 
+class LossOptions(RunOptions, total=False):
+    """Arguments of the language model's ``forward`` that its loss reads.
+
+    They stand in no signature, as in transformers: its Trainer takes every argument with "label"
+    in its name for a column of the data.
+
+    Attributes:
+        shift_labels: targets already moved by one, ``[batch, pos]``, instead of ``labels``.
+        num_items_in_batch: divide the sum of losses by this, see ``next_token_loss``.
+        ignore_index: the target that does not count, instead of -100.
+    """
+
+    shift_labels: Tensor | None
+    num_items_in_batch: Tensor | int | None
+    ignore_index: int
+
+
+_OF_LOSS = ("shift_labels", "num_items_in_batch", "ignore_index")
+
+
+def split_options(options: LossOptions) -> tuple[RunOptions, dict[str, Any]]:
+    """What of ``options`` is the network's, and what is the loss's and given."""
+    of_run: Any = dict(options)
+    of_loss = {name: of_run.pop(name) for name in _OF_LOSS if name in of_run}
+    return of_run, {name: value for name, value in of_loss.items() if value is not None}
+
+
 class GPTNeoXWithHead(GPTNeoXPreTrainedModel):
     """A network below and one linear map above it.
 
@@ -45,9 +72,24 @@ class GPTNeoXWithHead(GPTNeoXPreTrainedModel):
         config: shape of the model.
     """
 
+    loss_type: ClassVar[str]
+    _loss_function: Loss | None = None
+
     def __init__(self, config: GPTNeoXConfig) -> None:
         super().__init__()
         self.gpt_neox = GPTNeoXModel(config)
+
+    @property
+    def loss_function(self) -> Loss:
+        """What ``forward`` makes of logits and labels; assign another to train on that.
+
+        It is called with transformers' arguments: see the functions of ``neox_lab.family.losses``.
+        """
+        return self._loss_function or LOSSES[self.loss_type]
+
+    @loss_function.setter
+    def loss_function(self, function: Loss) -> None:
+        self.__dict__["_loss_function"] = function  # a module would become a part of the model
 
     def _run_head(
         self,
@@ -91,6 +133,7 @@ class GPTNeoXForCausalLM(Generates, GPTNeoXWithHead):
     """
 
     head = "causal-lm"
+    loss_type = "ForCausalLM"
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         super().__init__(config)
@@ -115,7 +158,8 @@ class GPTNeoXForCausalLM(Generates, GPTNeoXWithHead):
         if self.config.tie_word_embeddings:
             self.embed_out.weight = self.gpt_neox.embed_in.weight
 
-    def can_generate(self) -> bool:
+    @classmethod
+    def can_generate(cls) -> bool:
         """True."""
         return True
 
@@ -130,15 +174,13 @@ class GPTNeoXForCausalLM(Generates, GPTNeoXWithHead):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
         past_key_values: KeyValueCache | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        return_dict: bool | None = None,
         *,
-        shift_labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
-        **options: Unpack[RunOptions],
+        return_dict: bool | None = None,
+        **options: Unpack[LossOptions],
     ) -> CausalLMOutputWithPast | BaseModelOutputWithPast | tuple[Any, ...]:
         """Predict next tokens; arguments not named here are ``GPTNeoXModel.forward``'s.
 
@@ -147,29 +189,28 @@ class GPTNeoXForCausalLM(Generates, GPTNeoXWithHead):
             attention_mask: 1 for text and 0 for padding.
             position_ids: absolute positions.
             inputs_embeds: vectors instead of token ids.
-            labels: the input tokens again ``[batch, pos]``, with -100 where no loss is wanted.
             past_key_values: cache of earlier positions.
+            labels: the input tokens again ``[batch, pos]``, with -100 where no loss is wanted.
             use_cache: return a cache.
             logits_to_keep: 0 for logits at every position, n for the last n; a tensor selects
                 positions ``[kept]``, positions for each row ``[batch, kept]``, or, boolean
                 ``[batch, pos]``, a flat set of them (logits ``[kept, vocab]``).
             return_dict: False returns a plain tuple.
-            shift_labels: targets already moved by one, instead of ``labels``.
-            num_items_in_batch: see ``next_token_loss``.
-            options: see ``RunOptions``.
+            options: see ``LossOptions`` and ``RunOptions``.
 
         Returns:
             ``logits`` ``[batch, kept, vocab]`` and, with labels, ``loss`` in nats per token.
         """
+        run_options, of_loss = split_options(options)
 
         def select(hidden: Tensor) -> Tensor:
             return kept_positions(hidden, logits_to_keep)
 
         def answer(logits: Tensor, run: BaseModelOutputWithPast) -> CausalLMOutputWithPast:
             loss = None
-            if labels is not None or shift_labels is not None:
-                loss = next_token_loss(
-                    logits, labels, shift_labels=shift_labels, num_items_in_batch=num_items_in_batch
+            if labels is not None or "shift_labels" in of_loss:
+                loss = self.loss_function(
+                    logits=logits, labels=labels, vocab_size=self.config.vocab_size, **of_loss
                 )
             return CausalLMOutputWithPast(
                 loss, logits, run.past_key_values, run.hidden_states, run.attentions
@@ -185,7 +226,7 @@ class GPTNeoXForCausalLM(Generates, GPTNeoXWithHead):
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
             use_cache=use_cache,
-            **options,
+            **run_options,
         )
 
 
@@ -197,6 +238,7 @@ class GPTNeoXForSequenceClassification(GPTNeoXWithHead):
     """
 
     head = "sequence-classification"
+    loss_type = "ForSequenceClassification"
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         super().__init__(config)
@@ -210,9 +252,10 @@ class GPTNeoXForSequenceClassification(GPTNeoXWithHead):
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
         past_key_values: KeyValueCache | None = None,
+        labels: Tensor | None = None,
         use_cache: bool | None = None,
+        *,
         return_dict: bool | None = None,
         **options: Unpack[RunOptions],
     ) -> SequenceClassifierOutputWithPast | BaseModelOutputWithPast | tuple[Any, ...]:
@@ -224,9 +267,9 @@ class GPTNeoXForSequenceClassification(GPTNeoXWithHead):
             attention_mask: 1 for text and 0 for padding.
             position_ids: absolute positions.
             inputs_embeds: vectors instead of token ids; the answer is read at the last position.
+            past_key_values: cache of earlier positions.
             labels: classes ``[batch]``, numbers ``[batch]`` or ``[batch, label]`` for regression,
                 or 0/1 ``[batch, label]`` for several labels; see ``sequence_loss``.
-            past_key_values: cache of earlier positions.
             use_cache: return a cache.
             return_dict: False returns a plain tuple.
             options: see ``RunOptions``.
@@ -243,7 +286,11 @@ class GPTNeoXForSequenceClassification(GPTNeoXWithHead):
         ) -> SequenceClassifierOutputWithPast:
             rows = torch.arange(everywhere.shape[0], device=everywhere.device)
             logits = everywhere[rows, self.last_token(input_ids, everywhere)]
-            loss = None if labels is None else sequence_loss(logits, labels, self.config)
+            loss = None
+            if labels is not None:
+                loss = self.loss_function(
+                    logits=everywhere, labels=labels, pooled_logits=logits, config=self.config
+                )
             return SequenceClassifierOutputWithPast(
                 loss, logits, run.past_key_values, run.hidden_states, run.attentions
             )
@@ -269,6 +316,7 @@ class GPTNeoXForTokenClassification(GPTNeoXWithHead):
     """
 
     head = "token-classification"
+    loss_type = "ForTokenClassification"
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         super().__init__(config)
@@ -285,13 +333,14 @@ class GPTNeoXForTokenClassification(GPTNeoXWithHead):
     def forward(
         self,
         input_ids: Tensor | None = None,
+        past_key_values: KeyValueCache | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        past_key_values: KeyValueCache | None = None,
         use_cache: bool | None = None,
+        *,
         return_dict: bool | None = None,
         **options: Unpack[RunOptions],
     ) -> TokenClassifierOutput | BaseModelOutputWithPast | tuple[Any, ...]:
@@ -299,12 +348,12 @@ class GPTNeoXForTokenClassification(GPTNeoXWithHead):
 
         Args:
             input_ids: token ids ``[batch, pos]``.
+            past_key_values: cache of earlier positions; second in order, as in transformers.
             attention_mask: 1 for text and 0 for padding.
             token_type_ids: accepted and not used; GPT-NeoX has no token types.
             position_ids: absolute positions.
             inputs_embeds: vectors instead of token ids.
             labels: tags ``[batch, pos]``, with -100 where no loss is wanted.
-            past_key_values: cache of earlier positions.
             use_cache: extend the given cache.
             return_dict: False returns a plain tuple.
             options: see ``RunOptions``.
@@ -314,7 +363,7 @@ class GPTNeoXForTokenClassification(GPTNeoXWithHead):
         """
 
         def answer(logits: Tensor, run: BaseModelOutputWithPast) -> TokenClassifierOutput:
-            loss = None if labels is None else token_loss(logits, labels)
+            loss = None if labels is None else self.loss_function(logits, labels, self.config)
             return TokenClassifierOutput(loss, logits, run.hidden_states, run.attentions)
 
         return self._run_head(
@@ -326,7 +375,7 @@ class GPTNeoXForTokenClassification(GPTNeoXWithHead):
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
             past_key_values=past_key_values,
-            use_cache=use_cache,
+            use_cache=False,  # no output holds it; a given one is extended all the same
             **options,
         )
 
@@ -339,6 +388,7 @@ class GPTNeoXForQuestionAnswering(GPTNeoXWithHead):
     """
 
     head = "question-answering"
+    loss_type = "ForQuestionAnswering"
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         super().__init__(config)
@@ -354,6 +404,9 @@ class GPTNeoXForQuestionAnswering(GPTNeoXWithHead):
         inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
+        *,
+        past_key_values: KeyValueCache | None = None,
+        use_cache: bool | None = None,
         return_dict: bool | None = None,
         **options: Unpack[RunOptions],
     ) -> QuestionAnsweringModelOutput | BaseModelOutputWithPast | tuple[Any, ...]:
@@ -367,6 +420,8 @@ class GPTNeoXForQuestionAnswering(GPTNeoXWithHead):
             inputs_embeds: vectors instead of token ids.
             start_positions: first token of each answer ``[batch]``.
             end_positions: last token of each answer ``[batch]``.
+            past_key_values: cache of earlier positions, extended in place.
+            use_cache: extend the given cache; the output holds none.
             return_dict: False returns a plain tuple.
             options: see ``RunOptions``.
 
@@ -379,7 +434,7 @@ class GPTNeoXForQuestionAnswering(GPTNeoXWithHead):
             start, end = (side.contiguous() for side in logits.unbind(dim=-1))
             loss = None
             if start_positions is not None and end_positions is not None:
-                loss = span_loss(start, end, start_positions, end_positions)
+                loss = self.loss_function(start, end, start_positions, end_positions)
             return QuestionAnsweringModelOutput(loss, start, end, run.hidden_states, run.attentions)
 
         return self._run_head(
@@ -389,7 +444,8 @@ class GPTNeoXForQuestionAnswering(GPTNeoXWithHead):
             attention_mask=attention_mask,
             position_ids=position_ids,
             inputs_embeds=inputs_embeds,
-            use_cache=False,
+            past_key_values=past_key_values,
+            use_cache=False,  # no output holds it; a given one is extended all the same
             **options,
         )
 

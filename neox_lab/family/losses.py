@@ -6,6 +6,8 @@ so that a model trained with either library sees the same numbers.
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,21 +19,32 @@ IGNORED = -100
 """A target that does not count."""
 
 
+class Loss(Protocol):
+    """A loss as ``model.loss_function`` is: arguments by class, what it does not use is ignored."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, a scalar."""
+
+
 def next_token_loss(
     logits: Tensor,
     labels: Tensor | None,
-    *,
-    shift_labels: Tensor | None = None,
+    vocab_size: int | None = None,
     num_items_in_batch: Tensor | int | None = None,
+    ignore_index: int = IGNORED,
+    shift_labels: Tensor | None = None,
+    **_: object,
 ) -> Tensor:
     """Cross entropy of each next token, in nats.
 
     Args:
         logits: ``[batch, pos, vocab]``.
         labels: the input tokens again, ``[batch, pos]``; position t is asked for token t + 1.
-        shift_labels: targets already moved by one, instead of ``labels``.
+        vocab_size: not needed; transformers' functions are told.
         num_items_in_batch: divide the sum by this instead of by the number of targets (for
             batches split over several steps).
+        ignore_index: a target that does not count.
+        shift_labels: targets already moved by one, instead of ``labels``.
 
     Returns:
         A scalar, computed in float32.
@@ -41,7 +54,7 @@ def next_token_loss(
     """
     if shift_labels is None:
         assert labels is not None
-        shift_labels = F.pad(labels, (0, 1), value=IGNORED)[..., 1:]
+        shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     if logits.shape[:-1] != shift_labels.shape:
         raise InputError(
             f"labels cover {list(shift_labels.shape)} positions, logits {list(logits.shape[:-1])}. "
@@ -49,21 +62,38 @@ def next_token_loss(
         )
     targets = shift_labels.reshape(-1).to(logits.device)
     flat = logits.float().reshape(-1, logits.shape[-1])
+    return _cross_entropy(flat, targets, num_items_in_batch, ignore_index)
+
+
+def _cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    ignore_index: int = IGNORED,
+) -> Tensor:
+    """Mean over the targets that count, or the sum divided by ``num_items_in_batch``."""
     if num_items_in_batch is None:
-        return F.cross_entropy(flat, targets, ignore_index=IGNORED)
-    total = F.cross_entropy(flat, targets, ignore_index=IGNORED, reduction="sum")
+        return F.cross_entropy(logits, targets, ignore_index=ignore_index)
+    total = F.cross_entropy(logits, targets, ignore_index=ignore_index, reduction="sum")
     if isinstance(num_items_in_batch, Tensor):
         num_items_in_batch = num_items_in_batch.to(total.device)
     return total / num_items_in_batch
 
 
-def sequence_loss(logits: Tensor, labels: Tensor, config: GPTNeoXConfig) -> Tensor:
-    """Loss of ``logits`` ``[batch, label]``: regression, one label of many, or several labels.
+def sequence_loss(
+    labels: Tensor,
+    pooled_logits: Tensor,
+    config: GPTNeoXConfig,
+    num_items_in_batch: Tensor | int | None = None,
+    **_: object,
+) -> Tensor:
+    """Loss of ``pooled_logits`` ``[batch, label]``: regression, one of many, or several labels.
 
     ``config.problem_type`` decides; where it is None it is set from the labels: one output means
-    regression, integer labels mean one of many, others several at once.
+    regression, integer labels mean one of many, others several at once. ``num_items_in_batch``
+    is for one of many, see ``next_token_loss``.
     """
-    labels = labels.to(logits.device)
+    logits, labels = pooled_logits, labels.to(pooled_logits.device)
     if config.problem_type is None:
         if config.num_labels == 1:
             config.problem_type = "regression"
@@ -77,18 +107,36 @@ def sequence_loss(logits: Tensor, labels: Tensor, config: GPTNeoXConfig) -> Tens
             return F.mse_loss(logits.squeeze(), labels.squeeze())
         return F.mse_loss(logits, labels)
     if config.problem_type == "single_label_classification":
-        return F.cross_entropy(logits.view(-1, config.num_labels), labels.view(-1).long())
+        flat, targets = logits.view(-1, config.num_labels), labels.view(-1).long()
+        return _cross_entropy(flat, targets, num_items_in_batch)
     return F.binary_cross_entropy_with_logits(logits, labels)
 
 
-def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross entropy of ``logits`` ``[batch, pos, label]`` against ``labels [batch, pos]``."""
-    flat = logits.reshape(-1, logits.shape[-1])
-    return F.cross_entropy(flat, labels.reshape(-1).to(logits.device), ignore_index=IGNORED)
+def token_loss(
+    logits: Tensor,
+    labels: Tensor,
+    config: GPTNeoXConfig | None = None,
+    num_items_in_batch: Tensor | int | None = None,
+    **_: object,
+) -> Tensor:
+    """Cross entropy of ``logits`` ``[batch, pos, label]`` against ``labels [batch, pos]``.
+
+    ``config`` is not needed; for ``num_items_in_batch`` see ``next_token_loss``.
+
+    Returns:
+        The mean over all targets but those of -100, computed in float32.
+    """
+    flat = logits.float().reshape(-1, logits.shape[-1])
+    return _cross_entropy(flat, labels.reshape(-1).to(logits.device), num_items_in_batch)
 
 
 def span_loss(
-    start_logits: Tensor, end_logits: Tensor, start_positions: Tensor, end_positions: Tensor
+    start_logits: Tensor,
+    end_logits: Tensor,
+    start_positions: Tensor,
+    end_positions: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    **_: object,
 ) -> Tensor:
     """Mean of the cross entropies of where the answer starts and where it ends.
 
@@ -98,12 +146,22 @@ def span_loss(
         start_positions: first token of the answer ``[batch]`` or ``[batch, 1]``; a position
             outside the text is ignored.
         end_positions: last token of the answer, likewise.
+        num_items_in_batch: see ``next_token_loss``.
     """
     outside = start_logits.shape[1]
 
     def one_side(logits: Tensor, positions: Tensor) -> Tensor:
         positions = positions.squeeze(-1) if positions.dim() > 1 else positions
         positions = positions.to(logits.device).clamp(0, outside)
-        return F.cross_entropy(logits, positions, ignore_index=outside)
+        return _cross_entropy(logits, positions, num_items_in_batch, outside)
 
     return (one_side(start_logits, start_positions) + one_side(end_logits, end_positions)) / 2
+
+
+LOSSES: dict[str, Loss] = {
+    "ForCausalLM": next_token_loss,
+    "ForSequenceClassification": sequence_loss,
+    "ForTokenClassification": token_loss,
+    "ForQuestionAnswering": span_loss,
+}
+"""The losses by transformers' names of them, which its Trainer asks models for."""

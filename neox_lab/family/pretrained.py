@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import torch
@@ -10,13 +13,19 @@ from torch import Tensor, nn
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import ConfigError, nearest
 from neox_lab.files import StrPath
-from neox_lab.hub import HubOptions, PathOrId, pin
+from neox_lab.hub import HubOptions, PathOrId, pin, upload
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
+
     from neox_lab.checkpoint.loading import DeviceMap
 
 _ATTENTION_PATHS = (None, "sdpa", "eager")
 _OF_NO_EFFECT = ("low_cpu_mem_usage", "_fast_init", "use_auth_token", "trust_remote_code")
+_NOT_NEEDED_TO_SAVE = ("save_function", "save_peft_format", "distributed_checkpoint")
+_OF_UPLOADS = frozenset(
+    "repo_id commit_message commit_description private revision create_pr tags".split()
+)
 _LOADING = ("variant", "use_safetensors", "ignore_mismatched_sizes", "key_mapping", "state_dict")
 
 
@@ -29,7 +38,7 @@ class Pretrained(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        source: PathOrId | None,
+        pretrained_model_name_or_path: PathOrId | None = None,
         *,
         revision: str | None = ...,
         dtype: torch.dtype | str | None = ...,
@@ -42,7 +51,7 @@ class Pretrained(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        source: PathOrId | None,
+        pretrained_model_name_or_path: PathOrId | None = None,
         *,
         revision: str | None = ...,
         dtype: torch.dtype | str | None = ...,
@@ -54,7 +63,7 @@ class Pretrained(nn.Module):
     @classmethod
     def from_pretrained(
         cls,
-        source: PathOrId | None,
+        pretrained_model_name_or_path: PathOrId | None = None,
         *,
         revision: str | None = None,
         dtype: torch.dtype | str | None = "auto",
@@ -66,8 +75,8 @@ class Pretrained(nn.Module):
         """Load a checkpoint from a directory or the hub, in evaluation mode.
 
         Args:
-            source: a directory, or a hub id such as ``EleutherAI/pythia-70m``; None with
-                ``state_dict=`` and ``config=``.
+            pretrained_model_name_or_path: a directory, or a hub id such as
+                ``EleutherAI/pythia-70m``; None with ``state_dict=`` and ``config=``.
             revision: branch, tag (``step3000``) or commit on the hub.
             dtype: ``"auto"`` (or None) keeps the checkpoint's; or one to convert to.
             device_map: device to load to: ``"cpu"``, ``"cuda:0"``, a number, ``"auto"``.
@@ -87,6 +96,7 @@ class Pretrained(nn.Module):
         """
         from neox_lab.checkpoint import load_into
 
+        source = pretrained_model_name_or_path
         dtype = more.pop("torch_dtype", dtype)
         _check_attention_path(more.pop("attn_implementation", None))
         for name in _OF_NO_EFFECT:
@@ -118,11 +128,15 @@ class Pretrained(nn.Module):
 
     def save_pretrained(
         self,
-        directory: StrPath,
-        *,
-        max_shard_size: int | str = "50GB",
+        save_directory: StrPath,
+        is_main_process: bool = True,
         state_dict: dict[str, Tensor] | None = None,
+        push_to_hub: bool = False,
+        max_shard_size: int | str = "50GB",
         variant: str | None = None,
+        token: bool | str | None = None,
+        save_original_format: bool = True,
+        **more: Any,
     ) -> None:
         """Write ``config.json`` and the weights, readable by transformers 4 and 5.
 
@@ -130,18 +144,111 @@ class Pretrained(nn.Module):
         checkpoint intact, and saving over the directory the model came from is safe.
 
         Args:
-            directory: created if absent.
-            max_shard_size: split the weights into files of at most this size.
+            save_directory: created if absent.
+            is_main_process: False writes nothing, for all processes but one of several.
             state_dict: tensors to write instead of the model's own.
+            push_to_hub: also upload it, see ``push_to_hub``; to ``repo_id=``, by default the
+                directory's name.
+            max_shard_size: split the weights into files of at most this size.
             variant: word to put into the file names, as in ``model.fp16.safetensors``.
+            token: access token for the upload.
+            save_original_format: False names the unembedding ``lm_head``, which transformers 5
+                calls it in memory, instead of ``embed_out``, its name in published checkpoints.
+            more: ``repo_id`` and other arguments of ``push_to_hub``; ``safe_serialization``,
+                which is always True here; ``save_function`` and ``save_peft_format``, which
+                change nothing.
 
         Raises:
-            CheckpointError: the directory cannot be written.
+            CheckpointError: the directory cannot be written, or the upload fails.
+            ConfigError: ``safe_serialization=False``.
+            TypeError: an argument that is none of the above.
         """
         from neox_lab.checkpoint import save
 
-        save(self, directory, max_shard_size=max_shard_size, state_dict=state_dict, variant=variant)
-        self._save_beside(directory)
+        if not more.pop("safe_serialization", True):
+            raise ConfigError(
+                "safe_serialization=False: weights are written as safetensors only. For pickles, "
+                "torch.save(model.state_dict(), path)."
+            )
+        for name in _NOT_NEEDED_TO_SAVE:
+            more.pop(name, None)
+        if unknown := sorted(more.keys() - _OF_UPLOADS):
+            known = (*signature(self.save_pretrained).parameters, *_OF_UPLOADS)
+            raise TypeError(
+                f"save_pretrained() got {unknown[0]!r}, which it does not know."
+                f"{nearest(unknown[0], known)}"
+            )
+        if not is_main_process:
+            return
+        save(
+            self,
+            save_directory,
+            max_shard_size=max_shard_size,
+            state_dict=state_dict,
+            variant=variant,
+            save_original_format=save_original_format,
+        )
+        self._save_beside(save_directory)
+        if push_to_hub:
+            upload(
+                Path(save_directory),
+                more.get("repo_id") or Path(save_directory).resolve().name,
+                message=more.get("commit_message") or "Upload model",
+                description=more.get("commit_description"),
+                private=more.get("private"),
+                token=token,
+                revision=more.get("revision"),
+                create_pr=more.get("create_pr", False),
+                tags=more.get("tags") or (),
+            )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        commit_message: str | None = None,
+        commit_description: str | None = None,
+        private: bool | None = None,
+        token: bool | str | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        max_shard_size: int | str = "50GB",
+        tags: Sequence[str] | None = None,
+    ) -> CommitInfo:
+        """Upload the model to the Hugging Face hub, in one commit.
+
+        Args:
+            repo_id: ``"owner/name"``, or a name in one's own namespace; made if absent.
+            commit_message: None for "Upload model".
+            commit_description: more about the commit.
+            private: whether a repository that is made here can be seen by nobody else.
+            token: access token; None or True for the stored one.
+            revision: branch to commit to, made if absent; None for ``main``.
+            create_pr: open a pull request instead.
+            max_shard_size: see ``save_pretrained``.
+            tags: words to add to the model card.
+
+        Returns:
+            What huggingface_hub says of the commit.
+
+        Raises:
+            CheckpointError: the hub cannot be reached or refuses.
+        """
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+            return upload(
+                Path(folder),
+                repo_id,
+                message=commit_message or "Upload model",
+                description=commit_description,
+                private=private,
+                token=token,
+                revision=revision,
+                create_pr=create_pr,
+                tags=tags or (),
+            )
 
     def _load_beside(self, source: PathOrId, options: HubOptions) -> None:
         """Read what a class keeps in files of its own beside the weights; most keep nothing."""

@@ -241,7 +241,6 @@ def test_arguments_without_names_come_in_order(library: Library, kind: str) -> N
 
 
 @pytest.mark.parametrize("kind", [CAUSAL, SEQUENCE, TOKEN])
-@gap("positional order: labels stand before past_key_values")
 def test_the_cache_comes_before_the_labels(library: Library, kind: str) -> None:
     wanted = IN_ORDER[kind].split()
     assert order(library, kind)[: len(wanted)] == wanted
@@ -255,7 +254,6 @@ def test_the_main_input_comes_first(library: Library, kind: str) -> None:
 
 @every_class
 @pytest.mark.parametrize("name", ["cache_position", "cross_attn_head_mask"])
-@gap("forward refuses arguments it does not know")
 def test_arguments_without_a_meaning_change_nothing(library: Library, kind: str, name: str) -> None:
     model = library.model(kind)
     assert close(first(model(ids(), **{name: torch.zeros(3, 7).long()})), first(model(ids())))
@@ -335,7 +333,6 @@ def test_recomputing_activations_changes_no_gradient(
     assert all(close(a, b, 1e-4) for a, b in zip(plain, again, strict=True))
 
 
-@gap("config.gradient_checkpointing is not read")
 def test_recomputing_can_be_switched_on_in_the_configuration(library: Library) -> None:
     config = library.config()
     config.gradient_checkpointing = True
@@ -358,7 +355,6 @@ def _has_flag(module: nn.Module) -> bool:
 
 
 @every_class
-@gap("no activation_checkpointing_enable, activation_checkpointing_disable")
 def test_recomputing_has_its_new_name(library: Library, kind: str) -> None:
     model = library.model(kind)
     model.activation_checkpointing_enable()
@@ -368,13 +364,11 @@ def test_recomputing_has_its_new_name(library: Library, kind: str) -> None:
 
 
 @every_class
-@gap("no supports_gradient_checkpointing")
 def test_a_class_says_that_it_can_recompute(library: Library, kind: str) -> None:
     assert library.classes[kind].supports_gradient_checkpointing is True
 
 
 @every_class
-@gap("no disable_input_require_grads")
 def test_inputs_can_be_made_to_want_gradients_and_no_more(library: Library, kind: str) -> None:
     model = library.model(kind).requires_grad_(False)
     model.enable_input_require_grads()
@@ -492,7 +486,6 @@ def test_the_vocabulary_can_be_rounded_up(library: Library, kind: str) -> None:
         assert made.weight.shape[0] == model.config.vocab_size == rows
 
 
-@gap("pad_to_multiple_of=1.3 is a TypeError of torch's")
 def test_rounding_up_to_no_whole_number_is_a_value_error(library: Library) -> None:
     with refuses():
         library.model(BASE).resize_token_embeddings(99, pad_to_multiple_of=1.3)
@@ -509,7 +502,6 @@ def test_a_tiny_vocabulary_can_grow(library: Library, kind: str) -> None:
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
-@gap("resize_token_embeddings needs a size")
 def test_resizing_without_a_size_changes_nothing(library: Library) -> None:
     model = library.model(BASE)
     assert model.resize_token_embeddings() is model.get_input_embeddings()
@@ -517,7 +509,6 @@ def test_resizing_without_a_size_changes_nothing(library: Library) -> None:
 
 
 @every_class
-@gap("a model has no vocab_size of its own")
 def test_a_resized_model_knows_its_vocabulary(library: Library, kind: str) -> None:
     model = library.model(kind)
     model.resize_token_embeddings(128)
@@ -538,7 +529,6 @@ def test_tied_embeddings_stay_tied_when_resized(library: Library) -> None:
     assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
 
 
-@gap("no post_init")
 def test_resized_output_embeddings_are_not_drawn_again(library: Library) -> None:
     model = library.model(CAUSAL)
     model.resize_token_embeddings(109)
@@ -560,13 +550,11 @@ def test_a_head_stands_on_a_base(library: Library, kind: str) -> None:
 
 
 @every_class
-@gap("classes have no config_class")
 def test_a_class_knows_its_configuration(library: Library, kind: str) -> None:
     assert library.classes[kind].config_class is library.GPTNeoXConfig
 
 
 @every_class
-@gap("can_generate is no class method")
 def test_a_class_knows_whether_it_writes(library: Library, kind: str) -> None:
     assert library.classes[kind].can_generate() is (kind == CAUSAL)
 
@@ -629,7 +617,6 @@ def test_weights_lie_in_memory_in_order(
 
 
 @every_class
-@gap("from_pretrained calls its first argument source")
 def test_weights_may_come_from_a_dictionary(library: Library, kind: str) -> None:
     model = library.model(kind)
     made = library.classes[kind].from_pretrained(
@@ -712,7 +699,6 @@ def test_weights_are_saved_as_safetensors(
         assert torch.equal(again.state_dict()[name], tensor)
 
 
-@gap("save_pretrained has no save_directory, is_main_process, safe_serialization")
 def test_saving_takes_the_names_upstream_gives(library: Library, tmp_path: Path) -> None:
     model = library.model(BASE)
     model.save_pretrained(save_directory=tmp_path, is_main_process=True, safe_serialization=True)
@@ -796,7 +782,6 @@ def test_a_model_can_be_made_without_memory(library: Library, kind: str) -> None
 
 
 @every_class
-@gap("no init_weights")
 def test_a_model_made_without_memory_can_be_filled(library: Library, kind: str) -> None:
     with torch.device("meta"):
         model = library.classes[kind](library.config()).eval()
@@ -832,7 +817,6 @@ def test_the_unembedding_has_its_old_name_on_disk(
     assert torch.equal(stored["embed_out.weight"], model.lm_head.weight)
 
 
-@gap("save_pretrained has no save_original_format")
 def test_the_unembedding_may_have_its_new_name_on_disk(library: Library, tmp_path: Path) -> None:
     model = library.model(CAUSAL)
     model.save_pretrained(tmp_path, save_original_format=False)
