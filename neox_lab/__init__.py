@@ -24,6 +24,7 @@ _HOME = {
     "GPTNeoXForQuestionAnswering": "neox_lab.family",
     "GPTNeoXForSequenceClassification": "neox_lab.family",
     "GPTNeoXForTokenClassification": "neox_lab.family",
+    "from_transformers": "neox_lab.family",
     "load": "neox_lab.family",
     "reads_only": "neox_lab.hooks",
 }
@@ -52,6 +53,7 @@ __all__ = [
     "attribution",
     "detect",
     "errors",
+    "from_transformers",
     "generation",
     "gym",
     "lens",
@@ -77,6 +79,7 @@ if TYPE_CHECKING:
         GPTNeoXForSequenceClassification,
         GPTNeoXForTokenClassification,
         GPTNeoXModel,
+        from_transformers,
         load,
     )
     from neox_lab.hooks import reads_only

@@ -3,6 +3,7 @@
     NeoxLabError
     ├── ConfigError         (ValueError)   a configuration value is unknown or contradicts another
     ├── CheckpointError     (OSError)      a file is missing, damaged, hostile or does not fit
+    │   └── MismatchError   (RuntimeError) its tensors cannot be those of this model
     ├── TokenizerError      (ValueError)   text or ids cannot be turned into what was asked for
     ├── InputError          (ValueError)   tensors given to a forward pass do not fit together
     │   └── DataError                      rows of a table are wrong; the message names them
@@ -33,6 +34,10 @@ class ConfigError(NeoxLabError, ValueError):
 
 class CheckpointError(NeoxLabError, OSError):
     """A checkpoint file is missing, damaged, hostile, or does not fit the model."""
+
+
+class MismatchError(CheckpointError, RuntimeError):
+    """Tensors of a checkpoint cannot be those of the model: their shapes differ, say."""
 
 
 class TokenizerError(NeoxLabError, ValueError):

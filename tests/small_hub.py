@@ -1,7 +1,8 @@
-"""A small hub on 127.0.0.1 that speaks as much of the hub's protocol as loading a model needs."""
+"""A small hub on 127.0.0.1: as much of the hub's protocol as loading and uploading a model need."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,10 +15,15 @@ MAIN, STEP, OTHER = "a" * 40, "b" * 40, "c" * 40
 class Repository:
     """What the small hub serves under one id."""
 
-    def __init__(self, token: str | None = None, gated: bool = False) -> None:
+    def __init__(self, token: str | None = None, gated: bool = False, empty: bool = False) -> None:
         self.token, self.gated = token, gated
+        self.messages: list[str] = []
+        if empty:
+            self.refs = {"main": "0" * 40}
+            self.commits: dict[str, dict[str, bytes]] = {"0" * 40: {}}
+            return
         self.refs = {"main": MAIN, "step3000": STEP}
-        self.commits: dict[str, dict[str, bytes]] = {
+        self.commits = {
             MAIN: {
                 "config.json": b"{}",
                 "weights.bin": b"0123456789" * 1000,
@@ -31,9 +37,23 @@ class Repository:
             return revision
         return self.refs.get(revision)
 
+    def take(self, revision: str, lines: list[dict[str, Any]]) -> str:
+        """Add a commit, in the hub's form: a header, then files; returns its id."""
+        files = dict(self.commits[self.refs[revision]])
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                self.messages.append(value["summary"])
+            elif line["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+        commit = hashlib.sha1(repr(lines).encode()).hexdigest()
+        self.commits[commit] = files
+        self.refs[revision] = commit
+        return commit
+
 
 class SmallHub(ThreadingHTTPServer):
-    """Speaks as much of the hub's protocol as loading a model needs, and keeps a record."""
+    """Speaks as much of the hub's protocol as loading and uploading need, and keeps a record."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -58,13 +78,40 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.answer()
 
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.server.down:
+            return self.reply(503)
+        path = unquote(urlsplit(self.path).path)
+        if path == "/api/validate-yaml":
+            return self.reply(200, b'{"warnings": [], "errors": []}')
+        if path == "/api/repos/create":
+            wanted = json.loads(body)
+            identifier = f"{wanted.get('organization', 'me')}/{wanted['name']}"
+            status = 409 if identifier in self.server.repositories else 200
+            self.server.repositories.setdefault(identifier, Repository(empty=True))
+            url = f"{self.server.url}/{identifier}"
+            return self.reply(status, json.dumps({"url": url, "name": identifier}).encode())
+        owner, name, what, revision = path.removeprefix("/api/models/").split("/", 3)
+        repository = self.server.repositories[f"{owner}/{name}"]
+        if what == "branch":
+            repository.refs.setdefault(revision, repository.refs["main"])
+            return self.reply(201, b"{}")
+        if what == "preupload":
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]
+            return self.reply(200, json.dumps({"files": modes}).encode())
+        commit = repository.take(revision, [json.loads(line) for line in body.splitlines()])
+        url = f"{self.server.url}/{owner}/{name}/commit/{commit}"
+        self.reply(200, json.dumps({"commitUrl": url, "commitOid": commit}).encode())
+
     def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(body)
 
     def answer(self) -> None:

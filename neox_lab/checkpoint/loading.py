@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from neox_lab.checkpoint.files import find_weights
-from neox_lab.checkpoint.names import INPUT_EMBEDDING, OUTPUT_EMBEDDING, Match, match
+from neox_lab.checkpoint.names import (
+    INPUT_EMBEDDING,
+    OUTPUT_EMBEDDING,
+    Match,
+    match,
+    require_backbone,
+)
 from neox_lab.checkpoint.reading import (
     WEIGHT_DTYPES,
     GivenTensors,
@@ -28,7 +34,7 @@ from neox_lab.checkpoint.reading import (
 from neox_lab.checkpoint.report import LoadingReport, Shape
 from neox_lab.checks import check, one_of
 from neox_lab.config import GPTNeoXConfig
-from neox_lab.errors import CheckpointError, ConfigError
+from neox_lab.errors import CheckpointError, ConfigError, MismatchError
 from neox_lab.hub import DEFAULTS, HubOptions, PathOrId, pin
 
 logger = logging.getLogger("neox_lab")
@@ -78,11 +84,17 @@ def load_into(
         The model, in training mode as built, and the report of what did not fit.
 
     Raises:
-        CheckpointError: a file is missing, damaged or hostile, shapes differ, or the checkpoint
-            is of another architecture.
+        CheckpointError: a file is missing, damaged or hostile, or the checkpoint is of another
+            architecture.
+        MismatchError: shapes differ, or the default device has no memory ("meta").
         ConfigError: a dtype or device that is unknown or not there.
     """
     device, wanted_dtype = to_device(device_map), to_dtype(dtype)
+    if torch.get_default_device().type == "meta":
+        raise MismatchError(
+            "There is no memory to load weights into inside torch.device('meta'): load outside of "
+            f"it, or build an empty model by {model_class.__name__}(config)."
+        )
     if source is None:
         if config is None or state_dict is None:
             raise ConfigError("Without a source, config= and state_dict= are needed.")
@@ -99,6 +111,8 @@ def load_into(
 
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = match(parameters, tensors.tensors, key_mapping)
+    if tensors.tensors or state_dict is None:  # no tensors at all: a fresh model is wanted
+        require_backbone(found, parameters)
     sources, mismatched = _compare_shapes(found, parameters, tensors, ignore_mismatched_sizes)
     stored = (tensors.tensors[name].dtype for name in sources.values())
     first = next((dtype for dtype in stored if isinstance(dtype, torch.dtype)), torch.float32)
@@ -187,7 +201,8 @@ def _compare_shapes(
     """Sources of the parameters that fit, and those whose shape differs.
 
     Raises:
-        CheckpointError: a dtype is not of weights, or shapes differ and are not to be ignored.
+        CheckpointError: a dtype is not of weights.
+        MismatchError: shapes differ and are not to be ignored.
     """
     sources, mismatched = {}, []
     for name, source in found.sources.items():
@@ -208,7 +223,7 @@ def _compare_shapes(
             for name, there, here in mismatched[:3]
         )
         more = f"; and {len(mismatched) - 3} more" if len(mismatched) > 3 else ""
-        raise CheckpointError(
+        raise MismatchError(
             f"The checkpoint does not fit the configuration: {few}{more}. Correct the "
             "configuration, or pass ignore_mismatched_sizes=True to initialise these anew."
         )

@@ -62,7 +62,7 @@ def match(
             before anything else; the first expression that occurs in a name is the one used.
 
     Raises:
-        CheckpointError: two tensors for one parameter, or none for the whole backbone.
+        CheckpointError: two tensors for one parameter.
     """
     wanted = frozenset(wanted)
     sources: dict[str, str] = {}
@@ -80,13 +80,25 @@ def match(
             )
         else:
             sources[target] = name
+    return Match(sources, tuple(unexpected))
+
+
+def require_backbone(found: Match, wanted: Collection[str]) -> None:
+    """Refuse a checkpoint of something else, from which a random model would be made.
+
+    Args:
+        found: what ``match`` found.
+        wanted: names of the model's parameters.
+
+    Raises:
+        CheckpointError: no tensor is one of the backbone's.
+    """
     has_head = any(name.startswith(PREFIX) for name in wanted)
-    if not any(name.startswith(PREFIX) or not has_head for name in sources):
+    if not any(name.startswith(PREFIX) or not has_head for name in found.sources):
         raise CheckpointError(
             "The checkpoint is not of a GPT-NeoX model: none of its tensors is one of the "
-            f"model's. Found {_few(unexpected)}; expected {_few(sorted(wanted))}."
+            f"model's. Found {_few(found.unexpected)}; expected {_few(sorted(wanted))}."
         )
-    return Match(sources, tuple(unexpected))
 
 
 def _mapped(name: str, key_mapping: Mapping[str, str]) -> str:

@@ -1,11 +1,13 @@
 """The five public classes: where network, hooks, checkpoints and generation meet.
 
-``base`` is what they share, made of ``hooked`` (hooks and caches), ``text`` (text helpers) and
-``pretrained`` (loading and saving). ``backbone`` is the model without a head, ``heads`` the other
-four, ``losses`` their losses, ``loading`` the front door ``nl.load``.
+``base`` is what they share, made of ``hooked`` (hooks and caches), ``text`` (text helpers),
+``embeddings``, ``recomputing`` (less memory in training) and ``pretrained`` (loading, saving,
+publishing). ``backbone`` is the model without a head, ``heads`` the other four, ``losses`` their
+losses, ``loading`` the front door ``nl.load``, ``conversion`` the door for models of transformers.
 """
 
 from neox_lab.family.backbone import GPTNeoXModel
+from neox_lab.family.conversion import from_transformers
 from neox_lab.family.heads import (
     GPTNeoXForCausalLM,
     GPTNeoXForQuestionAnswering,
@@ -20,5 +22,6 @@ __all__ = [
     "GPTNeoXForSequenceClassification",
     "GPTNeoXForTokenClassification",
     "GPTNeoXModel",
+    "from_transformers",
     "load",
 ]

@@ -145,13 +145,26 @@ class GPTNeoXForCausalLM(Generates, GPTNeoXWithHead):
         """The unembedding, by the name transformers 5 gives it."""
         return self.embed_out
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute; ``lm_head`` is ``embed_out``."""
+        super().__setattr__("embed_out" if name == "lm_head" else name, value)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *rest: Any, **more: Any
+    ) -> None:
+        """Called by ``load_state_dict``: the unembedding may have either name there too."""
+        for name in [name for name in state_dict if name.startswith(f"{prefix}lm_head.")]:
+            here = f"{prefix}embed_out.{name.removeprefix(f'{prefix}lm_head.')}"
+            state_dict.setdefault(here, state_dict.pop(name))
+        super()._load_from_state_dict(state_dict, prefix, *rest, **more)
+
     def get_output_embeddings(self) -> nn.Linear:
         """The unembedding, weight ``[vocab, d_model]``."""
         return self.embed_out
 
-    def set_output_embeddings(self, linear: nn.Linear) -> None:
+    def set_output_embeddings(self, new_embeddings: nn.Linear) -> None:
         """Replace the unembedding, weight ``[vocab, d_model]``."""
-        self.embed_out = linear
+        self.embed_out = new_embeddings
 
     def tie_weights(self) -> None:
         """Share input and output embeddings if the configuration asks for it."""

@@ -627,7 +627,6 @@ def test_weights_may_come_from_a_dictionary(library: Library, kind: str) -> None
 
 
 @every_class
-@gap("from_pretrained refuses a checkpoint without any tensor of the model")
 def test_weights_that_come_from_nowhere_are_drawn(library: Library, kind: str) -> None:
     made = library.classes[kind].from_pretrained(None, config=library.config(), state_dict={})
     for name, tensor in [*made.named_parameters(), *made.named_buffers()]:
@@ -675,14 +674,17 @@ def test_a_base_reads_its_part_of_a_head(
 
 
 @every_class
-@gap("from_pretrained refuses a checkpoint without any tensor of the model")
-def test_everything_is_missing_where_a_file_holds_nothing(
+def test_a_file_that_holds_nothing_of_the_model_is_said(
     library: Library, saved: Callable[..., Any], tmp_path: Path, kind: str
 ) -> None:
     model = saved(kind)
     safetensors.torch.save_file(
         {"tensor": torch.ones(2)}, tmp_path / "model.safetensors", {"format": "pt"}
     )
+    if library.ours:  # an error here, see docs/differences.md
+        with refuses(OSError):
+            library.classes[kind].from_pretrained(tmp_path)
+        return
     _, info = library.classes[kind].from_pretrained(tmp_path, output_loading_info=True)
     assert set(info["missing_keys"]) == {name for name, _ in model.named_parameters()}
 
@@ -726,7 +728,6 @@ def test_untied_weights_are_both_saved(library: Library, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", [BASE, SEQUENCE])
-@gap("mismatched shapes are an OSError, not a RuntimeError")
 def test_other_shapes_are_a_runtime_error(
     library: Library, saved: Callable[..., Any], tmp_path: Path, kind: str
 ) -> None:
@@ -800,7 +801,6 @@ def test_a_model_can_be_loaded_onto_the_device_of_a_context(
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
 
 
-@gap("loading inside torch.device('meta') is not refused")
 def test_loading_into_no_memory_is_a_runtime_error(
     library: Library, saved: Callable[..., Any], tmp_path: Path
 ) -> None:
