@@ -139,6 +139,12 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         """
         if without_meaning:
             _ignore(without_meaning)
+        for tensor in (input_ids, attention_mask, position_ids, inputs_embeds):
+            if not (tensor is None or isinstance(tensor, Tensor)):
+                raise InputError(
+                    f"An argument of forward is a {type(tensor).__name__}, {tensor!r:.60}; "
+                    "expected a tensor: torch.tensor(...)."
+                )
         first, last = layer_span(start_at_layer, stop_at_layer, len(self.layers))
         if first > 0 and input_ids is not None:
             raise InputError(

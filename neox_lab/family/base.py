@@ -30,7 +30,25 @@ class GPTNeoXPreTrainedModel(TextHelpers, Hooked, WeightViews, Embeddings, Recom
     config_class: ClassVar[type[GPTNeoXConfig]] = GPTNeoXConfig
     base_model_prefix: ClassVar[str] = "gpt_neox"
     main_input_name: ClassVar[str] = "input_ids"
+    input_modalities: ClassVar[str] = "text"
+    model_tags: ClassVar[list[str] | None] = None
     head: ClassVar[str]
+
+    # What libraries around transformers ask of a class: how it may be split over devices, which
+    # attention it has, which weights are special.
+    _no_split_modules: ClassVar[list[str]] = ["Block"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _supports_sdpa: ClassVar[bool] = True
+    _supports_attention_backend: ClassVar[bool] = True
+    _supports_flash_attn: ClassVar[bool] = False
+    _supports_flex_attn: ClassVar[bool] = False
+    _can_compile_fullgraph: ClassVar[bool] = True
+    _can_record_outputs: ClassVar[None] = None
+    _keep_in_fp32_modules: ClassVar[set[str]] = set()
+    _keep_in_fp32_modules_strict: ClassVar[set[str]] = set()
+    _keys_to_ignore_on_load_missing: ClassVar[None] = None
+    _keys_to_ignore_on_load_unexpected: ClassVar[None] = None
+    _tied_weights_keys: ClassVar[dict[str, str] | None] = None
 
     config: GPTNeoXConfig
     name_or_path: str
@@ -96,6 +114,10 @@ class GPTNeoXPreTrainedModel(TextHelpers, Hooked, WeightViews, Embeddings, Recom
 
     def _repr_html_(self) -> str:
         return tree.as_html(self)
+
+    def get_decoder(self) -> Network:
+        """The network below the head: the whole model is a decoder."""
+        return self.backbone
 
     @property
     def device(self) -> torch.device:

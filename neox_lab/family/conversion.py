@@ -13,7 +13,7 @@ from torch import Tensor
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import CheckpointError, ConfigError
 from neox_lab.family.base import GPTNeoXPreTrainedModel
-from neox_lab.family.heads import CLASSES
+from neox_lab.family.heads import CLASSES, GPTNeoXForCausalLM
 from neox_lab.generation import GenerationConfig
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def from_transformers(
             f"{', ...' if len(parts) > 3 else ''}. If it has adapters, merge them first."
         )
     settings = getattr(model, "generation_config", None)
-    if found.can_generate() and settings is not None:
+    if isinstance(made, GPTNeoXForCausalLM) and settings is not None:
         made.generation_config = GenerationConfig.from_dict(json.loads(settings.to_json_string()))
     if tokenizer is not None:
         made.tokenizer = _ours(tokenizer)

@@ -134,6 +134,7 @@ class GPTNeoXForCausalLM(Generates, GPTNeoXWithHead):
 
     head = "causal-lm"
     loss_type = "ForCausalLM"
+    _tied_weights_keys = {"embed_out.weight": "gpt_neox.embed_in.weight"}  # noqa: RUF012
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         super().__init__(config)
@@ -222,6 +223,7 @@ class GPTNeoXForCausalLM(Generates, GPTNeoXWithHead):
         def answer(logits: Tensor, run: BaseModelOutputWithPast) -> CausalLMOutputWithPast:
             loss = None
             if labels is not None or "shift_labels" in of_loss:
+                _require_tensor("labels", labels)
                 loss = self.loss_function(
                     logits=logits, labels=labels, vocab_size=self.config.vocab_size, **of_loss
                 )
@@ -301,6 +303,7 @@ class GPTNeoXForSequenceClassification(GPTNeoXWithHead):
             logits = everywhere[rows, self.last_token(input_ids, everywhere)]
             loss = None
             if labels is not None:
+                _require_tensor("labels", labels)
                 loss = self.loss_function(
                     logits=everywhere, labels=labels, pooled_logits=logits, config=self.config
                 )
@@ -376,7 +379,10 @@ class GPTNeoXForTokenClassification(GPTNeoXWithHead):
         """
 
         def answer(logits: Tensor, run: BaseModelOutputWithPast) -> TokenClassifierOutput:
-            loss = None if labels is None else self.loss_function(logits, labels, self.config)
+            loss = None
+            if labels is not None:
+                _require_tensor("labels", labels)
+                loss = self.loss_function(logits, labels, self.config)
             return TokenClassifierOutput(loss, logits, run.hidden_states, run.attentions)
 
         return self._run_head(
@@ -447,6 +453,8 @@ class GPTNeoXForQuestionAnswering(GPTNeoXWithHead):
             start, end = (side.contiguous() for side in logits.unbind(dim=-1))
             loss = None
             if start_positions is not None and end_positions is not None:
+                _require_tensor("start_positions", start_positions)
+                _require_tensor("end_positions", end_positions)
                 loss = self.loss_function(start, end, start_positions, end_positions)
             return QuestionAnsweringModelOutput(loss, start, end, run.hidden_states, run.attentions)
 
@@ -461,6 +469,11 @@ class GPTNeoXForQuestionAnswering(GPTNeoXWithHead):
             use_cache=False,  # no output holds it; a given one is extended all the same
             **options,
         )
+
+
+def _require_tensor(name: str, value: object) -> None:
+    if not (value is None or isinstance(value, Tensor)):
+        raise InputError(f"{name} is a {type(value).__name__}; expected a tensor: torch.tensor(..)")
 
 
 def kept_positions(hidden: Tensor, keep: int | Tensor) -> Tensor:

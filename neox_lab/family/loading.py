@@ -81,7 +81,7 @@ def load(
             ``nl.gym.revisions()``, such as ``step512``.
         dtype: of the weights; None means float32 on a CPU, where half precision is slow and
             coarse, and the checkpoint's own dtype elsewhere.
-        device: where to; None means the CPU.
+        device: where to; ``"auto"`` means an accelerator if there is one, None the CPU.
         labels: names of the classes or tags, for a head that is to be trained; None for those of
             the checkpoint. The built-in model comes with trained heads, which None gives.
 
@@ -89,13 +89,14 @@ def load(
         The class that ``head`` names: a ``GPTNeoXForCausalLM`` unless another is asked for.
 
     Raises:
-        ConfigError: an unknown head, or labels for a head that has none.
+        ConfigError: an unknown head or device, or labels for a head that has none.
         CheckpointError: a file is missing, damaged or does not fit, or there is no such revision.
     """
     if head not in CLASSES:
         raise ConfigError(
             f"head={head!r}; expected one of {', '.join(CLASSES)}.{nearest(head, CLASSES)}"
         )
+    from neox_lab.checkpoint.loading import to_device
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
     if name is None:
@@ -107,7 +108,7 @@ def load(
         text_source = name
     # One commit for model and tokenizer, even if the branch moves in between.
     revision = pin(name, HubOptions(revision=revision)).revision
-    on_cpu = device is None or torch.device(device).type == "cpu"
+    on_cpu = to_device(device).type == "cpu"
     model = CLASSES[head].from_pretrained(
         name,
         **_label_settings(head, labels),

@@ -58,12 +58,17 @@ class TextHelpers:
             text: a string, several strings, or token ids ``[pos]`` or ``[batch, pos]``.
 
         Raises:
+            InputError: token ids of another shape.
             TokenizerError: the model has no tokenizer.
         """
         tokenizer = self._tokenizer()
         if isinstance(text, str):
             return tokenizer.pieces(tokenizer(text).input_ids)
         if isinstance(text, Tensor):
+            if text.dim() not in (1, 2):
+                raise InputError(
+                    f"Token ids have shape {list(text.shape)}; expected [pos] or [batch, pos]."
+                )
             if text.dim() == 1:
                 return tokenizer.pieces(text.tolist())
             rows = [tokenizer.pieces(row) for row in text.tolist()]
@@ -108,12 +113,17 @@ class TextHelpers:
             ``input_ids`` (with ``attention_mask`` for texts), or ``inputs_embeds``.
 
         Raises:
-            InputError: neither text, ids nor vectors, or an empty text.
+            InputError: neither text, ids ``[batch, pos]`` nor vectors, or an empty text.
             TokenizerError: text, and the model has no tokenizer.
         """
         if isinstance(inputs, Tensor):
             if inputs.is_floating_point():
                 return {"inputs_embeds": inputs}
+            if inputs.dim() != 2:
+                raise InputError(
+                    f"Token ids have shape {list(inputs.shape)}; expected [batch, pos]. For a "
+                    "single sequence [pos] use ids[None]."
+                )
             return {"input_ids": inputs.to(self.device)}
         if isinstance(inputs, str) or (
             isinstance(inputs, list | tuple) and inputs and all(isinstance(t, str) for t in inputs)
