@@ -3,7 +3,8 @@
     NeoxLabError
     ├── ConfigError         (ValueError)   a configuration value is unknown or contradicts another
     ├── CheckpointError     (OSError)      a file is missing, damaged, hostile or does not fit
-    │   └── MismatchError   (RuntimeError) its tensors cannot be those of this model
+    │   └── ShapeError      (RuntimeError) its tensors have other shapes than the model's
+    ├── DeviceError         (RuntimeError) a device cannot hold what was to be put there
     ├── TokenizerError      (ValueError)   text or ids cannot be turned into what was asked for
     ├── InputError          (ValueError)   tensors given to a forward pass do not fit together
     │   └── DataError                      rows of a table are wrong; the message names them
@@ -36,8 +37,12 @@ class CheckpointError(NeoxLabError, OSError):
     """A checkpoint file is missing, damaged, hostile, or does not fit the model."""
 
 
-class MismatchError(CheckpointError, RuntimeError):
-    """Tensors of a checkpoint cannot be those of the model: their shapes differ, say."""
+class ShapeError(CheckpointError, RuntimeError):
+    """Tensors of a checkpoint have other shapes than the model's."""
+
+
+class DeviceError(NeoxLabError, RuntimeError):
+    """A device cannot hold what was to be put there."""
 
 
 class TokenizerError(NeoxLabError, ValueError):

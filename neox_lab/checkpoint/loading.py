@@ -34,7 +34,7 @@ from neox_lab.checkpoint.reading import (
 from neox_lab.checkpoint.report import LoadingReport, Shape
 from neox_lab.checks import check, one_of
 from neox_lab.config import GPTNeoXConfig
-from neox_lab.errors import CheckpointError, ConfigError, MismatchError
+from neox_lab.errors import CheckpointError, ConfigError, DeviceError, ShapeError
 from neox_lab.hub import DEFAULTS, HubOptions, PathOrId, pin
 
 logger = logging.getLogger("neox_lab")
@@ -86,12 +86,13 @@ def load_into(
     Raises:
         CheckpointError: a file is missing, damaged or hostile, or the checkpoint is of another
             architecture.
-        MismatchError: shapes differ, or the default device has no memory ("meta").
+        ShapeError: shapes differ.
+        DeviceError: the default device has no memory ("meta").
         ConfigError: a dtype or device that is unknown or not there.
     """
     device, wanted_dtype = to_device(device_map), to_dtype(dtype)
     if torch.get_default_device().type == "meta":
-        raise MismatchError(
+        raise DeviceError(
             "There is no memory to load weights into inside torch.device('meta'): load outside of "
             f"it, or build an empty model by {model_class.__name__}(config)."
         )
@@ -202,7 +203,7 @@ def _compare_shapes(
 
     Raises:
         CheckpointError: a dtype is not of weights.
-        MismatchError: shapes differ and are not to be ignored.
+        ShapeError: shapes differ and are not to be ignored.
     """
     sources, mismatched = {}, []
     for name, source in found.sources.items():
@@ -223,7 +224,7 @@ def _compare_shapes(
             for name, there, here in mismatched[:3]
         )
         more = f"; and {len(mismatched) - 3} more" if len(mismatched) > 3 else ""
-        raise MismatchError(
+        raise ShapeError(
             f"The checkpoint does not fit the configuration: {few}{more}. Correct the "
             "configuration, or pass ignore_mismatched_sizes=True to initialise these anew."
         )

@@ -294,11 +294,6 @@ class GPTNeoXConfig:
         # Sizes may disagree until the last of them is set; what is given as a whole may not.
         (self._apply if name in ROPE_NAMES else self._assign)({name: value})
 
-    def __delattr__(self, name: str) -> None:
-        if name not in self._foreign:
-            raise AttributeError(f"{name} is a setting of every GPTNeoXConfig: set it instead.")
-        del self._foreign[name]
-
     def __getattr__(self, name: str) -> Any:
         if name in _VIEWS:
             return _VIEWS[name](self)
@@ -309,6 +304,11 @@ class GPTNeoXConfig:
         if name in GENERATION_PARAMETERS:
             hint = " It is a setting of text generation: see generation_defaults."
         raise AttributeError(f"GPTNeoXConfig has no attribute {name!r}.{hint}")
+
+    def __delattr__(self, name: str) -> None:
+        if name not in self._foreign:
+            raise AttributeError(f"{name} cannot be deleted: it is no setting of your own.")
+        del self._foreign[name]
 
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *_VIEWS, *self._foreign} - {"_foreign"})

@@ -12,6 +12,7 @@ from neox_lab.config import GPTNeoXConfig
 from neox_lab.family import tree
 from neox_lab.family.embeddings import Embeddings
 from neox_lab.family.hooked import Hooked
+from neox_lab.family.kinship import Kin
 from neox_lab.family.pretrained import Pretrained
 from neox_lab.family.recomputing import Recomputes
 from neox_lab.family.text import TextHelpers
@@ -21,7 +22,9 @@ from neox_lab.hooks.table import hook_points
 from neox_lab.model.network import Network
 
 
-class GPTNeoXPreTrainedModel(TextHelpers, Hooked, WeightViews, Embeddings, Recomputes, Pretrained):
+class GPTNeoXPreTrainedModel(
+    Kin, TextHelpers, Hooked, WeightViews, Embeddings, Recomputes, Pretrained
+):
     """Base of the five classes; not used by itself.
 
     A subclass builds its modules under Hugging Face's names and then calls ``_set_up``.

@@ -64,9 +64,9 @@ class Embeddings:
         if new_num_tokens is None and not pad_to_multiple_of:
             return embedding
         size = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
-        check("new_num_tokens", size, whole(above=0), ConfigError)
+        check("new_num_tokens", size, whole(least=1), ConfigError)
         if pad_to_multiple_of:
-            check("pad_to_multiple_of", pad_to_multiple_of, whole(above=0), ConfigError)
+            check("pad_to_multiple_of", pad_to_multiple_of, whole(least=1), ConfigError)
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
         spread = None if mean_resizing else self.config.initializer_range
         output = self.get_output_embeddings()

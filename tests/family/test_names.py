@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers.utils.generic import find_labels
 
 import neox_lab as nl
-from neox_lab.errors import CheckpointError, ConfigError, InputError, MismatchError
+from neox_lab.errors import CheckpointError, ConfigError, InputError, ShapeError
 
 BASE, CAUSAL, SEQUENCE, TOKEN, ANSWER = CLASSES
 SMALL = {"num_hidden_layers": 2}
@@ -129,12 +129,11 @@ def test_ids_of_other_dimensions_are_refused_in_words(shape: tuple[int, ...]) ->
         model.run_with_cache,
         model.run_with_hooks,
         model.cache_size,
-        model.generate,
-        lambda ids: next(iter(model.stream(ids))),
-        model.generate_with_cache,
         model.check,
         lambda ids: nl.lens.logit_lens(model, ids),
     ]
+    if len(shape) == 3:  # a single text may be [pos] where text is written
+        calls += [model.generate, model.generate_with_cache, lambda ids: list(model.stream(ids))]
     for call in calls:
         with pytest.raises(ValueError, match="batch, pos"):
             call(ids)
@@ -174,7 +173,7 @@ def test_recomputing_in_the_configuration_is_used_up() -> None:
     model = nl.GPTNeoXForCausalLM(config)
     assert model.is_activation_checkpointing
     assert not hasattr(config, "gradient_checkpointing")
-    with pytest.raises(AttributeError, match="set it instead"):
+    with pytest.raises(AttributeError, match="cannot be deleted"):
         del config.hidden_size
 
 
@@ -278,7 +277,7 @@ def test_what_is_no_such_model_is_refused() -> None:
 def test_shapes_that_differ_are_both_kinds_of_error(tmp_path: Path) -> None:
     _, ours = pair(CAUSAL, **SMALL)
     ours.save_pretrained(tmp_path)
-    for kind in (MismatchError, CheckpointError, RuntimeError, OSError):
+    for kind in (ShapeError, CheckpointError, RuntimeError, OSError):
         with pytest.raises(kind, match="does not fit the configuration"):
             nl.GPTNeoXForCausalLM.from_pretrained(tmp_path, vocab_size=17)
 
