@@ -33,12 +33,16 @@ def check(model: HookedModel, tokens: Tensor | None = None) -> pd.DataFrame:
         One row a hook point: ``name``, ``shape`` that passed (None if nothing did),
         ``shape_right``, ``rows_sum_to_one`` (None except for patterns), ``change`` (largest
         change of the output when the tensor is changed), and ``ok``.
+
+    Raises:
+        InputError: ids of another shape.
     """
     import pandas as pd
 
     if tokens is None:
         vocab = model.config.vocab_size
         tokens = torch.arange(6, device=model.device)[None] * (vocab // 7) + vocab // 11
+    model.prepare_inputs(tokens)  # an error in words for ids of another shape
     sizes = axis_sizes(model.config, *tokens.shape)
     training = {module: module.training for module in model.modules()}
     model.eval()  # dropout would change the output whatever hooks do
