@@ -132,6 +132,8 @@ def heads(
 ) -> HeadsResult:
     """Score every head of ``model`` by how much it attends as ``pattern`` says.
 
+    Hooks and spliced functions that are in place act on the attention, not on ``copying``.
+
     Args:
         model: any of the five classes.
         pattern: ``"induction"``, ``"previous_token"``, ``"duplicate_token"``; a matrix
@@ -252,8 +254,8 @@ def copying_scores(model: GPTNeoXPreTrainedModel) -> Tensor:
     """Σ λ / Σ |λ| of each head's map from tokens to logits, float32 ``[layer, head]``.
 
     See the module's docstring. X W_V W_O W_U shares its eigenvalues with the small matrix
-    W_O W_U X W_V ``[d_head, d_head]``. Of a large vocabulary, 2048 random tokens are used. Hooks
-    that are in place take no part.
+    W_O W_U X W_V ``[d_head, d_head]``. Of a large vocabulary, 2048 random tokens are used. It is
+    a score of the weights: hooks and spliced functions that are in place take no part.
 
     NaN where there is nothing to measure: in a model without an unembedding, and for a head whose
     writing the unembedding does not read.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from neox_lab.errors import InputError
+from neox_lab.experiments.splices import IN_NODES, check_splices
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -79,6 +80,15 @@ class Node:
         """
         own = self.kind == "head" and reader.kind == "mlp" and not parallel
         return self.layer < reader.layer or (own and self.layer == reader.layer)
+
+
+def check_whole(model: HookedModel) -> None:
+    """Refuse functions spliced in between the nodes: the stream would not be their writers' sum.
+
+    Raises:
+        HookError: there is one; those within a head or an MLP are part of its node.
+    """
+    check_splices(model, IN_NODES, "The residual stream is no longer the sum of what parts write.")
 
 
 def writers(model: HookedModel) -> list[Node]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from neox_lab.errors import InputError, nearest
+from neox_lab.experiments.splices import IN_NETWORK, check_splices
 from neox_lab.results import Result
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ def logit_lens(
     Raises:
         InputError: an unknown site, or a model without an unembedding.
         HookNameError: ``resid_mid`` of a model with parallel blocks.
+        HookError: a function is spliced in above the last block.
         TokenizerError: a watched string is not exactly one token.
     """
     if site not in LENS_SITES:
@@ -159,6 +161,7 @@ def logit_lens(
     unembed = model.get_output_embeddings()
     if unembed is None:
         raise InputError(f"The logit lens needs an unembedding; {type(model).__name__} has none.")
+    check_splices(model, IN_NETWORK, "A lens reads each stream through final layer norm and head.")
     watched = [model.to_single_token(t) if isinstance(t, str) else int(t) for t in watch]
     prepared = model.prepare_inputs(inputs)
     last = model.config.num_hidden_layers - 1

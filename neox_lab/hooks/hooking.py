@@ -137,6 +137,16 @@ class HookStack(threading.local):
             for watcher in placement.watchers:
                 watcher.point = watcher.point.during(step, positions, generated)
 
+    @property
+    def splices(self) -> list[Placement]:
+        """The placements in force that add hook points."""
+        return [placement for placement in self.placements if placement.added]
+
+    @property
+    def spliced(self) -> list[str]:
+        """Where functions with hook points of their own are in force."""
+        return [site for placement in self.splices for site in placement.added]
+
     def extended(self, points: dict[str, HookPoint]) -> dict[str, HookPoint]:
         """The hook points of a model, and those that placements in force add."""
         for placement in self.placements:
@@ -165,7 +175,7 @@ class HookStack(threading.local):
             but_splices: leave those in force that add hook points.
         """
         placements = self.placements
-        self.placements = [p for p in placements if p.added] if but_splices else []
+        self.placements = self.splices if but_splices else []
         try:
             yield
         finally:

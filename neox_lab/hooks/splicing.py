@@ -17,6 +17,15 @@ in the table (right after its site), in completion, in caches; hooks read, repla
 it. Like hooks, functions are called in the order in which they were placed: those placed at the
 site before see what the network made of it, those placed later, and the rest of the network, what
 the function returned.
+
+Experiments see them, too. ``nl.patching.sweep`` and ``ablate`` take the name of any hook point as
+their ``site``, one cell a position, and all other sites give what runs with the function in place
+give, cell by cell:
+
+        nl.patching.sweep(model, clean, corrupted, metric, "blocks.3.hook_mlp_out.hook_acts")
+
+A sweep then goes through hooks and is slower. Whatever would pass a function by, such as a lens
+below a function at ``ln_final.hook_normalized``, refuses it by name.
 """
 
 from __future__ import annotations

@@ -61,6 +61,7 @@ def attribution_patch(
         InputError: an unknown site, pairs of unequal length or without difference, a metric that
             does not fit, or ``steps`` between prompts whose tokens do not stand in the same places.
         HookNameError: ``resid_mid`` of parallel blocks.
+        HookError: a function is spliced in between heads and MLPs, and edges are asked for.
     """
     if steps < 0:
         raise InputError(f"steps={steps}; expected 0 (one gradient) or more.")

@@ -20,6 +20,7 @@ from neox_lab.experiments import metrics
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import BoundMetric, LogitMetric, Output
 from neox_lab.experiments.prompt_pairs import Batch, batch
+from neox_lab.experiments.splices import BELOW_OUTPUTS, IN_NODES, check_splices
 from neox_lab.model.attention import head_results
 
 if TYPE_CHECKING:
@@ -69,9 +70,15 @@ def direct_logit_attribution(
 
     Raises:
         InputError: an unknown ``by``, or a metric that does not fit the model.
+        HookError: a function is spliced in between heads and MLPs or, for neurons, behind these.
     """
     if by not in _BY:
         raise InputError(f"by={by!r}; expected one of {', '.join(_BY)}.{nearest(str(by), _BY)}")
+    check_splices(
+        model,
+        BELOW_OUTPUTS if by == "neuron" else IN_NODES,
+        "The logit is no longer the sum of what the parts write.",
+    )
     metric = correct
     if not isinstance(metric, LogitMetric):
         metric = metrics.head_logit(model.head, metric, wrong, pos)

@@ -13,6 +13,7 @@ from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.prompts import Positions, PromptsLike
 from neox_lab.experiments.paths.path_patching import edge_sweep
 from neox_lab.experiments.prompt_pairs import pair, refuse_steps
+from neox_lab.experiments.splices import with_same_splices
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -27,6 +28,7 @@ def attribute_edges(
     positions: Positions | None,
 ) -> AttributionResult:
     """See ``attribution_patch``."""
+    graph.check_whole(model)
     both = pair(model, clean, corrupted, metric, positions)
     writers, readers = graph.writers(model), graph.readers(model)
     written = list(dict.fromkeys(node.writing_hook for node in writers))
@@ -65,5 +67,8 @@ def attribute_edges(
         title="Attribution patching of edges",
         value_name=f"estimated change of {metric_name(metric)}",
         facts={"clean": float(clean_value), "corrupted": float(value), "steps": float(steps)},
-        _exact=lambda: edge_sweep(model, clean, corrupted, metric, positions=positions).effect(),
+        _exact=with_same_splices(
+            model,
+            lambda: edge_sweep(model, clean, corrupted, metric, positions=positions).effect(),
+        ),
     )

@@ -15,6 +15,7 @@ from neox_lab.experiments.patching.prompts import Positions, PromptsLike
 from neox_lab.experiments.patching.sites import find_sites, refuse_moved
 from neox_lab.experiments.patching.sweeps import sweep
 from neox_lab.experiments.prompt_pairs import pair, refuse_steps
+from neox_lab.experiments.splices import with_same_splices
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -68,7 +69,10 @@ def attribute_nodes(
             "corrupted": float(value),
             "steps": float(steps),
         },
-        _exact=lambda: sweep(model, clean, corrupted, metric, site, positions=positions).effect(),
+        _exact=with_same_splices(
+            model,
+            lambda: sweep(model, clean, corrupted, metric, site, positions=positions).effect(),
+        ),
     )
 
 

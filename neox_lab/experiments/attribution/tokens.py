@@ -19,6 +19,7 @@ from neox_lab.experiments.attribution import gradients
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import BoundMetric, Metric, metric_name
 from neox_lab.experiments.prompt_pairs import Batch, batch
+from neox_lab.experiments.splices import IN_BLOCKS, check_splices, with_same_splices
 from neox_lab.model.hook_points import HookPoint
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ text of one token, or a vector ``[d_model]``. The end-of-text token is seldom a 
 the model that a new document begins."""
 
 TOKENS_AT_ONCE = 4096  # in one run
+_PAST = "Embeddings are put in, and the last residual stream is read, past such a function."
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,9 @@ def integrated_gradients(
 
     Raises:
         InputError: a baseline or a metric that does not fit, or fewer than one step.
+        HookError: a function is spliced in outside the blocks.
     """
+    check_splices(model, IN_BLOCKS, _PAST)
     ready = batch(model, inputs, metric)
     start, end = _ends(ready, baseline)
     slopes = gradients.along_path(ready, ["hook_embed"], start, end, steps)["hook_embed"]
@@ -134,7 +138,9 @@ def integrated_gradients(
         _measure(ready, end) - _measure(ready, start),
         f"Integrated gradients of {metric_name(metric)}",
         {"steps": float(steps)},
-        exact=lambda: occlusion(model, inputs, metric, baseline=baseline).values,
+        exact=with_same_splices(
+            model, lambda: occlusion(model, inputs, metric, baseline=baseline).values
+        ),
     )
 
 
@@ -164,9 +170,11 @@ def occlusion(
 
     Raises:
         InputError: a baseline or a metric that does not fit, or a window below one.
+        HookError: a function is spliced in outside the blocks.
     """
     if window < 1:
         raise InputError(f"window={window}; expected at least 1.")
+    check_splices(model, IN_BLOCKS, _PAST)
     ready = batch(model, inputs, metric)
     start, end = _ends(ready, baseline)
     whole, none = _measure(ready, end), _measure(ready, start)

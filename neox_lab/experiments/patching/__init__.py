@@ -18,6 +18,7 @@ here a sweep is one forward pass whose batch grows on its way up, with the same 
     planning         the variants that can differ at all, in groups
     patched_streams  the residual streams with which variants enter
     batched_forward  all of them up the layers at once
+    hooked_forward   the same with hooks, where functions are spliced in or a hook point is the site
     metric_readout   from the top to the metric
     runner           all of this in order
     result_builder   from scores to a result

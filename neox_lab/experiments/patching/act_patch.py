@@ -22,6 +22,7 @@ from neox_lab.experiments.patching.runs import blocks_of
 from neox_lab.experiments.patching.sites import find_sites
 from neox_lab.experiments.patching.sources import GivenActivations
 from neox_lab.experiments.patching.sweeps import sweep
+from neox_lab.experiments.splices import check_splices
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -131,8 +132,12 @@ def get_act_patch_direct_path(
 
     Returns:
         ``[layer, head]``; 0 in layers up to ``src_layer``, which the sender cannot reach.
+
+    Raises:
+        HookError: hooks are in place, or a function is spliced in.
     """
     check_ready(model)
+    check_splices(model, (), "Direct paths are computed from weights and cached streams alone.")
     blocks = blocks_of(model)
     sender = blocks[src_layer].attention
     weight = sender.dense.weight.view(-1, sender.heads, sender.d_head)[:, src_head]

@@ -63,6 +63,22 @@ class BatchedForward:
         self.run = streams.run
         self.blocks = self.run.blocks
 
+    def differs(self, site: Site, layer: int) -> Tensor:
+        """Where patches differ from what is there, see ``PatchedStreams.differs``."""
+        return self.streams.differs(site, layer)
+
+    def trimmed(self, site: Site, variants: Variants) -> Variants:
+        """Those of a site's variants that can change what is read, with their ``start``."""
+        variants.start = variants.pos
+        if self.reads is None:
+            variants.start = variants.pos.masked_fill(self.run.blind[variants.pair], 0)
+            return variants
+        reach = variants.pos <= self.reads.amax(dim=1)[variants.pair]
+        if site.place == "one":
+            read = (variants.pos[:, None] == self.reads[variants.pair]).any(dim=1)
+            reach &= read | (variants.entry < len(self.blocks))
+        return variants[reach]
+
     def __call__(self, variants: Variants) -> Top:
         """The residual streams of ``variants``, ordered by entry, after the last block."""
         layers = len(self.blocks)

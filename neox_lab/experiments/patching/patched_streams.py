@@ -63,6 +63,7 @@ class PatchedStreams:
             variant, pos = suffixes(variants.start, self.run.length)
         head = variants.head[variant]
         tokens = ChangedTokens(variants, variant, pos, variants.pair[variant], head)
+        assert site.effect is not None  # of every site that does not need hooks
         return Tokens(variant, pos, site.effect(self._layer(site, layer), tokens))
 
     def _layer(self, site: Site, layer: int) -> PatchedLayer:

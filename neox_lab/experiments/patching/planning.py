@@ -2,7 +2,8 @@
 
 Three kinds of variants are left out, because they are the plain run itself: those whose patched
 value equals what is there, those that lie right of everything the metric reads, and those after
-the last block at a position the metric does not read.
+the last block at a position the metric does not read. (Of variants that run through spliced
+functions, which may look ahead, only the first.)
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from neox_lab.experiments.patching.patched_streams import PatchedStreams
+from neox_lab.experiments.patching.batched_forward import Top
 from neox_lab.experiments.patching.sites import Site
 from neox_lab.experiments.patching.variants import Variants
 
@@ -48,22 +50,33 @@ class Cells:
         return self.starts()[-1]
 
 
-def find_variants(
-    streams: PatchedStreams, cells: Cells, pairs: slice, reads: Tensor | None
-) -> Variants:
+class Forward(Protocol):
+    """A way to run the variants of some pairs: ``BatchedForward`` or ``HookedForward``."""
+
+    def differs(self, site: Site, layer: int) -> Tensor:
+        """Where patches differ from what is there, see ``PatchedStreams.differs``."""
+
+    def trimmed(self, site: Site, variants: Variants) -> Variants:
+        """Those of a site's variants that can change what is read, with their ``start``."""
+
+    def __call__(self, variants: Variants) -> Top:
+        """The residual streams of ``variants`` after the last block."""
+
+
+def find_variants(forward: Forward, cells: Cells, pairs: slice, layers: int) -> Variants:
     """Every variant that has to be computed, by entry layer, site and cell, pairs innermost.
 
     Args:
-        streams: knows where patches differ from what is there.
+        forward: will run them.
         cells: of the whole sweep; the run may be shorter, if nothing further right is read.
-        pairs: which pairs ``streams`` has.
-        reads: columns the metric reads ``[batch, read]``; None for all.
+        pairs: which pairs ``forward`` has.
+        layers: blocks of the network.
     """
     parts = []
-    layers, columns = len(streams.run.blocks), cells.columns[:, pairs]
+    columns = cells.columns[:, pairs]
     for number, (site, first) in enumerate(zip(cells.sites, cells.starts(), strict=False)):
-        for layer in range(layers):
-            part = _differing(streams.differs(site, layer), site, columns)
+        for layer in site.layers(layers):
+            part = _differing(forward.differs(site, layer), site, columns)
             place = {"layer": torch.full_like(part.pair, layer), "head": part.head}
             place |= {"pos": part.cell, "source_pos": part.source_pos}
             cell = torch.zeros_like(part.pair)
@@ -72,10 +85,7 @@ def find_variants(
             part.cell, part.layer = cell + first, place["layer"]
             part.entry = torch.full_like(cell, site.entry(layer))
             part.site = torch.full_like(cell, number)
-            part.start = part.pos
-            if reads is None:
-                part.start = part.pos.masked_fill(streams.run.blind[part.pair], 0)
-            parts.append(part[_reaching(part, site, reads, layers)])
+            parts.append(forward.trimmed(site, part))
     variants = Variants.joined(parts)
     order = torch.argsort(variants.pair, stable=True)
     for key in (variants.cell, variants.site, variants.entry):
@@ -97,17 +107,6 @@ def _differing(differs: Tensor, site: Site, columns: Tensor) -> Variants:
     place, pair, *rest = found.nonzero().unbind(1)
     fields = {"cell": place, "pair": pair, "pos": columns[place, pair]}
     return Variants.of(fields | dict(zip(("head", "source_pos"), rest, strict=False)))
-
-
-def _reaching(variants: Variants, site: Site, reads: Tensor | None, layers: int) -> Tensor:
-    """Which variants can change what is read, boolean ``[variant]``."""
-    if reads is None:
-        return torch.ones_like(variants.pair, dtype=torch.bool)
-    reach = variants.pos <= reads.amax(dim=1)[variants.pair]
-    if site.place == "one":
-        read = (variants.pos[:, None] == reads[variants.pair]).any(dim=1)
-        reach &= read | (variants.entry < layers)
-    return reach
 
 
 def groups(

@@ -3,7 +3,8 @@
 source.runs            the plain runs of the pairs
 find_variants          what can differ at all
 groups                 as many variants as may go up together
-BatchedForward         their residual streams after the last block
+BatchedForward         their residual streams after the last block; or, where functions are
+HookedForward          spliced into the network, the same by ordinary runs with hooks
 MetricReadout          the metric of each
 """
 
@@ -18,13 +19,16 @@ import torch
 from neox_lab.errors import HookError, InputError
 from neox_lab.experiments.metrics import Metric
 from neox_lab.experiments.patching.batched_forward import BatchedForward
+from neox_lab.experiments.patching.hooked_forward import LEAVING, HookedForward
 from neox_lab.experiments.patching.metric_readout import readout
 from neox_lab.experiments.patching.patched_streams import PatchedStreams
-from neox_lab.experiments.patching.planning import Cells, find_variants, groups
+from neox_lab.experiments.patching.planning import Cells, Forward, find_variants, groups
 from neox_lab.experiments.patching.progress_report import ProgressReport, watched
 from neox_lab.experiments.patching.prompts import Positions, Prompts, patched_columns
+from neox_lab.experiments.patching.runs import hooks_to_keep
 from neox_lab.experiments.patching.sites import Site
 from neox_lab.experiments.patching.sources import Pairs, PlainRuns, Source
+from neox_lab.experiments.splices import IN_NETWORK, check_splices
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -109,6 +113,8 @@ class Runner:
             "source_pos": width,
         }
         self.cells = Cells(question.sites, sizes, columns)
+        own_hooks = any(site.effect is None for site in question.sites)
+        self.through_hooks = own_hooks or bool(model.hook_stack.spliced)
 
     @torch.no_grad()
     def run(self, progress: bool | ProgressReport) -> Scores:
@@ -127,6 +133,7 @@ class Runner:
         step = max(1, self.budget // (4 * length)) if self.metric.per_pair else batch
         starts = range(0, batch, step)
         hooks = list(dict.fromkeys(site.hook for site in self.question.sites))
+        kept = [*hooks, LEAVING] if self.through_hooks else hooks_to_keep(hooks)
         with watched(progress, "token") as watch:
             for turn, first in enumerate(starts):
                 numbers = slice(first, min(first + step, batch))
@@ -135,14 +142,14 @@ class Runner:
                 def report(done: int, total: int, turn: int = turn) -> None:
                     watch.report(turn * total + done, total * len(starts))
 
-                self._fill(scores, Pairs(model, numbers, part, hooks, metric), report)
+                self._fill(scores, Pairs(model, numbers, part, hooks, kept, metric), report)
         scores.complete = watch.complete
         return scores
 
     def _length(self) -> int:
-        """Columns that have to be run: nothing right of what is read can matter."""
-        read = self.metric.positions
-        if read is None or self.question.model.backbone.rotary.depends_on_length:
+        """Columns that have to be run: nothing right of what is read can matter to the network."""
+        read, rotary = self.metric.positions, self.question.model.backbone.rotary
+        if read is None or self.through_hooks or rotary.depends_on_length:
             return self.question.patched.ids.shape[1]
         return int(read.max()) + 1
 
@@ -162,13 +169,12 @@ class Runner:
     ) -> None:
         """Compute the cells that differ from the patched run."""
         run, metric = runs.patched, pairs.metric
-        streams = PatchedStreams(run, runs.activations, runs.may_differ)
-        variants = find_variants(streams, self.cells, pairs.numbers, metric.positions)
+        forward = self._forward(pairs, runs)
+        variants = find_variants(forward, self.cells, pairs.numbers, len(run.blocks))
         row, cell = torch.zeros_like(variants.pair).cpu(), variants.cell.cpu()
         if metric.per_pair:
             row = variants.pair.cpu() + pairs.numbers.start
         scores.values[row, cell] = float("nan")
-        forward = BatchedForward(streams, self.question.sites, metric.positions)
         work = (run.length - variants.start) * (len(run.blocks) + 1 - variants.entry)
         total, done = int(work.sum()), 0
         whole_cells = not metric.per_pair
@@ -180,18 +186,29 @@ class Runner:
             done += int(work[start:stop].sum())
             report(done, total)
 
+    def _forward(self, pairs: Pairs, runs: PlainRuns) -> Forward:
+        """What runs the variants of some pairs."""
+        run, activations, sites = runs.patched, runs.activations, self.question.sites
+        reads = pairs.metric.positions
+        if self.through_hooks:
+            return HookedForward(pairs.model, pairs.prompts, run, activations, sites, reads)
+        return BatchedForward(PatchedStreams(run, activations, runs.may_differ), sites, reads)
+
 
 def check_ready(model: HookedModel) -> None:
     """Refuse models whose runs are not repeatable, and hooks that a sweep would not call.
 
     Raises:
         InputError: dropout is on.
-        HookError: hooks are in place.
+        HookError: hooks are in place, or a function is spliced in above the last block.
     """
     if model.training and any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules()):
         raise InputError("The model is in training mode: dropout would add noise. model.eval()")
-    if model.hook_stack.placements:
+    if not all(placement.added for placement in model.hook_stack.placements):
         raise HookError(
             "Hooks are in place (with model.hooks(...)). A sweep computes only parts of the "
             "forward pass and would not call them; leave the with block first."
         )
+    check_splices(
+        model, IN_NETWORK, "A sweep reads its metric from the residual stream after the last block."
+    )

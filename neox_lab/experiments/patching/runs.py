@@ -45,6 +45,11 @@ _DERIVED = ("hook_resid_mid", "hook_resid_post", "attn.hook_q", "attn.hook_k", P
 """What follows from that, see ``PlainRun.at``."""
 
 
+def hook_name(hook: str, layer: int) -> str:
+    """The full name of a hook relative to a block; a full name stays what it is."""
+    return hook if hook.startswith(("blocks.", "hook_embed")) else f"blocks.{layer}.{hook}"
+
+
 def first_columns(found: Tensor, hook: str, length: int) -> Tensor:
     """The first ``length`` positions of activations, of queries and keys alike in patterns."""
     return found[:, :, :length, :length] if hook == PATTERN else found[:, :length]
@@ -96,7 +101,7 @@ class PlainRun:
             model: the model.
             prompts: the prompts.
             final: residual stream after the last block.
-            activations: at what ``hooks_to_keep`` says.
+            activations: what was kept of it.
         """
         self.blocks = blocks_of(model)
         self.mask = prompts.mask
@@ -150,6 +155,10 @@ class PlainRun:
         """Queries or keys ``[batch, pos, head, d_head]``, rotated."""
         return rotate(x, self.cos, self.sin)
 
+    def kept(self, hook: str, layer: int) -> Tensor:
+        """What was kept of the run at a hook, as it is."""
+        return self._activations(hook, layer)
+
     def at(self, hook: str, layer: int) -> Tensor:
         """The run's activation at a hook that patches replace; queries and keys are rotated."""
         run = self.layer(layer)
@@ -191,7 +200,7 @@ def run_and_keep(
     Args:
         model: the model.
         prompts: tokens and padding.
-        hooks: hook names relative to a block.
+        hooks: hook names relative to a block, or full ones.
 
     Returns:
         The residual stream after the last block, and the activations.
@@ -199,11 +208,11 @@ def run_and_keep(
     network = model.backbone
     assert isinstance(network, GPTNeoXModel)
     layers = len(network.layers)
-    names = [f"blocks.{layer}.{hook}" for hook in hooks for layer in range(layers)]
+    names = [hook_name(hook, layer) for hook in hooks for layer in range(layers)]
     output, cache = network.run_with_cache(
         prompts.ids, names, stop_at_layer=layers, use_cache=False, attention_mask=prompts.mask
     )
-    return output.last_hidden_state, lambda hook, layer: cache[f"blocks.{layer}.{hook}"]
+    return output.last_hidden_state, lambda hook, layer: cache[hook_name(hook, layer)]
 
 
 def hooks_to_keep(hooks: Iterable[str]) -> list[str]:
@@ -211,26 +220,26 @@ def hooks_to_keep(hooks: Iterable[str]) -> list[str]:
     return list(dict.fromkeys([*_KEPT, *(hook for hook in hooks if hook not in _DERIVED)]))
 
 
-def plain_run(model: HookedModel, prompts: Prompts, hooks: Iterable[str]) -> PlainRun:
-    """Run ``prompts``, which get patched at ``hooks``, once."""
-    return PlainRun(model, prompts, *run_and_keep(model, prompts, hooks_to_keep(hooks)))
+def plain_run(model: HookedModel, prompts: Prompts, kept: Iterable[str]) -> PlainRun:
+    """Run ``prompts``, which get patched, once, and keep what stands at hooks ``kept``."""
+    return PlainRun(model, prompts, *run_and_keep(model, prompts, kept))
 
 
 def both_runs(
-    model: HookedModel, patched: Prompts, source: Prompts, hooks: Iterable[str]
+    model: HookedModel, patched: Prompts, source: Prompts, kept: Iterable[str]
 ) -> tuple[PlainRun, Tensor, Activations]:
     """Run two batches of prompts as one, which takes hardly longer than one of short prompts.
 
     Returns:
         The run of ``patched``, and of ``source`` the residual stream after the last block and the
-        activations at ``hooks``.
+        activations at hooks ``kept``.
     """
     count = len(patched.ids)
     mask = None
     if patched.mask is not None or source.mask is not None:
         mask = torch.cat((patched.own, source.own)).long()
     both = Prompts(torch.cat((patched.ids, source.ids)), mask)
-    final, found = run_and_keep(model, both, dict.fromkeys((*_KEPT, *hooks)))
+    final, found = run_and_keep(model, both, dict.fromkeys(kept))
     run = PlainRun(model, patched, final[:count], lambda hook, layer: found(hook, layer)[:count])
     return run, final[count:], lambda hook, layer: found(hook, layer)[count:]
 

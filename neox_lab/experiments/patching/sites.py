@@ -20,14 +20,16 @@ first matrix of the MLP makes, for instance, would be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from neox_lab.errors import HookNameError, InputError, nearest
 from neox_lab.experiments.patching import effects
 from neox_lab.experiments.patching.effects import Effect, as_z
 from neox_lab.experiments.patching.runs import PATTERN
+from neox_lab.hooks.names import ShortForm, exact
+from neox_lab.model.hook_points import HookPoint
 
 Place = Literal["one", "onward", "all"]
 
@@ -41,17 +43,20 @@ class Site:
         axes: of the result.
         hook: the hook point whose tensor is replaced, relative to its block.
         place: which positions a cell replaces, see the module.
-        effect: what follows from what is replaced, see ``effects``.
+        effect: what follows from what is replaced, see ``effects``; None if that takes a run with
+            hooks, see ``hooked_forward``.
         changes: which layer's input is the first residual stream that the effect changes:
             ``"next"``, or the block's ``"own"``.
+        layer: the only block that has the hook, -1 for the embedding; None if all have it.
     """
 
     name: str
     axes: tuple[str, ...]
     hook: str
     place: Place
-    effect: Effect = field(repr=False)
+    effect: Effect | None = field(repr=False)
     changes: Literal["own", "next"] = "next"
+    layer: int | None = None
 
     @property
     def by_head(self) -> bool:
@@ -62,6 +67,10 @@ class Site:
     def is_pattern(self) -> bool:
         """Whether attention patterns are replaced."""
         return self.hook == PATTERN
+
+    def layers(self, count: int) -> Sequence[int]:
+        """The blocks that have the hook, in a network of ``count``."""
+        return range(count) if self.layer is None else [self.layer]
 
     def entry(self, layer: int) -> int:
         """The layer whose input is the first residual stream that a patch in ``layer`` changes."""
@@ -100,30 +109,29 @@ SITES = {
 """Every site by name."""
 
 
-def find_sites(asked: str | Sequence[str], parallel: bool) -> list[Site]:
+SiteName = str | ShortForm
+"""What users type: a name of ``SITES``, or name, alias or short form of a hook point."""
+
+
+def find_sites(
+    asked: SiteName | Sequence[SiteName],
+    parallel: bool,
+    points: Mapping[str, HookPoint] | None = None,
+) -> list[Site]:
     """The sites asked for.
 
     Args:
         asked: a name, or several names of sites with the same axes.
         parallel: whether the model's blocks are parallel, which have no ``resid_mid``.
+        points: hook points that may be named, too.
 
     Raises:
         InputError: an unknown site, none at all, or several whose cells do not correspond.
         HookNameError: ``resid_mid`` of parallel blocks.
     """
-    names = [asked] if isinstance(asked, str) else list(asked)
-    for name in names:
-        if name not in SITES:
-            raise InputError(
-                f"site={name!r}; expected one of {', '.join(SITES)}.{nearest(str(name), SITES)}"
-            )
-        if name == "resid_mid" and parallel:
-            raise HookNameError(
-                "There is no resid_mid in this model: its blocks are parallel "
-                "(use_parallel_residual=True), attention and MLP both read resid_pre, so nothing "
-                "lies between them. Patch attn_out or mlp_out instead."
-            )
-    sites = [SITES[name] for name in names]
+    one = isinstance(asked, str) or _is_short_form(asked)
+    names = cast("Sequence[SiteName]", [asked] if one else asked)
+    sites = [_find_site(name, parallel, points or {}) for name in names]
     axes = {tuple(sorted(site.axes)) for site in sites}
     if len(axes) != 1:
         shown = ", ".join(f"{site.name} ({', '.join(site.axes)})" for site in sites)
@@ -132,6 +140,47 @@ def find_sites(asked: str | Sequence[str], parallel: bool) -> list[Site]:
             f"{shown or 'no site'}. Sweep them one by one."
         )
     return sites
+
+
+def _is_short_form(name: object) -> bool:
+    return isinstance(name, tuple) and len(name) > 1 and isinstance(name[1], int)
+
+
+def _find_site(name: SiteName, parallel: bool, points: Mapping[str, HookPoint]) -> Site:
+    """The site called ``name``."""
+    if name == "resid_mid" and parallel:
+        raise HookNameError(
+            "There is no resid_mid in this model: its blocks are parallel "
+            "(use_parallel_residual=True), attention and MLP both read resid_pre, so nothing "
+            "lies between them. Patch attn_out or mlp_out instead."
+        )
+    if isinstance(name, str) and name in SITES:
+        return SITES[name]
+    if points and (_is_short_form(name) or (isinstance(name, str) and "hook_" in name)):
+        return _hook_site(points[exact(name, points)])
+    for point in points.values():
+        if name in point.aliases:
+            return _hook_site(point)
+    raise InputError(
+        f"site={name!r}; expected one of {', '.join(SITES)}{' or a hook point' if points else ''}."
+        f"{nearest(str(name), SITES)}"
+    )
+
+
+def _hook_site(point: HookPoint) -> Site:
+    """One hook point as a site of its own: a cell replaces all that stands at one position.
+
+    Raises:
+        InputError: a hook point without positions, or outside the blocks.
+    """
+    inside = point.layer is not None or point.name.startswith("hook_embed")
+    if point.axes[:2] != ("batch", "pos") or not inside:
+        raise InputError(
+            f"site={point.name!r} has the axes {list(point.axes)}; a hook point can be swept by "
+            "position if these begin with batch and pos, and if it is hook_embed or in a block."
+        )
+    layer = -1 if point.layer is None else point.layer
+    return Site(point.name, ("pos",), point.name, "one", None, "own", layer)
 
 
 def refuse_moved(sites: list[Site]) -> None:

@@ -29,6 +29,7 @@ from neox_lab.experiments.patching.runs import (
     PlainRun,
     both_runs,
     first_columns,
+    hook_name,
     plain_run,
     run_and_keep,
 )
@@ -46,7 +47,8 @@ class Pairs:
         model: the model.
         numbers: which pairs of the sweep.
         prompts: the patched prompts, as many columns as can matter.
-        hooks: what is patched, relative to a block.
+        hooks: what is patched, relative to a block or by full names.
+        kept: what has to be kept of the patched run.
         metric: reads the metric of these pairs.
     """
 
@@ -54,6 +56,7 @@ class Pairs:
     numbers: slice
     prompts: Prompts
     hooks: Sequence[str]
+    kept: Sequence[str]
     metric: MetricReadout
 
 
@@ -84,7 +87,7 @@ class Source:
 
     def runs(self, pairs: Pairs) -> PlainRuns:
         """The patched run, and what is patched into it."""
-        patched = plain_run(pairs.model, pairs.prompts, pairs.hooks)
+        patched = plain_run(pairs.model, pairs.prompts, pairs.kept)
         activations, metric = self.run(pairs)
         may = may_differ(None, pairs.prompts, pairs.metric.positions)
         return PlainRuns(patched, activations, may, metric)
@@ -104,7 +107,8 @@ class SourcePrompts(Source):
     def runs(self, pairs: Pairs) -> PlainRuns:
         """See Source."""
         source = self.prompts.part(pairs.numbers, pairs.prompts.ids.shape[1])
-        patched, final, activations = both_runs(pairs.model, pairs.prompts, source, pairs.hooks)
+        kept = [*pairs.kept, *pairs.hooks]
+        patched, final, activations = both_runs(pairs.model, pairs.prompts, source, kept)
         may = may_differ(source, pairs.prompts, pairs.metric.positions)
         return PlainRuns(patched, activations, may, pairs.metric.of_run(final))
 
@@ -161,7 +165,7 @@ class CachedSource(Source):
         length = pairs.prompts.ids.shape[1]
 
         def activations(hook: str, layer: int) -> Tensor:
-            found = self.cache[f"blocks.{layer}.{hook}"]
+            found = self.cache[hook_name(hook, layer)]
             columns = found.shape[2 if hook == PATTERN else 1]
             if len(found) not in (1, self.batch) or columns != self.width:
                 raise InputError(

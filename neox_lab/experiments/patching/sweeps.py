@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from neox_lab.errors import InputError
@@ -20,7 +21,7 @@ from neox_lab.experiments.patching.prompts import (
 from neox_lab.experiments.patching.result import PatchResult
 from neox_lab.experiments.patching.result_builder import build_result
 from neox_lab.experiments.patching.runner import BUDGET, Question, Runner, check_ready
-from neox_lab.experiments.patching.sites import find_sites, refuse_moved
+from neox_lab.experiments.patching.sites import SiteName, find_sites, refuse_moved
 from neox_lab.experiments.patching.sources import (
     AlignedPrompts,
     CachedSource,
@@ -38,7 +39,7 @@ def sweep(
     clean: PromptsOrCache,
     corrupted: PromptsOrCache,
     metric: Metric,
-    site: str | list[str] = "resid_pre",
+    site: SiteName | Sequence[SiteName] = "resid_pre",
     *,
     direction: Literal["denoising", "noising"] = "denoising",
     positions: Positions | None = None,
@@ -50,7 +51,7 @@ def sweep(
     Exact: each number is that of a forward pass of its own (Meng et al., ROME, arXiv:2202.05262;
     Zhang and Nanda, "Towards best practices of activation patching", arXiv:2309.16042), but only
     what can differ is computed, see
-    ``batched_forward``.
+    ``batched_forward`` (and ``hooked_forward``).
 
     Args:
         model: any of the classes with a head, in evaluation mode.
@@ -61,7 +62,10 @@ def sweep(
         metric: ``logit_difference(...)`` or another of the named metrics, or a function from
             logits ``[batch, pos, vocab]`` (``[batch, label]`` for a text classifier, ``[batch,
             pos, 2]`` for question answering) to a scalar.
-        site: one of ``sites.SITES``, or several with the same axes.
+        site: one of ``sites.SITES``; or name, alias or short form of any hook point in a block with
+            positions, such as ``"blocks.3.mlp.hook_post"``, all of which is replaced at one
+            position after the other; or several with the same axes. Functions that are spliced in
+            (``model.spliced_function``) are part of the network, and have sites of their own.
         direction: ``"denoising"`` patches clean activations into the corrupted run,
             ``"noising"`` corrupted ones into the clean run.
         positions: names of positions to patch instead of every one: ``{"subject": 3}``,
@@ -78,6 +82,7 @@ def sweep(
         InputError: pairs of unequal length or equal prompts, an unknown site, a metric that does
             not fit the model or does not return one number.
         HookNameError: ``resid_mid`` of parallel blocks.
+        HookError: hooks are in place, or a function spliced in above the last block.
         TokenizerError: a metric's token that is not exactly one token.
     """
     if direction not in ("denoising", "noising"):
@@ -86,7 +91,7 @@ def sweep(
     into, out_of = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")
     given: dict[str, PromptsOrCache] = {"clean": clean, "corrupted": corrupted}
     patched = read_prompts(model, given[into], into)
-    sites = find_sites(site, model.config.use_parallel_residual)
+    sites = find_sites(site, model.config.use_parallel_residual, model.hook_points)
     if positions is not None and direction == "noising":
         positions = {n: at[::-1] if isinstance(at, tuple) else at for n, at in positions.items()}
     source: Source
@@ -111,7 +116,7 @@ def ablate(
     model: HookedModel,
     inputs: PromptsLike,
     metric: Metric,
-    site: str | list[str] = "z_all_pos",
+    site: SiteName | Sequence[SiteName] = "z_all_pos",
     value: Value = "mean",
     *,
     reference: PromptsLike | None = None,
@@ -143,7 +148,7 @@ def ablate(
     """
     check_ready(model)
     patched = read_prompts(model, inputs, "inputs")
-    sites = find_sites(site, model.config.use_parallel_residual)
+    sites = find_sites(site, model.config.use_parallel_residual, model.hook_points)
     source = ablation_source(model, patched, sites, value, reference, seed)
     question = Question(model, patched, source, metric, sites, positions)
     return build_result(question, Runner(question, budget).run(progress), "ablation")

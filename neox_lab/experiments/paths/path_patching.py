@@ -81,7 +81,9 @@ def path_patch(
     Raises:
         InputError: unknown names, senders none of which comes before a receiver, pairs of unequal
             length or without difference.
+        HookError: a function is spliced in between heads and MLPs, see ``graph.check_whole``.
     """
+    graph.check_whole(model)
     if through not in ("nothing", "mlps"):
         raise InputError(f"through={through!r}; expected 'nothing' or 'mlps'.")
     listed = [senders] if isinstance(senders, str) else list(senders)
@@ -149,7 +151,9 @@ def edge_sweep(
 
     Raises:
         InputError: see ``path_patch``.
+        HookError: see ``path_patch``.
     """
+    graph.check_whole(model)
     writers, readers = graph.find_writers(model, senders), graph.find_readers(model, receivers)
     runs = PathRuns(pair(model, clean, corrupted, metric, positions), "nothing", tokens_at_once)
     places = range(len(positions or [""]))

@@ -1,0 +1,66 @@
+"""Experiments on a network with functions spliced in: which of them see these, and how far.
+
+A spliced function (see ``hooks.splicing``) is part of the network as long as it is in place. Where
+an experiment computes with weights or activations of its own, past the function, it refuses the
+sites at which that would be wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from neox_lab.errors import HookError
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
+
+IN_BLOCKS = ("blocks.*",)
+IN_NETWORK = ("hook_embed*", "blocks.*")
+"""Everything below the final layer norm."""
+BELOW_OUTPUTS = (
+    *(f"blocks.*.attn.hook_{part}*" for part in ("q", "k", "v", "pattern", "z")),
+    "blocks.*.mlp.*",
+)
+"""Within a head or an MLP, before its output matrix."""
+IN_NODES = (*BELOW_OUTPUTS, "blocks.*.hook_mlp_out*")
+"""Within a head or an MLP, which as a whole are the nodes of ``graph``."""
+
+
+def check_splices(model: HookedModel, allowed: Sequence[str], why: str) -> None:
+    """Refuse functions that are spliced in elsewhere than at ``allowed``.
+
+    Args:
+        model: the model.
+        allowed: globs of hook names.
+        why: a sentence that says what would pass them by.
+
+    Raises:
+        HookError: there is one.
+    """
+    for site in model.hook_stack.spliced:
+        if not any(fnmatchcase(site, glob) for glob in allowed):
+            where = " or ".join(allowed)
+            raise HookError(
+                f"A function is spliced in at {site!r}. {why} "
+                + (f"Only functions at {where} can be in place; " if allowed else "")
+                + "leave the with block first."
+            )
+
+
+def with_same_splices(model: HookedModel, exact: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """``exact``, which raises HookError unless the functions spliced in now still are."""
+    before = model.hook_stack.splices
+
+    def checked() -> Tensor:
+        if model.hook_stack.splices != before:
+            raise HookError(
+                "Other functions are spliced in than when this result was made. check() runs the "
+                "model again, so call it where the result was made, inside the with block."
+            )
+        return exact()
+
+    return checked
