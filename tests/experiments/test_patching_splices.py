@@ -196,6 +196,40 @@ def test_every_way_to_name_a_hook_point() -> None:
     assert not torch.equal(swept(model, clean, corrupted, difference, MLP_OUT).values, alias.values)
 
 
+@pytest.mark.parametrize("metric", [difference, any_function])
+def test_single_entries(metric: Any) -> None:
+    model = small()
+    clean, corrupted = prompts(2, 5, 1)
+    latents = [7, 0, 11, 29, 4]
+    with spliced(model, *EVERYWHERE):
+        for name, numbers in (
+            (f"{MLP_OUT}.hook_acts", latents),
+            ("blocks.0.mlp.hook_pre", [39, 2]),
+        ):
+            got = swept(model, clean, corrupted, metric, name, entries=numbers, budget=50)
+            assert got.axes == ("pos", model.hook_points[name].axes[-1])
+            assert got.labels[got.axes[1]] == list(map(str, numbers))
+            _, cache = model.run_with_cache(clean, name)
+            _, own = model.run_with_cache(corrupted, name)
+            for column, number in enumerate(numbers):
+                value = own[name].clone()
+                value[..., number] = cache[name][..., number]
+                wanted = position_by_position(model, clean, corrupted, metric, name, value)
+                same(got.values[:, column], wanted)
+        name = f"{MLP_OUT}.hook_acts"
+        zero = nl.patching.ablate(
+            model, clean, metric, name, "zero", entries=latents, progress=False
+        )
+        value = model.run_with_cache(clean, name)[1][name].clone()
+        value[..., 11] = 0
+        same(zero.values[:, 2], position_by_position(model, clean, clean, metric, name, value))
+        for site, numbers in (("z", [1]), (name, [30]), (name, [-1]), (name, []), (name, [2, 2])):
+            with pytest.raises(InputError, match="entries"):
+                swept(model, clean, corrupted, metric, site, entries=numbers)
+        with pytest.raises(InputError, match="three"):
+            swept(model, clean, corrupted, metric, "blocks.0.attn.hook_q", entries=[1])
+
+
 def test_without_a_splice_a_hook_point_is_the_site_it_is() -> None:
     model = small()
     clean, corrupted = prompts(2, 5, 1)

@@ -67,6 +67,8 @@ class HookedForward:
         found = self.activations(site.hook, layer) != self.run.kept(site.hook, layer)
         if site.is_pattern:  # [batch, head, pos, source_pos]
             found = found.transpose(1, 2)
+        if site.entries:
+            return found[..., site.entries]
         axes = 2 + sum(axis in site.axes for axis in ("head", "source_pos"))
         return found.flatten(axes).any(dim=-1) if found.dim() > axes else found
 
@@ -107,6 +109,9 @@ class HookedForward:
 
 def _cell(site: Site, variants: Variants) -> tuple[Tensor | slice, ...]:
     """Where each variant is patched: an index of the axes after the batch."""
+    if site.entries:
+        entries = torch.tensor(site.entries, device=variants.head.device)
+        return variants.pos, entries[variants.head]
     if site.is_pattern:
         axes = ["head", "pos", "source_pos"]
     else:

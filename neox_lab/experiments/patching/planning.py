@@ -79,6 +79,8 @@ def find_variants(forward: Forward, cells: Cells, pairs: slice, layers: int) -> 
             part = _differing(forward.differs(site, layer), site, columns)
             place = {"layer": torch.full_like(part.pair, layer), "head": part.head}
             place |= {"pos": part.cell, "source_pos": part.source_pos}
+            if site.entries:
+                place[site.axes[-1]] = part.head
             cell = torch.zeros_like(part.pair)
             for axis, size in zip(site.axes, cells.shape(site), strict=True):
                 cell = cell * size + place[axis]

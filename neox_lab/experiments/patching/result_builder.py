@@ -36,6 +36,9 @@ def build_result(question: Question, scores: Scores, direction: Direction) -> Pa
         ends.reverse()
         prompts.reverse()
     labels = axis_labels(question.model, prompts, question.positions) | {"site": list(names)}
+    labels |= {
+        site.axes[-1]: list(map(str, site.entries)) for site in question.sites if site.entries
+    }
     return PatchResult(
         values=values.nanmean(dim=0),
         axes=axes,

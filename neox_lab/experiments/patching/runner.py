@@ -111,6 +111,7 @@ class Runner:
             "pos": len(columns),
             "head": model.config.num_attention_heads,
             "source_pos": width,
+            **{site.axes[-1]: len(site.entries) for site in question.sites if site.entries},
         }
         self.cells = Cells(question.sites, sizes, columns)
         own_hooks = any(site.effect is None for site in question.sites)

@@ -21,7 +21,7 @@ first matrix of the MLP makes, for instance, would be
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 from neox_lab.errors import HookNameError, InputError, nearest
@@ -48,6 +48,8 @@ class Site:
         changes: which layer's input is the first residual stream that the effect changes:
             ``"next"``, or the block's ``"own"``.
         layer: the only block that has the hook, -1 for the embedding; None if all have it.
+        entries: numbers along the hook point's last axis, each a cell; empty if a cell replaces
+            all of it.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Site:
     effect: Effect | None = field(repr=False)
     changes: Literal["own", "next"] = "next"
     layer: int | None = None
+    entries: tuple[int, ...] = ()
 
     @property
     def by_head(self) -> bool:
@@ -117,6 +120,7 @@ def find_sites(
     asked: SiteName | Sequence[SiteName],
     parallel: bool,
     points: Mapping[str, HookPoint] | None = None,
+    entries: Sequence[int] | None = None,
 ) -> list[Site]:
     """The sites asked for.
 
@@ -124,6 +128,7 @@ def find_sites(
         asked: a name, or several names of sites with the same axes.
         parallel: whether the model's blocks are parallel, which have no ``resid_mid``.
         points: hook points that may be named, too.
+        entries: of their last axis, see ``Site``; None for all in one cell.
 
     Raises:
         InputError: an unknown site, none at all, or several whose cells do not correspond.
@@ -132,6 +137,8 @@ def find_sites(
     one = isinstance(asked, str) or _is_short_form(asked)
     names = cast("Sequence[SiteName]", [asked] if one else asked)
     sites = [_find_site(name, parallel, points or {}) for name in names]
+    if entries is not None:
+        sites = [_by_entry(site, entries, points or {}) for site in sites]
     axes = {tuple(sorted(site.axes)) for site in sites}
     if len(axes) != 1:
         shown = ", ".join(f"{site.name} ({', '.join(site.axes)})" for site in sites)
@@ -181,6 +188,22 @@ def _hook_site(point: HookPoint) -> Site:
         )
     layer = -1 if point.layer is None else point.layer
     return Site(point.name, ("pos",), point.name, "one", None, "own", layer)
+
+
+def _by_entry(site: Site, entries: Sequence[int], points: Mapping[str, HookPoint]) -> Site:
+    """A hook point as a site with a cell for each position and entry of its last axis.
+
+    Raises:
+        InputError: another site, no such axis, or no entries.
+    """
+    axes = points[site.name].axes[2:] if site.effect is None else ()
+    if len(axes) != 1 or not entries or len(set(entries)) < len(entries) or min(entries) < 0:
+        raise InputError(
+            f"entries={entries!r} are different numbers along the third axis of a hook point with "
+            f"three; the site is {site.name}"
+            + (f" [batch, pos, {', '.join(axes)}]." if axes else ".")
+        )
+    return replace(site, axes=("pos", *axes), entries=tuple(entries))
 
 
 def refuse_moved(sites: list[Site]) -> None:

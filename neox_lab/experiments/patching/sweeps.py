@@ -21,7 +21,7 @@ from neox_lab.experiments.patching.prompts import (
 from neox_lab.experiments.patching.result import PatchResult
 from neox_lab.experiments.patching.result_builder import build_result
 from neox_lab.experiments.patching.runner import BUDGET, Question, Runner, check_ready
-from neox_lab.experiments.patching.sites import SiteName, find_sites, refuse_moved
+from neox_lab.experiments.patching.sites import Site, SiteName, find_sites, refuse_moved
 from neox_lab.experiments.patching.sources import (
     AlignedPrompts,
     CachedSource,
@@ -29,6 +29,7 @@ from neox_lab.experiments.patching.sources import (
     SourcePrompts,
 )
 from neox_lab.hooks.cache import ActivationCache
+from neox_lab.hooks.table import axis_sizes, shape_at
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -43,6 +44,7 @@ def sweep(
     *,
     direction: Literal["denoising", "noising"] = "denoising",
     positions: Positions | None = None,
+    entries: Sequence[int] | None = None,
     budget: int = BUDGET,
     progress: bool | ProgressReport = True,
 ) -> PatchResult:
@@ -71,6 +73,8 @@ def sweep(
         positions: names of positions to patch instead of every one: ``{"subject": 3}``,
             ``{"subject": [3, 5]}`` for each pair, or ``{"subject": (clean, corrupted)}``, counted
             in each text's own tokens.
+        entries: with a hook point ``[batch, pos, own axis]`` as the site: numbers along its own
+            axis, such as neurons or latents. Cells are then ``(pos, own axis)``, each one entry.
         budget: tokens that are computed together. More memory, never another answer.
         progress: show a bar with the time left; or a function that is told how much is done and
             how much there is, and ends the sweep by raising KeyboardInterrupt.
@@ -91,7 +95,7 @@ def sweep(
     into, out_of = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")
     given: dict[str, PromptsOrCache] = {"clean": clean, "corrupted": corrupted}
     patched = read_prompts(model, given[into], into)
-    sites = find_sites(site, model.config.use_parallel_residual, model.hook_points)
+    sites = _sites(model, site, entries)
     if positions is not None and direction == "noising":
         positions = {n: at[::-1] if isinstance(at, tuple) else at for n, at in positions.items()}
     source: Source
@@ -121,6 +125,7 @@ def ablate(
     *,
     reference: PromptsLike | None = None,
     positions: Positions | None = None,
+    entries: Sequence[int] | None = None,
     seed: int = 0,
     budget: int = BUDGET,
     progress: bool | ProgressReport = True,
@@ -136,6 +141,7 @@ def ablate(
             texts, ``"mean_by_pos"`` column by column, or ``"resample"``: another text's.
         reference: texts for means and resampling; None takes the inputs themselves.
         positions: see ``sweep``.
+        entries: see ``sweep``.
         seed: of resampling.
         budget: see ``sweep``.
         progress: see ``sweep``.
@@ -148,7 +154,24 @@ def ablate(
     """
     check_ready(model)
     patched = read_prompts(model, inputs, "inputs")
-    sites = find_sites(site, model.config.use_parallel_residual, model.hook_points)
+    sites = _sites(model, site, entries)
     source = ablation_source(model, patched, sites, value, reference, seed)
     question = Question(model, patched, source, metric, sites, positions)
     return build_result(question, Runner(question, budget).run(progress), "ablation")
+
+
+def _sites(
+    model: HookedModel, asked: SiteName | Sequence[SiteName], entries: Sequence[int] | None
+) -> list[Site]:
+    """The sites asked for, see ``find_sites``.
+
+    Raises:
+        InputError: entries that a hook point does not have.
+    """
+    points = model.hook_points
+    sites = find_sites(asked, model.config.use_parallel_residual, points, entries)
+    sizes = axis_sizes(model.config, batch=1, pos=1)
+    for site in sites:
+        if site.entries and max(site.entries) >= (size := shape_at(points[site.name], sizes)[-1]):
+            raise InputError(f"entries={entries!r}; {site.name} has {size}, numbered from 0.")
+    return sites

@@ -22,7 +22,7 @@ class Variants:
         site: number of the site.
         layer: the layer patched.
         entry: the first layer whose input differs.
-        head: the head patched, 0 if none.
+        head: the head patched, or the number of the entry (see ``Site.entries``); 0 if none.
         pos: the position patched; for all positions, the first that differs.
         source_pos: the key position of a single attention weight, 0 otherwise.
         start: the first position that is computed; everything left of it is the plain run's.
