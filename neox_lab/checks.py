@@ -8,12 +8,14 @@
     # InputError: measure='shar'; expected one of share, mul. Did you mean 'share'?
 
 A ``Kind`` is a set of values with words for it. Where no function below makes the one that is
-needed, ``Kind(words, accepts)`` does. True and False are no numbers here.
+needed, ``Kind(words, accepts)`` does. True and False are no numbers here; numbers of NumPy and
+PyTorch are, and become Python's, because settings end in JSON.
 """
 
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable
 from typing import Generic, NamedTuple, TypeVar, cast
 
@@ -38,7 +40,7 @@ class Kind(NamedTuple, Generic[Value_co]):
 
 
 def check(name: str, value: object, kind: Kind[Value], error: type[NeoxLabError]) -> Value:
-    """``value`` if it is one of ``kind``.
+    """``value`` if it is one of ``kind``, numbers as Python's own.
 
     Args:
         name: what the user calls it.
@@ -49,10 +51,30 @@ def check(name: str, value: object, kind: Kind[Value], error: type[NeoxLabError]
     Raises:
         NeoxLabError: ``error``, if it is not; the message names both.
     """
+    value = plain(value)
     if not kind.accepts(value):
         close = nearest(value, kind.choices) if isinstance(value, str) else ""
         raise error(f"{name}={value!r}; expected {kind.words}.{close}")
     return cast(Value, value)
+
+
+def plain(value: object) -> object:
+    """Numbers as Python's own, whose ever they were, also within lists, tuples and dicts.
+
+    ``np.int64(3)``, ``torch.tensor(3)`` and 3 are 3; ``torch.tensor([3, 4])`` is ``[3, 4]``.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if type(value) in (list, tuple):
+        return type(value)(map(plain, value))  # type: ignore[call-arg,call-overload]
+    if type(value) is dict:
+        return {plain(name): plain(item) for name, item in value.items()}
+    to_list = getattr(value, "tolist", None)
+    if callable(to_list) and not isinstance(value, type):
+        return to_list()
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    return float(value) if isinstance(value, numbers.Real) else value
 
 
 def number(
@@ -69,10 +91,10 @@ def number(
 
     def accepts(value: object) -> bool:
         return (
-            isinstance(value, int | float)
+            isinstance(value, numbers.Real)
             and not isinstance(value, bool)
-            and not math.isnan(value)
-            and _inside(value, above, least, most, below)
+            and not math.isnan(cast(float, value))
+            and _inside(cast(float, value), above, least, most, below)
         )
 
     if below == math.inf:
@@ -87,9 +109,9 @@ def whole(
 
     def accepts(value: object) -> bool:
         return (
-            isinstance(value, int)
+            isinstance(value, numbers.Integral)
             and not isinstance(value, bool)
-            and _inside(value, above, least, most, None)
+            and _inside(int(value), above, least, most, None)
         )
 
     return Kind("a whole number" + _bounds(above, least, most, None), accepts)

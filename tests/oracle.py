@@ -6,8 +6,11 @@ one, so that an agreement to 1e-5 means that every part is right, not that every
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 import transformers
 from torch import Tensor
@@ -162,3 +165,21 @@ def in_half(theirs: Any, dtype: torch.dtype) -> Any:
     theirs.to(dtype)
     rotary.inv_freq = frequencies
     return theirs
+
+
+@contextmanager
+def sorted_draws() -> Iterator[None]:
+    """Let transformers before 5.24 sort what beam sampling draws, as 5.24 does."""
+    if tuple(map(int, transformers.__version__.split(".")[:2])) >= (5, 24):
+        yield
+        return
+    draw = torch.multinomial
+
+    def drawn(probabilities: Tensor, num_samples: int, **more: Any) -> Tensor:
+        index = draw(probabilities, num_samples, **more)
+        order = probabilities.gather(-1, index).argsort(dim=-1, descending=True)
+        return index.gather(-1, order)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "multinomial", drawn)
+        yield

@@ -8,13 +8,14 @@ import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, TypedDict, Unpack
 
+import torch
 from torch import Tensor
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError
 from neox_lab.family.base import GPTNeoXPreTrainedModel
 from neox_lab.model.hook_points import HookPoint, Taps, Watcher
-from neox_lab.model.key_value_cache import KeyValueCache
+from neox_lab.model.key_value_cache import BorrowedCache, KeyValueCache, is_cache
 from neox_lab.model.network import Network, layer_span
 from neox_lab.model.outputs import BaseModelOutputWithPast
 
@@ -40,12 +41,14 @@ class RunOptions(TypedDict, total=False):
         start_at_layer: first block to run; ``inputs_embeds`` is the residual stream entering it.
         stop_at_layer: block to stop before; a BaseModelOutputWithPast with the residual stream
             entering it is returned, without final layer norm or head.
+        cache: what transformers from 5.24 on calls ``past_key_values``; of both, this counts.
     """
 
     output_attentions: bool | None
     output_hidden_states: bool | None
     start_at_layer: int | None
     stop_at_layer: int | None
+    cache: KeyValueCache | None
 
 
 class RunArguments(RunOptions, total=False):
@@ -126,6 +129,7 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         output_hidden_states: bool | None = None,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
+        cache: KeyValueCache | None = None,
         **without_meaning: object,
     ) -> BaseModelOutputWithPast:
         """What ``forward`` does, for a head that brings the taps of its own run.
@@ -151,7 +155,8 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
                 f"start_at_layer={start_at_layer} takes the residual stream entering that layer, "
                 "[batch, pos, d_model], as inputs or inputs_embeds; got token ids."
             )
-        keys_values = self._cache(past_key_values, use_cache)
+        given = past_key_values if cache is None else cache
+        keys_values = self._cache(given, use_cache)
         watch = _Recorder(self, first, last)
         if _default(output_attentions, self.config.output_attentions):
             taps = taps.with_more(watch.attentions())
@@ -172,10 +177,10 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         )
         if stop_at_layer is None:
             residual = self.normalize(residual, taps)
-        keep = _default(use_cache, self.config.use_cache)
+        kept = keys_values if _default(use_cache, self.config.use_cache) else None
         return BaseModelOutputWithPast(
             last_hidden_state=residual,
-            past_key_values=keys_values if keep else None,
+            past_key_values=kept.owner if isinstance(kept, BorrowedCache) else kept,
             hidden_states=watch.states and (*watch.states, residual),
             attentions=watch.patterns,
         )
@@ -190,22 +195,25 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         Raises:
             InputError: a cache of another kind or model, or together with checkpointing.
         """
-        if given is not None and not isinstance(given, KeyValueCache):
-            raise InputError(
-                f"past_key_values is a {type(given).__name__}; expected the KeyValueCache that an "
-                "earlier call returned."
-            )
-        if given is not None and len(given) != len(self.layers):
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            if given is not None:
+                raise InputError("Gradient checkpointing cannot be combined with past_key_values.")
+            return None
+        if given is None:
+            wanted = _default(use_cache, self.config.use_cache)
+            return KeyValueCache(len(self.layers)) if wanted else None
+        if not isinstance(given, KeyValueCache):
+            if not is_cache(given):
+                raise InputError(
+                    f"past_key_values is a {type(given).__name__}; expected the KeyValueCache that "
+                    "an earlier call returned, or transformers' DynamicCache."
+                )
+            given = BorrowedCache(given, len(self.layers))
+        if len(given) != len(self.layers):
             raise InputError(
                 f"past_key_values is of a model with {len(given)} layers; this one has "
                 f"{len(self.layers)}."
             )
-        if self.gradient_checkpointing and self.training:
-            if given is not None:
-                raise InputError("Gradient checkpointing cannot be combined with past_key_values.")
-            return None
-        if given is None and _default(use_cache, self.config.use_cache):
-            return KeyValueCache(len(self.layers))
         return given
 
 

@@ -129,8 +129,9 @@ class BeamSearch:
         total = scores.view(batch, self.beams, vocab) + self.running.scores[..., None]
         total = total.view(batch, -1)
         if self.settings.do_sample:
-            index = torch.multinomial(total.softmax(dim=-1), num_samples=count)
-            best = total.gather(1, index)
+            drawn = torch.multinomial(total.softmax(dim=-1), num_samples=count)
+            best, order = total.gather(1, drawn).sort(dim=-1, descending=True)
+            index = drawn.gather(1, order)
         else:
             best, index = total.topk(count)
         parents = index // vocab

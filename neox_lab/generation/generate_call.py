@@ -44,7 +44,7 @@ class Companions:
         logits_processor: the user's processors.
         stopping_criteria: the user's criteria.
         prefix_allowed_tokens_fn: see ``processors.PrefixConstrained``.
-        assistant_model: drafts tokens.
+        assistant_model: drafts tokens; a model of this package or of transformers.
         streamer: is shown tokens.
         negative_prompt_ids: for guidance, ``[batch, pos]``.
         negative_prompt_attention_mask: its padding.
@@ -83,7 +83,7 @@ class GenerateCall:
         self,
         model: LanguageModel,
         inputs: object,
-        config: GenerationConfig | None,
+        config: object,
         companions: Companions,
         arguments: Mapping[str, Any],
     ) -> None:
@@ -92,7 +92,8 @@ class GenerateCall:
         Args:
             model: the model, whose ``generation_config`` counts last.
             inputs: the prompt, see ``prompt.prepare``.
-            config: settings that count where ``arguments`` have none.
+            config: settings that count where ``arguments`` have none: a GenerationConfig, of this
+                package or of transformers, or None.
             companions: what goes with the prompt.
             arguments: settings and named inputs of the model.
 
@@ -101,7 +102,8 @@ class GenerateCall:
         """
         others = [field.name for field in fields(Companions)]
         named, model_arguments = split_arguments(arguments, others)
-        places = (GenerationConfig(**named), config or GenerationConfig(), model.generation_config)
+        second = GenerationConfig() if config is None else GenerationConfig.taken_from(config)
+        places = (GenerationConfig(**named), second, model.generation_config)
         self.model, self.companions = model, companions
         off = {name for name, value in named.items() if value is None}
         self.settings = places[0].resolved(*places[1:], off=off)
@@ -254,6 +256,10 @@ def refuse_contradictions(
             "or num_beams.",
         ),
         (
+            settings.do_sample and settings.temperature == 0,
+            "temperature=0.0 leaves nothing to draw; for greedy search pass do_sample=False.",
+        ),
+        (
             1 < beams < several,
             f"num_return_sequences={several} is more than num_beams={beams}.",
         ),
@@ -300,7 +306,7 @@ def _rules_for_drafting(
     ]
     assistant = companions.assistant_model
     if assistant is not None:
-        own, other = companions.tokenizer, assistant.tokenizer
+        own, other = companions.tokenizer, getattr(assistant, "tokenizer", None)
         differ = own is not None and other is not None and own.get_vocab() != other.get_vocab()
         rules.append((differ, "assistant_model has another vocabulary than this model."))
     return rules

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,11 @@ from neox_lab.generation.generate_call import Companions, GenerateCall
 from neox_lab.generation.generation_cache import GenerationCache
 from neox_lab.generation.output_builder import OutputBuilder
 from neox_lab.generation.outputs import Generated
-from neox_lab.generation.settings import FILE_NAME, GenerationConfig
+from neox_lab.generation.settings import FILE_NAME, GenerationConfig, HasDict
 from neox_lab.generation.stream import Describer, StreamStep
 from neox_lab.generation.streamers import new_tokens
 from neox_lab.hub import HubOptions, PathOrId, find_file
+from neox_lab.model.key_value_cache import KeyValueCache
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel
@@ -45,8 +46,8 @@ class Generates:
         return self._generation_config
 
     @generation_config.setter
-    def generation_config(self, config: GenerationConfig) -> None:
-        self._generation_config = config
+    def generation_config(self, config: object) -> None:
+        self._generation_config = GenerationConfig.taken_from(config)
 
     def _load_beside(self, source: PathOrId, options: HubOptions) -> None:
         """Read ``generation_config.json`` if there is one."""
@@ -62,7 +63,9 @@ class Generates:
     def generate(
         self: LanguageModel,
         inputs: str | list[str] | Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
+        generation_config: GenerationConfig | HasDict | None = None,
+        *,
+        custom_generate: Callable[..., Generated] | None = None,
         **arguments: object,
     ) -> Generated:
         """Continue a text.
@@ -74,10 +77,16 @@ class Generates:
         Args:
             inputs: token ids ``[batch, pos]``, a text, or several texts (padded on the left);
                 None starts from the beginning-of-text token.
-            generation_config: settings, used where ``arguments`` have none.
+            generation_config: settings, used where ``arguments`` have none; of this package or
+                of transformers.
+            custom_generate: a strategy of your own, called with the model, token ids
+                ``[batch, pos]``, ``logits_processor``, ``stopping_criteria``,
+                ``generation_config`` (every setting) and ``attention_mask``; its result is
+                returned.
             arguments: settings (see ``neox_lab.generation.settings.SETTINGS``); inputs of the
-                model (``input_ids``, ``attention_mask``, ``inputs_embeds``, ``past_key_values``
-                with the whole text as inputs); and what goes with them
+                model (``input_ids``, ``attention_mask``, ``position_ids``, ``inputs_embeds``;
+                ``past_key_values`` or ``cache`` with the whole text as inputs); and what goes
+                with them
                 (``neox_lab.generation.generate_call.Companions``: ``logits_processor``,
                 ``stopping_criteria``, ``prefix_allowed_tokens_fn``, ``assistant_model``,
                 ``streamer``, ``negative_prompt_ids``, ``tokenizer``).
@@ -90,13 +99,14 @@ class Generates:
         Raises:
             GenerationError: unknown, impossible or contradictory arguments.
         """
-        return _run(_settled(self, inputs, generation_config, arguments))
+        call = _settled(self, inputs, generation_config, arguments)
+        return _run(call) if custom_generate is None else _run_custom(call, custom_generate)
 
     @torch.no_grad()
     def stream(
         self: LanguageModel,
         inputs: str | Tensor | None = None,
-        generation_config: GenerationConfig | None = None,
+        generation_config: GenerationConfig | HasDict | None = None,
         *,
         alternatives: int = 5,
         names_filter: Name | Iterable[Name] | None = None,
@@ -139,7 +149,7 @@ class Generates:
         self: LanguageModel,
         inputs: str | list[str] | Tensor | None = None,
         names_filter: Name | Iterable[Name] | None = None,
-        generation_config: GenerationConfig | None = None,
+        generation_config: GenerationConfig | HasDict | None = None,
         **arguments: object,
     ) -> tuple[Generated, GenerationCache]:
         """Continue a text and keep activations of every step, without running anything twice.
@@ -168,6 +178,43 @@ class Generates:
             cache.pieces = call.companions.tokenizer.pieces(ids[0, :-1].tolist())
         cache.attention_mask = call.stepper.mask
         return output, cache
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        cache: KeyValueCache | None = None,
+        attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        **more: object,
+    ) -> dict[str, Any]:
+        """Arguments of ``forward`` for one step of a loop of your own, as in transformers.
+
+        Args:
+            input_ids: the whole text ``[batch, pos]``.
+            next_sequence_length: how many of the last tokens are to be read; None for all.
+            cache: keys and values of what was read.
+            attention_mask: of the whole text ``[batch, pos]``.
+            inputs_embeds: read instead of the ids in the first step ``[batch, pos, d_model]``.
+            is_first_iteration: whether this is the first step.
+            more: further arguments of ``forward``; ``position_ids`` are cut to what is read, and
+                ``past_key_values`` is ``cache`` by its older name.
+        """
+        start = 0 if next_sequence_length is None else -next_sequence_length
+        made: dict[str, Any] = {"input_ids": None}
+        if inputs_embeds is not None and is_first_iteration:
+            read = made["inputs_embeds"] = inputs_embeds[:, start:].contiguous()
+        else:
+            read = made["input_ids"] = input_ids[:, start:].contiguous()
+        if cache is not None:
+            made["past_key_values"] = cache
+        if attention_mask is not None:
+            made["attention_mask"] = attention_mask
+        if isinstance(positions := more.get("position_ids"), Tensor):
+            made["position_ids"] = positions[:, -read.shape[1] :]
+        more.pop("labels", None)
+        return {**more, **made}
 
     def compute_transition_scores(
         self,
@@ -205,7 +252,7 @@ class Generates:
 def _settled(
     model: LanguageModel,
     inputs: object,
-    config: GenerationConfig | None,
+    config: object,
     arguments: dict[str, Any],
 ) -> GenerateCall:
     """The call these arguments amount to."""
@@ -235,6 +282,22 @@ def _run(call: GenerateCall) -> Generated:
         if streamer is not None:
             streamer.end()
     return builder.build(call.stepper, call.beams)
+
+
+def _run_custom(call: GenerateCall, strategy: Callable[..., Generated]) -> Generated:
+    """What a user's own strategy makes of a call."""
+    if not callable(strategy):
+        raise GenerationError(
+            f"custom_generate={strategy!r}; expected a function. Code from the hub is not run."
+        )
+    return strategy(
+        call.model,
+        call.prompt.ids,
+        logits_processor=call.processors,
+        stopping_criteria=call.stopping,
+        generation_config=call.settings,
+        attention_mask=call.prompt.mask,
+    )
 
 
 def _empty_cache(call: GenerateCall) -> GenerationCache:

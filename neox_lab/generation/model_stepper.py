@@ -7,6 +7,7 @@ that the strategies (greedy, sampling, beams, assisted) need not know how a mode
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -71,15 +72,17 @@ class ModelStepper:
             prepare_for_decoding(model.modules(), free_memory(model.device))
             self._products = decoding
         self.model, self.wanted = model, wanted
+        self._cache_name = _name_of_cache(model)
         self.cache = prompt.cache
         if use_cache and self.cache is None:
-            self.cache = KeyValueCache(len(model.backbone.layers))
+            self.cache = KeyValueCache(model.config.num_hidden_layers)
         self.steps = 0
         self._embeds = prompt.embeds
         self._ids_in_prompt = prompt.ids.shape[1]
         # Read columns of the prompt: they may be fewer or more than its ids.
         self._prompt_length = self._ids_in_prompt if self._embeds is None else self._embeds.shape[1]
         self.mask = prompt.mask
+        self._positions = prompt.positions
 
     def step(self, ids: Tensor, keep: int = 1) -> StepOutput:
         """Read on to the end of ``ids``.
@@ -100,7 +103,7 @@ class ModelStepper:
                 **new,
                 attention_mask=mask,
                 position_ids=positions,
-                past_key_values=self.cache,
+                **{self._cache_name: self.cache},
                 use_cache=self.cache is not None,
                 logits_to_keep=keep,
                 return_dict=True,
@@ -121,23 +124,32 @@ class ModelStepper:
         return {"inputs_embeds": embeds[:, past:]}
 
     def _mask_and_positions(self, past: int, length: int) -> tuple[Tensor | None, Tensor | None]:
-        """Visibility of everything, and positions of what is new; None and None if unpadded."""
+        """Visibility of everything, None if unpadded; positions of what is new, None if plain."""
+        given = None if self._positions is None else self._given_positions(past + length)[:, past:]
         if self.mask is None:
-            return None, None
+            return None, given
         missing = past + length - self.mask.shape[1]
         if missing > 0:
             ones = self.mask.new_ones(self.mask.shape[0], missing)
             self.mask = torch.cat((self.mask, ones), dim=1)
         mask = self.mask[:, : past + length]
+        if given is not None:
+            return mask, given
         # Padding does not count as a position.
         positions = (mask.cumsum(dim=1) - 1).masked_fill(mask == 0, 0)
         return mask, positions[:, past:]
 
+    def _given_positions(self, length: int) -> Tensor:
+        """Positions ``[batch, length]``: those given with the prompt, and on from the last."""
+        assert self._positions is not None
+        more = torch.arange(1, max(0, length - self._prompt_length) + 1, device=self.model.device)
+        return torch.cat((self._positions, self._positions[:, -1:] + more), dim=1)[:, :length]
+
     @contextmanager
     def _marked(self, past: int, length: int, positions: Tensor | None) -> Iterator[None]:
         """Let hooks know for the duration of one run which step and positions it is about."""
-        stack = self.model.hook_stack
-        if not stack.placements:
+        stack = getattr(self.model, "hook_stack", None)  # assistants of transformers have none
+        if stack is None or not stack.placements:
             yield
             return
         if positions is None:
@@ -155,8 +167,19 @@ class ModelStepper:
             self.cache.batch_select_indices(rows)
         if self.mask is not None:
             self.mask = self.mask[rows]
+        if self._positions is not None:
+            self._positions = self._positions[rows]
 
     def forget_beyond(self, ids: Tensor) -> None:
         """Keep only what was read of all but the last token of ``ids`` ``[batch, pos]``."""
         if self.cache is not None:
-            self.cache.crop(ids.shape[1] - 1 - self._ids_in_prompt + self._prompt_length)
+            kept = ids.shape[1] - 1 - self._ids_in_prompt + self._prompt_length
+            surplus = self.cache.get_seq_length() - kept
+            if surplus > 0:  # 0 would mean "all" to our cache, and "none" to transformers'
+                self.cache.crop(-surplus)
+
+
+def _name_of_cache(model: LanguageModel) -> str:
+    """What ``forward`` calls the cache; assistants of transformers 5.24 know the new name only."""
+    names = inspect.signature(getattr(model, "forward", model)).parameters
+    return "cache" if "cache" in names else "past_key_values"

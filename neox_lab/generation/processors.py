@@ -10,6 +10,7 @@ uses.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -21,7 +22,7 @@ from neox_lab.errors import GenerationError
 
 NEVER = float("-inf")
 
-Processor = Callable[[Tensor, Tensor], Tensor]
+Processor = Callable[..., Tensor]
 """From ids ``[batch, pos]`` and scores ``[batch, vocab]`` to scores."""
 
 
@@ -36,12 +37,19 @@ class LogitsProcessor:
 class LogitsProcessorList(list[Processor]):
     """Processors that run one after the other."""
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        """Scores ``[batch, vocab]`` after all of them; ``scores`` itself stays as it is."""
+    def __call__(self, input_ids: Tensor, scores: Tensor, **more: object) -> Tensor:
+        """Scores ``[batch, vocab]`` after all of them; ``scores`` itself stays as it is.
+
+        Args:
+            input_ids: the text so far ``[batch, pos]``.
+            scores: of what might come next ``[batch, vocab]``.
+            more: handed on to the processors that take more than these two.
+        """
         if self:
             scores = scores.clone()  # a user's processor may write into what it is given
         for processor in self:
-            scores = processor(input_ids, scores)
+            takes_more = more and len(inspect.signature(processor).parameters) > 2
+            scores = processor(input_ids, scores, **(more if takes_more else {}))
         return scores
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import GenerationError, TokenizerError, nearest
-from neox_lab.generation.settings import REFUSED, SETTINGS, GenerationConfig
-from neox_lab.model.key_value_cache import KeyValueCache
+from neox_lab.generation.settings import IGNORED, REFUSED, SETTINGS, GenerationConfig
+from neox_lab.model.key_value_cache import KeyValueCache, given_cache, is_cache
 from neox_lab.padding import pad_rows
 
 if TYPE_CHECKING:
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("neox_lab")
 
-MODEL_ARGUMENTS = ("input_ids", "attention_mask", "inputs_embeds", "past_key_values")
+MODEL_ARGUMENTS = (
+    *("input_ids", "attention_mask", "position_ids", "inputs_embeds"),
+    *("past_key_values", "cache", "logits_to_keep"),
+)
 
 
 @dataclass
@@ -33,26 +36,28 @@ class Prompt:
         embeds: vectors ``[batch, pos, d_model]`` to read instead of the ids, or None.
         mask: 1 for text and 0 for padding ``[batch, pos]``, or None where all is text.
         cache: keys and values of a beginning of the prompt, or None.
+        positions: of what is read ``[batch or 1, pos]``, or None where they follow from the mask.
     """
 
     ids: Tensor
     embeds: Tensor | None = None
     mask: Tensor | None = None
     cache: KeyValueCache | None = None
+    positions: Tensor | None = None
 
     def repeated(self, times: int) -> Prompt:
         """Every row ``times`` times, copies side by side."""
         if times == 1:
             return self
-        cache = None if self.cache is None else self.cache.copy()  # the user's stays as it is
+        # The user's cache stays as it is.
+        cache = None if self.cache is None else KeyValueCache.copy_of(self.cache)
         if cache is not None:
             cache.batch_repeat_interleave(times)
-        return Prompt(
-            self.ids.repeat_interleave(times, dim=0),
-            None if self.embeds is None else self.embeds.repeat_interleave(times, dim=0),
-            None if self.mask is None else self.mask.repeat_interleave(times, dim=0),
-            cache,
+        embeds, mask, positions = (
+            None if tensor is None else tensor.repeat_interleave(times, dim=0)
+            for tensor in (self.embeds, self.mask, self.positions)
         )
+        return Prompt(self.ids.repeat_interleave(times, dim=0), embeds, mask, cache, positions)
 
 
 def split_arguments(
@@ -70,7 +75,7 @@ def split_arguments(
     for name, value in kwargs.items():
         if name in MODEL_ARGUMENTS:
             model_arguments[name] = value
-        elif name in SETTINGS or name in REFUSED:
+        elif name in SETTINGS or name in REFUSED or name in IGNORED:
             settings[name] = value
         elif name == "token_type_ids":
             raise GenerationError(
@@ -121,10 +126,11 @@ def prepare(
         ids = _token_ids(source, embeds, mask, settings, model.device)
     ids = ids.to(model.device)
     read = ids if embeds is None else embeds
-    cache = _checked_cache(given.get("past_key_values"), read)
+    cache = _checked_cache(given_cache(given), read)
     if mask is None and cache is None:
         mask = _inferred_mask(ids, settings)
-    return Prompt(ids, embeds, _checked_mask(mask, read, model.device), cache)
+    mask = _checked_mask(mask, read, model.device)
+    return Prompt(ids, embeds, mask, cache, _checked_positions(given.get("position_ids"), read))
 
 
 def _is_text(source: object) -> TypeGuard[str | Sequence[str]]:
@@ -215,13 +221,26 @@ def _checked_mask(mask: Tensor | None, read: Tensor, device: torch.device) -> Te
     return mask.long()
 
 
+def _checked_positions(positions: Tensor | None, read: Tensor) -> Tensor | None:
+    """``position_ids`` ``[batch, pos]`` of all that is read; None if none were given."""
+    if positions is None:
+        return None
+    batch, length = read.shape[:2]
+    if positions.dim() != 2 or positions.shape[0] not in (1, batch) or positions.shape[1] != length:
+        raise GenerationError(
+            f"position_ids has shape {list(positions.shape)}; expected [batch, pos] = "
+            f"{[batch, length]}, the place of each token of the prompt."
+        )
+    return positions.to(read.device).long().expand(batch, length)
+
+
 def _checked_cache(cache: object, read: Tensor) -> KeyValueCache | None:
     if cache is None:
         return None
-    if not isinstance(cache, KeyValueCache):
+    if not is_cache(cache):
         raise GenerationError(
             f"past_key_values is a {type(cache).__name__}; expected the KeyValueCache that "
-            "forward or generate returned."
+            "forward or generate returned, or transformers' DynamicCache."
         )
     if cache.get_seq_length() >= read.shape[1]:
         raise GenerationError(
@@ -229,7 +248,7 @@ def _checked_cache(cache: object, read: Tensor) -> KeyValueCache | None:
             "Pass the whole text, the part that is in the cache included, and at least one token "
             "more; or shorten the cache with crop."
         )
-    return cache
+    return cache if cache.layers else None  # theirs makes its layers when they are needed
 
 
 def eos_tokens(settings: GenerationConfig) -> list[int]:

@@ -7,23 +7,31 @@ runs, four places are asked in this order, and the first that has a value wins:
 
 so a saved preference never overrides what is written in the call. None in a call switches a
 setting off (``eos_token_id=None``: no token ends the text) even if another place sets it.
+
+Whatever else has ``to_dict`` will do as a ``GenerationConfig``, transformers' above all.
 """
 
 from __future__ import annotations
 
 import copy
+import difflib
 import json
+import logging
 import os
+import warnings
 from collections.abc import Callable, Collection, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from neox_lab.checks import SWITCH, Kind, check, number, one_of, whole
+from neox_lab.checks import SWITCH, Kind, check, number, one_of, plain, whole
 from neox_lab.errors import GenerationError, nearest
 from neox_lab.files import read_json, write_text
 
 if TYPE_CHECKING:
     from neox_lab.config import GPTNeoXConfig
+
+_log = logging.getLogger("neox_lab")
 
 FILE_NAME = "generation_config.json"
 
@@ -54,9 +62,7 @@ def _is_text(value: object) -> bool:
 _COUNT, _AT_LEAST_ONE = whole(least=0), whole(above=0)
 _POSITIVE, _FRACTION = number(above=0), number(least=0, most=1)
 _SHARE, _CUTOFF = number(above=0, most=1), number(least=0, below=1)
-_TEMPERATURE: Kind[float] = Kind(
-    "a number above 0; for greedy search pass do_sample=False", _POSITIVE.accepts
-)
+_PAD: Kind[int] = Kind("a token id, or -1 for none", whole().accepts)
 _TOKEN: Kind[int] = Kind("a token id", _COUNT.accepts)
 _TOKENS: Kind[int | list[int]] = Kind(
     "a token id or a list of token ids", lambda v: _is_whole(v) or _is_whole_list(v)
@@ -107,7 +113,7 @@ SETTINGS: dict[str, tuple[Any, Kind[Any]]] = {
     "use_cache": (True, SWITCH),
     "cache_implementation": (None, _CACHE),
     # sampling
-    "temperature": (1.0, _TEMPERATURE),
+    "temperature": (1.0, number(least=0)),
     "top_k": (50, _COUNT),
     "top_p": (1.0, _FRACTION),
     "top_h": (None, _SHARE),
@@ -132,7 +138,7 @@ SETTINGS: dict[str, tuple[Any, Kind[Any]]] = {
     "renormalize_logits": (False, SWITCH),
     "watermarking_config": (None, _WATERMARK),
     # special tokens
-    "pad_token_id": (None, _TOKEN),
+    "pad_token_id": (None, _PAD),
     "bos_token_id": (None, _TOKEN),
     "eos_token_id": (None, _TOKENS),
     # several tokens a step
@@ -165,16 +171,49 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "force_words_ids": (([],), "Constrained beam search"),
     "dola_layers": ((), "DoLa decoding"),
     "token_healing": ((False,), "Token healing"),
+    "assistant_early_exit": ((), "Drafting with the first layers"),
+    "assistant_ensemble_weight": ((), "Mixing with the assistant"),
+    "use_mtp": ((False,), "Drafting with extra heads"),
 }
 
+# Settings of transformers that change no text, or are of other kinds of models.
+IGNORED = frozenset(
+    """
+    assistant_lookbehind cache_config compile_config continuous_batching_config
+    decoder_start_token_id disable_compile is_assistant max_cache_len prefill_chunk_size
+    speculation_type target_lookbehind
+    """.split()
+)
+_KNOWN = frozenset({*SETTINGS, *REFUSED, *IGNORED})
+
 _NOTES = ("_from_model_config", "transformers_version")
+
+# Settings that only sampling, or only beam search, looks at.
+_OF_SAMPLING = (
+    *("temperature", "top_k", "top_p", "top_h", "min_p", "typical_p"),
+    *("epsilon_cutoff", "eta_cutoff"),
+)
+_OF_BEAMS = ("early_stopping", "length_penalty")
+_OF_OUTPUTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
+
+
+class GenerationMode(StrEnum):
+    """The strategies, by transformers' names for them."""
+
+    GREEDY_SEARCH = "greedy_search"
+    SAMPLE = "sample"
+    BEAM_SEARCH = "beam_search"
+    BEAM_SAMPLE = "beam_sample"
+    ASSISTED_GENERATION = "assisted_generation"
 
 
 class GenerationConfig:
     """Settings of ``generate``; an attribute that nobody set is None.
 
     ``GenerationConfig(max_new_tokens=50, do_sample=True)``; see ``SETTINGS`` for all names and
-    what holds without them. Values are checked when they are set.
+    what holds without them. Values are checked when they are set; numbers may be NumPy's, and
+    tokens a tensor. Attributes that are no settings, nor look like one that is misspelt, are kept
+    and saved, with a warning.
 
     Raises:
         GenerationError: an unknown name, a value that makes no sense, or a strategy that
@@ -184,29 +223,54 @@ class GenerationConfig:
     def __init__(self, **values: object) -> None:
         self.__dict__["_values"] = {}
         self.__dict__["_foreign"] = {}
-        self.update(**values)
+        self._set(values)
 
-    def update(self, **values: object) -> None:
-        """Set several at once; None forgets a setting.
+    def _set(self, values: Mapping[str, object]) -> None:
+        """Set several settings.
 
         Raises:
             GenerationError: an unknown name, or a value that makes no sense.
         """
         for name, value in values.items():
+            if name not in _KNOWN:
+                raise GenerationError(_no_setting(name))
             setattr(self, name, value)
 
+    def update(self, **values: object) -> dict[str, object]:
+        """Set several at once; None forgets a setting.
+
+        Returns:
+            What is no setting, and was left out.
+
+        Raises:
+            GenerationError: a value that makes no sense.
+        """
+        known = {n: v for n, v in values.items() if n in _KNOWN}
+        self._set(known)
+        return {n: v for n, v in values.items() if n not in known}
+
     def __setattr__(self, name: str, value: object) -> None:
+        if name.startswith("_"):
+            self.__dict__[name] = value  # somebody's note, neither saved nor read
+            return
+        value = plain(value)
         _check_setting(name, value)
         if name in REFUSED:
             return  # a value that asks for nothing
+        place = self._values if name in SETTINGS else self._foreign
         if value is None:
-            self._values.pop(name, None)
-        else:
-            self._values[name] = value
+            place.pop(name, None)
+            return
+        place[name] = value
+        if name not in SETTINGS:
+            warnings.warn(f"{name}={value!r} has no effect on generation here.", stacklevel=2)
 
     def __getattr__(self, name: str) -> Any:
         if name in SETTINGS:
             return self.__dict__["_values"].get(name)
+        foreign = self.__dict__.get("_foreign", {})
+        if name in foreign or name in _KNOWN:
+            return foreign.get(name)
         raise AttributeError(f"GenerationConfig has no setting {name!r}.{nearest(name, SETTINGS)}")
 
     def __dir__(self) -> list[str]:
@@ -249,8 +313,23 @@ class GenerationConfig:
                 setattr(config, name, value)
             elif name not in _NOTES:
                 config._foreign[name] = value
-        config.update(**overrides)
+        config._set(overrides)
         return config
+
+    @classmethod
+    def taken_from(cls, config: object) -> GenerationConfig:
+        """``config`` if it is one, or the settings of another library's.
+
+        Raises:
+            GenerationError: it holds no settings, or one that this package cannot obey.
+        """
+        if isinstance(config, GenerationConfig):
+            return config
+        if not isinstance(config, HasDict):
+            raise GenerationError(
+                f"generation_config is a {type(config).__name__}; expected a GenerationConfig."
+            )
+        return cls.from_dict({n: v for n, v in config.to_dict().items() if v is not None})
 
     @classmethod
     def from_model_config(cls, config: GPTNeoXConfig) -> GenerationConfig:
@@ -302,10 +381,50 @@ class GenerationConfig:
         """Write the settings into a directory, which is made if need be.
 
         Raises:
+            GenerationError: settings that have no effect together.
             OSError: the file cannot be written; one that was there is kept.
         """
+        self.validate(strict=True)
         Path(directory).mkdir(parents=True, exist_ok=True)
         write_text(Path(directory) / config_file_name, self.to_json_string())
+
+    def validate(self, strict: bool = False) -> None:
+        """Look for settings that have no effect beside the others.
+
+        Args:
+            strict: raise an error instead of a warning in the log.
+
+        Raises:
+            GenerationError: a combination that ``generate`` refuses; with ``strict`` also
+                settings without an effect.
+        """
+        several, beams = self.num_return_sequences or 1, self.num_beams or 1
+        if several > 1 and (several > beams if beams > 1 else not self.do_sample):
+            raise GenerationError(
+                f"num_return_sequences={several} goes with do_sample=True, or with num_beams of "
+                "at least as many."
+            )
+        idle = [(name, "do_sample=True") for name in _OF_SAMPLING if not self.do_sample]
+        idle += [(name, "num_beams above 1") for name in _OF_BEAMS if beams == 1]
+        if not self.return_dict_in_generate:
+            idle += [(name, "return_dict_in_generate=True") for name in _OF_OUTPUTS]
+        found = [
+            f"{name}={self._values[name]!r} has no effect without {needed}"
+            for name, needed in idle
+            if self._values.get(name) not in (None, SETTINGS[name][0])
+        ]
+        if found and strict:
+            raise GenerationError(f"{'; '.join(found)}.")
+        for message in found:
+            _log.warning("%s.", message)
+
+    def get_generation_mode(self, assistant_model: object = None) -> GenerationMode:
+        """The strategy these settings amount to, with or without an assistant."""
+        if (self.num_beams or 1) > 1:
+            return GenerationMode.BEAM_SAMPLE if self.do_sample else GenerationMode.BEAM_SEARCH
+        if assistant_model is not None or self.prompt_lookup_num_tokens is not None:
+            return GenerationMode.ASSISTED_GENERATION
+        return GenerationMode.SAMPLE if self.do_sample else GenerationMode.GREEDY_SEARCH
 
     def to_json_string(self) -> str:
         """The text of ``generation_config.json``: sorted keys, indented by 2."""
@@ -332,17 +451,24 @@ def _check_setting(name: str, value: object) -> None:
         neutral, strategy = REFUSED[name]
         if value is not None and value not in neutral:
             raise GenerationError(
-                f"{name}={value!r}: {strategy} is not part of this package (transformers 5 has "
-                "moved it out, too). There is greedy search, sampling, beam search, beam "
-                "sampling, prompt lookup and assisted decoding."
+                f"{name}={value!r}: {strategy} is not part of this package. There is greedy "
+                "search, sampling, beam search, beam sampling, prompt lookup and assisted decoding."
             )
         return
     if name not in SETTINGS:
-        raise GenerationError(f"There is no generation setting {name!r}.{nearest(name, SETTINGS)}")
+        if name not in IGNORED and difflib.get_close_matches(name, SETTINGS, n=1, cutoff=0.85):
+            raise GenerationError(_no_setting(name))
+        return
+    if name == "pad_token_id" and isinstance(value, int) and value < 0:
+        _log.warning("pad_token_id=%d is no token: rows that end early cannot be padded.", value)
     if name in ("max_length", "max_new_tokens") and value == 0 and not isinstance(value, bool):
         raise GenerationError(f"{name}=0 leaves no room for a token; expected 1 or more.")
     if value is not None:
         check(name, value, SETTINGS[name][1], GenerationError)
+
+
+def _no_setting(name: str) -> str:
+    return f"There is no generation setting {name!r}.{nearest(name, SETTINGS)}"
 
 
 def _as_dict(value: HasDict) -> dict[str, Any]:

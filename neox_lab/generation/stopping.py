@@ -20,7 +20,7 @@ from neox_lab.generation.text import TokenBytes
 if TYPE_CHECKING:
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
-Criterion = Callable[[Tensor, Tensor], "Tensor | bool"]
+Criterion = Callable[..., "Tensor | bool"]
 
 
 class StoppingCriteria:
@@ -34,11 +34,11 @@ class StoppingCriteria:
 class StoppingCriteriaList(list[Criterion]):
     """Criteria of which one is enough."""
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor, **more: object) -> Tensor:
         """Boolean ``[batch]``: which rows are finished."""
         done = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         for criterion in self:
-            answer = criterion(input_ids, scores)
+            answer = criterion(input_ids, scores, **more)
             if answer is False:
                 continue
             done = done | answer

@@ -18,6 +18,7 @@ from neox_lab.errors import HookError
 from neox_lab.hooks.derived import Maker, check_weights, weights_seen
 from neox_lab.hooks.storage import Keeping
 from neox_lab.model.hook_points import HookPoint
+from neox_lab.model.key_value_cache import given_cache
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedNetwork
@@ -60,7 +61,7 @@ class LeanReplay:
                 "lean=True repeats blocks without hooks, so what they changed would be missing. "
                 "Cache without lean, or name what you need in names_filter."
             )
-        if arguments.get("past_key_values") is not None:
+        if given_cache(arguments) is not None:
             raise HookError("lean=True cannot repeat a run that began with past_key_values.")
         dropped = ("input_ids", "inputs_embeds", "labels", "start_at_layer", "stop_at_layer")
         self.arguments = {k: v for k, v in arguments.items() if k not in dropped}

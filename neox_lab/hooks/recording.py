@@ -33,6 +33,7 @@ from neox_lab.hooks.storage import Keeping, bytes_of
 from neox_lab.hooks.table import axis_sizes, dtype_at, shape_at
 from neox_lab.memory import free_memory
 from neox_lab.model.hook_points import HookPoint, Watcher
+from neox_lab.model.key_value_cache import given_cache, is_cache
 from neox_lab.model.network import layer_span
 
 if TYPE_CHECKING:
@@ -178,8 +179,8 @@ class Recording:
         if given is None:
             given = self.arguments["inputs_embeds"]
         batch, pos = given.shape[:2]
-        cache = self.arguments.get("past_key_values")
-        past = 0 if cache is None else cache.get_seq_length(self.first)
+        cache = given_cache(self.arguments)
+        past = cache.get_seq_length(self.first) if is_cache(cache) else 0
         return plan_for(self.model, points, self.keeping, batch, pos, past)
 
     @property
@@ -257,7 +258,7 @@ class Recording:
         # An edit anywhere in a block may reach what would be made from its parts.
         written = {watcher.point.layer for watcher in self._writers()}
         names = {point.name for point in wanted}
-        past = self.arguments.get("past_key_values") is not None
+        past = given_cache(self.arguments) is not None
         return [
             point
             for point in wanted

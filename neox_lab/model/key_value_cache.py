@@ -11,7 +11,8 @@ what the backward pass will read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -112,23 +113,60 @@ def _must_concatenate(stored: Tensor, keys: Tensor, values: Tensor) -> bool:
 
 
 class KeyValueCache:
-    """Keys and values of every layer; ``past_key_values`` of the forward pass.
+    """Keys and values of every layer; ``past_key_values`` or ``cache`` of the forward pass.
 
-    The methods have the names of Hugging Face's ``DynamicCache``. ``cache.layers[i].keys`` and
-    ``.values`` are ``[batch, head, pos, d_head]``; iterating yields such pairs layer by layer.
+    The methods have the names of Hugging Face's ``DynamicCache``, and either library's models go
+    on from the other's cache. ``cache.layers[i].keys`` and ``.values`` are
+    ``[batch, head, pos, d_head]``; iterating yields such pairs layer by layer.
+
+    Attributes:
+        layers: what each layer remembers.
+        is_compileable: False: it grows.
     """
+
+    is_compileable = False
 
     def __init__(self, layers: int) -> None:
         """An empty cache for a network of ``layers`` blocks."""
         self.layers = [LayerKeysValues() for _ in range(layers)]
 
-    def update(self, keys: Tensor, values: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """Append new positions to ``layer``; return all its keys and values."""
-        return self.layers[layer].append(keys, values)
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append new positions to a layer; return all its keys and values."""
+        return self.layers[layer_idx].append(key_states, value_states)
 
-    def get_seq_length(self, layer: int = 0) -> int:
-        """How many positions ``layer`` holds."""
-        return self.layers[layer].length
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """How many positions a layer holds."""
+        return self.layers[layer_idx].length
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        """How many keys ``query_length`` new positions will see, and which is the first: 0."""
+        return self.get_seq_length(layer_idx) + query_length, 0
+
+    get_query_offset = get_seq_length
+
+    def get_max_length(self, layer_idx: int = 0) -> int:
+        """-1: a layer may grow without end."""
+        return -1
+
+    get_max_cache_shape = get_max_length
+
+    @property
+    def is_initialized(self) -> bool:
+        """Whether it holds anything."""
+        return any(layer.length > 0 for layer in self.layers)
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """False for every layer: none forgets."""
+        return [False] * len(self)
+
+    is_linear = is_dummy = is_sliding
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.layers = [LayerKeysValues() for _ in self.layers]
 
     def crop(self, length: int) -> None:
         """Keep the first ``length`` positions; if negative, forget the last ``-length``."""
@@ -155,6 +193,15 @@ class KeyValueCache:
         other.layers = [layer.copy() for layer in self.layers]
         return other
 
+    @staticmethod
+    def copy_of(cache: KeyValueCache) -> KeyValueCache:
+        """An independent copy of ``cache``, which may be another library's (``is_cache``)."""
+        other = KeyValueCache(len(cache.layers))
+        for own, layer in zip(other.layers, cache.layers, strict=True):
+            if layer.keys is not None and layer.values is not None:
+                own.append(layer.keys.clone(), layer.values.clone())
+        return other
+
     def __len__(self) -> int:
         """Number of layers."""
         return len(self.layers)
@@ -170,3 +217,53 @@ class KeyValueCache:
     def __repr__(self) -> str:
         """Layers and positions."""
         return f"KeyValueCache({len(self)} layers, {self.get_seq_length()} positions)"
+
+
+class _BorrowedLayer(LayerKeysValues):
+    """One layer of a cache of another library."""
+
+    def __init__(self, cache: KeyValueCache, layer: int) -> None:
+        super().__init__()
+        self._cache, self._layer = cache, layer
+
+    def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return self._cache.update(keys, values, self._layer)
+
+
+class BorrowedCache(KeyValueCache):
+    """A cache of another library, as the layers of a network want to have it.
+
+    Attributes:
+        owner: the cache.
+    """
+
+    def __init__(self, owner: KeyValueCache, layers: int) -> None:
+        """Read and extend ``owner``, for a network of ``layers`` blocks."""
+        layers = len(owner.layers) or layers  # an empty one may make its layers when needed
+        self.owner = owner
+        self.layers = [_BorrowedLayer(owner, layer) for layer in range(layers)]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """How many positions a layer holds."""
+        return self.owner.get_seq_length(layer_idx)
+
+
+_NEEDED = ("update", "get_seq_length", "crop", "batch_select_indices", "batch_repeat_interleave")
+
+
+def is_cache(value: object) -> TypeGuard[KeyValueCache]:
+    """Whether ``value`` does what a ``KeyValueCache`` does, as transformers' ``DynamicCache``.
+
+    Caches with a fixed room (``StaticCache``) do not: what they return is longer than the text.
+    """
+    return (
+        all(callable(getattr(value, name, None)) for name in _NEEDED)
+        and isinstance(getattr(value, "layers", None), list)
+        and not getattr(value, "is_compileable", False)
+    )
+
+
+def given_cache(arguments: Mapping[str, object]) -> object:
+    """The cache among the arguments of a forward pass, by its new or its old name; or None."""
+    cache = arguments.get("cache")
+    return arguments.get("past_key_values") if cache is None else cache

@@ -131,9 +131,13 @@ class Network(nn.Module):
             )
         rotation = self.rotary.angles(position_ids)
         visible = attention_mask(mask, batch, length, past, residual.dtype, residual.device)
+        # Without gradients there is nothing that could be computed again.
+        recompute = (
+            self.gradient_checkpointing and self.training and torch.is_grad_enabled() and not taps
+        )
         for layer in range(first, last):
             block, tap = self.layers[layer], taps.block(layer)
-            if self.gradient_checkpointing and self.training and not taps:
+            if recompute:
                 residual = checkpoint(block, residual, rotation, visible, use_reentrant=False)
             else:
                 store = None if keys_values is None else keys_values.layers[layer]

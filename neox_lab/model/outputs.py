@@ -2,7 +2,8 @@
 
 Each result is a dataclass whose fields can be read in the four ways users of Hugging Face's
 library know: ``out.logits``, ``out["logits"]``, ``out[0]`` (counting only fields that are not
-None), and as a plain tuple with ``out.to_tuple()``.
+None), and as a plain tuple with ``out.to_tuple()``. ``past_key_values`` can be read as ``cache``
+too, its name in transformers from 5.24 on.
 """
 
 from __future__ import annotations
@@ -15,10 +16,18 @@ from torch import Tensor
 
 from neox_lab.model.key_value_cache import KeyValueCache
 
+_OTHER_NAMES = {"cache": "past_key_values"}
+
 
 @dataclass
 class ModelOutput:
     """Base of all outputs: attribute, key, index and tuple access over the fields that are set."""
+
+    @property
+    def cache(self) -> KeyValueCache | None:
+        """``past_key_values``, by the name it has in transformers from 5.24 on."""
+        kept: KeyValueCache | None = self.past_key_values  # type: ignore[attr-defined]
+        return kept
 
     def keys(self) -> tuple[str, ...]:
         """Names of the fields that are not None, in order."""
@@ -38,12 +47,13 @@ class ModelOutput:
 
     def get(self, name: str, default: object = None) -> Any:
         """The field ``name``, or ``default`` if it is None or unknown."""
-        return getattr(self, name) if name in self.keys() else default
+        return self[name] if name in self else default
 
     def __getitem__(self, key: str | int | slice) -> Any:
         """A field by name, or by position among the fields that are not None."""
         if not isinstance(key, str):
             return self.values()[key]
+        key = _OTHER_NAMES.get(key, key)
         if key not in self.keys():
             raise KeyError(f"{key!r}; this {type(self).__name__} has {', '.join(self.keys())}")
         return getattr(self, key)
@@ -54,7 +64,7 @@ class ModelOutput:
 
     def __contains__(self, name: object) -> bool:
         """True if the field ``name`` is set."""
-        return name in self.keys()
+        return isinstance(name, str) and _OTHER_NAMES.get(name, name) in self.keys()
 
     def __len__(self) -> int:
         """Number of fields that are set."""

@@ -82,4 +82,4 @@ class TrainingSettings:
             InputError: one is out of range; the message names it.
         """
         for name, kind in _KINDS.items():
-            check(name, getattr(self, name), kind, InputError)
+            object.__setattr__(self, name, check(name, getattr(self, name), kind, InputError))

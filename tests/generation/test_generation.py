@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from oracle import pair, tokens
+from oracle import pair, sorted_draws, tokens
 from torch import Tensor
 
 import neox_lab as nl
@@ -28,7 +28,7 @@ PAD = 1
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
     logging.getLogger("transformers").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), sorted_draws():
         warnings.simplefilter("ignore")
         yield
 

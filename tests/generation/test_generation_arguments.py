@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -107,8 +110,73 @@ def test_settings_kept_in_a_model_configuration_hold() -> None:
     assert model.generate(torch.tensor([[3, 4]]), eos_token_id=None).shape == (1, 9)
 
 
+def numbers() -> dict[str, tuple[Any, Any]]:
+    """Settings as users compute them, and as they are meant."""
+    return {
+        "max_new_tokens": (np.int64(3), 3),
+        "min_new_tokens": (torch.tensor(2), 2),
+        "eos_token_id": (torch.tensor([5, 6]), [5, 6]),
+        "suppress_tokens": (np.array([7, 8]), [7, 8]),
+        "bad_words_ids": ([[np.int32(9)]], [[9]]),
+        "temperature": (np.float32(0.5), 0.5),
+        "forced_eos_token_id": ((np.int64(4),), (4,)),
+        "do_sample": (np.bool_(True), True),
+    }
+
+
+@pytest.mark.parametrize("name", numbers())
+def test_numbers_of_other_libraries_become_python_s(name: str, tmp_path: Path) -> None:
+    given, meant = numbers()[name]
+    kept = getattr(GenerationConfig(**{name: given}), name)
+    assert kept == meant and type(kept) is type(meant)
+    config = GenerationConfig(do_sample=True)
+    setattr(config, name, given)
+    config.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "generation_config.json").read_text())[name] in (meant, [4])
+
+
+def test_a_setting_without_an_effect_is_said_and_kept(model: Any) -> None:
+    config = GenerationConfig()
+    with pytest.warns(UserWarning, match="compile_config='x' has no effect"):
+        config.compile_config = "x"
+    assert config.to_dict() == {"compile_config": "x"} and config.max_cache_len is None
+    assert copy.deepcopy(config) == config == pickle.loads(pickle.dumps(config))
+    with pytest.warns(UserWarning, match="max_cache_len=9"):
+        model.generate(tokens(1, 4), max_new_tokens=1, max_cache_len=9)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"num_return_sequences": 2}, {"num_return_sequences": 3, "num_beams": 2}],
+    ids=["greedy", "beams"],
+)
+def test_impossible_settings_are_not_valid(values: dict[str, Any]) -> None:
+    with pytest.raises(GenerationError, match="num_return_sequences"):
+        GenerationConfig(**values).validate()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"top_k": 9}, "top_k=9 has no effect without do_sample=True"),
+        ({"length_penalty": 2.0}, "length_penalty=2.0 has no effect without num_beams"),
+        ({"output_scores": True}, "without return_dict_in_generate=True"),
+    ],
+)
+def test_settings_without_an_effect_are_not_saved(
+    values: dict[str, Any], words: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = GenerationConfig(**values)
+    config.validate()
+    assert words in caplog.text
+    with pytest.raises(GenerationError, match=words):
+        config.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_file(model: Any, tmp_path: Path) -> None:
-    saved = GenerationConfig(max_new_tokens=7, temperature=0.5, sequence_bias={(5, 6): -1.0})
+    bias = {(5, 6): -1.0}
+    saved = GenerationConfig(max_new_tokens=7, do_sample=True, temperature=0.5, sequence_bias=bias)
     saved.save_pretrained(tmp_path)
     loaded = GenerationConfig.from_pretrained(tmp_path, top_k=9)
     assert (loaded.max_new_tokens, loaded.temperature, loaded.top_k) == (7, 0.5, 9)
@@ -229,7 +297,10 @@ def case(*needles: str, **arguments: Any) -> Any:
         case("Constrained", force_words_ids=[[5]]),
         case("DoLa", dola_layers="high"),
         case("Token healing", token_healing=True),
-        case("temperature=0", "do_sample=False", temperature=0),
+        case("temperature=0", "do_sample=False", temperature=0, do_sample=True),
+        case("Drafting with extra heads", use_mtp=True),
+        case("position_ids", "[1, 4]", position_ids=torch.zeros(1, 3)),
+        case("custom_generate", "function", custom_generate="some/repository"),
         case("temperature=-1.0", temperature=-1.0),
         case("top_p=1.5", top_p=1.5),
         case("top_k=-1", top_k=-1),
@@ -306,6 +377,7 @@ def test_a_streamer_does_not_go_with_beams(model: Any, speaker: Any, tokenizer: 
     [
         ({"max_length": 9, "max_new_tokens": 2}, "max_new_tokens counts"),
         ({"attention_mask": torch.tensor([[1, 1, 1, 0]])}, "padded on the right"),
+        ({"pad_token_id": -1}, "pad_token_id=-1 is no token"),
     ],
 )
 def test_warnings(

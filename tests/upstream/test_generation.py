@@ -12,7 +12,6 @@ from torch import Tensor
 from upstream.library import (
     CAUSAL,
     Library,
-    gap,
     ids,
     refuses,
 )
@@ -409,21 +408,18 @@ def test_a_cache_may_be_asked_to_grow(model: Any) -> None:
 
 @pytest.mark.parametrize("keep", [0, 1])
 @pytest.mark.parametrize("assisted", [False, True])
-@gap("generate takes no logits_to_keep")
 def test_logits_of_the_prompt_may_be_kept(model: Any, keep: int, assisted: bool) -> None:
     more = {"assistant_model": model} if assisted else {}
     said = model.generate(ids(1, 4), max_new_tokens=4, logits_to_keep=keep, **more)
     assert torch.equal(said, greedily(model, ids(1, 4), 4))
 
 
-@gap("generate takes no position_ids")
 def test_places_may_be_given(model: Any) -> None:
     places = torch.arange(4)[None].expand(2, 4)
     said = model.generate(ids(2, 4), position_ids=places, max_new_tokens=4)
     assert torch.equal(said, greedily(model, ids(2, 4), 4))
 
 
-@gap("no prepare_inputs_for_generation")
 def test_a_model_prepares_its_own_inputs(library: Library, model: Any) -> None:
     made = model.prepare_inputs_for_generation(ids(1, 4), attention_mask=torch.ones(1, 4).long())
     assert torch.equal(made["input_ids"], ids(1, 4))
@@ -450,7 +446,6 @@ def test_one_ending_or_several(library: Library, model: Any) -> None:
     assert torch.equal(one, several) and one.shape[1] <= 7 and one[0, -1] == third
 
 
-@gap("eos_token_id takes no tensor")
 def test_endings_may_be_a_tensor(model: Any) -> None:
     third = model.generate(ids(1, 4), max_new_tokens=3)[0, -1]
     said = model.generate(ids(1, 4), max_new_tokens=9, eos_token_id=third[None])
@@ -552,7 +547,6 @@ def test_strategies_that_moved_out_are_a_value_error(model: Any, arguments: dict
         model.generate(ids(1, 4), max_new_tokens=2, **arguments)
 
 
-@gap("temperature=0.0 is refused in greedy search too")
 def test_no_temperature_goes_with_greedy_search(model: Any) -> None:
     said = model.generate(ids(1, 4), max_new_tokens=3, do_sample=False, temperature=0.0)
     assert torch.equal(said, greedily(model, ids(1, 4), 3))
@@ -694,7 +688,6 @@ def test_a_text_can_be_marked(model: Any, scheme: str) -> None:
     assert torch.equal(marked, again)
 
 
-@gap("generate takes no custom_generate")
 def test_a_strategy_may_be_brought_along(model: Any) -> None:
     def last_token_again(model: Any, input_ids: Tensor, **_: Any) -> Tensor:
         return torch.cat((input_ids, input_ids[:, -1:]), dim=1)
@@ -723,7 +716,6 @@ def test_a_model_in_training_mode_writes_too(model: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
-@gap("generate fails in training mode with gradient checkpointing")
 def test_a_model_that_recomputes_in_training_writes_too(model: Any) -> None:
     model.train().gradient_checkpointing_enable()
     assert model.generate(ids(2, 4), max_new_tokens=4).shape == (2, 8)

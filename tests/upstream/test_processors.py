@@ -18,7 +18,6 @@ from torch import Tensor
 from upstream.library import (
     CAUSAL,
     Library,
-    gap,
     ids,
     refuses,
 )
@@ -353,7 +352,6 @@ def test_a_list_runs_one_after_the_other(library: Library) -> None:
     torch.testing.assert_close(at_once, step_by_step)
 
 
-@gap("LogitsProcessorList takes no further arguments")
 def test_a_list_hands_further_arguments_on(library: Library) -> None:
     class Adds(library.LogitsProcessor):  # type: ignore[name-defined,misc]
         def __call__(self, input_ids: Tensor, scores: Tensor, amount: float = 0.0) -> Tensor:
