@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from neox_lab.family.text import Inputs
     from neox_lab.family.weights import LayerWeights
-    from neox_lab.generation.settings import GenerationConfig
+    from neox_lab.generation.generation_config import GenerationConfig
     from neox_lab.generation.stream import StreamStep
     from neox_lab.hooks.cache import ActivationCache
     from neox_lab.hooks.hooking import HookList, HookStack

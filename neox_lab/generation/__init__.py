@@ -3,6 +3,7 @@
 In reading order, the way a call goes:
 
     settings          what can be set, and what holds where nothing is set
+    generation_config settings that somebody made, and their files
     prompt            where a text begins: tokens, texts, vectors, a past
     generate_call     everything settled before the first step
     model_stepper     the model, one step at a time
@@ -17,10 +18,10 @@ In reading order, the way a call goes:
 """
 
 from neox_lab.generation.generation_cache import GenerationCache, only
+from neox_lab.generation.generation_config import GenerationConfig
 from neox_lab.generation.mixin import Generates
 from neox_lab.generation.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from neox_lab.generation.processors import LogitsProcessor, LogitsProcessorList
-from neox_lab.generation.settings import GenerationConfig
 from neox_lab.generation.stopping import StoppingCriteria, StoppingCriteriaList
 from neox_lab.generation.stream import Alternative, StreamStep
 from neox_lab.generation.streamers import (

@@ -18,11 +18,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from neox_lab.generation.generation_config import GenerationConfig
 from neox_lab.generation.model_stepper import ModelStepper
 from neox_lab.generation.processors import LogitsProcessorList
 from neox_lab.generation.prompt import eos_tokens
 from neox_lab.generation.sampling import Step, choose
-from neox_lab.generation.settings import GenerationConfig
 from neox_lab.generation.stopping import StoppingCriteriaList
 
 

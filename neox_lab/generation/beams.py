@@ -18,11 +18,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neox_lab.generation.generation_config import GenerationConfig
 from neox_lab.generation.model_stepper import ModelStepper
 from neox_lab.generation.processors import LogitsProcessorList
 from neox_lab.generation.prompt import eos_tokens
 from neox_lab.generation.sampling import Step
-from neox_lab.generation.settings import GenerationConfig
 from neox_lab.generation.stopping import StoppingCriteriaList
 
 HOPELESS = -1.0e9

@@ -13,12 +13,12 @@ from torch import Tensor
 from neox_lab.errors import GenerationError
 from neox_lab.generation.assisted import Assistant, Drafter, PromptLookup, draft_and_check
 from neox_lab.generation.beams import BeamSearch
+from neox_lab.generation.generation_config import GenerationConfig
 from neox_lab.generation.model_stepper import ModelStepper
 from neox_lab.generation.processor_order import UserProcessors, merge, processors_in_order
 from neox_lab.generation.processors import Processor
 from neox_lab.generation.prompt import Prompt, eos_tokens, prepare, split_arguments
 from neox_lab.generation.sampling import Step, one_by_one
-from neox_lab.generation.settings import GenerationConfig
 from neox_lab.generation.stopping import (
     Criterion,
     EndToken,

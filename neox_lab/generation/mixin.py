@@ -15,9 +15,10 @@ from neox_lab.errors import GenerationError
 from neox_lab.files import StrPath
 from neox_lab.generation.generate_call import Companions, GenerateCall
 from neox_lab.generation.generation_cache import GenerationCache
+from neox_lab.generation.generation_config import FILE_NAME, GenerationConfig
 from neox_lab.generation.output_builder import OutputBuilder
 from neox_lab.generation.outputs import Generated
-from neox_lab.generation.settings import FILE_NAME, GenerationConfig, HasDict
+from neox_lab.generation.settings import HasDict
 from neox_lab.generation.stream import Describer, StreamStep
 from neox_lab.generation.streamers import new_tokens
 from neox_lab.hub import HubOptions, PathOrId, find_file

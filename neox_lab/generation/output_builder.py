@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from neox_lab.generation.beams import BeamSearch
+from neox_lab.generation.generation_config import GenerationConfig
 from neox_lab.generation.model_stepper import ModelStepper
 from neox_lab.generation.outputs import (
     GenerateBeamDecoderOnlyOutput,
@@ -13,7 +14,6 @@ from neox_lab.generation.outputs import (
     PerStep,
 )
 from neox_lab.generation.sampling import Step
-from neox_lab.generation.settings import GenerationConfig
 
 
 class OutputBuilder:

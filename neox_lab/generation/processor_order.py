@@ -16,8 +16,8 @@ from torch import Tensor
 from neox_lab.errors import GenerationError
 from neox_lab.generation import processors as p
 from neox_lab.generation import warpers as w
+from neox_lab.generation.generation_config import GenerationConfig
 from neox_lab.generation.prompt import Prompt, eos_tokens
-from neox_lab.generation.settings import GenerationConfig
 from neox_lab.generation.stopping import Criterion
 
 Rule = TypeVar("Rule", p.Processor, Criterion)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import GenerationError, TokenizerError, nearest
-from neox_lab.generation.settings import IGNORED, REFUSED, SETTINGS, GenerationConfig
+from neox_lab.generation.generation_config import GenerationConfig
+from neox_lab.generation.settings import IGNORED, REFUSED, SETTINGS
 from neox_lab.model.key_value_cache import KeyValueCache, given_cache, is_cache
 from neox_lab.padding import pad_rows
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neox_lab.generation.generation_config import GenerationConfig
 from neox_lab.generation.model_stepper import ModelStepper, StepOutput
 from neox_lab.generation.processors import LogitsProcessorList
 from neox_lab.generation.prompt import eos_tokens, pad_token
-from neox_lab.generation.settings import GenerationConfig
 from neox_lab.generation.stopping import StoppingCriteriaList
 
 

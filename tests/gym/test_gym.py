@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 import neox_lab as nl
 from neox_lab.errors import CheckpointError, InputError, TokenizerError
-from neox_lab.generation.settings import GenerationConfig
+from neox_lab.generation.generation_config import GenerationConfig
 from neox_lab.gym import corpus, evaluation, head_training, labelled, train
 from neox_lab.gym.examples import Pair
 from neox_lab.tasks.language import measure

@@ -573,7 +573,8 @@ def test_logits_come_as_the_model_said_them(model: Any) -> None:
 
 def test_nothing_more_comes_than_was_asked_for(model: Any) -> None:
     output = model.generate(ids(2, 4), max_new_tokens=2, return_dict_in_generate=True)
-    assert list(output.keys()) == ["sequences", "past_key_values"]
+    assert len(output) == 2 and "sequences" in output  # 5.24 calls the other one cache
+    assert output["past_key_values"].get_seq_length() == 5
 
 
 @pytest.mark.parametrize("ours", ["logits_processor", "stopping_criteria"])
