@@ -93,8 +93,15 @@ class GenerationConfig:
                 raise GenerationError(no_setting(name))
             setattr(self, name, value)
 
-    def update(self, **values: object) -> dict[str, object]:
+    def update(
+        self, defaults_only: bool = False, allow_custom_entries: bool = False, **values: object
+    ) -> dict[str, object]:
         """Set several at once; None forgets a setting.
+
+        Args:
+            defaults_only: set only what nobody has set yet.
+            allow_custom_entries: also keep what is no setting.
+            values: by name.
 
         Returns:
             What is no setting, and was left out.
@@ -102,9 +109,16 @@ class GenerationConfig:
         Raises:
             GenerationError: a value that makes no sense.
         """
-        known = {n: v for n, v in values.items() if n in KNOWN}
-        self._set(known)
+        known = values if allow_custom_entries else {n: values[n] for n in values if n in KNOWN}
+        for name, value in known.items():
+            if not (defaults_only and getattr(self, name, None) is not None):
+                setattr(self, name, value)
         return {n: v for n, v in values.items() if n not in known}
+
+    @staticmethod
+    def _get_default_generation_params() -> dict[str, object]:
+        """What holds where nothing is set; transformers asks an assistant for it."""
+        return {name: default for name, (default, _) in SETTINGS.items() if default is not None}
 
     def __setattr__(self, name: str, value: object) -> None:
         if name.startswith("_"):

@@ -217,6 +217,10 @@ class Generates:
         more.pop("labels", None)
         return {**more, **made}
 
+    def _supports_logits_to_keep(self) -> bool:
+        """True; transformers asks an assistant."""
+        return True
+
     def compute_transition_scores(
         self,
         sequences: Tensor,

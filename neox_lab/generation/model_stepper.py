@@ -174,9 +174,7 @@ class ModelStepper:
         """Keep only what was read of all but the last token of ``ids`` ``[batch, pos]``."""
         if self.cache is not None:
             kept = ids.shape[1] - 1 - self._ids_in_prompt + self._prompt_length
-            surplus = self.cache.get_seq_length() - kept
-            if surplus > 0:  # 0 would mean "all" to our cache, and "none" to transformers'
-                self.cache.crop(-surplus)
+            self.cache.crop(min(0, kept - self.cache.get_seq_length()))
 
 
 def _name_of_cache(model: LanguageModel) -> str:

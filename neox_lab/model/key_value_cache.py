@@ -169,9 +169,9 @@ class KeyValueCache:
         self.layers = [LayerKeysValues() for _ in self.layers]
 
     def crop(self, length: int) -> None:
-        """Keep the first ``length`` positions; if negative, forget the last ``-length``."""
+        """Forget the last ``-length`` positions; if positive, keep the first ``length`` instead."""
         for layer in self.layers:
-            layer.crop(length if length >= 0 else max(0, layer.length + length))
+            layer.crop(length if length > 0 else max(0, layer.length + length))
 
     def batch_select_indices(self, rows: Tensor) -> None:
         """Keep batch rows ``rows`` ``[new_batch]``, in that order; rows may repeat."""

@@ -214,6 +214,25 @@ def test_a_model_of_transformers_assists(models: dict[str, Any], sample: bool) -
     assert sample or [text.tolist() for text in said] == [plain.tolist()] * 2
 
 
+def test_our_model_assists_one_of_transformers(
+    models: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs, ours = models["theirs"], models["ours"]
+    drafts: list[int] = []
+    generate = type(ours).generate
+
+    def counted(*inputs: Any, **arguments: Any) -> Any:
+        output = generate(*inputs, **arguments)
+        drafts.append(len(output.scores))
+        return output
+
+    monkeypatch.setattr(type(ours), "generate", counted)
+    call = {"inputs": IDS[:1], "max_new_tokens": 12, "pad_token_id": 1, "eos_token_id": None}
+    said = theirs.generate(assistant_model=ours, **call)
+    assert said.tolist() == theirs.generate(**call).tolist()
+    assert sum(drafts) >= 10 and len(drafts) < 12  # it agrees with itself: few calls
+
+
 # --- training mode ----------------------------------------------------------------------------
 
 
