@@ -227,6 +227,8 @@ def test_our_model_assists_one_of_transformers(
         return output
 
     monkeypatch.setattr(type(ours), "generate", counted)
+    for name, value in (("is_encoder_decoder", False), ("get_text_config", lambda self: self)):
+        monkeypatch.setattr(nl.GPTNeoXConfig, name, value, raising=False)
     call = {"inputs": IDS[:1], "max_new_tokens": 12, "pad_token_id": 1, "eos_token_id": None}
     said = theirs.generate(assistant_model=ours, **call)
     assert said.tolist() == theirs.generate(**call).tolist()
