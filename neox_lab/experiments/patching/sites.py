@@ -16,6 +16,9 @@ first matrix of the MLP makes, for instance, would be
         mlp, run = layer.block.mlp, layer.own
         mlp_out = mlp.dense_4h_to_h(mlp.act(tokens.of(layer.source)))  # [token, d_model]
         return mlp_out + tokens.of(run.attn_out) + tokens.of(run.resid_pre)
+
+Without a row, any hook point with positions is a site by its own name: a cell replaces all that
+stands there at one position, or one entry of it, and runs through hooks (``hooked_forward``).
 """
 
 from __future__ import annotations
@@ -132,7 +135,7 @@ def find_sites(
 
     Raises:
         InputError: an unknown site, none at all, or several whose cells do not correspond.
-        HookNameError: ``resid_mid`` of parallel blocks.
+        HookNameError: ``resid_mid`` of parallel blocks, or a hook point that is not there.
     """
     one = isinstance(asked, str) or _is_short_form(asked)
     names = cast("Sequence[SiteName]", [asked] if one else asked)

@@ -85,7 +85,7 @@ def sweep(
     Raises:
         InputError: pairs of unequal length or equal prompts, an unknown site, a metric that does
             not fit the model or does not return one number.
-        HookNameError: ``resid_mid`` of parallel blocks.
+        HookNameError: ``resid_mid`` of parallel blocks, or a hook point that is not there.
         HookError: hooks are in place, or a function spliced in above the last block.
         TokenizerError: a metric's token that is not exactly one token.
     """
