@@ -20,6 +20,7 @@ from neox_lab.errors import TokenizerError, nearest
 PADDING = one_of("longest", "max_length", "do_not_pad")
 TRUNCATION = one_of("longest_first", "only_first", "only_second", "do_not_truncate")
 SIDE = one_of("right", "left")
+TENSORS = one_of("pt", "np")
 _LONGEST_LIMIT = 2**32 - 1  # the Rust library counts in 32 bits
 _COUNT = or_none(whole(least=0, most=_LONGEST_LIMIT))
 _MULTIPLE = or_none(whole(least=1, most=_LONGEST_LIMIT))
@@ -33,6 +34,48 @@ Texts = str | Sequence[str | Sequence[str | Sequence[str]]]
 Text = str | list[str]
 Row = Text | tuple[Text, Text]
 """A text (or its words), or a pair of texts: what the Rust library encodes at once."""
+
+
+# Settings and arguments of other tokenizers and of older versions of transformers, which mean
+# nothing to a byte-level vocabulary. transformers ignores them; here that is said.
+OF_OTHERS = frozenset(
+    {
+        *("add_dummy_prefix_space", "backend", "clean_text", "config", "device_map"),
+        *("do_basic_tokenize", "do_lower_case", "errors", "fix_mistral_regex", "from_slow"),
+        *("handle_chinese_chars", "keep_accents", "language", "legacy", "legacy_format", "mirror"),
+        *("never_split", "normalization", "predict_timestamps", "processor_class", "proxies"),
+        *("remove_space", "resume_download", "slow_tokenizer_class", "sp_model_kwargs"),
+        *("spaces_between_special_tokens", "src_lang", "strip_accents", "task", "tgt_lang"),
+        *("tokenize_chinese_chars", "tokenizer_type", "torch_dtype", "trust_remote_code"),
+        *("use_auth_token", "use_default_system_prompt", "use_fast", "use_source_tokenizer"),
+        *("verbose", "wordpieces_prefix"),
+    }
+)
+# Of these the default, or the only value there is, asks for nothing and needs no word.
+_SILENT = frozenset({"legacy_format", "trust_remote_code", "use_fast", "verbose"})
+
+
+def drop_of_others(given: dict[str, Any], known: Collection[str], where: str) -> None:
+    """Remove keyword arguments that only other tokenizers know, with one warning.
+
+    Args:
+        given: arguments by name; changed in place.
+        known: names that mean something here.
+        where: what takes them, for the message.
+
+    Raises:
+        TokenizerError: a name is unknown to everybody.
+    """
+    foreign = [name for name in given if name in OF_OTHERS and name not in known]
+    for name in foreign:
+        del given[name]
+    if told := sorted(set(foreign) - _SILENT):
+        warnings.warn(
+            f"{where} ignores {', '.join(told)}: other tokenizers have such a setting, and this "
+            "one does not.",
+            stacklevel=3,
+        )
+    reject_unknown(given, known, where)
 
 
 def reject_unknown(given: Collection[str], known: Collection[str], where: str) -> None:
@@ -52,13 +95,19 @@ def reject_unknown(given: Collection[str], known: Collection[str], where: str) -
 
 
 def named_arguments(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Make a wrong keyword argument a TokenizerError that names the nearest right one."""
+    """Make a wrong keyword argument a TokenizerError that names the nearest right one.
+
+    ``tokenizer_kwargs=``, where the function has it, is a dictionary of further arguments.
+    """
     names = list(inspect.signature(function).parameters)
     where = function.__name__.replace("__call__", "The tokenizer")
 
     @functools.wraps(function)
     def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        reject_unknown(kwargs, names, where)
+        if "tokenizer_kwargs" in names:
+            further: Any = kwargs.pop("tokenizer_kwargs", None)
+            kwargs.update(further or {})
+        drop_of_others(kwargs, names, where)
         return function(*args, **kwargs)
 
     return checked
@@ -101,8 +150,9 @@ class Lengths:
         stride: int,
         pad_to_multiple_of: int | None,
         model_max_length: int,
+        verbose: bool = True,
     ) -> Lengths:
-        """Settle the arguments of a call.
+        """Settle the arguments of a call; ``verbose`` is whether to warn of those that do nothing.
 
         Raises:
             TokenizerError: one is out of range, or they contradict.
@@ -119,8 +169,15 @@ class Lengths:
         check("stride", stride, _COUNT, TokenizerError)
         check("pad_to_multiple_of", pad_to_multiple_of, _MULTIPLE, TokenizerError)
         if pad_to_multiple_of is not None and padding == "do_not_pad":
-            raise TokenizerError("pad_to_multiple_of works on padding: pass padding=True as well.")
-        if max_length is not None and padding == "longest" and truncation == "do_not_truncate":
+            pad_to_multiple_of = None
+            if verbose:
+                warnings.warn(
+                    "pad_to_multiple_of does nothing here: it works on padding, so pass "
+                    "padding=True as well.",
+                    stacklevel=5,
+                )
+        padded_to_longest = padding == "longest" and truncation == "do_not_truncate"
+        if verbose and max_length is not None and padded_to_longest:
             warnings.warn(
                 "max_length does nothing here: add truncation=True to shorten rows to it, or "
                 "padding='max_length' to pad rows to it.",
@@ -130,11 +187,12 @@ class Lengths:
             if model_max_length <= _LONGEST_LIMIT:
                 max_length = model_max_length
             else:
-                warnings.warn(
-                    "No max_length was given and the tokenizer knows no model_max_length: "
-                    "nothing is truncated, or padded to it.",
-                    stacklevel=5,
-                )
+                if verbose:
+                    warnings.warn(
+                        "No max_length was given and the tokenizer knows no model_max_length: "
+                        "nothing is truncated, or padded to it.",
+                        stacklevel=5,
+                    )
                 padding = "do_not_pad" if padding == "max_length" else padding
                 truncation = "do_not_truncate"
         if truncation != "do_not_truncate" and (max_length or 0) % (pad_to_multiple_of or 1):
@@ -143,6 +201,15 @@ class Lengths:
                 f"pad_to_multiple_of={pad_to_multiple_of}: make it one."
             )
         return cls(padding, truncation, max_length, stride, pad_to_multiple_of or 1)
+
+    def to(self, max_length: int) -> Lengths:
+        """The same with another ``max_length``.
+
+        Raises:
+            TokenizerError: it is no length.
+        """
+        check("max_target_length", max_length, _COUNT, TokenizerError)
+        return dataclasses.replace(self, max_length=max_length)
 
     def padded(self, lengths: list[int]) -> int:
         """The length that rows of ``lengths`` are padded to."""

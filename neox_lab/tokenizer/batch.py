@@ -19,6 +19,7 @@ import torch
 from tokenizers import Encoding
 
 from neox_lab.errors import TokenizerError, nearest
+from neox_lab.tokenizer.arguments import TENSORS, choose
 
 
 class CharSpan(NamedTuple):
@@ -97,6 +98,34 @@ class BatchEncoding(dict[str, Any]):
             )
         self.update(moved)
         return self
+
+    def convert_to_tensors(
+        self, tensor_type: str | None = None, prepend_batch_axis: bool = False
+    ) -> BatchEncoding:
+        """Make every column a tensor, in place.
+
+        Args:
+            tensor_type: "pt" or "np"; None leaves all as it is.
+            prepend_batch_axis: columns are of one text, ``[pos]``, and become ``[1, pos]``.
+
+        Returns:
+            The encoding itself.
+
+        Raises:
+            TokenizerError: rows differ in length or hold no numbers, or the type is another.
+        """
+        if tensor_type is None:
+            return self
+        kind = choose("tensor_type", tensor_type, TENSORS)
+        for name, value in self.items():
+            if not hasattr(value, "ndim"):
+                self[name] = as_tensor(name, [value] if prepend_batch_axis else value, kind)
+        return self
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The columns as a plain dictionary."""
+        return dict(self)
 
     @property
     def encodings(self) -> list[Encoding] | None:

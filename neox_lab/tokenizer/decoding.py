@@ -85,7 +85,12 @@ class Decoder(Vocabulary):
         if clean_up_tokenization_spaces is None:
             clean_up_tokenization_spaces = self.clean_up_tokenization_spaces
         text = self._text([ids] if isinstance(ids, int) else ids, skip_special_tokens)
-        for spaced, plain in CLEAN_UP if clean_up_tokenization_spaces else ():
+        return self.clean_up_tokenization(text) if clean_up_tokenization_spaces else text
+
+    @staticmethod
+    def clean_up_tokenization(text: str) -> str:
+        """``text`` without the spaces that tokenised English corpora put before punctuation."""
+        for spaced, plain in CLEAN_UP:
             text = text.replace(spaced, plain)
         return text
 

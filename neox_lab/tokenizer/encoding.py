@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from tokenizers import Encoding
 
-from neox_lab.checks import one_of
 from neox_lab.errors import TokenizerError
 from neox_lab.padding import pad_row
 from neox_lab.tokenizer import arguments, pipeline
@@ -39,7 +38,6 @@ FILL = {
     "special_tokens_mask": 1,
     "offset_mapping": (0, 0),
 }
-_TENSORS = one_of("pt", "np")
 
 Columns = Mapping[str, Any]
 """Lists or tensors by name, such as a ``BatchEncoding``."""
@@ -57,9 +55,10 @@ class Encoder(Decoder):
     @named_arguments
     def __call__(
         self,
-        text: Texts,
+        text: Texts | None = None,
         text_pair: Texts | None = None,
-        *,
+        text_target: Texts | None = None,
+        text_pair_target: Texts | None = None,
         add_special_tokens: bool = True,
         padding: bool | str = False,
         truncation: bool | str | None = None,
@@ -75,6 +74,10 @@ class Encoder(Decoder):
         return_special_tokens_mask: bool = False,
         return_offsets_mapping: bool = False,
         return_length: bool = False,
+        verbose: bool = True,
+        split_special_tokens: bool | None = None,
+        max_target_length: int | None = None,
+        tokenizer_kwargs: None = None,  # unpacked by ``named_arguments``
     ) -> BatchEncoding:
         """Turn a text, or a list of texts, into token ids.
 
@@ -82,6 +85,9 @@ class Encoder(Decoder):
             text: a str or a list of str (with ``is_split_into_words`` a list of words, or a list
                 of those); a row of a list may be a pair (text, text_pair).
             text_pair: second text of each row, in the same form.
+            text_target: texts to learn, in the same form, whose ids become ``labels``; without
+                ``text`` they are encoded in its place.
+            text_pair_target: second text of each target.
             add_special_tokens: add what the post-processor adds (GPT-NeoX: nothing unless
                 ``add_bos_token`` or ``add_eos_token``).
             padding: False; True or "longest"; "max_length".
@@ -100,6 +106,11 @@ class Encoder(Decoder):
             return_special_tokens_mask: 1 for added special tokens and padding, ``[batch, pos]``.
             return_offsets_mapping: characters (start, end) of each token, ``[batch, pos, 2]``.
             return_length: number of tokens of each row including padding, ``[batch]``.
+            verbose: warn of arguments that do nothing and of texts that are too long.
+            split_special_tokens: read special tokens in the text as text; the tokenizer's own
+                setting where None.
+            max_target_length: ``max_length`` of the targets, where it is another.
+            tokenizer_kwargs: further arguments of this call as a dictionary, which win.
 
         Returns:
             What was asked for by name, with ``input_ids`` ``[batch, pos]`` among it; ``[pos]`` for
@@ -116,37 +127,67 @@ class Encoder(Decoder):
             "special_tokens_mask": return_special_tokens_mask,
             "offset_mapping": return_offsets_mapping,
         }
-        lengths = self._lengths(padding, truncation, max_length, stride, pad_to_multiple_of)
-        rows, batched = arguments.arrange(text, text_pair, is_split_into_words)
-        encodings = self._encode(rows, lengths, add_special_tokens, is_split_into_words)
-        self._pad_encodings(encodings, lengths, padding_side)
-        samples = list(range(len(encodings)))
-        if return_overflowing_tokens:
-            pieces = [[encoding, *encoding.overflowing] for encoding in encodings]
-            samples = [sample for sample in samples for _ in pieces[sample]]
-            encodings = list(itertools.chain.from_iterable(pieces))
-        data: dict[str, Any] = {
-            name: [getattr(encoding, attribute) for encoding in encodings]
-            for name, attribute in COLUMNS.items()
-            if wanted[name]
-        }
-        if return_length:
-            data["length"] = [len(encoding) for encoding in encodings]
-        if return_overflowing_tokens:
-            data["overflow_to_sample_mapping"] = samples
-        if return_tensors is None and not batched and not return_overflowing_tokens:
-            data = {k: v[0] if isinstance(v[0], list) else v for k, v in data.items()}
-        elif return_tensors is not None and not rows:
-            raise TokenizerError("Unable to create tensor: there is no text in the batch.")
-        return BatchEncoding(_converted(data, return_tensors), encodings)
+        settled = self._lengths(
+            padding, truncation, max_length, stride, pad_to_multiple_of, verbose
+        )
+        if split_special_tokens is None:
+            split_special_tokens = self.split_special_tokens
 
-    def encode(self, text: Texts, text_pair: Texts | None = None, **options: Any) -> Any:
+        def encoded(text: Texts, text_pair: Texts | None, lengths: Lengths) -> BatchEncoding:
+            rows, batched = arguments.arrange(text, text_pair, is_split_into_words)
+            encodings = self._encode(
+                rows, lengths, add_special_tokens, is_split_into_words, split_special_tokens
+            )
+            if verbose and lengths.max_length is None:
+                self._warn_of_length(encodings)
+            self._pad_encodings(encodings, lengths, padding_side)
+            samples = list(range(len(encodings)))
+            if return_overflowing_tokens:
+                pieces = [[encoding, *encoding.overflowing] for encoding in encodings]
+                samples = [sample for sample in samples for _ in pieces[sample]]
+                encodings = list(itertools.chain.from_iterable(pieces))
+            data: dict[str, Any] = {
+                name: [getattr(encoding, attribute) for encoding in encodings]
+                for name, attribute in COLUMNS.items()
+                if wanted[name]
+            }
+            if return_length:
+                data["length"] = [len(encoding) for encoding in encodings]
+            if return_overflowing_tokens:
+                data["overflow_to_sample_mapping"] = samples
+            if return_tensors is None and not batched and not return_overflowing_tokens:
+                data = {k: v[0] if isinstance(v[0], list) else v for k, v in data.items()}
+            elif return_tensors is not None and not rows:
+                raise TokenizerError("Unable to create tensor: there is no text in the batch.")
+            return BatchEncoding(_converted(data, return_tensors), encodings)
+
+        if text_target is None:
+            if text is None:
+                raise TokenizerError(
+                    "Text is str, or a list of str for a batch: text and text_target are NoneType."
+                )
+            return encoded(text, text_pair, settled)
+        shorter = settled if max_target_length is None else settled.to(max_target_length)
+        targets = encoded(text_target, text_pair_target, shorter)
+        if text is None:
+            return targets
+        batch = encoded(text, text_pair, settled)
+        batch["labels"] = targets["input_ids"]
+        return batch
+
+    def encode(
+        self,
+        text: Texts,
+        text_pair: Texts | None = None,
+        add_special_tokens: bool = True,
+        **options: Any,
+    ) -> Any:
         """The ``input_ids`` of a call: a list of ids, or ``[1, pos]`` with ``return_tensors``.
 
         Raises:
             TokenizerError: as a call does.
         """
-        return self(text, text_pair, **options)["input_ids"]
+        return self(text, text_pair, add_special_tokens=add_special_tokens, **options)["input_ids"]
 
     def tokenize(
         self,
@@ -166,6 +207,16 @@ class Encoder(Decoder):
         """How many special tokens a call adds to a text, or to a pair of texts."""
         return self._backend.num_special_tokens_to_add(pair)
 
+    @property
+    def max_len_single_sentence(self) -> int:
+        """Tokens that one text may have beside the special ones that a call adds."""
+        return self.model_max_length - self.num_special_tokens_to_add(False)
+
+    @property
+    def max_len_sentences_pair(self) -> int:
+        """Tokens that a pair of texts may have beside the special ones that a call adds."""
+        return self.model_max_length - self.num_special_tokens_to_add(True)
+
     def _is_input(self, name: str, wanted: bool | None) -> bool:
         return name in self.model_input_names if wanted is None else wanted
 
@@ -176,9 +227,11 @@ class Encoder(Decoder):
         max_length: int | None,
         stride: int = 0,
         pad_to_multiple_of: int | None = None,
+        verbose: bool = True,
     ) -> Lengths:
+        limit = self.model_max_length
         lengths = Lengths.resolve(
-            padding, truncation, max_length, stride, pad_to_multiple_of, self.model_max_length
+            padding, truncation, max_length, stride, pad_to_multiple_of, limit, verbose
         )
         if lengths.padding != "do_not_pad" and self.pad_token is None:
             raise TokenizerError(
@@ -188,7 +241,12 @@ class Encoder(Decoder):
         return lengths
 
     def _encode(
-        self, rows: list[Row], lengths: Lengths, add_special_tokens: bool, split_into_words: bool
+        self,
+        rows: list[Row],
+        lengths: Lengths,
+        add_special_tokens: bool,
+        split_into_words: bool,
+        split_special_tokens: bool,
     ) -> list[Encoding]:
         """Run the Rust tokenizer over rows, truncating but not padding."""
         special = 0
@@ -196,8 +254,8 @@ class Encoder(Decoder):
             special = self.num_special_tokens_to_add(any(isinstance(row, tuple) for row in rows))
         truncation = lengths.truncation_state(self.truncation_side, special)
         try:
-            with pipeline.encoding_state(self._backend, truncation, self.split_special_tokens):
-                encodings = self._backend.encode_batch(
+            with pipeline.encoding_state(self._backend, truncation, split_special_tokens):
+                return self._backend.encode_batch(
                     rows, is_pretokenized=split_into_words, add_special_tokens=add_special_tokens
                 )
         except BaseException as error:
@@ -209,14 +267,15 @@ class Encoder(Decoder):
                 f"max_length={lengths.max_length}, stride={lengths.stride}: {error}. Use "
                 "truncation='longest_first', a larger max_length or a smaller stride."
             ) from error
+
+    def _warn_of_length(self, encodings: list[Encoding]) -> None:
         longest = max(map(len, encodings), default=0)
-        if lengths.max_length is None and longest > self.model_max_length:
+        if longest > self.model_max_length:
             warnings.warn(
                 f"A text has {longest} tokens, more than the model's {self.model_max_length}: "
                 "the model may fail on it. Pass truncation=True to shorten it.",
-                stacklevel=4,
+                stacklevel=5,
             )
-        return encodings
 
     def _pad_encodings(
         self, encodings: list[Encoding], lengths: Lengths, padding_side: str | None
@@ -240,6 +299,7 @@ class Encoder(Decoder):
         padding_side: str | None = None,
         return_attention_mask: bool | None = None,
         return_tensors: str | None = None,
+        verbose: bool = True,
     ) -> BatchEncoding:
         """Bring rows that are already encoded to the same length.
 
@@ -253,6 +313,7 @@ class Encoder(Decoder):
             padding_side: "right" or "left"; the tokenizer's own where None.
             return_attention_mask: whether to return one; made of ones where missing.
             return_tensors: None, "pt" or "np"; where None, tensors come back as what they were.
+            verbose: warn of arguments that do nothing.
 
         Returns:
             The columns by name.
@@ -262,7 +323,7 @@ class Encoder(Decoder):
                 no padding token.
         """
         columns, kind, single = _columns(encoded_inputs)
-        lengths = self._lengths(padding, False, max_length, 0, pad_to_multiple_of)
+        lengths = self._lengths(padding, False, max_length, 0, pad_to_multiple_of, verbose)
         direction = side("padding_side", padding_side or self.padding_side)
         rows = columns["input_ids"]
         if return_attention_mask is False:
@@ -284,7 +345,7 @@ def _converted(data: dict[str, Any], kind: str | None) -> dict[str, Any]:
     """``data`` with every column as a tensor of ``kind``; as it is for None."""
     if kind is None:
         return data
-    choose("return_tensors", kind, _TENSORS)
+    choose("return_tensors", kind, arguments.TENSORS)
     return {name: as_tensor(name, values, kind) for name, values in data.items()}
 
 

@@ -2,9 +2,9 @@
 
 The Rust library does the work; the classes here decide what to ask of it and in which form to
 answer: ``Vocabulary`` (tokens, ids, roles), ``Decoder`` (ids to text), ``Encoder`` (text to ids),
-and in this file how a tokenizer is built, loaded and saved. Two things differ from transformers
-on purpose: character offsets are those of tokenizer.json (a token's leading space is left out),
-and no call leaves a trace in the Rust tokenizer.
+``ChatEncoder`` (conversations to text), and in this file how a tokenizer is built, loaded and
+saved. Two things differ from transformers on purpose: character offsets are those of tokenizer.json
+(a token's leading space is left out), and no call leaves a trace in the Rust tokenizer.
 
 Threads: a tokenizer may be shared. Calls that encode text wait for one another; adding tokens
 while other threads encode is safe too, but which of them see the new token is up to chance.
@@ -12,44 +12,60 @@ while other threads encode is safe too, but which of them see the new token is u
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import itertools
 import os
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from tokenizers import Tokenizer
 
-from neox_lab.errors import TokenizerError
+from neox_lab.errors import CheckpointError, TokenizerError
 from neox_lab.files import StrPath
 from neox_lab.hub import HubOptions, PathOrId
 from neox_lab.tokenizer import files, pipeline
-from neox_lab.tokenizer.arguments import named_arguments, reject_unknown
-from neox_lab.tokenizer.encoding import Encoder
+from neox_lab.tokenizer.arguments import drop_of_others, named_arguments
+from neox_lab.tokenizer.chat import ChatEncoder
 from neox_lab.tokenizer.settings import DEFAULT_TOKENS, DEFAULTS, ROLES, SETTINGS, flag
-from neox_lab.tokenizer.vocabulary import TokenLike
+from neox_lab.tokenizer.training import Corpus, learn
+from neox_lab.tokenizer.vocabulary import TokenLike, row_of_ids
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from neox_lab.tokenizer.pipeline import Merge
 
 
-class GPTNeoXTokenizerFast(Encoder):
+class GPTNeoXTokenizerFast(ChatEncoder):
     """Text to ids and back for the GPT-NeoX family (Black et al. 2022, arXiv:2204.06745).
 
     Build one with ``from_pretrained``, or from ``tokenizer_file=`` (a tokenizer.json),
-    ``vocab_file=`` with ``merges_file=``, or ``tokenizer_object=`` (a ``tokenizers.Tokenizer``,
-    which is copied). Settings are keyword arguments:
+    ``vocab_file=`` with ``merges_file=``, ``vocab=`` with ``merges=``, or ``tokenizer_object=`` (a
+    ``tokenizers.Tokenizer``, which is copied). Settings are keyword arguments:
 
     Args:
         vocab_file: vocab.json of a byte-level vocabulary.
         merges_file: merges.txt that belongs to it.
         tokenizer_file: tokenizer.json.
         tokenizer_object: a Rust tokenizer.
+        vocab: ids of a byte-level vocabulary by token, or the path of a vocab.json.
+        merges: the merges that belong to it, as pairs or as the lines of a merges.txt, or its path.
+        added_tokens_decoder: tokens by id that are added to the vocabulary where it lacks them.
         **settings: ``bos_token``, ``eos_token``, ``unk_token``, ``pad_token``, ``sep_token``,
             ``cls_token``, ``mask_token`` (a text, an ``AddedToken``, or None for none),
-            ``extra_special_tokens`` (list), ``add_bos_token``, ``add_eos_token``,
-            ``add_prefix_space``, ``trim_offsets``, ``split_special_tokens``,
+            ``extra_special_tokens`` (list, or a mapping from names to tokens), ``add_bos_token``,
+            ``add_eos_token``, ``add_prefix_space``, ``trim_offsets``, ``split_special_tokens``,
             ``clean_up_tokenization_spaces`` (bool), ``padding_side``, ``truncation_side``
-            ("right" or "left"), ``model_max_length`` (tokens), ``model_input_names`` (list).
+            ("right" or "left"), ``model_max_length`` (tokens), ``model_input_names`` (list),
+            ``chat_template`` (see ``apply_chat_template``). Settings that only other tokenizers
+            have are ignored with a warning.
 
     Attributes:
         is_fast: True, as in transformers.
+        init_kwargs: the settings it was made with.
         name_or_path: where it was loaded from.
 
     Raises:
@@ -59,6 +75,13 @@ class GPTNeoXTokenizerFast(Encoder):
 
     is_fast = True
     name_or_path = ""
+    vocab_files_names: ClassVar = {
+        "vocab_file": "vocab.json",
+        "merges_file": "merges.txt",
+        "tokenizer_file": "tokenizer.json",
+    }
+    init_inputs = ()
+    init_kwargs: dict[str, Any]
 
     def __init__(
         self,
@@ -67,10 +90,24 @@ class GPTNeoXTokenizerFast(Encoder):
         tokenizer_file: StrPath | None = None,
         *,
         tokenizer_object: Tokenizer | None = None,
+        vocab: StrPath | Mapping[str, int] | None = None,
+        merges: StrPath | Sequence[Merge] | None = None,
+        added_tokens_decoder: Mapping[int, TokenLike] | None = None,
         **settings: Any,
     ) -> None:
-        reject_unknown(settings, SETTINGS, type(self).__name__)
-        backend = pipeline.load_backend(tokenizer_file, vocab_file, merges_file, tokenizer_object)
+        drop_of_others(settings, SETTINGS, type(self).__name__)
+        if isinstance(vocab, Mapping):
+            if any((vocab_file, merges_file, tokenizer_file, tokenizer_object)):
+                raise TokenizerError("vocab= holds the whole vocabulary: give no file beside it.")
+            settings = DEFAULT_TOKENS | settings
+            backend = pipeline.from_vocabulary(vocab, merges)
+        elif not isinstance(merges, str | os.PathLike | None):
+            raise TokenizerError("merges= as a list needs vocab= as a dictionary.")
+        else:
+            backend = pipeline.load_backend(
+                tokenizer_file, vocab_file or vocab, merges_file or merges, tokenizer_object
+            )
+        files.add_declared(backend, added_tokens_decoder or {})
         self._start(backend, settings, foreign={})
 
     @classmethod
@@ -92,7 +129,7 @@ class GPTNeoXTokenizerFast(Encoder):
         """
         options = HubOptions.take(kwargs)
         hub_names = {field.name for field in dataclasses.fields(HubOptions)} - {"pinned"}
-        reject_unknown(kwargs, [*SETTINGS, *hub_names], f"{cls.__name__}.from_pretrained")
+        drop_of_others(kwargs, [*SETTINGS, *hub_names], f"{cls.__name__}.from_pretrained")
         path = Path(pretrained_model_name_or_path).expanduser()
         if path.is_file():
             backend = pipeline.load_backend(tokenizer_file=path)
@@ -132,9 +169,11 @@ class GPTNeoXTokenizerFast(Encoder):
                 default = None
             self._fill(role, settings.get(role, default))
         self.extra_special_tokens = settings.get("extra_special_tokens")
+        self._name_tokens(settings.get("model_specific_special_tokens") or {})
         for name in ("add_bos_token", "add_eos_token"):
             if settings.get(name) is not None:
                 setattr(self, name, settings[name])
+        self.init_kwargs = copy.deepcopy(foreign | settings | self.special_tokens_map)
 
     # --- special tokens around each text ----------------------------------------------------
 
@@ -145,7 +184,7 @@ class GPTNeoXTokenizerFast(Encoder):
 
     @add_bos_token.setter
     def add_bos_token(self, add: bool) -> None:
-        self._set_frame(flag("add_bos_token", add), self.add_eos_token)
+        self._set_frame(self._can_add("bos_token", add), self.add_eos_token)
 
     @property
     def add_eos_token(self) -> bool:
@@ -154,12 +193,48 @@ class GPTNeoXTokenizerFast(Encoder):
 
     @add_eos_token.setter
     def add_eos_token(self, add: bool) -> None:
-        self._set_frame(self.add_bos_token, flag("add_eos_token", add))
+        self._set_frame(self.add_bos_token, self._can_add("eos_token", add))
 
     @property
     def add_prefix_space(self) -> bool:
         """Whether each text is read as if a space stood before it; given when loading."""
         return bool(pipeline.prefix_space(self._backend))
+
+    @property
+    def trim_offsets(self) -> bool:
+        """Whether a token's characters leave out its leading space; given when loading."""
+        return pipeline.trims_offsets(self._backend)
+
+    def get_special_tokens_mask(
+        self,
+        token_ids_0: Sequence[int] | Tensor,
+        token_ids_1: Sequence[int] | Tensor | None = None,
+        already_has_special_tokens: bool = False,
+    ) -> list[int]:
+        """1 where a row of ids has a special token and 0 elsewhere, ``[pos]``.
+
+        Args:
+            token_ids_0: ids ``[pos]``.
+            token_ids_1: ids of the second text, where special tokens are still to be added.
+            already_has_special_tokens: the ids are those of a call. Else the mask is that of the
+                row which a call would make of them.
+
+        Raises:
+            TokenizerError: there is a second text although special tokens are in place, or an id
+                is negative or no integer.
+        """
+        if already_has_special_tokens:
+            if token_ids_1 is not None:
+                raise TokenizerError(
+                    "With already_has_special_tokens=True both texts stand in token_ids_0: leave "
+                    "token_ids_1 out."
+                )
+            special = set(self.all_special_ids)
+            return [int(token_id in special) for token_id in row_of_ids(token_ids_0)]
+        bos, eos = self._frame()
+        texts = [token_ids_0] if token_ids_1 is None else [token_ids_0, token_ids_1]
+        around = [[1] * bos + [0] * len(row_of_ids(text)) + [1] * eos for text in texts]
+        return list(itertools.chain.from_iterable(around))
 
     def set_special_token(self, role: str, token: TokenLike | None) -> None:
         """Let ``token`` play ``role``; where calls add that role's token, they add the new one."""
@@ -177,12 +252,19 @@ class GPTNeoXTokenizerFast(Encoder):
         eos = bool(ids) and bool(special[-1]) and ids[-1] == self.eos_token_id
         return bos, eos
 
+    def _can_add(self, role: str, add: bool) -> bool:
+        if flag(f"add_{role}", add) and role not in self.special_tokens_map:
+            warnings.warn(
+                f"There is no {role}, so none is added: set tokenizer.{role}, and then "
+                f"tokenizer.add_{role} = True.",
+                stacklevel=3,
+            )
+            return False
+        return add
+
     def _set_frame(self, bos: bool, eos: bool) -> None:
         if (bos, eos) == self._frame():
             return
-        for wanted, role in ((bos, "bos_token"), (eos, "eos_token")):
-            if wanted and self.special_tokens_map.get(role) is None:
-                raise TokenizerError(f"There is no {role} to add: set tokenizer.{role} first.")
         pipeline.set_template(
             self._backend,
             (self.bos_token, self.bos_token_id) if bos and self.bos_token else None,
@@ -192,12 +274,23 @@ class GPTNeoXTokenizerFast(Encoder):
     # --- saving -----------------------------------------------------------------------------
 
     @named_arguments
-    def save_pretrained(self, save_directory: StrPath) -> tuple[str, ...]:
-        """Write tokenizer.json, tokenizer_config.json and special_tokens_map.json.
+    def save_pretrained(
+        self,
+        save_directory: StrPath,
+        filename_prefix: str | None = None,
+        save_jinja_files: bool = True,
+    ) -> tuple[str, ...]:
+        """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat templates.
 
         All files are replaced as a whole or none is. The class written is transformers'
         ``PreTrainedTokenizerFast``, the one that follows tokenizer.json to the letter, so
         ``AutoTokenizer`` gives the same ids and offsets.
+
+        Args:
+            save_directory: where to; made if it is not there.
+            filename_prefix: what the names of all files begin with, before a hyphen.
+            save_jinja_files: write chat templates as files of their own, as transformers reads them
+                since 4.51, rather than into tokenizer_config.json.
 
         Returns:
             The paths.
@@ -207,7 +300,8 @@ class GPTNeoXTokenizerFast(Encoder):
             OSError: a file cannot be written.
         """
         settings = {name: getattr(self, name) for name in DEFAULTS}
-        roles = self.special_tokens_map
+        templates = files.template_files(settings, apart=save_jinja_files)
+        roles = self.special_tokens_map  # named tokens among them, as transformers writes them
         extra = {"additional_special_tokens": self._extra} if self._extra else {}
         config = {
             **self._foreign,
@@ -222,13 +316,73 @@ class GPTNeoXTokenizerFast(Encoder):
         }
         with pipeline.encoding_state(self._backend):
             vocabulary = self._backend.to_str(pretty=True)
-        return files.write_all(
-            Path(save_directory),
-            [
-                ("tokenizer.json", vocabulary),
-                (files.CONFIG_FILE, files.json_text(config)),
-                (files.ROLES_FILE, files.json_text(roles | extra)),
-            ],
+        contents = {
+            "tokenizer.json": vocabulary,
+            files.CONFIG_FILE: files.json_text(config),
+            files.ROLES_FILE: files.json_text(roles | extra),
+            **templates,
+        }
+        return files.write_all(Path(save_directory), contents, filename_prefix)
+
+    @named_arguments
+    def save_vocabulary(
+        self, save_directory: StrPath, filename_prefix: str | None = None
+    ) -> tuple[str, ...]:
+        """Write vocab.json and merges.txt alone, without the other stages and added tokens.
+
+        Args:
+            save_directory: where to; it must be there.
+            filename_prefix: what the names of both begin with, before a hyphen.
+
+        Returns:
+            The paths.
+
+        Raises:
+            CheckpointError: ``save_directory`` is no directory.
+        """
+        if not Path(save_directory).is_dir():
+            raise CheckpointError(f"There is no directory {os.fspath(save_directory)!r}.")
+        return tuple(self._backend.model.save(os.fspath(save_directory), filename_prefix))
+
+    # --- another vocabulary -----------------------------------------------------------------
+
+    def train_new_from_iterator(
+        self,
+        text_iterator: Corpus,
+        vocab_size: int,
+        length: int | None = None,
+        new_special_tokens: Sequence[TokenLike] | None = None,
+        special_tokens_map: Mapping[str, str] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A tokenizer with the same pipeline and settings and a vocabulary learnt from texts.
+
+        Args:
+            text_iterator: texts, or batches of texts.
+            vocab_size: number of tokens to learn, special ones and the 256 bytes among them.
+            length: how many texts there are, for the progress bar alone.
+            new_special_tokens: special tokens beside those of this tokenizer.
+            special_tokens_map: other names for special tokens of this tokenizer.
+            **kwargs: arguments of ``tokenizers.trainers.BpeTrainer``, such as ``min_frequency`` and
+                ``show_progress``.
+
+        Returns:
+            The new tokenizer; this one stays as it is.
+
+        Raises:
+            TokenizerError: the vocabulary is not made of merges, or an argument is unknown.
+        """
+        renamed = dict(special_tokens_map or {})
+        added = list(new_special_tokens or [])
+        backend = learn(self._backend, text_iterator, vocab_size, length, added, renamed, kwargs)
+        settings = {name: getattr(self, name) for name in DEFAULTS}
+        settings |= dict.fromkeys(ROLES)
+        roles = {r: renamed.get(token, token) for r, token in self.special_tokens_map.items()}
+        settings["model_specific_special_tokens"] = {name: roles.pop(name) for name in self._named}
+        settings |= roles
+        extra = [renamed.get(token, token) for token in self._extra]
+        return type(self)(
+            tokenizer_object=backend, extra_special_tokens=[*extra, *added], **settings
         )
 
     def __repr__(self) -> str:

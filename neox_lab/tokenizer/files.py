@@ -10,15 +10,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
-from neox_lab.errors import CheckpointError
+from neox_lab.errors import CheckpointError, TokenizerError
 from neox_lab.files import read_json, staged_files
-from neox_lab.hub import HubOptions, PathOrId, find_file, list_files, pin
+from neox_lab.hub import HubOptions, PathOrId, find_file, list_files, local_directory, pin
 from neox_lab.tokenizer.pipeline import load_backend
 from neox_lab.tokenizer.settings import ROLES, SETTINGS
 from neox_lab.tokenizer.vocabulary import TokenLike
@@ -27,6 +28,8 @@ VOCABULARY_FILES = ("tokenizer.json", "vocab.json", "merges.txt")
 CONFIG_FILE = "tokenizer_config.json"
 ROLES_FILE = "special_tokens_map.json"
 ADDED_FILE = "added_tokens.json"
+TEMPLATE_FILE = "chat_template.jinja"
+TEMPLATE_FOLDER = "additional_chat_templates"
 
 # Written by other tools about themselves; they would be untrue in a file of ours.
 _NOT_KEPT = {
@@ -90,7 +93,16 @@ def interpret(config: dict[str, Any], roles: dict[str, Any], added: dict[str, An
     if isinstance(extra, list):
         extra = [_token(token) for token in extra]
     settings["extra_special_tokens"] = extra
-    known = _NOT_KEPT.union(SETTINGS)
+    named = {
+        name: _token(value)
+        for name, value in config.items()
+        if name.endswith("_token") and name not in SETTINGS and isinstance(value, str | dict)
+    }
+    if named:
+        settings["model_specific_special_tokens"] = named | (
+            settings.get("model_specific_special_tokens") or {}
+        )
+    known = _NOT_KEPT.union(SETTINGS, named)
     foreign = {name: value for name, value in config.items() if name not in known}
     return Saved(settings, foreign, tokens)
 
@@ -109,7 +121,7 @@ def _token(value: object) -> str | AddedToken:
     return AddedToken(value["content"], **{flag: value[flag] for flag in flags if flag in value})
 
 
-def add_declared(backend: Tokenizer, added: dict[int, TokenLike]) -> None:
+def add_declared(backend: Tokenizer, added: Mapping[int, TokenLike]) -> None:
     """Add the tokens that the files declare and ``backend`` lacks, in order of their ids.
 
     Raises:
@@ -131,8 +143,48 @@ def json_text(content: dict[str, Any]) -> str:
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
-def write_all(directory: Path, contents: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+def template_files(settings: dict[str, Any], apart: bool) -> dict[str, str]:
+    """Chat templates by file; those that get one are taken out of ``settings``.
+
+    Args:
+        settings: what goes into tokenizer_config.json; changed in place.
+        apart: whether templates are files of their own. In tokenizer_config.json several are a
+            list, as in transformers.
+
+    Raises:
+        TokenizerError: a template's name cannot be that of a file.
+    """
+    templates = settings.pop("chat_template")
+    if templates is None:
+        return {}
+    if not apart:
+        listed = isinstance(templates, dict)
+        settings["chat_template"] = (
+            [{"name": name, "template": text} for name, text in templates.items()]
+            if listed
+            else templates
+        )
+        return {}
+    if isinstance(templates, str):
+        return {TEMPLATE_FILE: templates}
+    for name in templates:
+        if not re.fullmatch(r"[^/\\\0]+", name) or name in (".", ".."):
+            raise TokenizerError(f"chat_template: {name!r} cannot be the name of a file.")
+    return {
+        TEMPLATE_FILE if name == "default" else f"{TEMPLATE_FOLDER}/{name}.jinja": text
+        for name, text in templates.items()
+    }
+
+
+def write_all(
+    directory: Path, contents: Mapping[str, str], prefix: str | None = None
+) -> tuple[str, ...]:
     """Write named texts into ``directory``, all or none of them.
+
+    Args:
+        directory: where to; made if it is not there.
+        contents: texts by name of file.
+        prefix: what the names begin with, before a hyphen.
 
     Returns:
         Their paths.
@@ -146,9 +198,11 @@ def write_all(directory: Path, contents: Iterable[tuple[str, str]]) -> tuple[str
     directory.mkdir(parents=True, exist_ok=True)
     paths = []
     with staged_files() as stage:
-        for name, text in contents:
-            stage(directory / name).write_text(text, encoding="utf-8")
-            paths.append(str(directory / name))
+        for name, text in contents.items():
+            path = directory / (f"{prefix}-{name}" if prefix else name)
+            path.parent.mkdir(exist_ok=True)
+            stage(path).write_text(text, encoding="utf-8")
+            paths.append(str(path))
     return tuple(paths)
 
 
@@ -184,4 +238,25 @@ def read_source(source: PathOrId, options: HubOptions) -> tuple[Tokenizer, Saved
             f"token in an unknown form ({type(error).__name__}: {error})."
         ) from error
     add_declared(backend, saved.added)
+    if templates := _read_templates(source, options):
+        alone = list(templates) == ["default"]
+        saved.settings["chat_template"] = templates["default"] if alone else templates
     return backend, saved
+
+
+def _read_templates(source: PathOrId, options: HubOptions) -> dict[str, str]:
+    """Chat templates by name that are files of their own.
+
+    The hub is asked for further ones only where there is a first, which spares every other load a
+    request.
+    """
+    paths = {"default": find_file(source, TEMPLATE_FILE, options, required=False)}
+    if paths["default"] is not None or local_directory(source) is not None:
+        folder = os.path.join(options.subfolder, TEMPLATE_FOLDER)
+        inside = dataclasses.replace(options, subfolder=folder)
+        for name in list_files(source, inside):
+            if name.endswith(".jinja"):
+                paths[name.removesuffix(".jinja")] = find_file(source, name, inside)
+    return {
+        name: path.read_text(encoding="utf-8") for name, path in paths.items() if path is not None
+    }

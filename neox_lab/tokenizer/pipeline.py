@@ -18,7 +18,7 @@ import copy
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
@@ -28,6 +28,8 @@ from neox_lab.errors import CheckpointError, TokenizerError
 from neox_lab.files import StrPath
 
 Spec = dict[str, Any]
+Merge = str | Sequence[str]
+"""Two tokens that are merged: a pair, or a line of a merges.txt."""
 
 STAGES = ("normalizer", "pre_tokenizer", "post_processor", "decoder")
 _CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")
@@ -68,6 +70,32 @@ def load_backend(
             f"{str(damaged)!r} does not hold a tokenizer: {error}. It should be written by "
             "save_pretrained or by the tokenizers library; download or save it again."
         ) from error
+
+
+def from_vocabulary(
+    vocab: Mapping[str, int], merges: StrPath | Sequence[Merge] | None
+) -> Tokenizer:
+    """The GPT-NeoX pipeline around a vocabulary in memory.
+
+    Args:
+        vocab: ids by token.
+        merges: pairs of tokens, or the lines of a merges.txt; None for none.
+
+    Raises:
+        TokenizerError: a merge is no pair, or names a token that is not in the vocabulary.
+    """
+    if isinstance(merges, str | os.PathLike):
+        raise TokenizerError("merges= must be a list of merges where vocab= is a dictionary.")
+    lines = [m for m in merges or () if not (isinstance(m, str) and m.startswith("#version"))]
+    pairs = [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in lines]
+    for pair in pairs:
+        if len(pair) != 2 or not all(isinstance(token, str) for token in pair):
+            raise TokenizerError(f"merges= holds {pair!r}, which is no pair of tokens.")
+    try:
+        model = BPE(dict(vocab), [(first, second) for first, second in pairs])
+    except Exception as error:  # the Rust library raises plain Exception
+        raise TokenizerError(f"vocab= and merges= make no vocabulary: {error}.") from error
+    return _byte_level(model)
 
 
 def _byte_level(model: BPE) -> Tokenizer:

@@ -6,7 +6,7 @@ tokenizer_config.json.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Generic, TypeVar
 
 from neox_lab.checks import SWITCH, Kind, check, number
@@ -41,12 +41,14 @@ DEFAULTS: dict[str, object] = {
     "model_input_names": ["input_ids", "attention_mask"],
     "split_special_tokens": False,
     "clean_up_tokenization_spaces": False,
+    "chat_template": None,
 }
 SETTINGS = (
     *ROLES,
     *DEFAULTS,
     "extra_special_tokens",
     "additional_special_tokens",
+    "model_specific_special_tokens",
     "add_bos_token",
     "add_eos_token",
     "add_prefix_space",
@@ -112,3 +114,25 @@ def names(name: str, value: object) -> list[str]:
         TokenizerError: it is not.
     """
     return list(check(name, value, _INPUT_NAMES, TokenizerError))
+
+
+def chat_templates(name: str, value: object) -> str | dict[str, str] | None:
+    """``value`` if it is a Jinja template, or several by name; older files list them.
+
+    Raises:
+        TokenizerError: it is neither.
+    """
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple):
+        entries = [entry for entry in value if isinstance(entry, Mapping)]
+        if len(entries) == len(value):
+            value = {entry.get("name"): entry.get("template") for entry in entries}
+    if not isinstance(value, Mapping) or not all(
+        isinstance(text, str) for pair in value.items() for text in pair
+    ):
+        raise TokenizerError(
+            f"{name}={value!r:.200}; expected a Jinja template (str), several as a dictionary from "
+            "names to templates, or None."
+        )
+    return dict(value)

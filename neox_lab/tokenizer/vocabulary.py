@@ -81,17 +81,41 @@ class Vocabulary:
     pad_token_id = SpecialTokenId("pad_token")
     cls_token_id = SpecialTokenId("cls_token")
     mask_token_id = SpecialTokenId("mask_token")
+    SPECIAL_TOKENS_ATTRIBUTES = ROLES
+    pad_token_type_id = 0
+    backend = "tokenizers"  # the library that does the work
 
     def __init__(self, backend: Tokenizer) -> None:
         self._backend = backend
         self._special: dict[str, str] = {}
+        self._named: dict[str, str] = {}
         self._extra: list[str] = []
         self._find_misread()
+
+    if not TYPE_CHECKING:  # else every misspelt attribute would have a type
+
+        def __getattr__(self, name: str) -> Any:
+            """A special token that was given a name of its own, or its id.
+
+            Raises:
+                AttributeError: there is neither such a token nor such an attribute.
+            """
+            named: dict[str, str] = self.__dict__.get("_named", {})
+            if name in named:
+                return named[name]
+            if name.removesuffix("_id") in named:
+                return self.convert_tokens_to_ids(named[name.removesuffix("_id")])
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def backend_tokenizer(self) -> Tokenizer:
         """The Rust tokenizer itself; changes to its vocabulary are changes to this object's."""
         return self._backend
+
+    @property
+    def decoder(self) -> object:
+        """The Rust tokenizer's stage from tokens to text."""
+        return self._backend.decoder
 
     # --- tokens and ids ---------------------------------------------------------------------
 
@@ -213,6 +237,9 @@ class Vocabulary:
             if role in ROLES:
                 self._fill(role, value)
             else:
+                if isinstance(value, Mapping):
+                    self._name_tokens(value)
+                    continue
                 kept = [] if replace_extra_special_tokens else self._extra
                 self.extra_special_tokens = [*kept, *_token_list(value)]
         return len(self) - before
@@ -246,6 +273,21 @@ class Vocabulary:
         if not any(known.special and known.content == str(token) for known in added):
             self.add_tokens([token], special_tokens=True)
 
+    def _name_tokens(self, tokens: Mapping[str, TokenLike]) -> None:
+        """Make tokens special under names of their own, or those of roles.
+
+        Raises:
+            TokenizerError: a name is that of something else that a tokenizer has.
+        """
+        for name, token in tokens.items():
+            if name in ROLES:
+                self._fill(name, token)
+                continue
+            if {name, f"{name}_id"} & set(dir(type(self))):
+                raise TokenizerError(f"A special token cannot be named {name!r}: it is taken.")
+            self._make_special(name, token)
+            self._named[name] = str(token)
+
     def _find_misread(self) -> None:
         """Note the added tokens whose own text the Rust decoder takes for bytes, such as "café"."""
         added = self._backend.get_added_tokens_decoder()
@@ -259,16 +301,26 @@ class Vocabulary:
 
     @property
     def special_tokens_map(self) -> dict[str, str]:
-        """Filled roles with their tokens."""
-        return {role: self._special[role] for role in ROLES if role in self._special}
+        """Filled roles with their tokens, and tokens with names of their own."""
+        filled = {role: self._special[role] for role in ROLES if role in self._special}
+        return filled | self._named
 
     @property
     def extra_special_tokens(self) -> list[str]:
-        """Special tokens without one of the standard roles."""
+        """Special tokens without one of the standard roles.
+
+        A mapping names them: after ``{"image_token": "<image>"}`` there are ``image_token`` and
+        ``image_token_id``, and ``special_tokens_map`` holds it.
+        """
         return list(self._extra)
 
     @extra_special_tokens.setter
-    def extra_special_tokens(self, tokens: Sequence[TokenLike] | None) -> None:
+    def extra_special_tokens(
+        self, tokens: Sequence[TokenLike] | Mapping[str, TokenLike] | None
+    ) -> None:
+        if isinstance(tokens, Mapping):
+            self._name_tokens(tokens)
+            tokens = ()
         listed = _token_list(tokens)
         for token in listed:
             self._make_special("extra_special_tokens", token)
@@ -279,6 +331,17 @@ class Vocabulary:
         """The ids of ``extra_special_tokens``."""
         ids: list[int] = self.convert_tokens_to_ids(self._extra)
         return ids
+
+    @extra_special_tokens_ids.setter
+    def extra_special_tokens_ids(self, ids: Sequence[int] | None) -> None:
+        ids = list(ids or [])
+        tokens = self.convert_ids_to_tokens(ids)
+        if None in tokens:
+            raise TokenizerError(
+                f"extra_special_tokens_ids={ids!r}: no token has the id {ids[tokens.index(None)]}; "
+                f"the vocabulary holds {len(self)} tokens. Add the token first with add_tokens."
+            )
+        self.extra_special_tokens = tokens
 
     # transformers 4 called them "additional"
     additional_special_tokens = extra_special_tokens
@@ -302,9 +365,6 @@ def _check_token(name: str, token: object) -> None:
 
 
 def _token_list(tokens: object) -> list[TokenLike]:
-    """A list of tokens; transformers 5 also writes a mapping from names to tokens."""
-    if isinstance(tokens, dict):
-        return list(tokens.values())
     if tokens is None or isinstance(tokens, list | tuple):
         return list(tokens or [])
     raise TokenizerError(f"extra_special_tokens={tokens!r}; expected a list of tokens.")

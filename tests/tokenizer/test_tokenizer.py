@@ -367,7 +367,6 @@ def test_threads_do_not_see_each_other(ours: GPTNeoXTokenizerFast) -> None:
         ("a", {"max_length": 2.5}, "max_length"),
         ("a b c", {"max_length": 2, "stride": 2}, "stride"),
         ("a b c", {"max_length": 1, "truncation": "only_second"}, "longest_first"),
-        ("a", {"pad_to_multiple_of": 8}, "padding=True"),
         ("a", {"padding": True, "pad_to_multiple_of": 0}, "pad_to_multiple_of"),
         (
             "a",
@@ -400,3 +399,101 @@ def test_what_would_do_nothing_warns(ours: GPTNeoXTokenizerFast) -> None:
         assert ours("a b c", truncation=True).input_ids == [66, 270, 260]
     with pytest.warns(UserWarning, match="max_length does nothing"):
         ours(["a b c"], padding=True, max_length=2)
+    with pytest.warns(UserWarning, match="pad_to_multiple_of does nothing"):
+        assert ours("a b c", pad_to_multiple_of=8).input_ids == [66, 270, 260]
+    with pytest.warns(UserWarning, match="use_source_tokenizer"):
+        assert ours.decode([66], use_source_tokenizer=True) == "a"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ours("a b c", truncation=True, pad_to_multiple_of=8, verbose=False)
+        ours(["a b c"], padding=True, max_length=2, verbose=False)
+
+
+@quick
+@given(
+    texts=st.lists(st.text(max_size=12), min_size=1, max_size=3),
+    targets=st.lists(st.text(max_size=12), min_size=3, max_size=3),
+    source=st.booleans(),
+    lengths=st.sampled_from([(None, None), (4, None), (4, 2)]),
+    split=st.sampled_from([None, True, False]),
+    tensors=st.sampled_from([None, "np"]),
+)
+def test_targets_match_transformers(
+    ours: GPTNeoXTokenizerFast,
+    theirs: Any,
+    texts: list[str],
+    targets: list[str],
+    source: bool,
+    lengths: tuple[int | None, int | None],
+    split: bool | None,
+    tensors: str | None,
+) -> None:
+    options: dict[str, Any] = {
+        "text": [f"{text}<|endoftext|>" for text in texts] if source else None,
+        "text_target": targets[: len(texts)],
+        "truncation": lengths[0] is not None,
+        "padding": "max_length" if lengths[0] else True,
+        "max_length": lengths[0],
+        "max_target_length": lengths[1],
+        "return_tensors": tensors,
+        "return_token_type_ids": False,
+        "return_attention_mask": True,
+        "tokenizer_kwargs": {"padding_side": "left"},
+    }
+    if split is not None:
+        options["split_special_tokens"] = split
+    made, expected = ours(**options), theirs(**options)
+    assert (
+        set(made)
+        == set(expected)
+        == {"input_ids", "attention_mask"} | ({"labels"} if source else set())
+    )
+    for name in made:
+        assert np.array_equal(np.array(made[name]), np.array(expected[name]))
+    single = ours("a b", text_target="c d", text_pair_target="e")
+    assert dict(single) == {
+        "input_ids": [66, 270],
+        "attention_mask": [1, 1],
+        "labels": ours("c d", "e").input_ids,
+    }
+
+
+def test_special_tokens_are_split_for_one_call(ours: GPTNeoXTokenizerFast, theirs: Any) -> None:
+    text = "a<|endoftext|>"
+    split = theirs.tokenize(text, split_special_tokens=True)
+    assert ours.tokenize(text, split_special_tokens=True) == split != ours.tokenize(text)
+    theirs.tokenize(text, split_special_tokens=False)  # it stays as the last call had it
+    assert ours.encode(text, split_special_tokens=True) == ours.convert_tokens_to_ids(split)
+    assert ours(text).input_ids == [66, 0]
+
+
+def test_columns_become_tensors_later(ours: GPTNeoXTokenizerFast) -> None:
+    batch = ours("a b").convert_to_tensors("pt", prepend_batch_axis=True)
+    assert batch.data.keys() == batch.keys() and torch.equal(
+        batch.input_ids, torch.tensor([[66, 270]])
+    )
+    rows = ours(["a b", "c"])
+    assert rows.convert_to_tensors() is rows and isinstance(rows.input_ids, list)
+    with pytest.raises(TokenizerError, match="padding=True"):
+        rows.convert_to_tensors("np")
+    with pytest.raises(TokenizerError, match="tensor_type"):
+        rows.convert_to_tensors("tf")
+
+
+def test_no_text_and_wrong_targets_are_refused(ours: GPTNeoXTokenizerFast) -> None:
+    with pytest.raises(TokenizerError, match="text_target are NoneType"):
+        ours()
+    with pytest.raises(TokenizerError, match="max_target_length"):
+        ours("a", text_target="b", max_target_length=-1)
+
+
+def test_a_long_text_is_warned_of_unless_told_not_to(real_file: Path) -> None:
+    short = GPTNeoXTokenizerFast(tokenizer_file=real_file, model_max_length=2)
+    with pytest.warns(UserWarning, match="model's 2"):
+        short("a b c d")
+    assert (short.max_len_single_sentence, short.max_len_sentences_pair) == (2, 2)
+    short.add_bos_token = True
+    assert (short.max_len_single_sentence, short.max_len_sentences_pair) == (1, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        short("a b c d", verbose=False)

@@ -136,9 +136,11 @@ def test_files_are_honoured(directory: Path, tmp_path: Path) -> None:
     assert given("a").input_ids == [66]
     tokenizer.save_pretrained(tmp_path / "again")
     saved = json.loads((tmp_path / "again" / "tokenizer_config.json").read_text())
-    assert saved["chat_template"] == "kept"
+    assert "chat_template" not in saved
+    assert (tmp_path / "again" / "chat_template.jinja").read_text() == "kept"
     assert "name_or_path" not in saved
     again = GPTNeoXTokenizerFast.from_pretrained(tmp_path / "again")
+    assert again.chat_template == tokenizer.chat_template == "kept"
     assert again.special_tokens_map == tokenizer.special_tokens_map
     assert again("a").input_ids == [0, 66]
     assert again.backend_tokenizer.to_str() == tokenizer.backend_tokenizer.to_str()
@@ -274,3 +276,54 @@ def test_missing_files_and_wrong_arguments(tmp_path: Path, real_file: Path) -> N
         GPTNeoXTokenizerFast.from_pretrained(real_file, paddingside="left")
     with pytest.raises(TokenizerError, match="padding_side"):
         GPTNeoXTokenizerFast(tokenizer_file=real_file, paddingside="left")
+
+
+def test_a_vocabulary_in_memory(directory: Path, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = json.loads((directory / "tokenizer.json").read_text())["model"]
+    pairs = [
+        tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]
+    ]
+    lines = ["#version: 0.2", *map(" ".join, pairs)]
+    theirs = transformers.GPTNeoXTokenizerFast(vocab=model["vocab"], merges=pairs)
+    for merges in (pairs, lines):
+        ours = GPTNeoXTokenizerFast(vocab=model["vocab"], merges=merges)
+        assert ours(TEXTS).input_ids == theirs(TEXTS)["input_ids"]
+        assert ours.special_tokens_map == theirs.special_tokens_map
+    vocab_file, merges_file = ours.save_vocabulary(tmp_path)
+    again = GPTNeoXTokenizerFast(vocab=vocab_file, merges=merges_file)
+    assert again("Hello 北京").input_ids == ours("Hello 北京").input_ids
+    small = GPTNeoXTokenizerFast(vocab={"a": 0})
+    assert small.get_vocab() == {"a": 0, "<|endoftext|>": 1, "<|padding|>": 2}
+    for wrong in (
+        {"merges": ["a b c"]},
+        {"merges": ["a b"]},
+        {"merges": "m.txt"},
+        {"vocab_file": "v"},
+    ):
+        with pytest.raises(TokenizerError):
+            GPTNeoXTokenizerFast(vocab={"a": 0}, **wrong)
+
+
+def test_settings_of_other_tokenizers_do_nothing(real_file: Path) -> None:
+    with pytest.warns(UserWarning, match="ignores do_lower_case, legacy"):
+        tokenizer = GPTNeoXTokenizerFast.from_pretrained(
+            real_file, legacy=False, do_lower_case=True, use_fast=True
+        )
+    assert tokenizer("Dog").input_ids != tokenizer("dog").input_ids
+    with pytest.warns(UserWarning, match="sp_model_kwargs"):
+        GPTNeoXTokenizerFast(tokenizer_file=real_file, sp_model_kwargs={})
+
+
+def test_settings_and_prefixes_of_names_are_kept(real_file: Path, tmp_path: Path) -> None:
+    tokenizer = GPTNeoXTokenizerFast.from_pretrained(real_file, padding_side="left")
+    assert tokenizer.init_kwargs["padding_side"] == "left"
+    assert tokenizer.init_kwargs["pad_token"] == "<|padding|>" and tokenizer.init_inputs == ()
+    paths = tokenizer.save_pretrained(save_directory=tmp_path, filename_prefix="x")
+    assert {Path(path).name for path in paths} == {
+        "x-tokenizer.json",
+        "x-tokenizer_config.json",
+        "x-special_tokens_map.json",
+    }
+    with pytest.raises(CheckpointError, match="no directory"):
+        tokenizer.save_vocabulary(tmp_path / "absent")

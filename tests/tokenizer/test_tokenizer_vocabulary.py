@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import shutil
 import unicodedata
 from pathlib import Path
@@ -202,5 +204,50 @@ def test_bos_and_eos_around_each_text(fresh: GPTNeoXTokenizerFast, theirs: Any) 
     fresh.add_bos_token = fresh.add_eos_token = False
     assert fresh("a").input_ids == [66]
     fresh.bos_token = None
-    with pytest.raises(TokenizerError, match="bos_token"):
+    with pytest.warns(UserWarning, match="no bos_token"):
         fresh.add_bos_token = True
+    assert not fresh.add_bos_token and fresh("a").input_ids == [66]
+
+
+@quick
+@given(st.lists(st.integers(0, 50_276), max_size=8))
+def test_masks_of_special_tokens(fresh: GPTNeoXTokenizerFast, theirs: Any, ids: list[int]) -> None:
+    expected = theirs.get_special_tokens_mask(ids, already_has_special_tokens=True)
+    assert fresh.get_special_tokens_mask(ids, already_has_special_tokens=True) == expected
+    fresh.add_bos_token = fresh.add_eos_token = True
+    assert fresh.get_special_tokens_mask(ids) == [1, *[0] * len(ids), 1]
+    encoding = fresh("a b", "c", return_special_tokens_mask=True)
+    assert fresh.get_special_tokens_mask([66, 270], [68]) == encoding.special_tokens_mask
+    fresh.add_bos_token = fresh.add_eos_token = False
+    with pytest.raises(TokenizerError, match="token_ids_1"):
+        fresh.get_special_tokens_mask([1], [2], already_has_special_tokens=True)
+
+
+@pytest.mark.parametrize("writer", ["ours", "theirs"])
+def test_special_tokens_with_names_of_their_own(
+    directory: Path, theirs: Any, tmp_path: Path, writer: str
+) -> None:
+    kinds = (GPTNeoXTokenizerFast, type(theirs))
+    named = {"image_token": "<img>", "video_token": "dog"}
+    first = kinds[writer == "theirs"].from_pretrained(directory, extra_special_tokens=named)
+    first.save_pretrained(tmp_path)
+    for tokenizer in (first, *(kind.from_pretrained(tmp_path) for kind in kinds)):
+        assert tokenizer.image_token == "<img>" and tokenizer.extra_special_tokens == []
+        assert tokenizer.image_token_id == tokenizer.convert_tokens_to_ids("<img>") == 50277
+        assert tokenizer.special_tokens_map.items() >= named.items()
+        assert set(named.values()) <= set(tokenizer.all_special_tokens)
+        ids = tokenizer("a<img> dog")["input_ids"]
+        assert tokenizer.decode(ids, skip_special_tokens=True) == "a "
+    with pytest.raises(AttributeError, match="image_tokn"):
+        _ = first.image_tokn
+
+
+def test_named_special_tokens_are_checked(fresh: GPTNeoXTokenizerFast) -> None:
+    with pytest.raises(TokenizerError, match="taken"):
+        fresh.extra_special_tokens = {"decode": "<x>"}
+    fresh.extra_special_tokens = {"x_token": "<x>", "sep_token": "<x>"}
+    assert fresh.sep_token == "<x>"
+    again = pickle.loads(pickle.dumps(copy.deepcopy(fresh)))
+    assert again.x_token == "<x>" and again.x_token_id == 50277
+    with pytest.raises(TokenizerError, match="no token has the id 60000"):
+        fresh.extra_special_tokens_ids = [5, 60000]
