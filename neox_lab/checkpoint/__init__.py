@@ -7,6 +7,6 @@ all that and ``report`` tells what did not fit; ``saving`` is the way back.
 
 from neox_lab.checkpoint.loading import load_into
 from neox_lab.checkpoint.report import LoadingReport
-from neox_lab.checkpoint.saving import save
+from neox_lab.checkpoint.saving import check_names, save
 
-__all__ = ["LoadingReport", "load_into", "save"]
+__all__ = ["LoadingReport", "check_names", "load_into", "save"]

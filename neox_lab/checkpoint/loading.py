@@ -107,9 +107,7 @@ def load_into(
         tensors: TensorSource = GivenTensors(state_dict or {})
     else:
         tensors = open_weights(find_weights(source, options, variant, use_safetensors))
-    with torch.device("meta"), _NoInitialValues():
-        model = model_class(config)
-
+    model = skeleton(model_class, config)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = match(parameters, tensors.tensors, key_mapping)
     if tensors.tensors or state_dict is None:  # no tensors at all: a fresh model is wanted
@@ -132,6 +130,12 @@ def load_into(
     elif report.unexpected_keys:
         logger.info("%s from %s:\n%s", model_class.__name__, named, report)
     return model, report
+
+
+def skeleton(model_class: Callable[[GPTNeoXConfig], Model], config: GPTNeoXConfig) -> Model:
+    """A model of a class, all of whose weights take no memory and hold nothing."""
+    with torch.device("meta"), _NoInitialValues():
+        return model_class(config)
 
 
 class _NoInitialValues(TorchFunctionMode):

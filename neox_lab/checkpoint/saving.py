@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from neox_lab.checkpoint.files import INDEX_SUFFIX, WHOLE_FILES, with_variant
+from neox_lab.checkpoint.loading import skeleton
 from neox_lab.checkpoint.names import INPUT_EMBEDDING, OUTPUT_EMBEDDING, in_transformers, on_disk
 from neox_lab.checkpoint.reading import WEIGHT_DTYPES
 from neox_lab.config import GPTNeoXConfig
@@ -100,6 +101,31 @@ def save(
             f"Saving to {str(directory)!r} failed: {error}. "
             "A checkpoint that was there before is kept."
         ) from error
+
+
+def check_names(model: nn.Module, config: GPTNeoXConfig) -> None:
+    """Raise if a model of the same class and configuration would not find its weights again.
+
+    Args:
+        model: one of the five classes.
+        config: its configuration.
+
+    Raises:
+        CheckpointError: some have other names, because modules were put in others' places.
+    """
+    wanted = skeleton(type(model), copy.deepcopy(config)).state_dict()
+    stored = model.state_dict()
+    lost = [name for name in wanted if name not in stored]
+    if not lost:
+        return
+    place = lost[0].rpartition(".")[0]
+    found = [name for name in stored if name.startswith(f"{place}.")]
+    raise CheckpointError(
+        f"{len(lost)} weights of {type(model).__name__} would be missing after loading, such as "
+        f"{lost[0]!r}; in its place there is {found[:3]}. If this is an adapter (PEFT), merge it "
+        "first (merge_and_unload()) or save it by itself with PEFT. Otherwise give the tensors to "
+        "write: state_dict=."
+    )
 
 
 def shard_limit(size: int | str) -> int:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from neox_lab.errors import InputError, nearest
+from neox_lab.experiments.parts_alone import check_parts
 from neox_lab.experiments.splices import IN_NETWORK, check_splices
 from neox_lab.results import Result
 
@@ -151,7 +152,8 @@ def logit_lens(
     Raises:
         InputError: an unknown site, or a model without an unembedding.
         HookNameError: ``resid_mid`` of a model with parallel blocks.
-        HookError: a function is spliced in above the last block.
+        HookError: a function is spliced in above the last block, or there are PyTorch hooks that
+            reading a layer early would skip.
         TokenizerError: a watched string is not exactly one token.
     """
     if site not in LENS_SITES:
@@ -162,6 +164,7 @@ def logit_lens(
     if unembed is None:
         raise InputError(f"The logit lens needs an unembedding; {type(model).__name__} has none.")
     check_splices(model, IN_NETWORK, "A lens reads each stream through final layer norm and head.")
+    check_parts(model)
     watched = [model.to_single_token(t) if isinstance(t, str) else int(t) for t in watch]
     prepared = model.prepare_inputs(inputs)
     last = model.config.num_hidden_layers - 1
@@ -191,7 +194,7 @@ def logit_lens(
 
 
 def _predictions(
-    model: HookedModel, cache: ActivationCache, site: str, unembed: nn.Linear
+    model: HookedModel, cache: ActivationCache, site: str, unembed: nn.Module
 ) -> Iterator[Tensor]:
     """Log probabilities ``[batch, pos, vocab]`` of each row of the lens, one at a time."""
     layers = model.config.num_hidden_layers

@@ -327,7 +327,7 @@ def _ids(model: HookedModel | None, output: Output) -> Tensor:
     if not isinstance(output, int | Tensor):
         output = torch.tensor([_id(model, o) if isinstance(o, str) else int(o) for o in output])
     ids = torch.as_tensor(output).cpu()
-    size = None if model is None else model.output_head.out_features
+    size = None if model is None else len(model.output_map.weight)
     wrong = ids.is_floating_point() or ids.dtype == torch.bool or bool((ids < 0).any())
     if wrong or ids.dim() > 1 or (size is not None and bool((ids >= size).any())):
         most = "" if size is None else f" below {size}"

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import BoundMetric, Metric, bind, evaluate
+from neox_lab.experiments.parts_alone import check_parts
 from neox_lab.experiments.patching.prompts import (
     Positions,
     Prompts,
@@ -86,9 +87,10 @@ class Batch:
         if isinstance(self.metric, BoundMetric):
             rows = torch.arange(len(self.ids), device=streams.device)[:, None]
             read = normalize(streams[:, rows, self.metric.positions])  # [variant, batch, term, d]
-            logits = (read * head.weight[self.metric.outputs]).sum(dim=-1)
-            if head.bias is not None:
-                logits = logits + head.bias[self.metric.outputs]
+            weight, bias = self.model.output_map
+            logits = (read * weight[self.metric.outputs]).sum(dim=-1)
+            if bias is not None:
+                logits = logits + bias[self.metric.outputs]
             return (logits * self.metric.weights).sum(dim=-1)
         values = []
         for stream in streams:
@@ -199,4 +201,5 @@ def refuse_steps(both: Pair) -> None:
 
 
 def _ready(model: HookedModel, prompts: Prompts, metric: Metric) -> Batch:
+    check_parts(model)
     return Batch(model, prompts, bind(metric, model, prompts.arguments))

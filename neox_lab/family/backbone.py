@@ -85,6 +85,8 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         use_cache: bool | None = None,
         *,
         return_dict: bool | None = None,
+        *,
+        taps: Taps | None = None,
         **options: Unpack[RunOptions],
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:
         """Run the network.
@@ -98,13 +100,14 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
             past_key_values: cache of earlier positions, extended in place.
             use_cache: return a cache; default ``config.use_cache``.
             return_dict: False returns a plain tuple.
+            taps: hooks of this run, from a head that brings them.
             options: see ``RunOptions``.
 
         Raises:
             InputError: arguments that do not fit together.
         """
         output = self.run(
-            self.hook_stack.taps(),
+            self.hook_stack.taps() if taps is None else taps,
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,

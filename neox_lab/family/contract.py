@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from neox_lab.hooks.names import Name
     from neox_lab.hooks.storage import PosSlice
     from neox_lab.model.network import Network
+    from neox_lab.model.parts import Affine
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
 
@@ -75,6 +76,9 @@ class HookedNetwork(Protocol):
 
     def modules(self) -> Iterator[nn.Module]:
         """All modules."""
+
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]:
+        """All modules, with the way to each of them."""
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """Number of weights."""
@@ -135,8 +139,12 @@ class HookedModel(HookedNetwork, Protocol):
         """The weights of each layer by their names in the literature; see ``WeightViews``."""
 
     @property
-    def output_head(self) -> nn.Linear:
+    def output_head(self) -> nn.Module:
         """The linear map on top; an error for the class without one."""
+
+    @property
+    def output_map(self) -> Affine:
+        """Its weight ``[vocab or label, d_model]`` and bias, adapters included."""
 
     def get_output_embeddings(self) -> nn.Linear | None:
         """The unembedding, weight ``[vocab, d_model]``; None for classes without one."""

@@ -13,27 +13,31 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from neox_lab.family.weights import LayerWeights, StackedWeights, WeightViews
+from neox_lab.model.parts import plain_layer_norm
 
 
 class FoldedLayerWeights(LayerWeights):
     """One block's weights with its layer norms folded in and what it writes centred."""
 
+    def _norm(self, name: str) -> nn.LayerNorm:
+        return plain_layer_norm(getattr(self.block, name), name)
+
     def _qkv(self, part: int) -> Tensor:
-        return _fold(self.block.input_layernorm, super()._qkv(part))
+        return _fold(self._norm("input_layernorm"), super()._qkv(part))
 
     def _qkv_bias(self, part: int) -> Tensor:
-        from_norm = self.block.input_layernorm.bias @ super()._qkv(part)
+        from_norm = self._norm("input_layernorm").bias @ super()._qkv(part)
         return super()._qkv_bias(part) + from_norm
 
     @property
     def W_in(self) -> Tensor:  # noqa: N802
         """Residual stream to neurons, ``[d_model, d_mlp]``."""
-        return _fold(self.block.post_attention_layernorm, super().W_in)
+        return _fold(self._norm("post_attention_layernorm"), super().W_in)
 
     @property
     def b_in(self) -> Tensor:
         """Bias of the neurons, ``[d_mlp]``."""
-        return super().b_in + self.block.post_attention_layernorm.bias @ super().W_in
+        return super().b_in + self._norm("post_attention_layernorm").bias @ super().W_in
 
     @property
     def W_O(self) -> Tensor:  # noqa: N802
@@ -77,6 +81,10 @@ class FoldedWeights(StackedWeights):
         return tuple(FoldedLayerWeights(layer.block) for layer in self.model.blocks)
 
     @property
+    def _norm(self) -> nn.LayerNorm:
+        return plain_layer_norm(self.model.backbone.final_layer_norm, "final_layer_norm")
+
+    @property
     def W_E(self) -> Tensor:  # noqa: N802
         """Token embeddings ``[vocab, d_model]``."""
         return _centred(self.model.W_E)
@@ -84,12 +92,12 @@ class FoldedWeights(StackedWeights):
     @property
     def W_U(self) -> Tensor:  # noqa: N802
         """Unembedding ``[d_model, vocab]``; ConfigError as for the model."""
-        return _centred(_fold(self.model.backbone.final_layer_norm, self.model.W_U))
+        return _centred(_fold(self._norm, self.model.W_U))
 
     @property
     def b_U(self) -> Tensor:  # noqa: N802
         """Bias of the unembedding ``[vocab]``; ConfigError as for the model."""
-        return _centred(self.model.backbone.final_layer_norm.bias @ self.model.W_U)
+        return _centred(self._norm.bias @ self.model.W_U)
 
 
 def folded(model: WeightViews) -> FoldedWeights:

@@ -107,7 +107,7 @@ class GPTNeoXWithHead(GPTNeoXPreTrainedModel):
             arguments: of ``GPTNeoXModel.run``; after ``stop_at_layer`` there is no head.
         """
         taps = self.hook_stack.taps()
-        run = self.gpt_neox.run(taps, **arguments)
+        run = self.gpt_neox(**arguments, return_dict=True, taps=taps)
         output: Output | BaseModelOutputWithPast = run
         if arguments.get("stop_at_layer") is None:
             hidden = run.last_hidden_state

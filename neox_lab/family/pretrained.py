@@ -159,11 +159,12 @@ class Pretrained(nn.Module):
                 change nothing.
 
         Raises:
-            CheckpointError: the directory cannot be written, or the upload fails.
+            CheckpointError: the directory cannot be written, the upload fails, or modules such as
+                adapters stand in others' places, so that a reload would not find their weights.
             ConfigError: ``safe_serialization=False``.
             TypeError: an argument that is none of the above.
         """
-        from neox_lab.checkpoint import save
+        from neox_lab.checkpoint import check_names, save
 
         if not more.pop("safe_serialization", True):
             raise ConfigError(
@@ -180,6 +181,8 @@ class Pretrained(nn.Module):
             )
         if not is_main_process:
             return
+        if state_dict is None:
+            check_names(self, self.config)
         save(
             self,
             save_directory,

@@ -23,6 +23,7 @@ from neox_lab.family.factored import FactoredMatrix
 from neox_lab.model.block import Block
 from neox_lab.model.network import Network
 from neox_lab.model.output_heads import OUTPUT_HEADS
+from neox_lab.model.parts import Affine, affine, embeddings
 
 
 class LayerWeights:
@@ -30,7 +31,8 @@ class LayerWeights:
 
     Matrices are views of the parameters, which take part in gradients; to write into one, use
     ``with torch.no_grad(): model.blocks[0].W_Q[2] = 0``. Biases a model does not have
-    (``attention_bias=False``) read as zeros.
+    (``attention_bias=False``) read as zeros. Where an adapter (LoRA) or another module stands in
+    a matrix's place, it is the matrix that this amounts to, a copy; HookError if it is none.
     """
 
     def __init__(self, block: Block) -> None:
@@ -39,14 +41,14 @@ class LayerWeights:
 
     def _qkv(self, part: int) -> Tensor:
         attention = self.block.attention
-        weight = attention.query_key_value.weight.view(attention.heads, 3, attention.d_head, -1)
+        weight = attention.reading().weight.reshape(attention.heads, 3, attention.d_head, -1)
         return weight[:, part].transpose(1, 2)
 
     def _qkv_bias(self, part: int) -> Tensor:
         attention = self.block.attention
-        bias = attention.query_key_value.bias
+        weight, bias = attention.reading()
         if bias is None:
-            return attention.dense.weight.new_zeros(attention.heads, attention.d_head)
+            return weight.new_zeros(attention.heads, attention.d_head)
         return bias.view(attention.heads, 3, -1)[:, part]
 
     @property
@@ -83,34 +85,36 @@ class LayerWeights:
     def W_O(self) -> Tensor:  # noqa: N802
         """From what a head read to the residual stream, ``[head, d_head, d_model]``."""
         attention = self.block.attention
-        weight = attention.dense.weight.view(-1, attention.heads, attention.d_head)
+        weight = attention.writing().weight.reshape(-1, attention.heads, attention.d_head)
         return weight.permute(1, 2, 0)
 
     @property
     def b_O(self) -> Tensor:  # noqa: N802
         """Bias that attention adds to the residual stream, ``[d_model]``."""
-        dense = self.block.attention.dense
-        return dense.weight.new_zeros(dense.out_features) if dense.bias is None else dense.bias
+        weight, bias = self.block.attention.writing()
+        return weight.new_zeros(len(weight)) if bias is None else bias
 
     @property
     def W_in(self) -> Tensor:  # noqa: N802
         """Residual stream to neurons, ``[d_model, d_mlp]``."""
-        return self.block.mlp.dense_h_to_4h.weight.T
+        return self.block.neurons().reading().weight.T
 
     @property
     def b_in(self) -> Tensor:
         """Bias of the neurons, ``[d_mlp]``."""
-        return self.block.mlp.dense_h_to_4h.bias
+        weight, bias = self.block.neurons().reading()
+        return weight.new_zeros(len(weight)) if bias is None else bias
 
     @property
     def W_out(self) -> Tensor:  # noqa: N802
         """Neurons to residual stream, ``[d_mlp, d_model]``."""
-        return self.block.mlp.dense_4h_to_h.weight.T
+        return self.block.neurons().writing().weight.T
 
     @property
     def b_out(self) -> Tensor:
         """Bias that the MLP adds to the residual stream, ``[d_model]``."""
-        return self.block.mlp.dense_4h_to_h.bias
+        weight, bias = self.block.neurons().writing()
+        return weight.new_zeros(len(weight)) if bias is None else bias
 
 
 class StackedWeights:
@@ -272,8 +276,8 @@ class WeightViews(StackedWeights):
         return tuple(LayerWeights(cast("Block", block)) for block in self.backbone.layers)
 
     @property
-    def output_head(self) -> nn.Linear:
-        """The head's linear map, weight ``[vocab or label, d_model]``.
+    def output_head(self) -> nn.Module:
+        """The head: ``nn.Linear``, or what was put in its place.
 
         Raises:
             ConfigError: this model has none.
@@ -283,14 +287,23 @@ class WeightViews(StackedWeights):
                 f"{type(self).__name__} has no head: it returns the final residual stream. Load "
                 f"the checkpoint with one: {', '.join(OUTPUT_HEADS)}."
             )
-        linear = getattr(self, OUTPUT_HEADS[self.head].module)
-        assert isinstance(linear, nn.Linear)
-        return linear
+        head: nn.Module = getattr(self, OUTPUT_HEADS[self.head].module)
+        return head
+
+    @property
+    def output_map(self) -> Affine:
+        """Weight ``[vocab or label, d_model]`` and bias of the head, adapters included.
+
+        Raises:
+            ConfigError: this model has none.
+            HookError: what stands there is no linear map.
+        """
+        return affine(self.output_head, self.config.hidden_size, OUTPUT_HEADS[self.head].module)
 
     @property
     def W_E(self) -> Tensor:  # noqa: N802
         """Token embeddings ``[vocab, d_model]``: the parameter itself."""
-        return self.backbone.embed_in.weight
+        return embeddings(self.backbone.embed_in, self.config.vocab_size)
 
     @property
     def W_U(self) -> Tensor:  # noqa: N802
@@ -299,15 +312,15 @@ class WeightViews(StackedWeights):
         Raises:
             ConfigError: this model's head is not an unembedding.
         """
-        head = self.output_head
+        weight = self.output_map.weight
         if OUTPUT_HEADS[self.head].outputs != "vocab":
             name = OUTPUT_HEADS[self.head].module
             raise ConfigError(
                 f"{type(self).__name__} has no unembedding W_U. Its head is model.{name}, with "
-                f"model.{name}.weight [label, d_model] = {list(head.weight.shape)}; W_U needs "
+                f"model.{name}.weight [label, d_model] = {list(weight.shape)}; W_U needs "
                 "head='causal-lm'."
             )
-        return head.weight.T
+        return weight.T
 
     @property
     def b_U(self) -> Tensor:  # noqa: N802

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, dtype, nn
 
@@ -23,6 +24,7 @@ from neox_lab.model.attention import head_results, masked_scores
 from neox_lab.model.block import Block, layer_norm_parts
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.masking import attention_mask
+from neox_lab.model.parts import answers, is_hooked, plain_layer_norm, runs
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedNetwork
@@ -52,8 +54,7 @@ def _layer_norm_part(name: str, part: int) -> Callable[[Block, Tensor | None], S
     """The step to ``hook_normalized`` (0) or ``hook_scale`` (1) of the layer norm ``name``."""
 
     def step(block: Block, _mask: Tensor | None) -> Step:
-        norm = block.get_submodule(name)
-        assert isinstance(norm, nn.LayerNorm)
+        norm: nn.LayerNorm = getattr(block, name)
         return Step(lambda resid: layer_norm_parts(resid, norm)[part])
 
     return step
@@ -63,14 +64,14 @@ def _layer_norm(name: str) -> Callable[[Block, Tensor | None], Step]:
     """The step through all of the layer norm ``name``, weight and bias included."""
 
     def step(block: Block, _mask: Tensor | None) -> Step:
-        norm = block.get_submodule(name)
-        assert isinstance(norm, nn.LayerNorm)
-        shape, eps, weight, bias = norm.normalized_shape, norm.eps, norm.weight, norm.bias
+        norm: nn.LayerNorm = getattr(block, name)
 
         def run(resid: Tensor) -> Tensor:
-            return F.layer_norm(resid, shape, weight.detach(), bias.detach(), eps)
+            plain = plain_layer_norm(norm, name)
+            weight, bias = plain.weight.detach(), plain.bias.detach()
+            return F.layer_norm(resid, plain.normalized_shape, weight, bias, plain.eps)
 
-        return Step(run, [weight, bias])
+        return Step(run, [*norm.parameters()])
 
     return step
 
@@ -88,17 +89,36 @@ def _scores(block: Block, mask: Tensor | None) -> Step:
 
 
 def _pattern(block: Block, _mask: Tensor | None) -> Step:
-    model_dtype = block.attention.dense.weight.dtype
+    model_dtype = next(block.parameters()).dtype
     return Step(lambda scores: scores.softmax(dim=-1).to(model_dtype))
 
 
 def _head_results(block: Block, _mask: Tensor | None) -> Step:
-    weight = block.attention.dense.weight
-    return Step(lambda z: head_results(z, weight.detach()), [weight])
+    attention, dense = block.attention, block.attention.dense
+    weights = [p for name, p in dense.named_parameters() if not name.endswith("bias")]
+    width = attention.heads * attention.d_head
+    # An adapter may be turned off or merged, which changes no weight that could be seen.
+    before = answers(dense, width)
+
+    def changed() -> bool:
+        if before is None:
+            return attention.dense is not dense
+        now = answers(attention.dense, width)
+        return now is None or not torch.equal(before, now)
+
+    def run(z: Tensor) -> Tensor:
+        if changed():
+            raise HookError(
+                "'attn.hook_result' is made on access, and what stands at attention.dense has "
+                "changed since this run. Name it in names_filter to store it."
+            )
+        return head_results(z, attention.writing().weight.detach())
+
+    return Step(run, weights)
 
 
 def _neurons(block: Block, _mask: Tensor | None) -> Step:
-    return Step(block.mlp.act)
+    return Step(lambda pre: block.neurons().act(pre))
 
 
 _LN1, _LN2 = "input_layernorm", "post_attention_layernorm"
@@ -134,6 +154,24 @@ def follows(point: HookPoint, points: Mapping[str, HookPoint], past: bool) -> bo
     bases = [points[name] for name in point.follows_from]
     reaches_back = "key_pos" in point.axes and not any("key_pos" in base.axes for base in bases)
     return bool(bases) and not (past and reaches_back)
+
+
+def is_made_as_in_the_run(point: HookPoint, block: Block) -> bool:
+    """Whether the step to ``point`` is what ``block`` does, or only an error could say.
+
+    What a module of another kind, or one with PyTorch hooks, hands to the next is kept instead.
+
+    Args:
+        point: one that ``follows``.
+        block: which it is in.
+    """
+    reader = {"attn.hook_in": (_LN1, block.attention), "mlp.hook_in": (_LN2, block.mlp)}
+    name = point.name.removeprefix(f"blocks.{point.layer}.")
+    if name not in reader:
+        return True
+    norm, module = getattr(block, reader[name][0]), reader[name][1]
+    plain = runs(norm, nn.LayerNorm.forward) and not is_hooked(norm)
+    return plain and not module._forward_pre_hooks
 
 
 def maker_of(point: HookPoint, model: HookedNetwork, mask: Tensor | None) -> Maker:

@@ -93,7 +93,7 @@ class LeanReplay:
                 start = f"blocks.{layer - 1}.hook_resid_post"
             stop = None if layer == layers else layer + 1
             with self.model.hook_stack.suspended():
-                residual = stored[start].to(self.model.backbone.embed_in.weight.device)
+                residual = stored[start].to(self.model.device)
                 _, made = self.model.run_with_cache(
                     residual, start_at_layer=layer, stop_at_layer=stop, **self.arguments
                 )

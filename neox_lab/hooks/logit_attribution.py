@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neox_lab.errors import HookError, HookNameError, nearest
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.output_heads import OUTPUT_HEADS
+from neox_lab.model.parts import plain_layer_norm
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -188,19 +189,18 @@ class LogitShares(Mapping[str, Tensor]):
     def _directions(self, ids: Tensor) -> Tensor:
         """What a component is multiplied with behind the final layer norm, ``[.., d_model]``."""
         rows, _ = self._head_rows(ids)
-        return rows * self._network.final_layer_norm.weight.detach().to(rows)
+        return rows * self._final_layer_norm.weight.detach().to(rows)
 
     def _bias(self, ids: Tensor) -> Tensor:
         rows, bias = self._head_rows(ids)
-        return rows @ self._network.final_layer_norm.bias.detach().to(rows) + bias
+        return rows @ self._final_layer_norm.bias.detach().to(rows) + bias
 
     def _head_rows(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Weight ``[.., d_model]`` and bias ``[..]`` of the head's outputs, float32 at least."""
-        head = self._running_model.output_head
-        rows = head.weight.detach()[ids]
+        weight, bias = self._running_model.output_map
+        rows = weight.detach()[ids]
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        bias = rows.new_zeros(ids.shape) if head.bias is None else head.bias.detach()[ids].to(rows)
-        return rows, bias
+        return rows, rows.new_zeros(ids.shape) if bias is None else bias.detach()[ids].to(rows)
 
     def _ids(self, tokens: Tokens) -> Tensor:
         """Ids of tokens or labels, of any shape.
@@ -212,14 +212,14 @@ class LogitShares(Mapping[str, Tensor]):
             ids = torch.stack([self._ids(token) for token in tokens])
         else:
             ids = torch.as_tensor(self._id(tokens) if isinstance(tokens, str) else tokens)
-        head = self._running_model.output_head
-        allowed = (ids >= 0) & (ids < head.out_features)
+        weight = self._running_model.output_map.weight
+        allowed = (ids >= 0) & (ids < len(weight))
         if ids.is_floating_point() or not allowed.all():
             raise HookError(
                 f"tokens {ids.flatten()[:8].tolist()}: expected whole numbers from 0 to "
-                f"{head.out_features - 1}."
+                f"{len(weight) - 1}."
             )
-        return ids.to(head.weight.device)
+        return ids.to(weight.device)
 
     def _id(self, text: str) -> int:
         model = self._running_model
@@ -350,8 +350,12 @@ class LogitShares(Mapping[str, Tensor]):
     def _network(self) -> Network:
         return self._running_model.backbone
 
+    @property
+    def _final_layer_norm(self) -> nn.LayerNorm:
+        return plain_layer_norm(self._network.final_layer_norm, "final_layer_norm")
+
     def _final_norm(self, stack: Tensor) -> Tensor:
-        norm = self._network.final_layer_norm
+        norm = self._final_layer_norm
         stack, weight = in_one_dtype(stack, norm.weight)
         bias = norm.bias.detach().to(stack)
         return torch.nn.functional.layer_norm(stack, norm.normalized_shape, weight, bias, norm.eps)

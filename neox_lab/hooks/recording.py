@@ -25,7 +25,7 @@ from neox_lab.errors import HookError
 from neox_lab.files import parse_size, size_in_words
 from neox_lab.hooks.cache import ActivationCache, run_backward
 from neox_lab.hooks.cache_files import SpillFile
-from neox_lab.hooks.derived import follows, maker_of
+from neox_lab.hooks.derived import follows, is_made_as_in_the_run, maker_of
 from neox_lab.hooks.hooking import Placement
 from neox_lab.hooks.lean import LeanReplay, residual_points
 from neox_lab.hooks.names import Name, find_all
@@ -35,6 +35,7 @@ from neox_lab.memory import free_memory
 from neox_lab.model.hook_points import HookPoint, Watcher
 from neox_lab.model.key_value_cache import given_cache, is_cache
 from neox_lab.model.network import layer_span
+from neox_lab.model.parts import takes_tap
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -62,7 +63,7 @@ def plan_for(
         past: earlier positions in a key-value cache, which queries see too.
     """
     sizes = axis_sizes(model.config, batch, pos, past)
-    dtype = model.backbone.embed_in.weight.dtype
+    dtype = model.dtype
     return {
         point.name: (
             keeping.shape(shape_at(point, sizes), point),
@@ -105,11 +106,6 @@ def over_budget(needed: int, budget: int | None, device: torch.device) -> str | 
     return f"This cache needs {size_in_words(needed)}; {size_in_words(free)} are free on {device}."
 
 
-def _device(model: HookedModel) -> torch.device:
-    device: torch.device = model.backbone.embed_in.weight.device
-    return device
-
-
 class Recording:
     """One run with a cache, from request to result."""
 
@@ -141,7 +137,7 @@ class Recording:
         """
         if lean and gradients:
             raise HookError("lean=True keeps no gradients; leave out incl_bwd or lean.")
-        if keeping.device is not None and torch.device(keeping.device) == _device(model):
+        if keeping.device is not None and torch.device(keeping.device) == model.device:
             keeping = dataclasses.replace(keeping, device=None)
         self.model, self.arguments, self.keeping = model, dict(arguments), keeping
         self.gradients = gradients
@@ -202,7 +198,7 @@ class Recording:
             HookError: it does not fit and ``spill`` is None, or there are gradients to spill.
             CheckpointError: the file exists or cannot be made.
         """
-        device = torch.device(self.keeping.device or _device(self.model))
+        device = torch.device(self.keeping.device or self.model.device)
         limit = None if budget is None else parse_size(budget, "budget", HookError)
         too_large = over_budget(self.nbytes, limit, device)
         if too_large is None:
@@ -266,11 +262,18 @@ class Recording:
             and names.issuperset(point.follows_from)
             and point.layer not in written
             and self._reached(point)
+            and (
+                point.layer is None
+                or is_made_as_in_the_run(point, self.model.backbone.block(point.layer))
+            )
         ]
 
     def _reached(self, point: HookPoint) -> bool:
         """Whether the run passes ``point``."""
         if point.layer is not None:
+            block = self.model.backbone.block(point.layer)
+            if ".mlp." in point.name and not takes_tap(block.mlp):
+                return False
             return self.first <= point.layer < self.last
         if point.name.startswith("hook_embed"):  # a function spliced in there may have points
             return self.first == 0

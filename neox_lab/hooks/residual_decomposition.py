@@ -220,7 +220,7 @@ class CacheArithmetic(LogitShares):
             HookNameError: ``hook_post`` was not kept.
         """
         (post,) = self._fetch([f"blocks.{layer}.mlp.hook_post"], pos_slice)
-        weight = self._network.block(layer).mlp.dense_4h_to_h.weight.T  # [d_mlp, d_model]
+        weight = self._network.block(layer).neurons().writing().weight.T  # [d_mlp, d_model]
         post, weight = in_one_dtype(take(post, -1, neuron_slice), take(weight, 0, neuron_slice))
         if project_output_onto is None:
             return post[..., None] * weight
@@ -301,7 +301,7 @@ class CacheArithmetic(LogitShares):
 
     def _output_weight(self, block: int) -> Tensor:
         """``[d_model, head * d_head]``."""
-        return self._network.block(block).attention.dense.weight.detach()
+        return self._network.block(block).attention.writing().weight.detach()
 
     def _heads(self, layers: int, view: DecompositionView) -> tuple[list[Tensor], list[str]]:
         """What each head of the first ``layers`` blocks wrote, and labels."""
@@ -326,7 +326,7 @@ class CacheArithmetic(LogitShares):
         for block in range(view.layer):
             results = self.get_neuron_results(block, chosen, view.pos_slice, view.onto)
             parts.append(results.movedim(-2, 0))
-            neurons = torch.arange(self._network.block(block).mlp.dense_h_to_4h.out_features)
+            neurons = torch.arange(self._network.block(block).neurons().d_mlp)
             labels += [f"L{block}N{neuron}" for neuron in take(neurons, 0, chosen).tolist()]
         return parts, labels
 

@@ -27,6 +27,7 @@ from neox_lab.kernels.linear import Linear
 from neox_lab.model.hook_points import NO_TAP, Tap
 from neox_lab.model.key_value_cache import LayerKeysValues
 from neox_lab.model.masking import AttentionMask
+from neox_lab.model.parts import Affine, affine
 from neox_lab.model.rotary import HALF_PRECISION, rotate
 
 
@@ -112,6 +113,23 @@ class Attention(nn.Module):
         qkv = self.query_key_value(x).view(*x.shape[:-1], self.heads, 3, self.d_head)
         return qkv.unbind(-2)
 
+    def reading(self) -> Affine:
+        """What turns the normalised residual stream into ``[head, (q, k, v), d_head]``.
+
+        Raises:
+            HookError: no linear map stands there.
+        """
+        width = self.heads * self.d_head
+        return affine(self.query_key_value, width, "attention.query_key_value")
+
+    def writing(self) -> Affine:
+        """What turns ``z`` of all heads into what attention writes.
+
+        Raises:
+            HookError: no linear map stands there.
+        """
+        return affine(self.dense, self.heads * self.d_head, "attention.dense")
+
     def mix(
         self, q: Tensor, k: Tensor, v: Tensor, mask: AttentionMask, tap: Tap = NO_TAP
     ) -> Tensor:
@@ -152,16 +170,17 @@ class Attention(nn.Module):
 
     def _sum_of_results(self, z: Tensor, tap: Tap) -> Tensor:
         """Project each head by itself, show the parts, add them up: ``[batch, pos, d_model]``."""
-        result = tap("attn.hook_result", head_results(z, self.dense.weight))
+        weight, bias = self.writing()
+        result = tap("attn.hook_result", head_results(z, weight))
         out = result.sum(dim=2)
-        return out if self.dense.bias is None else out + self.dense.bias
+        return out if bias is None else out + bias
 
     def _from_split_inputs(
         self, shared: tuple[Tensor, ...], inputs: tuple[SplitInput | None, ...]
     ) -> tuple[Tensor, ...]:
         """Queries, keys and values, taken from a head's own input where it has one."""
-        weight = self.query_key_value.weight.view(self.heads, 3, self.d_head, -1)
-        bias = self.query_key_value.bias
+        matrix, bias = self.reading()
+        weight = matrix.reshape(self.heads, 3, self.d_head, -1)
         biases = None if bias is None else bias.view(self.heads, 3, self.d_head)
         made = []
         for part, (tensor, own) in enumerate(zip(shared, inputs, strict=True)):
@@ -203,5 +222,5 @@ def head_results(z: Tensor, output_weight: Tensor) -> Tensor:
         ``[batch, pos, head, d_model]``; its sum over heads plus the bias is ``hook_attn_out``.
     """
     batch, pos, heads, d_head = z.shape
-    weight = output_weight.view(-1, heads, d_head)  # [d_model, head, d_head]
+    weight = output_weight.reshape(-1, heads, d_head)  # [d_model, head, d_head]
     return torch.einsum("bphe,dhe->bphd", z, weight)

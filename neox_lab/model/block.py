@@ -21,12 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from neox_lab.config import GPTNeoXConfig
+from neox_lab.errors import HookError
 from neox_lab.kernels.linear import Linear
 from neox_lab.model.activations import ACTIVATION_FUNCTIONS
 from neox_lab.model.attention import Attention, SplitInput
 from neox_lab.model.hook_points import NO_TAP, Tap
 from neox_lab.model.key_value_cache import LayerKeysValues
 from neox_lab.model.masking import AttentionMask
+from neox_lab.model.parts import Affine, affine, plain_layer_norm, runs, takes_tap
 
 SPLIT_INPUTS = ("hook_q_input", "hook_k_input", "hook_v_input")
 
@@ -37,6 +39,7 @@ class MLP(nn.Module):
     def __init__(self, config: GPTNeoXConfig) -> None:
         """Weights ``dense_h_to_4h [d_mlp, d_model]`` and ``dense_4h_to_h [d_model, d_mlp]``."""
         super().__init__()
+        self.d_model, self.d_mlp = config.hidden_size, config.intermediate_size
         self.dense_h_to_4h = Linear(config.hidden_size, config.intermediate_size)
         self.dense_4h_to_h = Linear(config.intermediate_size, config.hidden_size)
         self.act = ACTIVATION_FUNCTIONS[config.hidden_act]
@@ -47,6 +50,22 @@ class MLP(nn.Module):
         pre = tap("mlp.hook_pre", self.dense_h_to_4h(x))  # [batch, pos, d_mlp]
         post = tap("mlp.hook_post", self.act(pre))
         return self.dense_4h_to_h(post)
+
+    def reading(self) -> Affine:
+        """W_in and b_in.
+
+        Raises:
+            HookError: no linear map stands there.
+        """
+        return affine(self.dense_h_to_4h, self.d_model, "mlp.dense_h_to_4h")
+
+    def writing(self) -> Affine:
+        """W_out and b_out.
+
+        Raises:
+            HookError: no linear map stands there.
+        """
+        return affine(self.dense_4h_to_h, self.d_mlp, "mlp.dense_4h_to_h")
 
 
 class Block(nn.Module):
@@ -104,10 +123,25 @@ class Block(nn.Module):
         mlp_in = tap("hook_mlp_in", resid)
         norm = self.post_attention_layernorm
         x = layer_norm(mlp_in, norm, tap, "ln2.hook_scale", "ln2.hook_normalized")
-        out = self.mlp(x, tap)
+        # A module of somebody's own reads x alone, as upstream's does.
+        hooks_inside = tap is not NO_TAP and takes_tap(self.mlp)
+        out = self.mlp(x, tap=tap) if hooks_inside else self.mlp(x)
         if self.training:
             out = self.post_mlp_dropout(out)
         return tap("hook_mlp_out", out)
+
+    def neurons(self) -> MLP:
+        """The MLP, if it has neurons between two matrices.
+
+        Raises:
+            HookError: a module of another kind stands there.
+        """
+        if isinstance(self.mlp, MLP):
+            return self.mlp
+        raise HookError(
+            f"mlp is a {type(self.mlp).__name__}; this needs an MLP with dense_h_to_4h and "
+            "dense_4h_to_h, whose neurons it can look at."
+        )
 
     def _split_inputs(self, resid: Tensor, tap: Tap) -> tuple[SplitInput | None, ...] | None:
         """Offer each head its own input to queries, keys and values; return those hooks altered.
@@ -143,6 +177,7 @@ class Block(nn.Module):
 
 def _with_frozen_weights(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     """Layer norm of ``x`` through which gradients reach ``x`` but not the weights."""
+    norm = plain_layer_norm(norm, "input_layernorm")
     weight, bias = norm.weight.detach(), norm.bias.detach()
     return torch.nn.functional.layer_norm(x, norm.normalized_shape, weight, bias, norm.eps)
 
@@ -158,6 +193,7 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, tap: Tap, scale_name: str, out_nam
     if not tap.altered(scale_name, out_name):
         _show_layer_norm(x, norm, tap, scale_name, out_name)
         return norm(x)
+    norm = plain_layer_norm(norm, f"The layer norm at {out_name}")
     exact = x.float()
     centred = exact - exact.mean(dim=-1, keepdim=True)
     scale = (centred.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt()
@@ -175,7 +211,13 @@ def _show_layer_norm(
 
 
 def layer_norm_parts(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
-    """``hook_normalized`` and ``hook_scale`` of a layer norm of ``x``; one kernel makes both."""
+    """``hook_normalized`` and ``hook_scale`` of a layer norm of ``x``; one kernel makes both.
+
+    Raises:
+        HookError: it is no layer norm of PyTorch's, or PyTorch hooks may change what it reads.
+    """
+    if norm._forward_pre_hooks or not runs(norm, nn.LayerNorm.forward):
+        norm = plain_layer_norm(norm, "The layer norm")
     normalized, _, inverse = torch.native_layer_norm(
         x.float(), norm.normalized_shape, None, None, norm.eps
     )

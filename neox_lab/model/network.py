@@ -30,6 +30,7 @@ class Network(nn.Module):
     def __init__(self, config: GPTNeoXConfig) -> None:
         """Build the modules ``config`` describes; weights are PyTorch's defaults."""
         super().__init__()
+        self.d_model = config.hidden_size
         self.embed_in = nn.Embedding(config.vocab_size, config.hidden_size)
         self.emb_dropout = nn.Dropout(config.hidden_dropout)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
@@ -74,9 +75,10 @@ class Network(nn.Module):
         try:
             return self.embed_in(input_ids)
         except IndexError:
+            size = getattr(self.embed_in, "num_embeddings", "unknown")
             raise InputError(
                 f"input_ids goes from {int(input_ids.min())} to {int(input_ids.max())}, but ids "
-                f"must be at least 0 and below vocab_size, which is {self.embed_in.num_embeddings}."
+                f"must be at least 0 and below vocab_size, which is {size}."
             ) from None
 
     def run_layers(
@@ -113,10 +115,10 @@ class Network(nn.Module):
                 f"Cannot run layers {first} to {last}: this model has {len(self.layers)} layers, "
                 "and a run goes from a lower to a higher one."
             )
-        if residual.dim() != 3 or residual.shape[2] != self.embed_in.embedding_dim:
+        if residual.dim() != 3 or residual.shape[2] != self.d_model:
             raise InputError(
                 f"The residual stream (inputs_embeds) has shape {list(residual.shape)}; expected "
-                f"[batch, pos, {self.embed_in.embedding_dim}]."
+                f"[batch, pos, {self.d_model}]."
             )
         if first == last:
             return residual

@@ -22,6 +22,7 @@ from neox_lab.experiments.metrics import BoundMetric, LogitMetric, Output
 from neox_lab.experiments.prompt_pairs import Batch, batch
 from neox_lab.experiments.splices import BELOW_OUTPUTS, IN_NODES, check_splices
 from neox_lab.model.attention import head_results
+from neox_lab.model.parts import plain_layer_norm
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -168,13 +169,14 @@ class _Final:
         rows = torch.arange(len(ready.ids), device=ready.ids.device)[:, None]
         at = {name: tensor[rows, metric.positions].float() for name, tensor in cache.items()}
         stream = at.pop(last)
-        norm, head = model.backbone.final_layer_norm, model.output_head
-        weight = head.weight[metric.outputs].float() * metric.weights[:, None]
+        norm = plain_layer_norm(model.backbone.final_layer_norm, "final_layer_norm")
+        head_weight, head_bias = model.output_map
+        weight = head_weight[metric.outputs].float() * metric.weights[:, None]
         scale = (stream.var(dim=-1, correction=0, keepdim=True) + norm.eps).sqrt()
         along = weight * norm.weight.float()
         constant = (weight @ norm.bias.float()).sum(dim=1)
-        if head.bias is not None:
-            constant = constant + (head.bias[metric.outputs].float() * metric.weights).sum(dim=1)
+        if head_bias is not None:
+            constant = constant + (head_bias[metric.outputs].float() * metric.weights).sum(dim=1)
         directions = (along - along.mean(dim=-1, keepdim=True)) / scale
         per_row = metric.per_row(metrics.output_logits(output)).float().cpu()
         return cls(model, at, stream, weight, directions, constant, per_row)
@@ -207,9 +209,9 @@ class _Final:
 
     def _heads(self, layer: int) -> Tensor:
         """What each head of a layer wrote, ``[head, batch, term, d_model]``."""
-        dense = self.model.blocks[layer].block.attention.dense
+        weight, _ = self.model.blocks[layer].block.attention.writing()
         z = self.at[f"blocks.{layer}.attn.hook_z"]
-        return head_results(z, dense.weight.float()).movedim(2, 0)
+        return head_results(z, weight.float()).movedim(2, 0)
 
     def largest_neurons(self, count: int) -> list[list[int]]:
         """The ``count`` neurons of largest mean share, by layer."""
@@ -235,7 +237,7 @@ class _Final:
 
     def _read(self, stream: Tensor) -> Tensor:
         """The metric of streams ``[.., batch, term, d_model]``, without the head's bias."""
-        norm = self.model.backbone.final_layer_norm
+        norm = plain_layer_norm(self.model.backbone.final_layer_norm, "final_layer_norm")
         weight, bias = norm.weight.float(), norm.bias.float()
         read = torch.nn.functional.layer_norm(stream, weight.shape, weight, bias, norm.eps)
         return (read * self.weight).sum(dim=(-2, -1))

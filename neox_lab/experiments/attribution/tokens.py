@@ -21,6 +21,7 @@ from neox_lab.experiments.metrics import BoundMetric, Metric, metric_name
 from neox_lab.experiments.prompt_pairs import Batch, batch
 from neox_lab.experiments.splices import IN_BLOCKS, check_splices, with_same_splices
 from neox_lab.model.hook_points import HookPoint
+from neox_lab.model.parts import embeddings as token_vectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -207,7 +208,7 @@ def _vector(model: HookedModel, baseline: Baseline) -> Tensor:
     Raises:
         InputError: a token or a vector that does not fit the model.
     """
-    embeddings: Tensor = model.backbone.embed_in.weight.detach()
+    embeddings = token_vectors(model.backbone.embed_in, model.config.vocab_size).detach()
     if isinstance(baseline, Tensor):
         if baseline.shape != embeddings[0].shape:
             raise InputError(

@@ -140,7 +140,7 @@ def get_act_patch_direct_path(
     check_splices(model, (), "Direct paths are computed from weights and cached streams alone.")
     blocks = blocks_of(model)
     sender = blocks[src_layer].attention
-    weight = sender.dense.weight.view(-1, sender.heads, sender.d_head)[:, src_head]
+    weight = sender.writing().weight.reshape(-1, sender.heads, sender.d_head)[:, src_head]
     z, own = (cache["z", src_layer][:, :, src_head] for cache in (clean_cache, corrupted_cache))
     change = (z - own) @ weight.t()  # [batch, pos, d_model]
 

@@ -90,6 +90,12 @@ class PatchedLayer:
             self._z = make(self)
         return self._z
 
+    @cached_property
+    def _writing(self) -> Tensor:
+        """From what heads read to the residual stream, ``[d_model, head, d_head]``."""
+        weight, heads = self.block.attention.writing().weight, self.own.z.shape[2]
+        return weight.reshape(len(weight), heads, -1)
+
     def after_attention(self, tokens: ChangedTokens, attn_out: Tensor) -> Tensor:
         """The residual stream after a block in which attention wrote ``attn_out``."""
         resid_pre = tokens.of(self.own.resid_pre)
@@ -106,9 +112,8 @@ class PatchedLayer:
             tokens: which heads, where.
             change: of what they read ``[token, d_head]``.
         """
-        dense, heads = self.block.attention.dense, self.own.z.shape[2]
-        weight = dense.weight.view(dense.out_features, heads, -1)
-        written = change.new_empty(len(change), dense.out_features)
+        weight, heads = self._writing, self.own.z.shape[2]
+        written = change.new_empty(len(change), len(weight))
         for head in range(heads):
             of_head = (tokens.head == head).nonzero().flatten()
             if len(of_head):

@@ -23,6 +23,7 @@ from neox_lab.model.output_heads import answers_per_text
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
+    from neox_lab.model.parts import Affine
 
 TOKENS_AT_ONCE = 256
 """Tokens whose full logits are made in one product."""
@@ -84,17 +85,22 @@ class FewLogits(MetricReadout):
     per_pair = True
     metric: BoundMetric
 
-    def __init__(self, model: HookedModel, metric: BoundMetric) -> None:
-        """See MetricReadout."""
+    def __init__(
+        self, model: HookedModel, metric: BoundMetric, head_map: Affine | None = None
+    ) -> None:
+        """See MetricReadout; ``head_map`` is the model's ``output_map`` if it is known."""
         super().__init__(model, metric)
+        self.map = model.output_map if head_map is None else head_map
         self.positions, self.which = _distinct(metric.positions)
-        self.weight = self.head.weight[metric.outputs]  # [batch, term, d_model]
-        self.bias = None if self.head.bias is None else self.head.bias[metric.outputs]
+        weight, bias = self.map
+        self.weight = weight[metric.outputs]  # [batch, term, d_model]
+        self.bias = None if bias is None else bias[metric.outputs]
 
     def of_pairs(self, pairs: slice) -> FewLogits:
         """See MetricReadout."""
         outputs, positions = self.metric.outputs[pairs], self.metric.positions[pairs]
-        return FewLogits(self.model, replace(self.metric, outputs=outputs, positions=positions))
+        some = replace(self.metric, outputs=outputs, positions=positions)
+        return FewLogits(self.model, some, self.map)
 
     def of_run(self, final: Tensor) -> Tensor:
         """The metric of each pair ``[batch]``."""

@@ -18,6 +18,7 @@ import torch
 
 from neox_lab.errors import HookError, InputError
 from neox_lab.experiments.metrics import Metric
+from neox_lab.experiments.parts_alone import check_parts
 from neox_lab.experiments.patching.batched_forward import BatchedForward
 from neox_lab.experiments.patching.hooked_forward import LEAVING, HookedForward
 from neox_lab.experiments.patching.metric_readout import readout
@@ -201,7 +202,8 @@ def check_ready(model: HookedModel) -> None:
 
     Raises:
         InputError: dropout is on.
-        HookError: hooks are in place, or a function is spliced in above the last block.
+        HookError: hooks are in place, a function is spliced in above the last block, or there are
+            PyTorch hooks or modules that a sweep would skip.
     """
     if model.training and any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules()):
         raise InputError("The model is in training mode: dropout would add noise. model.eval()")
@@ -213,3 +215,4 @@ def check_ready(model: HookedModel) -> None:
     check_splices(
         model, IN_NETWORK, "A sweep reads its metric from the residual stream after the last block."
     )
+    check_parts(model)
