@@ -85,7 +85,6 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         use_cache: bool | None = None,
         *,
         return_dict: bool | None = None,
-        *,
         taps: Taps | None = None,
         **options: Unpack[RunOptions],
     ) -> BaseModelOutputWithPast | tuple[Any, ...]:

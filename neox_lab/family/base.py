@@ -20,7 +20,6 @@ from neox_lab.family.weights import WeightViews
 from neox_lab.hooks.hooking import HookStack
 from neox_lab.hooks.table import hook_points
 from neox_lab.model.network import Network
-from neox_lab.model.parts import let_gradients_begin
 
 
 class GPTNeoXPreTrainedModel(

@@ -9,10 +9,10 @@ import logging
 from collections.abc import Mapping
 from typing import ClassVar
 
-from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from neox_lab.model.network import Network
+from neox_lab.model.parts import let_gradients_begin
 
 _log = logging.getLogger("neox_lab")
 
@@ -84,14 +84,10 @@ class Recomputes:
         """Let gradients reach the embeddings' output even if all weights are frozen."""
         self.disable_input_require_grads()
         embedding = self.backbone.embed_in
-        self._inputs_want_gradients = embedding.register_forward_hook(_want_gradients)
+        self._inputs_want_gradients = embedding.register_forward_hook(let_gradients_begin)
 
     def disable_input_require_grads(self) -> None:
         """Undo ``enable_input_require_grads``."""
         if self._inputs_want_gradients is not None:
             self._inputs_want_gradients.remove()
         self._inputs_want_gradients = None
-
-
-def _want_gradients(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-    output.requires_grad_(True)

@@ -219,8 +219,8 @@ class CacheArithmetic(LogitShares):
         Raises:
             HookNameError: ``hook_post`` was not kept.
         """
-        (post,) = self._fetch([f"blocks.{layer}.mlp.hook_post"], pos_slice)
         weight = self._network.block(layer).neurons().writing().weight.T  # [d_mlp, d_model]
+        (post,) = self._fetch([f"blocks.{layer}.mlp.hook_post"], pos_slice)
         post, weight = in_one_dtype(take(post, -1, neuron_slice), take(weight, 0, neuron_slice))
         if project_output_onto is None:
             return post[..., None] * weight

@@ -128,7 +128,7 @@ def plain_layer_norm(module: nn.Module, name: str) -> nn.LayerNorm:
         return module
     raise HookError(
         f"{name} is a {type(module).__name__} and no plain nn.LayerNorm, so it cannot be taken "
-        f"apart. {_WHAT_TO_DO}"
+        "apart. Put one there (with PEFT: merge_and_unload()), or leave its hook points out."
     )
 
 
@@ -181,9 +181,9 @@ def refuse_hooks(module: nn.Module, name: str) -> None:
 def skipped_hook(name: str) -> HookError:
     """The error for a PyTorch hook on the module ``name``."""
     return HookError(
-        f"{name} has a PyTorch hook on its forward pass. This computes with parts of the network "
-        "and would skip it. Remove it (handle.remove()), or ask what runs the model as a whole "
-        "(run_with_cache, run_with_hooks)."
+        f"{name} has a PyTorch hook on its forward pass. This takes the network apart there and "
+        "would skip it. Remove it (handle.remove()), or run the model as a whole (run_with_cache, "
+        "run_with_hooks) and look at what whole modules hand on."
     )
 
 

@@ -172,7 +172,7 @@ def test_what_a_hooked_layer_norm_hands_on_is_kept_not_made() -> None:
     )
     cache = model.run_with_cache(ids())[1]
     close(cache["blocks.1.attn.hook_in"], seen[0])
-    with pytest.raises(HookError, match=r"hook_scale"):
+    with pytest.raises(HookError, match=r"layer norm at ln1"):
         model.run_with_hooks(ids(), [("blocks.1.ln1.hook_scale", lambda t, hook: 2 * t)])
 
 
@@ -191,6 +191,7 @@ def test_results_of_a_hooked_projection_are_refused_only_when_asked_for() -> Non
 def replace(model: Any, place: str, make: Callable[[nn.Module], nn.Module]) -> None:
     parent, _, name = place.rpartition(".")
     owner = model.get_submodule(parent)
+    name = name if hasattr(owner, name) else "lm_head"  # as transformers 5 calls embed_out
     setattr(owner, name, make(getattr(owner, name)))
 
 
@@ -206,6 +207,7 @@ def replace(model: Any, place: str, make: Callable[[nn.Module], nn.Module]) -> N
         ("gpt_neox.embed_in", nn.Sequential),
         ("gpt_neox.embed_in", lambda inner: nn.Sequential(inner, nn.Tanh())),
         ("embed_out", nn.Sequential),
+        ("embed_out", lambda inner: nn.Linear(64, 211)),
     ],
 )
 def test_replacements_act_as_upstream(place: str, make: Any) -> None:
@@ -283,8 +285,9 @@ def test_what_is_no_linear_map_has_no_weight(place: str, name: str) -> None:
     replace(model, place, lambda inner: nn.Sequential(inner, nn.Tanh()))
     with pytest.raises(HookError, match="not one linear map"):
         getattr(model, name)
-    with pytest.raises(HookError, match="not one linear map"):
-        TAKEN_APART["direct"](model)
+    if name != "W_Q":  # nobody's share depends on how queries are made
+        with pytest.raises(HookError, match="not one linear map"):
+            TAKEN_APART["direct"](model)
 
 
 def test_a_replaced_mlp_has_no_neurons() -> None:
