@@ -11,6 +11,7 @@ from oracle import CLASSES, pair, tokens
 
 from neox_lab.model.attention import Attention
 from neox_lab.model.block import MLP
+from neox_lab.model.hook_points import NO_TAP
 
 
 @pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "sequential"])
@@ -29,7 +30,7 @@ def test_dead_points_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     model = pair(num_hidden_layers=1)[1]
     plain = MLP.forward
 
-    def without_effect(self: MLP, x: torch.Tensor, tap: Any) -> torch.Tensor:
+    def without_effect(self: MLP, x: torch.Tensor, tap: Any = NO_TAP) -> torch.Tensor:
         plain(self, x, tap)  # hooks see everything, and nothing comes of it
         return plain(self, x)
 
