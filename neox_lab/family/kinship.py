@@ -55,6 +55,14 @@ class Kin:
     def __class__(self, changed: type) -> None:
         object.__dict__["__class__"].__set__(self, changed)
 
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """True: transformers' translations of its own checkpoints do not concern this class.
+
+        PEFT asks, through transformers, before it puts adapters in.
+        """
+        return True
+
     def __reduce_ex__(self, _protocol: object) -> tuple[Callable[..., object], tuple[type], Any]:
         """Pickled and copied by the type, which is the class that can be imported."""
         return object.__new__, (type(self),), vars(self)
