@@ -11,11 +11,12 @@ what the backward pass will read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeGuard
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from neox_lab.errors import InputError
 
@@ -31,18 +32,37 @@ class LayerKeysValues:
         self._values: Tensor | None = None
         self.length = 0
         # The first tensors are kept as they come, without a copy; others may hold them too, so
-        # nothing is written into them. Buffers of our own may be.
+        # nothing is written into them. Buffers of our own may be, and may have room to spare.
         self._own = False
 
     @property
     def keys(self) -> Tensor | None:
-        """Rotated keys ``[batch, head, pos, d_head]``, None while empty."""
-        return None if self._keys is None else self._keys[:, :, : self.length]
+        """Rotated keys ``[batch, head, pos, d_head]``, None while empty.
+
+        They can be set, together with as many values.
+        """
+        return self._keys if self._keys is None or not self._own else self._filled(self._keys)
+
+    @keys.setter
+    def keys(self, keys: Tensor) -> None:
+        self._values = self.values
+        self._keys, self.length, self._own = keys, keys.shape[2], False
 
     @property
     def values(self) -> Tensor | None:
-        """Values ``[batch, head, pos, d_head]``, None while empty."""
-        return None if self._values is None else self._values[:, :, : self.length]
+        """Values ``[batch, head, pos, d_head]``, None while empty.
+
+        They can be set, together with as many keys.
+        """
+        return self._values if self._values is None or not self._own else self._filled(self._values)
+
+    @values.setter
+    def values(self, values: Tensor) -> None:
+        self._keys = self.keys
+        self._values, self.length, self._own = values, values.shape[2], False
+
+    def _filled(self, buffer: Tensor) -> Tensor:
+        return buffer[:, :, : self.length]
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Add positions; return all keys and all values ``[batch, head, pos, d_head]``.
@@ -60,8 +80,8 @@ class LayerKeysValues:
             )
         total = self.length + keys.shape[2]
         if _must_concatenate(self._keys, keys, values):
-            self._keys = torch.cat((self._keys[:, :, : self.length], keys), dim=2)
-            self._values = torch.cat((self._values[:, :, : self.length], values), dim=2)
+            self._keys = torch.cat((self._filled(self._keys), keys), dim=2)
+            self._values = torch.cat((self._filled(self._values), values), dim=2)
             self._own = False
         else:
             if not self._own or total > self._keys.shape[2]:
@@ -74,6 +94,11 @@ class LayerKeysValues:
     def _grow(self, capacity: int) -> None:
         """Move into contiguous buffers with room for ``capacity`` positions."""
         assert self._keys is not None and self._values is not None
+        if self._keys.shape[2] != self._values.shape[2]:
+            raise InputError(
+                f"past_key_values holds {self._keys.shape[2]} keys and {self._values.shape[2]} "
+                "values: whoever sets the one must set as many of the other."
+            )
         for name in ("_keys", "_values"):
             old = getattr(self, name)
             batch, head, _, d_head = old.shape
@@ -85,20 +110,22 @@ class LayerKeysValues:
     def crop(self, length: int) -> None:
         """Forget all positions from ``length`` on."""
         self.length = min(self.length, length)
+        if not self._own and self._keys is not None and self._values is not None:
+            self._keys, self._values = self._filled(self._keys), self._filled(self._values)
 
     def select(self, rows: Tensor) -> None:
         """Keep batch rows ``rows`` ``[new_batch]``, in that order; rows may repeat."""
         if self._keys is not None and self._values is not None:
             index = rows.to(self._keys.device)
-            self._keys = self._keys[:, :, : self.length].index_select(0, index)
-            self._values = self._values[:, :, : self.length].index_select(0, index)
+            self._keys = self._filled(self._keys).index_select(0, index)
+            self._values = self._filled(self._values).index_select(0, index)
 
     def copy(self) -> LayerKeysValues:
         """An independent copy: appending to one leaves the other as it is."""
         other = LayerKeysValues()
         if self._keys is not None and self._values is not None:
-            other._keys = self._keys[:, :, : self.length].clone()
-            other._values = self._values[:, :, : self.length].clone()
+            other._keys = self._filled(self._keys).clone()
+            other._values = self._filled(self._values).clone()
             other.length = self.length
         return other
 
@@ -126,9 +153,21 @@ class KeyValueCache:
 
     is_compileable = False
 
-    def __init__(self, layers: int) -> None:
-        """An empty cache for a network of ``layers`` blocks."""
-        self.layers = [LayerKeysValues() for _ in range(layers)]
+    def __init__(self, layers: int | Iterable[tuple[Tensor | None, Tensor | None]]) -> None:
+        """An empty cache for a network of ``layers`` blocks; or one that holds what is given.
+
+        Args:
+            layers: how many; or keys and values of each, as iterating over a cache yields them.
+        """
+        if isinstance(layers, int):
+            self.layers = [LayerKeysValues() for _ in range(layers)]
+            return
+        self.layers = []
+        for keys, values in layers:
+            layer = LayerKeysValues()
+            if keys is not None and values is not None:
+                layer.append(keys, values)
+            self.layers.append(layer)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_: object, **__: object
@@ -217,6 +256,19 @@ class KeyValueCache:
     def __repr__(self) -> str:
         """Layers and positions."""
         return f"KeyValueCache({len(self)} layers, {self.get_seq_length()} positions)"
+
+
+# For torch.export and whatever else takes results apart into tensors.
+pytree.register_pytree_node(
+    KeyValueCache,
+    lambda cache: (list(cache), None),
+    lambda pairs, _: KeyValueCache(pairs),
+    serialized_type_name=f"{KeyValueCache.__module__}.{KeyValueCache.__qualname__}",
+    flatten_with_keys_fn=lambda cache: (
+        [(pytree.SequenceKey(layer), pair) for layer, pair in enumerate(cache)],
+        None,
+    ),
+)
 
 
 class _BorrowedLayer(LayerKeysValues):

@@ -1,27 +1,91 @@
 """What a forward pass returns.
 
-Each result is a dataclass whose fields can be read in the four ways users of Hugging Face's
-library know: ``out.logits``, ``out["logits"]``, ``out[0]`` (counting only fields that are not
-None), and as a plain tuple with ``out.to_tuple()``. ``past_key_values`` can be read as ``cache``
-too, its name in transformers from 5.24 on.
+Each result is a dataclass and an ordered dictionary of the fields that are not None. So it can be
+read in the four ways users of Hugging Face's library know: ``out.logits``, ``out["logits"]``,
+``out[0]``, and as a plain tuple with ``out.to_tuple()``. Being a dictionary, and a tree that
+PyTorch can take apart, it passes through everything that moves tensors about: data parallel
+gathering, mixed precision, export. ``past_key_values`` can be read and written as ``cache`` too,
+its name in transformers from 5.24 on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
-from typing import Any
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from neox_lab.errors import InputError
 from neox_lab.model.key_value_cache import KeyValueCache
 
 _OTHER_NAMES = {"cache": "past_key_values"}
 
 
 @dataclass
-class ModelOutput:
-    """Base of all outputs: attribute, key, index and tuple access over the fields that are set."""
+class ModelOutput(OrderedDict[str, Any]):
+    """Base of all outputs: attribute, key, index and tuple access over the fields that are set.
+
+    Writing by key or by attribute is the same; writing None takes a field out of the dictionary.
+    A subclass can also be made as dictionaries are, from a mapping or pairs of names and values.
+    """
+
+    def __init_subclass__(cls) -> None:
+        """Tell PyTorch how to take outputs of this class apart, and put them together again."""
+        pytree.register_pytree_node(
+            cls,
+            lambda output: (list(output.values()), list(output)),
+            lambda values, names: cls(dict(zip(names, values, strict=True))),
+            serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+            flatten_with_keys_fn=lambda output: (
+                [(pytree.MappingKey(name), value) for name, value in output.items()],
+                list(output),
+            ),
+        )
+
+    def __post_init__(self) -> None:
+        """Where a mapping or pairs were given instead of fields, set these."""
+        given = next(iter(self.__dict__.values()), None)
+        if given is None or isinstance(given, Tensor):
+            return
+        pairs = _pairs(given) if len(self) == 1 else None
+        if pairs is not None:
+            setattr(self, next(iter(self.__dict__)), None)
+            for name, value in pairs:
+                self[name] = value
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name in _OTHER_NAMES:
+            name = _OTHER_NAMES[name]
+        self.__dict__[name] = value  # every forward pass comes here for every field
+        if value is not None:
+            if name in self.__dataclass_fields__:
+                OrderedDict.__setitem__(self, name, value)
+        elif OrderedDict.__contains__(self, name):
+            super().__delitem__(name)
+
+    def __setitem__(self, name: str, value: object) -> None:
+        if name not in self.__dataclass_fields__ and name not in _OTHER_NAMES:
+            super().__setitem__(name, value)
+        setattr(self, name, value)
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        """A field by name, or by position among the fields that are not None."""
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in self:
+            raise KeyError(f"{key!r}; this {type(self).__name__} has {', '.join(self)}")
+        return super().__getitem__(_OTHER_NAMES.get(key, key))
+
+    def __contains__(self, name: object) -> bool:
+        """True if the field ``name`` is set."""
+        return super().__contains__(_OTHER_NAMES.get(name, name) if isinstance(name, str) else name)
+
+    def get(self, name: str, default: object = None) -> Any:
+        """The field ``name``, or ``default`` if it is None or unknown."""
+        return self[name] if name in self else default
 
     @property
     def cache(self) -> KeyValueCache | None:
@@ -29,46 +93,33 @@ class ModelOutput:
         kept: KeyValueCache | None = self.past_key_values  # type: ignore[attr-defined]
         return kept
 
-    def keys(self) -> tuple[str, ...]:
-        """Names of the fields that are not None, in order."""
-        return tuple(f.name for f in fields(self) if getattr(self, f.name) is not None)
-
-    def values(self) -> tuple[Any, ...]:
-        """Values of the fields that are not None, in order."""
-        return tuple(getattr(self, name) for name in self.keys())
-
-    def items(self) -> tuple[tuple[str, Any], ...]:
-        """Pairs of name and value of the fields that are not None, in order."""
-        return tuple((name, getattr(self, name)) for name in self.keys())
-
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, as a tuple."""
-        return self.values()
+        return tuple(self.values())
 
-    def get(self, name: str, default: object = None) -> Any:
-        """The field ``name``, or ``default`` if it is None or unknown."""
-        return self[name] if name in self else default
+    def __reduce__(self) -> tuple[type[ModelOutput], tuple[dict[str, Any]]]:
+        return type(self), (dict(self),)
 
-    def __getitem__(self, key: str | int | slice) -> Any:
-        """A field by name, or by position among the fields that are not None."""
-        if not isinstance(key, str):
-            return self.values()[key]
-        key = _OTHER_NAMES.get(key, key)
-        if key not in self.keys():
-            raise KeyError(f"{key!r}; this {type(self).__name__} has {', '.join(self.keys())}")
-        return getattr(self, key)
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
+        raise InputError(
+            f"A {type(self).__name__} keeps its fields. Set one to None, or take dict(output)."
+        )
 
-    def __iter__(self) -> Iterator[str]:
-        """Names, as iterating over a dictionary does."""
-        return iter(self.keys())
+    __delitem__ = pop = popitem = setdefault = clear = _refuse
 
-    def __contains__(self, name: object) -> bool:
-        """True if the field ``name`` is set."""
-        return isinstance(name, str) and _OTHER_NAMES.get(name, name) in self.keys()
 
-    def __len__(self) -> int:
-        """Number of fields that are set."""
-        return len(self.keys())
+def _pairs(given: object) -> list[tuple[str, object]] | None:
+    """Names and values, if that is what ``given`` consists of."""
+    if isinstance(given, Mapping):
+        return list(given.items())
+    if not isinstance(given, Iterable):
+        return None
+    items = list(given)
+    named = all(
+        isinstance(item, tuple | list) and len(item) == 2 and isinstance(item[0], str)
+        for item in items
+    )
+    return [(name, value) for name, value in items] if named else None
 
 
 @dataclass
