@@ -6,9 +6,16 @@ types of rotary embedding and what each needs; ``spellings`` settles what has se
 
 from neox_lab.config.gpt_neox import (
     ACTIVATIONS,
+    ATTENTION_PATHS,
     GENERATION_PARAMETERS,
     PROBLEM_TYPES,
     GPTNeoXConfig,
 )
 
-__all__ = ["ACTIVATIONS", "GENERATION_PARAMETERS", "PROBLEM_TYPES", "GPTNeoXConfig"]
+__all__ = [
+    "ACTIVATIONS",
+    "ATTENTION_PATHS",
+    "GENERATION_PARAMETERS",
+    "PROBLEM_TYPES",
+    "GPTNeoXConfig",
+]

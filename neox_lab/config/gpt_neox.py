@@ -18,9 +18,10 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import logging
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints, overload
 
@@ -41,6 +42,7 @@ from neox_lab.config.spellings import (
     check_model_type,
     resolve_dtype,
     resolve_labels,
+    written_labels,
 )
 from neox_lab.errors import CheckpointError, ConfigError, nearest
 from neox_lab.files import StrPath, read_json, write_text
@@ -62,11 +64,15 @@ ACTIVATIONS = (
     "tanh",
 )
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+ATTENTION_PATHS = ("sdpa", "eager")
 
+_log = logging.getLogger("neox_lab")
 
 _SIZE = whole(above=0)
 _SHARE = number(least=0, most=1)
 _NOT_NEGATIVE = number(least=0, below=math.inf)
+_NO = Kind[bool]("False, for GPT-NeoX is a decoder", lambda value: value is False)
+_ATTENTION = or_none(one_of(*ATTENTION_PATHS))
 _TOKEN_ID = whole()._replace(words="a token id")
 _TOKEN_IDS = Kind[int | list[int]](
     "a token id, a list of token ids",
@@ -95,9 +101,13 @@ _POSITIONAL = (
     *("layer_norm_eps", "use_cache", "bos_token_id", "eos_token_id", "tie_word_embeddings"),
     *("use_parallel_residual", "rope_scaling", "attention_bias"),
 )
+# Names of other families for settings of ours. Code for any model sets them on every one.
+_FOREIGN_WORDS = {"layer_norm_epsilon": "layer_norm_eps"}
+
 # Left out of saved files while they say nothing.
 _SILENT_DEFAULTS = (
     *("output_hidden_states", "output_attentions", "return_dict", "problem_type"),
+    *("is_encoder_decoder", "chunk_size_feed_forward"),
     *("architectures", "transformers_version", "id2label", "label2id", *DTYPE_NAMES),
 )
 _SAVED_VIEWS = (
@@ -110,9 +120,10 @@ _VIEWS: dict[str, Callable[[GPTNeoXConfig], object]] = {
     "rotary_emb_base": lambda config: config.rope_parameters["rope_theta"],
     "rope_theta": lambda config: config.rope_parameters["rope_theta"],
     "rope_scaling": lambda config: rope_scaling(config.rope_parameters),
-    "label2id": lambda config: {label: index for index, label in config.id2label.items()},
+    "label2id": lambda config: written_labels(config.id2label, config._label2id),
     "num_labels": lambda config: len(config.id2label),
     "torch_dtype": lambda config: config.dtype,
+    "use_return_dict": lambda config: config.return_dict,
 }
 
 
@@ -135,6 +146,11 @@ class GPTNeoXConfig:
     """
 
     model_type: ClassVar[str] = "gpt_neox"
+    # What code for any model of Hugging Face's library asks of a configuration:
+    sub_configs: ClassVar[dict[str, type]] = {}
+    attribute_map: ClassVar[dict[str, str]] = {}
+    base_config_key: ClassVar[str] = ""
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     vocab_size: Annotated[int, _SIZE] = 50432
     hidden_size: Annotated[int, _SIZE] = 6144
@@ -156,6 +172,8 @@ class GPTNeoXConfig:
     use_parallel_residual: Annotated[bool, SWITCH] = True
     attention_bias: Annotated[bool, SWITCH] = True
     is_decoder: Annotated[bool, SWITCH] = False
+    is_encoder_decoder: Annotated[bool, _NO] = False
+    chunk_size_feed_forward: Annotated[int, whole()] = 0
     output_hidden_states: Annotated[bool, SWITCH] = False
     output_attentions: Annotated[bool, SWITCH] = False
     return_dict: Annotated[bool, SWITCH] = True
@@ -168,6 +186,8 @@ class GPTNeoXConfig:
     id2label: dict[int, str]
     dtype: torch.dtype | None
     name_or_path: str
+    _attn_implementation: str | None
+    _label2id: Mapping[str, object]
     generation_defaults: dict[str, Any]
     # Views of these:
     rotary_pct: float
@@ -189,6 +209,8 @@ class GPTNeoXConfig:
             id2label={0: "LABEL_0", 1: "LABEL_1"},
             dtype=None,
             name_or_path="",
+            _attn_implementation=None,
+            _label2id={},
             generation_defaults={},
             _foreign={},
         )
@@ -210,17 +232,17 @@ class GPTNeoXConfig:
 
     @property
     def rotary_ndims(self) -> int:
-        """Numbers per head that the rotary embedding turns.
+        """Numbers per head that the rotary embedding turns: whole pairs, rounded up.
 
         Raises:
-            ConfigError: they form no pairs.
+            ConfigError: a head has not as many.
         """
-        ndims = int(self.head_size * self.rotary_pct)
-        if ndims % 2 or (ndims == 0 and self.rotary_pct > 0):
+        ndims = 2 * math.ceil(int(self.head_size * self.rotary_pct) / 2)
+        if ndims > self.head_size:
             raise ConfigError(
                 f"rotary_pct={self.rotary_pct} of head size {self.head_size} is {ndims} "
-                "dimensions, but they are turned in pairs. Choose rotary_pct so that the product "
-                "is an even number above 0 (or rotary_pct=0 for a model without positions)."
+                "dimensions, for they are turned in pairs. Choose a smaller rotary_pct, or an "
+                "even head size."
             )
         return ndims
 
@@ -231,7 +253,8 @@ class GPTNeoXConfig:
             ConfigError: they contradict each other.
         """
         check_rope(self.rope_parameters)
-        check_pairs(self.rope_parameters, self.rotary_ndims // 2)
+        rounded_down = int(self.head_size * self.rotary_pct) if self.rotary_ndims else 0
+        check_pairs(self.rope_parameters, rounded_down)
         if self.problem_type == "single_label_classification" and self.num_labels == 1:
             raise ConfigError(
                 "problem_type='single_label_classification' needs num_labels of at least 2, but it "
@@ -267,6 +290,8 @@ class GPTNeoXConfig:
                 state[name] = check(name, value, _FIELDS[name][1], ConfigError)
             elif name in ("name_or_path", "_name_or_path"):
                 state["name_or_path"] = str(value or "")
+            elif name in ("attn_implementation", "_attn_implementation"):
+                state["_attn_implementation"] = check(name, value, _ATTENTION, ConfigError)
             elif name == "generation_defaults":
                 state[name] = dict(value)
             else:
@@ -277,12 +302,16 @@ class GPTNeoXConfig:
             state["rope_parameters"] = resolve_rope(current, rope, positions)
         if labels:
             state["id2label"] = resolve_labels(self.id2label, labels)
+            state["_label2id"] = labels.get("label2id") or {}
         if dtypes:
             state["dtype"] = resolve_dtype(dtypes)
 
     def _refuse_mistaken(self, name: str) -> None:
         """Refuse to set what is computed, and what looks like a misspelt field."""
         if name in _KNOWN or name in self._foreign:
+            return
+        if name in _FOREIGN_WORDS:
+            _log.warning("%s has no meaning here: see %s.", name, _FOREIGN_WORDS[name])
             return
         if hasattr(type(self), name):
             raise ConfigError(f"{name} cannot be set: the class computes it from the settings.")
@@ -310,8 +339,43 @@ class GPTNeoXConfig:
             raise AttributeError(f"{name} cannot be deleted: it is no setting of your own.")
         del self._foreign[name]
 
+    def __iter__(self) -> Iterator[str]:
+        """Names of the settings, as iterating over a dictionary gives them."""
+        yield from (*_FIELDS, "rope_parameters", "id2label", "label2id", "dtype", "name_or_path")
+        yield from self._foreign
+
+    def get(self, name: str, default: object = None) -> Any:
+        """The setting ``name``, or ``default`` if there is none."""
+        return getattr(self, name, default)
+
+    def get_text_config(
+        self, decoder: bool | None = None, encoder: bool | None = None
+    ) -> GPTNeoXConfig:
+        """This configuration, all of which is about text.
+
+        Args:
+            decoder: no part of its own.
+            encoder: no part of its own.
+        """
+        return self
+
+    def standardize_rope_params(self) -> None:
+        """Check ``rope_parameters`` after they were edited in place, and fill in what they lack.
+
+        Every model that is made does this.
+
+        Raises:
+            ConfigError: they are wrong.
+        """
+        rope = self.rope_parameters
+        rope.setdefault("rope_theta", DEFAULT_ROPE["rope_theta"])
+        rope.setdefault("partial_rotary_factor", 1.0)  # as in Hugging Face's library
+        rope.update(resolve_rope(rope, {"rope_parameters": rope}, self.max_position_embeddings))
+        check_rope(rope)
+
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *_VIEWS, *self._foreign} - {"_foreign"})
+        private = {"_foreign", "_label2id", "_attn_implementation"}
+        return sorted({*super().__dir__(), *_VIEWS, *self._foreign} - private)
 
     @overload
     @classmethod
@@ -452,4 +516,5 @@ _FIELDS: dict[str, tuple[object, Kind[object]]] = {
 _KNOWN = frozenset(
     {*_FIELDS, *ROPE_NAMES, *LABEL_NAMES, *DTYPE_NAMES, *GENERATION_PARAMETERS}
     | {"model_type", "name_or_path", "_name_or_path", "generation_defaults"}
+    | {"attn_implementation", "_attn_implementation"}
 )

@@ -8,6 +8,8 @@ To add a type, add it to ``_TYPES`` and its parameters to ``_KINDS``; what it co
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -15,6 +17,8 @@ from typing import Any
 from neox_lab.checks import SWITCH, Kind, check, list_of, number, one_of, whole
 from neox_lab.config.spellings import merge
 from neox_lab.errors import ConfigError, nearest
+
+_log = logging.getLogger("neox_lab")
 
 # The length that the model was trained on; it is filled in from max_position_embeddings.
 _ORIGINAL = "original_max_position_embeddings"
@@ -71,7 +75,7 @@ def resolve_rope(
     and fraction stay where they are not named. For numbers None means "not given".
 
     Raises:
-        ConfigError: two arguments disagree, or there is no such type.
+        ConfigError: two arguments disagree, or there is no such type, or none is named.
     """
     entries: list[tuple[str, str, object]] = []
     for name in ("rope_scaling", "rope_parameters"):
@@ -82,6 +86,9 @@ def resolve_rope(
             if value is not None:
                 entry = "rope_type" if key == "type" else key
                 entries.append((f"{name}[{key!r}]", entry, value))
+    named = {key for _, key, _ in entries}
+    if "rope_type" not in named and (lost := (named & _KINDS.keys()) - {_ORIGINAL}):
+        raise ConfigError(f"{min(lost)!r} scales nothing by itself: name a rope_type that has it.")
     replaces = bool(entries) or "rope_scaling" in given or "rope_parameters" in given
     for name, key in _ALIASES.items():
         if given.get(name) is not None:
@@ -99,7 +106,7 @@ def check_rope(rope: Mapping[str, Any]) -> None:
     """Check ``rope_parameters`` by themselves.
 
     Raises:
-        ConfigError: an unknown type, or missing, superfluous or impossible parameters.
+        ConfigError: an unknown type, or missing, misspelt or impossible parameters.
     """
     base, share = rope["rope_theta"], rope["partial_rotary_factor"]
     check("rotary_emb_base (or rope_theta)", base, _ABOVE_ONE, ConfigError)
@@ -109,30 +116,39 @@ def check_rope(rope: Mapping[str, Any]) -> None:
     for key in required:
         if key not in rope:
             raise ConfigError(f"rope type {kind!r} needs {key!r} (it needs {', '.join(required)}).")
-    for key in rope.keys() - DEFAULT_ROPE.keys():
-        if key not in required + optional:
-            has = ", ".join(required + optional) or "none: name a rope_type that does"
-            close = nearest(str(key), required + optional)
-            raise ConfigError(f"rope type {kind!r} has no parameter {key!r} (it has {has}).{close}")
-        check(f"{key} of rope type {kind!r}", rope[key], _KINDS[key], ConfigError)
+    for key in sorted(rope.keys() - DEFAULT_ROPE.keys(), key=str):
+        if key in required + optional:
+            check(f"{key} of rope type {kind!r}", rope[key], _KINDS[key], ConfigError)
+        elif key not in _KINDS and (close := nearest(str(key), [*required, *optional])):
+            raise ConfigError(f"rope type {kind!r} has no parameter {key!r}.{close}")
+        else:
+            _say_unused(kind, str(key))
     if kind == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
         raise ConfigError("high_freq_factor of rope type 'llama3' must exceed low_freq_factor.")
 
 
-def check_pairs(rope: Mapping[str, Any], pairs: int) -> None:
+@functools.cache  # once is enough
+def _say_unused(kind: str, key: str) -> None:
+    _log.warning("rope type %r does not use %r, which is kept.", kind, key)
+
+
+def check_pairs(rope: Mapping[str, Any], ndims: int) -> None:
     """Check ``rope_parameters`` against the size of a head.
 
     Args:
         rope: the parameters.
-        pairs: pairs of numbers per head that are turned.
+        ndims: numbers per head that are to be turned; an odd one will be rounded up.
 
     Raises:
-        ConfigError: there are too few pairs, or the parameters are for another number of them.
+        ConfigError: the type has no formula for them, or the parameters are for another number.
     """
-    if rope["rope_type"] == "dynamic" and pairs < 2:
+    kind, pairs = rope["rope_type"], -(-ndims // 2)
+    if kind == "dynamic" and ndims == 2:  # its formula divides by ndims - 2
         raise ConfigError("rope type 'dynamic' needs at least 4 rotary dimensions per head.")
-    for key in ("short_factor", "long_factor"):
-        if key in rope and len(rope[key]) != pairs:
+    if kind == "yarn" and ndims % 2 and ndims > 3:  # its ramp has a pair less than there are
+        raise ConfigError(f"rope type 'yarn' needs whole pairs; rotary_pct makes {ndims} numbers.")
+    for key in ("short_factor", "long_factor") if kind == "longrope" else ():
+        if len(rope[key]) != pairs and not (ndims == 3 and len(rope[key]) == 1):
             raise ConfigError(
                 f"{key} has {len(rope[key])} numbers, but the rotary embedding has {pairs} "
                 f"pairs ({2 * pairs} rotary dimensions per head): give one number for each."
@@ -145,7 +161,8 @@ def rope_scaling(rope: Mapping[str, Any]) -> dict[str, Any] | None:
     4.33 to 4.42 insist on exactly ``type`` and a float ``factor``, which later ones read too.
     """
     kind = rope["rope_type"]
-    scaling = {key: value for key, value in rope.items() if key not in DEFAULT_ROPE}
+    known = [key for entries in _entries_of(kind) for key in entries]
+    scaling = {key: value for key, value in rope.items() if key in known}
     if kind == "default":
         return None
     if kind in ("linear", "dynamic"):

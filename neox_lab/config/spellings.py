@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import SupportsInt
+from typing import Any, SupportsInt
 
 import torch
 
@@ -70,6 +70,18 @@ def resolve_labels(current: dict[int, str], given: Mapping[str, object]) -> dict
     if not labels or set(labels) != set(range(len(labels))) or len(names) != len(labels):
         raise ConfigError(f"id2label must give ids 0, 1, 2, ... a name each, but it is {labels}.")
     return labels
+
+
+def written_labels(id2label: Mapping[int, str], written: Mapping[str, object]) -> dict[str, Any]:
+    """``label2id`` for ``id2label``; its numbers as they were written, where they still fit.
+
+    Args:
+        id2label: names by number.
+        written: a ``label2id`` as somebody gave it, whose numbers may be text.
+    """
+    numbers = {label: index for index, label in id2label.items()}
+    fits = numbers == {label: _label_id(index) for label, index in written.items()}
+    return dict(written) if fits else numbers
 
 
 def _pairs(name: str, value: object) -> Iterable[tuple[object, object]]:

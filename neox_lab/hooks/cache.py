@@ -42,7 +42,8 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
     Attributes:
         points: every hook point of the model, by name.
         model: the model that ran; None for a cache loaded from a file without one.
-        attention_mask: ``[batch, pos]`` with 1 for text and 0 for padding, or None.
+        attention_mask: ``[batch, pos]`` with 1 for text and 0 for padding; 4-D where the run had
+            such a mask, or texts packed by their positions; or None.
         pieces: the token strings of the first row, or None where no tokenizer was at hand.
     """
 

@@ -34,6 +34,7 @@ from neox_lab.hooks.table import axis_sizes, dtype_at, shape_at
 from neox_lab.memory import free_memory
 from neox_lab.model.hook_points import HookPoint, Watcher
 from neox_lab.model.key_value_cache import given_cache, is_cache
+from neox_lab.model.masking import packed_texts
 from neox_lab.model.network import layer_span
 from neox_lab.model.parts import takes_tap
 
@@ -106,6 +107,17 @@ def over_budget(needed: int, budget: int | None, device: torch.device) -> str | 
     return f"This cache needs {size_in_words(needed)}; {size_in_words(free)} are free on {device}."
 
 
+def _mask_of(model: HookedModel, arguments: Mapping[str, Any]) -> Tensor | None:
+    """The mask of a run: the one given, or the one its positions stand for without a cache."""
+    given, positions = arguments.get("attention_mask"), arguments.get("position_ids")
+    if given is not None or positions is None or given_cache(arguments) is not None:
+        return given
+    use_cache = arguments.get("use_cache")
+    cached = model.config.use_cache if use_cache is None else use_cache
+    recomputes = model.backbone.gradient_checkpointing and model.training  # then without a cache
+    return None if cached and not recomputes else packed_texts(positions)
+
+
 class Recording:
     """One run with a cache, from request to result."""
 
@@ -145,7 +157,7 @@ class Recording:
         self.cache = ActivationCache(
             model.hook_points,
             model=model,
-            attention_mask=arguments.get("attention_mask"),
+            attention_mask=_mask_of(model, arguments),
             pieces=pieces,
         )
         self.first, self.last = layer_span(

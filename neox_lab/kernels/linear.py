@@ -63,7 +63,9 @@ def _multiply(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _suits(x: Tensor, weight: Tensor) -> bool:
     """Whether oneDNN takes this product and gains by it."""
     return (
-        x.dtype == weight.dtype == torch.float32
+        # What torch.export records is no plain tensor, and its sizes must decide nothing.
+        type(x) is Tensor
+        and x.dtype == weight.dtype == torch.float32
         and x.numel() * weight.shape[0] >= SMALLEST
         # A slice, as one head's part of a weight, takes oneDNN a thousand times longer:
         and (weight.is_contiguous() or weight.t().is_contiguous())

@@ -54,9 +54,11 @@ def attention_mask(
     """The mask for ``length`` new positions after ``past`` cached ones.
 
     Args:
-        given: None (no padding); ``[batch, past + length]`` with 1 for text and 0 for padding;
-            or ``[batch or 1, head or 1, length, past + length]``, used as it is: boolean with
-            True for visible, or floating point and additive.
+        given: None (no padding); ``[batch or 1, past + length]`` with 1 for text and 0 for
+            padding, where a shorter one hides what it does not reach and the surplus of a longer
+            one is not read, as in Hugging Face's library; or ``[batch or 1, head or 1, length,
+            past + length]``, used as it is: boolean with True for visible, or floating point
+            and additive.
         batch: rows in the batch.
         length: new positions (queries).
         past: positions whose keys and values are cached.
@@ -92,18 +94,53 @@ def _explicit(
     return _biased(given.to(dtype) if given.is_floating_point() else _as_bias(given.bool(), dtype))
 
 
+def packed_texts(position_ids: Tensor) -> Tensor | None:
+    """The mask of rows in which texts follow one another, each counting its own positions.
+
+    A new text begins wherever a position is not the one before plus 1. Hugging Face's library
+    reads positions that way where there is neither a mask nor a cache, and so do we: several
+    short texts can be trained on in one row, without padding (Krell et al., arXiv:2107.02027).
+
+    Args:
+        position_ids: ``[batch or 1, pos]``.
+
+    Returns:
+        Boolean ``[batch or 1, 1, query_pos, key_pos]``, True for earlier positions of the same
+        text; None if no row has a second one.
+    """
+    text = (position_ids.diff() != 1).cumsum(dim=1)
+    if text.shape[1] == 0 or (_has_numbers(text) and not bool(text[:, -1].any())):
+        return None
+    text = torch.nn.functional.pad(text, (1, 0))  # [batch or 1, pos]: its number in the row
+    return _visible(text.shape[1], 0, text.device) & (text[:, None, :, None] == text[:, None, None])
+
+
 def _padding(
     given: Tensor, batch: int, total: int, past: int, device: torch.device
 ) -> Tensor | None:
-    """A boolean ``[batch, key_pos]``, True for text; None if there is no padding at all."""
-    if given.dim() != 2 or tuple(given.shape) != (batch, total):
+    """A boolean ``[batch or 1, key_pos]``, True for text; None if there is no padding at all."""
+    if given.dim() != 2 or given.shape[0] not in (1, batch):
         cached = f" ({past} of them cached)" if past else ""
         raise InputError(
             f"attention_mask has shape {list(given.shape)}; expected [batch, pos] = "
             f"[{batch}, {total}], a 1 for each position to be read{cached}, or a 4-D mask."
         )
     text = given.to(device).bool()
-    return None if bool(text.all()) else text
+    if text.shape[1] > total:
+        text = text[:, :total]
+    elif text.shape[1] < total:
+        text = torch.nn.functional.pad(text, (0, total - text.shape[1]))
+    return None if _has_numbers(text) and bool(text.all()) else text
+
+
+def _has_numbers(tensor: Tensor) -> bool:
+    """Whether the numbers in ``tensor`` may decide what is computed.
+
+    They may not while a forward pass is recorded for other inputs (torch.export, compile, trace),
+    and there are none under a FakeTensorMode.
+    """
+    recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
+    return type(tensor) is Tensor and not recorded
 
 
 def _visible(length: int, past: int, device: torch.device) -> Tensor:
@@ -115,7 +152,9 @@ def _visible(length: int, past: int, device: torch.device) -> Tensor:
 
 def _biased(bias: Tensor) -> AttentionMask:
     lowest = torch.finfo(bias.dtype).min
-    blind = torch.is_grad_enabled() and bool((bias.amax(dim=-1) <= lowest).any())
+    blind = torch.is_grad_enabled()
+    if blind and _has_numbers(bias):
+        blind = bool((bias.amax(dim=-1) <= lowest).any())
     return AttentionMask(bias, causal=False, blind=blind)
 
 

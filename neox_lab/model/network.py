@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from neox_lab.config import GPTNeoXConfig
+from neox_lab.config import ATTENTION_PATHS, GPTNeoXConfig
 from neox_lab.errors import InputError
 from neox_lab.model.block import Block, layer_norm
 from neox_lab.model.hook_points import NO_TAPS, Taps
 from neox_lab.model.key_value_cache import KeyValueCache
-from neox_lab.model.masking import attention_mask
+from neox_lab.model.masking import attention_mask, packed_texts
 from neox_lab.model.rotary import RotaryTable
 
 
@@ -36,7 +36,12 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.rotary = RotaryTable(config)
-        self.gradient_checkpointing = False
+        # The configuration may ask for it, once, and says afterwards which attention there is.
+        self.gradient_checkpointing = bool(config.get("gradient_checkpointing", False))
+        if hasattr(config, "gradient_checkpointing"):
+            del config.gradient_checkpointing
+        if config._attn_implementation is None:
+            config._attn_implementation = ATTENTION_PATHS[0]
 
     def block(self, layer: int) -> Block:
         """Block ``layer``, from 0."""
@@ -99,6 +104,8 @@ class Network(nn.Module):
             first: number of the first block to run.
             last: number of the block to stop before; None means all the way.
             position_ids: absolute positions ``[batch or 1, pos]``; None continues the cache.
+                Where they restart and there is neither a mask nor a cache, the row holds several
+                texts that do not see each other, see ``packed_texts``.
             mask: padding or visibility, see ``attention_mask``; covers past and new positions.
             keys_values: keys and values of earlier positions, extended in place.
             taps: hook points.
@@ -131,6 +138,8 @@ class Network(nn.Module):
                 f"position_ids has shape {list(position_ids.shape)}; expected [{batch}, {length}] "
                 f"or [1, {length}]."
             )
+        elif mask is None and keys_values is None:
+            mask = packed_texts(position_ids)
         rotation = self.rotary.angles(position_ids)
         visible = attention_mask(mask, batch, length, past, residual.dtype, residual.device)
         # Without gradients there is nothing that could be computed again.

@@ -63,7 +63,7 @@ class OutputHead:
         if self.outputs == "vocab":
             return None
         if self.outputs == "label":
-            return config.label2id
+            return {label: number for number, label in config.id2label.items()}
         return {name: number for number, name in enumerate(self.outputs)}
 
 

@@ -21,6 +21,7 @@ frequency multiplied by a position in the thousands is off by whole turns.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -45,10 +46,20 @@ def inverse_frequencies(config: GPTNeoXConfig, length: int | None = None) -> tup
 
 
 def _wavelengths(config: GPTNeoXConfig, base: float | Tensor) -> Tensor:
-    """``base ** (2i / rotary_ndims)``: positions per radian, float32 `[rotary_ndims // 2]`."""
-    even = torch.arange(0, config.rotary_ndims, 2, dtype=torch.float32, device="cpu")
-    powers: Tensor = base ** (even / config.rotary_ndims)
+    """``base ** (2i / d)``: positions per radian, float32 `[rotary_ndims // 2]`."""
+    d = _dimensions(config)
+    even = torch.arange(0, d, 2, dtype=torch.float32, device="cpu")
+    powers: Tensor = base ** (even / d)
     return powers
+
+
+def _dimensions(config: GPTNeoXConfig) -> int:
+    """``d`` of the formulas: the share of a head that is to be turned.
+
+    An odd one leaves a number without a partner, which takes the next one of the head, so that
+    ``rotary_ndims`` is larger by one. The frequencies are spread over ``d`` all the same.
+    """
+    return int(config.head_size * config.rotary_pct)
 
 
 def _default(config: GPTNeoXConfig, length: int | None) -> tuple[Tensor, float]:
@@ -72,7 +83,7 @@ def _dynamic(config: GPTNeoXConfig, length: int | None) -> tuple[Tensor, float]:
     if length is None or length <= trained:
         return _default(config, length)
     factor = config.rope_parameters["factor"]
-    d = config.rotary_ndims
+    d = _dimensions(config)
     # float32, as transformers computes it: at position 10 000 a difference in the last bit of
     # a frequency is a visible difference in the angle.
     current = torch.tensor(length, dtype=torch.float32, device="cpu")
@@ -89,7 +100,7 @@ def _yarn(config: GPTNeoXConfig, length: int | None) -> tuple[Tensor, float]:
     """
     parameters = config.rope_parameters
     trained = parameters["original_max_position_embeddings"]
-    factor, base, d = parameters["factor"], parameters["rope_theta"], config.rotary_ndims
+    factor, base, d = parameters["factor"], parameters["rope_theta"], _dimensions(config)
 
     def pair_turning(turns: float) -> float:
         """The (fractional) pair that makes this many full turns in the trained context."""
@@ -182,10 +193,17 @@ class RotaryTable:
 
     A plain object and not an ``nn.Module``: ``model.half()`` must not reach the frequencies.
     The configuration is read when the table is built and is not watched afterwards.
+
+    Args:
+        config: shape of the model.
+
+    Raises:
+        ConfigError: its ``rope_parameters`` were edited and are wrong.
     """
 
     def __init__(self, config: GPTNeoXConfig) -> None:
-        self.config = config
+        config.standardize_rope_params()
+        self.config = copy.deepcopy(config)
         self.depends_on_length = config.rope_parameters["rope_type"] in _LENGTH_DEPENDENT
         self._by_device: dict[torch.device, tuple[Tensor, float]] = {}
 
@@ -210,6 +228,11 @@ class RotaryTable:
             # The only place where the device is waited for, and only for these two types.
             length = int(position_ids.max().item()) + 1
             frequencies, scaling = inverse_frequencies(self.config, length)
+            return frequencies.to(device), scaling
+        if type(position_ids) is not Tensor:
+            # Inside torch.export or a FakeTensorMode tensors have shapes and no numbers: what
+            # meets them must be made there as well, and nothing that is made there may stay here.
+            frequencies, scaling = inverse_frequencies(self.config)
             return frequencies.to(device), scaling
         if device not in self._by_device:
             frequencies, scaling = inverse_frequencies(self.config)

@@ -144,7 +144,7 @@ def _without_padding(
     Texts of one batch are padded to one length, but only their own tokens, ``count``, have names.
     """
     mask = getattr(cache, "attention_mask", None)
-    if mask is None or count == patterns.shape[-1]:
+    if mask is None or mask.ndim != 2 or count == patterns.shape[-1]:
         return patterns
     real = np.flatnonzero(array(mask, "batch pos", "the attention mask")[batch_index])
     fits = len(real) == count and patterns.shape[-2] == patterns.shape[-1]

@@ -13,10 +13,12 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.gpt_neox import modeling_gpt_neox
 
 from neox_lab.config import ACTIVATIONS, GENERATION_PARAMETERS, GPTNeoXConfig
 from neox_lab.errors import CheckpointError, ConfigError
 from neox_lab.hub import HubOptions
+from neox_lab.model.rotary import RotaryTable
 
 Values = dict[str, Any]
 
@@ -353,8 +355,9 @@ def test_rope_parameters_are_checked_when_made_and_when_set(rope: Any, words: st
         ({"classifier_dropout": float("nan")}, "from 0 to 1"),
         ({"hidden_act": "geluu"}, "'gelu'"),
         ({"rotary_pct": 1.25}, "rotary_pct"),
-        ({"rotary_pct": 0.011}, "turned in pairs"),
-        ({"rotary_pct": 1e-6}, "turned in pairs"),
+        ({"hidden_size": 15, "num_attention_heads": 3, "rotary_pct": 1.0}, "turned in pairs"),
+        ({"is_encoder_decoder": True}, "GPT-NeoX is a decoder"),
+        ({"attn_implementation": "flash_attention_2"}, "expected one of sdpa, eager"),
         ({"use_cache": 1}, "True or False"),
         ({"eos_token_id": [1, "2"]}, "eos_token_id"),
         ({"problem_type": "regresion"}, "'regression'"),
@@ -422,7 +425,108 @@ def test_validate_finds_what_was_changed_in_place() -> None:
         config.validate()
 
 
+def test_rope_parameters_without_use_are_kept_and_told_of_once(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    rope = {"rope_type": "linear", "factor": 2.0, "mscale": 0.5, "kept_for_a_test": 1}
+    for _ in range(2):
+        config = GPTNeoXConfig(rope_parameters=rope)
+    told = [record.getMessage() for record in caplog.records]
+    assert [text for text in told if "kept_for_a_test" in text] == [
+        "rope type 'linear' does not use 'kept_for_a_test', which is kept."
+    ]
+    config.save_pretrained(tmp_path)
+    again = GPTNeoXConfig.from_pretrained(tmp_path).rope_parameters
+    assert again["mscale"] == 0.5 and again["kept_for_a_test"] == 1
+    assert config.rope_scaling == {"type": "linear", "factor": 2.0}  # for readers of version 4.33
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        {"rope_type": "yarn", "factor": 4.0},
+        {"rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        {"rope_theta": 500.0, "partial_rotary_factor": 0.5},
+    ],
+    ids=lambda edit: edit.get("rope_type", "base"),
+)
+def test_a_rope_dictionary_edited_in_place_makes_the_model_it_says(edit: dict[str, Any]) -> None:
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1}
+    theirs, ours = transformers.GPTNeoXConfig(**sizes), GPTNeoXConfig(**sizes)
+    for config in (theirs, ours):
+        config.rope_parameters.update(edit)
+    module = modeling_gpt_neox.GPTNeoXRotaryEmbedding(theirs)
+    positions = torch.arange(3000)[None]
+    wanted = module(torch.zeros(1), positions)[0]
+    torch.testing.assert_close(RotaryTable(ours).angles(positions)[0][:, :, 0], wanted)
+    assert ours.rope_parameters == theirs.rope_parameters
+
+
+def test_a_rope_dictionary_edited_wrongly_makes_no_model() -> None:
+    config = GPTNeoXConfig(num_hidden_layers=1)
+    config.rope_parameters.update({"rope_type": "linear"})
+    with pytest.raises(ConfigError, match="needs 'factor'"):
+        RotaryTable(config)
+
+
 # --- labels, dtype, foreign keys, generation settings ---------------------------------------
+
+
+def test_numbers_of_labels_stay_what_they_were(tmp_path: Path) -> None:
+    written = {"no": "0", "yes": "1"}
+    config = GPTNeoXConfig(label2id=written)
+    config.save_pretrained(tmp_path)
+    again = GPTNeoXConfig.from_pretrained(tmp_path)
+    assert config.label2id == again.label2id == written
+    assert again.id2label == {0: "no", 1: "yes"}
+    again.id2label[0] = "never"
+    assert again.label2id == {"never": 0, "yes": 1}
+    config.num_labels = 3
+    assert config.label2id == {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}
+
+
+def test_code_for_any_model_finds_its_names() -> None:
+    theirs, ours = transformers.GPTNeoXConfig(note=3), GPTNeoXConfig(note=3)
+    for config in (theirs, ours):
+        names = list(config)
+        assert {"vocab_size", "rope_parameters", "id2label", "dtype", "note"} <= set(names)
+        assert all(hasattr(config, name) for name in names)
+    for name in ("sub_configs", "attribute_map", "base_config_key", "is_encoder_decoder"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    for name in ("keys_to_ignore_at_inference", "chunk_size_feed_forward", "use_return_dict"):
+        assert getattr(ours, name) == getattr(theirs, name)
+    assert ours.get_text_config(decoder=True) is ours
+    assert (ours.get("note"), ours.get("hidden_size"), ours.get("nothing", 5)) == (3, 6144, 5)
+    read = GPTNeoXConfig(**theirs.to_dict())
+    read.transformers_version = None
+    assert read == ours
+
+
+def test_settings_of_ones_own_can_be_deleted() -> None:
+    config = GPTNeoXConfig(note=3)
+    del config.note
+    assert not hasattr(config, "note")
+    with pytest.raises(AttributeError, match="cannot be deleted"):
+        del config.hidden_size
+
+
+def test_the_attention_path_is_chosen_for_a_session_and_not_saved(tmp_path: Path) -> None:
+    config = GPTNeoXConfig(attn_implementation="eager")
+    assert config._attn_implementation == "eager" == copy.deepcopy(config)._attn_implementation
+    config.save_pretrained(tmp_path)
+    assert GPTNeoXConfig.from_pretrained(tmp_path)._attn_implementation is None
+    chosen = GPTNeoXConfig.from_pretrained(tmp_path, attn_implementation="sdpa")
+    assert chosen._attn_implementation == "sdpa"
+    with pytest.raises(ConfigError, match="expected one of sdpa, eager"):
+        config._attn_implementation = "foo"
+
+
+def test_a_name_of_other_families_is_kept_and_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    config = GPTNeoXConfig()
+    config.layer_norm_epsilon = 1.0
+    assert (config.layer_norm_epsilon, config.layer_norm_eps) == (1.0, 1e-5)
+    assert "see layer_norm_eps" in caplog.text
 
 
 def test_labels_in_every_combination() -> None:

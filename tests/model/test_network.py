@@ -6,6 +6,7 @@ attention pattern, through both of our attention paths.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
@@ -173,6 +174,29 @@ def test_padding_never_reaches_a_real_token() -> None:
     assert not torch.equal(first, second)
 
 
+@pytest.mark.parametrize("width", [9, 15])
+@pytest.mark.parametrize("name", ["left", "right", "holes"])
+def test_masks_of_other_lengths(name: str, width: int) -> None:
+    """What a shorter one does not reach is hidden, and the surplus of a longer one is not read."""
+    theirs, ours = pair()
+    mask = torch.nn.functional.pad(padding_masks()[name][:, :width], (0, max(0, width - 12)))
+    assert_same_run(theirs, ours, tokens(), attention_mask=mask, use_cache=True)
+
+
+def test_one_row_of_a_mask_stands_for_all() -> None:
+    ours = pair()[1]
+    row = padding_masks()["left"][:1]
+    with torch.no_grad():
+        all_rows = ours(tokens(), attention_mask=row.expand(3, 12)).logits
+        assert torch.equal(ours(tokens(), attention_mask=row).logits, all_rows)
+
+
+@pytest.mark.parametrize("shape", [(12,), (2, 12), (3, 12, 12)])
+def test_masks_that_fit_no_batch_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"expected \[batch, pos\] = \[3, 12\]"):
+        pair()[1](tokens(), attention_mask=torch.ones(shape))
+
+
 # --------------------------------------------------------------------- positions, inputs, logits
 
 
@@ -184,16 +208,62 @@ def test_position_ids(shape: str) -> None:
     assert_same_run(theirs, ours, tokens(), attention_mask=mask, position_ids=ids)
 
 
-def test_restarting_positions_do_not_cut_attention() -> None:
-    """Transformers packs such rows only without a mask and a cache; here a mask says so itself."""
+PACKED = {
+    "shared": torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 0, 1, 2, 3]]),
+    "per row": torch.stack((torch.arange(12), torch.arange(12) % 5, torch.arange(12) % 7)),
+    "from anywhere": torch.arange(12).view(3, 4)[[2, 0, 1]].reshape(1, 12) + 5,
+    "all alone": torch.zeros(1, 12, dtype=torch.long),
+}
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_restarting_positions_begin_new_texts(name: str) -> None:
+    """Where there is neither a mask nor a cache."""
+    theirs, ours = pair()
+    assert_same_run(theirs, ours, tokens(), position_ids=PACKED[name], use_cache=False)
+
+
+def test_packed_texts_read_as_they_do_alone() -> None:
+    ours = pair()[1]
+    with torch.no_grad():
+        packed = ours(tokens(), position_ids=PACKED["shared"], use_cache=False).logits
+        for text in (slice(0, 5), slice(5, 8), slice(8, 12)):
+            same(packed[:, text], ours(tokens()[:, text]).logits)
+
+
+def test_a_mask_or_a_cache_says_that_restarting_positions_are_one_text() -> None:
     theirs, ours = pair()
     restarting = torch.arange(12)[None] % 5
     ones = torch.ones(3, 12, dtype=torch.long)
     assert_same_run(theirs, ours, tokens(), attention_mask=ones, position_ids=restarting)
-    with torch.no_grad():
-        with_mask = ours(tokens(), attention_mask=ones, position_ids=restarting)
-        without = ours(tokens(), position_ids=restarting, use_cache=False)
-    assert torch.equal(with_mask.logits, without.logits)
+    assert_same_run(theirs, ours, tokens(), position_ids=restarting, use_cache=True)
+
+
+def test_packed_texts_train_as_in_transformers() -> None:
+    theirs, ours = pair()
+    labels = tokens().masked_fill(PACKED["shared"] == 0, -100)
+    losses = [
+        model(tokens(), position_ids=PACKED["shared"], labels=labels, use_cache=False).loss
+        for model in (theirs, ours)
+    ]
+    same(losses[1], losses[0])
+    for loss in losses:
+        loss.backward()
+    same(ours.gpt_neox.embed_in.weight.grad, theirs.gpt_neox.embed_in.weight.grad)
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_a_cache_of_activations_knows_packed_texts(lean: bool, tmp_path: Path) -> None:
+    theirs, ours = pair(attention="eager")
+    run = {"position_ids": PACKED["shared"], "use_cache": False}
+    wanted = theirs(tokens(), output_attentions=True, **run).attentions
+    _, cache = ours.run_with_cache(tokens(), lean=lean, **run)
+    for layer, pattern in enumerate(wanted):
+        same(cache["pattern", layer], pattern)
+    if not lean:
+        cache.save(tmp_path / "cache.safetensors")
+        again = type(cache).load(tmp_path / "cache.safetensors", ours)
+        same(again["pattern", 1], wanted[1])
 
 
 def test_inputs_embeds() -> None:
@@ -375,6 +445,35 @@ def test_a_cache_made_in_inference_mode_can_be_continued_outside() -> None:
     rest = ours(tokens()[:, 7:], past_key_values=cache)
     same(rest.logits, ours(tokens()).logits[:, 7:])
     rest.logits.sum().backward()
+
+
+@pytest.mark.parametrize("kept", [slice(0, 3), slice(3, 8)])
+@pytest.mark.parametrize("grown", [False, True])
+def test_keys_and_values_can_be_set(kept: slice, grown: bool) -> None:
+    _, ours = pair()
+    theirs, _ = pair()
+    logits = []
+    for model in (theirs, ours):
+        with torch.no_grad():
+            cache = model(tokens()[:, :7], use_cache=True).past_key_values
+            if grown:
+                model(tokens()[:, 7:8], past_key_values=cache)
+            for layer in cache.layers:
+                layer.keys = layer.keys[:, :, kept]
+                layer.values = layer.values[:, :, kept]
+            held = cache.get_seq_length()
+            logits.append(model(tokens()[:, 8:], past_key_values=cache).logits)
+        assert held == cache.layers[0].keys.shape[2] - 4
+    same(logits[1], logits[0])
+
+
+def test_keys_without_as_many_values_are_refused() -> None:
+    ours = pair()[1]
+    with torch.no_grad():
+        cache = ours(tokens()[:, :7], use_cache=True).past_key_values
+        cache.layers[1].values = cache.layers[1].values[:, :, :3]
+        with pytest.raises(InputError, match="7 keys and 3 values"):
+            ours(tokens()[:, 7:], past_key_values=cache)
 
 
 def test_update_appends_to_one_layer() -> None:

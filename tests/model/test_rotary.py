@@ -9,9 +9,11 @@ import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers.models.gpt_neox import modeling_gpt_neox as oracle
 
 from neox_lab.config import GPTNeoXConfig
+from neox_lab.errors import ConfigError
 from neox_lab.model.rotary import RotaryTable, inverse_frequencies, rotate
 
 TRAINED = 256
@@ -100,6 +102,25 @@ def test_angles_match_a_fresh_transformers_module(
         for got, want in zip((cos, sin), expected, strict=True):
             assert want.shape[-1] == 2 * pairs
             torch.testing.assert_close(got[:, :, 0], want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("pct", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("head", [2, 3, 4, 5, 6, 7, 10, 12, 20])
+@pytest.mark.parametrize("scaling", [s for s in scalings(1) if s["rope_type"] != "longrope"])
+def test_odd_shares_of_a_head_are_rounded_up(
+    head: int, pct: float, scaling: dict[str, Any]
+) -> None:
+    asked = int(head * pct)
+    if asked % 2 and (asked == head or (scaling["rope_type"] == "yarn" and asked > 3)):
+        with pytest.raises(ConfigError, match="pairs"):  # there, tensors do not fit
+            config_of(scaling, head, pct)
+        return
+    theirs = transformers.GPTNeoXConfig(**arguments(head, pct, scaling))
+    positions = torch.arange(300)[None]
+    cos, sin = RotaryTable(config_of(scaling, head, pct)).angles(positions)
+    expected = oracle.GPTNeoXRotaryEmbedding(theirs)(torch.zeros(1), positions)
+    torch.testing.assert_close(cos[:, :, 0], expected[0], rtol=0, atol=1e-6)
+    torch.testing.assert_close(_unsigned(sin)[:, :, 0], expected[1], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (3, 1), (2, 37)])
@@ -250,3 +271,22 @@ def test_angles_from_inference_mode_can_be_trained_with_later() -> None:
     x = torch.randn(1, 4, 2, 32, requires_grad=True)
     rotate(x, *table.angles(torch.arange(4)[None])).sum().backward()
     assert x.grad is not None
+
+
+def test_a_table_keeps_nothing_of_a_run_without_numbers() -> None:
+    table = RotaryTable(config_of({"rope_type": "default"}))
+    for _ in range(2):  # with nothing kept, and with numbers kept
+        with FakeTensorMode():
+            cos, _ = table.angles(torch.arange(4)[None])
+        assert isinstance(cos, FakeTensor)
+        cos, _ = table.angles(torch.arange(4)[None])
+        assert type(cos) is torch.Tensor
+
+
+def test_a_configuration_that_changes_later_changes_no_table() -> None:
+    config = config_of({"rope_type": "linear", "factor": 2.0})
+    table = RotaryTable(config)
+    config.rope_parameters["factor"] = 8.0
+    positions = torch.arange(4)[None]
+    fresh = RotaryTable(config_of({"rope_type": "linear", "factor": 2.0}))
+    assert torch.equal(table.angles(positions)[0], fresh.angles(positions)[0])

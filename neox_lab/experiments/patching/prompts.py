@@ -79,7 +79,7 @@ def read_prompts(model: HookedModel, given: PromptsLike, name: str) -> Prompts:
         name: of the argument, for errors.
 
     Raises:
-        InputError: something else, or no tokens.
+        InputError: something else, no tokens, or positions of their own.
         TokenizerError: texts and no tokenizer.
     """
     prepared: Mapping[str, Tensor] = {}
@@ -98,6 +98,11 @@ def read_prompts(model: HookedModel, given: PromptsLike, name: str) -> Prompts:
             f"with input_ids and attention_mask; got {given!r:.80}."
         )
     ids = ids.to(model.device)
+    if "position_ids" in prepared:
+        raise InputError(
+            f"{name} cannot have position_ids: positions count from 0 here. Give texts that are "
+            "packed into one row as the rows of a batch."
+        )
     mask = prepared.get("attention_mask")
     if mask is not None:
         if mask.shape != ids.shape:
