@@ -11,12 +11,16 @@ attention. No real token ever reads from it.
 
 from __future__ import annotations
 
+import functools
+import logging
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from neox_lab.errors import InputError
+
+_log = logging.getLogger("neox_lab")
 
 
 class AttentionMask(NamedTuple):
@@ -129,8 +133,18 @@ def _padding(
     if text.shape[1] > total:
         text = text[:, :total]
     elif text.shape[1] < total:
+        if _has_numbers(text):
+            _say_short()
         text = torch.nn.functional.pad(text, (0, total - text.shape[1]))
     return None if _has_numbers(text) and bool(text.all()) else text
+
+
+@functools.cache  # once is enough
+def _say_short() -> None:
+    _log.warning(
+        "An attention_mask is shorter than what it is for, cached positions included: the last "
+        "positions are hidden."
+    )
 
 
 def _has_numbers(tensor: Tensor) -> bool:

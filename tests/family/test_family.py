@@ -306,7 +306,7 @@ def test_the_configuration_can_ask_for_extras() -> None:
     output = ours(tokens())
     assert (len(output.hidden_states), len(output.attentions)) == (3, 2)
     quiet = ours(tokens(), output_hidden_states=False, output_attentions=False)
-    assert quiet.keys() == ("logits", "past_key_values")
+    assert tuple(quiet) == ("logits", "past_key_values")
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -524,9 +524,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "negative id": ({"input_ids": torch.tensor([[-1, 5]])}, "from -1 to 5, .* at least 0"),
     "vectors without positions": ({"inputs_embeds": torch.zeros(3, 64)}, r"\[batch, pos, 64\]"),
     "narrow vectors": ({"inputs_embeds": torch.zeros(3, 5, 63)}, r"\[3, 5, 63\]"),
-    "mask too short": (
-        {"input_ids": tokens(), "attention_mask": torch.ones(3, 11)},
-        r"shape \[3, 11\]; expected \[batch, pos\] = \[3, 12\]",
+    "mask of other texts": (
+        {"input_ids": tokens(), "attention_mask": torch.ones(2, 12)},
+        r"shape \[2, 12\]; expected \[batch, pos\] = \[3, 12\]",
     ),
     "mask of another batch": (
         {"input_ids": tokens(), "attention_mask": torch.ones(2, 12)},
@@ -578,7 +578,7 @@ def test_bad_caches_are_explained() -> None:
         ours(tokens(2, 1), past_key_values=cache.copy())
     with pytest.raises(InputError, match="model with 5 layers; this one has 2"):
         ours(tokens(), past_key_values=KeyValueCache(5))
-    mask = torch.ones(3, 1)
+    mask = torch.ones(2, 13)
     with pytest.raises(InputError, match=r"= \[3, 13\], .*\(12 of them cached\)"):
         ours(tokens(3, 1), past_key_values=cache.copy(), attention_mask=mask)
     ours.gradient_checkpointing_enable()
