@@ -36,10 +36,7 @@ class Network(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.rotary = RotaryTable(config)
-        # The configuration may ask for it, once, and says afterwards which attention there is.
-        self.gradient_checkpointing = bool(config.get("gradient_checkpointing", False))
-        if hasattr(config, "gradient_checkpointing"):
-            del config.gradient_checkpointing
+        self.gradient_checkpointing = False
         if config._attn_implementation is None:
             config._attn_implementation = ATTENTION_PATHS[0]
 

@@ -15,7 +15,6 @@ from upstream.library import (
     CAUSAL,
     SIZES,
     Library,
-    gap,
     refuses,
 )
 
