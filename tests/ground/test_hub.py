@@ -48,6 +48,7 @@ class Client:
                 **os.environ,
                 "HF_ENDPOINT": endpoint,
                 "HF_HOME": str(home),
+                "HF_HUB_OFFLINE": "0",
                 "HF_HUB_DISABLE_PROGRESS_BARS": "1",
                 "NO_PROXY": "127.0.0.1",
                 **environment,
