@@ -93,8 +93,9 @@ def load_into(
     device, wanted_dtype = to_device(device_map), to_dtype(dtype)
     if torch.get_default_device().type == "meta":
         raise DeviceError(
-            "There is no memory to load weights into inside torch.device('meta'): load outside of "
-            f"it, or build an empty model by {model_class.__name__}(config)."
+            "You are using `from_pretrained` with a meta device context manager, where there is no "
+            "memory to load weights into. Load outside of torch.device('meta'), or build an empty "
+            f"model by {model_class.__name__}(config)."
         )
     if source is None:
         if config is None or state_dict is None:

@@ -66,7 +66,12 @@ class Embeddings:
         size = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
         check("new_num_tokens", size, whole(least=1), ConfigError)
         if pad_to_multiple_of:
-            check("pad_to_multiple_of", pad_to_multiple_of, whole(least=1), ConfigError)
+            if not isinstance(pad_to_multiple_of, int):
+                raise ConfigError(
+                    "Asking to pad the embedding matrix to a multiple of "
+                    f"`{pad_to_multiple_of}`, which is no integer. Please make sure to pass "
+                    "an integer."
+                )
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
         spread = None if mean_resizing else self.config.initializer_range
         output = self.get_output_embeddings()

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, safe_open, save_file
 from torch import Tensor
 
 from neox_lab.checkpoint.files import find_weights, read_index, with_variant
-from neox_lab.checkpoint.names import match
+from neox_lab.checkpoint.names import match, require_backbone
 from neox_lab.checkpoint.reading import open_weights
 from neox_lab.checkpoint.report import LoadingReport, merged
 from neox_lab.checkpoint.saving import shard_limit, split
@@ -334,7 +334,7 @@ def test_two_tensors_for_one_parameter() -> None:
 def test_other_architectures_are_refused(found: tuple[str, ...]) -> None:
     for wanted in (HEAD, BASE):
         with pytest.raises(CheckpointError, match="not of a GPT-NeoX model"):
-            match(wanted, found)
+            require_backbone(match(wanted, found), wanted)
 
 
 def test_key_mapping_uses_the_first_expression_that_occurs() -> None:
