@@ -118,6 +118,24 @@ class GPTNeoXPreTrainedModel(
     def _repr_html_(self) -> str:
         return tree.as_html(self)
 
+    @classmethod
+    def _can_set_attn_implementation(cls) -> bool:
+        return True
+
+    @classmethod
+    def _can_set_experts_implementation(cls) -> bool:
+        return False
+
+    @classmethod
+    def is_remote_code(cls) -> bool:
+        """False: no code comes from the hub."""
+        return False
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        """True: transformers' renamings of weights are not for this class."""
+        return True
+
     def get_decoder(self) -> Network:
         """The network below the head: the whole model is a decoder."""
         return self.backbone

@@ -67,9 +67,9 @@ class Embeddings:
         check("new_num_tokens", size, whole(least=1), ConfigError)
         if pad_to_multiple_of:
             if not isinstance(pad_to_multiple_of, int):
-                raise ConfigError(
+                raise ConfigError(  # transformers' own words, misprint and all
                     "Asking to pad the embedding matrix to a multiple of "
-                    f"`{pad_to_multiple_of}`, which is no integer. Please make sure to pass "
+                    f"`{pad_to_multiple_of}`, which is not and integer. Please make sure to pass "
                     "an integer."
                 )
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of

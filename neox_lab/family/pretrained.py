@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from inspect import signature
 from pathlib import Path
@@ -98,7 +99,8 @@ class Pretrained(nn.Module):
 
         source = pretrained_model_name_or_path
         dtype = more.pop("torch_dtype", dtype)
-        _check_attention_path(more.pop("attn_implementation", None))
+        attention = more.pop("attn_implementation", None)
+        _check_attention_path(attention)
         for name in _OF_NO_EFFECT:
             more.pop(name, None)
         more["revision"] = revision
@@ -107,6 +109,8 @@ class Pretrained(nn.Module):
         if source is not None:
             options = pin(source, options)
         config = _configuration(source if config is None else config, options, more)
+        if attention is not None:
+            config._attn_implementation = attention
         model, report = load_into(
             cls,
             source,
@@ -122,9 +126,37 @@ class Pretrained(nn.Module):
         return (model, report.as_dict()) if output_loading_info else model
 
     @classmethod
-    def from_config(cls, config: GPTNeoXConfig, dtype: torch.dtype | None = None) -> Self:
-        """A model with fresh random weights, in evaluation mode."""
-        return cls(config).to(dtype=dtype).eval()
+    def from_config(
+        cls,
+        config: GPTNeoXConfig,
+        dtype: torch.dtype | None = None,
+        attn_implementation: str | None = None,
+    ) -> Self:
+        """A model with fresh random weights, in evaluation mode.
+
+        Args:
+            config: shape of the model, which gets a copy of it.
+            dtype: of the weights; None for float32.
+            attn_implementation: see ``set_attn_implementation``.
+
+        Raises:
+            ConfigError: there is no such attention.
+        """
+        model = cls(copy.deepcopy(config)).to(dtype=dtype).eval()
+        if attn_implementation is not None:
+            model.set_attn_implementation(attn_implementation)
+        return model
+
+    _from_config = from_config
+
+    def set_attn_implementation(self, attn_implementation: str) -> None:
+        """Say in the configuration which attention there is; ``sdpa`` and ``eager`` are one here.
+
+        Raises:
+            ConfigError: another name.
+        """
+        _check_attention_path(attn_implementation)
+        self.config._attn_implementation = attn_implementation
 
     def save_pretrained(
         self,
@@ -295,7 +327,7 @@ def _check_attention_path(name: str | None) -> None:
     """
     if name not in _ATTENTION_PATHS:
         raise ConfigError(
-            f"attn_implementation={name!r} is not available; expected one of "
+            f'Specified `attn_implementation="{name}"` is not supported; expected one of '
             f"{_ATTENTION_PATHS}. Both names mean the same here: fused attention, with scores and "
             "patterns made when something watches them."
         )

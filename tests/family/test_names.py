@@ -320,3 +320,20 @@ def test_a_class_can_still_be_exchanged() -> None:
 
     ours.__class__ = Other
     assert type(ours) is Other
+
+
+@every_class
+def test_attention_can_be_chosen_and_changes_no_number(kind: str, tmp_path: Path) -> None:
+    _, ours = pair(kind, **SMALL)
+    before = ours(tokens())[0]
+    ours.save_pretrained(tmp_path)
+    for name in ("eager", "sdpa"):
+        ours.set_attn_implementation(name)
+        assert ours.config._attn_implementation == name
+        loaded = type(ours).from_pretrained(tmp_path, attn_implementation=name)
+        made = type(ours).from_config(ours.config, attn_implementation=name)
+        assert loaded.config._attn_implementation == made.config._attn_implementation == name
+        assert made.config is not ours.config
+        assert torch.equal(ours(tokens())[0], before)
+    with pytest.raises(ConfigError, match="flash_attention_2"):
+        ours.set_attn_implementation("flash_attention_2")

@@ -560,7 +560,6 @@ def test_a_class_knows_whether_it_writes(library: Library, kind: str) -> None:
 
 
 @every_class
-@gap("no set_attn_implementation")
 def test_attention_can_be_chosen_on_a_model(library: Library, kind: str) -> None:
     model = library.model(kind)
     for name in ("sdpa", "eager"):
@@ -571,7 +570,6 @@ def test_attention_can_be_chosen_on_a_model(library: Library, kind: str) -> None
     assert model.config._attn_implementation == "eager"
 
 
-@gap("attn_implementation is not kept in the configuration")
 def test_attention_can_be_chosen_when_a_model_is_loaded(library: Library, tmp_path: Path) -> None:
     library.model(BASE).save_pretrained(tmp_path)
     for name in ("sdpa", "eager"):
