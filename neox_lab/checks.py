@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Generic, NamedTuple, TypeVar, cast
 
 from neox_lab.errors import NeoxLabError, nearest
@@ -66,7 +66,10 @@ def plain(value: object) -> object:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) in (list, tuple):
-        return type(value)(map(plain, value))  # type: ignore[call-arg,call-overload]
+        items: Sequence[object] = value  # type: ignore[assignment]
+        made = [plain(item) for item in items]
+        same = all(one is other for one, other in zip(made, items, strict=True))
+        return value if same else type(value)(made)  # type: ignore[call-arg]
     if type(value) is dict:
         return {plain(name): plain(item) for name, item in value.items()}
     to_list = getattr(value, "tolist", None)

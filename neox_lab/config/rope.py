@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from neox_lab.checks import SWITCH, Kind, check, list_of, number, one_of, whole
+from neox_lab.checks import SWITCH, Kind, check, list_of, number, one_of, plain, whole
 from neox_lab.config.spellings import merge
 from neox_lab.errors import ConfigError, nearest
 
@@ -96,7 +96,8 @@ def resolve_rope(
 
     kept = ("rope_theta", "partial_rotary_factor") if replaces else tuple(current)
     result = {"rope_type": "default", **{key: current[key] for key in kept}}
-    result |= merge(entries, "the same rotary parameter")
+    merged = merge(entries, "the same rotary parameter")
+    result |= {key: plain(value) for key, value in merged.items()}
     if _ORIGINAL in _entries_of(result["rope_type"])[0]:
         result.setdefault(_ORIGINAL, max_positions)
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +19,11 @@ from neox_lab.generation.generation_cache import GenerationCache
 from neox_lab.generation.generation_config import FILE_NAME, GenerationConfig
 from neox_lab.generation.output_builder import OutputBuilder
 from neox_lab.generation.outputs import Generated
+from neox_lab.generation.processors import Processor
 from neox_lab.generation.settings import HasDict
+from neox_lab.generation.stopping import Criterion
 from neox_lab.generation.stream import Describer, StreamStep
-from neox_lab.generation.streamers import new_tokens
+from neox_lab.generation.streamers import BaseStreamer, new_tokens
 from neox_lab.hub import HubOptions, PathOrId, find_file
 from neox_lab.model.key_value_cache import KeyValueCache
 
@@ -65,7 +68,14 @@ class Generates:
         self: LanguageModel,
         inputs: str | list[str] | Tensor | None = None,
         generation_config: GenerationConfig | HasDict | None = None,
-        *,
+        logits_processor: Sequence[Processor] | None = None,
+        stopping_criteria: Sequence[Criterion] | None = None,
+        prefix_allowed_tokens_fn: Callable[[int, Tensor], Sequence[int]] | None = None,
+        synced_gpus: bool | None = None,
+        assistant_model: LanguageModel | None = None,
+        streamer: BaseStreamer | None = None,
+        negative_prompt_ids: Tensor | None = None,
+        negative_prompt_attention_mask: Tensor | None = None,
         custom_generate: Callable[..., Generated] | None = None,
         **arguments: object,
     ) -> Generated:
@@ -80,17 +90,22 @@ class Generates:
                 None starts from the beginning-of-text token.
             generation_config: settings, used where ``arguments`` have none; of this package or
                 of transformers.
+            logits_processor: processors of your own, called after the built-in ones.
+            stopping_criteria: criteria of your own.
+            prefix_allowed_tokens_fn: from a prompt's number and its text ``[pos]`` to the tokens
+                that may come next.
+            synced_gpus: without a meaning: the model is on one device.
+            assistant_model: drafts tokens; a model of this package or of transformers.
+            streamer: is shown tokens.
+            negative_prompt_ids: for ``guidance_scale``, ``[batch, pos]``.
+            negative_prompt_attention_mask: its padding.
             custom_generate: a strategy of your own, called with the model, token ids
                 ``[batch, pos]``, ``logits_processor``, ``stopping_criteria``,
                 ``generation_config`` (every setting) and ``attention_mask``; its result is
                 returned.
             arguments: settings (see ``neox_lab.generation.settings.SETTINGS``); inputs of the
                 model (``input_ids``, ``attention_mask``, ``position_ids``, ``inputs_embeds``;
-                ``past_key_values`` or ``cache`` with the whole text as inputs); and what goes
-                with them
-                (``neox_lab.generation.generate_call.Companions``: ``logits_processor``,
-                ``stopping_criteria``, ``prefix_allowed_tokens_fn``, ``assistant_model``,
-                ``streamer``, ``negative_prompt_ids``, ``tokenizer``).
+                ``past_key_values`` or ``cache`` with the whole text as inputs); ``tokenizer``.
 
         Returns:
             Token ids ``[batch * num_return_sequences, pos]``, prompt included (unless it was
@@ -100,7 +115,16 @@ class Generates:
         Raises:
             GenerationError: unknown, impossible or contradictory arguments.
         """
-        call = _settled(self, inputs, generation_config, arguments)
+        companions = Companions(
+            logits_processor,
+            stopping_criteria,
+            prefix_allowed_tokens_fn,
+            assistant_model,
+            streamer,
+            negative_prompt_ids,
+            negative_prompt_attention_mask,
+        )
+        call = _settled(self, inputs, generation_config, arguments, companions)
         return _run(call) if custom_generate is None else _run_custom(call, custom_generate)
 
     @torch.no_grad()
@@ -259,9 +283,11 @@ def _settled(
     inputs: object,
     config: object,
     arguments: dict[str, Any],
+    companions: Companions | None = None,
 ) -> GenerateCall:
-    """The call these arguments amount to."""
-    companions = Companions.taken_from(arguments)
+    """The call these arguments amount to; companions are among them, or given apart."""
+    found = Companions.taken_from(arguments)
+    companions = found if companions is None else replace(companions, tokenizer=found.tokenizer)
     if companions.tokenizer is None:
         companions.tokenizer = model.tokenizer
     return GenerateCall(model, inputs, config, companions, arguments)

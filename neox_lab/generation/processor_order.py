@@ -136,7 +136,8 @@ def _banning(settings: GenerationConfig, prompt: Prompt, own: UserProcessors) ->
     if eos and settings.min_new_tokens:
         made.append(p.MinNewTokens(length, settings.min_new_tokens, eos))
     if own.allowed_tokens is not None:
-        made.append(p.PrefixConstrained(own.allowed_tokens, settings.num_beams))
+        rows = max(settings.num_beams, settings.num_return_sequences)
+        made.append(p.PrefixConstrained(own.allowed_tokens, rows))
     return made
 
 

@@ -376,6 +376,18 @@ def test_allowed_tokens(models: tuple[Any, Any], beams: int) -> None:
     check(
         models, prompts()["batch"], prefix_allowed_tokens_fn=allowed, suppress_tokens=[*range(31)]
     )
+    rows: list[int] = []
+    models[1].generate(
+        tokens(2, 4),
+        None,
+        None,
+        None,
+        lambda row, text: rows.append(row) or [10],
+        do_sample=True,
+        num_return_sequences=3,
+        max_new_tokens=1,
+    )
+    assert rows == [0, 0, 0, 1, 1, 1]  # numbers of prompts, as in transformers from 5.24 on
     with pytest.raises(GenerationError, match="allows no token"):
         models[1].generate(tokens(1, 4), prefix_allowed_tokens_fn=lambda row, text: [])
 

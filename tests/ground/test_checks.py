@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from neox_lab.checks import SWITCH, TEXT, Kind, check, list_of, number, one_of, or_none, whole
+import neox_lab as nl
+from neox_lab.checks import (
+    SWITCH,
+    TEXT,
+    Kind,
+    check,
+    list_of,
+    number,
+    one_of,
+    or_none,
+    plain,
+    whole,
+)
 from neox_lab.errors import ConfigError, InputError
 
 NAN, INFINITE = math.nan, math.inf
@@ -49,3 +67,54 @@ def test_each_kind_takes_what_its_words_say(
 def test_a_misspelt_name_is_told_the_nearest_one_and_the_error_is_the_callers() -> None:
     with pytest.raises(ConfigError, match=r"kind='linaer'; expected .* Did you mean 'linear'\?"):
         check("kind", "linaer", one_of("linear", "constant"), ConfigError)
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "meant"),
+    [
+        (whole(above=0), np.int64(3), 3),
+        (whole(), np.uint8(7), 7),
+        (whole(), torch.tensor(5), 5),
+        (number(least=0), np.float32(0.5), 0.5),
+        (number(), np.float64(0.25), 0.25),
+        (number(), Fraction(1, 4), 0.25),
+        (SWITCH, np.bool_(True), True),
+    ],
+)
+def test_numbers_of_other_libraries_become_python_s(
+    kind: Kind[Any], value: Any, meant: object
+) -> None:
+    got = check("x", value, kind, InputError)
+    assert got == meant and type(got) is type(meant)
+
+
+@pytest.mark.parametrize("value", [np.float64(2.0), np.bool_(True), torch.tensor([3]), "3"])
+def test_other_values_stay_no_whole_numbers(value: Any) -> None:
+    with pytest.raises(InputError, match="whole number"):
+        check("x", value, whole(), InputError)
+
+
+def test_numbers_within_become_python_s_too() -> None:
+    given = {"a": (np.int64(1), [torch.tensor([2, 3])]), np.int64(4): None}
+    made = plain(given)
+    assert made == {"a": (1, [[2, 3]]), 4: None}
+    assert json.loads(json.dumps(made)) == {"a": [1, [[2, 3]]], "4": None}
+    keeps = object()
+    assert plain(keeps) is keeps and plain(int) is int
+
+
+def test_configurations_are_written_whatever_numbers_they_were_given(tmp_path: Path) -> None:
+    config = nl.GPTNeoXConfig(
+        hidden_size=np.int64(64),
+        num_attention_heads=torch.tensor(4),
+        layer_norm_eps=np.float32(0.5),
+        rotary_pct=np.float64(0.5),
+        rotary_emb_base=np.int64(1000),
+        rope_scaling={"rope_type": "linear", "factor": np.float32(2.0)},
+    )
+    config.save_pretrained(tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["hidden_size"] == 64 and written["layer_norm_eps"] == 0.5
+    again = nl.GPTNeoXConfig.from_pretrained(tmp_path)
+    assert again.rope_parameters == config.rope_parameters
+    assert again.rope_parameters["factor"] == 2.0
