@@ -100,14 +100,16 @@ def named_arguments(function: Callable[Arguments, Result]) -> Callable[Arguments
     ``tokenizer_kwargs=``, where the function has it, is a dictionary of further arguments.
     """
     names = list(inspect.signature(function).parameters)
+    known = frozenset(names)
     where = function.__name__.replace("__call__", "The tokenizer")
 
     @functools.wraps(function)
     def checked(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        if "tokenizer_kwargs" in names:
-            further: Any = kwargs.pop("tokenizer_kwargs", None)
+        if "tokenizer_kwargs" in kwargs and "tokenizer_kwargs" in known:
+            further: Any = kwargs.pop("tokenizer_kwargs")
             kwargs.update(further or {})
-        drop_of_others(kwargs, names, where)
+        if not known.issuperset(kwargs):
+            drop_of_others(kwargs, names, where)
         return function(*args, **kwargs)
 
     return checked

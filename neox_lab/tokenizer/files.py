@@ -249,6 +249,9 @@ def _read_templates(source: PathOrId, options: HubOptions) -> dict[str, str]:
 
     The hub is asked for further ones only where there is a first, which spares every other load a
     request.
+
+    Raises:
+        CheckpointError: a file holds no text.
     """
     paths = {"default": find_file(source, TEMPLATE_FILE, options, required=False)}
     if paths["default"] is not None or local_directory(source) is not None:
@@ -257,6 +260,11 @@ def _read_templates(source: PathOrId, options: HubOptions) -> dict[str, str]:
         for name in list_files(source, inside):
             if name.endswith(".jinja"):
                 paths[name.removesuffix(".jinja")] = find_file(source, name, inside)
-    return {
-        name: path.read_text(encoding="utf-8") for name, path in paths.items() if path is not None
-    }
+    try:
+        return {
+            n: path.read_text(encoding="utf-8") for n, path in paths.items() if path is not None
+        }
+    except UnicodeDecodeError as error:
+        raise CheckpointError(
+            f"A chat template of {os.fspath(source)!r} is no text: {error}."
+        ) from error

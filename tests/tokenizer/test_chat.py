@@ -249,6 +249,16 @@ def test_a_filter_around_what_was_said_moves_no_mark(ours: GPTNeoXTokenizerFast)
     assert ours.decode(made["input_ids"][made["assistant_masks"] == 1]) == " A"
 
 
+def test_nothing_is_put_around_what_the_template_writes(directory: Path) -> None:
+    options: dict[str, Any] = {"bos_token": "<s>", "add_bos_token": True, "add_eos_token": True}
+    tokenizer = GPTNeoXTokenizerFast.from_pretrained(directory, chat_template=ZEPHYR, **options)
+    ids = tokenizer.apply_chat_template(TALK, return_dict=False)
+    text = tokenizer.apply_chat_template(TALK, tokenize=False)
+    assert text.startswith("<s><|system|>")
+    assert ids == tokenizer(text, add_special_tokens=False).input_ids
+    assert ids.count(tokenizer.bos_token_id) == 1 and ids[-1] != tokenizer.eos_token_id
+
+
 def test_a_message_is_encoded_behind_its_history(ours: GPTNeoXTokenizerFast, theirs: Any) -> None:
     for history in (None, TALK[:2]):
         arguments = (TALK[2], history)

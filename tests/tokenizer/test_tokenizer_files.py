@@ -223,12 +223,16 @@ def test_hub_cache_and_revision(directory: Path, tmp_path: Path) -> None:
     (repository / "refs" / "step3000").write_text(commit)
     snapshot = repository / "snapshots" / commit
     shutil.copytree(directory, snapshot)
+    (snapshot / "chat_template.jinja").write_text("one")
+    (snapshot / "additional_chat_templates").mkdir()
+    (snapshot / "additional_chat_templates" / "tool_use.jinja").write_text("two é")
     options: dict[str, Any] = {"cache_dir": tmp_path, "local_files_only": True}
     tokenizer = GPTNeoXTokenizerFast.from_pretrained(
         "someone/model", revision="step3000", padding_side="left", **options
     )
     assert tokenizer("Hello world").input_ids == [12092, 1533]
     assert (tokenizer.name_or_path, tokenizer.padding_side) == ("someone/model", "left")
+    assert tokenizer.chat_template == {"default": "one", "tool_use": "two é"}
     with pytest.raises(CheckpointError, match="not in the local cache"):
         GPTNeoXTokenizerFast.from_pretrained("someone/model", revision="step4000", **options)
 
@@ -236,6 +240,8 @@ def test_hub_cache_and_revision(directory: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
+        ("chat_template.jinja", "half a character: \udce2"),
+        ("tokenizer_config.json", '{"chat_template": 5}'),
         ("tokenizer.json", "{}"),
         ("tokenizer.json", "\x00 not json"),
         ("tokenizer.json", '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": -1}}}'),
@@ -255,7 +261,7 @@ def test_hub_cache_and_revision(directory: Path, tmp_path: Path) -> None:
 )
 def test_damaged_files(tmp_path: Path, name: str, content: str) -> None:
     small_backend().save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, errors="surrogateescape")
     with pytest.raises((CheckpointError, TokenizerError)):
         GPTNeoXTokenizerFast.from_pretrained(tmp_path)
 
