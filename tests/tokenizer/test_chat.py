@@ -222,6 +222,19 @@ def test_the_assistants_tokens_cover_what_it_said(
     assert ours.decode(first) == ours.decode(ours(said).input_ids)
 
 
+@pytest.mark.parametrize("said", [" ", "   ", "\n", " a", "🙂", "a ", "\t \n"])
+def test_spaces_and_bytes_are_said_too(ours: GPTNeoXTokenizerFast, said: str) -> None:
+    template = "b<|endoftext|>{% generation %}{{ messages[0].content }}{% endgeneration %}"
+    made = ours.apply_chat_template(
+        [{"content": said}],
+        chat_template=f"{template}<|endoftext|>",
+        return_assistant_tokens_mask=True,
+    )
+    ids = ours(said).input_ids
+    assert made["input_ids"][2:-1] == ids
+    assert made["assistant_masks"] == [0, 0, *[1] * len(ids), 0]
+
+
 def test_masks_of_plain_words_are_those_of_transformers(
     ours: GPTNeoXTokenizerFast, theirs: Any
 ) -> None:
