@@ -16,7 +16,14 @@ from neox_lab.errors import HookError, InputError
 from neox_lab.kernels.linear import Linear
 from neox_lab.model.attention import Attention
 from neox_lab.model.block import MLP, Block
-from neox_lab.model.parts import has_dropout, is_hooked, runs, skipped_hook, takes_tokens_alone
+from neox_lab.model.parts import (
+    described,
+    has_dropout,
+    is_hooked,
+    runs,
+    skipped_hook,
+    takes_tokens_alone,
+)
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -75,7 +82,7 @@ def _check_tokens(module: nn.Module, width: int, name: str) -> None:
         raise InputError("The model is in training mode: dropout would add noise. model.eval()")
     if not takes_tokens_alone(module, width):
         raise HookError(
-            f"{name} is a {type(module).__name__} that does not treat every token by itself, as "
+            f"{name} is {described(module)} that does not treat every token by itself, as "
             "computing some tokens of a text alone needs. Ask what runs the model as a whole "
             "(run_with_cache, run_with_hooks)."
         )
@@ -88,7 +95,7 @@ def _is_built_in(module: nn.Module) -> bool:
 
 def _another(module: nn.Module, name: str) -> HookError:
     return HookError(
-        f"{name} is a {type(module).__name__} with a forward of its own. This computes parts of "
-        "blocks and would skip it. Ask what runs the model as a whole (run_with_cache, "
+        f"{name} is {described(module)}. This computes parts of blocks and would skip what its own "
+        "forward does. Ask what runs the model as a whole (run_with_cache, "
         "run_with_hooks)."
     )

@@ -142,8 +142,13 @@ class GPTNeoXPreTrainedModel(
 
     @property
     def device(self) -> torch.device:
-        """Where the first parameter is."""
-        return next(self.parameters()).device
+        """Where the first parameter is, or, if accelerate holds it elsewhere, where it runs."""
+        place = next(self.parameters()).device
+        if place.type == "meta":
+            hooks = (getattr(module, "_hf_hook", None) for module in self.modules())
+            lent = (getattr(hook, "execution_device", None) for hook in hooks)
+            return next((torch.device(device) for device in lent if device is not None), place)
+        return place
 
     @property
     def dtype(self) -> torch.dtype:

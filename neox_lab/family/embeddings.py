@@ -9,6 +9,7 @@ from neox_lab.checks import check, whole
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import ConfigError
 from neox_lab.model.network import Network
+from neox_lab.model.parts import described
 
 
 class Embeddings:
@@ -58,11 +59,19 @@ class Embeddings:
             The token embedding.
 
         Raises:
-            ConfigError: a number that is not a whole one above 0.
+            ConfigError: a number that is not a whole one above 0, or adapters or other modules
+                stand where the embeddings were.
         """
         embedding = self.backbone.embed_in
         if new_num_tokens is None and not pad_to_multiple_of:
             return embedding
+        output = self.get_output_embeddings()
+        for module in (embedding, output):
+            if not isinstance(module, nn.Embedding | nn.Linear | None):
+                raise ConfigError(
+                    f"There is {described(module)} in the place of embeddings. Resize them before "
+                    "adapters are put in, or after merging these (PEFT: merge_and_unload())."
+                )
         size = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
         check("new_num_tokens", size, whole(least=1), ConfigError)
         if pad_to_multiple_of:
@@ -74,7 +83,6 @@ class Embeddings:
                 )
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
         spread = None if mean_resizing else self.config.initializer_range
-        output = self.get_output_embeddings()
         tied = output is not None and output.weight is embedding.weight
         embedding.weight = _resized(embedding.weight, size, spread)
         embedding.num_embeddings = size

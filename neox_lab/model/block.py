@@ -28,7 +28,7 @@ from neox_lab.model.attention import Attention, SplitInput
 from neox_lab.model.hook_points import NO_TAP, Tap
 from neox_lab.model.key_value_cache import LayerKeysValues
 from neox_lab.model.masking import AttentionMask
-from neox_lab.model.parts import Affine, affine, plain_layer_norm, runs, takes_tap
+from neox_lab.model.parts import Affine, affine, plain_layer_norm, takes_tap
 
 SPLIT_INPUTS = ("hook_q_input", "hook_k_input", "hook_v_input")
 
@@ -216,7 +216,7 @@ def layer_norm_parts(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     Raises:
         HookError: it is no layer norm of PyTorch's, or PyTorch hooks may change what it reads.
     """
-    if norm._forward_pre_hooks or not runs(norm, nn.LayerNorm.forward):
+    if norm._forward_pre_hooks or type(norm).forward is not nn.LayerNorm.forward:
         norm = plain_layer_norm(norm, "The layer norm")
     normalized, _, inverse = torch.native_layer_norm(
         x.float(), norm.normalized_shape, None, None, norm.eps

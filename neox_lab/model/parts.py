@@ -72,8 +72,7 @@ def affine(module: nn.Module, width: int, name: str) -> Affine:
         weight = ((module(far[None])[0] - bias) / _FAR).T
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise HookError(
-            f"{name} is a {type(module).__name__}, whose weight cannot be found: {error}. "
-            f"{_WHAT_TO_DO}"
+            f"{name} is {described(module)}, whose weight cannot be found: {error}. {_WHAT_TO_DO}"
         ) from error
     _check_linear(module, Affine(weight, bias), name)
     return Affine(weight, bias)
@@ -89,7 +88,7 @@ def _check_linear(module: nn.Module, found: Affine, name: str) -> None:
     rounding = torch.finfo(read.dtype).eps ** 0.5 * float(expected.abs().max())
     if not float((made - expected).abs().max()) <= rounding:
         raise HookError(
-            f"{name} is a {type(module).__name__}, and what it computes is not one linear map of "
+            f"{name} is {described(module)}, and what it computes is not one linear map of "
             f"what it reads, so there is no weight to compute with. {_WHAT_TO_DO}"
         )
 
@@ -127,7 +126,7 @@ def plain_layer_norm(module: nn.Module, name: str) -> nn.LayerNorm:
     if isinstance(module, nn.LayerNorm) and runs(module, nn.LayerNorm.forward):
         return module
     raise HookError(
-        f"{name} is a {type(module).__name__} and no plain nn.LayerNorm, so it cannot be taken "
+        f"{name} is {described(module)} and no plain nn.LayerNorm, so it cannot be taken "
         "apart. Put one there (with PEFT: merge_and_unload()), or leave its hook points out."
     )
 
@@ -197,6 +196,12 @@ def is_hooked(module: nn.Module) -> bool:
 def let_gradients_begin(_module: nn.Module, _inputs: object, output: Tensor) -> None:
     """A PyTorch hook that changes no number: gradients reach ``output`` of frozen modules too."""
     output.requires_grad_(True)
+
+
+def described(module: nn.Module) -> str:
+    """What stands in a place, in words."""
+    kind = type(module).__name__
+    return f"a {kind} whose forward was replaced" if "forward" in vars(module) else f"a {kind}"
 
 
 def has_dropout(module: nn.Module) -> bool:

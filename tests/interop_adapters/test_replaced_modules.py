@@ -7,6 +7,7 @@ stands in the way before anything runs.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from oracle import pair, tokens
 from torch import Tensor, nn
 
 import neox_lab as nl
-from neox_lab.errors import HookError, HookNameError, HookNeverFiredError
+from neox_lab.errors import ConfigError, HookError, HookNameError, HookNeverFiredError
 from neox_lab.experiments.lens import logit_lens
 from neox_lab.experiments.paths.path_patching import edge_sweep
 
@@ -303,3 +304,37 @@ def test_a_replaced_mlp_has_no_neurons() -> None:
         _ = model.W_in
     with pytest.raises(HookError, match="mlp is a Scaled"):
         cache.stack_neuron_results(-1)
+
+
+@pytest.mark.parametrize("where", ["cpu", "disk"])
+def test_offloaded_weights_are_fetched_when_they_are_needed(where: str, tmp_path: Path) -> None:
+    accelerate = pytest.importorskip("accelerate", reason="accelerate is not installed")
+    plain, away = build(), build()
+    if where == "cpu":
+        accelerate.cpu_offload(away, execution_device="cpu")
+    else:
+        accelerate.disk_offload(away, tmp_path, execution_device="cpu")
+    assert next(away.parameters()).is_meta
+    cache, expected = (model.run_with_cache(ids())[1] for model in (away, plain))
+    assert list(cache) == list(expected)
+    for name, tensor in expected.items():
+        close(cache[name], tensor)
+    assert torch.equal(
+        away.generate(ids(), max_new_tokens=3, do_sample=False),
+        plain.generate(ids(), max_new_tokens=3, do_sample=False),
+    )
+    close(away.W_Q, plain.W_Q)
+    sweeps = [
+        nl.patching.sweep(model, ids(1), ids(0), METRIC, "z", progress=False).values
+        for model in (away, plain)
+    ]
+    close(*sweeps)
+    with pytest.raises(HookError, match="final_layer_norm is a LayerNorm whose forward"):
+        TAKEN_APART["direct"](away)
+
+
+def test_embeddings_behind_other_modules_are_not_resized() -> None:
+    model = build()
+    replace(model, "gpt_neox.embed_in", nn.Sequential)
+    with pytest.raises(ConfigError, match="a Sequential in the place of embeddings"):
+        model.resize_token_embeddings(60)
