@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -37,7 +37,8 @@ class RunOptions(TypedDict, total=False):
 
     Attributes:
         output_attentions: also return every layer's attention pattern.
-        output_hidden_states: also return the residual stream before every layer.
+        output_hidden_states: also return the residual stream before every layer; a number or
+            numbers (negative ones count from the end) for some of them, and None for the rest.
         start_at_layer: first block to run; ``inputs_embeds`` is the residual stream entering it.
         stop_at_layer: block to stop before; a BaseModelOutputWithPast with the residual stream
             entering it is returned, without final layer norm or head.
@@ -45,7 +46,7 @@ class RunOptions(TypedDict, total=False):
     """
 
     output_attentions: bool | None
-    output_hidden_states: bool | None
+    output_hidden_states: bool | int | list[int] | None
     start_at_layer: int | None
     stop_at_layer: int | None
     cache: KeyValueCache | None
@@ -128,7 +129,7 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         past_key_values: KeyValueCache | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
+        output_hidden_states: bool | int | list[int] | None = None,
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
         cache: KeyValueCache | None = None,
@@ -162,8 +163,10 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         watch = _Recorder(self, first, last)
         if _default(output_attentions, self.config.output_attentions):
             taps = taps.with_more(watch.attentions())
-        if _default(output_hidden_states, self.config.output_hidden_states):
-            taps = taps.with_more(watch.hidden_states())
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_hidden_states:
+            taps = taps.with_more(watch.hidden_states(output_hidden_states))
 
         residual = inputs_embeds
         if residual is None or first == 0:
@@ -183,7 +186,7 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         return BaseModelOutputWithPast(
             last_hidden_state=residual,
             past_key_values=kept.owner if isinstance(kept, BorrowedCache) else kept,
-            hidden_states=watch.states and (*watch.states, residual),
+            hidden_states=watch.all_states(residual),
             attentions=watch.patterns,
         )
 
@@ -224,18 +227,31 @@ class _Recorder:
 
     def __init__(self, model: GPTNeoXModel, first: int, last: int) -> None:
         self.layers = range(first, last)
+        self.ends = len(model.layers)
         self.points = model.hook_points
-        self.states: tuple[Tensor, ...] | None = None
+        self.wanted: Collection[int] = ()
+        self.states: dict[int | None, Tensor] = {}
         self.patterns: tuple[Tensor, ...] | None = None
 
-    def hidden_states(self) -> list[Watcher]:
-        self.states = ()
+    def hidden_states(self, which: bool | int | list[int]) -> list[Watcher]:
+        """Those of all layers, or, by number, of some; the last one is that after all of them."""
+        self.wanted = range(self.ends + 1)
+        if which is not True:
+            numbers = [which] if isinstance(which, int) else which
+            self.wanted = [self.wanted[n] for n in numbers if -self.ends - 1 <= n <= self.ends]
 
-        def keep(tensor: Tensor, _point: HookPoint) -> None:
-            assert self.states is not None
-            self.states = (*self.states, tensor)
+        def keep(tensor: Tensor, point: HookPoint) -> None:
+            self.states[point.layer] = tensor
 
-        return self._at("hook_resid_pre", keep)
+        layers = [layer for layer in self.layers if layer in self.wanted]
+        return self._at("hook_resid_pre", keep, layers)
+
+    def all_states(self, residual: Tensor) -> tuple[Tensor | None, ...] | None:
+        """What was kept, None where nothing was to be, and ``residual`` at the end."""
+        if not self.wanted:
+            return None
+        ending = residual if self.layers.stop in self.wanted else None
+        return (*(self.states.get(layer) for layer in self.layers), ending)
 
     def attentions(self) -> list[Watcher]:
         self.patterns = ()
@@ -244,10 +260,12 @@ class _Recorder:
             assert self.patterns is not None
             self.patterns = (*self.patterns, tensor)
 
-        return self._at("attn.hook_pattern", keep)
+        return self._at("attn.hook_pattern", keep, self.layers)
 
-    def _at(self, name: str, keep: Callable[[Tensor, HookPoint], None]) -> list[Watcher]:
-        points = [self.points[f"blocks.{layer}.{name}"] for layer in self.layers]
+    def _at(
+        self, name: str, keep: Callable[[Tensor, HookPoint], None], layers: Iterable[int]
+    ) -> list[Watcher]:
+        points = [self.points[f"blocks.{layer}.{name}"] for layer in layers]
         return [Watcher(point, keep, writes=False) for point in points]
 
 

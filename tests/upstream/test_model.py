@@ -24,7 +24,6 @@ from upstream.library import (
     TOKEN,
     WITH_LOSS,
     Library,
-    gap,
     ids,
     labels_for,
     padded,
@@ -158,7 +157,6 @@ def test_hidden_states_come_before_every_layer_and_at_the_end(
 
 
 @every_class
-@gap("output_hidden_states takes no list of layers")
 def test_some_hidden_states_can_be_asked_for(library: Library, kind: str) -> None:
     model = library.model(kind)
     everything = model(ids(), output_hidden_states=True).hidden_states
