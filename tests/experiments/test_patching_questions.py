@@ -301,6 +301,9 @@ def test_errors_explain(reader: Any) -> None:
     clean, corrupted = prompts(2, 5, 1)
     with pytest.raises(InputError, match=r"Pair 0: the clean prompt has .* tokens"):
         swept(reader, "The king went", "The king went to the house")
+    packed = {"input_ids": clean, "position_ids": torch.arange(clean.shape[1])[None] % 2}
+    with pytest.raises(InputError, match="the rows of a batch"):
+        swept(model, packed, corrupted)
     with pytest.raises(InputError, match="same tokens"):
         swept(model, clean, torch.stack((corrupted[0], clean[1])))
     with pytest.raises(InputError, match="2 clean and 1 corrupted"):
