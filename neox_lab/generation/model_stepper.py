@@ -178,6 +178,8 @@ class ModelStepper:
 
 
 def _name_of_cache(model: LanguageModel) -> str:
-    """What ``forward`` calls the cache; assistants of transformers 5.24 know the new name only."""
+    """What ``forward`` calls the cache; assistants of transformers 5.24 warn of the old name."""
+    if hasattr(model, "hook_stack"):
+        return "past_key_values"
     names = inspect.signature(getattr(model, "forward", model)).parameters
     return "cache" if "cache" in names else "past_key_values"
