@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,6 +26,7 @@ from neox_lab.model.output_heads import answers_per_text
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
+    from neox_lab.model.parts import Affine
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Batch:
             return rows.mean(), rows
         return evaluate(self.metric, logits), None
 
+    @functools.cached_property
+    def _head_map(self) -> Affine:
+        """Weight and bias of the head; of an adapter they are made once for all streams."""
+        return self.model.output_map
+
     @torch.no_grad()
     def measure_streams(self, streams: Tensor) -> Tensor:
         """The metric of several final residual streams of this batch.
@@ -87,7 +94,7 @@ class Batch:
         if isinstance(self.metric, BoundMetric):
             rows = torch.arange(len(self.ids), device=streams.device)[:, None]
             read = normalize(streams[:, rows, self.metric.positions])  # [variant, batch, term, d]
-            weight, bias = self.model.output_map
+            weight, bias = self._head_map
             logits = (read * weight[self.metric.outputs]).sum(dim=-1)
             if bias is not None:
                 logits = logits + bias[self.metric.outputs]

@@ -168,9 +168,14 @@ class GPTNeoXForCausalLM(Generates, GPTNeoXWithHead):
         self.embed_out = new_embeddings
 
     def tie_weights(self) -> None:
-        """Share input and output embeddings if the configuration asks for it."""
-        if self.config.tie_word_embeddings:
-            self.embed_out.weight = self.gpt_neox.embed_in.weight
+        """Share input and output embeddings if the configuration asks for it.
+
+        What an adapter was put around stays tied as it was.
+        """
+        output, embedding = self.embed_out, self.gpt_neox.embed_in
+        plain = isinstance(output, nn.Linear) and isinstance(embedding, nn.Embedding)
+        if self.config.tie_word_embeddings and plain:
+            output.weight = embedding.weight
 
     @classmethod
     def can_generate(cls) -> bool:

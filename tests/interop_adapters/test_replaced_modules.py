@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from adapted import METRIC, build, close, ids
+from adapted import METRIC, build, close, ids, with_lora
 from oracle import pair, tokens
 from torch import Tensor, nn
 
@@ -338,3 +338,43 @@ def test_embeddings_behind_other_modules_are_not_resized() -> None:
     replace(model, "gpt_neox.embed_in", nn.Sequential)
     with pytest.raises(ConfigError, match="a Sequential in the place of embeddings"):
         model.resize_token_embeddings(60)
+
+
+def test_quantized_matrices_have_no_weight() -> None:
+    model = build()
+    plain = model(ids()).logits
+
+    def quantized(inner: nn.Module) -> nn.Module:
+        class Rounded(nn.Module):
+            """Weights and inputs of eight bits, as torch.ao's dynamic quantization has them."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.scale = float(inner.weight.detach().abs().max()) / 127
+                self.register_buffer("stored", (inner.weight / self.scale).round().to(torch.int8))
+                self.register_buffer("bias", inner.bias.detach())
+
+            def forward(self, x: Tensor) -> Tensor:
+                step = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-9) / 127
+                return (x / step).round() @ self.stored.float().T * self.scale * step + self.bias
+
+        return Rounded()
+
+    replace(model, "gpt_neox.layers.1.attention.dense", quantized)
+    close(model(ids()).logits, plain, 0.2)
+    ask = {"site": "resid_pre", "progress": False}
+    nl.patching.sweep(model, ids(1), ids(0), METRIC, **ask)  # only calls it
+    for question in ("sweep", "direct"):
+        with pytest.raises(HookError, match=r"attention\.dense is a Rounded.*not one linear map"):
+            TAKEN_APART[question](model)
+    with pytest.raises(HookError, match="not one linear map"):
+        _ = model.OV
+
+
+def test_tying_weights_leaves_adapters_alone() -> None:
+    model = with_lora(build(tie_word_embeddings=True), ["embed_out"])
+    before = [name for name, _ in model.named_parameters()]
+    logits = model(ids()).logits
+    model.tie_weights()
+    assert [name for name, _ in model.named_parameters()] == before
+    assert torch.equal(model(ids()).logits, logits)
