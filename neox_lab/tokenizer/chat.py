@@ -23,7 +23,7 @@ from neox_lab.errors import TokenizerError
 from neox_lab.tokenizer import control_tokens
 from neox_lab.tokenizer.batch import BatchEncoding, as_tensor
 from neox_lab.tokenizer.encoding import Encoder
-from neox_lab.tokenizer.settings import Checked, chat_templates
+from neox_lab.tokenizer.settings import Checked, chat_templates, tokens
 from neox_lab.tokenizer.tool_schema import tool_schemas
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class ChatEncoder(Encoder):
     """
 
     chat_template = Checked(chat_templates)
-    chat_control_tokens: Sequence[str] | None = None
+    chat_control_tokens = Checked(tokens)
 
     def apply_chat_template(
         self,

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Characters for private use, which no text that is read here keeps.
 _OPENING, _CLOSING = "\U000f0000", "\U000f0001"
+# How Python and JSON write them in ASCII, from where they cannot be read back.
+_ESCAPED = re.compile(r"\\U000f000[01]|\\udb80\\udc0[01]", re.IGNORECASE)
 
 
 class Marks:
@@ -50,8 +52,14 @@ def encode(tokenizer: Encoder, text: str) -> list[int]:
     A mark that lost its partner in the template is dropped and still keeps its two sides apart.
 
     Raises:
-        TokenizerError: plain text cannot spell a control token without becoming it.
+        TokenizerError: plain text cannot spell a control token without becoming it, or the template
+            escaped the marks.
     """
+    if _ESCAPED.search(text):
+        raise TokenizerError(
+            "The chat template writes messages as code in ASCII (`{{ messages }}`, or tojson with "
+            "ensure_ascii=True), so control tokens in them cannot be set apart."
+        )
     tokens = _any_of(list(tokenizer.get_added_vocab())).pattern
     pieces = re.split(f"{_OPENING}({tokens}){_CLOSING}|[{_OPENING}{_CLOSING}]", text)
     ids: list[int] = tokenizer.encode(pieces[0], add_special_tokens=False)

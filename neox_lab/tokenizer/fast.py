@@ -301,6 +301,7 @@ class GPTNeoXTokenizerFast(ChatEncoder):
         """
         settings = {name: getattr(self, name) for name in DEFAULTS}
         templates = files.template_files(settings, apart=save_jinja_files)
+        settings = {name: value for name, value in settings.items() if value is not None}
         roles = self.special_tokens_map  # named tokens among them, as transformers writes them
         extra = {"additional_special_tokens": self._extra} if self._extra else {}
         config = {

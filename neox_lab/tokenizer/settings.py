@@ -42,6 +42,7 @@ DEFAULTS: dict[str, object] = {
     "split_special_tokens": False,
     "clean_up_tokenization_spaces": False,
     "chat_template": None,
+    "chat_control_tokens": None,
 }
 SETTINGS = (
     *ROLES,
@@ -60,6 +61,15 @@ _LENGTH = number(above=0, below=1e300)._replace(words="a positive number of toke
 _INPUT_NAMES: Kind[list[str] | tuple[str, ...]] = Kind(
     "a list with 'input_ids' in it",
     lambda value: isinstance(value, list | tuple) and "input_ids" in value,
+)
+
+
+_TOKENS: Kind[list[str] | tuple[str, ...] | None] = Kind(
+    "a list of tokens (str), or None",
+    lambda value: (
+        value is None
+        or (isinstance(value, list | tuple) and all(isinstance(item, str) for item in value))
+    ),
 )
 
 
@@ -136,3 +146,13 @@ def chat_templates(name: str, value: object) -> str | dict[str, str] | None:
             "names to templates, or None."
         )
     return dict(value)
+
+
+def tokens(name: str, value: object) -> list[str] | None:
+    """``value`` if it is a list of tokens, or None.
+
+    Raises:
+        TokenizerError: it is neither.
+    """
+    listed = check(name, value, _TOKENS, TokenizerError)
+    return None if listed is None else list(listed)

@@ -262,6 +262,34 @@ def test_a_filter_around_what_was_said_moves_no_mark(ours: GPTNeoXTokenizerFast)
     assert ours.decode(made["input_ids"][made["assistant_masks"] == 1]) == " A"
 
 
+def test_control_tokens_can_be_named(directory: Path, theirs: Any, tmp_path: Path) -> None:
+    template = "{{ messages[0].content }}"
+    tokenizer = GPTNeoXTokenizerFast.from_pretrained(directory, chat_template=template)
+    tokenizer.add_tokens(["<a>", "<b>"])
+    talk = [{"content": "<a><b><|endoftext|>"}]
+    options: dict[str, Any] = {"sanitize_control_tokens": True, "return_dict": False}
+    for named, spared in ((["<a>"], "<b>"), (("<b>",), "<a>"), ([], "<a><b>")):
+        tokenizer.chat_control_tokens = named
+        ids = tokenizer.apply_chat_template(talk, **options)
+        found = "".join(t for t in tokenizer.convert_ids_to_tokens(ids) if t in ("<a>", "<b>"))
+        assert found == spared and 0 not in ids
+        tokenizer.save_pretrained(tmp_path)
+        for reader in (GPTNeoXTokenizerFast, type(theirs)):
+            again = reader.from_pretrained(tmp_path)
+            assert list(again.chat_control_tokens) == list(named)
+            assert again.apply_chat_template(talk, **options) == ids
+    with pytest.raises(TokenizerError, match="chat_control_tokens"):
+        tokenizer.chat_control_tokens = "<a>"
+
+
+@pytest.mark.parametrize("form", ["{{ messages }}", "{{ messages | tojson(ensure_ascii=True) }}"])
+def test_marks_that_a_template_escapes_are_not_lost(ours: GPTNeoXTokenizerFast, form: str) -> None:
+    with pytest.raises(TokenizerError, match="set apart"):
+        ours.apply_chat_template(
+            [{"content": "<|endoftext|>"}], chat_template=form, sanitize_control_tokens=True
+        )
+
+
 def test_nothing_is_put_around_what_the_template_writes(directory: Path) -> None:
     options: dict[str, Any] = {"bos_token": "<s>", "add_bos_token": True, "add_eos_token": True}
     tokenizer = GPTNeoXTokenizerFast.from_pretrained(directory, chat_template=ZEPHYR, **options)
