@@ -229,7 +229,7 @@ class _Recorder:
         self.layers = range(first, last)
         self.ends = len(model.layers)
         self.points = model.hook_points
-        self.wanted: Collection[int] = ()
+        self.wanted: Collection[int] | None = None
         self.states: dict[int | None, Tensor] = {}
         self.patterns: tuple[Tensor, ...] | None = None
 
@@ -248,7 +248,7 @@ class _Recorder:
 
     def all_states(self, residual: Tensor) -> tuple[Tensor | None, ...] | None:
         """What was kept, None where nothing was to be, and ``residual`` at the end."""
-        if not self.wanted:
+        if self.wanted is None:
             return None
         ending = residual if self.layers.stop in self.wanted else None
         return (*(self.states.get(layer) for layer in self.layers), ending)

@@ -229,6 +229,7 @@ class GPTNeoXForCausalLM(Generates, GPTNeoXWithHead):
             loss = None
             if labels is not None or "shift_labels" in of_loss:
                 _require_tensor("labels", labels)
+                _require_tensor("shift_labels", of_loss.get("shift_labels"))
                 loss = self.loss_function(
                     logits=logits, labels=labels, vocab_size=self.config.vocab_size, **of_loss
                 )
@@ -493,6 +494,10 @@ def kept_positions(hidden: Tensor, keep: int | Tensor) -> Tensor:
     """
     if isinstance(keep, int):
         return hidden[:, -keep:] if keep else hidden
+    if not isinstance(keep, Tensor):
+        raise InputError(
+            f"logits_to_keep is a {type(keep).__name__}; expected an int or a tensor of positions."
+        )
     keep = keep.to(hidden.device)
     if keep.dtype == torch.bool and keep.dim() == 2:
         return hidden[keep]

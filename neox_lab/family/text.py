@@ -58,7 +58,7 @@ class TextHelpers:
             text: a string, several strings, or token ids ``[pos]`` or ``[batch, pos]``.
 
         Raises:
-            InputError: token ids of another shape.
+            InputError: something else, or token ids of another shape.
             TokenizerError: the model has no tokenizer.
         """
         tokenizer = self._tokenizer()
@@ -73,6 +73,8 @@ class TextHelpers:
                 return tokenizer.pieces(text.tolist())
             rows = [tokenizer.pieces(row) for row in text.tolist()]
             return rows[0] if len(rows) == 1 else rows
+        if not isinstance(text, list | tuple):
+            raise InputError(f"{text!r:.80} is neither text nor token ids [pos] or [batch, pos].")
         return [tokenizer.pieces(tokenizer(row).input_ids) for row in text]
 
     @overload
@@ -118,6 +120,10 @@ class TextHelpers:
         """
         if isinstance(inputs, Tensor):
             if inputs.is_floating_point():
+                if inputs.dim() != 3:
+                    raise InputError(
+                        f"Vectors have shape {list(inputs.shape)}; expected [batch, pos, d_model]."
+                    )
                 return {"inputs_embeds": inputs}
             if inputs.dim() != 2:
                 raise InputError(
@@ -166,10 +172,12 @@ class TextHelpers:
         """Ids and mask ``[batch, pos]``, on the model's device.
 
         Raises:
-            InputError: there is no token.
+            InputError: there is no token, or no text.
             TokenizerError: the model has no tokenizer.
         """
         texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, list | tuple):
+            raise InputError(f"{text!r:.80} is no text; expected a string or a list of strings.")
         batch = self._tokenizer()(texts, padding=len(texts) > 1, return_tensors="pt")
         ids = batch["input_ids"]
         if ids.shape[1] == 0:

@@ -337,3 +337,31 @@ def test_attention_can_be_chosen_and_changes_no_number(kind: str, tmp_path: Path
         assert torch.equal(ours(tokens())[0], before)
     with pytest.raises(ConfigError, match="flash_attention_2"):
         ours.set_attn_implementation("flash_attention_2")
+
+
+@every_class
+@pytest.mark.parametrize("wanted", [[0], [-1], [1, -2, 7, -9], (2,), [7], 1, [], 0, True])
+def test_hidden_states_of_some_layers(kind: str, wanted: Any) -> None:
+    theirs, ours = pair(kind, **SMALL)
+    got = ours(tokens(), output_hidden_states=wanted).hidden_states
+    expected = theirs(tokens(), output_hidden_states=wanted).hidden_states
+    assert (got is None) == (expected is None)
+    for one, other in zip(got or (), expected or (), strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            same(one, other)
+
+
+def test_what_is_no_text_and_no_selection_is_refused_in_words() -> None:
+    model = nl.load()
+    with pytest.raises(InputError, match="no text"):
+        model.to_tokens(5)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="neither text nor token ids"):
+        model.to_str_tokens(None)  # type: ignore[call-overload]
+    with pytest.raises(InputError, match=r"Vectors have shape \[5\]"):
+        model.run_with_cache(torch.randn(5))
+    ids = model.to_tokens("The king went")
+    with pytest.raises(InputError, match="logits_to_keep is a list"):
+        model(ids, logits_to_keep=[0])  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="shift_labels is a list"):
+        model(ids, shift_labels=ids.tolist())  # type: ignore[arg-type]
