@@ -26,6 +26,8 @@ MODEL_ARGUMENTS = (
     *("input_ids", "attention_mask", "position_ids", "inputs_embeds"),
     *("past_key_values", "cache", "logits_to_keep"),
 )
+# What a batch may hold, and what is asked of code from the hub, of which there is none.
+WITHOUT_MEANING = ("labels", "trust_remote_code")
 
 
 @dataclass
@@ -78,6 +80,13 @@ def split_arguments(
             model_arguments[name] = value
         elif name in SETTINGS or name in REFUSED or name in IGNORED:
             settings[name] = value
+        elif name in WITHOUT_MEANING or (name == "assistant_tokenizer" and value is None):
+            continue
+        elif name == "assistant_tokenizer":
+            raise GenerationError(
+                "assistant_tokenizer: an assistant has the vocabulary of its model here, so there "
+                "is nothing to translate. Leave it out if the tokenizers are the same."
+            )
         elif name == "token_type_ids":
             raise GenerationError(
                 "token_type_ids is not used by GPT-NeoX: the model has one kind of token. Some "
@@ -203,9 +212,16 @@ def _inferred_mask(ids: Tensor, settings: GenerationConfig) -> Tensor | None:
 
 
 def _checked_mask(mask: Tensor | None, read: Tensor, device: torch.device) -> Tensor | None:
-    """``mask`` if it fits and hides something, None if all is text."""
+    """``mask`` if it fits and hides something, None if all is text.
+
+    One row stands for all rows; ones for tokens that are still to come say nothing new.
+    """
     if mask is None:
         return None
+    if mask.dim() == 2 and mask.shape[0] == 1:
+        mask = mask.expand(read.shape[0], -1)
+    if mask.dim() == 2 and bool((mask[:, read.shape[1] :] != 0).all()):
+        mask = mask[:, : read.shape[1]]
     if mask.dim() != 2 or mask.shape[0] != read.shape[0] or mask.shape[1] != read.shape[1]:
         raise GenerationError(
             f"attention_mask has shape {list(mask.shape)}; expected [batch, pos] = "

@@ -70,7 +70,7 @@ _DECAY: Kind[tuple[int, float]] = Kind(
 )
 _CACHE: Kind[str] = Kind(
     "'dynamic' or 'static' (here both mean the same preallocated cache)",
-    lambda v: v in ("dynamic", "static"),
+    lambda v: v in ("dynamic", "static", "hybrid", "hybrid_chunked", "sliding_window"),
 )
 _WATERMARK: Kind[Mapping[str, Any] | HasDict] = Kind(
     "a dict", lambda v: isinstance(v, dict | HasDict)

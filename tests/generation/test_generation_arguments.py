@@ -300,6 +300,8 @@ def case(*needles: str, **arguments: Any) -> Any:
         case("temperature=0", "do_sample=False", temperature=0, do_sample=True),
         case("Drafting with extra heads", use_mtp=True),
         case("position_ids", "[1, 4]", position_ids=torch.zeros(1, 3)),
+        case("assistant_tokenizer", assistant_tokenizer=object()),
+        case("attention_mask", "[1, 6]", attention_mask=torch.tensor([[1, 1, 1, 1, 0, 1]])),
         case("custom_generate", "function", custom_generate="some/repository"),
         case("temperature=-1.0", temperature=-1.0),
         case("top_p=1.5", top_p=1.5),

@@ -165,6 +165,23 @@ def test_settings_of_transformers_can_be_a_model_s(models: dict[str, Any]) -> No
         ours.generation_config = 3
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"labels": IDS},
+        {"trust_remote_code": False, "assistant_tokenizer": None, "synced_gpus": False},
+        {"attention_mask": torch.ones(1, 9).long()},
+        {"attention_mask": torch.ones(2, 11).long()},
+        {"cache_implementation": "hybrid"},
+    ],
+    ids=lambda more: next(iter(more)),
+)
+def test_what_a_call_may_hold_beside(models: dict[str, Any], more: dict[str, Any]) -> None:
+    call = {"inputs": IDS, "max_new_tokens": 6, "pad_token_id": 1, **more}
+    texts = [model.generate(**call).tolist() for model in models.values()]
+    assert texts[1] == texts[0]
+
+
 # --- where the tokens stand -------------------------------------------------------------------
 
 
