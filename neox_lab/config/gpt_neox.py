@@ -150,6 +150,7 @@ class GPTNeoXConfig:
     sub_configs: ClassVar[dict[str, type]] = {}
     attribute_map: ClassVar[dict[str, str]] = {}
     base_config_key: ClassVar[str] = ""
+    base_model_tp_plan: ClassVar[None] = None
     keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     vocab_size: Annotated[int, _SIZE] = 50432
