@@ -330,3 +330,10 @@ class WeightViews(StackedWeights):
             ConfigError: this model's head is not an unembedding.
         """
         return self.W_U.new_zeros(self.W_U.shape[1])
+
+    def __dir__(self) -> list[str]:
+        """All names but those that this head has no answer to; torch.jit asks for every one."""
+        absent = set() if self.head == "causal-lm" else {"W_U", "b_U"}
+        if self.head not in OUTPUT_HEADS:
+            absent |= {"output_head", "output_map"}
+        return [name for name in super().__dir__() if name not in absent]

@@ -229,15 +229,17 @@ class RotaryTable:
             length = int(position_ids.max().item()) + 1
             frequencies, scaling = inverse_frequencies(self.config, length)
             return frequencies.to(device), scaling
-        if type(position_ids) is not Tensor:
-            # Inside torch.export or a FakeTensorMode tensors have shapes and no numbers: what
-            # meets them must be made there as well, and nothing that is made there may stay here.
-            frequencies, scaling = inverse_frequencies(self.config)
-            return frequencies.to(device), scaling
-        if device not in self._by_device:
-            frequencies, scaling = inverse_frequencies(self.config)
-            self._by_device[device] = frequencies.to(device), scaling
-        return self._by_device[device]
+        # Inside torch.export or a FakeTensorMode tensors have shapes and no numbers: what meets
+        # them must be made there as well.
+        plain = type(position_ids) is Tensor
+        if plain and device in self._by_device:
+            return self._by_device[device]
+        frequencies, scaling = inverse_frequencies(self.config)
+        made = frequencies.to(device), scaling
+        traced = not torch.compiler.is_compiling() and torch._C._is_tracing()
+        if plain and not traced:  # what is made there must not stay here
+            self._by_device[device] = made
+        return made
 
 
 HALF_PRECISION = (torch.float16, torch.bfloat16)

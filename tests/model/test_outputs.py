@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import pair, tokens
+from oracle import CLASSES, pair, tokens
 from torch.utils import _pytree as pytree
 
 from neox_lab.errors import InputError
@@ -135,3 +135,23 @@ def test_an_exported_model_asks_no_mask_and_no_length() -> None:
     exported = torch.export.export(ours, (), run | {"position_ids": whole}).module()
     said = exported(position_ids=whole % 5, **run).logits
     torch.testing.assert_close(said, ours(position_ids=whole % 5, **run).logits)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_traced_model_asks_no_mask(name: str) -> None:
+    ours = pair(name)[1]
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = ours
+
+        def forward(self, input_ids: torch.Tensor, mask: torch.Tensor) -> Any:
+            return self.model(input_ids, attention_mask=mask, use_cache=False, return_dict=False)[0]
+
+    mask = torch.ones(3, 12, dtype=torch.long)
+    mask[0, :5] = 0
+    with torch.no_grad():
+        traced = torch.jit.trace(Plain(), (tokens(), torch.ones_like(mask)))
+        torch.testing.assert_close(traced(tokens(), mask), Plain()(tokens(), mask))
