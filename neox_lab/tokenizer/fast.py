@@ -16,6 +16,7 @@ import copy
 import dataclasses
 import itertools
 import os
+import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from tokenizers import Tokenizer
 
 from neox_lab.errors import CheckpointError, TokenizerError
 from neox_lab.files import StrPath
-from neox_lab.hub import HubOptions, PathOrId
+from neox_lab.hub import HubOptions, PathOrId, upload
 from neox_lab.tokenizer import files, pipeline
 from neox_lab.tokenizer.arguments import drop_of_others, named_arguments
 from neox_lab.tokenizer.chat import ChatEncoder
@@ -34,9 +35,21 @@ from neox_lab.tokenizer.training import Corpus, learn
 from neox_lab.tokenizer.vocabulary import TokenLike, row_of_ids
 
 if TYPE_CHECKING:
+    from huggingface_hub import CommitInfo
     from torch import Tensor
 
     from neox_lab.tokenizer.pipeline import Merge
+
+
+UPLOAD_OPTIONS = (
+    "commit_message",
+    "commit_description",
+    "private",
+    "token",
+    "revision",
+    "create_pr",
+    "tags",
+)
 
 
 class GPTNeoXTokenizerFast(ChatEncoder):
@@ -273,12 +286,14 @@ class GPTNeoXTokenizerFast(ChatEncoder):
 
     # --- saving -----------------------------------------------------------------------------
 
-    @named_arguments
     def save_pretrained(
         self,
         save_directory: StrPath,
         filename_prefix: str | None = None,
         save_jinja_files: bool = True,
+        push_to_hub: bool = False,
+        repo_id: str | None = None,
+        **upload_options: Any,
     ) -> tuple[str, ...]:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json, chat templates.
 
@@ -291,14 +306,19 @@ class GPTNeoXTokenizerFast(ChatEncoder):
             filename_prefix: what the names of all files begin with, before a hyphen.
             save_jinja_files: write chat templates as files of their own, as transformers reads them
                 since 4.51, rather than into tokenizer_config.json.
+            push_to_hub: also upload the directory, see ``push_to_hub``.
+            repo_id: where to; the directory's name where None.
+            **upload_options: further arguments of ``push_to_hub``.
 
         Returns:
             The paths.
 
         Raises:
-            CheckpointError: ``save_directory`` is a file.
+            CheckpointError: ``save_directory`` is a file, or the upload fails.
+            TokenizerError: a template's name cannot be that of a file, or an argument is unknown.
             OSError: a file cannot be written.
         """
+        drop_of_others(upload_options, UPLOAD_OPTIONS, "save_pretrained")
         settings = {name: getattr(self, name) for name in DEFAULTS}
         templates = files.template_files(settings, apart=save_jinja_files)
         settings = {name: value for name, value in settings.items() if value is not None}
@@ -323,7 +343,30 @@ class GPTNeoXTokenizerFast(ChatEncoder):
             files.ROLES_FILE: files.json_text(roles | extra),
             **templates,
         }
-        return files.write_all(Path(save_directory), contents, filename_prefix)
+        paths = files.write_all(Path(save_directory), contents, filename_prefix)
+        if push_to_hub:
+            _upload(save_directory, repo_id or Path(save_directory).resolve().name, upload_options)
+        return paths
+
+    def push_to_hub(self, repo_id: str, **upload_options: Any) -> CommitInfo:
+        """Upload the tokenizer's files to the Hugging Face hub, in one commit.
+
+        Args:
+            repo_id: ``"owner/name"``, or a name in one's own namespace; made if absent.
+            **upload_options: ``commit_message``, ``commit_description``, ``private``, ``token``,
+                ``revision``, ``create_pr``, ``tags``.
+
+        Returns:
+            What huggingface_hub says of the commit.
+
+        Raises:
+            CheckpointError: the hub cannot be reached or refuses.
+            TokenizerError: an argument is unknown.
+        """
+        drop_of_others(upload_options, UPLOAD_OPTIONS, "push_to_hub")
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return _upload(folder, repo_id, upload_options)
 
     @named_arguments
     def save_vocabulary(
@@ -393,6 +436,20 @@ class GPTNeoXTokenizerFast(ChatEncoder):
             f"special_tokens={self.special_tokens_map}, padding_side={self.padding_side!r}, "
             f"truncation_side={self.truncation_side!r}, model_max_length={self.model_max_length})"
         )
+
+
+def _upload(folder: StrPath, repo_id: str, options: Mapping[str, Any]) -> CommitInfo:
+    return upload(
+        Path(folder),
+        repo_id,
+        message=options.get("commit_message") or "Upload tokenizer",
+        description=options.get("commit_description"),
+        private=options.get("private"),
+        token=options.get("token"),
+        revision=options.get("revision"),
+        create_pr=options.get("create_pr", False),
+        tags=options.get("tags") or (),
+    )
 
 
 def _baked_in(backend: Tokenizer) -> dict[str, Any]:

@@ -333,3 +333,29 @@ def test_settings_and_prefixes_of_names_are_kept(real_file: Path, tmp_path: Path
     }
     with pytest.raises(CheckpointError, match="no directory"):
         tokenizer.save_vocabulary(tmp_path / "absent")
+
+
+def test_uploads_go_through_the_hub_s_client(
+    fresh: GPTNeoXTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[tuple[set[str], str, dict[str, Any]]] = []
+
+    def upload(folder: Path, repo_id: str, **options: Any) -> str:
+        sent.append(({path.name for path in folder.iterdir()}, repo_id, options))
+        return "commit"
+
+    monkeypatch.setattr("neox_lab.tokenizer.fast.upload", upload)
+    fresh.chat_template = "x"
+    assert fresh.push_to_hub("me/mine", commit_message="Hello", private=True) == "commit"
+    fresh.save_pretrained(tmp_path / "name", push_to_hub=False)
+    fresh.save_pretrained(tmp_path / "name", push_to_hub=True, token="t", legacy_format=None)
+    files = {"tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"}
+    assert [(names, to) for names, to, _ in sent] == [
+        (files | {"chat_template.jinja"}, "me/mine"),
+        (files | {"chat_template.jinja"}, "name"),
+    ]
+    assert (sent[0][2]["message"], sent[0][2]["private"]) == ("Hello", True)
+    assert (sent[1][2]["message"], sent[1][2]["token"]) == ("Upload tokenizer", "t")
+    for call in (fresh.push_to_hub, fresh.save_pretrained):
+        with pytest.raises(TokenizerError, match="commit_message"):
+            call(str(tmp_path), commit_mesage="x")
