@@ -96,7 +96,7 @@ def number(
         return (
             isinstance(value, numbers.Real)
             and not isinstance(value, bool)
-            and not math.isnan(cast(float, value))
+            and value == value  # NaN is not; math.isnan fails for whole numbers beyond floats
             and _inside(cast(float, value), above, least, most, below)
         )
 

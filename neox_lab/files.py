@@ -17,10 +17,12 @@ take their names only after all of them have been written::
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,11 +48,12 @@ def staged_files() -> Iterator[Callable[[StrPath], Path]]:
     Yields:
         A function from the path of a file to the path under which to write it. That one is in the
         same directory and does not exist yet, so whoever creates it gives it the permissions that
-        the process's umask says. Where the path is a symbolic link, the file it points to is
-        replaced and the link stays.
+        the process's umask says; a file that is replaced keeps its own. Where the path is a
+        symbolic link, the file it points to is replaced and the link stays.
 
     Raises:
-        OSError: a file cannot be brought to disk or cannot take its name.
+        OSError: a file cannot be brought to disk or cannot take its name, or something else than
+            a file stands there.
     """
     places: dict[Path, str] = {}
 
@@ -59,6 +62,8 @@ def staged_files() -> Iterator[Callable[[StrPath], Path]]:
         folder, name = os.path.split(target)
         # Cut, because a name that just fits the file system has no room for more.
         temporary = Path(folder, f".{name[:40]}.{secrets.token_hex(8)}.tmp")
+        if os.path.exists(target) and not os.path.isfile(target):
+            raise OSError(errno.EINVAL, "not a regular file", target)
         places[temporary] = target
         return temporary
 
@@ -67,6 +72,8 @@ def staged_files() -> Iterator[Callable[[StrPath], Path]]:
         for temporary in places:
             _to_disk(temporary)
         for temporary, target in places.items():
+            if os.path.exists(target):  # what was private stays private
+                os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
             os.replace(temporary, target)
     finally:
         for temporary in places:

@@ -162,6 +162,10 @@ class GridResult(Result):
             raise InputError(
                 f"values must be floating-point numbers; these are {self.values.dtype}."
             )
+        for axis, names in self.labels.items():
+            wrong = [name for name in names if not isinstance(name, str)]
+            if wrong:
+                raise InputError(f"labels[{axis!r}] holds {wrong[0]!r}; expected strings.")
         named = tuple(len(self.labels.get(axis, ())) for axis in self.axes)
         if named != self.values.shape:
             raise InputError(

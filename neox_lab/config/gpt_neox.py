@@ -27,7 +27,18 @@ from typing import Annotated, Any, ClassVar, Literal, get_type_hints, overload
 
 import torch
 
-from neox_lab.checks import SWITCH, TEXT, Kind, check, list_of, number, one_of, or_none, whole
+from neox_lab.checks import (
+    SWITCH,
+    TEXT,
+    Kind,
+    check,
+    list_of,
+    number,
+    one_of,
+    or_none,
+    plain,
+    whole,
+)
 from neox_lab.config.rope import (
     DEFAULT_ROPE,
     ROPE_NAMES,
@@ -274,7 +285,7 @@ class GPTNeoXConfig:
 
     def _apply(self, values: Mapping[str, Any]) -> None:
         candidate = copy.deepcopy(self)
-        candidate._assign(dict(values))
+        candidate._assign({name: plain(value) for name, value in values.items()})
         candidate.validate()
         self.__dict__.update(candidate.__dict__)
 

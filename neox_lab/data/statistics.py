@@ -75,7 +75,7 @@ def sign_flip_p_values(effects: Tensor, draws: int = 2000, seed: int = 0) -> Ten
         seed: of the flips.
 
     Returns:
-        Probabilities ``[...]``, at least 1 / number of flips.
+        Probabilities ``[...]``, at least 1 / number of flips; NaN where an effect is not finite.
     """
     count = effects.shape[0]
     if count <= 12:
@@ -91,8 +91,11 @@ def sign_flip_p_values(effects: Tensor, draws: int = 2000, seed: int = 0) -> Ten
     for first in range(0, flat.shape[1], 4096):
         part = flat[:, first : first + 4096]
         flipped = (signs @ part).abs() / count
-        here = observed[first : first + 4096]
-        found[first : first + 4096] = (flipped >= here * (1 - 1e-12)).double().mean(dim=0)
+        # Sums in another order are equal to within rounding of the effects, not of their mean,
+        # which may be nothing but rounding.
+        least = observed[first : first + 4096] - 1e-12 * part.abs().mean(dim=0)
+        found[first : first + 4096] = (flipped >= least).double().mean(dim=0)
+    found[~observed.isfinite()] = float("nan")
     return found.reshape(effects.shape[1:])
 
 

@@ -10,10 +10,11 @@ anything is placed, and a hook that the model ran past without ever reaching is 
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, cast
 
 from torch import Tensor
 
@@ -40,9 +41,15 @@ def reads_only(function: Function) -> Function:
         function: the hook, or a class whose instances are hooks.
 
     Returns:
-        The same function. The hook raises HookError if it returns a tensor all the same.
+        The same function, or one that calls it where it takes no mark (a method of an object, a
+        built-in). The hook raises HookError if it returns a tensor all the same.
     """
-    setattr(function, _MARK, True)
+    try:
+        setattr(function, _MARK, True)
+    except AttributeError:
+        marked = functools.partial(function)
+        setattr(marked, _MARK, True)
+        return cast(Function, marked)
     return function
 
 

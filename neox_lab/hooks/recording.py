@@ -242,6 +242,7 @@ class Recording:
                 self.model.hook_stack.placed(placement, must_fire=False),
             ):
                 output = self.model(**self.arguments)
+            self._check_spilled()
         except BaseException:
             if self.spill is not None:
                 self.spill.path.unlink(missing_ok=True)
@@ -253,6 +254,15 @@ class Recording:
             for name, maker in self.replay.makers(self.lazy, self.first, self.last):
                 self.cache.make_on_access(name, maker)
         return output, self.cache
+
+    def _check_spilled(self) -> None:
+        """Refuse a file with room for what never came, which would be read as zeros."""
+        missing = [] if self.spill is None else [n for n in self.plan if n not in self.cache]
+        if missing:
+            raise HookError(
+                f"The run never reached {missing[0]!r}, for which the file has room. Leave it out "
+                "with names_filter, or let the spliced function pass it through its tap."
+            )
 
     def _writers(self) -> Iterator[Watcher]:
         """The hooks in force that may replace what they are given."""

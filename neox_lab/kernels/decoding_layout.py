@@ -159,11 +159,16 @@ def _kind_of_copy(module: Linear) -> type[DecodingCopy] | None:
 
 
 def _can_be_copied(weight: Tensor) -> bool:
-    """Whether changes of ``weight`` can be told: inference tensors do not count theirs."""
+    """Whether changes of ``weight`` can be told: inference tensors do not count theirs.
+
+    Its numbers are compared eight bytes at a time, so it must begin where eight bytes do; a slice
+    of a flat vector of all parameters need not.
+    """
     return (
         weight.device.type == "cpu"
         and weight.is_contiguous()
         and weight.shape[1] % 4 == 0
+        and weight.storage_offset() * weight.itemsize % 8 == 0
         and not weight.is_inference()
     )
 

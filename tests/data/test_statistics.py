@@ -101,3 +101,16 @@ def test_correlations_are_pandas(one: list[float], seed: int) -> None:
             wanted = pair["one"].corr(pair["other"], method=name)
             assert found == pytest.approx(wanted, abs=1e-6)
     assert math.isnan(statistics.correlation(np.ones(1), np.ones(1)))
+
+
+def test_no_certainty_where_there_is_no_number() -> None:
+    effects = torch.tensor([[1.0, float("nan")], [2.0, 2.0], [3.0, 1.0]])
+    values = statistics.sign_flip_p_values(effects)
+    assert values[0] == pytest.approx(0.25)
+    assert values[1].isnan()
+
+
+def test_effects_that_cancel_say_nothing() -> None:
+    """Their mean is nothing but rounding, and every flip is as far from zero."""
+    effects = torch.tensor([[0.1], [0.2], [-0.3]], dtype=torch.float64)
+    assert statistics.sign_flip_p_values(effects).item() == 1.0

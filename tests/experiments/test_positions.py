@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -242,3 +243,20 @@ def test_what_does_not_correspond_is_explained() -> None:
     with pytest.raises(InputError, match="another name"):
         edge_sweep(*given(model), positions={"a": (2, 1), "b": (3, 1)})
     assert not model.hook_stack.placements
+
+
+def test_a_tuple_of_positions_is_a_pair() -> None:
+    model = build()
+    with pytest.raises(InputError, match="a tuple is a pair"):
+        nl.patching.sweep(
+            model, prompts(0), prompts(1), LM_METRIC, positions={"a": (1, 2, 3)}, progress=False
+        )
+
+
+def test_positions_named_by_numbers_can_be_saved(tmp_path: Path) -> None:
+    found = nl.patching.sweep(
+        build(), prompts(0), prompts(1), LM_METRIC, positions={1: 2}, progress=False
+    )
+    found.save(tmp_path / "result.safetensors")
+    again = nl.patching.PatchResult.load(tmp_path / "result.safetensors")
+    assert again.labels["pos"] == ["1"]

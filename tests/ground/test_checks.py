@@ -118,3 +118,9 @@ def test_configurations_are_written_whatever_numbers_they_were_given(tmp_path: P
     again = nl.GPTNeoXConfig.from_pretrained(tmp_path)
     assert again.rope_parameters == config.rope_parameters
     assert again.rope_parameters["factor"] == 2.0
+
+
+def test_whole_numbers_beyond_floats() -> None:
+    with pytest.raises(InputError, match="expected"):
+        check("x", 10**400, number(most=1), InputError)
+    assert check("x", 10**400, number(above=0), InputError) == 10**400

@@ -8,6 +8,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -782,3 +783,16 @@ def test_any_configuration_means_the_same_to_old_and_new_readers(values: Values)
     assert meaning_in_transformers_4(written) == config.rope_parameters
     through = transformers.GPTNeoXConfig.from_dict(copy.deepcopy(written)).to_dict()
     assert GPTNeoXConfig.from_dict(through).rope_parameters == config.rope_parameters
+
+
+def test_numbers_of_other_libraries_end_as_pythons(tmp_path: Path) -> None:
+    config = GPTNeoXConfig(
+        rotary_pct=np.float32(0.25),
+        rope_scaling={"rope_type": "linear", "factor": np.float32(2)},
+        hidden_size=np.int64(64),
+        num_attention_heads=4,
+    )
+    config.save_pretrained(tmp_path)
+    again = GPTNeoXConfig.from_pretrained(tmp_path)
+    assert again.rope_parameters["factor"] == 2.0 and again.hidden_size == 64
+    assert again.rotary_pct == 0.25

@@ -318,3 +318,19 @@ def test_files_of_another_format_are_refused(tmp_path: Path) -> None:
             toy.read(path)
     header = int.from_bytes(whole[:8], "little")
     assert json.loads(whole[8 : 8 + header])["__metadata__"]["description"] == '{"numbers": [1, 2]}'
+
+
+def test_a_private_file_stays_private(tmp_path: Path) -> None:
+    path = tmp_path / "private.txt"
+    path.touch(mode=0o600)
+    write_text(path, "new")
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="not a regular file"):
+        write_text(path, "new")
+    assert stat.S_ISFIFO(path.stat().st_mode)

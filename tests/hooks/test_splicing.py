@@ -516,3 +516,33 @@ def test_what_nobody_watches_need_not_be_made(model: Any) -> None:
         model.run_with_hooks(tokens(), [(ACTS, lambda x, hook: None)], must_fire=False)
     assert wanted == [False, True]
     assert cache[SITE].abs().max() == 0, "edited in place"
+
+
+def test_a_file_has_no_room_for_what_never_came(tmp_path: Path) -> None:
+    """A loaded cache must not hold zeros where the live one has nothing."""
+    ours = pair("GPTNeoXForCausalLM")[1].eval()
+    acts = SplicedPoint("hook_acts", "batch pos latent", "never sent")
+    path = tmp_path / "cache.safetensors"
+    ids = tokens(1, 3)
+    with (
+        ours.spliced_function("blocks.0.hook_mlp_out", lambda x, tap: None, [acts], {"latent": 4}),
+        pytest.raises(HookError, match="never reached"),
+    ):
+        ours.run_with_cache(ids, budget=10, spill=path)
+    assert not path.exists()
+
+
+def test_methods_and_built_ins_can_promise_to_read() -> None:
+    class Recorder:
+        __slots__ = ("seen",)
+
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        def note(self, tensor: Tensor, hook: Any) -> None:
+            self.seen.append(hook.name)
+
+    ours = pair("GPTNeoXForCausalLM")[1].eval()
+    recorder = Recorder()
+    ours.run_with_hooks(tokens(1, 3), [("hook_embed", nl.reads_only(recorder.note))])
+    assert recorder.seen == ["hook_embed"]

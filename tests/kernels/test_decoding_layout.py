@@ -14,6 +14,7 @@ import torch
 from oracle import pair, tokens
 from torch import nn
 
+import neox_lab as nl
 from neox_lab.kernels import decoding_layout as layout
 from neox_lab.kernels.decoding_layout import Columns, DecodingCopy, Packed, prepare_for_decoding
 from neox_lab.kernels.linear import Linear, decoding
@@ -236,3 +237,24 @@ def test_weights_that_cannot_be_followed_are_read_as_they_are() -> None:
     prepare_for_decoding([*model.modules(), odd])
     assert inner.decoding_copy is model.embed_out.decoding_copy is odd.decoding_copy is None
     assert model.generate(tokens(), max_new_tokens=4).shape[1] == tokens().shape[1] + 4
+
+
+def test_weights_that_lie_in_one_vector_generate() -> None:
+    """A weight that begins where no eight bytes begin is read as it is."""
+    torch.manual_seed(0)
+    config = nl.GPTNeoXConfig(
+        hidden_size=32,
+        num_attention_heads=2,
+        num_hidden_layers=3,
+        intermediate_size=33,
+        vocab_size=51,
+        bos_token_id=0,
+        eos_token_id=None,
+    )
+    model = nl.GPTNeoXForCausalLM(config).eval()
+    ids = torch.tensor([[1, 2, 3]])
+    expected = model.generate(ids, max_new_tokens=20)
+    parameters = list(model.parameters())
+    flat = torch.nn.utils.parameters_to_vector(parameters)
+    torch.nn.utils.vector_to_parameters(flat, parameters)
+    assert torch.equal(model.generate(ids, max_new_tokens=20), expected)

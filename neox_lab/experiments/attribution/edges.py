@@ -57,7 +57,7 @@ def attribute_edges(
     if positions is None:
         scores = scores[:, 0]
     else:
-        labels = {"pos": list(positions), **labels}
+        labels = {"pos": [str(name) for name in positions], **labels}
     return AttributionResult(
         values=scores.sum(dim=0) if rows is None else scores.mean(dim=0),
         axes=tuple(labels),

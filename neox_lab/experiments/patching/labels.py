@@ -28,7 +28,7 @@ def axis_labels(
     return {
         "layer": [str(layer) for layer in range(config.num_hidden_layers)],
         "head": [str(head) for head in range(config.num_attention_heads)],
-        "pos": tokens if positions is None else list(positions),
+        "pos": tokens if positions is None else [str(name) for name in positions],
         "source_pos": tokens,
     }
 

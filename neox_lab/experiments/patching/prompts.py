@@ -198,10 +198,7 @@ def patched_columns(positions: Positions, patched: Prompts) -> Tensor:
     if not positions:
         raise InputError("positions is empty; name at least one, such as {'last': -1}.")
     return torch.stack(
-        [
-            _columns(patched, where[1] if isinstance(where, tuple) else where, name)
-            for name, where in positions.items()
-        ]
+        [_columns(patched, _side(where, 1, name), name) for name, where in positions.items()]
     )
 
 
@@ -225,7 +222,7 @@ def source_columns(positions: Positions, source: Prompts, patched: Prompts) -> T
     for (name, where), into in zip(
         positions.items(), patched_columns(positions, patched).tolist(), strict=True
     ):
-        out_of = _columns(source, where[0] if isinstance(where, tuple) else where, name).tolist()
+        out_of = _columns(source, _side(where, 0, name), name).tolist()
         for row, (column, found) in enumerate(zip(into, out_of, strict=True)):
             if taken.setdefault((row, column), found) != found:
                 raise InputError(
@@ -246,6 +243,20 @@ def are_moved(source: Prompts, patched: Prompts, columns: Tensor) -> bool:
     """
     straight = torch.arange(columns.shape[1], device=columns.device).expand_as(columns)
     return source.lengths != patched.lengths or not torch.equal(columns, straight)
+
+
+def _side(
+    where: TokenPosition | tuple[TokenPosition, TokenPosition], side: int, name: str
+) -> TokenPosition:
+    """The source's (0) or the patched prompts' (1) part of a named position."""
+    if not isinstance(where, tuple):
+        return where
+    if len(where) != 2:
+        raise InputError(
+            f"positions[{name!r}] is {where!r}; a tuple is a pair of positions in the two prompts. "
+            "Write a list for one position for each pair of prompts."
+        )
+    return where[side]
 
 
 def _columns(prompts: Prompts, where: TokenPosition, name: str) -> Tensor:

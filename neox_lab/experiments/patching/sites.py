@@ -27,12 +27,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
+from neox_lab.checks import check, list_of, plain, whole
 from neox_lab.errors import HookNameError, InputError, nearest
 from neox_lab.experiments.patching import effects
 from neox_lab.experiments.patching.effects import Effect, as_z
 from neox_lab.experiments.patching.runs import PATTERN
 from neox_lab.hooks.names import ShortForm, exact
 from neox_lab.model.hook_points import HookPoint
+
+_ENTRIES = list_of(whole(least=0), "whole numbers of at least 0")
 
 Place = Literal["one", "onward", "all"]
 
@@ -200,13 +203,14 @@ def _by_entry(site: Site, entries: Sequence[int], points: Mapping[str, HookPoint
         InputError: another site, no such axis, or no entries.
     """
     axes = points[site.name].axes[2:] if site.effect is None else ()
-    if len(axes) != 1 or not entries or len(set(entries)) < len(entries) or min(entries) < 0:
+    numbers = check("entries", plain(entries), _ENTRIES, InputError)
+    if len(axes) != 1 or not numbers or len(set(numbers)) < len(numbers):
         raise InputError(
             f"entries={entries!r} are different numbers along the third axis of a hook point with "
             f"three; the site is {site.name}"
             + (f" [batch, pos, {', '.join(axes)}]." if axes else ".")
         )
-    return replace(site, axes=("pos", *axes), entries=tuple(entries))
+    return replace(site, axes=("pos", *axes), entries=tuple(numbers))
 
 
 def refuse_moved(sites: list[Site]) -> None:

@@ -109,7 +109,7 @@ def path_patch(
         for some, values in runs.joint(sending, reading):
             samples[some] = values
             watch.report(some.stop, len(sending))
-    labels = {} if positions is None else {"pos": list(positions)}
+    labels = {} if positions is None else {"pos": [str(name) for name in positions]}
     told = receivers if isinstance(receivers, str) else ", ".join(receivers)
     if listed == ["heads"]:
         labels["layer"] = _numbers(model.config.num_hidden_layers)
@@ -167,7 +167,7 @@ def edge_sweep(
             samples[row, column] = values
             done += len(row)
             watch.report(done, count)
-    labels = {} if positions is None else {"pos": list(positions)}
+    labels = {} if positions is None else {"pos": [str(name) for name in positions]}
     labels |= {"writer": [w.name for w in writers], "reader": [r.name for r in readers]}
     return _result(runs, metric, samples, labels, "edges", watch.complete)
 
