@@ -26,6 +26,7 @@ _HOME = {
     "GPTNeoXForTokenClassification": "neox_lab.family",
     "from_transformers": "neox_lab.family",
     "load": "neox_lab.family",
+    "SplicedPoint": "neox_lab.hooks",
     "reads_only": "neox_lab.hooks",
 }
 _ROOMS = {
@@ -50,6 +51,7 @@ __all__ = [
     "GPTNeoXForTokenClassification",
     "GPTNeoXModel",
     "GPTNeoXTokenizerFast",
+    "SplicedPoint",
     "attribution",
     "detect",
     "errors",
@@ -82,7 +84,7 @@ if TYPE_CHECKING:
         from_transformers,
         load,
     )
-    from neox_lab.hooks import reads_only
+    from neox_lab.hooks import SplicedPoint, reads_only
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
 

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from neox_lab.checkpoint.files import WeightFiles
+from neox_lab.checkpoint.files import Format, WeightFiles
 from neox_lab.checkpoint.names import NOT_WEIGHTS
 from neox_lab.checkpoint.report import Shape
 from neox_lab.errors import CheckpointError
@@ -215,8 +215,9 @@ def open_weights(files: WeightFiles) -> TensorSource:
     Raises:
         CheckpointError: a file is damaged, or shards contradict their index.
     """
-    kind = SafetensorsFile if files.format == "safetensors" else TorchFile
-    opened = [kind(path) for path in files.paths]
+    kinds: dict[Format, type[SafetensorsFile] | type[TorchFile]]
+    kinds = {"safetensors": SafetensorsFile, "bin": TorchFile}
+    opened = [kinds[files.format](path) for path in files.paths]
     return opened[0] if files.index is None else Shards(opened, files.index)
 
 

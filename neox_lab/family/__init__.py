@@ -1,5 +1,6 @@
 """The five public classes: where network, hooks, checkpoints and generation meet.
 
+``contract`` says what the rest of the package may ask of a model; begin there.
 ``base`` is what they share, made of ``hooked`` (hooks and caches), ``text`` (text helpers),
 ``embeddings``, ``recomputing`` (less memory in training) and ``pretrained`` (loading, saving,
 publishing). ``backbone`` is the model without a head, ``heads`` the other four, ``losses`` their

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from neox_lab.generation.stream import StreamStep
     from neox_lab.hooks.cache import ActivationCache
     from neox_lab.hooks.hooking import HookList, HookStack
-    from neox_lab.hooks.names import Name
+    from neox_lab.hooks.names import Name, ShortForm
+    from neox_lab.hooks.splicing import SplicedFunction, SplicedPoint
     from neox_lab.hooks.storage import PosSlice
     from neox_lab.model.network import Network
     from neox_lab.model.parts import Affine
@@ -96,6 +97,17 @@ class HookedNetwork(Protocol):
         self, fwd_hooks: HookList = (), bwd_hooks: HookList = (), *, must_fire: bool = True
     ) -> AbstractContextManager[object]:
         """Place hooks for a ``with`` block; see ``Hooked.hooks``."""
+
+    def spliced_function(
+        self,
+        site: str | ShortForm,
+        function: SplicedFunction,
+        points: Sequence[SplicedPoint],
+        sizes: Mapping[str, int] | None = None,
+        *,
+        must_fire: bool = True,
+    ) -> AbstractContextManager[object]:
+        """Put a function into the network for a ``with`` block; see ``Hooked``."""
 
     def run_with_hooks(
         self,

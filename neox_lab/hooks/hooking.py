@@ -30,8 +30,9 @@ def reads_only(function: Function) -> Function:
     """Decorator: promises that a hook neither changes the tensor it is given nor returns one.
 
     Such a hook is shown the network's own tensor, where another one gets a private copy: it costs
-    no memory, and does not keep caches from making what follows from the tensors it reads. What it
-    wants to keep beyond its call it may keep; the network never writes over a tensor it has shown.
+    no memory, and caches can still derive what follows from the tensors it reads. It may hold on
+    to the tensor; the network never writes over one it has shown. Nothing stops a hook that breaks
+    the promise and writes into the tensor: the network then goes on with what it wrote.
 
         @reads_only
         def note(tensor, hook):

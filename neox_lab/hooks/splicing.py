@@ -147,6 +147,11 @@ def splice(
         HookError: points that exist already, or axes of unknown length.
     """
     at = points[exact(site, points)]
+    if not callable(function) or not all(isinstance(point, SplicedPoint) for point in own):
+        raise HookError(
+            "Expected a function of a tensor and a tap, and its points as SplicedPoint(name, axes, "
+            f"meaning); got {function!r:.60} and {own!r:.80}."
+        )
     added = {point.name: _hook_point(point, at, sizes, known) for point in own}
     clashes = [point.name for point in added.values() if point.name in points]
     if clashes or len(added) < len(own):

@@ -36,7 +36,8 @@ class Row(NamedTuple):
         axes: axis names.
         meaning: what the tensor is.
         aliases: other names, below the prefix of the Hugging Face paths.
-        only: empty, or the one wiring (``"sequential"``) or head the row exists for.
+        only: empty, or the one wiring (``"sequential"``, ``"parallel"``) or head the row exists
+            for.
         in_float32: the tensor is float32 even where the model's dtype is narrower.
         follows_from: points whose tensors lead to this one by one cheap step, so that caches
             need not store it; ``derived`` has the step.
@@ -174,7 +175,7 @@ ROWS: tuple[Row, ...] = (
     Row("ln_final.hook_normalized", _STREAM, "final layer norm before its weight and bias"),
 )
 
-WIRINGS = ("sequential",)
+WIRINGS = ("sequential", "parallel")
 
 
 def head_rows(head: OutputHead) -> tuple[Row, Row]:
@@ -207,7 +208,8 @@ def hook_points(config: GPTNeoXConfig, head: str) -> dict[str, HookPoint]:
 
 
 def _exists(row: Row, config: GPTNeoXConfig) -> bool:
-    return not (row.only == "sequential" and config.use_parallel_residual)
+    wiring = "parallel" if config.use_parallel_residual else "sequential"
+    return row.only not in WIRINGS or row.only == wiring
 
 
 def _at(name: str, layer: int | None) -> str:

@@ -11,9 +11,11 @@ much of the clean answer comes back (Vig et al., arXiv:2004.12265; Meng et al., 
 Doing that for every layer, position and head is a sweep. Others run the model once for each cell;
 here a sweep is one forward pass whose batch grows on its way up, with the same numbers:
 
+    sweeps           what users call
     prompts          pairs of prompts, side by side
-    sources          where patches come from
     runs             the plain runs: patched and source
+    sources          where patches come from
+    variants         one forward pass each, if they were made one by one
     sites, effects   where one can patch, and what residual stream follows
     planning         the variants that can differ at all, in groups
     patched_streams  the residual streams with which variants enter
