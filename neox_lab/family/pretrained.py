@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import ConfigError, nearest
+from neox_lab.family.adapters import Adapters
 from neox_lab.files import StrPath
 from neox_lab.hub import HubOptions, PathOrId, pin, upload
 
@@ -30,7 +31,7 @@ _OF_UPLOADS = frozenset(
 _LOADING = ("variant", "use_safetensors", "ignore_mismatched_sizes", "key_mapping", "state_dict")
 
 
-class Pretrained(nn.Module):
+class Pretrained(Adapters):
     """Loading from and saving to Hugging Face's checkpoint format."""
 
     config: GPTNeoXConfig
@@ -172,6 +173,8 @@ class Pretrained(nn.Module):
     ) -> None:
         """Write ``config.json`` and the weights, readable by transformers 4 and 5.
 
+        Of a model with adapters (``add_adapter``) the active adapter is written, and nothing else.
+
         Nothing is replaced before everything is written, so a failed save leaves an earlier
         checkpoint intact, and saving over the directory the model came from is safe.
 
@@ -213,17 +216,20 @@ class Pretrained(nn.Module):
             )
         if not is_main_process:
             return
-        if state_dict is None:
-            check_names(self, self.config)
-        save(
-            self,
-            save_directory,
-            max_shard_size=max_shard_size,
-            state_dict=state_dict,
-            variant=variant,
-            save_original_format=save_original_format,
-        )
-        self._save_beside(save_directory)
+        if self._hf_peft_config_loaded:
+            self._save_adapter(save_directory, state_dict)
+        else:
+            if state_dict is None:
+                check_names(self, self.config)
+            save(
+                self,
+                save_directory,
+                max_shard_size=max_shard_size,
+                state_dict=state_dict,
+                variant=variant,
+                save_original_format=save_original_format,
+            )
+            self._save_beside(save_directory)
         if push_to_hub:
             upload(
                 Path(save_directory),

@@ -1,0 +1,240 @@
+"""Adapters inside a model: ``add_adapter`` and what goes with it, as transformers' classes have it.
+
+An adapter is a small trained part beside frozen weights (LoRA, Hu et al., arXiv:2106.09685, is the
+best known). The package peft makes them; here it is told where they go, which of them is active,
+and where they are kept. peft is imported when the first adapter arrives, not before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from os import PathLike
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from neox_lab.errors import InputError
+from neox_lab.files import StrPath
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+_PREFIX = "base_model.model."  # before every name in files that peft writes
+
+
+class Adapters(nn.Module):
+    """The part of a model that holds adapters.
+
+    Attributes:
+        peft_config: from the name of an adapter to its configuration; peft sets it.
+    """
+
+    peft_config: dict[str, PeftConfig]
+    _hf_peft_config_loaded: bool = False
+    """Whether ``add_adapter`` made an adapter; other libraries ask for it by this name."""
+
+    def add_adapter(self, adapter_config: PeftConfig, adapter_name: str | None = None) -> None:
+        """Put a new adapter into the model and make it the active one; all else is frozen.
+
+        Args:
+            adapter_config: what peft shall make: ``peft.LoraConfig(...)``, ``peft.IA3Config()``,
+                ... ; not those that learn a prompt, which ``peft.get_peft_model`` makes.
+            adapter_name: how to call it; ``"default"`` if None.
+
+        Raises:
+            InputError: there is one of that name.
+            ValueError: peft cannot put this adapter into the model.
+            TypeError: ``adapter_config`` is not peft's.
+        """
+        from peft import PeftConfig, inject_adapter_in_model
+
+        name = adapter_name or "default"
+        if self._hf_peft_config_loaded and name in self.peft_config:
+            raise InputError(f"There is an adapter {name!r} already; give another adapter_name.")
+        if not isinstance(adapter_config, PeftConfig):
+            raise TypeError(
+                f"adapter_config is a {type(adapter_config).__name__}; expected a PeftConfig."
+            )
+        inject_adapter_in_model(adapter_config, self, name)
+        self._hf_peft_config_loaded = True
+        self.set_adapter(name)
+
+    def load_adapter(
+        self,
+        peft_model_id: str | PathLike[str] | None = None,
+        adapter_name: str | None = None,
+        peft_config: PeftConfig | dict[str, Any] | None = None,
+        adapter_state_dict: Mapping[str, Tensor] | None = None,
+        is_trainable: bool = False,
+        **options: Any,
+    ) -> None:
+        """Read an adapter that ``save_pretrained`` of a model or of peft wrote.
+
+        Args:
+            peft_model_id: directory or hub id; or give the two next but one.
+            adapter_name: how to call it; ``"default"`` if None.
+            peft_config: its configuration, instead of the one beside the weights.
+            adapter_state_dict: its weights, instead of those of ``peft_model_id``.
+            is_trainable: let its weights be trained further.
+            options: of ``peft.PeftConfig.from_pretrained`` (``revision``, ``token``, ...).
+
+        Raises:
+            InputError: nothing to read, or there is one of that name.
+            RuntimeError: its weights do not fit the model.
+        """
+        import peft
+        from peft.utils.save_and_load import load_peft_weights
+
+        name = adapter_name or "default"
+        source = None if peft_model_id is None else str(peft_model_id)
+        if isinstance(peft_config, dict):
+            config = peft.get_peft_config(peft_config)
+        elif peft_config is not None:
+            config = peft_config
+        else:
+            if source is None:
+                raise InputError("load_adapter() needs a directory, or peft_config= and weights.")
+            config = peft.PeftConfig.from_pretrained(source, **options)
+        config.inference_mode = not is_trainable
+        weights = adapter_state_dict
+        if weights is None:
+            if source is None:
+                raise InputError("load_adapter() needs a directory, or adapter_state_dict=.")
+            weights = load_peft_weights(
+                source, device=str(next(self.parameters()).device), **options
+            )
+        self.add_adapter(config, name)
+        own = {key.removeprefix(_PREFIX): value for key, value in weights.items()}
+        peft.set_peft_model_state_dict(self, own, adapter_name=name)
+        if not is_trainable:
+            self.eval()
+            for layer in self._adapted():
+                layer.requires_grad_(False)
+
+    def set_adapter(self, adapter_name: str | list[str]) -> None:
+        """Make an adapter, or several at once, the active one.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        names = [adapter_name] if isinstance(adapter_name, str) else adapter_name
+        self._check_there_is_one()
+        for name in names:
+            if name not in self.peft_config:
+                known = ", ".join(map(repr, self.peft_config))
+                raise InputError(f"There is no adapter {name!r}, only {known}.")
+        for layer in self._adapted():
+            layer.set_adapter(adapter_name)
+
+    def disable_adapters(self) -> None:
+        """Run without adapters until ``enable_adapters``.
+
+        Raises:
+            InputError: there is no adapter.
+        """
+        self._enable(False)
+
+    def enable_adapters(self) -> None:
+        """Run with the active adapters again.
+
+        Raises:
+            InputError: there is no adapter.
+        """
+        self._enable(True)
+
+    def active_adapters(self) -> list[str]:
+        """Names of the adapters that are active.
+
+        Raises:
+            InputError: there is no adapter.
+        """
+        self._check_there_is_one()
+        active = next(iter(self._adapted())).active_adapter
+        return [active] if isinstance(active, str) else list(active)
+
+    def active_adapter(self) -> str:
+        """Name of the first active adapter.
+
+        Raises:
+            InputError: there is no adapter.
+        """
+        return self.active_adapters()[0]
+
+    def get_adapter_state_dict(
+        self, adapter_name: str | None = None, state_dict: dict[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
+        """The weights of one adapter, by the names peft gives them.
+
+        Args:
+            adapter_name: the active one if None.
+            state_dict: where to take them from; the model's own if None.
+
+        Raises:
+            InputError: there is no adapter.
+        """
+        from peft import get_peft_model_state_dict
+
+        self._check_there_is_one()
+        name = adapter_name or self.active_adapters()[0]
+        weights: dict[str, Tensor] = get_peft_model_state_dict(
+            self, state_dict=state_dict, adapter_name=name
+        )
+        return weights
+
+    def delete_adapter(self, adapter_names: str | list[str]) -> None:
+        """Take adapters out again; the model's own weights stay where they are.
+
+        Raises:
+            InputError: there is none of that name.
+        """
+        from peft import PeftType
+        from peft.functional import delete_adapter
+
+        self._check_there_is_one()
+        names = [adapter_names] if isinstance(adapter_names, str) else adapter_names
+        missing = [name for name in names if name not in self.peft_config]
+        if missing:
+            raise InputError(f"There is no adapter {missing[0]!r}.")
+        for name in names:
+            kind = PeftType(self.peft_config[name].peft_type)
+            delete_adapter(self, adapter_name=name, prefix=f"{kind.value.lower()}_")
+            self.peft_config.pop(name, None)
+        if not self.peft_config:
+            del self.peft_config
+            self._hf_peft_config_loaded = False
+
+    def _save_adapter(
+        self, directory: StrPath, state_dict: dict[str, Tensor] | None = None
+    ) -> None:
+        """Write the active adapter as peft does: its configuration and its weights alone.
+
+        Raises:
+            InputError: several are active.
+        """
+        from safetensors.torch import save_file
+
+        active = self.active_adapters()
+        if len(active) > 1:
+            raise InputError(f"Only one adapter can be saved at a time; {active} are active.")
+        weights = self.get_adapter_state_dict(active[0], state_dict)
+        self.peft_config[active[0]].save_pretrained(str(directory))
+        named = {_PREFIX + name: value.contiguous() for name, value in weights.items()}
+        save_file(named, f"{directory}/adapter_model.safetensors", metadata={"format": "pt"})
+
+    def _adapted(self) -> Iterator[Any]:
+        """The modules of peft's that stand in the model; Any because peft has no types."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from peft.utils import ModulesToSaveWrapper
+
+        for module in self.modules():
+            if isinstance(module, BaseTunerLayer | ModulesToSaveWrapper):
+                yield module
+
+    def _enable(self, enabled: bool) -> None:
+        self._check_there_is_one()
+        for layer in self._adapted():
+            layer.enable_adapters(enabled=enabled)
+
+    def _check_there_is_one(self) -> None:
+        if not self._hf_peft_config_loaded:
+            raise InputError("There is no adapter; add_adapter or load_adapter makes one.")
