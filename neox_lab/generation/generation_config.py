@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Collection, Mapping
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from neox_lab.checks import plain
 from neox_lab.errors import GenerationError, nearest
@@ -76,6 +76,8 @@ class GenerationConfig:
         GenerationError: an unknown name, a value that makes no sense, or a strategy that
             transformers 5 removed.
     """
+
+    _from_model_config: ClassVar[bool] = False  # asked by transformers' Seq2SeqTrainer
 
     def __init__(self, **values: object) -> None:
         self.__dict__["_values"] = {}
@@ -166,6 +168,10 @@ class GenerationConfig:
     def to_dict(self) -> dict[str, Any]:
         """What was set, and what a file held beside it."""
         return copy.deepcopy({**self._foreign, **self._values})
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What was set; the same as ``to_dict``, for settings nobody made are never written."""
+        return self.to_dict()
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], **overrides: object) -> GenerationConfig:

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from neox_lab.model.key_value_cache import KeyValueCache
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel
+
+Preparation = Callable[..., dict[str, Any]]
 
 
 @dataclass
@@ -83,6 +85,8 @@ class ModelStepper:
         self._prompt_length = self._ids_in_prompt if self._embeds is None else self._embeds.shape[1]
         self.mask = prompt.mask
         self._positions = prompt.positions
+        self._prepare = _own_preparation(model)
+        self._inserted = 0  # positions in the cache that belong to no token of the text
 
     def step(self, ids: Tensor, keep: int = 1) -> StepOutput:
         """Read on to the end of ``ids``.
@@ -94,23 +98,56 @@ class ModelStepper:
         Returns:
             What the model says about these positions.
         """
-        past = 0 if self.cache is None else self.cache.get_seq_length()
+        past = 0 if self.cache is None else self.cache.get_seq_length() - self._inserted
         new = self._unread(ids, past)
         length = next(iter(new.values())).shape[1]
         mask, positions = self._mask_and_positions(past, length)
+        inputs: dict[str, Any] = {**new, "attention_mask": mask, "position_ids": positions}
+        inputs[self._cache_name] = self.cache
+        if self._prepare is not None:
+            inputs = self._prepared(self._prepare, ids, inputs, length)
         with self._marked(past, length, positions), self._products():
             output = self.model(
-                **new,
-                attention_mask=mask,
-                position_ids=positions,
-                **{self._cache_name: self.cache},
+                **inputs,
                 use_cache=self.cache is not None,
                 logits_to_keep=keep,
                 return_dict=True,
                 **self.wanted,
             )
         self.steps += 1
+        if self._prepare is not None and self.cache is not None:
+            self._inserted = self.cache.get_seq_length() - past - length
         return StepOutput(output.logits.float(), output.hidden_states, output.attentions)
+
+    def _prepared(
+        self, prepare: Preparation, ids: Tensor, inputs: dict[str, Any], length: int
+    ) -> dict[str, Any]:
+        """The inputs of a step as the model's own ``prepare_inputs_for_generation`` makes them.
+
+        It may put vectors before those of the text, or keys and values before all, as learnt
+        prompts do. It does so where there is no cache yet, so an empty one is not shown to it.
+
+        Args:
+            prepare: the method.
+            ids: the whole text so far ``[batch, pos]``.
+            inputs: what would be read without it.
+            length: how many positions that is.
+        """
+        inputs = dict(inputs)
+        cache = inputs.pop(self._cache_name)
+        inputs.pop("input_ids", None)
+        made = prepare(
+            ids,
+            next_sequence_length=length,
+            past_key_values=cache if cache is not None and cache.get_seq_length() else None,
+            is_first_iteration=self.steps == 0 or "inputs_embeds" in inputs,
+            **inputs,
+        )
+        by_either_name = [made.pop(name, None) for name in ("cache", "past_key_values")]
+        given = next((given for given in by_either_name if given is not None), None)
+        if self.cache is not None and given is not None:
+            self.cache = given
+        return {**made, self._cache_name: self.cache if given is None else given}
 
     def _unread(self, ids: Tensor, past: int) -> dict[str, Tensor]:
         """The part of the text after the first ``past`` positions, as an argument of forward."""
@@ -174,7 +211,18 @@ class ModelStepper:
         """Keep only what was read of all but the last token of ``ids`` ``[batch, pos]``."""
         if self.cache is not None:
             kept = ids.shape[1] - 1 - self._ids_in_prompt + self._prompt_length
+            kept += self._inserted
             self.cache.crop(min(0, kept - self.cache.get_seq_length()))
+
+
+def _own_preparation(model: LanguageModel) -> Preparation | None:
+    """The method by which a model, or what wraps it, prepares its inputs; None for the plain way.
+
+    A subclass may define ``prepare_inputs_for_generation``; peft sets it on the model it wraps.
+    """
+    method: Preparation | None = getattr(model, "prepare_inputs_for_generation", None)
+    plain = method is None or method.__module__.startswith(("neox_lab.", "transformers."))
+    return None if plain else method
 
 
 def _name_of_cache(model: LanguageModel) -> str:

@@ -24,7 +24,7 @@ _log = logging.getLogger("neox_lab")
 
 MODEL_ARGUMENTS = (
     *("input_ids", "attention_mask", "position_ids", "inputs_embeds"),
-    *("past_key_values", "cache", "logits_to_keep"),
+    *("past_key_values", "cache", "logits_to_keep", "labels"),
 )
 # What a batch may hold, and what is asked of code from the hub, of which there is none.
 WITHOUT_MEANING = ("labels", "trust_remote_code")
