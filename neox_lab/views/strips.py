@@ -222,7 +222,8 @@ class StripView(View):
             for piece in self.pieces
             if piece.kind is not None
         ]
-        return f"{text}. Marked: {', '.join(marked[:12]) or 'nothing'}."
+        stop = "" if text.endswith((".", "!", "?", "…")) else "."
+        return f"{text}{stop} Marked: {', '.join(marked[:12]) or 'nothing'}."
 
     def tables(self) -> list[Table]:
         """What was found."""

@@ -33,6 +33,11 @@ class ProbingWidget(LiveWidget):
     def __init__(
         self, result: ProbeResult, model: HookedModel | None = None, text: str = ""
     ) -> None:
+        if not isinstance(result, ProbeResult):
+            raise InputError(
+                f"nl.widgets.probing shows what nl.probing.probe returned; got a "
+                f"{type(result).__name__}."
+            )
         self._probes, self._model = result, model
         names = [probe.name for probe in result.probes]
         super().__init__(
