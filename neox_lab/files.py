@@ -63,7 +63,8 @@ def staged_files() -> Iterator[Callable[[StrPath], Path]]:
         # Cut, because a name that just fits the file system has no room for more.
         temporary = Path(folder, f".{name[:40]}.{secrets.token_hex(8)}.tmp")
         if os.path.exists(target) and not os.path.isfile(target):
-            raise OSError(errno.EINVAL, "not a regular file", target)
+            kind = errno.EISDIR if os.path.isdir(target) else errno.EINVAL
+            raise OSError(kind, "not a regular file", target)
         places[temporary] = target
         return temporary
 

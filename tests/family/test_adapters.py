@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from adapted import LM, MATRICES, METRIC, build, close, ids, merged, with_lora
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 import neox_lab as nl
@@ -196,7 +197,7 @@ def test_other_kinds_of_adapters(kind: str) -> None:
 def test_an_adapter_can_be_turned_off() -> None:
     plain, adapted = build(), with_lora(build())
     for module in adapted.modules():
-        if hasattr(module, "enable_adapters"):
+        if isinstance(module, BaseTunerLayer):
             module.enable_adapters(False)
     for name in ("z", "W_O", "hook_result", "edges"):
         close(QUESTIONS[name](adapted), QUESTIONS[name](plain))
@@ -214,7 +215,7 @@ def test_results_made_later_are_those_of_the_run() -> None:
     cache = adapted.run_with_cache(ids())[1]
     cache["result", 0]
     for module in adapted.modules():
-        if hasattr(module, "enable_adapters"):
+        if isinstance(module, BaseTunerLayer):
             module.enable_adapters(False)
     with pytest.raises(HookError, match="changed since this run"):
         cache["result", 0]
