@@ -31,8 +31,9 @@ def reads_only(function: Function) -> Function:
 
     Such a hook is shown the network's own tensor, where another one gets a private copy: it costs
     no memory, and caches can still derive what follows from the tensors it reads. It may hold on
-    to the tensor; the network never writes over one it has shown. Nothing stops a hook that breaks
-    the promise and writes into the tensor: the network then goes on with what it wrote.
+    to the tensor; the network never writes over one it has shown. A hook that breaks
+    the promise and writes into it raises, where PyTorch counts changes (in inference mode it does
+    not).
 
         @reads_only
         def note(tensor, hook):
@@ -43,7 +44,8 @@ def reads_only(function: Function) -> Function:
 
     Returns:
         The same function, or one that calls it where it takes no mark (a method of an object, a
-        built-in). The hook raises HookError if it returns a tensor all the same.
+        built-in). The hook raises HookError if it returns a tensor all the same, or changes
+        the one it is given.
     """
     try:
         setattr(function, _MARK, True)

@@ -206,7 +206,16 @@ def _visit(tensor: Tensor, watchers: Sequence[Watcher], tap: Tap) -> Tensor:
 
 def _show(tensor: Tensor, watcher: Watcher) -> None:
     """Show a tensor, or a gradient, to a watcher that promised only to read it."""
-    if watcher.function(tensor, watcher.point) is not None:
+    # Inference tensors do not count changes, and what is being compiled has none yet.
+    counts = not (tensor.is_inference() or torch.compiler.is_compiling())
+    changes = tensor._version if counts else 0
+    returned = watcher.function(tensor, watcher.point)
+    if counts and tensor._version != changes:
+        raise HookError(
+            f"The hook at {watcher.point.name!r} is marked reads_only, and wrote into the "
+            "network's own tensor. Leave out the mark; it then writes into a copy, which counts."
+        )
+    if returned is not None:
         raise HookError(
             f"The hook at {watcher.point.name!r} is marked reads_only, and returned a value that "
             "would be ignored. Leave out the mark, or return nothing."

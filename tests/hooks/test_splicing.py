@@ -546,3 +546,14 @@ def test_methods_and_built_ins_can_promise_to_read() -> None:
     recorder = Recorder()
     ours.run_with_hooks(tokens(1, 3), [("hook_embed", nl.reads_only(recorder.note))])
     assert recorder.seen == ["hook_embed"]
+
+
+def test_who_promised_to_read_does_not_write() -> None:
+    ours = pair("GPTNeoXForCausalLM")[1].eval()
+
+    @nl.reads_only
+    def writes(tensor: Tensor, hook: Any) -> None:
+        tensor.mul_(2)
+
+    with torch.no_grad(), pytest.raises(HookError, match="wrote into"):
+        ours.run_with_hooks(tokens(1, 3), [("blocks.0.hook_resid_pre", writes)])
