@@ -112,7 +112,7 @@ def test_evaluation_and_prediction_are_equal(kind: str, tmp_path: Path) -> None:
 def test_the_best_model_is_loaded_at_the_end(tmp_path: Path) -> None:
     """Asked of ours alone: transformers 5.23 itself does not find its unembedding again.
 
-    It writes it as ``embed_out`` and reads it as ``lm_head``, without a word.
+    Its checkpoint holds ``embed_out``; loading it again logs ``lm_head.weight`` as missing.
     """
     trainer = trainer_of(
         model_of(load("neox_lab")),

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -189,7 +189,8 @@ class PlainRun:
 
 def blocks_of(model: HookedModel) -> list[Block]:
     """The network's blocks, in order."""
-    return [cast("Block", block) for block in model.backbone.layers]
+    network = model.backbone
+    return [network.block(layer) for layer in range(len(network.layers))]
 
 
 def run_and_keep(
