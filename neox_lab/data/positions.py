@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from neox_lab.errors import InputError
+from neox_lab.selections import one_each
 
 TokenPosition = int | Sequence[int] | Tensor
 """A position in each text's own tokens (0 is the first, -1 the last); or one for each text."""
@@ -22,13 +23,12 @@ def positions(pos: TextPosition, lengths: Sequence[int]) -> list[int]:
         lengths: how many tokens each text has.
 
     Raises:
-        InputError: as many positions as texts are expected, or a text has no such position.
+        InputError: no whole numbers, another number of them than one or one for each text, or a
+            text has no such position.
     """
     if isinstance(pos, str):
         raise InputError(f"pos={pos!r}; expected a position, 'mean', or a list of positions")
-    given = [pos] * len(lengths) if isinstance(pos, int) else [int(at) for at in pos]
-    if len(given) != len(lengths):
-        raise InputError(f"pos has {len(given)} positions for {len(lengths)} texts")
+    given = one_each("pos", pos, len(lengths), InputError)
     for row, (at, length) in enumerate(zip(given, lengths, strict=True)):
         if not -length <= at < length:
             raise InputError(f"text {row} has {length} tokens and no position {at}")

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from neox_lab.checks import check, whole
 from neox_lab.errors import InputError, nearest
 from neox_lab.experiments.parts_alone import check_parts
 from neox_lab.experiments.splices import IN_NETWORK, check_splices
 from neox_lab.results import Result
+from neox_lab.selections import entry
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,9 +114,14 @@ class LensResult(Result):
         return record
 
     def view(self, text: int = 0) -> LensView:
-        """The picture of one text: a row a layer, the likeliest token in each cell."""
+        """The picture of one text: a row a layer, the likeliest token in each cell.
+
+        Raises:
+            InputError: there is no such text.
+        """
         from neox_lab.views import LensView
 
+        text = entry("text", text, len(self.pieces), InputError)
         kept = self.mask[text].nonzero().flatten()
         top, probability = self.top[:, text, kept], self.top_probability[:, text, kept]
         return LensView(
@@ -150,7 +157,8 @@ def logit_lens(
         A row of predictions for each layer.
 
     Raises:
-        InputError: an unknown site, or a model without an unembedding.
+        InputError: an unknown site, a model without an unembedding, or a watched id or ``top_k``
+            out of range.
         HookNameError: ``resid_mid`` of a model with parallel blocks.
         HookError: a function is spliced in above the last block, or there are PyTorch hooks that
             reading a layer early would skip.
@@ -165,7 +173,12 @@ def logit_lens(
         raise InputError(f"The logit lens needs an unembedding; {type(model).__name__} has none.")
     check_splices(model, IN_NETWORK, "A lens reads each stream through final layer norm and head.")
     check_parts(model)
-    watched = [model.to_single_token(t) if isinstance(t, str) else int(t) for t in watch]
+    top_k = check("top_k", top_k, whole(above=0), InputError)
+    known = whole(least=0, most=len(unembed.weight) - 1)
+    watched = [
+        model.to_single_token(t) if isinstance(t, str) else check("watch", t, known, InputError)
+        for t in watch
+    ]
     prepared = model.prepare_inputs(inputs)
     last = model.config.num_hidden_layers - 1
     output, cache = model.run_with_cache(

@@ -31,6 +31,7 @@ from neox_lab.data.positions import TokenPosition
 from neox_lab.errors import InputError, nearest
 from neox_lab.model.output_heads import OUTPUT_HEADS
 from neox_lab.model.outputs import ModelOutput
+from neox_lab.selections import one_each, whole_number
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -325,7 +326,7 @@ def _ids(model: HookedModel | None, output: Output) -> Tensor:
     if isinstance(output, str):
         return torch.tensor(_id(model, output))
     if not isinstance(output, int | Tensor):
-        output = torch.tensor([_id(model, o) if isinstance(o, str) else int(o) for o in output])
+        output = torch.tensor([_id(model, o) if isinstance(o, str) else _number(o) for o in output])
     ids = torch.as_tensor(output).cpu()
     size = None if model is None else len(model.output_map.weight)
     wrong = ids.is_floating_point() or ids.dtype == torch.bool or bool((ids < 0).any())
@@ -352,6 +353,10 @@ def _id(model: HookedModel | None, text: str) -> int:
     if text not in labels:
         raise InputError(f"No label {text!r}.{nearest(text, labels)} There are {[*labels]}.")
     return int(labels[text])
+
+
+def _number(output: object) -> int:
+    return whole_number("tokens or labels", output, InputError)
 
 
 def _per_row(values: Tensor, batch: int, what: str) -> Tensor:
@@ -390,11 +395,11 @@ def _places(own: Tensor, where: TokenPosition) -> Tensor:
     Raises:
         InputError: a text has no such position.
     """
-    wanted = _per_row(torch.as_tensor(where).cpu(), len(own), "positions").tolist()
+    wanted = one_each("pos", where, len(own), InputError)
     found = []
     for row, (mask, pos) in enumerate(zip(own, wanted, strict=True)):
         columns = mask.nonzero().flatten()
-        if not isinstance(pos, int) or not -len(columns) <= pos < len(columns):
+        if not -len(columns) <= pos < len(columns):
             raise InputError(
                 f"The metric reads position {pos}; text {row} has {len(columns)} tokens, 0 to "
                 f"{len(columns) - 1} or -{len(columns)} to -1."

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import InputError
+from neox_lab.selections import read, take
 
 AxisIndex: TypeAlias = "int | slice | EllipsisType | Tensor | Sequence[int] | None"
 """What selects along one axis, as in a tensor."""
@@ -169,6 +170,7 @@ class FactoredMatrix:
 
         Raises:
             IndexError: more indices than axes.
+            InputError: rows or columns that are not there.
         """
         entries = list(index) if isinstance(index, tuple) else [index]
         dots = [place for place, entry in enumerate(entries) if entry is Ellipsis]
@@ -179,13 +181,14 @@ class FactoredMatrix:
         entries[place : place + len(dots)] = [slice(None)] * missing
         *leading, row, column = entries
         a, b = self.A[tuple(leading)], self.B[tuple(leading)]
-        return FactoredMatrix(a[..., _as_list(row), :], b[..., _as_list(column)])
+        return FactoredMatrix(_rows(a, -2, row, "row"), _rows(b, -1, column, "column"))
 
     def __repr__(self) -> str:
         """Shape and rank."""
         return f"FactoredMatrix({list(self.shape)}, rank {self.A.shape[-1]})"
 
 
-def _as_list(index: AxisIndex) -> AxisIndex | list[int]:
-    """An index that keeps its axis."""
-    return [index] if isinstance(index, int) else index
+def _rows(side: Tensor, axis: int, which: AxisIndex, name: str) -> Tensor:
+    """Some rows or columns; a single one keeps its axis."""
+    found = read(name, which, InputError)
+    return take(side, axis, [found] if isinstance(found, int) else found, name, InputError)

@@ -492,7 +492,7 @@ def kept_positions(hidden: Tensor, keep: int | Tensor) -> Tensor:
     Raises:
         InputError: a selection of wrong kind.
     """
-    if isinstance(keep, int):
+    if isinstance(keep, int) and not isinstance(keep, bool):
         return hidden[:, -keep:] if keep else hidden
     if not isinstance(keep, Tensor):
         raise InputError(

@@ -161,7 +161,7 @@ class Hooked:
                 every hook point.
             device: keep tensors there; None leaves them on the model's device.
             dtype: keep floating-point tensors in this dtype.
-            pos_slice: keep only these positions.
+            pos_slice: keep only these positions: one, a slice, a list, or a mask of all.
             incl_bwd: also keep gradients, as ``<name>_grad``: of ``output.loss``, or of the
                 scalar that a function of the output returns. The weights' own ``.grad`` stay as
                 they are.

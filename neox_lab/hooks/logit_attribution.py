@@ -20,13 +20,11 @@ from neox_lab.errors import HookError, HookNameError, nearest
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.output_heads import OUTPUT_HEADS
 from neox_lab.model.parts import plain_layer_norm
+from neox_lab.selections import Selection, take, whole_number
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
     from neox_lab.model.network import Network
-
-Selection = int | slice | Sequence[int] | Tensor | None
-"""A part of an axis: one entry (the axis goes), a slice, a list of entries, or None for all."""
 
 Tokens = str | int | Sequence[str] | Sequence[int] | Tensor
 """Tokens (for a language model) or labels, as text or as ids; a tensor may have any shape."""
@@ -99,7 +97,7 @@ class LogitShares(Mapping[str, Tensor]):
         """
         layer = self._layer(layer, mlp_input)
         if has_batch_dim:
-            residual_stack = take(residual_stack, 1, batch_slice)
+            residual_stack = take(residual_stack, 1, batch_slice, "batch_slice", HookError)
         if recompute_ln:
             if layer != self._layers:
                 raise HookError("recompute_ln is the final layer norm's; leave out layer.")
@@ -107,7 +105,7 @@ class LogitShares(Mapping[str, Tensor]):
         scale = self._scale(layer, mlp_input, pos_slice)
         if not has_batch_dim and batch_slice is None and len(scale) == 1:
             batch_slice = 0
-        scale = take(scale, 0, batch_slice)
+        scale = take(scale, 0, batch_slice, "batch_slice", HookError)
         if not _fits(residual_stack.shape[1:-1], scale.shape[:-1]):
             raise HookError(
                 f"residual_stack has shape {list(residual_stack.shape)}, the scale of its layer "
@@ -214,7 +212,7 @@ class LogitShares(Mapping[str, Tensor]):
             ids = torch.as_tensor(self._id(tokens) if isinstance(tokens, str) else tokens)
         weight = self._running_model.output_map.weight
         allowed = (ids >= 0) & (ids < len(weight))
-        if ids.is_floating_point() or not allowed.all():
+        if ids.is_floating_point() or ids.dtype == torch.bool or not allowed.all():
             raise HookError(
                 f"tokens {ids.flatten()[:8].tolist()}: expected whole numbers from 0 to "
                 f"{len(weight) - 1}."
@@ -263,7 +261,7 @@ class LogitShares(Mapping[str, Tensor]):
             axes = self.points[name].axes
             if tensor.dim() < len(axes):
                 raise HookError("This cache kept a single position; leave out pos_slice.")
-            cut.append(take(tensor, axes.index("pos"), pos_slice))
+            cut.append(take(tensor, axes.index("pos"), pos_slice, "pos_slice", HookError))
         return cut
 
     def _stream(self, layer: int, pos_slice: Selection) -> Tensor:
@@ -310,7 +308,8 @@ class LogitShares(Mapping[str, Tensor]):
             HookError: out of range, or the head has no MLP.
         """
         last = self._layers
-        found = last if layer is None or layer == -1 else layer
+        found = last if layer is None else whole_number("layer", layer, HookError)
+        found = last if found == -1 else found
         if not 0 <= found <= last:
             raise HookError(
                 f"layer={layer}; expected 0 to {last}, where {last}, -1 and None are what the head "
@@ -359,25 +358,6 @@ class LogitShares(Mapping[str, Tensor]):
         stack, weight = in_one_dtype(stack, norm.weight)
         bias = norm.bias.detach().to(stack)
         return torch.nn.functional.layer_norm(stack, norm.normalized_shape, weight, bias, norm.eps)
-
-
-def take(tensor: Tensor, axis: int, which: Selection) -> Tensor:
-    """Part of ``tensor`` along ``axis``; a view where that is possible.
-
-    Raises:
-        HookError: a tuple, which could mean a range or a list.
-    """
-    if which is None:
-        return tensor
-    if isinstance(which, tuple):
-        raise HookError(f"{which!r} is ambiguous; write slice{which!r} or a list of entries.")
-    if isinstance(which, int):
-        return tensor.select(axis, which)
-    if isinstance(which, slice):
-        axis = axis % tensor.dim()
-        return tensor[(slice(None),) * axis + (which,)]
-    index = torch.as_tensor(which, dtype=torch.long, device=tensor.device)
-    return tensor.index_select(axis, torch.where(index < 0, index + tensor.shape[axis], index))
 
 
 def in_one_dtype(tensor: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ says which names come near, because a hook that is nowhere is a result that is s
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import cast
@@ -86,7 +87,8 @@ def _glob(pattern: str, points: Mapping[str, HookPoint]) -> list[HookPoint]:
 
 def _from_short_form(name: ShortForm, points: Mapping[str, HookPoint]) -> str:
     """From ``("pattern", 0)`` or ``("scale", 4, "ln1")`` to the name; -1 is the last block."""
-    if len(name) not in (2, 3) or not isinstance(name[0], str) or not isinstance(name[1], int):
+    named = len(name) in (2, 3) and isinstance(name[0], str)
+    if not named or isinstance(name[1], bool) or not isinstance(name[1], numbers.Integral):
         raise HookNameError(
             f"{name!r} is not a short form; write (name, layer), such as ('pattern', 0), or "
             "(name, layer, part), such as ('scale', 0, 'ln1')."

@@ -33,11 +33,10 @@ from neox_lab.errors import HookError
 from neox_lab.hooks.logit_attribution import (
     DecompositionView,
     LogitShares,
-    Selection,
     in_one_dtype,
-    take,
 )
 from neox_lab.model.attention import head_results
+from neox_lab.selections import Selection, entry, read, take
 
 Stack = Tensor | tuple[Tensor, list[str]]
 """Components ``[component, batch, pos, d_model]``; with ``return_labels`` a pair with labels."""
@@ -219,9 +218,12 @@ class CacheArithmetic(LogitShares):
         Raises:
             HookNameError: ``hook_post`` was not kept.
         """
+        layer = entry("layer", layer, self._layers, HookError)
         weight = self._network.block(layer).neurons().writing().weight.T  # [d_mlp, d_model]
         (post,) = self._fetch([f"blocks.{layer}.mlp.hook_post"], pos_slice)
-        post, weight = in_one_dtype(take(post, -1, neuron_slice), take(weight, 0, neuron_slice))
+        post = take(post, -1, neuron_slice, "neuron_slice", HookError)
+        weight = take(weight, 0, neuron_slice, "neuron_slice", HookError)
+        post, weight = in_one_dtype(post, weight)
         if project_output_onto is None:
             return post[..., None] * weight
         projected = weight @ project_output_onto.to(weight)
@@ -321,13 +323,15 @@ class CacheArithmetic(LogitShares):
         self, view: DecompositionView, neuron_slice: Selection
     ) -> tuple[list[Tensor], list[str]]:
         """What each neuron before ``view`` wrote, and labels."""
-        chosen = [neuron_slice] if isinstance(neuron_slice, int) else neuron_slice
+        chosen = None if neuron_slice is None else read("neuron_slice", neuron_slice, HookError)
+        chosen = [chosen] if isinstance(chosen, int) else chosen
         parts, labels = [], []
         for block in range(view.layer):
             results = self.get_neuron_results(block, chosen, view.pos_slice, view.onto)
             parts.append(results.movedim(-2, 0))
             neurons = torch.arange(self._network.block(block).neurons().d_mlp)
-            labels += [f"L{block}N{neuron}" for neuron in take(neurons, 0, chosen).tolist()]
+            neurons = take(neurons, 0, chosen, "neuron_slice", HookError)
+            labels += [f"L{block}N{neuron}" for neuron in neurons.tolist()]
         return parts, labels
 
     def _read(self, view: DecompositionView) -> Tensor:

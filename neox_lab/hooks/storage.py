@@ -14,10 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neox_lab.errors import HookError
 from neox_lab.model.hook_points import HookPoint
+from neox_lab.selections import read, take
 
-PosSlice = int | slice | Sequence[int] | Tensor
-"""Which positions to keep: one (its axis goes), a slice, or a list."""
+PosSlice = int | slice | Sequence[int] | Sequence[bool] | Tensor
+"""Which positions to keep: one (its axis goes), a slice, a list, or a mask; see ``selections``."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,15 @@ class Keeping:
     pos_slice: PosSlice | None = None
     everything: bool = False
 
+    def __post_init__(self) -> None:
+        """Read the positions once; how many there are is known when tensors come.
+
+        Raises:
+            HookError: ``pos_slice`` is no selection.
+        """
+        if self.pos_slice is not None:
+            object.__setattr__(self, "pos_slice", read("pos_slice", self.pos_slice, HookError))
+
     @property
     def as_it_is(self) -> bool:
         """True if tensors are kept without cutting, moving or converting."""
@@ -51,38 +62,29 @@ class Keeping:
         kept = tensor.detach()
         axis = pos_axis(point)
         if self.pos_slice is not None and axis is not None:
-            kept = _cut(kept, axis, self.pos_slice)
+            kept = take(kept, axis, self.pos_slice, "pos_slice", HookError)
         kept = kept.to(device=self.device, dtype=self.dtype)
         if self.as_it_is and 0 in kept.stride():
             return kept  # one tensor seen once per head; it takes no memory of its own
         if self.everything and self.pos_slice is None:
             return kept
-        whole = kept.untyped_storage().nbytes()
-        return kept if kept.numel() * kept.element_size() == whole else kept.clone()
+        alone = kept.numel() * kept.element_size() == kept.untyped_storage().nbytes()
+        # One position seen once per head may be as many bytes as all positions.
+        return kept if alone and 0 not in kept.stride() else kept.clone()
 
     def shape(self, shape: tuple[int, ...], point: HookPoint) -> tuple[int, ...]:
         """Shape of what is kept of a tensor of ``shape``."""
         axis = pos_axis(point)
         if self.pos_slice is None or axis is None:
             return shape
-        return tuple(_cut(torch.empty(shape, device="meta"), axis, self.pos_slice).shape)
+        empty = torch.empty(shape, device="meta")
+        return tuple(take(empty, axis, self.pos_slice, "pos_slice", HookError).shape)
 
 
 def pos_axis(point: HookPoint) -> int | None:
     """Which axis of the tensor runs over the positions read by the network, if any."""
     names = [name for name in ("pos", "query_pos") if name in point.axes]
     return point.axes.index(names[0]) if names else None
-
-
-def _cut(tensor: Tensor, axis: int, positions: PosSlice) -> Tensor:
-    if isinstance(positions, int):
-        return tensor.select(axis, positions)
-    if isinstance(positions, slice):
-        index = torch.arange(tensor.shape[axis])[positions]
-    else:
-        index = torch.as_tensor(positions, dtype=torch.long)
-    index = torch.where(index < 0, index + tensor.shape[axis], index)
-    return tensor.index_select(axis, index.to(tensor.device))
 
 
 def bytes_of(shape: tuple[int, ...], dtype: torch.dtype) -> int:

@@ -22,6 +22,7 @@ from neox_lab.model.hook_points import NO_TAPS, Taps
 from neox_lab.model.key_value_cache import KeyValueCache
 from neox_lab.model.masking import attention_mask, packed_texts
 from neox_lab.model.rotary import RotaryTable
+from neox_lab.selections import whole_number
 
 
 class Network(nn.Module):
@@ -170,7 +171,12 @@ def layer_span(start: int | None, stop: int | None, layers: int) -> tuple[int, i
         start: None for the first; negative numbers count from the end.
         stop: None for after the last; negative numbers count from the end.
         layers: how many there are.
+
+    Raises:
+        InputError: no whole numbers.
     """
+    start = None if start is None else whole_number("start_at_layer", start, InputError)
+    stop = None if stop is None else whole_number("stop_at_layer", stop, InputError)
     first = 0 if start is None else start + layers if start < 0 else start
     last = layers if stop is None else stop + layers if stop < 0 else stop
     return first, last

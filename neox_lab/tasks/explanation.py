@@ -23,6 +23,7 @@ from neox_lab.errors import InputError
 from neox_lab.experiments.attribution.tokens import occlusion
 from neox_lab.experiments.metrics import class_logit
 from neox_lab.progress import Progress
+from neox_lab.selections import entry
 from neox_lab.tasks.result import TaskResult
 
 if TYPE_CHECKING:
@@ -64,8 +65,7 @@ class Prediction(TaskResult):
         """
         from neox_lab.views import BarsView
 
-        if not -len(self.examples) <= text < len(self.examples):
-            raise InputError(f"text={text}; there are {len(self.examples)} texts, counted from 0.")
+        text = entry("text", text, len(self.examples), InputError)
         example, names = self.examples[text], self.model.config.id2label
         labels = [str(names[number]) for number in range(len(names))]
         ids = torch.tensor([example["input_ids"]], device=self.model.device)

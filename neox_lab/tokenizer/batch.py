@@ -19,6 +19,7 @@ import torch
 from tokenizers import Encoding
 
 from neox_lab.errors import TokenizerError, nearest
+from neox_lab.selections import whole_number
 from neox_lab.tokenizer.arguments import TENSORS, choose
 
 
@@ -212,11 +213,12 @@ class BatchEncoding(dict[str, Any]):
                 "This batch was not made from text by a tokenizer call, so it cannot tell how "
                 "tokens, words and characters correspond."
             )
+        number = whole_number("batch_index", batch_index, TokenizerError)
         try:
-            return self._encodings[batch_index]
+            return self._encodings[number]
         except IndexError:
             raise IndexError(
-                f"There is no row {batch_index}: the batch has {len(self._encodings)} rows."
+                f"There is no row {number}: the batch has {len(self._encodings)} rows."
             ) from None
 
     def _place(self, first: int, second: int | None) -> tuple[Encoding, int]:

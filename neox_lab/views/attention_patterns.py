@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neox_lab.errors import InputError
+from neox_lab.selections import one_each
 from neox_lab.views.base import array, texts
 
 if TYPE_CHECKING:
@@ -140,7 +141,7 @@ def entropies(weights: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def _numbers(given: Sequence[int] | None, count: int, name: str) -> list[int]:
     """The numbers of the layers or heads, checked against how many there are."""
-    numbers = list(range(count)) if given is None else [int(number) for number in given]
+    numbers = list(range(count)) if given is None else one_each(name, given, count, InputError)
     if len(numbers) != count or len(set(numbers)) != count:
         raise InputError(f"{name} must be {count} different numbers, got {numbers}")
     return numbers

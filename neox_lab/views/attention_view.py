@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neox_lab.errors import InputError
+from neox_lab.selections import whole_number
 from neox_lab.views.attention_data import attention_data
 from neox_lab.views.attention_maps import draw_head, draw_heads
 from neox_lab.views.attention_patterns import AttentionPatterns, entropies, measures, strongest
@@ -169,6 +170,7 @@ class AttentionView(AttentionPatterns, View):
 
 def _position(number: int, numbers: list[int], name: str) -> int:
     """Where a layer or head of this number is."""
+    number = whole_number(name, number, InputError)
     if number not in numbers:
         raise InputError(f"this view has no {name} {number}; it has {name}s {numbers}")
     return numbers.index(number)

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neox_lab.errors import InputError
+from neox_lab.selections import entry, whole_number
 from neox_lab.views.attention_view import AttentionView
 from neox_lab.views.base import array
 from neox_lab.views.tree import TreeView
@@ -112,6 +113,7 @@ def _layers(cache: Mapping[str, Tensor], layer: int | None) -> list[int]:
         )
     if layer is None:
         return layers
+    layer = whole_number("layer", layer, InputError)
     if layer not in layers:
         raise InputError(f"the cache holds no pattern of layer {layer}; it has layers {layers}")
     return [layer]
@@ -121,9 +123,9 @@ def _pattern(cache: Mapping[str, Tensor], layer: int, batch_index: int) -> NDArr
     """One text's patterns ``[head, query_pos, key_pos]`` of one layer."""
     name = f"blocks.{layer}.attn.hook_pattern"
     patterns = array(cache[name], "batch head query key", f"layer {layer}'s pattern")
-    if not -len(patterns) <= batch_index < len(patterns):
-        raise InputError(f"no text {batch_index} in a batch of {len(patterns)}")
-    chosen: NDArray[np.float32] = patterns[batch_index]
+    chosen: NDArray[np.float32] = patterns[
+        entry("batch_index", batch_index, len(patterns), InputError)
+    ]
     return chosen
 
 
@@ -131,9 +133,7 @@ def _row(pieces: Pieces, batch_index: int) -> Sequence[str]:
     """One text's tokens, whether there is one list of them or one for each text of a batch."""
     if not pieces or isinstance(pieces[0], str):
         return pieces  # type: ignore[return-value]  # a list of strings, as its first entry says
-    if not -len(pieces) <= batch_index < len(pieces):
-        raise InputError(f"no text {batch_index} in a batch of {len(pieces)}")
-    return pieces[batch_index]
+    return pieces[entry("batch_index", batch_index, len(pieces), InputError)]
 
 
 def _without_padding(

@@ -93,7 +93,7 @@ def test_positions_count_each_texts_own_tokens() -> None:
     assert positions([0, -2], [3, 5]) == positions(torch.tensor([0, 3]), [3, 5]) == [0, 3]
     for wrong, message in (
         (3, "text 0 has 3 tokens and no position 3"),
-        ([0], "pos has 1 positions for 2 texts"),
+        ([0], "pos has 1 entries; expected one, or 2"),
         ("last", "pos='last'; expected a position, 'mean'"),
     ):
         with pytest.raises(InputError, match=message):

@@ -161,7 +161,7 @@ def test_a_result_shows_itself() -> None:
         ({"sites": "pattern"}, InputError, "has no axis 'pos'"),
         ({"pos": 40}, InputError, "tokens and no position 40"),
         ({"pos": "first"}, InputError, "pos='first'"),
-        ({"pos": [1, 2]}, InputError, "2 positions for 120 texts"),
+        ({"pos": [1, 2]}, InputError, "pos has 2 entries; expected one, or 120"),
         ({"groups": ["x"] * 120}, DataError, "1 texts or groups"),
         ({"groups": ["x"]}, DataError, "120 texts and 1 groups"),
     ],

@@ -109,7 +109,7 @@ def test_a_prediction_says_which_tokens_it_rests_on() -> None:
     view = why.view()
     assert view.values == pytest.approx(found.values[1]) and view.title == "A fine day"
     assert why.to_png()[:4] == b"\x89PNG"
-    with pytest.raises(InputError, match="there are 2 texts"):
+    with pytest.raises(InputError, match="expected 0 to 1"):
         found.explain(2)
 
 

@@ -1049,7 +1049,7 @@ def test_a_cache_of_the_real_model_is_drawn() -> None:
             lambda: attention(fake_cache(), layer=1),
             r"no pattern of layer 1; it has layers \[0, 2\]",
         ),
-        (lambda: attention(fake_cache(), batch_index=2), "no text 2 in a batch of 2"),
+        (lambda: attention(fake_cache(), batch_index=2), "batch_index=2; expected 0 to 1"),
         (lambda: attention(fake_cache(), ["a"]), "pieces has 1 entries; needed: 4"),
     ],
 )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from neox_lab.checks import check, whole
 from neox_lab.data.positions import TokenPosition
 from neox_lab.errors import InputError, nearest
 from neox_lab.experiments import metrics
@@ -75,6 +76,7 @@ def direct_logit_attribution(
     """
     if by not in _BY:
         raise InputError(f"by={by!r}; expected one of {', '.join(_BY)}.{nearest(str(by), _BY)}")
+    check("top_k", top_k, whole(least=0), InputError)
     check_splices(
         model,
         BELOW_OUTPUTS if by == "neuron" else IN_NODES,

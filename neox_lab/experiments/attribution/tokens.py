@@ -22,6 +22,7 @@ from neox_lab.experiments.prompt_pairs import Batch, batch
 from neox_lab.experiments.splices import IN_BLOCKS, check_splices, with_same_splices
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.parts import embeddings as token_vectors
+from neox_lab.selections import entry
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,8 +85,7 @@ class TokenAttribution(AttributionResult):
         from neox_lab.views import StripView
         from neox_lab.views.drawing import number
 
-        if not -len(self.pieces) <= text < len(self.pieces):
-            raise InputError(f"text={text}; there are {len(self.pieces)} texts, counted from 0.")
+        text = entry("text", text, len(self.pieces), InputError)
         values = self.values[text]
         own = values.isfinite()
         pieces = [piece for piece, there in zip(self.pieces[text], own, strict=True) if there]

@@ -17,6 +17,7 @@ from torch import Tensor
 from neox_lab.data.positions import TokenPosition
 from neox_lab.errors import InputError
 from neox_lab.padding import pad_rows
+from neox_lab.selections import one_each
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -261,10 +262,7 @@ def _side(
 
 def _columns(prompts: Prompts, where: TokenPosition, name: str) -> Tensor:
     """The columns ``[batch]`` of a position counted in each text's own tokens."""
-    batch = len(prompts.ids)
-    given = [where] * batch if isinstance(where, int) else [int(pos) for pos in where]
-    if len(given) != batch:
-        raise InputError(f"positions[{name!r}] has {len(given)} entries for {batch} pairs.")
+    given = one_each(f"positions[{name!r}]", where, len(prompts.ids), InputError)
     found = []
     for row, (own, pos) in enumerate(zip(prompts.own, given, strict=True)):
         columns = own.nonzero().flatten()

@@ -16,6 +16,7 @@ from neox_lab.data import statistics
 from neox_lab.errors import CheckpointError, InputError
 from neox_lab.hooks import cache_files
 from neox_lab.results import GridResult
+from neox_lab.selections import entry
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,7 +155,7 @@ class PatchResult(GridResult):
                 for a map and have no index, each field shows the cell that changes most.
 
         Raises:
-            InputError: an axis this result does not have.
+            InputError: an axis or an index that this result does not have.
         """
         from neox_lab.views import HeatmapView
 
@@ -179,13 +180,16 @@ class PatchResult(GridResult):
         """``values`` on at most two axes, these axes, and in words what became of the others.
 
         Raises:
-            InputError: an axis this result does not have.
+            InputError: an axis or an index that this result does not have.
         """
         axes, told = list(self.axes), []
         for axis, index in at.items():
             if axis not in axes:
                 raise InputError(f"No axis {axis!r}; this result has {', '.join(self.axes)}")
-            number = self.site.index(str(index)) if axis == "site" else int(index)
+            if axis == "site" and str(index) in self.site:
+                number = self.site.index(str(index))
+            else:
+                number = entry(axis, index, values.shape[axes.index(axis)], InputError)
             values = values.select(axes.index(axis), number)
             axes.remove(axis)
             told.append(str(index) if axis == "site" else f"{axis} {index}")
