@@ -14,6 +14,8 @@
     │   └── HookNeverFiredError            a hook was placed but its point was not reached
     └── GenerationError     (ValueError)   an argument of ``generate`` is unknown or contradictory
 
+    NeoxLabWarning          (UserWarning)  an answer is there, and something about it must be known
+
 Each class also inherits the built-in exception named beside it, so code that was written
 against another library and catches ``ValueError`` or ``OSError`` keeps working. Messages say
 what was wrong, what was expected, and what to do.
@@ -27,6 +29,10 @@ from collections.abc import Iterable
 
 class NeoxLabError(Exception):
     """Base of every error raised on purpose by this package."""
+
+
+class NeoxLabWarning(UserWarning):
+    """Something about an answer must be known; the message names it."""
 
 
 class ConfigError(NeoxLabError, ValueError):

@@ -75,6 +75,9 @@ class HookedNetwork(Protocol):
     def parameters(self) -> Iterator[nn.Parameter]:
         """The weights."""
 
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The weights, with the way to each of them."""
+
     def modules(self) -> Iterator[nn.Module]:
         """All modules."""
 

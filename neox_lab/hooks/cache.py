@@ -23,17 +23,20 @@ from torch import Tensor
 from neox_lab.errors import HookError, HookNameError
 from neox_lab.files import size_in_words
 from neox_lab.hooks import cache_files as files
-from neox_lab.hooks.derived import Maker, maker_of
+from neox_lab.hooks.derived import Maker, maker_of, unchanged, weights_seen
 from neox_lab.hooks.names import ShortForm, exact
 from neox_lab.hooks.residual_decomposition import CacheArithmetic
 from neox_lab.hooks.storage import Keeping
 from neox_lab.model.hook_points import HookPoint, Watcher
+from neox_lab.model.identity import identity, refuse_another
 from neox_lab.model.outputs import ModelOutput
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from neox_lab.family.contract import HookedModel
+
+_READ_BY_RUN = ("attention_mask", "input_ids", "position_ids")
 
 
 class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
@@ -45,6 +48,8 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         attention_mask: ``[batch, pos]`` with 1 for text and 0 for padding; 4-D where the run had
             such a mask, or texts packed by their positions; or None.
         pieces: the token strings of the first row, or None where no tokenizer was at hand.
+        input_ids: ``[batch, pos]``, or None where the run began with vectors.
+        position_ids: the positions that were given, or None.
     """
 
     def __init__(
@@ -54,12 +59,17 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         model: HookedModel | None = None,
         attention_mask: Tensor | None = None,
         pieces: list[str] | None = None,
+        input_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
     ) -> None:
         """An empty cache for a model with these hook points."""
         self.points = points
         self.model = model
         self.attention_mask = attention_mask
         self.pieces = pieces
+        self.input_ids, self.position_ids = input_ids, position_ids
+        self._weights_seen = None if model is None else weights_seen(model.parameters())
+        self._stored_identity: object = None  # as it was read from a file
         self._tensors: dict[str, Tensor] = {}
         self._makers: dict[str, Maker] = {}
 
@@ -172,8 +182,9 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
     def to(self, device: torch.device | str) -> ActivationCache:
         """A cache with the stored tensors on ``device``; what is made on access stays as it is."""
         moved = ActivationCache(
-            self.points, model=self.model, attention_mask=self.attention_mask, pieces=self.pieces
+            self.points, model=self.model, pieces=self.pieces, **self.read_by_run()
         )
+        moved._weights_seen, moved._stored_identity = self._weights_seen, self._stored_identity
         moved._makers = dict(self._makers)
         moved._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
         return moved
@@ -187,18 +198,28 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         Raises:
             CheckpointError: the file cannot be written.
         """
-        tensors = dict(self._tensors)
-        if self.attention_mask is not None:
-            tensors["attention_mask"] = self.attention_mask
-        files.write(Path(path), tensors, self.description())
+        files.write(Path(path), self._tensors | self.read_by_run(), self.description())
+
+    def read_by_run(self) -> dict[str, Tensor]:
+        """What the run read besides weights: ids, positions and mask, those that there are."""
+        named = {name: getattr(self, name) for name in _READ_BY_RUN}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     def description(self) -> dict[str, object]:
-        """What a file needs besides tensors: token strings and hook points."""
+        """What a file needs besides tensors: token strings, hook points, and whose they are."""
         points = [
             [point.name, point.layer, " ".join(point.axes), point.meaning, list(point.aliases)]
             for point in self.points.values()
         ]
-        return {"pieces": self.pieces, "points": points, "derived": list(self._makers)}
+        of = self._identity()
+        return {"pieces": self.pieces, "points": points, "derived": list(self._makers), "model": of}
+
+    def _identity(self) -> object:
+        """Which model ran; None where it is not known, or its weights have changed since."""
+        if self.model is None or self._weights_seen is None:
+            return self._stored_identity
+        same = unchanged(self.model.parameters(), self._weights_seen)
+        return identity(self.model) if same else None
 
     @classmethod
     def load(
@@ -211,7 +232,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
             model: the model that ran, for arithmetic that needs its weights.
 
         Raises:
-            CheckpointError: there is no such file, or it is not a cache.
+            CheckpointError: there is no such file, it is not a cache, or it is of another model.
         """
         tensors, description = files.read(Path(path))
         listed: Any = description["points"]
@@ -220,9 +241,13 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
             for name, layer, axes, meaning, aliases in listed
         }
         pieces: Any = description["pieces"]
-        mask = tensors.pop("attention_mask", None)
-        cache = cls(points, model=model, attention_mask=mask, pieces=pieces)
+        if model is not None:
+            refuse_another(description.get("model"), model, f"The cache {os.fspath(path)!r}")
+        read_by_run = {name: tensors.pop(name) for name in _READ_BY_RUN if name in tensors}
+        mask = read_by_run.get("attention_mask")
+        cache = cls(points, model=model, pieces=pieces, **read_by_run)
         cache._tensors = tensors
+        cache._weights_seen, cache._stored_identity = None, description.get("model")
         if model is not None:
             derived: Any = description["derived"]
             for point in (model.hook_points[name] for name in derived if name in model.hook_points):

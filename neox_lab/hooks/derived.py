@@ -205,6 +205,15 @@ def weights_seen(parameters: Iterable[Tensor]) -> Weights:
     return [(p, 0 if p.is_inference() else p._version, p.dtype) for p in parameters]
 
 
+def unchanged(parameters: Iterable[Tensor], seen: Weights) -> bool:
+    """Whether these are the weights of ``weights_seen``, with no change that PyTorch counted."""
+    now = weights_seen(parameters)
+    return len(now) == len(seen) and all(
+        new is old and changes == counted
+        for (new, *changes), (old, *counted) in zip(now, seen, strict=True)
+    )
+
+
 def check_weights(parameters: Iterable[Tensor], seen: Weights, name: str) -> None:
     """Raise if a weight was changed or replaced since ``weights_seen``.
 
@@ -213,12 +222,7 @@ def check_weights(parameters: Iterable[Tensor], seen: Weights, name: str) -> Non
     Raises:
         HookError: it was.
     """
-    now = weights_seen(parameters)
-    same = len(now) == len(seen) and all(
-        new is old and changes == counted
-        for (new, *changes), (old, *counted) in zip(now, seen, strict=True)
-    )
-    if not same:
+    if not unchanged(parameters, seen):
         raise HookError(
             f"{name!r} is made on access, and the model's weights have changed since this run, so "
             "it would not be what that run computed. Name it in names_filter to store it."

@@ -159,6 +159,8 @@ class Recording:
             model=model,
             attention_mask=_mask_of(model, arguments),
             pieces=pieces,
+            input_ids=arguments.get("input_ids"),
+            position_ids=arguments.get("position_ids"),
         )
         self.first, self.last = layer_span(
             arguments.get("start_at_layer"),
@@ -223,7 +225,11 @@ class Recording:
         if self.gradients:
             raise HookError(f"{too_large} A file takes no gradients; leave out incl_bwd or spill.")
         self.keeping = dataclasses.replace(self.keeping, device="cpu")
-        self.spill = SpillFile(Path(spill), self.plan, self.cache.description())
+        read = self.cache.read_by_run()
+        plan = self.plan | {name: (tuple(t.shape), t.dtype) for name, t in read.items()}
+        self.spill = SpillFile(Path(spill), plan, self.cache.description())
+        for name, tensor in read.items():
+            self.spill.put(name, tensor)
 
     def run(self, incl_bwd: bool | Callable[[Any], Tensor]) -> tuple[Any, ActivationCache]:
         """Run the model; return its output and the filled cache.

@@ -1,0 +1,138 @@
+"""Which model something belongs to.
+
+Activations, a training run, later a lens or a dictionary of features, belong to one model:
+
+    structure     the class, the settings that decide what is computed, names and shapes of weights
+    weights       their numbers
+    tokenizer     from text to ids
+
+``identity(model)`` is a checksum of each. It is stored with what belongs to the model, and
+compared before that is used with a model again.
+
+What is read of the weights: all of them up to ``WHOLE`` numbers; in a larger model every weight of
+up to ``BLOCKS`` times ``BLOCK`` numbers, and of a larger one as many stretches spread evenly over
+it. So another training step or another seed is always seen; that a single row was exchanged in a
+large matrix of a large model may not be. About a gigabyte of numbers is read in a second.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import CheckpointError, NeoxLabWarning
+from neox_lab.tokenizer.pipeline import encoding_state
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
+    from neox_lab.tokenizer import GPTNeoXTokenizerFast
+
+WHOLE = 2**26
+BLOCKS, BLOCK = 64, 4096
+_SETTINGS = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act"),
+    *("intermediate_size", "max_position_embeddings", "layer_norm_eps", "rope_parameters"),
+    *("tie_word_embeddings", "use_parallel_residual", "attention_bias"),
+)
+_PARTS = ("structure", "weights", "tokenizer")
+
+
+class Identity(NamedTuple):
+    """A checksum of each part of a model.
+
+    Attributes:
+        structure: what is computed, with which weights by name and shape.
+        weights: their numbers; a dtype that holds the same numbers is the same.
+        tokenizer: from text to ids; None without one, which fits any.
+    """
+
+    structure: str
+    weights: str
+    tokenizer: str | None
+
+
+def identity(model: HookedModel) -> Identity:
+    """Which model this is; see the module.
+
+    Args:
+        model: any of the classes, its weights in memory or mapped from files.
+    """
+    named = dict(model.named_parameters())
+    shapes = sorted((name, list(weight.shape)) for name, weight in named.items())
+    settings = {name: getattr(model.config, name) for name in _SETTINGS}
+    structure = json.dumps([model.head, settings, shapes], sort_keys=True, default=str)
+    return Identity(
+        hashlib.sha256(structure.encode()).hexdigest(),
+        weights_print(named.items()),
+        None if model.tokenizer is None else _tokenizer_print(model.tokenizer),
+    )
+
+
+def weights_print(named: Iterable[tuple[str, Tensor]]) -> str:
+    """The checksum of weights.
+
+    Args:
+        named: names and weights, in any order.
+    """
+    weights = sorted(named)
+    whole = sum(weight.numel() for _, weight in weights) <= WHOLE
+    digest = hashlib.sha256()
+    for name, weight in weights:
+        digest.update(name.encode())
+        if weight.is_meta:
+            continue
+        flat = weight.detach().flatten()
+        if not whole and len(flat) > BLOCKS * BLOCK:
+            every = len(flat) // BLOCKS
+            blocks = flat[: every * BLOCKS].view(BLOCKS, every)[:, :BLOCK]
+            flat = torch.cat((blocks.flatten(), flat[-BLOCK:]))
+        if flat.dtype != torch.float64:
+            flat = flat.float()  # the same numbers in a wider dtype are the same weights
+        digest.update(flat.cpu().contiguous().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _tokenizer_print(tokenizer: GPTNeoXTokenizerFast) -> str:
+    backend = tokenizer.backend_tokenizer
+    with encoding_state(backend):  # how rows are cut and padded is no part of it
+        return hashlib.sha256(backend.to_str().encode()).hexdigest()
+
+
+def refuse_another(stored: object, model: HookedModel, what: str) -> None:
+    """Raise unless ``model`` is the one that something stored belongs to.
+
+    Args:
+        stored: its identity as it was read: a list, or None in files of earlier versions, which
+            are taken with a warning.
+        model: what it is to be used with.
+        what: what was stored, for messages.
+
+    Raises:
+        CheckpointError: it belongs to another model; the message says in what they differ.
+    """
+    if stored is None:
+        warnings.warn(
+            f"{what} does not say which model it belongs to, so nobody checks that it is this one.",
+            NeoxLabWarning,
+            stacklevel=3,
+        )
+        return
+    if not isinstance(stored, list | tuple) or len(stored) != len(_PARTS):
+        raise CheckpointError(f"{what} says in no known way which model it belongs to.")
+    now = identity(model)
+    differing = [
+        part
+        for part, old, new in zip(_PARTS, stored, now, strict=True)
+        if old != new and None not in (old, new)
+    ]
+    if differing:
+        raise CheckpointError(
+            f"{what} belongs to another model: {' and '.join(differing)} differ. Use it with the "
+            "model that it was made with, or make it anew with this one."
+        )
