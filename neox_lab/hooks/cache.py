@@ -242,7 +242,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         }
         pieces: Any = description["pieces"]
         if model is not None:
-            refuse_another(description.get("model"), model, f"The cache {os.fspath(path)!r}")
+            refuse_another(description.get("model"), identity(model), f"The cache {path!s:.200}")
         read_by_run = {name: tensors.pop(name) for name in _READ_BY_RUN if name in tensors}
         mask = read_by_run.get("attention_mask")
         cache = cls(points, model=model, pieces=pieces, **read_by_run)

@@ -104,13 +104,13 @@ def _tokenizer_print(tokenizer: GPTNeoXTokenizerFast) -> str:
         return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 
-def refuse_another(stored: object, model: HookedModel, what: str) -> None:
-    """Raise unless ``model`` is the one that something stored belongs to.
+def refuse_another(stored: object, now: Identity, what: str) -> None:
+    """Raise unless a model is the one that something stored belongs to.
 
     Args:
         stored: its identity as it was read: a list, or None in files of earlier versions, which
             are taken with a warning.
-        model: what it is to be used with.
+        now: the identity of the model that it is to be used with.
         what: what was stored, for messages.
 
     Raises:
@@ -125,7 +125,6 @@ def refuse_another(stored: object, model: HookedModel, what: str) -> None:
         return
     if not isinstance(stored, list | tuple) or len(stored) != len(_PARTS):
         raise CheckpointError(f"{what} says in no known way which model it belongs to.")
-    now = identity(model)
     differing = [
         part
         for part, old, new in zip(_PARTS, stored, now, strict=True)

@@ -19,10 +19,30 @@ from torch import Tensor
 
 from neox_lab.data.batches import Example
 from neox_lab.errors import CheckpointError
+from neox_lab.family.contract import HookedModel
 from neox_lab.files import staged_file
+from neox_lab.model.identity import Identity, identity, refuse_another, weights_print
 from neox_lab.tasks.settings import TrainingSettings
 
 PREFIX = "training-"
+
+
+def trained_model(model: HookedModel, state: Mapping[str, Tensor] | None = None) -> Identity:
+    """Which model a run trains.
+
+    Its weights are those that came from a checkpoint: a task's head and adapters are drawn anew
+    whenever a model is loaded that lacks them.
+
+    Args:
+        model: the model as it is given to the run.
+        state: weights to look at instead of the model's own.
+    """
+    known = {
+        name: weight if state is None else state.get(name, weight)
+        for name, weight in model.named_parameters()
+        if "lora_" not in name and (model.head == "causal-lm" or name.startswith("gpt_neox."))
+    }
+    return identity(model)._replace(weights=weights_print(known.items()))
 
 
 def fingerprint(
@@ -67,15 +87,19 @@ def save(directory: Path, step: int, state: dict[str, Any]) -> None:
             old.unlink()
 
 
-def latest(directory: Path, print_of_run: str) -> dict[str, Any] | None:
-    """The newest state in a directory, or None if there is none.
+def latest(
+    directory: Path, print_of_run: str, model: HookedModel, chosen: Mapping[str, Tensor]
+) -> dict[str, Any] | None:
+    """The newest state in a directory, or None if there is none; nothing is changed.
 
     Args:
         directory: where ``save`` wrote.
         print_of_run: the ``fingerprint`` of the run that wants to go on.
+        model: what it would train: as it was when the run began, or as the run left it.
+        chosen: its weights that learn.
 
     Raises:
-        CheckpointError: it is damaged, or it is that of another run.
+        CheckpointError: it is damaged, or it is that of another run or another model.
     """
     found = sorted(directory.glob(f"{PREFIX}*.pt"))
     if not found:
@@ -83,13 +107,24 @@ def latest(directory: Path, print_of_run: str) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(found[-1], map_location="cpu", weights_only=True)
         same = state["fingerprint"] == print_of_run
+        shapes = {name: weight.shape for name, weight in state["weights"].items()}
     except Exception as error:
         raise CheckpointError(
             f"{found[-1].name} is not a readable training state ({error}). Delete it to start anew."
         ) from error
-    if not same:
+    _check_model(state, model, f"The training run in {str(directory)!r}")
+    if not same or shapes != {name: weight.shape for name, weight in chosen.items()}:
         raise CheckpointError(
             f"{str(directory)!r} holds a run with other settings, other examples or another "
             "model. Give the same ones to go on with it, or another directory to start anew."
         )
     return state
+
+
+def _check_model(state: Mapping[str, Any], model: HookedModel, what: str) -> None:
+    """Raise CheckpointError unless a state is of a run that began with ``model``, or left it."""
+    stored, now = state.get("model"), trained_model(model)
+    for kept in (state["weights"], state.get("best_weights")):
+        if isinstance(stored, list) and kept and trained_model(model, kept) == now:
+            stored = [stored[0], now.weights, *stored[2:]]
+    refuse_another(stored, now, what)

@@ -28,6 +28,7 @@ from neox_lab.errors import InputError, TrainingError
 from neox_lab.progress import Progress
 from neox_lab.results import Result
 from neox_lab.tasks import checkpoints
+from neox_lab.tasks.checkpoints import trained_model
 from neox_lab.tasks.optimisation import optimizer_for, rate, trainable
 from neox_lab.tasks.settings import TrainingSettings
 
@@ -170,7 +171,9 @@ class _Run:
         if self.directory is not None:
             fixed = {n: p for n, p in model.named_parameters() if n not in chosen}
             self.fingerprint = checkpoints.fingerprint(settings, examples, chosen, fixed)
-            self._resume(checkpoints.latest(self.directory, self.fingerprint))
+            state = checkpoints.latest(self.directory, self.fingerprint, model, chosen)
+            self.began_with = list(trained_model(model)) if state is None else state.get("model")
+            self._resume(state)
         self.start = time.monotonic()
 
     def all_steps(self) -> TrainingResult:
@@ -306,6 +309,7 @@ class _Run:
         assert self.directory is not None
         state = {
             "fingerprint": self.fingerprint,
+            "model": self.began_with,
             "weights": {name: p.detach() for name, p in self.chosen.items()},
             "best_weights": self.best_weights,
             "optimizer": self.optimizer.state_dict(),

@@ -19,7 +19,7 @@ from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.data.batches import by_length, outputs, padded
-from neox_lab.errors import CheckpointError, InputError, TrainingError
+from neox_lab.errors import CheckpointError, InputError, NeoxLabWarning, TrainingError
 from neox_lab.family.losses import IGNORED
 from neox_lab.tasks import TrainingSettings
 from neox_lab.tasks.optimisation import rate
@@ -316,6 +316,73 @@ def test_a_directory_of_another_run_is_refused(tmp_path: Path) -> None:
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="not a readable training state"):
         run(tmp_path, steps=5)
+
+
+def begun(directory: Path, **overrides: Any) -> Any:
+    """A model trained for two steps with its run in ``directory``."""
+    ours = pair("GPTNeoXForCausalLM", **overrides)[1]
+    settings = TrainingSettings(steps=2, batch_size=4)
+    fit(ours, examples("GPTNeoXForCausalLM"), collate, settings, directory=directory)
+    return ours
+
+
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [
+        ({"seed": 1}, "weights"),
+        ({"use_parallel_residual": False}, "structure"),
+        ({"hidden_size": 32}, "structure and weights"),
+        ({"intermediate_size": 32}, "structure and weights"),
+    ],
+)
+def test_a_run_of_another_model_is_refused_before_anything_is_touched(
+    tmp_path: Path, other: dict[str, Any], differs: str
+) -> None:
+    begun(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    ours = pair("GPTNeoXForCausalLM", **other)[1]
+    untouched = weights(ours)
+    settings = TrainingSettings(steps=2, batch_size=4)
+    with pytest.raises(CheckpointError, match=f"another model: {differs} differ"):
+        fit(ours, examples("GPTNeoXForCausalLM"), collate, settings, directory=tmp_path)
+    assert equal(untouched, weights(ours))
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+def test_the_model_that_a_run_left_may_go_on_with_it(tmp_path: Path) -> None:
+    """As it was when the run began, and as the run left it, over and over."""
+    left = begun(tmp_path)
+    settings = TrainingSettings(steps=2, batch_size=4)
+    for ours in (left, pair("GPTNeoXForCausalLM")[1], left):
+        fit(ours, examples("GPTNeoXForCausalLM"), collate, settings, directory=tmp_path)
+        assert equal(weights(left), weights(ours))
+
+
+def test_a_head_that_was_drawn_anew_is_no_other_model(tmp_path: Path) -> None:
+    name, settings = "GPTNeoXForSequenceClassification", TrainingSettings(steps=2, batch_size=4)
+    trained = []
+    for seed in range(2):
+        ours = pair(name)[1]
+        torch.nn.init.normal_(ours.score.weight, generator=torch.Generator().manual_seed(seed))
+        fit(ours, examples(name), collate, settings, directory=tmp_path)
+        trained.append(weights(ours))
+    assert equal(*trained)
+
+
+def test_a_training_state_of_before_is_taken_with_a_warning(tmp_path: Path) -> None:
+    """It does not say which model it belongs to; other shapes are refused all the same."""
+    left = weights(begun(tmp_path))
+    (path,) = tmp_path.glob("*.pt")
+    state = torch.load(path, weights_only=True)
+    del state["model"]
+    torch.save(state, path)
+    with pytest.warns(NeoxLabWarning, match="does not say which model"):
+        assert equal(left, weights(begun(tmp_path)))
+    with (
+        pytest.warns(NeoxLabWarning),
+        pytest.raises(CheckpointError, match="another model"),
+    ):
+        begun(tmp_path, intermediate_size=32)
 
 
 def test_a_run_over_other_fixed_weights_is_refused(tmp_path: Path) -> None:
