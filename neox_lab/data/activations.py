@@ -91,7 +91,7 @@ def collected(
             name: _empty((len(texts), size), Path(folder) / str(at) if in_files else None)
             for at, (name, size) in enumerate(sizes.items())
         }
-        for rows in by_length(lengths, batch_size):
+        for rows in by_length(model, lengths, batch_size):
             at = None if read is None else torch.tensor([read[row] for row in rows])
             for name, vectors in _vectors(model, [ids[row] for row in rows], names, at):
                 arrays[name][rows] = vectors.numpy()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -57,10 +58,14 @@ def collate_for(model: HookedModel) -> Collate:
     return partial(padded, pad_token_id=pad_token(model))
 
 
-def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+def by_length(model: HookedModel, lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
     """Numbers of the rows, the longest first, in batches: neighbours need little padding.
 
+    Rows that the model would read otherwise beside longer ones, because the rotary embedding
+    looks at the longest of a batch, are no neighbours.
+
     Args:
+        model: what reads them.
         lengths: how long each row is.
         batch_size: rows in one batch.
 
@@ -68,8 +73,10 @@ def by_length(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
         The numbers of the rows of one batch.
     """
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    for _, alike in groupby(order, lambda row: model.backbone.rotary.regime(lengths[row])):
+        together = list(alike)
+        for start in range(0, len(together), batch_size):
+            yield together[start : start + batch_size]
 
 
 @contextmanager
@@ -105,7 +112,7 @@ def outputs(
     found: list[dict[str, Tensor]] = [{} for _ in examples]
     per_text = answers_per_text(model.head)
     with evaluating(model):
-        for chosen in by_length(lengths, batch_size):
+        for chosen in by_length(model, lengths, batch_size):
             ids, mask = pad_rows([rows[row] for row in chosen], pad)
             output = model(input_ids=ids.to(model.device), attention_mask=mask.to(model.device))
             for name in names:

@@ -22,6 +22,7 @@ __all__ = [
     "end_of_text",
     "pad_rows",
     "pad_token",
+    "start_of_text",
     "token_ids",
     "token_spans",
     "tokenizer_of",
@@ -40,8 +41,13 @@ class TokenSpans(NamedTuple):
     spans: list[tuple[int, int]]
 
 
-def token_ids(model: HookedModel, texts: Sequence[str]) -> list[list[int]]:
+def token_ids(model: HookedModel, texts: Sequence[str], *, special: bool = True) -> list[list[int]]:
     """Token ids of each text, without padding and however long.
+
+    Args:
+        model: whose tokenizer it is.
+        texts: what it reads.
+        special: with the special tokens that the tokenizer puts around texts, if it does.
 
     Raises:
         TokenizerError: the model has no tokenizer.
@@ -50,7 +56,7 @@ def token_ids(model: HookedModel, texts: Sequence[str]) -> list[list[int]]:
     if not texts:
         return []
     with _any_length():
-        return [list(row) for row in tokenizer(list(texts)).input_ids]
+        return [list(row) for row in tokenizer(list(texts), add_special_tokens=special).input_ids]
 
 
 def token_spans(model: HookedModel, text: str) -> TokenSpans:
@@ -76,6 +82,17 @@ def end_of_text(model: HookedModel) -> int:
     if found is None:
         raise InputError("the tokenizer has no end-of-text token to close a text with")
     return found
+
+
+def start_of_text(model: HookedModel) -> int:
+    """The token before a text: the one that begins texts, or else the one that ends them.
+
+    Raises:
+        InputError: the tokenizer has neither.
+        TokenizerError: the model has no tokenizer.
+    """
+    found = tokenizer_of(model).bos_token_id
+    return end_of_text(model) if found is None else int(found)
 
 
 def pad_token(model: HookedModel) -> int:

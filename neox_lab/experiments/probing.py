@@ -14,6 +14,7 @@ direction shows whether anything downstream listens.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,11 +23,13 @@ from numpy.typing import NDArray
 
 from neox_lab.checks import check, one_of
 from neox_lab.data.activations import collected, site_names
+from neox_lab.data.encoding import token_ids
 from neox_lab.data.positions import TextPosition
 from neox_lab.data.statistics import mean_interval, statistic_interval
 from neox_lab.errors import DataError, InputError
 from neox_lab.experiments.probing_result import Array, Probe, ProbeResult
 from neox_lab.family.contract import HookedModel
+from neox_lab.selections import one_each
 
 __all__ = ["Probe", "ProbeResult", "probe"]
 ALPHAS = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
@@ -61,7 +64,8 @@ def probe(
         method: ``linear`` is ridge regression, on one column a class, with regularisation chosen
             on the validation texts; ``difference`` compares with the mean activation of each class
             (classes only).
-        groups: texts with the same group never stand on two sides of a split.
+        groups: texts with the same group never stand on two sides of a split. Nor do texts that
+            are the same up to ``pos``, of which a probe could learn the answers by heart.
         batch_size: texts in one forward pass.
         memory: above so many bytes activations live in files, while this runs.
         seed: of the split, the shuffled labels and the bootstrap.
@@ -76,7 +80,7 @@ def probe(
     kinds, targets = _targets(labels, len(texts))
     if method == "difference" and not kinds:
         raise InputError("method='difference' compares classes; these labels are numbers")
-    parts = _parts(targets, kinds, groups, seed)
+    parts = _parts(targets, kinds, _together(_as_read(model, texts, pos), groups), seed)
     random = np.random.default_rng(seed)
     shuffled = [random.permutation(targets[parts[0]]) for _ in range(CONTROLS)]
     probes = []
@@ -129,6 +133,37 @@ def _parts(
     if kinds and len(np.unique(targets[train])) < len(kinds):
         raise DataError("a class is in one group only; it cannot be trained on and tested")
     return train, folds[1], folds[0]
+
+
+def _as_read(model: HookedModel, texts: Sequence[str], pos: TextPosition) -> Array:
+    """The same number for texts of which the model has read the same at ``pos``, ``[text]``."""
+    ids = token_ids(model, texts)
+    if not isinstance(pos, str):
+        wanted = one_each("pos", pos, len(ids), InputError)
+        ids = [row[: at + 1 or None] for row, at in zip(ids, wanted, strict=True)]
+    number: dict[tuple[int, ...], int] = {}
+    return np.array([number.setdefault(tuple(row), len(number)) for row in ids])
+
+
+def _together(read: Array, groups: Sequence[Any] | None) -> Sequence[Any] | None:
+    """Groups that hold the user's groups and everything that was read alike, or None."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    kinds = int(read.max()) + 1
+    if kinds == len(read):
+        return groups
+    warnings.warn(
+        f"Of {len(read)} texts only {kinds} differ up to the position that is read. Equal ones "
+        "stay on one side of the split.",
+        stacklevel=3,
+    )
+    if groups is None:
+        return list(read)
+    own = _numbers(groups, len(read))
+    size = kinds + int(own.max()) + 1
+    links = coo_array((np.ones(len(read)), (read, kinds + own)), shape=(size, size))
+    return list(connected_components(links, directed=False)[1][read])
 
 
 def _numbers(groups: Sequence[Any], count: int) -> NDArray[np.intp]:

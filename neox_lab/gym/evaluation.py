@@ -203,7 +203,7 @@ def logit_differences(
     with evaluating(model):
         for side in range(2):
             texts = [prompt.corrupted if side else prompt.clean for prompt in prompts]
-            for rows in by_length([len(text) for text in texts], batch_size):
+            for rows in by_length(model, [len(text) for text in texts], batch_size):
                 ids, mask = pad_rows([texts[row] for row in rows], pad)
                 last = mask.sum(dim=1, keepdim=True) - 1
                 logits = model(

@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ def inverse_frequencies(config: GPTNeoXConfig, length: int | None = None) -> tup
     Returns the frequencies, float32 on the CPU `[rotary_ndims // 2]`, and the factor by which
     cos and sin are multiplied (1.0 except for ``yarn`` and ``longrope``).
     """
-    return _BY_TYPE[config.rope_parameters["rope_type"]](config, length)
+    return _TYPES[config.rope_parameters["rope_type"]].frequencies(config, length)
 
 
 def _wavelengths(config: GPTNeoXConfig, base: float | Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def _longrope(config: GPTNeoXConfig, length: int | None) -> tuple[Tensor, float]
     """
     parameters = config.rope_parameters
     trained = parameters["original_max_position_embeddings"]
-    is_long = length is not None and length > trained
+    is_long = length is not None and _is_long(config, length)
     divisors = parameters["long_factor" if is_long else "short_factor"]
     divide = torch.tensor(divisors, dtype=torch.float32, device="cpu")
     frequencies = 1.0 / (divide * _wavelengths(config, parameters["rope_theta"]))
@@ -177,15 +177,35 @@ def _longrope(config: GPTNeoXConfig, length: int | None) -> tuple[Tensor, float]
     return frequencies, float(scaling)
 
 
-_BY_TYPE: dict[str, Callable[[GPTNeoXConfig, int | None], tuple[Tensor, float]]] = {
-    "default": _default,
-    "linear": _linear,
-    "dynamic": _dynamic,
-    "yarn": _yarn,
-    "llama3": _llama3,
-    "longrope": _longrope,
+class _Type(NamedTuple):
+    """A type of scaling.
+
+    Attributes:
+        frequencies: from the configuration and the length being read.
+        regime: of a length, what it has in common with all lengths of the same frequencies; None
+            where the frequencies are the same for every length.
+    """
+
+    frequencies: Callable[[GPTNeoXConfig, int | None], tuple[Tensor, float]]
+    regime: Callable[[GPTNeoXConfig, int], int] | None = None
+
+
+def _beyond_trained(config: GPTNeoXConfig, length: int) -> int:
+    return max(length, config.max_position_embeddings)
+
+
+def _is_long(config: GPTNeoXConfig, length: int) -> int:
+    return int(length > config.rope_parameters["original_max_position_embeddings"])
+
+
+_TYPES: dict[str, _Type] = {
+    "default": _Type(_default),
+    "linear": _Type(_linear),
+    "dynamic": _Type(_dynamic, _beyond_trained),
+    "yarn": _Type(_yarn),
+    "llama3": _Type(_llama3),
+    "longrope": _Type(_longrope, _is_long),
 }
-_LENGTH_DEPENDENT = ("dynamic", "longrope")
 
 
 class RotaryTable:
@@ -204,8 +224,19 @@ class RotaryTable:
     def __init__(self, config: GPTNeoXConfig) -> None:
         config.standardize_rope_params()
         self.config = copy.deepcopy(config)
-        self.depends_on_length = config.rope_parameters["rope_type"] in _LENGTH_DEPENDENT
+        self._regime = _TYPES[config.rope_parameters["rope_type"]].regime
         self._by_device: dict[torch.device, tuple[Tensor, float]] = {}
+
+    def regime(self, length: int) -> int:
+        """A number that is the same for lengths whose positions turn by the same angles.
+
+        The frequencies of a batch are those of its longest text, so where texts are to be read as
+        if each were alone, texts of another regime belong into another batch.
+
+        Args:
+            length: positions being read.
+        """
+        return 0 if self._regime is None else self._regime(self.config, length)
 
     def angles(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the turn at each position, as ``rotate`` takes them.
@@ -224,7 +255,7 @@ class RotaryTable:
 
     def _frequencies(self, position_ids: Tensor) -> tuple[Tensor, float]:
         device = position_ids.device
-        if self.depends_on_length:
+        if self._regime is not None:
             # The only place where the device is waited for, and only for these two types.
             length = int(position_ids.max().item()) + 1
             frequencies, scaling = inverse_frequencies(self.config, length)

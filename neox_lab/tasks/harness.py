@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from neox_lab.data.encoding import end_of_text, token_ids, tokenizer_of
+from neox_lab.data.encoding import start_of_text, token_ids, tokenizer_of
 from neox_lab.errors import InputError
 from neox_lab.model.output_heads import require_head
 from neox_lab.tasks.likelihood import continuations, log_probabilities, windows
@@ -78,7 +78,7 @@ class _Answers:
         A long text is read in disjoint stretches; the last one is as long as the others, and only
         what is new in it counts.
         """
-        first = tokenizer_of(self.model).eos_token_id
+        first = start_of_text(self.model)
         longest = self.model.config.max_position_embeddings
         totals = []
         for request in requests:
@@ -109,7 +109,7 @@ class _Answers:
         if not settings.get("do_sample") or not settings.get("temperature", 1.0):
             settings = {"do_sample": False}
         tokenizer = tokenizer_of(self.model)
-        ids = token_ids(self.model, [context])[0][-room:] or [end_of_text(self.model)]
+        ids = token_ids(self.model, [context])[0][-room:] or [start_of_text(self.model)]
         written = self.model.generate(
             torch.tensor([ids], device=self.model.device),
             max_new_tokens=length,

@@ -3,7 +3,9 @@
 All of it is sums of log p(token | tokens before it), in nats. Where a text is cut into context and
 continuation, tokens follow the rule of the usual evaluation harness (Gao et al., the Language Model
 Evaluation Harness): spaces at the end of the context belong to the continuation, both are encoded
-together, and the continuation is what is left after the context's own tokens.
+together, and the continuation is what is left after the context's own tokens. Where nothing is left
+because the last token reaches across the boundary, which stops the harness, the continuation is
+encoded by itself.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from neox_lab.checks import check, one_of
 from neox_lab.data.batches import by_length
-from neox_lab.data.encoding import end_of_text, pad_rows, token_ids, tokenizer_of
+from neox_lab.data.encoding import pad_rows, start_of_text, token_ids, tokenizer_of
 from neox_lab.data.tables import refuse
 from neox_lab.errors import DataError, InputError
 from neox_lab.tasks.result import TaskResult, metrics_view
@@ -60,7 +62,7 @@ def log_probabilities(
     found: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(requests)
     # The last token is predicted and never read.
     read = [(context + target)[:-1] for context, target in requests]
-    for rows in by_length([len(line) for line in read], batch_size):
+    for rows in by_length(model, [len(line) for line in read], batch_size):
         # Padding stands on the right, where causal attention cannot see it.
         ids, mask = pad_rows([read[row] for row in rows], 0)
         most = max(len(requests[row].target) for row in rows)
@@ -148,8 +150,8 @@ def perplexity(
     )
     total = float(frame["loss"].sum())
     scored_bytes = sum(
-        len(text.encode()) - len(piece[0].encode())
-        for text, piece in zip(listed, pieces, strict=True)
+        _bytes_behind(text, tokenizer_of(model).token_bytes(row[0]))
+        for text, row in zip(listed, rows, strict=True)
     )
     mean = total / len(frame)
     metrics = {
@@ -176,13 +178,17 @@ def continuations(
         decoding would write it), ``tokens``, ``characters``.
 
     Raises:
-        DataError: a continuation has no token; by number.
+        DataError: a continuation has no token, or more than the model has positions; by number.
     """
     import pandas as pd
 
     requests = [encoded_pair(model, *pair) for pair in pairs]
     empty = [(row, repr(pairs[row])) for row, r in enumerate(requests) if not r.target]
     refuse("There is nothing to score", empty, "A continuation needs a token at least.")
+    longest = model.config.max_position_embeddings
+    counts = [len(request.target) for request in requests]
+    long = [(row, f"{count} tokens") for row, count in enumerate(counts) if count > longest]
+    refuse("Too long to be scored", long, f"The model has {longest} positions.")
     rows = [
         {
             "context": context,
@@ -200,18 +206,32 @@ def continuations(
 
 
 def encoded_pair(model: LanguageModel, context: str, continuation: str) -> Scored:
-    """Tokens of context and continuation by the harness's rule, cut to the model's positions."""
+    """Tokens of context and continuation by the harness's rule.
+
+    The start of a context that is too long for the model's positions is left out. A continuation
+    without text has no target.
+    """
     spaces = len(context) - len(context.rstrip())
     if spaces:
         context, continuation = context[:-spaces], context[-spaces:] + continuation
+    alone = token_ids(model, [continuation], special=False)[0]
     if not context:
-        before, target = [end_of_text(model)], token_ids(model, [continuation])[0]
+        first = start_of_text(model)
+        before, target = [first], alone[1:] if alone[:1] == [first] else alone
     else:
-        whole, alone = token_ids(model, [context + continuation, context])
-        before, target = whole[: len(alone)], whole[len(alone) :]
-    longest = model.config.max_position_embeddings
-    room = max(1, longest + 1 - len(target))
-    return Scored(before[-room:], target[:longest])
+        whole, before = token_ids(model, [context + continuation, context])
+        target = whole[len(before) :] or alone
+    room = max(1, model.config.max_position_embeddings + 1 - len(target))
+    return Scored(before[-room:], target)
+
+
+def _bytes_behind(text: str, first: bytes) -> int:
+    """Bytes of a text behind those of its first token."""
+    data = text.encode("utf-8", "surrogatepass")
+    for own in (first, first.removeprefix(b" ")):  # some tokenizers put a space in front
+        if data.startswith(own):
+            return len(data) - len(own)
+    return len(data)  # the first token is no part of the text
 
 
 def choose(

@@ -130,6 +130,20 @@ class Decoder(Vocabulary):
         """
         return self.pieces([token_id])[0]
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes of text that a token stands for; none for an id that no token has.
+
+        Raises:
+            TokenizerError: the id is negative or no integer.
+        """
+        (token,) = self.convert_ids_to_tokens([token_id])
+        if token is None:
+            return b""
+        added = token_id in self._backend.get_added_tokens_decoder()
+        spelled_in_bytes = isinstance(self._backend.decoder, decoders.ByteLevel)
+        found = None if added or not spelled_in_bytes else _bytes(token)
+        return token.encode("utf-8", "surrogatepass") if found is None else found
+
     def pieces(self, ids: TokenIds) -> list[str]:
         """``piece_text`` of each id of a list or tensor ``[pos]``.
 
@@ -152,13 +166,20 @@ class Decoder(Vocabulary):
 
 def _readable(token: str) -> str:
     """Text of a byte-level token: what is valid UTF-8 as itself, other bytes as ``⟨E2⟩``."""
-    try:
-        data = bytes(BYTE_OF_LETTER[letter] for letter in token)
-    except KeyError:  # not spelled in bytes, so it is its own text
+    data = _bytes(token)
+    if data is None:
         return token
     # "surrogateescape" turns each undecodable byte b into the code point 0xDC00 + b.
     text = data.decode("utf-8", errors="surrogateescape")
     return "".join(_shown(letter) for letter in text)
+
+
+def _bytes(token: str) -> bytes | None:
+    """The bytes that a token spells; None for one not spelled in bytes, which is its own text."""
+    try:
+        return bytes(BYTE_OF_LETTER[letter] for letter in token)
+    except KeyError:
+        return None
 
 
 def _shown(letter: str) -> str:

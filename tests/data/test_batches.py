@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracle import SIZES, pair, randomize
 from transformers import GPTNeoXTokenizerFast as Theirs
 
 import neox_lab as nl
 from neox_lab.built_in import weights_directory
-from neox_lab.data.batches import by_length, evaluating, padded
+from neox_lab.data.batches import by_length, evaluating, outputs, padded
 from neox_lab.data.encoding import pad_rows, token_ids, token_spans
 from neox_lab.data.positions import positions
 from neox_lab.errors import InputError, TokenizerError
@@ -34,16 +38,51 @@ def test_rows_are_padded_as_pytorch_pads_them(rows: list[list[int]], left: bool)
         assert torch.equal(got, wanted)
 
 
+@cache
+def plain() -> Any:
+    return pair("GPTNeoXModel")[1]
+
+
 @settings(max_examples=50, deadline=None)
 @given(lengths=st.lists(st.integers(0, 9), max_size=20), size=st.integers(1, 5))
 def test_batches_by_length_hold_every_row_once_the_longest_first(
     lengths: list[int], size: int
 ) -> None:
-    batches = list(by_length(lengths, size))
+    batches = list(by_length(plain(), lengths, size))
     order = [row for batch in batches for row in batch]
     assert sorted(order) == list(range(len(lengths)))
     assert [lengths[row] for row in order] == sorted(lengths, reverse=True)
     assert all(len(batch) == size for batch in batches[:-1])
+
+
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0, 1.1],
+    "long_factor": [3.0, 7.0],
+    "original_max_position_embeddings": 6,
+}
+
+
+@pytest.mark.parametrize("scaling", [LONGROPE, {"rope_type": "dynamic", "factor": 4.0}])
+def test_no_text_is_read_otherwise_beside_longer_ones(scaling: dict[str, Any]) -> None:
+    """Where the rotary embedding looks at the longest text of a batch."""
+    sizes = {"max_position_embeddings": 6} if scaling["rope_type"] == "dynamic" else {}
+    rope = {"rope_theta": 10000.0, "partial_rotary_factor": 0.25, **scaling}
+    model = nl.GPTNeoXForTokenClassification(
+        nl.GPTNeoXConfig(**SIZES | sizes, rope_parameters=rope, num_labels=3)
+    ).eval()
+    randomize(model)
+    rows = [{"input_ids": list(range(2, 2 + length))} for length in (3, 6, 7, 12, 5, 12, 9)]
+    together = outputs(model, rows, 16, ["logits"])
+    moved = []
+    for row, found in zip(rows, together, strict=True):
+        with torch.no_grad():
+            alone = model(torch.tensor([row["input_ids"]])).logits[0]
+            padded_ids = torch.tensor([row["input_ids"] + [1] * (12 - len(row["input_ids"]))])
+            beside = model(padded_ids).logits[0, : len(alone)]
+        torch.testing.assert_close(found["logits"], alone, rtol=0, atol=1e-4)
+        moved.append(float((beside - alone).abs().max()))
+    assert max(moved) > 0.005  # a long neighbour would have changed the short ones
 
 
 def test_a_batch_fills_labels_with_minus_100_and_leaves_notes_out() -> None:

@@ -208,3 +208,38 @@ def test_ridge_is_scikit_learns(texts: int) -> None:
         ridge = Ridge(alpha=alpha).fit(x, columns)
         np.testing.assert_allclose(weight, ridge.coef_, atol=1e-8)
         np.testing.assert_allclose(bias, ridge.intercept_, atol=1e-8)
+
+
+def test_equal_texts_stay_on_one_side_of_the_split() -> None:
+    """Labels by chance: what is learnt by heart from copies would be found again in the test."""
+    texts = TEXTS[::2] * 4
+    chance = np.random.default_rng(1).integers(0, 2, len(TEXTS[::2])).tolist() * 4
+    with pytest.warns(UserWarning, match="Of 240 texts only 60 differ"):
+        found = nl.probing.probe(model(), texts, chance, sites="blocks.3.hook_resid_post")
+    assert found.frame["score"][0] < 0.8
+    read = probing._as_read(model(), texts, -1)
+    with pytest.warns(UserWarning, match="only 60 differ"):
+        together = probing._together(read, None)
+    train, validation, test = probing._parts(np.array(chance), ["a", "b"], together, 0)
+    sides = [{texts[row] for row in part} for part in (train, validation, test)]
+    assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+    assert sum(map(len, sides)) == 60
+
+
+def test_texts_are_equal_up_to_the_position_that_is_read() -> None:
+    texts = ["He saw the king", "He saw the man", "They saw the king", "He saw the king now"]
+    assert probing._as_read(model(), texts, 1).tolist() == [0, 0, 1, 0]
+    assert probing._as_read(model(), texts, 3).tolist() == [0, 1, 2, 0]
+    assert probing._as_read(model(), texts, [1, 0, -1, 3]).tolist() == [0, 1, 2, 3]
+    assert probing._as_read(model(), texts, "mean").tolist() == [0, 1, 2, 3]
+
+
+def test_groups_of_the_user_and_equal_texts_are_joined() -> None:
+    read = np.array([0, 1, 1, 2, 3, 3, 4])
+    groups = ["a", "a", "b", "c", "c", "d", "e"]
+    with pytest.warns(UserWarning, match="Of 7 texts only 5"):
+        found = probing._together(read, groups)
+    assert found is not None
+    joined = [{row for row in range(7) if found[row] == number} for number in sorted(set(found))]
+    assert joined == [{0, 1, 2}, {3, 4, 5}, {6}]
+    assert probing._together(np.arange(7), groups) is groups

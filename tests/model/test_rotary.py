@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers.models.gpt_neox import modeling_gpt_neox as oracle
 
-from neox_lab.config import GPTNeoXConfig
+from neox_lab.config import GPTNeoXConfig, rope
 from neox_lab.errors import ConfigError
+from neox_lab.model import rotary
 from neox_lab.model.rotary import RotaryTable, inverse_frequencies, rotate
 
 TRAINED = 256
@@ -290,3 +291,9 @@ def test_a_configuration_that_changes_later_changes_no_table() -> None:
     positions = torch.arange(4)[None]
     fresh = RotaryTable(config_of({"rope_type": "linear", "factor": 2.0}))
     assert torch.equal(table.angles(positions)[0], fresh.angles(positions)[0])
+
+
+def test_every_type_of_the_configuration_has_a_formula_and_its_parameters_a_range() -> None:
+    assert rotary._TYPES.keys() == rope._TYPES.keys()
+    parameters = {key for entries in rope._TYPES.values() for key in (*entries[0], *entries[1])}
+    assert parameters == rope._KINDS.keys()

@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from oracle import SIZES, randomize
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 import neox_lab as nl
 from neox_lab.errors import DataError, InputError
@@ -97,6 +99,99 @@ def test_continuations_follow_the_rule_of_the_boundary() -> None:
     assert frame["tokens"][0] == len(ids) - cut
     greedy = all(int(scores[at - 1].argmax()) == ids[at] for at in range(cut, len(ids)))
     assert frame["greedy"][0] == greedy
+
+
+@cache
+def merging() -> Any:
+    """A model whose tokenizer joins "hel" and "lo": h e l o he hel lo hello, and bytes of "é"."""
+    tokens = ["<|endoftext|>", "h", "e", "l", "o", "he", "hel", "lo", "hello", "Ã", "©", "Ġ"]
+    backend = Tokenizer(
+        models.BPE(
+            vocab={token: number for number, token in enumerate(tokens)},
+            merges=[("h", "e"), ("l", "o"), ("he", "l"), ("hel", "lo")],
+        )
+    )
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = nl.GPTNeoXTokenizerFast(tokenizer_object=backend, eos_token="<|endoftext|>")
+    sizes = SIZES | {"vocab_size": len(tokens), "max_position_embeddings": 8}
+    made = nl.GPTNeoXForCausalLM(nl.GPTNeoXConfig(**sizes)).eval()
+    randomize(made)
+    made.tokenizer = tokenizer
+    return made
+
+
+@torch.no_grad()
+def harness(context: str, continuation: str, prefix: int = 0) -> tuple[list[int], list[int]]:
+    """``TemplateLM.loglikelihood`` and ``_encode_pair`` of lm-eval 0.4.13, in our words."""
+    encode = merging().tokenizer.encode
+    if context == "":
+        ids = encode(continuation)
+        return ([prefix], ids) if ids[0] != prefix else (ids[:1], ids[1:])
+    stripped = context.rstrip()
+    moved = context[len(stripped) :] + continuation
+    own = encode(stripped)
+    return own, encode(stripped + moved)[len(own) :]
+
+
+@torch.no_grad()
+def log_probability(context: list[int], target: list[int]) -> tuple[float, bool]:
+    """The sum over the target's tokens, each predicted from a forward pass of its own."""
+    total, greedy = 0.0, True
+    for at, token in enumerate(target):
+        read = (context + target[:at])[-merging().config.max_position_embeddings :]
+        scores = merging()(torch.tensor([read])).logits[0, -1].log_softmax(dim=-1)
+        total, greedy = total + float(scores[token]), greedy and int(scores.argmax()) == token
+    return total, greedy
+
+
+def test_where_tokens_merge_across_the_boundary_scores_are_the_harness_s() -> None:
+    pairs = [
+        ("he", "lo"),  # he + lo = hel + ... the context keeps its own token
+        ("h", "ello"),
+        ("ohel", "loo"),
+        ("hello", "hello"),
+        ("hello ", "hel"),
+        ("", "hello"),
+        ("", "<|endoftext|>hello"),
+        ("hhhhhhh", "oo"),
+    ]
+    frame = likelihood.continuations(merging(), pairs)
+    for pair, value, greedy, count in zip(
+        pairs, frame["log_probability"], frame["greedy"], frame["tokens"], strict=True
+    ):
+        context, target = harness(*pair)
+        if not target:
+            target = merging().tokenizer.encode(pair[1])
+        wanted, wanted_greedy = log_probability(context, target)
+        assert (value, greedy, count) == (
+            pytest.approx(wanted, abs=1e-4),
+            wanted_greedy,
+            len(target),
+        )
+
+
+def test_a_continuation_that_merges_whole_is_scored_by_itself() -> None:
+    """The harness stops with an assertion there; the text has a continuation all the same."""
+    encode = merging().tokenizer.encode
+    assert encode("hello") == [8] and harness("hel", "lo")[1] == []
+    (value,) = likelihood.continuations(merging(), [("hel", "lo")])["log_probability"]
+    assert value == pytest.approx(log_probability(encode("hel"), encode("lo"))[0], abs=1e-4)
+
+
+def test_a_continuation_longer_than_the_model_reads_is_refused() -> None:
+    likelihood.continuations(merging(), [("h", "o" * 8)])
+    with pytest.raises(DataError, match="row 1: 9 tokens"):
+        likelihood.continuations(merging(), [("h", "o"), ("h", "o" * 9)])
+
+
+def test_bits_per_byte_count_the_bytes_behind_the_first_token() -> None:
+    """Its first token may end inside a character: "é" is two tokens of one byte each."""
+    for text, count in (("éo", 2), ("héo", 3), ("hello é", 3), ("<|endoftext|>é", 2)):
+        ids = merging().tokenizer.encode(text)
+        metrics = likelihood.perplexity(merging(), text).metrics
+        nats = -log_probability(ids[:1], ids[1:])[0]
+        assert metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / count, rel=1e-4)
 
 
 def test_the_start_of_a_text_follows_the_end_of_another() -> None:

@@ -472,7 +472,7 @@ def test_outputs_do_not_depend_on_the_batch(name: str) -> None:
     for size in (2, 3):
         for one, other in zip(alone, outputs(ours, rows, size, names), strict=True):
             torch.testing.assert_close(one[names[0]], other[names[0]], rtol=0, atol=1e-5)
-    assert list(by_length([len(row["input_ids"]) for row in rows], 2)) == [[2, 0], [1]]
+    assert list(by_length(ours, [len(row["input_ids"]) for row in rows], 2)) == [[2, 0], [1]]
 
 
 def test_a_result_shows_itself() -> None:

@@ -151,9 +151,11 @@ class Runner:
     def _length(self) -> int:
         """Columns that have to be run: nothing right of what is read can matter to the network."""
         read, rotary = self.metric.positions, self.question.model.backbone.rotary
-        if read is None or self.through_hooks or rotary.depends_on_length:
-            return self.question.patched.ids.shape[1]
-        return int(read.max()) + 1
+        whole = self.question.patched.ids.shape[1]
+        if read is None or self.through_hooks:
+            return whole
+        needed = int(read.max()) + 1
+        return needed if rotary.regime(needed) == rotary.regime(whole) else whole
 
     def _fill(self, scores: Scores, pairs: Pairs, report: ProgressReport) -> None:
         """Compute the cells of some pairs."""
