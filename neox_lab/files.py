@@ -13,6 +13,14 @@ take their names only after all of them have been written::
     with staged_files() as stage:
         for name, shard in shards.items():
             write(stage(folder / name), shard)
+        stage(folder / "index.json").write_text(index)
+
+The one that is staged last is the one without which the others are not read. It is taken away
+before the others change and comes back last, so a program that is killed in between leaves nothing
+that could be read as a mixture of old and new. What was there before then lies beside, see
+``set_aside``. If a file cannot take its name, all that was there before is put back.
+
+This is the only module that writes files, or is told where to (``torch.save``); a test sees to it.
 """
 
 from __future__ import annotations
@@ -23,11 +31,13 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from neox_lab import interrupts
 from neox_lab.errors import CheckpointError, NeoxLabError
 
 StrPath = str | os.PathLike[str]
@@ -37,48 +47,129 @@ _UNITS = {"": 1}
 _UNITS |= {letter: 1000**power for power, letter in enumerate("KMGTP", start=1)}
 _UNITS |= {f"{letter}I": 1024**power for power, letter in enumerate("KMGTP", start=1)}
 
+_TEMPORARY, _OLD = ".tmp", ".old"
+_LEFT_OVER = 3600.0  # seconds; what nobody has touched for so long, nobody is writing any more
+
+
+class Stage:
+    """The files of one save: where they are written, and which go when they are in place."""
+
+    def __init__(self) -> None:
+        """Nothing is staged yet."""
+        self._places: dict[Path, Path] = {}
+        self._unwanted: list[Path] = []
+
+    def __call__(self, path: StrPath) -> Path:
+        """The path under which to write what shall stand at ``path``.
+
+        It is in the same directory and does not exist yet, so whoever creates it gives it the
+        permissions that the process's umask says; a file that is replaced keeps its own. Where
+        ``path`` is a symbolic link, the file it points to is replaced and the link stays, except
+        for links into the hub's cache: what lies there belongs to other programs too.
+
+        Raises:
+            OSError: there is no such directory, or something else than a file stands there.
+        """
+        target = _target(path)
+        if not target.parent.is_dir():
+            folder = os.fspath(Path(path).parent)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
+        if os.path.exists(target) and not os.path.isfile(target):
+            kind = errno.EISDIR if os.path.isdir(target) else errno.EINVAL
+            raise OSError(kind, "not a regular file", os.fspath(path))
+        temporary = _beside(target, _TEMPORARY)
+        self._places[temporary] = target
+        return temporary
+
+    def rename(self, temporary: Path, path: StrPath) -> None:
+        """Let a file that was staged, and perhaps written, take another name at the end.
+
+        Args:
+            temporary: what staging it gave.
+            path: in the same directory.
+        """
+        self._places[temporary] = _target(path)
+
+    def remove(self, path: StrPath) -> None:
+        """Let a file go when the others take their names."""
+        self._unwanted.append(Path(path))
+
+    def _to_disk(self) -> None:
+        """Wait until the content is on disk: after a power cut, a name must not lead to nothing."""
+        for temporary, target in self._places.items():
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            if os.path.exists(target):  # what was private stays private
+                os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
+
+    def _switch(self) -> None:
+        """Give all files their names and let others go, or change nothing."""
+        if len(self._places) == 1 and not self._unwanted:  # one step, which the system guards
+            os.replace(*next(iter(self._places.items())))
+        elif self._places:
+            self._switch_several()
+        for target in (*self._places.values(), *self._unwanted):
+            _remove_left_over(target)
+
+    def _switch_several(self) -> None:
+        before: dict[Path, Path | None] = {}  # what stood where, under another name now
+
+        def move_away(place: Path) -> None:
+            if os.path.lexists(place):
+                old = _beside(place, _OLD)
+                os.replace(place, old)
+                before[place] = old
+
+        try:
+            for place in (list(self._places.values())[-1], *self._unwanted):
+                move_away(place)
+            for temporary, place in self._places.items():
+                move_away(place)
+                os.replace(temporary, place)
+                before.setdefault(place, None)
+        except OSError:
+            for place, old in reversed(before.items()):
+                os.unlink(place) if old is None else os.replace(old, place)
+            raise
+        for old in before.values():
+            if old is not None:
+                with suppress(OSError):  # a name too many does no harm
+                    old.unlink()
+
+    def _remove_temporary(self) -> None:
+        for temporary in self._places:
+            temporary.unlink(missing_ok=True)
+
 
 @contextmanager
-def staged_files() -> Iterator[Callable[[StrPath], Path]]:
+def staged_files() -> Iterator[Stage]:
     """Write several files beside their places; at the end of the block all take their names.
 
-    If the block raises (an interrupt counts), no file takes its name and what was written is
-    removed. Each file takes its name in one step; there is no such step for all of them together.
+    If the block raises (an interrupt counts) or a file cannot take its name, all is as it was
+    before. An interrupt that comes while files take their names waits until they all have. Stage
+    that file last without which the others are not read.
 
     Yields:
-        A function from the path of a file to the path under which to write it. That one is in the
-        same directory and does not exist yet, so whoever creates it gives it the permissions that
-        the process's umask says; a file that is replaced keeps its own. Where the path is a
-        symbolic link, the file it points to is replaced and the link stays.
+        What to call with the path of a file to get the path under which to write it.
 
     Raises:
         OSError: a file cannot be brought to disk or cannot take its name, or something else than
             a file stands there.
     """
-    places: dict[Path, str] = {}
-
-    def stage(path: StrPath) -> Path:
-        target = os.path.realpath(path)
-        folder, name = os.path.split(target)
-        # Cut, because a name that just fits the file system has no room for more.
-        temporary = Path(folder, f".{name[:40]}.{secrets.token_hex(8)}.tmp")
-        if os.path.exists(target) and not os.path.isfile(target):
-            kind = errno.EISDIR if os.path.isdir(target) else errno.EINVAL
-            raise OSError(kind, "not a regular file", target)
-        places[temporary] = target
-        return temporary
-
+    stage = Stage()
     try:
         yield stage
-        for temporary in places:
-            _to_disk(temporary)
-        for temporary, target in places.items():
-            if os.path.exists(target):  # what was private stays private
-                os.chmod(temporary, stat.S_IMODE(os.stat(target).st_mode))
-            os.replace(temporary, target)
-    finally:
-        for temporary in places:
-            temporary.unlink(missing_ok=True)
+        stage._to_disk()
+        with interrupts.held():
+            stage._switch()
+    except BaseException as error:
+        with interrupts.held():
+            stage._remove_temporary()
+        if isinstance(error, OSError) and error.filename is not None:
+            place = stage._places.get(Path(os.fsdecode(error.filename)))
+            if place is not None:  # the name people know
+                raise OSError(error.errno, error.strerror, str(place)) from error
+        raise
 
 
 @contextmanager
@@ -131,10 +222,69 @@ def read_json(path: StrPath) -> dict[str, Any]:
     return content
 
 
-def _to_disk(path: Path) -> None:
-    """Wait until the content is on disk: after a power cut, a name must not lead to nothing."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
+def reserve(path: StrPath, size: int) -> None:
+    """Make a file as long as ``size`` bytes, all of which have their place on the disk.
+
+    Where a file is only said to be long, the system kills the process that writes to it through
+    memory when the disk is full.
+
+    Raises:
+        OSError: there is no room.
+    """
+    with open(path, "ab") as file:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                    raise
+        zeros = bytes(1 << 20)
+        for start in range(file.tell(), size, len(zeros)):
+            file.write(zeros[: size - start])
+
+
+def set_aside(folder: StrPath, *names: str) -> Path | None:
+    """What a killed process left of earlier files, if it was killed while files took their names.
+
+    Args:
+        folder: where to look.
+        names: of the files.
+    """
+    for path in sorted(Path(folder).glob(f".*{_OLD}")):
+        if any(_is_beside(path.name, name) for name in names):
+            return path
+    return None
+
+
+def _target(path: StrPath) -> Path:
+    """Which file to replace for ``path``: where links lead, but nothing in the hub's cache."""
+    target = Path(os.path.realpath(path))
+    # In models--owner--name/, the links in snapshots/ lead to blobs/, named by their content.
+    in_cache = target.parent.name == "blobs" and (target.parent.parent / "snapshots").is_dir()
+    if in_cache and os.path.islink(path):
+        return Path(os.path.realpath(Path(path).parent), Path(path).name)
+    return target
+
+
+def _beside(target: Path, ending: str) -> Path:
+    # Cut, because a name that just fits the file system has no room for more.
+    return target.parent / f".{target.name[:40]}.{secrets.token_hex(8)}{ending}"
+
+
+def _is_beside(found: str, name: str) -> bool:
+    """Whether ``_beside`` may have made the name ``found`` for a file called ``name``."""
+    ending = f"({re.escape(_TEMPORARY)}|{re.escape(_OLD)})"
+    return re.fullmatch(rf"\.{re.escape(name[:40])}\.[0-9a-f]{{16}}{ending}", found) is not None
+
+
+def _remove_left_over(target: Path) -> None:
+    """Remove what processes that were killed left beside a file."""
+    with suppress(OSError):
+        for entry in os.scandir(target.parent):
+            if _is_beside(entry.name, target.name):
+                if time.time() - entry.stat(follow_symlinks=False).st_ctime > _LEFT_OVER:
+                    os.unlink(entry.path)
 
 
 def parse_size(size: int | str, name: str, error: type[NeoxLabError]) -> int:

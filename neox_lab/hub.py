@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neox_lab.errors import CheckpointError, nearest
+from neox_lab.files import set_aside, write_text
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, ModelCard
@@ -144,14 +145,16 @@ def find_file(
         The path; None when the source has no such file and none is required.
 
     Raises:
-        CheckpointError: the source or a required file is missing, access is refused, or the hub
-            cannot be reached and the cache does not hold the file.
+        CheckpointError: the source or a required file is missing, access is refused, the hub
+            cannot be reached and the cache does not hold the file, or a save was killed half-way.
     """
     directory = local_directory(source)
     if directory is not None:
         path = directory / options.subfolder / filename
         if path.is_file():
             return path
+        if required:
+            check_no_save_was_killed(source, options, filename)
     else:
         options = pin(source, options)
         downloaded = _download(os.fspath(source), filename, options)
@@ -165,6 +168,22 @@ def find_file(
         f"There is no file {filename!r} in {_describe(source, options)}."
         f"{nearest(filename, present)}{holds}"
     )
+
+
+def check_no_save_was_killed(source: PathOrId, options: HubOptions, *names: str) -> None:
+    """See that no process died in a directory while files of these names took their places.
+
+    Raises:
+        CheckpointError: one did; what is there may be of two saves.
+    """
+    directory = local_directory(source)
+    left = None if directory is None else set_aside(directory / options.subfolder, *names)
+    if left is not None:
+        raise CheckpointError(
+            f"A process was killed while it saved into {os.fspath(source)!r}, so the files there "
+            f"may be of two saves. Save again. An earlier file is kept as {left.name!r}: with that "
+            "and all others of its kind renamed back, everything is as it was before."
+        )
 
 
 def list_files(source: PathOrId, options: HubOptions = DEFAULTS) -> list[str]:
@@ -334,7 +353,7 @@ def _remember(cache: Path, revision: str, commit: str) -> None:
         if reference.is_file() and reference.read_text() == commit:
             return
         reference.parent.mkdir(parents=True, exist_ok=True)
-        reference.write_text(commit)
+        write_text(reference, commit)
     except OSError as error:  # a read-only cache still serves what it holds
         logger.info("Could not write %s: %s", reference, error)
 

@@ -20,7 +20,13 @@ from typing import Literal
 
 from neox_lab.errors import CheckpointError
 from neox_lab.files import read_json
-from neox_lab.hub import HubOptions, PathOrId, find_file, list_files
+from neox_lab.hub import (
+    HubOptions,
+    PathOrId,
+    check_no_save_was_killed,
+    find_file,
+    list_files,
+)
 
 Format = Literal["safetensors", "bin"]
 
@@ -66,7 +72,8 @@ def find_weights(
         use_safetensors: True for safetensors only, False for ``.bin`` only, None for both.
 
     Raises:
-        CheckpointError: no weight file, a missing shard, or an index that cannot be trusted.
+        CheckpointError: no weight file, a missing shard, an index that cannot be trusted, or a
+            save that was killed half-way.
     """
     looked_for = []
     for format, filename in WHOLE_FILES.items():
@@ -81,6 +88,8 @@ def find_weights(
         if path is not None:
             index = read_index(path)
             return WeightFiles(format, _find_shards(source, options, path, index), index)
+        # The other format's weights would be read with a configuration that may not be theirs.
+        check_no_save_was_killed(source, options, whole, index_name, "config.json")
         looked_for += [whole, index_name]
     present = list_files(source, options)
     raise CheckpointError(

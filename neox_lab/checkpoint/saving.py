@@ -1,9 +1,9 @@
 """A model into a directory that Hugging Face's tools read too.
 
-Everything is first written under temporary names in the same directory. Only when all of it
-is on disk do the files take their real names, each in one step, and only then do files of an
-earlier save go. So a failed save leaves the old checkpoint as it was, and the files from which
-a model's weights are mapped are never written to: they live on until the model is gone.
+Everything is first written under temporary names in the same directory. Only when all of it is on
+disk do the files take their real names and files of an earlier save go, all or none of them: see
+``files.staged_files``. So a failed save leaves the old checkpoint as it was, and the files from
+which a model's weights are mapped are never written to: they live on until the model is gone.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def save(
     state_dict: Mapping[str, Tensor] | None = None,
     variant: str | None = None,
     save_original_format: bool = True,
+    beside: Mapping[str, str] | None = None,
 ) -> None:
     """Write a model's configuration and weights.
 
@@ -63,6 +64,7 @@ def save(
         variant: written into the names of the weight files, see ``checkpoint.files``.
         save_original_format: False writes the names of transformers 5, ``lm_head`` for
             ``embed_out``.
+        beside: further files of text to write, by name.
 
     Raises:
         CheckpointError: the directory cannot be written, or a tensor cannot be stored. A
@@ -81,21 +83,24 @@ def save(
         names = [f"{stem}-{n:05}-of-{count:05}.safetensors" for n in range(1, count + 1)]
     index_name = with_variant(WHOLE_FILES["safetensors"] + INDEX_SUFFIX, variant)
 
+    kept = {*names, index_name} if len(shards) > 1 else {*names}
     folder = Path(directory)
     if folder.is_file():
         raise CheckpointError(f"{str(directory)!r} is a file: give a directory to save into.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with staged_files() as stage:
+            for name in (whole, index_name, *_shards(folder, stem)):
+                if name not in kept:  # it would be read instead
+                    stage.remove(folder / name)
+            texts = {"config.json": _config_text(model, tensors), **(beside or {})}
+            for name, text in texts.items():
+                stage(folder / name).write_text(text, encoding="utf-8")
             for name, shard in zip(names, shards, strict=True):
                 write_safetensors(stage(folder / name), shard, _METADATA)
-            if len(shards) > 1:
+            if len(shards) > 1:  # last, for without it the shards are not read
                 index = _index(names, shards)
                 stage(folder / index_name).write_text(index, encoding="utf-8")
-            config = _config_text(model, tensors)
-            stage(folder / "config.json").write_text(config, encoding="utf-8")
-        kept = {*names, index_name} if len(shards) > 1 else set(names)
-        _remove_stale(folder, stem, index_name, kept)
     except OSError as error:
         raise CheckpointError(
             f"Saving to {str(directory)!r} failed: {error}. "
@@ -189,9 +194,7 @@ def _index(names: list[str], shards: list[dict[str, Tensor]]) -> str:
     return json.dumps(content, indent=2, sort_keys=True) + "\n"
 
 
-def _remove_stale(folder: Path, stem: str, index_name: str, kept: set[str]) -> None:
-    """Remove weight files of an earlier save of the same variant, which would be read instead."""
-    ours = re.compile(re.escape(stem) + r"(-\d{5}-of-\d{5})?\.safetensors")
-    for path in folder.iterdir():
-        if path.name not in kept and (ours.fullmatch(path.name) or path.name == index_name):
-            path.unlink()
+def _shards(folder: Path, stem: str) -> list[str]:
+    """Shards of an earlier save of the same variant."""
+    shard = re.compile(re.escape(stem) + r"-\d{5}-of-\d{5}\.safetensors")
+    return [path.name for path in folder.iterdir() if shard.fullmatch(path.name)]

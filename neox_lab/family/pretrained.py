@@ -228,8 +228,8 @@ class Pretrained(Adapters):
                 state_dict=state_dict,
                 variant=variant,
                 save_original_format=save_original_format,
+                beside=self._texts_beside(),
             )
-            self._save_beside(save_directory)
         if push_to_hub:
             upload(
                 Path(save_directory),
@@ -294,8 +294,9 @@ class Pretrained(Adapters):
     def _load_beside(self, source: PathOrId, options: HubOptions) -> None:
         """Read what a class keeps in files of its own beside the weights; most keep nothing."""
 
-    def _save_beside(self, directory: StrPath) -> None:
-        """Write what ``_load_beside`` reads."""
+    def _texts_beside(self) -> dict[str, str]:
+        """What ``_load_beside`` reads, by name of file."""
+        return {}
 
 
 def _configuration(

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import GenerationError
-from neox_lab.files import StrPath
 from neox_lab.generation.generate_call import Companions, GenerateCall
 from neox_lab.generation.generation_cache import GenerationCache
 from neox_lab.generation.generation_config import FILE_NAME, GenerationConfig
@@ -59,9 +58,10 @@ class Generates:
         if path is not None:
             self.generation_config = GenerationConfig.from_json_file(path)
 
-    def _save_beside(self, directory: StrPath) -> None:
-        """Write ``generation_config.json``."""
-        self.generation_config.save_pretrained(directory)
+    def _texts_beside(self) -> dict[str, str]:
+        """``generation_config.json``."""
+        self.generation_config.validate(strict=True)
+        return {FILE_NAME: self.generation_config.to_json_string()}
 
     @torch.no_grad()
     def generate(

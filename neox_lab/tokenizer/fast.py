@@ -338,10 +338,10 @@ class GPTNeoXTokenizerFast(ChatEncoder):
         with pipeline.encoding_state(self._backend):
             vocabulary = self._backend.to_str(pretty=True)
         contents = {
-            "tokenizer.json": vocabulary,
             files.CONFIG_FILE: files.json_text(config),
             files.ROLES_FILE: files.json_text(roles | extra),
             **templates,
+            "tokenizer.json": vocabulary,
         }
         paths = files.write_all(Path(save_directory), contents, filename_prefix)
         if push_to_hub:

@@ -19,7 +19,15 @@ from tokenizers import AddedToken, Tokenizer
 
 from neox_lab.errors import CheckpointError, TokenizerError
 from neox_lab.files import read_json, staged_files
-from neox_lab.hub import HubOptions, PathOrId, find_file, list_files, local_directory, pin
+from neox_lab.hub import (
+    HubOptions,
+    PathOrId,
+    check_no_save_was_killed,
+    find_file,
+    list_files,
+    local_directory,
+    pin,
+)
 from neox_lab.tokenizer.pipeline import load_backend
 from neox_lab.tokenizer.settings import ROLES, SETTINGS
 from neox_lab.tokenizer.vocabulary import TokenLike
@@ -183,7 +191,7 @@ def write_all(
 
     Args:
         directory: where to; made if it is not there.
-        contents: texts by name of file.
+        contents: texts by name of file; last that without which the others are not read.
         prefix: what the names begin with, before a hyphen.
 
     Returns:
@@ -218,6 +226,8 @@ def read_source(source: PathOrId, options: HubOptions) -> tuple[Tokenizer, Saved
         return find_file(source, name, options, required=False)
 
     tokenizer_file, vocab_file, merges_file = map(find, VOCABULARY_FILES)
+    if tokenizer_file is None:
+        check_no_save_was_killed(source, options, *VOCABULARY_FILES)
     if tokenizer_file is not None:
         backend = load_backend(tokenizer_file=tokenizer_file)
     elif vocab_file is not None and merges_file is not None:

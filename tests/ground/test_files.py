@@ -9,6 +9,7 @@ import signal
 import stat
 import string
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,12 +25,15 @@ from torch import Tensor
 from neox_lab.errors import CheckpointError, ConfigError, HookError
 from neox_lab.files import (
     parse_size,
+    reserve,
+    set_aside,
     size_in_words,
     staged_file,
     staged_files,
     write_bytes,
     write_text,
 )
+from neox_lab.interrupts import held
 from neox_lab.safetensors_files import DTYPES, FileFormat, layout, write
 
 # --- files --------------------------------------------------------------------------------------
@@ -334,3 +338,140 @@ def test_what_is_no_file_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not a regular file"):
         write_text(path, "new")
     assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+# --- several files ------------------------------------------------------------------------------
+
+
+def _contents(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+def _save_three(folder: Path, age: str) -> None:
+    with staged_files() as stage:
+        stage.remove(folder / "stale")
+        for name in ("a", "b", "index"):
+            stage(folder / name).write_text(age)
+
+
+@pytest.mark.parametrize("existed", [True, False])
+@pytest.mark.parametrize("failing", range(8))
+def test_a_rename_that_fails_leaves_everything_as_it_was(
+    tmp_path: Path, failing: int, existed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if existed:
+        _save_three(tmp_path, "old")
+        (tmp_path / "stale").write_text("old")
+    before, count, replace = _contents(tmp_path), iter(range(1000)), os.replace
+
+    def sometimes(source: Path, target: Path) -> None:
+        if next(count) == failing:
+            raise PermissionError(13, "no", str(source))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", sometimes)
+    renames = 7 if existed else 3
+    if failing < renames:
+        with pytest.raises(PermissionError):
+            _save_three(tmp_path, "new")
+        assert _contents(tmp_path) == before
+    else:
+        _save_three(tmp_path, "new")
+        assert _contents(tmp_path) == dict.fromkeys(("a", "b", "index"), "new")
+
+
+@pytest.mark.parametrize("moment", range(7))
+def test_an_interrupt_waits_until_all_files_have_their_names(
+    tmp_path: Path, moment: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _save_three(tmp_path, "old")
+    (tmp_path / "stale").write_text("old")
+    count, replace = iter(range(1000)), os.replace
+
+    def interrupting(source: Path, target: Path) -> None:
+        replace(source, target)
+        if next(count) == moment:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(os, "replace", interrupting)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        _save_three(tmp_path, "new")
+    assert _contents(tmp_path) == dict.fromkeys(("a", "b", "index"), "new")
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_an_interrupt_is_raised_in_the_end_and_nested_ones_too() -> None:
+    steps = []
+
+    def work() -> None:
+        with held():
+            with held():
+                signal.raise_signal(signal.SIGINT)
+                steps.append(1)
+            steps.append(2)
+        steps.append(3)
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert steps == [1, 2]
+    with pytest.raises(ValueError, match="mine"), held():
+        raise ValueError("mine")
+
+
+def test_what_a_killed_process_left_is_found_and_goes_with_a_later_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = [tmp_path / f".index.{16 * '0'}.{ending}" for ending in ("tmp", "old")]
+    others = [tmp_path / name for name in (".index.old", f".indexes.{16 * '0'}.tmp", "index.tmp")]
+    for path in (*left, *others):
+        path.write_text("left")
+    assert set_aside(tmp_path, "config", "index") == left[1]
+    assert set_aside(tmp_path, "config") is None
+    write_text(tmp_path / "index", "now")
+    assert all(path.exists() for path in left), "somebody may be writing it this minute"
+    later = time.time() + 4000
+    monkeypatch.setattr(time, "time", lambda: later)
+    write_text(tmp_path / "index", "later")
+    assert {p.name for p in tmp_path.iterdir()} == {"index", *(path.name for path in others)}
+
+
+def test_messages_name_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    with pytest.raises(FileNotFoundError, match=r"nowhere'$"):
+        write_text(missing / "a.txt", "a")
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=r"not a regular file: '.*full'$"):
+        write_text(tmp_path / "full", "a")
+    path = tmp_path / "never written.txt"
+    with pytest.raises(FileNotFoundError, match=r"never written.txt'$"), staged_file(path):
+        pass
+
+
+def test_nothing_in_the_hub_s_cache_is_replaced(tmp_path: Path) -> None:
+    repository = tmp_path / "models--a--b"
+    blob = repository / "blobs" / "c0ffee"
+    blob.parent.mkdir(parents=True)
+    blob.write_text("everybody's")
+    link = repository / "snapshots" / "0" / "config.json"
+    link.parent.mkdir(parents=True)
+    link.symlink_to(Path("../../blobs/c0ffee"))
+    write_text(link, "mine")
+    assert blob.read_text() == "everybody's" and list(blob.parent.iterdir()) == [blob]
+    assert not link.is_symlink() and link.read_text() == "mine"
+
+
+def test_room_is_reserved_and_not_only_said_to_be_there(tmp_path: Path) -> None:
+    path = tmp_path / "room"
+    reserve(path, 3_000_001)
+    assert path.stat().st_size == 3_000_001 and path.stat().st_blocks * 512 >= 3_000_001
+    assert path.read_bytes().count(0) == 3_000_001
+    with _largest_file(1000), pytest.raises(OSError, match="too large"):
+        reserve(tmp_path / "more", 5000)
+
+
+def test_room_is_reserved_where_the_system_cannot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")
+    test_room_is_reserved_and_not_only_said_to_be_there(tmp_path)
