@@ -16,6 +16,7 @@ import neox_lab as nl
 from neox_lab import views
 from neox_lab.errors import InputError
 from neox_lab.family.tree import headline
+from neox_lab.model.parts import refuse_dropout
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel
@@ -64,9 +65,10 @@ def take(model: LanguageModel, prompt: str, new_tokens: int = 20) -> Tour:
         new_tokens: how many it writes after that.
 
     Raises:
-        InputError: a prompt of fewer than two tokens, or of nothing but ``<|endoftext|>``: there
-            would be nothing to change.
+        InputError: dropout is on; a prompt of fewer than two tokens, or of nothing but
+            ``<|endoftext|>``: there would be nothing to change.
     """
+    refuse_dropout(model)
     tokens = model.to_tokens(prompt)
     pieces = model.to_str_tokens(prompt)
     if len(pieces) < 2:

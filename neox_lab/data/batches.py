@@ -81,13 +81,14 @@ def by_length(model: HookedModel, lengths: Sequence[int], batch_size: int) -> It
 
 @contextmanager
 def evaluating(model: HookedModel) -> Iterator[None]:
-    """Evaluation mode (no dropout) inside a ``with`` block; the mode of before afterwards."""
-    training = model.training
+    """Evaluation mode (no dropout) inside a ``with`` block; each module's own mode afterwards."""
+    before = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in before:
+            module.training = training
 
 
 @torch.inference_mode()

@@ -51,6 +51,7 @@ from neox_lab.family.factored import FactoredMatrix
 from neox_lab.family.folded import folded
 from neox_lab.family.text import Inputs
 from neox_lab.hooks import reads_only
+from neox_lab.model.parts import refuse_dropout
 
 if TYPE_CHECKING:
     from neox_lab.model.hook_points import HookPoint
@@ -148,10 +149,11 @@ def heads(
         seed: of the repeated random tokens.
 
     Raises:
-        InputError: an unknown pattern or measure; a matrix of the wrong shape, with numbers above
-            the diagonal or outside 0 to 1; a text of fewer than two tokens; or no query in any
-            text has something to look at.
+        InputError: dropout is on; an unknown pattern or measure; a matrix of the wrong shape, with
+            numbers above the diagonal or outside 0 to 1; a text of fewer than two tokens; or no
+            query in any text has something to look at.
     """
+    refuse_dropout(model)
     check("measure", measure, one_of(*MEASURES), InputError)
     find = _finder(pattern)
     if inputs is None:
@@ -259,7 +261,11 @@ def copying_scores(model: GPTNeoXPreTrainedModel) -> Tensor:
 
     NaN where there is nothing to measure: in a model without an unembedding, and for a head whose
     writing the unembedding does not read.
+
+    Raises:
+        InputError: dropout is on.
     """
+    refuse_dropout(model)
     config = model.config
     scores = torch.full((config.num_hidden_layers, config.num_attention_heads), torch.nan)
     if model.get_output_embeddings() is None:

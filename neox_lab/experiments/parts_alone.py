@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from neox_lab.errors import HookError, InputError
+from neox_lab.errors import HookError
 from neox_lab.kernels.linear import Linear
 from neox_lab.model.attention import Attention
 from neox_lab.model.block import MLP, Block
 from neox_lab.model.parts import (
     described,
-    has_dropout,
     is_hooked,
+    refuse_dropout,
     runs,
     skipped_hook,
     takes_tokens_alone,
@@ -38,13 +38,14 @@ _FORWARDS = (
 
 
 def check_parts(model: HookedModel) -> None:
-    """Raise if computing parts of ``model`` would not give what a forward pass does.
+    """Raise if computing parts of ``model`` would not give what a forward pass does, every time.
 
     Raises:
+        InputError: dropout is on.
         HookError: PyTorch hooks on a forward pass (those at the embedding are called as always),
             or a module in whose place another stands that cannot be called by itself.
-        InputError: dropout is on in a module that was put in.
     """
+    refuse_dropout(model)
     # Everybody calls the embedding, with whole texts.
     exempt = {id(part) for part in model.backbone.embed_in.modules()}
     if any(is_hooked(part) and id(part) not in exempt for part in model.modules()):
@@ -78,8 +79,6 @@ def _check_tokens(module: nn.Module, width: int, name: str) -> None:
     """Raise unless ``module`` treats every token by itself; what was built there does."""
     if _is_built_in(module):
         return
-    if has_dropout(module):
-        raise InputError("The model is in training mode: dropout would add noise. model.eval()")
     if not takes_tokens_alone(module, width):
         raise HookError(
             f"{name} is {described(module)} that does not treat every token by itself, as "

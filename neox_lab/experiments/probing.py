@@ -29,6 +29,7 @@ from neox_lab.data.statistics import mean_interval, statistic_interval
 from neox_lab.errors import DataError, InputError
 from neox_lab.experiments.probing_result import Array, Probe, ProbeResult
 from neox_lab.family.contract import HookedModel
+from neox_lab.model.parts import refuse_dropout
 from neox_lab.selections import one_each
 
 __all__ = ["Probe", "ProbeResult", "probe"]
@@ -72,9 +73,10 @@ def probe(
 
     Raises:
         DataError: labels and texts differ in number, one class only, or too few texts or groups.
-        InputError: an unknown method, or a position that a text does not have.
+        InputError: dropout is on, an unknown method, or a position that a text does not have.
         HookNameError: no such site.
     """
+    refuse_dropout(model)
     check("method", method, one_of("linear", "difference"), InputError)
     names = site_names(model, sites)
     kinds, targets = _targets(labels, len(texts))

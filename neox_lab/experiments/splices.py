@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from neox_lab.errors import HookError
+from neox_lab.model.parts import refuse_dropout
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -52,7 +53,10 @@ def check_splices(model: HookedModel, allowed: Sequence[str], why: str) -> None:
 
 
 def with_same_splices(model: HookedModel, exact: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """``exact``, which raises HookError unless the functions spliced in now still are."""
+    """``exact``, if it is asked of the network of now.
+
+    It raises HookError unless the functions spliced in now still are, InputError with dropout on.
+    """
     before = model.hook_stack.splices
 
     def checked() -> Tensor:
@@ -61,6 +65,7 @@ def with_same_splices(model: HookedModel, exact: Callable[[], Tensor]) -> Callab
                 "Other functions are spliced in than when this result was made. check() runs the "
                 "model again, so call it where the result was made, inside the with block."
             )
+        refuse_dropout(model)
         return exact()
 
     return checked

@@ -12,13 +12,14 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from neox_lab.errors import HookError
 from neox_lab.hooks.derived import Maker, check_weights, weights_seen
 from neox_lab.hooks.storage import Keeping
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.key_value_cache import given_cache
+from neox_lab.model.parts import has_dropout
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedNetwork
@@ -52,7 +53,7 @@ class LeanReplay:
                 "lean=True keeps whole residual streams in the model's dtype; cut or convert what "
                 "you take out of the cache instead of passing pos_slice or dtype."
             )
-        if model.training and any(m.p > 0 for m in model.modules() if isinstance(m, nn.Dropout)):
+        if has_dropout(model):
             raise HookError(
                 "lean=True repeats blocks, which dropout makes random. Call model.eval()."
             )

@@ -16,13 +16,17 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
-from neox_lab.errors import HookError
+from neox_lab.errors import HookError, InputError
 from neox_lab.kernels.linear import Linear
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedNetwork
 
 _FAR = 64
 _LINEAR = (Linear.forward, nn.Linear.forward)
@@ -204,11 +208,31 @@ def described(module: nn.Module) -> str:
     return f"a {kind} whose forward was replaced" if "forward" in vars(module) else f"a {kind}"
 
 
-def has_dropout(module: nn.Module) -> bool:
+def has_dropout(module: nn.Module | HookedNetwork) -> bool:
     """Whether what ``module`` computes is random now."""
-    return any(
-        part.training and part.p > 0 for part in module.modules() if isinstance(part, nn.Dropout)
-    )
+    return any(part.training and _share_dropped(part) > 0 for part in module.modules())
+
+
+def refuse_dropout(model: HookedNetwork) -> None:
+    """The gate at the door of every question: an answer must be the same when asked again.
+
+    Raises:
+        InputError: dropout is on, in training mode.
+    """
+    for name, part in model.named_modules():
+        if part.training and (share := _share_dropped(part)) > 0:
+            raise InputError(
+                "The model is in training mode: dropout would add noise, first "
+                f"{name or type(part).__name__} with a probability of {share}. model.eval()"
+            )
+
+
+def _share_dropped(part: nn.Module) -> float:
+    """The probability with which ``part`` itself drops numbers in training mode."""
+    if isinstance(part, _DropoutNd):
+        return float(part.p)
+    share = getattr(part, "dropout", 0.0)  # attention keeps the number alone
+    return share if isinstance(share, float) else 0.0
 
 
 def runs(module: nn.Module, *forwards: Callable[..., object]) -> bool:

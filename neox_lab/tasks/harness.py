@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from neox_lab.data.encoding import start_of_text, token_ids, tokenizer_of
 from neox_lab.errors import InputError
 from neox_lab.model.output_heads import require_head
+from neox_lab.model.parts import refuse_dropout
 from neox_lab.tasks.likelihood import continuations, log_probabilities, windows
 
 if TYPE_CHECKING:
@@ -89,7 +90,12 @@ class _Answers:
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """How each context goes on, up to the first of its stop strings."""
+        """How each context goes on, up to the first of its stop strings.
+
+        Raises:
+            InputError: dropout is on, or there is no room for an answer.
+        """
+        refuse_dropout(self.model)
         return [self._goes_on(*request.args) for request in requests]
 
     def _goes_on(self, context: str, wanted: dict[str, Any]) -> str:

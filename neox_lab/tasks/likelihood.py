@@ -23,6 +23,7 @@ from neox_lab.data.batches import by_length
 from neox_lab.data.encoding import pad_rows, start_of_text, token_ids, tokenizer_of
 from neox_lab.data.tables import refuse
 from neox_lab.errors import DataError, InputError
+from neox_lab.model.parts import refuse_dropout
 from neox_lab.tasks.result import TaskResult, metrics_view
 
 if TYPE_CHECKING:
@@ -58,7 +59,11 @@ def log_probabilities(
 
     Returns:
         For each request float32 ``[target]`` in nats and boolean ``[target]``, on the CPU.
+
+    Raises:
+        InputError: dropout is on.
     """
+    refuse_dropout(model)
     found: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(requests)
     # The last token is predicted and never read.
     read = [(context + target)[:-1] for context, target in requests]

@@ -207,8 +207,6 @@ def check_ready(model: HookedModel) -> None:
         HookError: hooks are in place, a function is spliced in above the last block, or there are
             PyTorch hooks or modules that a sweep would skip.
     """
-    if model.training and any(isinstance(m, torch.nn.Dropout) and m.p > 0 for m in model.modules()):
-        raise InputError("The model is in training mode: dropout would add noise. model.eval()")
     if not all(placement.added for placement in model.hook_stack.placements):
         raise HookError(
             "Hooks are in place (with model.hooks(...)). A sweep computes only parts of the "
