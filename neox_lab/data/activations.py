@@ -23,6 +23,7 @@ from neox_lab.data.positions import TextPosition, positions
 from neox_lab.data.tables import check_lengths, refuse
 from neox_lab.errors import HookNameError, InputError
 from neox_lab.family.contract import HookedModel
+from neox_lab.files import reserve
 from neox_lab.hooks.names import find_all
 from neox_lab.hooks.table import axis_sizes, shape_at
 
@@ -129,4 +130,5 @@ def _sizes(model: HookedModel, names: Sequence[str]) -> dict[str, int]:
 def _empty(shape: tuple[int, int], path: Path | None) -> NDArray[np.float32]:
     if path is None:
         return np.empty(shape, dtype=np.float32)
-    return np.memmap(path, dtype=np.float32, mode="w+", shape=shape)
+    reserve(path, 4 * shape[0] * shape[1])
+    return np.memmap(path, dtype=np.float32, mode="r+", shape=shape)

@@ -170,7 +170,8 @@ class Hooked:
             lean: store residual streams only, and make any other activation of a block by running
                 that block again when it is asked for.
             budget: bytes, or a size such as ``"2 GB"``; None means nine tenths of the free memory.
-            spill: a file to write the cache to, memory-mapped, if it exceeds the budget.
+            spill: a file to write the cache to, memory-mapped, if it exceeds the budget. It takes
+                its name when the run is over.
             forward_arguments: passed to ``forward``.
 
         Returns:
@@ -180,6 +181,7 @@ class Hooked:
             HookNameError: ``names_filter`` names no hook point.
             HookError: the cache exceeds the budget and there is no ``spill``; or ``lean`` was
                 asked for in a run that cannot be repeated exactly.
+            CheckpointError: ``spill`` exists or cannot be made, or the disk has no room.
         """
         arguments = self.prepare_inputs(inputs) | forward_arguments
         recording = Recording(

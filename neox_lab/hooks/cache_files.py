@@ -6,13 +6,15 @@ memory) is the description in the file's header.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from neox_lab.errors import CheckpointError, HookError
+from neox_lab.files import reserve, staged_file
 from neox_lab.hooks.storage import bytes_of
 from neox_lab.safetensors_files import FileFormat, layout
 
@@ -55,11 +57,47 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     raise CheckpointError(f"Cannot read a cache from {str(path)!r}: it does not list its tensors.")
 
 
+@contextmanager
+def spilled(
+    path: Path,
+    plan: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+    description: Mapping[str, object],
+) -> Iterator[SpillFile]:
+    """A file to fill while the model runs, which takes its name when the block is left.
+
+    If the block raises, there is no file.
+
+    Args:
+        path: where; directories are made if need be.
+        plan: shape and dtype of every tensor, by name.
+        description: something that JSON can hold.
+
+    Raises:
+        CheckpointError: the file exists already or cannot be made, or the disk has no room.
+    """
+    if path.exists():
+        raise CheckpointError(f"{str(path)!r} exists; a cache is not spilled over it.")
+    inside = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with staged_file(path) as temporary:
+            file = SpillFile(temporary, plan, description)
+            try:
+                yield file
+            except OSError as error:
+                inside = error
+                raise
+    except OSError as error:
+        if error is inside:
+            raise
+        raise CheckpointError(f"Cannot spill the cache to {str(path)!r}: {error}") from error
+
+
 class SpillFile:
     """Room for tensors of known size in a memory-mapped safetensors file.
 
-    The operating system moves pages between memory and disk as needed. The file is a valid
-    safetensors file from the start and can be read by anything that reads those.
+    The operating system moves pages between memory and disk as needed. All room is taken on the
+    disk before anything is written, for a disk that is full later would end the process.
     """
 
     def __init__(
@@ -71,22 +109,13 @@ class SpillFile:
         """Create ``path`` with room for the tensors of ``plan``: name to shape and dtype.
 
         Raises:
-            CheckpointError: the file exists already or cannot be made.
+            OSError: the file cannot be made.
         """
-        self.path = path
         listed = {**description, "aliases": {}, "order": list(plan)}
         file_layout = layout(plan, _CACHE.metadata(listed))
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with path.open("xb") as file:
-                file.write(file_layout.header)
-                file.truncate(file_layout.size)
-        except FileExistsError:
-            raise CheckpointError(
-                f"{str(path)!r} exists; a cache is not spilled over it."
-            ) from None
-        except OSError as error:
-            raise CheckpointError(f"Cannot spill the cache to {str(path)!r}: {error}") from error
+        reserve(path, file_layout.size)
+        with path.open("rb+") as file:
+            file.write(file_layout.header)
         storage = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=file_layout.size)
         whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
         self.tensors: dict[str, Tensor] = {}

@@ -24,7 +24,7 @@ from torch import Tensor
 from neox_lab.errors import HookError
 from neox_lab.files import parse_size, size_in_words
 from neox_lab.hooks.cache import ActivationCache, run_backward
-from neox_lab.hooks.cache_files import SpillFile
+from neox_lab.hooks.cache_files import SpillFile, spilled
 from neox_lab.hooks.derived import follows, is_made_as_in_the_run, maker_of
 from neox_lab.hooks.hooking import Placement
 from neox_lab.hooks.lean import LeanReplay, residual_points
@@ -177,7 +177,7 @@ class Recording:
             mask = self.cache.attention_mask
             for point in self.lazy:
                 self.cache.make_on_access(point.name, maker_of(point, model, mask))
-        self.spill: SpillFile | None = None
+        self.spill_path: Path | None = None
 
     @property
     def plan(self) -> Plan:
@@ -206,11 +206,10 @@ class Recording:
         return sum(bytes_of(*entry) for plan in plans for entry in plan.values())
 
     def reserve(self, budget: int | str | None, spill: str | os.PathLike[str] | None) -> None:
-        """Check that the cache fits, or make a file for it.
+        """Check that the cache fits, or that it may go to a file.
 
         Raises:
             HookError: it does not fit and ``spill`` is None, or there are gradients to spill.
-            CheckpointError: the file exists or cannot be made.
         """
         device = torch.device(self.keeping.device or self.model.device)
         limit = None if budget is None else parse_size(budget, "budget", HookError)
@@ -225,34 +224,40 @@ class Recording:
         if self.gradients:
             raise HookError(f"{too_large} A file takes no gradients; leave out incl_bwd or spill.")
         self.keeping = dataclasses.replace(self.keeping, device="cpu")
+        self.spill_path = Path(spill)
+
+    @contextmanager
+    def _room(self) -> Iterator[SpillFile | None]:
+        """A file for what is stored, if it does not fit into memory."""
+        if self.spill_path is None:
+            yield None
+            return
         read = self.cache.read_by_run()
         plan = self.plan | {name: (tuple(t.shape), t.dtype) for name, t in read.items()}
-        self.spill = SpillFile(Path(spill), plan, self.cache.description())
-        for name, tensor in read.items():
-            self.spill.put(name, tensor)
+        with spilled(self.spill_path, plan, self.cache.description()) as file:
+            for name, tensor in read.items():
+                file.put(name, tensor)
+            yield file
+            self._check_spilled()
 
     def run(self, incl_bwd: bool | Callable[[Any], Tensor]) -> tuple[Any, ActivationCache]:
         """Run the model; return its output and the filled cache.
 
         Raises:
             HookError: something has another size than was planned for; no file is left then.
+            CheckpointError: the file exists or cannot be made.
         """
         placement = Placement(self.model.hook_points, (), ())
-        watchers = self.cache.watchers(self.stored, self.keeping, self.spill)
-        if self.gradients:
-            watchers += self.cache.gradient_watchers(self.stored, self.keeping)
-        placement.entries.append(("run_with_cache", watchers))
-        try:
+        with self._room() as file:
+            watchers = self.cache.watchers(self.stored, self.keeping, file)
+            if self.gradients:
+                watchers += self.cache.gradient_watchers(self.stored, self.keeping)
+            placement.entries.append(("run_with_cache", watchers))
             with (
                 torch.enable_grad() if self.gradients else torch.no_grad(),
                 self.model.hook_stack.placed(placement, must_fire=False),
             ):
                 output = self.model(**self.arguments)
-            self._check_spilled()
-        except BaseException:
-            if self.spill is not None:
-                self.spill.path.unlink(missing_ok=True)
-            raise
         if self.gradients:
             with torch.enable_grad(), _weights_without_gradients(self.model):
                 run_backward(output, incl_bwd)
@@ -263,7 +268,7 @@ class Recording:
 
     def _check_spilled(self) -> None:
         """Refuse a file with room for what never came, which would be read as zeros."""
-        missing = [] if self.spill is None else [n for n in self.plan if n not in self.cache]
+        missing = [name for name in self.plan if name not in self.cache]
         if missing:
             raise HookError(
                 f"The run never reached {missing[0]!r}, for which the file has room. Leave it out "
