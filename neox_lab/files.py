@@ -57,6 +57,7 @@ class Stage:
     def __init__(self) -> None:
         """Nothing is staged yet."""
         self._places: dict[Path, Path] = {}
+        self._staged: list[Path] = []  # all targets, also those that were renamed later
         self._unwanted: list[Path] = []
 
     def __call__(self, path: StrPath) -> Path:
@@ -79,6 +80,7 @@ class Stage:
             raise OSError(kind, "not a regular file", os.fspath(path))
         temporary = _beside(target, _TEMPORARY)
         self._places[temporary] = target
+        self._staged.append(target)
         return temporary
 
     def rename(self, temporary: Path, path: StrPath) -> None:
@@ -108,7 +110,7 @@ class Stage:
             os.replace(*next(iter(self._places.items())))
         elif self._places:
             self._switch_several()
-        for target in (*self._places.values(), *self._unwanted):
+        for target in (*self._staged, *self._unwanted):
             _remove_left_over(target)
 
     def _switch_several(self) -> None:

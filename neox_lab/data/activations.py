@@ -78,6 +78,7 @@ def collected(
     Raises:
         DataError: texts without a token, or longer than the model can read; by number.
         InputError: a position that a text does not have, or activations that are not finite.
+        OSError: the disk has no room for the files.
     """
     ids = token_ids(model, texts)
     lengths = [len(row) for row in ids]

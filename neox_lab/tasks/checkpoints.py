@@ -2,7 +2,9 @@
 
 One file holds everything: weights that learn, the best ones so far, the optimiser's state, random
 numbers, and what was measured. It is written under another name and renamed when complete; the one
-before is deleted only then. It is read with ``weights_only=True``: no code in it can run.
+before is deleted only then. Its name holds the step and a checksum of its content, as in
+``training-00000500-0123456789abcdef.pt``: what is damaged is not gone on with, and files of other
+names are left alone. It is read with ``weights_only=True``: no code in it can run.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +24,7 @@ from torch import Tensor
 from neox_lab.data.batches import Example
 from neox_lab.errors import CheckpointError
 from neox_lab.family.contract import HookedModel
-from neox_lab.files import staged_file
+from neox_lab.files import staged_files
 from neox_lab.model.identity import Identity, identity, refuse_another, weights_print
 from neox_lab.tasks.settings import TrainingSettings
 
@@ -70,21 +74,68 @@ def fingerprint(
     return digest.hexdigest()
 
 
+def prepare(directory: Path) -> None:
+    """Make a directory and see that files can be made in it, before hours go into a run.
+
+    Raises:
+        CheckpointError: they cannot.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"Cannot keep the run in {str(directory)!r}: {error}") from error
+
+
 def save(directory: Path, step: int, state: dict[str, Any]) -> None:
     """Write the state after a step and remove older ones.
 
     Args:
-        directory: is made if need be.
+        directory: where.
         step: how many were taken.
         state: what ``torch.save`` can write and ``weights_only`` read.
+
+    Raises:
+        CheckpointError: the file cannot be written; the one before is kept.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    target = directory / f"{PREFIX}{step:08d}.pt"
-    with staged_file(target) as temporary:
-        torch.save(state, temporary)
-    for old in directory.glob(f"{PREFIX}*.pt"):
-        if old != target:
-            old.unlink()
+    try:
+        with staged_files() as stage:
+            temporary = stage(directory / f"{PREFIX}state.pt")
+            _write(state, temporary)
+            target = directory / f"{PREFIX}{step:08d}-{_checksum(temporary)}.pt"
+            stage.rename(temporary, target)
+        for old in states(directory):
+            if old != target:
+                old.unlink()
+    except OSError as error:
+        raise CheckpointError(
+            f"Cannot save the run in {str(directory)!r}: {error}. The model has the weights of "
+            f"step {step}; a state saved before is kept."
+        ) from error
+
+
+def states(directory: Path) -> list[Path]:
+    """The states that ``save`` wrote into a directory, and nobody else, by steps."""
+    ours = re.compile(rf"{PREFIX}\d{{8,}}-[0-9a-f]{{16}}\.pt")
+    found = [path for path in directory.glob(f"{PREFIX}*.pt") if ours.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(path.name.split("-")[1]))
+
+
+def _write(state: dict[str, Any], temporary: Path) -> None:
+    with open(temporary, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # of PyTorch's writer, which hides why it could not write
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError | KeyboardInterrupt):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or error from None
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def latest(
@@ -101,16 +152,20 @@ def latest(
     Raises:
         CheckpointError: it is damaged, or it is that of another run or another model.
     """
-    found = sorted(directory.glob(f"{PREFIX}*.pt"))
+    earlier = sorted(directory.glob(f"{PREFIX}{8 * '[0-9]'}.pt"))  # written without a checksum
+    found = states(directory) or earlier
     if not found:
         return None
+    path = found[-1]
     try:
-        state: dict[str, Any] = torch.load(found[-1], map_location="cpu", weights_only=True)
+        if path not in earlier and not path.stem.endswith(_checksum(path)):
+            raise ValueError("its content is not what was written")
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         same = state["fingerprint"] == print_of_run
         shapes = {name: weight.shape for name, weight in state["weights"].items()}
     except Exception as error:
         raise CheckpointError(
-            f"{found[-1].name} is not a readable training state ({error}). Delete it to start anew."
+            f"{path.name} is not a readable training state ({error}). Delete it to start anew."
         ) from error
     _check_model(state, model, f"The training run in {str(directory)!r}")
     if not same or shapes != {name: weight.shape for name, weight in chosen.items()}:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from neox_lab import interrupts
 from neox_lab.data.batches import Collate, Example
 from neox_lab.errors import InputError, TrainingError
 from neox_lab.progress import Progress
@@ -116,7 +117,7 @@ def fit(
     Raises:
         InputError: no examples, or settings that do not fit the model.
         TrainingError: the loss is not a number; the weights are those before that step.
-        CheckpointError: ``directory`` holds another run, or a damaged file.
+        CheckpointError: ``directory`` holds another run or a damaged file, or cannot be written.
     """
     if not examples:
         raise InputError("there are no examples to train on")
@@ -171,6 +172,7 @@ class _Run:
         if self.directory is not None:
             fixed = {n: p for n, p in model.named_parameters() if n not in chosen}
             self.fingerprint = checkpoints.fingerprint(settings, examples, chosen, fixed)
+            checkpoints.prepare(self.directory)
             state = checkpoints.latest(self.directory, self.fingerprint, model, chosen)
             self.began_with = list(trained_model(model)) if state is None else state.get("model")
             self._resume(state)
@@ -211,7 +213,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.between_steps = False
-        self.optimizer.step()
+        with interrupts.held():  # no interrupt leaves some weights after the step, others before
+            self.optimizer.step()
         record = {
             "step": step + 1,
             "epoch": (step + 1) / self.steps_in_epoch,
@@ -299,8 +302,9 @@ class _Run:
 
     @torch.no_grad()
     def _put_back(self, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.chosen.items():
-            parameter.copy_(weights[name])
+        with interrupts.held():
+            for name, parameter in self.chosen.items():
+                parameter.copy_(weights[name])
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.start

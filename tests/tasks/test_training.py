@@ -208,7 +208,7 @@ def test_an_interrupted_run_goes_on(inside: bool, tmp_path: Path) -> None:
     where = tmp_path / "run"
     fit(ours, examples(name), interrupting, settings, evaluate=evaluate, directory=where)
     (state,) = where.glob("*.pt")
-    assert state.name == f"training-{2 if inside else 3:08d}.pt"
+    assert state.name.startswith(f"training-{2 if inside else 3:08d}-")
     runs = []
     for directory in (where, tmp_path / "whole"):
         ours = pair(name)[1]
@@ -279,7 +279,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None
     assert process.stderr is not None
     process.stderr.close()
     (state,) = (tmp_path / "killed").glob("training-*.pt")
-    assert int(state.stem.removeprefix("training-")) < 30
+    assert int(state.stem.split("-")[1]) < 30
     again, result = run(tmp_path / "killed")
     assert [record["step"] for record in result.history] == list(range(1, 31))
     assert equal(weights(whole), weights(again))
@@ -316,6 +316,39 @@ def test_a_directory_of_another_run_is_refused(tmp_path: Path) -> None:
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="not a readable training state"):
         run(tmp_path, steps=5)
+
+
+@pytest.mark.parametrize("place", [0.2, 0.5, 0.8, 0.99])
+def test_a_damaged_state_is_not_gone_on_with(tmp_path: Path, place: float) -> None:
+    run(tmp_path, steps=5)
+    (state,) = tmp_path.glob("*.pt")
+    content = bytearray(state.read_bytes())
+    content[int(place * len(content))] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(CheckpointError, match="its content is not what was written"):
+        run(tmp_path, steps=5)
+
+
+def test_files_that_training_did_not_write_are_left_alone(tmp_path: Path) -> None:
+    mine = [
+        tmp_path / name for name in ("training-notes.pt", "training-1-0.pt", "training-data.pt")
+    ]
+    for path in mine:
+        path.write_text("mine")
+    run(tmp_path, steps=11)
+    run(tmp_path, steps=11)
+    assert all(path.read_text() == "mine" for path in mine)
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_a_directory_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    ours = pair("GPTNeoXForCausalLM")[1]
+    before = weights(ours)
+    for place in (tmp_path / "file", tmp_path / "file" / "run", "/proc/nowhere"):
+        with pytest.raises(CheckpointError, match="Cannot keep the run in"):
+            fit(ours, examples("GPTNeoXForCausalLM"), collate, directory=place)
+    assert equal(before, weights(ours))
 
 
 def begun(directory: Path, **overrides: Any) -> Any:
@@ -375,7 +408,8 @@ def test_a_training_state_of_before_is_taken_with_a_warning(tmp_path: Path) -> N
     (path,) = tmp_path.glob("*.pt")
     state = torch.load(path, weights_only=True)
     del state["model"]
-    torch.save(state, path)
+    path.unlink()
+    torch.save(state, tmp_path / "training-00000002.pt")
     with pytest.warns(NeoxLabWarning, match="does not say which model"):
         assert equal(left, weights(begun(tmp_path)))
     with (
