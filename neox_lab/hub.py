@@ -17,13 +17,13 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neox_lab.errors import CheckpointError, nearest
 from neox_lab.files import set_aside, write_text
+from neox_lab.hub_answers import check_bytes, check_commit, check_etag, check_name, is_commit
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, ModelCard
@@ -33,8 +33,8 @@ logger = logging.getLogger("neox_lab")
 PathOrId = str | os.PathLike[str]
 """Where a checkpoint is: a directory, or an id on the hub."""
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _RESOLVE_TIMEOUT = 10.0  # seconds; a hub slower than this counts as out of reach
+_LAST_TIMEOUT = 60.0  # of a second try, for a file that is asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,8 +108,9 @@ def pin(source: PathOrId, options: HubOptions = DEFAULTS) -> HubOptions:
             logger.warning("%s is a directory: revision=%r is ignored.", source, options.revision)
         return options
     repository, revision = os.fspath(source), options.revision or "main"
+    check_name(revision, "revision")
     cache = _repository_cache(repository, options)
-    if _COMMIT.fullmatch(revision) and (cache / "snapshots" / revision).is_dir():
+    if is_commit(revision) and (cache / "snapshots" / revision).is_dir():
         return dataclasses.replace(options, pinned=True)
     if not _network_allowed(options):
         return _pin_to_cache(repository, revision, cache, options, error=None)
@@ -124,10 +125,9 @@ def pin(source: PathOrId, options: HubOptions = DEFAULTS) -> HubOptions:
         if _hub_answered(error):
             raise _explained(error, repository, revision) from error
         return _pin_to_cache(repository, revision, cache, options, error)
-    if info.sha is None:
-        raise CheckpointError(f"The hub names no commit for {repository!r} at {revision!r}.")
-    _remember(cache, revision, info.sha)
-    return dataclasses.replace(options, revision=info.sha, pinned=True)
+    commit = check_commit(info.sha, _hub_of(repository))
+    _remember(cache, revision, commit)
+    return dataclasses.replace(options, revision=commit, pinned=True)
 
 
 def find_file(
@@ -149,6 +149,7 @@ def find_file(
             cannot be reached and the cache does not hold the file, or a save was killed half-way.
     """
     directory = local_directory(source)
+    check_name(filename, "file")
     if directory is not None:
         path = directory / options.subfolder / filename
         if path.is_file():
@@ -275,11 +276,16 @@ def _model_card(repository: str, token: str | None, tags: Sequence[str]) -> Mode
 
 
 def _download(repository: str, filename: str, options: HubOptions) -> Path | None:
-    """Path of one file at the pinned commit, or None where that commit has no such file."""
+    """Path of one file at the pinned commit, or None where that commit has no such file.
+
+    Raises:
+        CheckpointError: it cannot be had, or the hub's answers cannot be used.
+    """
     from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError
 
     name = f"{options.subfolder}/{filename}" if options.subfolder else filename
+    check_name(name, "file")
     network = _network_allowed(options)
     if network and not options.force_download:
         known = try_to_load_from_cache(
@@ -287,8 +293,13 @@ def _download(repository: str, filename: str, options: HubOptions) -> Path | Non
         )
         if known is _CACHED_NO_EXIST:
             return None
+        if isinstance(known, str):
+            return Path(known)
+    etag = _etag(repository, name, options) if network else None
+    if network and etag is None:
+        return None
     try:
-        return Path(
+        path = Path(
             hf_hub_download(
                 repository,
                 name,
@@ -300,11 +311,50 @@ def _download(repository: str, filename: str, options: HubOptions) -> Path | Non
             )
         )
     except EntryNotFoundError as error:
-        if isinstance(error, LocalEntryNotFoundError) and network:
+        if network:  # it was there a moment ago
             raise _out_of_reach(repository, options.revision, error) from error
         return None
     except Exception as error:  # refused, interrupted, disk full: all end the load
         raise _explained(error, repository, options.revision or "main") from error
+    if etag is not None:
+        check_bytes(path, etag)
+    return path
+
+
+def _etag(repository: str, name: str, options: HubOptions) -> str | None:
+    """The ETag of a file at the pinned commit, or None where that commit has no such file.
+
+    huggingface_hub will ask for it again and make paths of the answer, unseen.
+
+    Raises:
+        CheckpointError: the hub refuses, cannot be reached, or its answer cannot be used.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import EntryNotFoundError
+
+    commit = options.revision or "main"
+    url = hf_hub_url(repository, name, revision=commit)
+    for timeout in (_RESOLVE_TIMEOUT, _LAST_TIMEOUT):
+        try:
+            found = get_hf_file_metadata(url, token=options.token, timeout=timeout)
+        except EntryNotFoundError:
+            _remember_absent(_repository_cache(repository, options), commit, name)
+            return None
+        except Exception as error:  # each version of huggingface_hub has other network errors
+            if _hub_answered(error):
+                raise _explained(error, repository, commit) from error
+            if timeout == _LAST_TIMEOUT:
+                raise _out_of_reach(repository, commit, error) from error
+        else:
+            break
+    check_commit(found.commit_hash, _hub_of(repository))
+    return check_etag(found.etag, _hub_of(repository))
+
+
+def _hub_of(repository: str) -> str:
+    from huggingface_hub import constants
+
+    return f"What answers for {repository!r} at {constants.ENDPOINT}"
 
 
 def _network_allowed(options: HubOptions) -> bool:
@@ -340,13 +390,13 @@ def _pin_to_cache(
         logger.warning(
             "The hub cannot be reached (%s); %s is taken from the cache.", error, repository
         )
-    commit = reference.read_text().strip()
+    commit = check_commit(reference.read_text().strip(), f"The cache ({str(reference)!r})")
     return dataclasses.replace(options, revision=commit, local_files_only=True, pinned=True)
 
 
 def _remember(cache: Path, revision: str, commit: str) -> None:
     """Note in the cache which commit a branch or tag names, for loads without network."""
-    if _COMMIT.fullmatch(revision):
+    if is_commit(revision):
         return
     reference = cache / "refs" / revision
     try:
@@ -356,6 +406,16 @@ def _remember(cache: Path, revision: str, commit: str) -> None:
         write_text(reference, commit)
     except OSError as error:  # a read-only cache still serves what it holds
         logger.info("Could not write %s: %s", reference, error)
+
+
+def _remember_absent(cache: Path, commit: str, name: str) -> None:
+    """Note in the cache that a commit has no such file, as huggingface_hub does."""
+    mark = cache / ".no_exist" / commit / name
+    try:
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:  # it will be asked for again
+        logger.info("Could not write %s: %s", mark, error)
 
 
 def _hub_answered(error: Exception) -> bool:

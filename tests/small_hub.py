@@ -17,6 +17,9 @@ class Repository:
 
     def __init__(self, token: str | None = None, gated: bool = False, empty: bool = False) -> None:
         self.token, self.gated = token, gated
+        self.sha: str | None = None  # a commit to name instead of the right one
+        self.headers: dict[str, str] = {}  # to send instead of the right ones
+        self.damaged: set[str] = set()  # files that arrive with other bytes of the same number
         self.messages: list[str] = []
         if empty:
             self.refs = {"main": "0" * 40}
@@ -121,8 +124,9 @@ class Handler(BaseHTTPRequestHandler):
         kind = "api" if path.startswith("/api/models/") else "file"
         if path.startswith("/cdn/"):
             _, _, identifier, commit, filename = path.split("/", 4)
-            files = self.server.repositories[identifier.replace("--", "/")].commits[commit]
-            return self.reply(200, files[filename])
+            repository = self.server.repositories[identifier.replace("--", "/")]
+            data = repository.commits[commit][filename]
+            return self.reply(200, data[::-1] if filename in repository.damaged else data)
         if kind == "api":
             owner, name, what, revision = path.removeprefix("/api/models/").split("/", 3)
             identifier, filename = f"{owner}/{name}", what
@@ -143,8 +147,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(404, X_Error_Code="RevisionNotFound")
         files = repository.commits[commit]
         if kind == "api":
-            return self.reply(200, self.listing(identifier, commit, files, filename))
-        self.send_file(identifier, commit, files, filename)
+            named = repository.sha or commit
+            return self.reply(200, self.listing(identifier, named, files, filename))
+        self.send_file(identifier, commit, files, filename, repository.headers)
 
     def listing(self, identifier: str, commit: str, files: dict[str, bytes], what: str) -> bytes:
         if what == "tree":
@@ -156,14 +161,21 @@ class Handler(BaseHTTPRequestHandler):
         siblings = [{"rfilename": name} for name in files]
         return json.dumps({"id": identifier, "sha": commit, "siblings": siblings}).encode()
 
-    def send_file(self, identifier: str, commit: str, files: dict[str, bytes], name: str) -> None:
+    def send_file(
+        self,
+        identifier: str,
+        commit: str,
+        files: dict[str, bytes],
+        name: str,
+        others: dict[str, str],
+    ) -> None:
+        told = {"X_Repo_Commit": commit, **others}
         if name not in files:
-            return self.reply(404, X_Error_Code="EntryNotFound", X_Repo_Commit=commit)
+            return self.reply(404, X_Error_Code="EntryNotFound", **told)
         data = files[name]
-        etag = f'"{hashlib.sha1(data).hexdigest()}"'
         if name.endswith(".bin"):  # large files are redirected to another place
-            linked = {"X_Linked_Etag": etag, "X_Linked_Size": str(len(data))}
+            told = {"X_Linked_Etag": f'"{hashlib.sha256(data).hexdigest()}"', **told}
             port, folder = self.server.server_address[1], identifier.replace("/", "--")
             place = f"http://localhost:{port}/cdn/{folder}/{commit}/{name}"
-            return self.reply(302, Location=place, X_Repo_Commit=commit, **linked)
-        self.reply(200, data, ETag=etag, X_Repo_Commit=commit)
+            return self.reply(302, Location=place, X_Linked_Size=str(len(data)), **told)
+        self.reply(200, data, **{"ETag": f'"{hashlib.sha1(data).hexdigest()}"', **told})

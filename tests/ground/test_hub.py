@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -329,3 +330,89 @@ def test_directory_wins_over_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "lab" / "model" / "config.json").write_text("{}")
     assert find_file("lab/model", "config.json") == Path("lab/model/config.json")
     assert hub.local_directory("lab/model") == Path("lab/model")
+
+
+# --- answers that no hub gives --------------------------------------------------------------
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, but for what huggingface_hub notes about the folder itself."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and ".locks" not in path.parts and path.name != "CACHEDIR.TAG"
+    }
+
+
+@pytest.mark.parametrize(
+    "commit", ["../../../../gone", "/gone", "a" * 39, "A" * 40, "a" * 40 + "/..", "..", "C:\\x"]
+)
+def test_a_commit_that_is_none_makes_no_path(
+    client: Client, repository: Repository, tmp_path: Path, commit: str
+) -> None:
+    cache = tmp_path / "one" / "two" / "cache"
+    commit = f"{tmp_path}/gone" if commit == "/gone" else commit
+    repository.sha = commit
+    for name in ("pin", "find_file"):
+        arguments = ["config.json"] if name == "find_file" else []
+        with pytest.raises(CheckpointError, match=r"names the commit .*40 hexadecimal digits"):
+            client.ask(name, "lab/model", *arguments, cache_dir=str(cache))
+    repository.sha = None
+    repository.headers = {"X_Repo_Commit": commit}
+    with pytest.raises(CheckpointError, match=r"names the commit .*40 hexadecimal digits"):
+        client.ask("find_file", "lab/model", "config.json", cache_dir=str(cache))
+    assert set(everything(tmp_path)) <= {"one/two/cache/models--lab--model/refs/main"}
+
+
+@pytest.mark.parametrize("etag", ["../../../../gone", "/gone", "..", "", "a\\b", "x" * 300])
+@pytest.mark.parametrize("name", ["config.json", "weights.bin"])
+def test_an_etag_that_is_none_makes_no_path(
+    client: Client, repository: Repository, tmp_path: Path, etag: str, name: str
+) -> None:
+    cache = tmp_path / "one" / "two" / "cache"
+    etag = f"{tmp_path}/gone" if etag == "/gone" else etag
+    repository.headers = {"ETag": f'"{etag}"', "X_Linked_Etag": f'"{etag}"'}
+    with pytest.raises(CheckpointError, match="the ETag"):
+        client.ask("find_file", "lab/model", name, cache_dir=str(cache))
+    assert set(everything(tmp_path)) == {"one/two/cache/models--lab--model/refs/main"}
+
+
+@pytest.mark.parametrize("upper", [False, True])
+def test_other_bytes_of_the_same_number_are_not_kept(
+    client: Client, repository: Repository, tmp_path: Path, upper: bool
+) -> None:
+    data = repository.commits[MAIN]["weights.bin"]
+    repository.damaged = {"weights.bin"}
+    if upper:
+        repository.headers = {"X_Linked_Etag": hashlib.sha256(data).hexdigest().upper()}
+    options = {"cache_dir": str(tmp_path)}
+    with pytest.raises(CheckpointError, match=r"'weights\.bin' came with other bytes"):
+        client.ask("find_file", "lab/model", "weights.bin", **options)
+    assert data[::-1] not in everything(tmp_path).values()
+    repository.damaged = set()
+    path = client.ask("find_file", "lab/model", "weights.bin", **options)
+    assert Path(path).read_bytes() == data
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/hostname", "a/../../x", "a\\..\\x", "C:x", "x\0", "", "./x", "a//x"]
+)
+def test_names_that_lead_elsewhere(tmp_path: Path, name: str) -> None:
+    (tmp_path / "x").write_text("not to be read")
+    inside = tmp_path / "inside"
+    inside.mkdir()
+    with pytest.raises(CheckpointError, match="is no name of a file"):
+        find_file(inside, name, required=False)
+    with pytest.raises(CheckpointError, match="is no name of a file"):
+        find_file("lab/model", name, HubOptions(cache_dir=tmp_path, local_files_only=True))
+    if name:
+        with pytest.raises(CheckpointError, match="is no name of a revision"):
+            pin("lab/model", HubOptions(cache_dir=tmp_path, revision=name))
+    assert os.listdir(tmp_path / "inside") == []
+
+
+def test_a_cache_that_names_no_commit_is_not_followed(tmp_path: Path) -> None:
+    lay_out_cache(tmp_path)
+    (tmp_path / "models--lab--model" / "refs" / "main").write_text("../../..")
+    with pytest.raises(CheckpointError, match="names the commit"):
+        pin("lab/model", HubOptions(cache_dir=tmp_path, local_files_only=True))

@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("selections.py", "which entries of an axis, read in one way"),
     ("files.py", "files whole or absent, sizes in words"),
     ("safetensors_files.py", "tensors with a description, in one kind of file"),
+    ("hub_answers.py", "what a hub may answer"),
     ("hub.py", "where files come from"),
     ("config/ tokenizer/", "what a model is; text to tokens and back"),
     ("views/", "results as pictures, knowing nobody"),
