@@ -117,7 +117,8 @@ def _vectors(
     for name in names:
         values = cache[name].float().flatten(2).cpu()
         if pos is None:
-            yield name, (values * mask[:, :, None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)
+            text = torch.where(mask[:, :, None] > 0, values, 0)  # padding may be infinite
+            yield name, text.sum(dim=1) / mask.sum(dim=1, keepdim=True)
         else:
             yield name, values[torch.arange(len(ids)), pos]
 

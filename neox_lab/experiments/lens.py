@@ -56,8 +56,8 @@ class LensResult(Result):
         entropy: of each prediction, in nats, ``[layer, batch, pos]``.
         kl: KL(final prediction ‖ this one), in nats, ``[layer, batch, pos]``.
         next_probability: probability of the token that really follows ``[layer, batch, pos]``;
-            NaN at the last position.
-        next_rank: how many tokens were likelier than it, int64; -1 at the last position.
+            NaN where none does: at the last token of each text, and at padding.
+        next_rank: how many tokens were likelier than it, int64; -1 where none follows.
         watched: ids of the watched tokens.
         watched_probability: their probabilities ``[layer, batch, pos, watched]``.
         watched_rank: how many tokens were likelier, int64.
@@ -185,21 +185,22 @@ def logit_lens(
         inputs, [f"blocks.*.hook_{site}", f"blocks.{last}.hook_resid_post"]
     )
     ids = prepared["input_ids"]
-    following = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-1)
+    own = prepared.get("attention_mask", torch.ones_like(ids)).bool()
+    followed = torch.nn.functional.pad(own[:, 1:] & own[:, :-1], (0, 1))
+    following = torch.nn.functional.pad(ids[:, 1:], (0, 1)).masked_fill(~followed, -1)
     final = output.logits.float().log_softmax(dim=-1)
     rows = [
         _read(log_probs, final, following, watched, min(top_k, final.shape[-1]))
         for log_probs in _predictions(model, cache, site, unembed)
     ]
     columns = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
-    mask = prepared.get("attention_mask", torch.ones_like(ids)).bool().cpu()
     decode = functools.lru_cache(maxsize=None)(functools.partial(_piece, model.tokenizer))
     shown = {*columns["top"].flatten().tolist(), *watched}
     return LensResult(
         site=site,
         labels=_labels(site, last + 1),
         pieces=[[decode(token) for token in row] for row in ids.tolist()],
-        mask=mask,
+        mask=own.cpu(),
         watched=watched,
         piece_of={token: decode(token) for token in shown},
         **columns,
@@ -233,7 +234,7 @@ def _read(
     probability, top = log_probs.topk(top_k, dim=-1)
     entropy = -(log_probs.exp() * log_probs).sum(dim=-1)
     kl = (final.exp() * (final - log_probs)).sum(dim=-1)
-    at_end = following < 0
+    at_end = following < 0  # nothing follows
     next_log = log_probs.gather(-1, following.clamp(min=0)[..., None])
     next_rank = (log_probs > next_log).sum(dim=-1).masked_fill(at_end, -1)
     next_probability = next_log[..., 0].exp().masked_fill(at_end, float("nan"))

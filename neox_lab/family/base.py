@@ -183,3 +183,12 @@ class GPTNeoXPreTrainedModel(
             batch: arguments of ``forward``, targets included.
         """
         return len(batch["input_ids"])
+
+    def training_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The loss that training minimises: ``forward``'s own, unless that counts padding.
+
+        Args:
+            batch: arguments of ``forward``, targets included.
+        """
+        loss: Tensor = self(**batch).loss
+        return loss

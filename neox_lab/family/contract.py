@@ -174,6 +174,9 @@ class HookedModel(HookedNetwork, Protocol):
     def count_targets(batch: Prepared) -> int:
         """Over how many targets the loss of a batch is a mean."""
 
+    def training_loss(self, batch: Prepared) -> Tensor:
+        """The loss that training minimises, a scalar."""
+
     def last_token(self, input_ids: Tensor | None, logits: Tensor) -> Tensor | int:
         """Where each text ends, ``[batch]``, or -1; see ``TextHelpers.last_token``."""
 

@@ -420,6 +420,27 @@ class GPTNeoXForQuestionAnswering(GPTNeoXWithHead):
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self._set_up(config)
 
+    def training_loss(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """The loss of a batch in which no answer begins or ends at padding.
+
+        ``forward`` gives padding a share of the probability, as in transformers: the loss of a
+        text then depends on what it is padded to. Here it is the loss of the text by itself.
+
+        Args:
+            batch: arguments of ``forward``, with both positions.
+        """
+        positions = ("start_positions", "end_positions")
+        output = self(**{name: given for name, given in batch.items() if name not in positions})
+        padding = batch["attention_mask"] == 0
+        sides, targets = [], []
+        for logits, name in zip((output.start_logits, output.end_logits), positions, strict=True):
+            sides.append(logits.masked_fill(padding, torch.finfo(logits.dtype).min))
+            length = padding.shape[1]
+            at = batch[name].view(-1, 1).clamp(0, length)
+            in_padding = torch.nn.functional.pad(padding, (0, 1)).gather(1, at)
+            targets.append(at.masked_fill(in_padding, length)[:, 0])  # which does not count
+        return self.loss_function(*sides, *targets)
+
     def forward(
         self,
         input_ids: Tensor | None = None,

@@ -130,7 +130,7 @@ class GenerateCall:
         )
         vocab = model.config.vocab_size
         self.processors = processors_in_order(self.settings, self.prompt, own, vocab)
-        self.stopping = stopping_criteria(self.settings, companions)
+        self.stopping = stopping_criteria(self.settings, companions, self.prompt.padding)
         self.beams: BeamSearch | None = None
         self.steps = self._strategy()
 
@@ -312,8 +312,16 @@ def _rules_for_drafting(
     return rules
 
 
-def stopping_criteria(settings: GenerationConfig, companions: Companions) -> StoppingCriteriaList:
-    """All criteria of one call; the user's come last or take the place of a built-in one."""
+def stopping_criteria(
+    settings: GenerationConfig, companions: Companions, padding: Tensor | None
+) -> StoppingCriteriaList:
+    """All criteria of one call; the user's come last or take the place of a built-in one.
+
+    Args:
+        settings: resolved.
+        companions: the tokenizer, and the user's own criteria.
+        padding: True where the prompt is padding ``[batch, prompt_pos]``, or None.
+    """
     made: list[Criterion] = [MaxLength(settings.max_length)]
     if settings.max_time is not None:
         made.append(MaxTime(settings.max_time))
@@ -321,7 +329,7 @@ def stopping_criteria(settings: GenerationConfig, companions: Companions) -> Sto
         strings = settings.stop_strings
         strings = [strings] if isinstance(strings, str) else list(strings)
         assert companions.tokenizer is not None  # refuse_contradictions saw to it
-        made.append(StopStrings(strings, companions.tokenizer))
+        made.append(StopStrings(strings, companions.tokenizer, padding))
     if eos_tokens(settings):
         made.append(EndToken(eos_tokens(settings)))
     return StoppingCriteriaList(merge(made, companions.stopping_criteria or ()))

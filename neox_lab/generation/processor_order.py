@@ -53,7 +53,7 @@ def processors_in_order(
         GenerationError: a processor needs something that is not there.
     """
     built_in = [
-        *_shifting(settings, own),
+        *_shifting(settings, prompt, own),
         *_repeating(settings, prompt),
         *_banning(settings, prompt, own),
         *_ending(settings, prompt),
@@ -64,7 +64,8 @@ def processors_in_order(
     if settings.watermarking_config is not None:
         from neox_lab.generation.watermark import Watermark
 
-        ordered.append(Watermark.from_config(settings.watermarking_config, vocab))
+        mark = Watermark.from_config(settings.watermarking_config, vocab, prompt.padding)
+        ordered.append(mark)
     if settings.renormalize_logits:
         ordered.append(p.LogitNormalization())
     return ordered
@@ -83,12 +84,12 @@ def _is_function(item: object) -> bool:
     return type(item).__name__ in ("function", "method", "builtin_function_or_method", "partial")
 
 
-def _shifting(settings: GenerationConfig, own: UserProcessors) -> list[p.Processor]:
+def _shifting(settings: GenerationConfig, prompt: Prompt, own: UserProcessors) -> list[p.Processor]:
     made: list[p.Processor] = []
     if own.without_prompt is not None:
         made.append(p.ClassifierFreeGuidance(settings.guidance_scale, own.without_prompt))
     if settings.sequence_bias is not None:
-        made.append(p.SequenceBias(_as_mapping(settings.sequence_bias)))
+        made.append(p.SequenceBias(_as_mapping(settings.sequence_bias), prompt.padding))
     return made
 
 
@@ -110,10 +111,9 @@ def _repeating(settings: GenerationConfig, prompt: Prompt) -> list[p.Processor]:
         ids = _prompt_ids(prompt, "encoder_repetition_penalty")
         made.append(p.EncoderRepetitionPenalty(settings.encoder_repetition_penalty, ids))
     if settings.repetition_penalty != 1.0:
-        padding = None if prompt.mask is None else prompt.mask.int().argmax(dim=1)
-        made.append(p.RepetitionPenalty(settings.repetition_penalty, padding))
+        made.append(p.RepetitionPenalty(settings.repetition_penalty, prompt.padding))
     if settings.no_repeat_ngram_size > 0:
-        made.append(p.NoRepeatNGram(settings.no_repeat_ngram_size))
+        made.append(p.NoRepeatNGram(settings.no_repeat_ngram_size, prompt.padding))
     if settings.encoder_no_repeat_ngram_size > 0:
         ids = _prompt_ids(prompt, "encoder_no_repeat_ngram_size")
         made.append(p.EncoderNoRepeatNGram(settings.encoder_no_repeat_ngram_size, ids))
@@ -121,16 +121,17 @@ def _repeating(settings: GenerationConfig, prompt: Prompt) -> list[p.Processor]:
 
 
 def _prompt_ids(prompt: Prompt, name: str) -> Tensor:
+    """The prompt's tokens, with ``PADDING`` where there is none."""
     if prompt.embeds is not None:
         raise GenerationError(f"{name} needs the tokens of the prompt, but it is inputs_embeds.")
-    return prompt.ids
+    return p.without_padding(prompt.ids, prompt.padding)
 
 
 def _banning(settings: GenerationConfig, prompt: Prompt, own: UserProcessors) -> list[p.Processor]:
     made: list[p.Processor] = []
     eos, length = eos_tokens(settings), prompt.ids.shape[1]
     if settings.bad_words_ids is not None:
-        made.append(p.NoBadWords(settings.bad_words_ids, eos))
+        made.append(p.NoBadWords(settings.bad_words_ids, eos, prompt.padding))
     if eos and settings.min_length > 0:
         made.append(p.MinLength(settings.min_length, eos))
     if eos and settings.min_new_tokens:

@@ -21,6 +21,8 @@ from torch import Tensor
 from neox_lab.errors import GenerationError
 
 NEVER = float("-inf")
+PADDING = -1
+"""No token: stands for padding in what is searched."""
 
 Processor = Callable[..., Tensor]
 """From ids ``[batch, pos]`` and scores ``[batch, vocab]`` to scores."""
@@ -65,28 +67,48 @@ def _only(scores: Tensor, tokens: Iterable[int]) -> Tensor:
     return torch.full_like(scores, NEVER).index_fill_(1, index, 0.0)
 
 
+def without_padding(input_ids: Tensor, padding: Tensor | None) -> Tensor:
+    """``input_ids`` ``[batch, pos]`` with ``PADDING`` where ``padding`` is True.
+
+    A padding token may also be one that ends texts; what searches a text must not find it.
+
+    Args:
+        input_ids: the prompts and what was written since, or ids of new tokens alone.
+        padding: of the prompts ``[batch, prompt_pos]``, or None.
+    """
+    if padding is None:
+        return input_ids
+    new = input_ids.shape[1] - padding.shape[1]
+    return input_ids.masked_fill(torch.nn.functional.pad(padding, (0, new)), PADDING)
+
+
 class SequenceBias(LogitsProcessor):
     """Add a number to the score of the last token of a sequence once the others stand there.
 
     Args:
         biases: from sequences of token ids to numbers; a sequence of one token always applies.
+        padding: True where the prompt is padding ``[batch, prompt_pos]``, or None.
 
     Raises:
         GenerationError: an empty sequence, or one that is not made of token ids.
     """
 
-    def __init__(self, biases: Mapping[tuple[int, ...], float]) -> None:
+    def __init__(
+        self, biases: Mapping[tuple[int, ...], float], padding: Tensor | None = None
+    ) -> None:
         for sequence in biases:
             if not sequence or not all(isinstance(t, int) and t >= 0 for t in sequence):
                 raise GenerationError(
                     f"{sequence!r} is not a sequence of token ids, such as (5, 7)."
                 )
+        self.padding = padding
         by_length = sorted(biases.items(), key=lambda item: len(item[0]))
         self._groups = [list(group) for _, group in groupby(by_length, lambda i: len(i[0]))]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """New scores ``[batch, vocab]``."""
         bias = torch.zeros_like(scores)
+        input_ids = without_padding(input_ids, self.padding)
         for group in self._groups:
             sequences = torch.tensor([list(s) for s, _ in group], device=scores.device)
             amounts = torch.tensor([float(a) for _, a in group], device=scores.device)
@@ -107,16 +129,21 @@ class SequenceBias(LogitsProcessor):
 class NoBadWords(SequenceBias):
     """Never complete one of these sequences of token ids; single ending tokens are left alone."""
 
-    def __init__(self, words: Sequence[Sequence[int]], eos: Sequence[int]) -> None:
+    def __init__(
+        self, words: Sequence[Sequence[int]], eos: Sequence[int], padding: Tensor | None = None
+    ) -> None:
         kept = [tuple(w) for w in words if not (len(w) == 1 and w[0] in eos)]
-        super().__init__(dict.fromkeys(kept, NEVER))
+        super().__init__(dict.fromkeys(kept, NEVER), padding)
 
 
 def _penalised(scores: Tensor, tokens: Tensor, penalty: float) -> Tensor:
     """Scores of ``tokens`` ``[batch, count]`` made less likely by ``penalty`` (> 1)."""
+    vocab = scores.shape[1]
+    tokens = tokens.where(tokens != PADDING, vocab)  # a column of its own, cut off again
+    scores = torch.nn.functional.pad(scores, (0, 1))
     chosen = scores.gather(1, tokens)
     chosen = torch.where(chosen < 0, chosen * penalty, chosen / penalty)
-    return scores.scatter(1, tokens, chosen)
+    return scores.scatter(1, tokens, chosen)[:, :vocab]
 
 
 @dataclass
@@ -125,7 +152,7 @@ class RepetitionPenalty(LogitsProcessor):
 
     Attributes:
         penalty: positive scores are divided by it, negative ones multiplied.
-        padding: length of the left padding of each row ``[batch]``, or None.
+        padding: True where the prompt is padding ``[batch, prompt_pos]``, or None.
     """
 
     penalty: float
@@ -135,18 +162,17 @@ class RepetitionPenalty(LogitsProcessor):
         """New scores ``[batch, vocab]``."""
         if input_ids.shape[1] == 0:
             return scores
-        if self.padding is None:
-            return _penalised(scores, input_ids, self.penalty)
-        # Padding is sent to a column of its own, which is cut off again.
-        vocab = scores.shape[1]
-        columns = torch.arange(input_ids.shape[1], device=input_ids.device)
-        tokens = input_ids.masked_fill(columns < self.padding[:, None], vocab)
-        return _penalised(torch.nn.functional.pad(scores, (0, 1)), tokens, self.penalty)[:, :vocab]
+        return _penalised(scores, without_padding(input_ids, self.padding), self.penalty)
 
 
 @dataclass
 class EncoderRepetitionPenalty(LogitsProcessor):
-    """Make what stands in the prompt *more* likely, by ``penalty`` (> 1)."""
+    """Make what stands in the prompt *more* likely, by ``penalty`` (> 1).
+
+    Attributes:
+        penalty: positive scores are multiplied by it, negative ones divided.
+        prompt: token ids ``[batch, pos]``, ``PADDING`` where there is no text.
+    """
 
     penalty: float
     prompt: Tensor
@@ -161,7 +187,7 @@ class EncoderRepetitionPenalty(LogitsProcessor):
 def _ban_completions(scores: Tensor, text: Tensor, end: Tensor) -> Tensor:
     """Ban each token that follows an occurrence of ``end`` ``[batch, size - 1]`` in ``text``."""
     windows = text.unfold(1, end.shape[1] + 1, 1)  # [batch, window, size]
-    same = (windows[..., :-1] == end[:, None, :]).all(dim=-1)
+    same = (windows[..., :-1] == end[:, None, :]).all(dim=-1) & (windows != PADDING).all(dim=-1)
     vocab = scores.shape[1]
     follower = torch.where(same, windows[..., -1], vocab)
     banned = torch.zeros(scores.shape[0], vocab + 1, dtype=torch.bool, device=scores.device)
@@ -170,22 +196,32 @@ def _ban_completions(scores: Tensor, text: Tensor, end: Tensor) -> Tensor:
 
 @dataclass
 class NoRepeatNGram(LogitsProcessor):
-    """Never write the same ``size`` tokens in a row twice."""
+    """Never write the same ``size`` tokens in a row twice.
+
+    Attributes:
+        size: how many.
+        padding: True where the prompt is padding ``[batch, prompt_pos]``, or None.
+    """
 
     size: int
+    padding: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """New scores ``[batch, vocab]``."""
         if input_ids.shape[1] < self.size:
             return scores
-        return _ban_completions(
-            scores, input_ids, input_ids[:, input_ids.shape[1] + 1 - self.size :]
-        )
+        text = without_padding(input_ids, self.padding)
+        return _ban_completions(scores, text, text[:, text.shape[1] + 1 - self.size :])
 
 
 @dataclass
 class EncoderNoRepeatNGram(LogitsProcessor):
-    """Never write ``size`` tokens in a row that stand in ``prompt`` ``[batch, pos]``."""
+    """Never write ``size`` tokens in a row that stand in a prompt.
+
+    Attributes:
+        size: how many.
+        prompt: token ids ``[batch, pos]``, ``PADDING`` where there is no text.
+    """
 
     size: int
     prompt: Tensor

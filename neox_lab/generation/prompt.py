@@ -48,6 +48,11 @@ class Prompt:
     cache: KeyValueCache | None = None
     positions: Tensor | None = None
 
+    @property
+    def padding(self) -> Tensor | None:
+        """True where ``ids`` are padding ``[batch, pos]``; None where all of them are text."""
+        return None if self.mask is None or not self.ids.shape[1] else self.mask == 0
+
     def repeated(self, times: int) -> Prompt:
         """Every row ``times`` times, copies side by side."""
         if times == 1:

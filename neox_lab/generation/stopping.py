@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from neox_lab.generation.processors import PADDING, without_padding
 from neox_lab.generation.text import TokenBytes
 
 if TYPE_CHECKING:
@@ -88,18 +89,31 @@ class StopStrings(StoppingCriteria):
 
     Strings are compared byte by byte, so that it does not matter where tokens begin and end: a
     string may begin in the middle of a token (also of the prompt) and end in the middle of the
-    last one.
+    last one. Padding is no part of a text.
+
+    Args:
+        strings: what ends a text.
+        tokenizer: says which bytes each token stands for.
+        padding: True where the prompt is padding ``[batch, prompt_pos]``, or None.
     """
 
-    def __init__(self, strings: Sequence[str], tokenizer: GPTNeoXTokenizerFast) -> None:
+    def __init__(
+        self,
+        strings: Sequence[str],
+        tokenizer: GPTNeoXTokenizerFast,
+        padding: Tensor | None = None,
+    ) -> None:
+        self.padding = padding
         self.bytes_of = TokenBytes(tokenizer)
         self.strings = [string.encode() for string in strings]
         self.longest = max(map(len, self.strings))
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:
         """Which rows are finished, ``[batch]``."""
-        rows = input_ids[:, -self.longest - 1 :].tolist()  # a token is a byte at least
-        return torch.tensor([self._completed(row) for row in rows], device=input_ids.device)
+        text = without_padding(input_ids, self.padding)
+        rows = text[:, -self.longest - 1 :].tolist()  # a token is a byte at least
+        own = [[token for token in row if token != PADDING] for row in rows]
+        return torch.tensor([self._completed(row) for row in own], device=input_ids.device)
 
     def _completed(self, row: Sequence[int]) -> bool:
         last = self.bytes_of(row[-1])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import GenerationError, nearest
-from neox_lab.generation.processors import LogitsProcessor
+from neox_lab.generation.processors import PADDING, LogitsProcessor, without_padding
 from neox_lab.generation.settings import HasDict
 
 _DEFAULTS: dict[str, Any] = {
@@ -39,6 +39,7 @@ class Watermark(LogitsProcessor):
         seeding_scheme: ``lefthash`` looks at the last token; ``selfhash`` at the last few and the
             candidate itself.
         context_width: how many tokens ``selfhash`` looks at.
+        padding: True where the prompt is padding ``[batch, prompt_pos]``, or None.
 
     Raises:
         GenerationError: a share or a scheme that does not exist.
@@ -52,6 +53,7 @@ class Watermark(LogitsProcessor):
         hashing_key: int,
         seeding_scheme: Literal["lefthash", "selfhash"],
         context_width: int,
+        padding: Tensor | None = None,
     ) -> None:
         if not 0 < greenlist_ratio < 1 or seeding_scheme not in ("lefthash", "selfhash"):
             raise GenerationError(
@@ -61,12 +63,14 @@ class Watermark(LogitsProcessor):
             )
         self.vocab, self.green = vocab, int(vocab * greenlist_ratio)
         self.bias, self.key = bias, hashing_key
-        self.scheme, self.width = seeding_scheme, context_width
+        self.scheme, self.width, self.padding = seeding_scheme, context_width, padding
         self._generator = torch.Generator().manual_seed(hashing_key)
         self._table = torch.randperm(_TABLE, generator=self._generator)
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any] | HasDict, vocab: int) -> Watermark:
+    def from_config(
+        cls, config: Mapping[str, Any] | HasDict, vocab: int, padding: Tensor | None = None
+    ) -> Watermark:
         """From a dict, or an object with ``to_dict``, holding some of the arguments.
 
         Raises:
@@ -78,14 +82,16 @@ class Watermark(LogitsProcessor):
                 raise GenerationError(
                     f"watermarking_config has no {name!r}.{nearest(name, _DEFAULTS)}"
                 )
-        return cls(vocab, **{**_DEFAULTS, **values})
+        return cls(vocab, **{**_DEFAULTS, **values}, padding=padding)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """New scores ``[batch, vocab]``; unchanged for texts shorter than the context."""
         if input_ids.shape[1] < self.width:
             return scores
         marked = scores.clone()
-        for row, text in enumerate(input_ids.cpu()):
+        for row, text in enumerate(without_padding(input_ids, self.padding).cpu()):
+            if bool((text[-self.width :] == PADDING).any()):
+                continue
             choose = self._green_after if self.scheme == "lefthash" else self._green_with_itself
             green = choose(text, scores[row].cpu()).to(scores.device)
             marked[row, green] += self.bias

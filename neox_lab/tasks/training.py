@@ -258,13 +258,13 @@ class _Run:
             tokens += int(batch["attention_mask"].sum())
             batch = {name: tensor.to(self.model.device) for name, tensor in batch.items()}
             with self._precision():
-                loss = self.model(**batch).loss
+                loss = self.model.training_loss(batch)
             # Each part counts as much as it has targets: the mean is that of one large batch.
             part = loss.float() * (count / max(1, sum(targets)))
             if not math.isfinite(part.item()):
                 self.optimizer.zero_grad()
                 self._refuse(step, f"the loss is {loss.item()}", rows)
-            part.backward()
+            part.backward()  # type: ignore[no-untyped-call]
             total += part.item()
         return total, tokens
 

@@ -566,3 +566,16 @@ def test_mistakes_are_explained() -> None:
     with pytest.raises(NeoxLabError):
         patch(headless, clean, corrupted, lambda logits: logits.sum())
     assert not model.hook_stack.placements
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_gradients_are_whole_where_a_metric_reads_padding(parallel: bool) -> None:
+    """Padding in front attends evenly, so no gradient comes back through its scores."""
+    model = build(use_parallel_residual=parallel)
+
+    def metric(logits: Any) -> Any:
+        return logits.softmax(dim=-1)[..., 5].sum()
+
+    inputs: Any = prompts()
+    got = nl.attribution.integrated_gradients(model, inputs, metric, steps=32)
+    assert got.completeness_error < 1e-4 < abs(got.total)

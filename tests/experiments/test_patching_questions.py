@@ -14,6 +14,8 @@ import neox_lab as nl
 from neox_lab.errors import HookError, InputError
 from neox_lab.experiments.metrics import output_logits
 from neox_lab.experiments.patching import act_patch
+from neox_lab.experiments.patching.ablation import _draw
+from neox_lab.experiments.patching.prompts import Prompts
 from neox_lab.experiments.patching.sites import SITES
 from neox_lab.gym import planting
 
@@ -112,8 +114,7 @@ def test_ablation(value: Any, site: str) -> None:
         assert got.clean == pytest.approx(float(difference(model(texts).logits)), abs=1e-5)
     _, cache = model.run_with_cache(texts)
     place = SITES[site]
-    generator = torch.Generator().manual_seed(0)
-    rows = (torch.arange(3) + torch.randint(1, 3, (3,), generator=generator)) % 3
+    rows = _draw(Prompts(texts, None), Prompts(texts, None), True, 0, False)
     for layer in range(2):
         name = f"blocks.{layer}.{place.hook}"
         own = cache[name]

@@ -16,6 +16,8 @@ from torch import Tensor
 import neox_lab as nl
 from neox_lab.errors import HookError, HookNameError, InputError
 from neox_lab.experiments.metrics import bind, output_logits
+from neox_lab.experiments.patching.ablation import _draw
+from neox_lab.experiments.patching.prompts import Prompts
 from neox_lab.experiments.patching.sites import SITES
 from neox_lab.hooks import SplicedPoint
 
@@ -293,7 +295,9 @@ def test_ablation(value: Any, site: str) -> None:
             "zero": lambda: torch.zeros_like(found),
             "mean": lambda: found.flatten(0, 1).mean(dim=0).expand_as(found),
             "mean_by_pos": lambda: found.mean(dim=0, keepdim=True).expand_as(found),
-            "resample": lambda: found[_others(3)],
+            "resample": lambda: found[
+                _draw(Prompts(clean, None), Prompts(clean, None), True, 0, False)
+            ],
         }[value]()
         if site in ("z", "v_all_pos"):
             whole = found.clone()
@@ -305,12 +309,6 @@ def test_ablation(value: Any, site: str) -> None:
         else:
             wanted = position_by_position(model, clean, clean, difference, hook, stand_in)
             same(got.values if "." in site else got.values[1], wanted)
-
-
-def _others(batch: int) -> Tensor:
-    from neox_lab.experiments.patching.ablation import _draw
-
-    return _draw(batch, batch, True, 0)
 
 
 def test_what_is_refused() -> None:

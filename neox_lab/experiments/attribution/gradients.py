@@ -18,7 +18,7 @@ from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import output_logits
 from neox_lab.experiments.prompt_pairs import Batch
 from neox_lab.hooks import reads_only
-from neox_lab.model.hook_points import HookPoint
+from neox_lab.model.hook_points import HookFunction, HookPoint
 
 
 class Run(NamedTuple):
@@ -63,12 +63,19 @@ def run(
     def read(tensor: Tensor, point: HookPoint) -> None:
         seen[point.name] = tensor
 
-    hooks = [(name, keep) for name in names if name != "hook_embed"]
+    # Padding in front of a text looks evenly at everything, whatever the scores are; autograd, in
+    # transformers as here, still goes back through them. Metrics that read padding would see it.
+    ahead = batch.own.cumsum(dim=1)[:, None, :, None] == 0
+
+    def even(scores: Tensor, _: HookPoint) -> Tensor:
+        return torch.where(ahead, scores.detach(), scores)
+
+    hooks: list[tuple[str, HookFunction]] = [("hook_embed", begin)]
+    hooks += [("blocks.*.attn.hook_attn_scores", even)] if bool(ahead.any()) else []
+    hooks += [(name, keep) for name in names if name != "hook_embed"]
     hooks += [(name, read) for name in reading if name not in names]
     with torch.enable_grad():
-        output = batch.model.run_with_hooks(
-            batch.ids, [("hook_embed", begin), *hooks], **batch.arguments
-        )
+        output = batch.model.run_with_hooks(batch.ids, hooks, **batch.arguments)
         value, rows = batch.measure(output_logits(output))
         wanted = [seen[name] for name in names]
         gradients = torch.autograd.grad(

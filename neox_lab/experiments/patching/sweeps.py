@@ -138,7 +138,8 @@ def ablate(
         metric: see ``sweep``.
         site: see ``sweep``.
         value: what stands there instead: ``"zero"``, ``"mean"`` over all tokens of the reference
-            texts, ``"mean_by_pos"`` column by column, or ``"resample"``: another text's.
+            texts, ``"mean_by_pos"`` column by column, or ``"resample"``: another text's. Padding
+            is never counted or taken.
         reference: texts for means and resampling; None takes the inputs themselves.
         positions: see ``sweep``.
         entries: see ``sweep``.
