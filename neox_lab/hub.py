@@ -72,13 +72,27 @@ class HubOptions:
 DEFAULTS = HubOptions()
 
 
+def written(source: PathOrId) -> str:
+    """``source`` as a string.
+
+    Raises:
+        CheckpointError: it is neither a string nor a path.
+    """
+    if not isinstance(source, str | os.PathLike):
+        raise CheckpointError(
+            f"{source!r} names no checkpoint: give a directory, or an id on the hub such as "
+            "'EleutherAI/pythia-70m'."
+        )
+    return os.fspath(source)
+
+
 def local_directory(source: PathOrId) -> Path | None:
     """The directory that ``source`` names, or None when it is a hub id.
 
     Raises:
         CheckpointError: it can be neither: a file, or a path to nothing.
     """
-    text = os.fspath(source)
+    text = written(source)
     path = Path(text).expanduser()
     if text and path.is_dir():
         return path

@@ -20,7 +20,6 @@ import difflib
 import json
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_type_hints, overload
@@ -51,13 +50,14 @@ from neox_lab.config.spellings import (
     DTYPE_NAMES,
     LABEL_NAMES,
     check_model_type,
+    parse_updates,
     resolve_dtype,
     resolve_labels,
     written_labels,
 )
 from neox_lab.errors import CheckpointError, ConfigError, nearest
 from neox_lab.files import StrPath, read_json, write_text
-from neox_lab.hub import HubOptions, PathOrId, find_file
+from neox_lab.hub import HubOptions, PathOrId, find_file, written
 
 ACTIVATIONS = (
     "gelu",
@@ -283,6 +283,14 @@ class GPTNeoXConfig:
             self._refuse_mistaken(name)
         self._apply(config_dict)
 
+    def update_from_string(self, update_str: str) -> None:
+        """Set numbers, switches and strings: ``"hidden_size=128,use_cache=false"``.
+
+        Raises:
+            ConfigError: the text or a value is wrong, or they contradict each other.
+        """
+        self.update(parse_updates(update_str, {name: getattr(self, name) for name in self}))
+
     def _apply(self, values: Mapping[str, Any]) -> None:
         candidate = copy.deepcopy(self)
         candidate._assign({name: plain(value) for name, value in values.items()})
@@ -392,23 +400,35 @@ class GPTNeoXConfig:
     @overload
     @classmethod
     def from_pretrained(
-        cls, source: PathOrId, *, return_unused_kwargs: Literal[False] = False, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: PathOrId,
+        *,
+        return_unused_kwargs: Literal[False] = False,
+        **kwargs: Any,
     ) -> GPTNeoXConfig: ...
 
     @overload
     @classmethod
     def from_pretrained(
-        cls, source: PathOrId, *, return_unused_kwargs: Literal[True], **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: PathOrId,
+        *,
+        return_unused_kwargs: Literal[True],
+        **kwargs: Any,
     ) -> tuple[GPTNeoXConfig, dict[str, Any]]: ...
 
     @classmethod
     def from_pretrained(
-        cls, source: PathOrId, *, return_unused_kwargs: bool = False, **kwargs: Any
+        cls,
+        pretrained_model_name_or_path: PathOrId,
+        *,
+        return_unused_kwargs: bool = False,
+        **kwargs: Any,
     ) -> GPTNeoXConfig | tuple[GPTNeoXConfig, dict[str, Any]]:
         """Read a ``config.json`` from a file, a directory, or a model on the hub.
 
         Args:
-            source: where it is.
+            pretrained_model_name_or_path: where it is.
             return_unused_kwargs: also return the keyword arguments that are neither options nor
                 settings.
             **kwargs: the options of ``neox_lab.hub.HubOptions`` (``revision``, ``subfolder``,
@@ -422,10 +442,8 @@ class GPTNeoXConfig:
             CheckpointError: there is no such file, or it is not JSON.
             ConfigError: it describes no GPT-NeoX, or a keyword argument is unknown.
         """
-        options = HubOptions.take(kwargs)
-        path = Path(source) if os.path.isfile(source) else find_file(source, "config.json", options)
-        assert path is not None  # find_file raises where a required file is missing
-        values = read_json(path)
+        source = pretrained_model_name_or_path
+        values, kwargs = cls.get_config_dict(source, **kwargs)
         unused = {name: kwargs[name] for name in kwargs.keys() - _KNOWN - values.keys()}
         if unused and not return_unused_kwargs:
             name = min(unused)
@@ -433,6 +451,30 @@ class GPTNeoXConfig:
         overrides = {name: kwargs[name] for name in kwargs if name not in unused}
         config = cls.from_dict(values, **{"name_or_path": source, **overrides})
         return (config, unused) if return_unused_kwargs else config
+
+    @classmethod
+    def get_config_dict(
+        cls, pretrained_model_name_or_path: PathOrId, **kwargs: Any
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What a ``config.json`` says, unchecked.
+
+        Args:
+            pretrained_model_name_or_path: a file, a directory, or a model on the hub.
+            **kwargs: the options of ``neox_lab.hub.HubOptions``, and anything else.
+
+        Returns:
+            The contents, and what of ``kwargs`` is no such option.
+
+        Raises:
+            CheckpointError: there is no such file, or it is not JSON.
+        """
+        options = HubOptions.take(kwargs)
+        path = Path(written(pretrained_model_name_or_path))
+        if not path.is_file():
+            found = find_file(pretrained_model_name_or_path, "config.json", options)
+            assert found is not None  # find_file raises where a required file is missing
+            path = found
+        return read_json(path), kwargs
 
     @classmethod
     def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> GPTNeoXConfig:

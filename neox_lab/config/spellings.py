@@ -12,6 +12,10 @@ from neox_lab.errors import ConfigError, nearest
 
 LABEL_NAMES = ("num_labels", "id2label", "label2id")
 DTYPE_NAMES = ("dtype", "torch_dtype")
+_SWITCHES = {
+    **dict.fromkeys(("true", "1", "y", "yes"), True),
+    **dict.fromkeys(("false", "0", "n", "no"), False),
+}
 
 _OTHER_MODELS = {
     "gpt_neox_japanese": "ABEJA's Japanese GPT-NeoX, which has another attention and MLP",
@@ -141,3 +145,38 @@ def check_model_type(model_type: object, ours: str) -> None:
             f"This configuration is of model_type {model_type!r}: {what}. neox_lab computes "
             "'gpt_neox' (GPT-NeoX, Pythia and the models trained in their shape) and no other."
         )
+
+
+def parse_updates(text: str, settings: Mapping[str, object]) -> dict[str, object]:
+    """Settings written as ``"hidden_size=128,use_cache=false"``, each as what it is now.
+
+    Args:
+        text: names and values.
+        settings: the values that they have now.
+
+    Raises:
+        ConfigError: there is no such setting, or it is no number, switch or string, or the value
+            cannot be read.
+    """
+    parsed: dict[str, object] = {}
+    for part in text.split(","):
+        name, equals, word = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise ConfigError(f"{part!r} sets nothing; expected name=value, separated by commas.")
+        if name not in settings:
+            raise ConfigError(f"There is no setting {name!r}.{nearest(name, settings)}")
+        now = settings[name]
+        if isinstance(now, bool):
+            if word.lower() not in _SWITCHES:
+                raise ConfigError(f"{name}={word!r}; expected true or false.")
+            parsed[name] = _SWITCHES[word.lower()]
+        elif isinstance(now, int | float):
+            try:
+                parsed[name] = type(now)(word)
+            except ValueError as error:
+                raise ConfigError(f"{name}={word!r}; expected a number.") from error
+        elif isinstance(now, str):
+            parsed[name] = word
+        else:
+            raise ConfigError(f"{name} is {now!r} now, which cannot be set in a line of text.")
+    return parsed

@@ -12,13 +12,13 @@ from neox_lab.config import GPTNeoXConfig
 from neox_lab.family import tree
 from neox_lab.family.embeddings import Embeddings
 from neox_lab.family.hooked import Hooked
-from neox_lab.family.kinship import Kin
 from neox_lab.family.pretrained import Pretrained
 from neox_lab.family.recomputing import Recomputes
 from neox_lab.family.text import TextHelpers
 from neox_lab.family.weights import WeightViews
 from neox_lab.hooks.hooking import HookStack
 from neox_lab.hooks.table import hook_points
+from neox_lab.kinship import Kin
 from neox_lab.model.network import Network
 
 
@@ -30,6 +30,8 @@ class GPTNeoXPreTrainedModel(
     A subclass builds its modules under Hugging Face's names and then calls ``_set_up``.
     """
 
+    kin_module: ClassVar[str] = "transformers.modeling_utils"
+    kin_name: ClassVar[str | None] = "PreTrainedModel"
     config_class: ClassVar[type[GPTNeoXConfig]] = GPTNeoXConfig
     base_model_prefix: ClassVar[str] = "gpt_neox"
     main_input_name: ClassVar[str] = "input_ids"
@@ -46,6 +48,7 @@ class GPTNeoXPreTrainedModel(
     _supports_flash_attn: ClassVar[bool] = False
     _supports_flex_attn: ClassVar[bool] = False
     _can_compile_fullgraph: ClassVar[bool] = True
+    _is_stateful: ClassVar[bool] = False
     _can_record_outputs: ClassVar[None] = None
     _keep_in_fp32_modules: ClassVar[set[str]] = set()
     _keep_in_fp32_modules_strict: ClassVar[set[str]] = set()

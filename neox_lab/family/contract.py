@@ -223,7 +223,7 @@ class LanguageModel(HookedModel, Protocol):
         generation_config: GenerationConfig | None = None,
         **arguments: Any,
     ) -> Any:
-        """Continue a text; see ``Generates.generate``."""
+        """Continue a text; see ``GenerationMixin.generate``."""
 
     def stream(self, inputs: str | Tensor | None = None, **arguments: Any) -> Iterator[StreamStep]:
         """Continue one text, token by token; see ``stream`` of the class."""

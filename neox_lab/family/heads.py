@@ -17,7 +17,7 @@ from neox_lab.errors import InputError
 from neox_lab.family.backbone import GPTNeoXModel, RunArguments, RunOptions
 from neox_lab.family.base import GPTNeoXPreTrainedModel
 from neox_lab.family.losses import IGNORED, LOSSES, Loss
-from neox_lab.generation import Generates
+from neox_lab.generation import GenerationMixin
 from neox_lab.kernels.linear import Linear
 from neox_lab.model.hook_points import Taps
 from neox_lab.model.key_value_cache import KeyValueCache
@@ -125,7 +125,7 @@ class GPTNeoXWithHead(GPTNeoXPreTrainedModel):
         return taps.outside(f"{name}.hook_out", linear(hidden))
 
 
-class GPTNeoXForCausalLM(Generates, GPTNeoXWithHead):
+class GPTNeoXForCausalLM(GenerationMixin, GPTNeoXWithHead):
     """GPT-NeoX with an unembedding: predicts each next token.
 
     Args:

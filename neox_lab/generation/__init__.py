@@ -19,7 +19,7 @@ In reading order, the way a call goes:
 
 from neox_lab.generation.generation_cache import GenerationCache, only
 from neox_lab.generation.generation_config import GenerationConfig
-from neox_lab.generation.mixin import Generates
+from neox_lab.generation.mixin import GenerationMixin
 from neox_lab.generation.outputs import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from neox_lab.generation.processors import LogitsProcessor, LogitsProcessorList
 from neox_lab.generation.stopping import StoppingCriteria, StoppingCriteriaList
@@ -37,9 +37,9 @@ __all__ = [
     "BaseStreamer",
     "GenerateBeamDecoderOnlyOutput",
     "GenerateDecoderOnlyOutput",
-    "Generates",
     "GenerationCache",
     "GenerationConfig",
+    "GenerationMixin",
     "LogitsProcessor",
     "LogitsProcessorList",
     "StoppingCriteria",

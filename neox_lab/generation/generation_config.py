@@ -217,12 +217,15 @@ class GenerationConfig:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | os.PathLike[str], config_file_name: str = FILE_NAME, **more: object
+        cls,
+        pretrained_model_name: str | os.PathLike[str],
+        config_file_name: str = FILE_NAME,
+        **more: object,
     ) -> GenerationConfig:
         """Read ``generation_config.json`` of a directory or a model on the hub.
 
         Args:
-            source: directory or hub id.
+            pretrained_model_name: directory or hub id.
             config_file_name: name of the file.
             more: ``revision, subfolder, cache_dir, force_download, local_files_only, token``, and
                 settings that replace those of the file.
@@ -234,7 +237,7 @@ class GenerationConfig:
         from neox_lab.hub import HubOptions, find_file
 
         options = HubOptions.take(more)
-        path = find_file(source, config_file_name, options)
+        path = find_file(pretrained_model_name, config_file_name, options)
         assert path is not None  # find_file raises where a required file is missing
         return cls.from_json_file(path, **more)
 

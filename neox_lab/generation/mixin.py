@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("neox_lab")
 
 
-class Generates:
+class GenerationMixin:
     """Writing text, for ``GPTNeoXForCausalLM``; see ``LanguageModel`` for what else it needs."""
 
     config: GPTNeoXConfig

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -25,6 +26,8 @@ class GenerateDecoderOnlyOutput(ModelOutput):
             whole prompt, later ones one token.
         past_key_values: the cache, one position shorter than ``sequences``.
     """
+
+    kin_module: ClassVar[str] = "transformers.generation.utils"
 
     sequences: Tensor | None = None
     scores: tuple[Tensor, ...] | None = None
@@ -50,6 +53,8 @@ class GenerateBeamDecoderOnlyOutput(ModelOutput):
         hidden_states: per step and layer.
         past_key_values: the cache, ``batch * num_beams`` rows.
     """
+
+    kin_module: ClassVar[str] = "transformers.generation.utils"
 
     sequences: Tensor | None = None
     sequences_scores: Tensor | None = None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, TypeVar, cast
 
@@ -117,7 +117,8 @@ class Placement:
 
 
 def _pairs(hooks: HookList, argument: str) -> Iterator[tuple[Name, HookFunction]]:
-    for entry in hooks:
+    entries: Iterable[object] = hooks if isinstance(hooks, Iterable) else [hooks]
+    for entry in entries:
         if not (isinstance(entry, tuple | list) and len(entry) == 2 and callable(entry[1])):
             raise HookError(
                 f"{argument} holds {entry!r}; expected pairs of a name and a function, such as "

@@ -44,6 +44,11 @@ def find(name: Name, points: Mapping[str, HookPoint]) -> list[HookPoint]:
         return found
     if isinstance(name, tuple):
         return [points[_from_short_form(name, points)]]
+    if not isinstance(name, str):
+        raise HookNameError(
+            f"{name!r} names no hook point: give a name such as {next(iter(points))!r}, a short "
+            "form such as ('resid_pre', 0), or a function of names."
+        )
     if any(character in name for character in "*?["):
         return _glob(name, points)
     return [points[exact(name, points)]]
@@ -51,7 +56,7 @@ def find(name: Name, points: Mapping[str, HookPoint]) -> list[HookPoint]:
 
 def find_all(names: Name | Iterable[Name], points: Mapping[str, HookPoint]) -> list[HookPoint]:
     """The hook points one name or several stand for, each once, in forward order."""
-    one = isinstance(names, str | tuple) or callable(names)
+    one = isinstance(names, str | tuple) or callable(names) or not isinstance(names, Iterable)
     wanted: set[str] = set()
     for name in cast("Iterable[Name]", [names] if one else names):
         wanted.update(point.name for point in find(name, points))

@@ -12,13 +12,14 @@ what the backward pass will read.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeGuard
+from typing import ClassVar, TypeGuard
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from neox_lab.errors import InputError
+from neox_lab.kinship import Kin
 
 _SPARE_POSITIONS = 64
 
@@ -139,7 +140,7 @@ def _must_concatenate(stored: Tensor, keys: Tensor, values: Tensor) -> bool:
     return stored.is_inference() and not torch.is_inference_mode_enabled()
 
 
-class KeyValueCache:
+class KeyValueCache(Kin):
     """Keys and values of every layer; ``past_key_values`` or ``cache`` of the forward pass.
 
     The methods have the names of Hugging Face's ``DynamicCache``, and either library's models go
@@ -151,6 +152,8 @@ class KeyValueCache:
         is_compileable: False: it grows.
     """
 
+    kin_module: ClassVar[str] = "transformers.cache_utils"
+    kin_name: ClassVar[str | None] = "DynamicCache"
     is_compileable = False
 
     def __init__(self, layers: int | Iterable[tuple[Tensor | None, Tensor | None]]) -> None:

@@ -12,25 +12,36 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from dataclasses import InitVar, dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from neox_lab.errors import InputError
+from neox_lab.kinship import Kin
 from neox_lab.model.key_value_cache import KeyValueCache
 
 _OTHER_NAMES = {"cache": "past_key_values"}
 
 
 @dataclass
-class ModelOutput(OrderedDict[str, Any]):
+class ModelOutput(Kin, OrderedDict[str, Any]):
     """Base of all outputs: attribute, key, index and tuple access over the fields that are set.
 
     Writing by key or by attribute is the same; writing None takes a field out of the dictionary.
     A subclass can also be made as dictionaries are, from a mapping or pairs of names and values.
     """
+
+    kin_module: ClassVar[str] = "transformers.modeling_outputs"
+
+    if TYPE_CHECKING:
+
+        @property
+        def cache(self) -> KeyValueCache | None:
+            """``past_key_values``, by the name it has in transformers from 5.24 on."""
+    else:
+        cache: InitVar[KeyValueCache | None] = field(default=None, kw_only=True)
 
     def __init_subclass__(cls) -> None:
         """Tell PyTorch how to take outputs of this class apart, and put them together again."""
@@ -45,8 +56,16 @@ class ModelOutput(OrderedDict[str, Any]):
             ),
         )
 
-    def __post_init__(self) -> None:
-        """Where a mapping or pairs were given instead of fields, set these."""
+    def __post_init__(self, cache: KeyValueCache | None) -> None:  # type: ignore[override]
+        """Where a mapping or pairs were given instead of fields, set these.
+
+        Raises:
+            TypeError: a cache for an output that has none.
+        """
+        if cache is not None:
+            if "past_key_values" not in self.__dataclass_fields__:
+                raise TypeError(f"{type(self).__name__} has no cache.")
+            self["past_key_values"] = cache
         given = next(iter(self.__dict__.values()), None)
         if given is None or isinstance(given, Tensor):
             return
@@ -87,17 +106,12 @@ class ModelOutput(OrderedDict[str, Any]):
         """The field ``name``, or ``default`` if it is None or unknown."""
         return self[name] if name in self else default
 
-    @property
-    def cache(self) -> KeyValueCache | None:
-        """``past_key_values``, by the name it has in transformers from 5.24 on."""
-        kept: KeyValueCache | None = self.past_key_values  # type: ignore[attr-defined]
-        return kept
-
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, as a tuple."""
         return tuple(self.values())
 
-    def __reduce__(self) -> tuple[type[ModelOutput], tuple[dict[str, Any]]]:
+    def __reduce_ex__(self, _protocol: object) -> tuple[type[ModelOutput], tuple[dict[str, Any]]]:
+        """Made anew from what is set."""
         return type(self), (dict(self),)
 
     def _refuse(self, *_: object, **__: object) -> NoReturn:
@@ -106,6 +120,10 @@ class ModelOutput(OrderedDict[str, Any]):
         )
 
     __delitem__ = pop = popitem = setdefault = clear = _refuse
+
+
+# The dataclass has taken the name for an argument of its constructor.
+ModelOutput.cache = property(lambda output: output.past_key_values)  # type: ignore[assignment]
 
 
 def _pairs(given: object) -> list[tuple[str, object]] | None:

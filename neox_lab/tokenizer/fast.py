@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 from neox_lab.errors import CheckpointError, TokenizerError
 from neox_lab.files import StrPath
-from neox_lab.hub import HubOptions, PathOrId, upload
+from neox_lab.hub import HubOptions, PathOrId, upload, written
 from neox_lab.tokenizer import files, pipeline
 from neox_lab.tokenizer.arguments import drop_of_others, named_arguments
 from neox_lab.tokenizer.chat import ChatEncoder
@@ -143,7 +143,7 @@ class GPTNeoXTokenizerFast(ChatEncoder):
         options = HubOptions.take(kwargs)
         hub_names = {field.name for field in dataclasses.fields(HubOptions)} - {"pinned"}
         drop_of_others(kwargs, [*SETTINGS, *hub_names], f"{cls.__name__}.from_pretrained")
-        path = Path(pretrained_model_name_or_path).expanduser()
+        path = Path(written(pretrained_model_name_or_path)).expanduser()
         if path.is_file():
             backend = pipeline.load_backend(tokenizer_file=path)
             saved = files.interpret({}, {}, {})

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from small_hub import MAIN, OTHER, STEP, Repository, SmallHub
 
+import neox_lab as nl
 from neox_lab import hub
 from neox_lab.errors import CheckpointError
 from neox_lab.hub import HubOptions, find_file, list_files, pin
@@ -140,6 +141,18 @@ def test_revision_of_a_directory_is_ignored_with_a_warning(
 def test_paths_to_nothing_never_reach_the_hub(source: str) -> None:
     with pytest.raises(CheckpointError, match="There is no directory"):
         find_file(source, "config.json")
+
+
+@pytest.mark.parametrize("source", [5, True, ["a"], b"a", None])
+def test_what_is_no_source_is_named(source: Any) -> None:
+    with pytest.raises(CheckpointError, match="names no checkpoint: give a directory"):
+        pin(source)
+    for read in (nl.GPTNeoXConfig, nl.GPTNeoXTokenizerFast, nl.generation.GenerationConfig):
+        with pytest.raises(CheckpointError, match="names no checkpoint"):
+            read.from_pretrained(source)
+    if source is not None:  # None has a meaning of its own there
+        with pytest.raises(CheckpointError, match="names no checkpoint"):
+            nl.GPTNeoXForCausalLM.from_pretrained(source)
 
 
 def test_near_miss_of_a_directory_is_named(tmp_path: Path) -> None:

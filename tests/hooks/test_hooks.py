@@ -586,6 +586,18 @@ def test_unknown_names(name: Any) -> None:
     assert issubclass(HookNameError, LookupError)
 
 
+@pytest.mark.parametrize("name", [5, True, 0.5])
+def test_what_is_no_name_is_named(name: Any) -> None:
+    ours = model()
+    for names in (name, [name]):
+        with pytest.raises(HookNameError, match=f"{name} names no hook point: give a name such as"):
+            ours.run_with_cache(tokens(), names_filter=names)
+    with pytest.raises(HookNameError, match="names no hook point"):
+        ours.run_with_hooks(tokens(), [(name, lambda t, hook: None)])
+    with pytest.raises(HookError, match="expected pairs of a name and a function"):
+        ours.run_with_hooks(tokens(), name)
+
+
 def test_a_predicate_that_matches_nothing() -> None:
     def wanted(name: str) -> bool:
         return "resid_mod" in name

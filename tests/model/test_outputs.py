@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import io
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from oracle import CLASSES, pair, tokens
 from torch.utils import _pytree as pytree
 
 from neox_lab.errors import InputError
 from neox_lab.model.key_value_cache import KeyValueCache
-from neox_lab.model.outputs import CausalLMOutputWithPast
+from neox_lab.model.outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    TokenClassifierOutput,
+)
 
 
 def run(model: Any, **arguments: Any) -> Any:
@@ -54,6 +61,34 @@ def test_fields_cannot_be_taken_out(method: str) -> None:
     with pytest.raises(InputError, match="keeps its fields"):
         getattr(output, method)("logits")
     assert output.logits is output["logits"]
+
+
+def test_they_are_made_with_either_name_of_the_cache() -> None:
+    cache = KeyValueCache(1)
+    for name in ("cache", "past_key_values"):
+        output = CausalLMOutputWithPast(logits=torch.ones(2), **{name: cache})
+        assert output.cache is output.past_key_values is output["past_key_values"] is cache
+        assert list(output) == ["logits", "past_key_values"]
+    assert BaseModelOutputWithPast(torch.ones(2)).cache is None
+    assert dataclasses.replace(output, logits=None).cache is cache
+    with pytest.raises(TypeError, match="TokenClassifierOutput has no cache"):
+        TokenClassifierOutput(cache=cache)  # type: ignore[call-arg]
+
+
+def test_they_and_caches_stay_what_they_are_where_transformers_is(tmp_path: Path) -> None:
+    """They say that they are transformers' as well; whatever copies them goes by the type."""
+    output = run(pair()[1])
+    cache = output.past_key_values
+    assert isinstance(cache, transformers.DynamicCache) and isinstance(cache, KeyValueCache)
+    assert not isinstance(cache, transformers.StaticCache)
+    assert not isinstance(output, transformers.modeling_outputs.TokenClassifierOutput)
+    torch.save((output, cache), tmp_path / "whole.pt")
+    loaded = torch.load(tmp_path / "whole.pt", weights_only=False)
+    for again in (*loaded[1:], copy.copy(cache), copy.deepcopy(cache)):
+        assert type(again) is KeyValueCache and again.get_seq_length() == cache.get_seq_length()
+        assert torch.equal(again.layers[1].values, cache.layers[1].values)
+    assert type(loaded[0]) is type(output.__class__(logits=None)) is CausalLMOutputWithPast
+    assert output.__class__.__name__ == "CausalLMOutputWithPast"
 
 
 def test_they_are_made_as_dictionaries_are() -> None:

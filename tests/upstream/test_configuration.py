@@ -188,6 +188,37 @@ def test_a_rope_dictionary_can_be_edited_in_place(library: Library) -> None:
     library.classes[BASE](config)
 
 
+def test_a_line_of_text_sets_numbers_switches_and_words(library: Library) -> None:
+    config = library.config()
+    config.update_from_string("hidden_size=96,use_cache=false,layer_norm_eps=0.5,hidden_act=relu")
+    assert (config.hidden_size, config.use_cache) == (96, False)
+    assert (config.layer_norm_eps, config.hidden_act) == (0.5, "relu")
+
+
+@pytest.mark.parametrize("text", ["colour=3", "use_cache=perhaps", "hidden_size=wide", "hidden"])
+def test_a_line_of_text_that_says_nothing_is_a_value_error(library: Library, text: str) -> None:
+    config = library.config()
+    with refuses():
+        config.update_from_string(text)
+    assert config.use_cache is True and config.hidden_size == SIZES["hidden_size"]
+
+
+@pytest.mark.parametrize("inside", ["", "config.json"])
+def test_what_a_file_says_can_be_read_as_it_is(
+    library: Library, tmp_path: Path, inside: str
+) -> None:
+    written = {"model_type": "gpt_neox", "hidden_size": 96, "num_attention_heads": 4, "note": "x"}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    where = tmp_path / inside
+    read, rest = library.GPTNeoXConfig.get_config_dict(
+        pretrained_model_name_or_path=where, local_files_only=True, hidden_size=32
+    )
+    assert {name: read[name] for name in written} == written
+    assert rest["hidden_size"] == 32 and "local_files_only" not in rest
+    config = library.GPTNeoXConfig.from_pretrained(pretrained_model_name_or_path=tmp_path)
+    assert config.hidden_size == 96 and config.note == "x"
+
+
 # --- of generation ----------------------------------------------------------------------------
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 
 from upstream.library import (
@@ -569,6 +570,20 @@ def test_logits_come_as_the_model_said_them(model: Any) -> None:
     )
     assert torch.allclose(output.logits[0], plain, atol=1e-5)
     assert not torch.allclose(output.scores[0], plain, atol=1e-5)
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_results_are_of_transformers_classes(library: Library, model: Any, beams: int) -> None:
+    """Which programs ask of them that are handed a model of either library."""
+    output = model.generate(
+        ids(2, 4), max_new_tokens=2, num_beams=beams, return_dict_in_generate=True
+    )
+    named = "GenerateBeamDecoderOnlyOutput" if beams > 1 else "GenerateDecoderOnlyOutput"
+    assert isinstance(output, getattr(transformers.generation, named))
+    assert isinstance(output, getattr(library, named))
+    assert isinstance(output["past_key_values"], transformers.Cache)
+    assert type(model)._is_stateful is False
+    assert "GenerationMixin" in str(type(model).__bases__)
 
 
 def test_nothing_more_comes_than_was_asked_for(model: Any) -> None:

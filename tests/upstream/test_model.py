@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from torch import Tensor, nn
 
 from upstream.library import (
@@ -930,6 +931,16 @@ def test_outputs_are_dictionaries(library: Library, kind: str) -> None:
     assert isinstance(output, dict) and list(output) == list(output.keys())
     leaves, _ = torch.utils._pytree.tree_flatten(output)
     assert any(leaf is output[0] for leaf in leaves)
+
+
+@every_class
+def test_outputs_and_caches_are_of_transformers_classes(library: Library, kind: str) -> None:
+    output = library.model(kind)(ids())
+    named = getattr(transformers.modeling_outputs, type(output).__name__)
+    assert isinstance(output, named) and isinstance(output, transformers.utils.ModelOutput)
+    if "past_key_values" in output:
+        assert isinstance(output["past_key_values"], transformers.Cache)
+        assert isinstance(output["past_key_values"], transformers.DynamicCache)
 
 
 def test_the_sizes_here_are_small(library: Library) -> None:
