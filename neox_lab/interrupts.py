@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -35,3 +35,22 @@ def held() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if waiting:
             before(signal.SIGINT, waiting[0])
+
+
+@contextmanager
+def certainly(undo: Callable[[], object]) -> Iterator[None]:
+    """Undo something when a ``with`` block is left, even if an interrupt comes while it is undone.
+
+    Args:
+        undo: is called once or twice; the second time there must be nothing left to do.
+    """
+    try:
+        yield
+    finally:
+        try:
+            with held():
+                undo()
+        except KeyboardInterrupt:  # before it was held, or after all was undone
+            with held():
+                undo()
+            raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from neox_lab.data.encoding import pad_rows, pad_token
 from neox_lab.family.contract import HookedModel
 from neox_lab.family.losses import IGNORED
+from neox_lab.family.structure import evaluating
 from neox_lab.model.output_heads import answers_per_text
 
 Example = Mapping[str, Any]
@@ -77,18 +77,6 @@ def by_length(model: HookedModel, lengths: Sequence[int], batch_size: int) -> It
         together = list(alike)
         for start in range(0, len(together), batch_size):
             yield together[start : start + batch_size]
-
-
-@contextmanager
-def evaluating(model: HookedModel) -> Iterator[None]:
-    """Evaluation mode (no dropout) inside a ``with`` block; each module's own mode afterwards."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 @torch.inference_mode()

@@ -7,14 +7,18 @@ and where they are kept. peft is imported when the first adapter arrives, not be
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from neox_lab.errors import InputError
-from neox_lab.files import StrPath
+from neox_lab.errors import CheckpointError, InputError
+from neox_lab.family.structure import all_or_nothing
+from neox_lab.files import StrPath, staged_files
+from neox_lab.safetensors_files import write as write_safetensors
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -55,9 +59,10 @@ class Adapters(nn.Module):
             raise TypeError(
                 f"adapter_config is a {type(adapter_config).__name__}; expected a PeftConfig."
             )
-        inject_adapter_in_model(adapter_config, self, name)
-        self._hf_peft_config_loaded = True
-        self.set_adapter(name)
+        with all_or_nothing(self):
+            inject_adapter_in_model(adapter_config, self, name)
+            self._hf_peft_config_loaded = True
+            self.set_adapter(name)
 
     def load_adapter(
         self,
@@ -103,13 +108,14 @@ class Adapters(nn.Module):
             weights = load_peft_weights(
                 source, device=str(next(self.parameters()).device), **options
             )
-        self.add_adapter(config, name)
         own = {key.removeprefix(_PREFIX): value for key, value in weights.items()}
-        peft.set_peft_model_state_dict(self, own, adapter_name=name)
-        if not is_trainable:
-            self.eval()
-            for layer in self._adapted():
-                layer.requires_grad_(False)
+        with all_or_nothing(self):
+            self.add_adapter(config, name)
+            peft.set_peft_model_state_dict(self, own, adapter_name=name)
+            if not is_trainable:
+                self.eval()
+                for layer in self._adapted():
+                    layer.requires_grad_(False)
 
     def set_adapter(self, adapter_name: str | list[str]) -> None:
         """Make an adapter, or several at once, the active one.
@@ -195,13 +201,14 @@ class Adapters(nn.Module):
         missing = [name for name in names if name not in self.peft_config]
         if missing:
             raise InputError(f"There is no adapter {missing[0]!r}.")
-        for name in names:
-            kind = PeftType(self.peft_config[name].peft_type)
-            delete_adapter(self, adapter_name=name, prefix=f"{kind.value.lower()}_")
-            self.peft_config.pop(name, None)
-        if not self.peft_config:
-            del self.peft_config
-            self._hf_peft_config_loaded = False
+        with all_or_nothing(self):
+            for name in names:
+                kind = PeftType(self.peft_config[name].peft_type)
+                delete_adapter(self, adapter_name=name, prefix=f"{kind.value.lower()}_")
+                self.peft_config.pop(name, None)
+            if not self.peft_config:
+                del self.peft_config
+                self._hf_peft_config_loaded = False
 
     def _save_adapter(
         self, directory: StrPath, state_dict: dict[str, Tensor] | None = None
@@ -210,16 +217,27 @@ class Adapters(nn.Module):
 
         Raises:
             InputError: several are active.
+            CheckpointError: the directory cannot be written; an adapter that was there is kept.
         """
-        from safetensors.torch import save_file
-
         active = self.active_adapters()
         if len(active) > 1:
             raise InputError(f"Only one adapter can be saved at a time; {active} are active.")
         weights = self.get_adapter_state_dict(active[0], state_dict)
-        self.peft_config[active[0]].save_pretrained(str(directory))
-        named = {_PREFIX + name: value.contiguous() for name, value in weights.items()}
-        save_file(named, f"{directory}/adapter_model.safetensors", metadata={"format": "pt"})
+        named = {_PREFIX + name: value for name, value in weights.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            self.peft_config[active[0]].save_pretrained(folder)
+            texts = {path.name: path.read_text("utf-8") for path in Path(folder).iterdir()}
+        try:
+            Path(directory).mkdir(parents=True, exist_ok=True)
+            with staged_files() as stage:
+                for name, text in texts.items():
+                    stage(Path(directory, name)).write_text(text, encoding="utf-8")
+                path = Path(directory, "adapter_model.safetensors")
+                write_safetensors(stage(path), named, {"format": "pt"})
+        except OSError as error:
+            raise CheckpointError(
+                f"Saving the adapter to {str(directory)!r} failed: {error}."
+            ) from error
 
     def _adapted(self) -> Iterator[Any]:
         """The modules of peft's that stand in the model; Any because peft has no types."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from neox_lab.family.structure import evaluating
 from neox_lab.hooks.table import axis_sizes, shape_at
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.outputs import ModelOutput
@@ -44,16 +45,11 @@ def check(model: HookedModel, tokens: Tensor | None = None) -> pd.DataFrame:
         tokens = torch.arange(6, device=model.device)[None] * (vocab // 7) + vocab // 11
     model.prepare_inputs(tokens)  # an error in words for ids of another shape
     sizes = axis_sizes(model.config, *tokens.shape)
-    training = {module: module.training for module in model.modules()}
-    model.eval()  # dropout would change the output whatever hooks do
-    try:
-        with torch.no_grad(), model.hook_stack.suspended(but_splices=True):
-            baseline = _numbers(model(tokens))
-            points = model.hook_points.values()
-            return pd.DataFrame(_try(model, tokens, point, sizes, baseline) for point in points)
-    finally:
-        for module, was in training.items():
-            module.training = was
+    # Dropout would change the output whatever hooks do.
+    with evaluating(model), torch.no_grad(), model.hook_stack.suspended(but_splices=True):
+        baseline = _numbers(model(tokens))
+        points = model.hook_points.values()
+        return pd.DataFrame(_try(model, tokens, point, sizes, baseline) for point in points)
 
 
 def _try(

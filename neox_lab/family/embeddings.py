@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from neox_lab import interrupts
 from neox_lab.checks import check, whole
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import ConfigError
@@ -84,12 +85,13 @@ class Embeddings:
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
         spread = None if mean_resizing else self.config.initializer_range
         tied = output is not None and output.weight is embedding.weight
-        embedding.weight = _resized(embedding.weight, size, spread)
-        embedding.num_embeddings = size
-        if output is not None:
-            output.weight = embedding.weight if tied else _resized(output.weight, size, spread)
-            output.out_features = size
-        self.config.vocab_size = size
+        first = _resized(embedding.weight, size, spread)
+        second = first if output is None or tied else _resized(output.weight, size, spread)
+        with interrupts.held():  # all of it or nothing
+            embedding.weight, embedding.num_embeddings = first, size
+            if output is not None:
+                output.weight, output.out_features = second, size
+            self.config.vocab_size = size
         return embedding
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from neox_lab import interrupts
 from neox_lab.generation.prompt import Prompt
 from neox_lab.kernels.decoding_layout import copies_pay, prepare_for_decoding
 from neox_lab.kernels.linear import decoding
@@ -192,11 +193,9 @@ class ModelStepper:
         if positions is None:
             positions = torch.arange(past, past + length, device=self.model.device)[None]
         generated = max(0, min(length, past + length - self._prompt_length))
-        stack.mark(step=self.steps, positions=positions, generated=generated)
-        try:
+        with interrupts.certainly(lambda: stack.mark(step=None, positions=None, generated=0)):
+            stack.mark(step=self.steps, positions=positions, generated=generated)
             yield
-        finally:
-            stack.mark(step=None, positions=None, generated=0)
 
     def select(self, rows: Tensor) -> None:
         """Go on with batch rows ``rows`` ``[batch]`` in place of the present ones."""

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from neox_lab.data.batches import by_length, evaluating
+from neox_lab.data.batches import by_length
 from neox_lab.data.encoding import pad_rows, pad_token, token_ids
 from neox_lab.data.statistics import normal_interval, wilson_interval
 from neox_lab.errors import InputError, nearest
+from neox_lab.family.structure import evaluating
 from neox_lab.gym.examples import Pair
 from neox_lab.gym.words import Split
 from neox_lab.gym.world import TASKS

@@ -170,11 +170,12 @@ class HookStack(threading.local):
     def placed(self, placement: Placement, must_fire: bool) -> Iterator[None]:
         """Put ``placement`` in force for the duration of a ``with`` block."""
         placements = self.placements  # of the thread that enters, whichever one leaves
-        placements.append(placement)
         try:
+            placements.append(placement)
             yield
         finally:
-            placements.remove(placement)
+            if placement in placements:  # an interrupt may come before it is
+                placements.remove(placement)
         if must_fire:
             placement.check_all_reached()
 

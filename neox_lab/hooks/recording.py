@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from neox_lab import interrupts
 from neox_lab.errors import HookError
 from neox_lab.files import parse_size, size_in_words
 from neox_lab.hooks.cache import ActivationCache, run_backward
@@ -317,10 +318,12 @@ class Recording:
 def _weights_without_gradients(model: HookedModel) -> Iterator[None]:
     """Give the weights the gradients back that they have now, whatever is backpropagated."""
     before = [(parameter, parameter.grad) for parameter in model.parameters()]
-    for parameter, _ in before:
-        parameter.grad = None
-    try:
-        yield
-    finally:
+
+    def undo() -> None:
         for parameter, gradient in before:
             parameter.grad = gradient
+
+    with interrupts.certainly(undo):
+        for parameter, _ in before:
+            parameter.grad = None
+        yield

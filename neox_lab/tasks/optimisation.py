@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from neox_lab import interrupts
 from neox_lab.errors import InputError
+from neox_lab.family.structure import all_or_nothing
 from neox_lab.tasks.settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -39,20 +41,22 @@ def trainable(
     if not 0 <= settings.freeze_below <= layers:
         raise InputError(f"freeze_below={settings.freeze_below}; the model has {layers} layers.")
     before = {parameter: parameter.requires_grad for parameter in model.parameters()}
-    if settings.train == "lora":
-        _add_lora(model, settings)
-    try:
+
+    def undo() -> None:
+        if settings.train == "lora":
+            _merge_lora(model)
+        for parameter, wanted in before.items():
+            parameter.requires_grad_(wanted)
+
+    with interrupts.certainly(undo):
+        if settings.train == "lora":
+            _add_lora(model, settings)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(_learns(name, settings))
         chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not chosen:
             raise InputError("these settings leave no weight to train")
         yield chosen
-    finally:
-        if settings.train == "lora":
-            _merge_lora(model)
-        for parameter, wanted in before.items():
-            parameter.requires_grad_(wanted)
 
 
 def _learns(name: str, settings: TrainingSettings) -> bool:
@@ -82,9 +86,9 @@ def _add_lora(model: GPTNeoXPreTrainedModel, settings: TrainingSettings) -> None
             "freeze_below=k trains only the layers from k on."
         ) from None
     rank = settings.lora_rank
-    inject_adapter_in_model(
-        LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=BLOCK_MATRICES), model
-    )
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=BLOCK_MATRICES)
+    with all_or_nothing(model):
+        inject_adapter_in_model(config, model)
 
 
 def _merge_lora(model: GPTNeoXPreTrainedModel) -> None:
@@ -95,6 +99,8 @@ def _merge_lora(model: GPTNeoXPreTrainedModel) -> None:
                 adapted: Any = child  # a layer of peft
                 adapted.merge()
                 setattr(parent, name, adapted.get_base_layer())
+    if not model._hf_peft_config_loaded:
+        vars(model).pop("peft_config", None)
 
 
 def optimizer_for(chosen: dict[str, nn.Parameter], settings: TrainingSettings) -> torch.optim.AdamW:

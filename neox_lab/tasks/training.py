@@ -125,16 +125,18 @@ def fit(
     if settings.patience is not None and evaluate is None:
         raise InputError(f"patience={settings.patience} waits for validation data; there is none")
     devices = [model.device] if model.device.type == "cuda" else []
+
+    def rest() -> None:
+        model.zero_grad()
+        model.eval()
+
     with torch.random.fork_rng(devices), trainable(model, settings) as chosen:
         torch.manual_seed(settings.seed)
         run = _Run(
             model, examples, collate, settings, chosen, evaluate, best, directory, after_step
         )
-        try:
+        with interrupts.certainly(rest):
             return run.all_steps()
-        finally:
-            model.zero_grad()
-            model.eval()
 
 
 class _Run:
