@@ -11,6 +11,10 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from newer_transformers import (  # noqa: F401  pytest finds its hooks here
+    pytest_collection_modifyitems,
+    pytest_terminal_summary,
+)
 from small_hub import SmallHub
 
 torch.set_num_threads(2)
