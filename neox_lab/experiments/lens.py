@@ -22,6 +22,7 @@ from neox_lab.checks import check, whole
 from neox_lab.errors import InputError, nearest
 from neox_lab.experiments.parts_alone import check_parts
 from neox_lab.experiments.splices import IN_NETWORK, check_splices
+from neox_lab.model.parts import at_least_float32
 from neox_lab.results import Result
 from neox_lab.selections import entry
 
@@ -43,8 +44,9 @@ LENS_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 class LensResult(Result):
     """Predictions read off at each layer and position.
 
-    All arrays are float32 on the CPU unless said otherwise. ``layer`` stands for the rows named by
-    ``labels``; on the residual stream the last row is the model's own prediction.
+    All arrays are on the CPU and float32 (float64 of a float64 model) unless said otherwise.
+    ``layer`` stands for the rows named by ``labels``; on the residual stream the last row is the
+    model's own prediction.
 
     Attributes:
         site: what was read.
@@ -188,7 +190,7 @@ def logit_lens(
     own = prepared.get("attention_mask", torch.ones_like(ids)).bool()
     followed = torch.nn.functional.pad(own[:, 1:] & own[:, :-1], (0, 1))
     following = torch.nn.functional.pad(ids[:, 1:], (0, 1)).masked_fill(~followed, -1)
-    final = output.logits.float().log_softmax(dim=-1)
+    final = at_least_float32(output.logits).log_softmax(dim=-1)
     rows = [
         _read(log_probs, final, following, watched, min(top_k, final.shape[-1]))
         for log_probs in _predictions(model, cache, site, unembed)
@@ -216,7 +218,8 @@ def _predictions(
     if site == "resid_pre":
         streams.append(cache["resid_post", layers - 1])
     for stream in streams:
-        yield unembed(model.backbone.normalize(stream)).float().log_softmax(dim=-1)
+        logits = unembed(model.backbone.normalize(stream))
+        yield at_least_float32(logits).log_softmax(dim=-1)
 
 
 def _labels(site: str, layers: int) -> list[str]:

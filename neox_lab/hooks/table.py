@@ -38,7 +38,8 @@ class Row(NamedTuple):
         aliases: other names, below the prefix of the Hugging Face paths.
         only: empty, or the one wiring (``"sequential"``, ``"parallel"``) or head the row exists
             for.
-        in_float32: the tensor is float32 even where the model's dtype is narrower.
+        in_float32: the tensor is float32 even where the model's dtype is narrower; float64 in a
+            float64 model.
         follows_from: points whose tensors lead to this one by one cheap step, so that caches
             need not store it; ``derived`` has the step.
         equals: the point whose tensor this one is, as long as nobody writes; of several the first

@@ -10,8 +10,8 @@ For each head, with d = d_head and M the mask (0 or minus infinity):
     out     = Σ_head W_O[head] z[head] + b_O
 
 The fused kernel computes ``z`` without ever storing ``pattern``. Only when someone watches the
-scores or the pattern are they made, in float32 (products of half-precision queries and keys can
-exceed 65504 and would become infinite).
+scores or the pattern are they made, in float32 at least (products of half-precision queries and
+keys can exceed 65504 and would become infinite).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from neox_lab.kernels.linear import Linear
 from neox_lab.model.hook_points import NO_TAP, Tap
 from neox_lab.model.key_value_cache import LayerKeysValues
 from neox_lab.model.masking import AttentionMask
-from neox_lab.model.parts import Affine, affine
+from neox_lab.model.parts import Affine, affine, at_least_float32
 from neox_lab.model.rotary import HALF_PRECISION, rotate
 
 
@@ -198,7 +198,7 @@ class Attention(nn.Module):
 
 
 def masked_scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float) -> Tensor:
-    """Scaled and masked scores, float32 ``[batch, head, query_pos, key_pos]``.
+    """Scaled and masked scores, in float32 at least, ``[batch, head, query_pos, key_pos]``.
 
     Args:
         q: rotated queries ``[batch, head, query_pos, d_head]``.
@@ -206,7 +206,8 @@ def masked_scores(q: Tensor, k: Tensor, mask: AttentionMask, scale: float) -> Te
         mask: who may look at whom.
         scale: 1 / √d_head.
     """
-    scores = torch.matmul(q.float(), k.float().transpose(2, 3)) * scale
+    q, k = at_least_float32(q), at_least_float32(k)
+    scores = torch.matmul(q, k.transpose(2, 3)) * scale
     bias = mask.full_bias(scores)
     return scores if bias is None else scores + bias
 

@@ -28,7 +28,7 @@ from neox_lab.model.attention import Attention, SplitInput
 from neox_lab.model.hook_points import NO_TAP, Tap
 from neox_lab.model.key_value_cache import LayerKeysValues
 from neox_lab.model.masking import AttentionMask
-from neox_lab.model.parts import Affine, affine, plain_layer_norm, takes_tap
+from neox_lab.model.parts import Affine, affine, at_least_float32, plain_layer_norm, takes_tap
 
 SPLIT_INPUTS = ("hook_q_input", "hook_k_input", "hook_v_input")
 
@@ -185,8 +185,8 @@ def _with_frozen_weights(norm: nn.LayerNorm, x: Tensor) -> Tensor:
 def layer_norm(x: Tensor, norm: nn.LayerNorm, tap: Tap, scale_name: str, out_name: str) -> Tensor:
     """Layer norm of ``x`` ``[..., d_model]`` (Ba et al., arXiv:1607.06450), in steps if watched.
 
-    scale = √(variance + eps) in float32, ``[..., 1]``; normalized = (x − mean) / scale; the
-    result is normalized · weight + bias.
+    scale = √(variance + eps), float32 at least, ``[..., 1]``; normalized = (x − mean) / scale;
+    the result is normalized · weight + bias.
     """
     if not tap.watched(scale_name, out_name):
         return norm(x)
@@ -194,7 +194,7 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, tap: Tap, scale_name: str, out_nam
         _show_layer_norm(x, norm, tap, scale_name, out_name)
         return norm(x)
     norm = plain_layer_norm(norm, f"The layer norm at {out_name}")
-    exact = x.float()
+    exact = at_least_float32(x)
     centred = exact - exact.mean(dim=-1, keepdim=True)
     scale = (centred.square().mean(dim=-1, keepdim=True) + norm.eps).sqrt()
     normalized = centred / tap(scale_name, scale)
@@ -219,6 +219,6 @@ def layer_norm_parts(x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
     if norm._forward_pre_hooks or type(norm).forward is not nn.LayerNorm.forward:
         norm = plain_layer_norm(norm, "The layer norm")
     normalized, _, inverse = torch.native_layer_norm(
-        x.float(), norm.normalized_shape, None, None, norm.eps
+        at_least_float32(x), norm.normalized_shape, None, None, norm.eps
     )
     return normalized.to(x.dtype), inverse.reciprocal()

@@ -264,3 +264,8 @@ def _numbers(module: nn.Module, width: int) -> Tensor:
     """Three tokens ``[1, 3, width]``; none drawn, somebody's seeded computation goes on."""
     numbers = (torch.arange(3 * width, dtype=torch.float64) * 7.3 + 1).sin()
     return numbers.view(1, 3, width).to(_like(module))
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """``tensor`` in float32, or in float64 if it is: what rounding must not reach is made of it."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()

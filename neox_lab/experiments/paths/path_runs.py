@@ -17,6 +17,7 @@ from neox_lab.experiments.graph import Node
 from neox_lab.experiments.prompt_pairs import Batch, Pair
 from neox_lab.hooks import reads_only
 from neox_lab.model.hook_points import HookFunction, HookPoint
+from neox_lab.model.parts import at_least_float32
 
 if TYPE_CHECKING:
     from neox_lab.hooks.cache import ActivationCache
@@ -75,7 +76,7 @@ class PathRuns:
             self.corrupted, [*names, "blocks.*.hook_resid_pre", "blocks.*.hook_mlp_in"]
         )
         self.final = self.own[last]
-        self.samples = self.corrupted.measure_streams(self.final)[0].float().cpu()
+        self.samples = at_least_float32(self.corrupted.measure_streams(self.final)[0]).cpu()
 
     def _run(self, batch: Batch, names: list[str]) -> ActivationCache:
         _, cache = self.model.run_with_cache(
@@ -224,7 +225,7 @@ class PathRuns:
             arguments = self._arguments(count, start, self.layers)
             stream = self.model.run_with_hooks(residual, hooks, **arguments).last_hidden_state
         stream = stream if change is None else stream + change
-        return self.corrupted.measure_streams(stream).float().cpu()
+        return at_least_float32(self.corrupted.measure_streams(stream)).cpu()
 
     def _arguments(self, count: int, start: int, stop: int) -> dict[str, Any]:
         """Arguments of ``forward`` for ``count`` copies of the batch, from block to block."""
