@@ -23,6 +23,7 @@ from neox_lab.checkpoint.names import (
     OUTPUT_EMBEDDING,
     Match,
     match,
+    of_the_network,
     require_backbone,
 )
 from neox_lab.checkpoint.reading import (
@@ -128,6 +129,14 @@ def load_into(
     named = str(source).replace(str(PACKAGE), PACKAGE.name)
     if not report.complete:
         logger.warning("%s is not complete in %s:\n%s", model_class.__name__, named, report)
+    elif of_the_network(report.unexpected_keys):
+        logger.warning(
+            "%s leaves out weights of the network that are in %s, so it computes something else: "
+            "correct the configuration (attention_bias, num_hidden_layers).\n%s",
+            model_class.__name__,
+            named,
+            report,
+        )
     elif report.unexpected_keys:
         logger.info("%s from %s:\n%s", model_class.__name__, named, report)
     return model, report

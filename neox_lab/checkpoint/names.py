@@ -27,6 +27,10 @@ NOT_WEIGHTS = re.compile(r"(^|\.)(attention\.(bias|masked_bias)|rotary_emb\.(ori
 """Buffers that old versions saved; they follow from the configuration."""
 
 
+_NETWORK = re.compile(r"(^|\.)(embed_in|layers\.\d+|final_layer_norm)\.")
+"""Names of the network itself, whatever stands in front."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Match:
     """How a checkpoint's names fit a model's.
@@ -38,6 +42,11 @@ class Match:
 
     sources: dict[str, str]
     unexpected: tuple[str, ...]
+
+
+def of_the_network(names: Iterable[str]) -> list[str]:
+    """Those names of a checkpoint's tensors that are of the network, not of a head."""
+    return [name for name in names if _NETWORK.search(name)]
 
 
 def on_disk(name: str) -> str:

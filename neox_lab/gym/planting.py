@@ -82,7 +82,8 @@ def planted() -> GPTNeoXForCausalLM:
     ``planted.HEADS`` says where the heads are: ``{"previous_token": (0, 1), "induction": (1, 2)}``.
     On distinct tokens that come again, it gives the right next token a probability above 0.99.
     """
-    model = GPTNeoXForCausalLM(_configuration())
+    with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and none is kept
+        model = GPTNeoXForCausalLM(_configuration())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)

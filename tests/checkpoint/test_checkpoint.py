@@ -242,6 +242,33 @@ def test_complete_load_draws_no_random_numbers_and_warns_of_nothing(
     assert not caplog.records
 
 
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [
+        ({"attention_bias": False}, "layers.{0...2}.attention.dense.bias"),
+        ({"num_hidden_layers": 2}, "layers.2.mlp.dense_h_to_4h.weight"),
+    ],
+)
+@pytest.mark.parametrize("name", [CAUSAL, "GPTNeoXModel"])
+def test_weights_of_the_network_that_are_left_out_are_said_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, change: Any, lost: str, name: str
+) -> None:
+    theirs_saved(tmp_path, name)
+    set_config(tmp_path, **change)
+    getattr(nl, name).from_pretrained(tmp_path)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and lost in record.message
+    assert "so it computes something else" in record.message
+
+
+def test_a_head_that_is_left_out_is_no_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    theirs_saved(tmp_path)
+    nl.GPTNeoXModel.from_pretrained(tmp_path)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
 def test_key_mapping_and_state_dict(tmp_path: Path) -> None:
     theirs, ours = pair()
     ours.save_pretrained(tmp_path)

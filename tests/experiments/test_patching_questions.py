@@ -305,6 +305,8 @@ def test_errors_explain(reader: Any) -> None:
     packed = {"input_ids": clean, "position_ids": torch.arange(clean.shape[1])[None] % 2}
     with pytest.raises(InputError, match="the rows of a batch"):
         swept(model, packed, corrupted)
+    with pytest.raises(InputError, match="has head_mask, which would be left out"):
+        swept(model, {"input_ids": clean, "head_mask": clean * 0}, corrupted)
     with pytest.raises(InputError, match="same tokens"):
         swept(model, clean, torch.stack((corrupted[0], clean[1])))
     with pytest.raises(InputError, match="2 clean and 1 corrupted"):

@@ -127,3 +127,11 @@ def test_saved_it_is_a_checkpoint_for_all(model: Any, tmp_path: Path) -> None:
         torch.testing.assert_close(theirs(tokens).logits, expected, rtol=0, atol=1e-4)
         assert right(theirs, tokens, 50).min() > 0.99
     assert ours.to_tokens("cat").tolist() == model.to_tokens("cat").tolist()
+
+
+def test_planting_leaves_the_generator_of_torch_alone() -> None:
+    torch.manual_seed(3)
+    wanted = torch.rand(4)
+    torch.manual_seed(3)
+    nl.gym.planted()
+    assert torch.equal(torch.rand(4), wanted)

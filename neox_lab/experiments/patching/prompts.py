@@ -35,6 +35,9 @@ Positions = Mapping[str, TokenPosition | tuple[TokenPosition, TokenPosition]]
 ``{"subject": (clean, corrupted)}`` where they differ between the two prompts."""
 
 
+_READ = {"input_ids", "attention_mask", "token_type_ids"}  # the last says nothing to GPT-NeoX
+
+
 @dataclass
 class Prompts:
     """A batch of prompts.
@@ -80,7 +83,7 @@ def read_prompts(model: HookedModel, given: PromptsLike, name: str) -> Prompts:
         name: of the argument, for errors.
 
     Raises:
-        InputError: something else, no tokens, or positions of their own.
+        InputError: something else, no tokens, positions of their own, or entries that nobody reads.
         TokenizerError: texts and no tokenizer.
     """
     prepared: Mapping[str, Tensor] = {}
@@ -103,6 +106,11 @@ def read_prompts(model: HookedModel, given: PromptsLike, name: str) -> Prompts:
         raise InputError(
             f"{name} cannot have position_ids: positions count from 0 here. Give texts that are "
             "packed into one row as the rows of a batch."
+        )
+    if unknown := sorted(map(str, prepared.keys() - _READ)):
+        raise InputError(
+            f"{name} has {', '.join(unknown)}, which would be left out; expected input_ids and "
+            "attention_mask."
         )
     mask = prepared.get("attention_mask")
     if mask is not None:
