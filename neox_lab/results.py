@@ -24,9 +24,9 @@ import os
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 from torch import Tensor
@@ -44,14 +44,15 @@ class Result(ABC):
     """An answer, shown as its ``view()``. Nothing is drawn before it is asked for."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
-        """Keep the text of results: a dataclass writes its own ``__repr__`` where a class has none.
+        """Keep what results do: a dataclass writes methods of its own where a class has none.
 
         Args:
             arguments: those of the class statement.
         """
         super().__init_subclass__(**arguments)
-        if "__repr__" not in vars(cls):
-            cls.__repr__ = cls.__repr__  # type: ignore[method-assign]
+        for name in ("__repr__", "__eq__", "__hash__"):
+            if name not in vars(cls):
+                setattr(cls, name, getattr(cls, name))
 
     if TYPE_CHECKING:  # a property in some subclasses and a field in others, so not of this class
 
@@ -124,6 +125,23 @@ class Result(ABC):
         """The view's text."""
         return repr(self.view())
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the other is the same answer: one of its kind, with equal fields.
+
+        NaN equals NaN. What a result only holds on to, such as a model, does not count.
+        """
+        if type(self) is not type(other) or not dataclasses.is_dataclass(self):
+            return NotImplemented
+        return all(
+            _equal(getattr(self, field.name), getattr(other, field.name))
+            for field in dataclasses.fields(self)
+            if not field.name.startswith("_") and field.compare
+        )
+
+    def __hash__(self) -> int:
+        """The same for all results of a kind, since numbers in arrays may change."""
+        return hash(type(self))
+
     def _repr_mimebundle_(
         self, include: Container[str] | None = None, exclude: Container[str] | None = None
     ) -> dict[str, Any]:
@@ -158,6 +176,10 @@ class GridResult(Result):
         Raises:
             InputError: they do not.
         """
+        for name in _saved_fields(type(self)):
+            value = getattr(self, name)
+            if isinstance(value, Tensor):
+                object.__setattr__(self, name, _plain(value))
         if not self.values.is_floating_point():
             raise InputError(
                 f"values must be floating-point numbers; these are {self.values.dtype}."
@@ -258,7 +280,7 @@ class GridResult(Result):
             return cls(**_typed(cls, _read(cls, path) if content is None else content))
         except CheckpointError:
             raise
-        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ArithmeticError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             what = f"Cannot read a {cls.__name__} from {str(path)!r}"
             raise CheckpointError(f"{what}: {error}") from error
 
@@ -266,6 +288,37 @@ class GridResult(Result):
     def _read_earlier(cls, path: Path) -> dict[str, object] | None:
         """What a file of an earlier format holds, by the names of fields; None if it is none."""
         return None
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """A tensor as results keep it: on the CPU, without gradient, and no narrower than float32."""
+    tensor = tensor.detach().cpu()
+    narrow = tensor.is_floating_point() and tensor.dtype.itemsize < 4
+    return tensor.float() if narrow else tensor
+
+
+def _equal(one: object, other: object) -> bool:
+    """Whether two values of fields are equal, whatever they are."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor):
+        one, other = one.detach().cpu().numpy(), cast(Tensor, other).detach().cpu().numpy()
+    if isinstance(one, np.ndarray):
+        rest = cast("np.ndarray[Any, Any]", other)
+        numbers = one.dtype.kind in "fc"
+        return one.dtype == rest.dtype and np.array_equal(one, rest, equal_nan=numbers)
+    if isinstance(one, Mapping):
+        rest_of = cast(Mapping[Any, Any], other)
+        return list(one) == list(rest_of) and all(_equal(one[k], rest_of[k]) for k in one)
+    if isinstance(one, list | tuple):
+        items = cast(Sequence[object], other)
+        return len(one) == len(items) and all(map(_equal, one, items))
+    if dataclasses.is_dataclass(one) and not isinstance(one, Result | type):
+        names = [field.name for field in dataclasses.fields(one)]
+        return all(_equal(getattr(one, name), getattr(other, name)) for name in names)
+    if hasattr(one, "equals"):  # a table
+        return bool(one.equals(other))
+    return one is other or bool(one == other) or (one != one and other != other)
 
 
 def _saved_fields(kind: type[GridResult]) -> dict[str, dataclasses.Field[Any]]:

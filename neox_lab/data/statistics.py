@@ -18,6 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neox_lab.checks import check, number, whole
+from neox_lab.errors import InputError
+
+_LEVEL, _COUNT = number(above=0, below=1), whole(above=0)
+
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
 
@@ -27,8 +32,11 @@ def standard_error(samples: Tensor) -> Tensor:
 
     Args:
         samples: ``[pair, ...]``.
+
+    Raises:
+        InputError: there is no pair.
     """
-    count = samples.shape[0]
+    count = _pairs(samples)
     if count < 2:
         return torch.full_like(samples[0], float("nan"))
     return samples.std(dim=0, correction=1) / count**0.5
@@ -47,8 +55,13 @@ def bootstrap_interval(
 
     Returns:
         Lower and upper end, each ``[...]``.
+
+    Raises:
+        InputError: there is no pair, ``level`` is no share, or nothing is drawn.
     """
-    count = samples.shape[0]
+    count = _pairs(samples)
+    level = check("level", level, _LEVEL, InputError)
+    draws = check("draws", draws, _COUNT, InputError)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(count, (draws, count), generator=generator)
     weights = torch.zeros(draws, count).scatter_add_(1, drawn, torch.ones(draws, count)) / count
@@ -76,8 +89,12 @@ def sign_flip_p_values(effects: Tensor, draws: int = 2000, seed: int = 0) -> Ten
 
     Returns:
         Probabilities ``[...]``, at least 1 / number of flips; NaN where an effect is not finite.
+
+    Raises:
+        InputError: there is no pair, or nothing is drawn.
     """
-    count = effects.shape[0]
+    count = _pairs(effects)
+    draws = check("draws", draws, _COUNT, InputError)
     if count <= 12:
         numbers = torch.arange(2**count)[:, None]
         signs = 1.0 - 2.0 * ((numbers >> torch.arange(count)) & 1).double()
@@ -99,6 +116,13 @@ def sign_flip_p_values(effects: Tensor, draws: int = 2000, seed: int = 0) -> Ten
     return found.reshape(effects.shape[1:])
 
 
+def _pairs(samples: Tensor) -> int:
+    """How many pairs there are; InputError if none, of which there is no mean."""
+    if samples.dim() == 0 or not len(samples):
+        raise InputError(f"samples {list(samples.shape)} hold no pair; expected [pair, ..]")
+    return len(samples)
+
+
 def statistic_interval(
     rows: int,
     statistic: Callable[[Integers], float],
@@ -118,6 +142,9 @@ def statistic_interval(
 
     Returns:
         Lower and upper end; twice the same where there is one row.
+
+    Raises:
+        InputError: there is no row, ``level`` is no share, or nothing is drawn.
     """
     return _percentiles(np.arange(rows), statistic, False, level, draws, seed)
 
@@ -128,6 +155,9 @@ def mean_interval(values: Sequence[float] | Floats, seed: int = 0) -> tuple[floa
     Args:
         values: at least one.
         seed: of the draws.
+
+    Raises:
+        InputError: there is none.
     """
     listed = np.asarray(values, dtype=np.float64)
     return _percentiles(listed, np.mean, True, 0.95, 1000, seed)
@@ -144,6 +174,10 @@ def _percentiles(
     """Where the middle ``level`` of the statistics of rows drawn again begins and ends."""
     from scipy import stats
 
+    if not len(rows):
+        raise InputError("there is no row to draw from")
+    level = check("level", level, _LEVEL, InputError)
+    draws = check("draws", draws, _COUNT, InputError)
     if len(rows) == 1:  # which scipy refuses
         return float(statistic(rows)), float(statistic(rows))
     found = stats.bootstrap(
@@ -160,9 +194,14 @@ def _percentiles(
 
 
 def wilson_interval(right: int, count: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval of a share, ``right`` of ``count`` (JASA 22, 1927); NaNs of nothing."""
+    """Wilson's interval of a share, ``right`` of ``count`` (JASA 22, 1927); NaNs of nothing.
+
+    Raises:
+        InputError: ``level`` is no share.
+    """
     from scipy import stats
 
+    level = check("level", level, _LEVEL, InputError)
     if not count:
         return math.nan, math.nan
     found = stats.binomtest(right, count).proportion_ci(level, method="wilson")
@@ -170,9 +209,14 @@ def wilson_interval(right: int, count: int, level: float = 0.95) -> tuple[float,
 
 
 def normal_interval(values: Sequence[float] | Floats, level: float = 0.95) -> tuple[float, float]:
-    """Interval of a mean, if it is distributed normally; NaNs of fewer than two values."""
+    """Interval of a mean, if it is distributed normally; NaNs of fewer than two values.
+
+    Raises:
+        InputError: ``level`` is no share.
+    """
     from scipy import stats
 
+    level = check("level", level, _LEVEL, InputError)
     listed = np.asarray(values, dtype=np.float64)
     if len(listed) < 2:
         return math.nan, math.nan

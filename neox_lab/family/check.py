@@ -16,6 +16,7 @@ from neox_lab.family.structure import evaluating
 from neox_lab.hooks.table import axis_sizes, shape_at
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.outputs import ModelOutput
+from neox_lab.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,8 +49,12 @@ def check(model: HookedModel, tokens: Tensor | None = None) -> pd.DataFrame:
     # Dropout would change the output whatever hooks do.
     with evaluating(model), torch.no_grad(), model.hook_stack.suspended(but_splices=True):
         baseline = _numbers(model(tokens))
-        points = model.hook_points.values()
-        return pd.DataFrame(_try(model, tokens, point, sizes, baseline) for point in points)
+        rows = []
+        with Progress(len(model.hook_points), "hook point") as bar:
+            for point in model.hook_points.values():
+                rows.append(_try(model, tokens, point, sizes, baseline))
+                bar.update()
+        return pd.DataFrame(rows)
 
 
 def _try(

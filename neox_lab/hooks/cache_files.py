@@ -128,7 +128,7 @@ class SpillFile:
         """Copy ``tensor`` into the place of ``name``; return the tensor that lives in the file.
 
         Raises:
-            HookError: it has another shape than was planned for.
+            HookError: it has another shape or dtype than was planned for.
         """
         place = self.tensors[name]
         if place.shape != tensor.shape:
@@ -136,5 +136,11 @@ class SpillFile:
                 f"{name!r} has shape {list(tensor.shape)} in this run; the file has room for "
                 f"{list(place.shape)}. A run that is spilled computes all positions: leave out "
                 "logits_to_keep, or leave this hook point out with names_filter."
+            )
+        if place.dtype != tensor.dtype:
+            raise HookError(
+                f"{name!r} is {tensor.dtype} in this run; the file has room for {place.dtype}. "
+                "Give dtype= to keep all in one, or let a spliced function pass what its points "
+                "say (in_float32)."
             )
         return place.copy_(tensor)

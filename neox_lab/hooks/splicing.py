@@ -144,7 +144,8 @@ def splice(
 
     Raises:
         HookNameError: no such site.
-        HookError: points that exist already, or axes of unknown length.
+        HookError: points that exist already or are called as one of the network's, or axes of
+            unknown length.
     """
     at = points[exact(site, points)]
     if not callable(function) or not all(isinstance(point, SplicedPoint) for point in own):
@@ -157,6 +158,12 @@ def splice(
     if clashes or len(added) < len(own):
         names = clashes or [point.name for point in own]
         raise HookError(f"Every hook point needs a name of its own; {names} would exist twice.")
+    network = {name.rpartition(".")[2] for name in points if name.rpartition(".")[0] not in points}
+    if taken := [point.name for point in own if point.name in network]:
+        raise HookError(
+            f"{taken[0]!r} is the name of a point of the network: ({taken[0][5:]!r}, layer) would "
+            "mean two. Choose another."
+        )
     placement = Placement(points, (), ())
     placement.entries.append((at.name, [_Splice(at, function, added)]))
     placement.added[at.name] = list(added.values())

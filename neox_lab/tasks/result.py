@@ -26,7 +26,7 @@ class TaskResult(Result):
 
     frame: pd.DataFrame
     metrics: dict[str, float]
-    picture: Callable[[], View] = dataclasses.field(repr=False)
+    picture: Callable[[], View] = dataclasses.field(repr=False, compare=False)
 
     def view(self) -> View:
         """The picture."""

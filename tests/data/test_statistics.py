@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from neox_lab.data import statistics
+from neox_lab.errors import InputError
 
 NUMBERS = st.lists(st.floats(-9, 9, width=32), min_size=2, max_size=12)
 
@@ -114,3 +116,41 @@ def test_effects_that_cancel_say_nothing() -> None:
     """Their mean is nothing but rounding, and every flip is as far from zero."""
     effects = torch.tensor([[0.1], [0.2], [-0.3]], dtype=torch.float64)
     assert statistics.sign_flip_p_values(effects).item() == 1.0
+
+
+@pytest.mark.parametrize("level", [0, 1, 1.5, -0.1, math.nan, "0.95", True])
+def test_a_level_is_a_share(level: Any) -> None:
+    samples = torch.randn(5, 2)
+    for ask in (
+        lambda: statistics.bootstrap_interval(samples, level),
+        lambda: statistics.statistic_interval(5, lambda rows: float(rows.mean()), level=level),
+        lambda: statistics.wilson_interval(3, 5, level),
+        lambda: statistics.normal_interval([1.0, 2.0], level),
+    ):
+        with pytest.raises(InputError, match="level="):
+            ask()
+
+
+@pytest.mark.parametrize("draws", [0, -1, 1.5, True])
+def test_something_is_drawn(draws: Any) -> None:
+    samples = torch.randn(14, 2)
+    for ask in (
+        lambda: statistics.bootstrap_interval(samples, draws=draws),
+        lambda: statistics.sign_flip_p_values(samples, draws=draws),
+        lambda: statistics.statistic_interval(5, lambda rows: float(rows.mean()), draws=draws),
+    ):
+        with pytest.raises(InputError, match="draws="):
+            ask()
+
+
+def test_no_pair_has_no_mean() -> None:
+    for empty in (torch.zeros(0, 3), torch.zeros(0), torch.tensor(1.0)):
+        for ask in (
+            statistics.standard_error,
+            statistics.bootstrap_interval,
+            statistics.sign_flip_p_values,
+        ):
+            with pytest.raises(InputError, match="no pair"):
+                ask(empty)
+    with pytest.raises(InputError, match="no row"):
+        statistics.mean_interval([])

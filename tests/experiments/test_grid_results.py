@@ -10,17 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from neox_lab.errors import CheckpointError, InputError
 from neox_lab.experiments.attribution import AttributionResult, TokenAttribution
+from neox_lab.experiments.attribution.agreement import Agreement
 from neox_lab.experiments.detection_result import HeadsResult
 from neox_lab.experiments.patching import PatchResult
+from neox_lab.experiments.probing_result import Probe, ProbeResult
 from neox_lab.results import GridResult
+from neox_lab.tasks.result import TaskResult
 
 SAVED = Path(__file__).parent / "saved_by_0_1"
 KINDS: list[type[GridResult]] = [PatchResult, AttributionResult, TokenAttribution, HeadsResult]
@@ -280,6 +285,9 @@ def test_results_whose_parts_do_not_fit_cannot_be_made() -> None:
         {"axes": ("layer", "head")},
         {"direction": "sideways"},
         {"samples": torch.zeros(4, 3, 2)},
+        {"samples": torch.zeros(4, 2, 3), "base_samples": torch.zeros(3)},
+        {"samples": torch.zeros(4, 2, 3), "base_samples": torch.zeros(1)},
+        {"samples": torch.zeros(4, 2, 3), "base_samples": torch.zeros(4, 1)},
     ):
         with pytest.raises(InputError):
             patch_result(**changes)
@@ -334,3 +342,70 @@ def test_top_goes_by_the_effect_of_a_patch_and_by_the_score_of_a_head() -> None:
     found = heads.top()
     assert found[["layer", "head"]].values.tolist() == [[1, 0], [1, 1], [0, 0], [0, 1]]
     assert list(found)[2:] == ["score", "copying", "entropy", "distance", "first_token"]
+
+
+def test_results_are_equal_where_their_contents_are(tmp_path: Path) -> None:
+    one = patch_result(samples=torch.zeros(4, 2, 3), base_samples=torch.ones(4))
+    one.save(tmp_path / "result.safetensors")
+    again = PatchResult.load(tmp_path / "result.safetensors")
+    assert one == again and not one != again and hash(one) == hash(again)
+    assert len({one, again, patch_result()}) == 2
+    for change in (
+        {"values": torch.zeros(2, 3)},
+        {"values": one.values.double()},
+        {"corrupted": 0.5},
+        {"samples": None},
+        {"site": ("z",)},
+        {"labels": {"layer": ["0", "2"], "pos": ["The", " cat", "The"]}},
+    ):
+        assert one != dataclasses.replace(one, **change)
+    assert one != "one" and one != None  # noqa: E711
+
+
+def test_results_of_every_kind_can_be_compared() -> None:
+    for made in (task_result, agreement, probes):
+        assert made(1.0) == made(1.0) and made(1.0) != made(2.0)
+        assert made(math.nan) == made(math.nan) and hash(made(1.0)) == hash(made(2.0))
+
+
+def task_result(number: float) -> TaskResult:
+    frame = pd.DataFrame({"a": [number, 2.0], "text": ["x", "y"]})
+    return TaskResult(frame, {"accuracy": number}, lambda: pytest.fail("is not asked"))
+
+
+def agreement(number: float) -> Agreement:
+    return Agreement(number, 1.0, 1.0, 1.0, pd.DataFrame({"miss": [number]}), 3, "x")
+
+
+def probes(number: float) -> ProbeResult:
+    weight = np.array([[number, 1.0]])
+    probe = Probe("hook_embed", weight, weight[0], weight[0], None, 1, 1, 1, number, None)
+    return ProbeResult([probe], ["a", "b"], 0.5, torch.tensor([1, 2]), (3, 1, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_numbers_of_any_kind_are_kept_as_plain_ones(tmp_path: Path, dtype: torch.dtype) -> None:
+    values = patch_result().values.to(dtype).requires_grad_()
+    samples = torch.ones(2, 2, 3, dtype=dtype, requires_grad=True)
+    result = patch_result(values=values, samples=samples, base_samples=samples[:, 0, 0])
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for tensor in (result.values, result.samples, result.base_samples):
+        assert tensor is not None and tensor.dtype == wide and not tensor.requires_grad
+    assert result.frame["value"].dropna().tolist() == [1.0, -4.0, 0.5, 2.0, 2.0]
+    result.save(tmp_path / "result.safetensors")
+    assert PatchResult.load(tmp_path / "result.safetensors") == result
+
+
+def test_a_number_that_no_float_holds(tmp_path: Path) -> None:
+    path = tmp_path / "result.safetensors"
+    patch_result().save(path)
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    tensors = load_file(path)
+    changed = {
+        key: text.replace('"clean": 1.0', f'"clean": {10**400}') for key, text in header.items()
+    }
+    assert changed != header
+    save_file(tensors, path, metadata=changed)
+    with pytest.raises(CheckpointError, match="Cannot read a PatchResult"):
+        PatchResult.load(path)

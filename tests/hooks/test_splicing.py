@@ -455,6 +455,7 @@ def test_the_backbone_by_itself_has_it_too(model: Any) -> None:
         (SITE, (POINTS[0], POINTS[0]), SIZES, "would exist twice"),
         (SITE, (SplicedPoint("acts", "batch pos", "x"),), {}, "expected 'hook_"),
         (SITE, (SplicedPoint("hook_a.b", "batch pos", "x"),), {}, "expected 'hook_"),
+        (SITE, (SplicedPoint("hook_z", "batch pos", "x"),), {}, "name of a point of the network"),
         ("blocks.7.hook_mlp_out", POINTS, SIZES, "No hook point"),
     ],
 )
@@ -530,6 +531,29 @@ def test_a_file_has_no_room_for_what_never_came(tmp_path: Path) -> None:
     ):
         ours.run_with_cache(ids, budget=10, spill=path)
     assert not path.exists()
+
+
+def test_a_file_has_no_room_for_another_dtype(tmp_path: Path) -> None:
+    """What is kept must not be other numbers than what passed."""
+    ours = pair("GPTNeoXForCausalLM")[1].eval().bfloat16()
+    path = tmp_path / "cache.safetensors"
+
+    def in_float32(x: Tensor, tap: Any) -> None:
+        tap("hook_acts", x.float() / 3)
+
+    def run(wide: bool, **options: Any) -> Any:
+        acts = SplicedPoint("hook_acts", "batch pos d_model", "in float32", in_float32=wide)
+        with ours.spliced_function("blocks.0.hook_mlp_out", in_float32, [acts]):
+            return ours.run_with_cache(tokens(1, 3), budget=10, spill=path, **options)[1]
+
+    with pytest.raises(HookError, match=r"float32 in this run; .*bfloat16.*in_float32"):
+        run(wide=False)
+    assert not path.exists()
+    name = "blocks.0.hook_mlp_out.hook_acts"
+    cache = run(wide=True)
+    same(cache[name], cache["blocks.0.hook_mlp_out"].float() / 3)
+    path.unlink()
+    assert run(wide=False, dtype=torch.float32)[name].dtype == torch.float32
 
 
 def test_methods_and_built_ins_can_promise_to_read() -> None:

@@ -73,6 +73,12 @@ class PatchResult(GridResult):
                 f"samples have the shape {list(self.samples.shape)}; expected [pair, "
                 f"{', '.join(map(str, self.values.shape))}]."
             )
+        given, base = self.samples, self.base_samples
+        if given is not None and base is not None and base.shape != given.shape[:1]:
+            raise InputError(
+                f"base_samples have the shape {list(base.shape)}; expected one for each of "
+                f"{len(given)} pairs."
+            )
 
     @property
     def base(self) -> float:
