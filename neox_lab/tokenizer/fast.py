@@ -27,6 +27,7 @@ from tokenizers import Tokenizer
 from neox_lab.errors import CheckpointError, TokenizerError
 from neox_lab.files import StrPath
 from neox_lab.hub import HubOptions, PathOrId, upload, written
+from neox_lab.kinship import Kin
 from neox_lab.tokenizer import files, pipeline
 from neox_lab.tokenizer.arguments import drop_of_others, named_arguments
 from neox_lab.tokenizer.chat import ChatEncoder
@@ -52,7 +53,7 @@ UPLOAD_OPTIONS = (
 )
 
 
-class GPTNeoXTokenizerFast(ChatEncoder):
+class GPTNeoXTokenizerFast(Kin, ChatEncoder):
     """Text to ids and back for the GPT-NeoX family (Black et al. 2022, arXiv:2204.06745).
 
     Build one with ``from_pretrained``, or from ``tokenizer_file=`` (a tokenizer.json),
@@ -86,6 +87,8 @@ class GPTNeoXTokenizerFast(ChatEncoder):
         CheckpointError: a file is missing or damaged.
     """
 
+    kin_module: ClassVar[str] = "transformers.tokenization_utils_base"
+    kin_name: ClassVar[str | None] = "PreTrainedTokenizerBase"
     is_fast = True
     name_or_path = ""
     vocab_files_names: ClassVar = {

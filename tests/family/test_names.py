@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -291,35 +290,7 @@ def test_saving_in_the_names_of_transformers_5(tmp_path: Path) -> None:
     )
 
 
-# --- taken for one of theirs -----------------------------------------------------------------
-
-
-@every_class
-def test_a_model_is_taken_for_one_of_transformers(kind: str, tmp_path: Path) -> None:
-    """So that its Trainer calls ``save_pretrained``; nothing else about the model changes."""
-    _, ours = pair(kind, **SMALL)
-    own = getattr(nl, kind)
-    assert isinstance(ours, transformers.PreTrainedModel) and isinstance(ours, own)
-    assert not isinstance(ours, getattr(transformers, kind))
-    assert type(ours) is own and ours.__class__.__name__ == kind
-    assert issubclass(ours.__class__, own)
-    assert type(ours.__class__(ours.config)) is own
-    ours.__class__.from_pretrained(None, config=ours.config, state_dict=ours.state_dict())
-    for again in (copy.copy(ours), copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
-        assert type(again) is own
-        same(again(tokens())[0], ours(tokens())[0])
-    torch.save(ours, tmp_path / "whole.pt")
-    assert type(torch.load(tmp_path / "whole.pt", weights_only=False)) is own
-
-
-def test_a_class_can_still_be_exchanged() -> None:
-    _, ours = pair(CAUSAL, **SMALL)
-
-    class Other(nl.GPTNeoXForCausalLM):
-        pass
-
-    ours.__class__ = Other
-    assert type(ours) is Other
+# --- what else a model is asked --------------------------------------------------------------
 
 
 @every_class

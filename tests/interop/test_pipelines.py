@@ -74,11 +74,6 @@ def test_token_classification(tokenizer_folder: Any) -> None:
                 assert mine[name] == wanted[name]
 
 
-@pytest.mark.xfail(
-    reason="pipelines make plain dictionaries of outputs that are not transformers' own",
-    strict=True,
-    raises=KeyError,
-)
 def test_feature_extraction(tokenizer_folder: Any) -> None:
     theirs, ours = both("feature-extraction", BASE, tokenizer_folder)
     for got, expected in zip(ours(TEXTS), theirs(TEXTS), strict=True):

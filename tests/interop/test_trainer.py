@@ -18,7 +18,7 @@ from transformers import (
     Seq2SeqTrainingArguments,
     TrainerCallback,
 )
-from upstream.library import WITH_LOSS, Library, gap, load
+from upstream.library import WITH_LOSS, Library, load
 
 from interop.surroundings import examples, logged, model_of, trainer_of
 
@@ -201,7 +201,6 @@ def test_sampling_between_steps_changes_nothing(library: Library, tmp_path: Path
     assert logged(sampling) == logged(plain)
 
 
-@gap("the Trainer hands special tokens on from transformers' own tokenizers only")
 def test_special_tokens_of_the_tokenizer_reach_the_model(
     library: Library, tokenizer: Any, tmp_path: Path
 ) -> None:
