@@ -24,6 +24,7 @@ _HOME = {
     "GPTNeoXForQuestionAnswering": "neox_lab.family",
     "GPTNeoXForSequenceClassification": "neox_lab.family",
     "GPTNeoXForTokenClassification": "neox_lab.family",
+    "explore": "neox_lab.widgets.explorer",
     "from_transformers": "neox_lab.family",
     "load": "neox_lab.family",
     "SplicedPoint": "neox_lab.hooks",
@@ -55,6 +56,7 @@ __all__ = [
     "attribution",
     "detect",
     "errors",
+    "explore",
     "from_transformers",
     "generation",
     "gym",
@@ -86,6 +88,7 @@ if TYPE_CHECKING:
     )
     from neox_lab.hooks import SplicedPoint, reads_only
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
+    from neox_lab.widgets.explorer import explore
 
 
 def __getattr__(name: str) -> object:

@@ -29,9 +29,14 @@ class Part(NamedTuple):
     first: int
 
 
-def attention_data(view: AttentionPatterns) -> dict[str, Any]:
-    """Data for ``assets/attention.js``, with a note on what is rounded and what is left out."""
-    part, weights = _fitting(view)
+def attention_data(view: AttentionPatterns, room: int = WEIGHTS) -> dict[str, Any]:
+    """Data for ``assets/attention.js``, with a note on what is rounded and what is left out.
+
+    Args:
+        view: the patterns.
+        room: characters that the weights may take.
+    """
+    part, weights = _fitting(view, room)
     pieces = view.pieces[part.first :]
     measured = view.head_frame[["entropy", "first", "previous"]].to_numpy()
     shape = len(view.layers), len(view.heads), 3
@@ -50,16 +55,16 @@ def attention_data(view: AttentionPatterns) -> dict[str, Any]:
     }
 
 
-def _fitting(view: AttentionPatterns) -> tuple[Part, str]:
+def _fitting(view: AttentionPatterns, room: int) -> tuple[Part, str]:
     """The largest part that fits, with its weights: fewer layers first, then heads, then tokens."""
     layers, heads, first = list(range(len(view.layers))), list(range(len(view.heads))), 0
     while True:
         part = Part(layers, heads, first)
         count = len(layers) * len(heads) * (len(view.pieces) - first) ** 2 / 2
-        excess = count / (MOST_PACKED * WEIGHTS)
+        excess = count / (MOST_PACKED * room)
         if excess <= 1:
             text = packed(_levels(view, part))
-            excess = len(text) / WEIGHTS
+            excess = len(text) / room
             if excess <= 1:
                 return part, text
         if len(layers) > 1:

@@ -1,10 +1,11 @@
 """The JavaScript that brings a picture to life, and how data reaches it.
 
 A fragment is a picture and tables, its data as JSON, then a script: ``assets/common.js``, the asset
-of its kind, and ``boot.js``, which calls ``mount(element, data)``. No file is fetched, nothing is
-built, no library is needed; a widget takes the same ``source(kind)`` and calls the same function
-with a third argument, its host. A script's text is the same for every view of its kind and never
-holds data, so a page can name the scripts it allows by their hashes and the browser refuses others.
+of its kind and what that needs, and ``boot.js``, which calls ``mount(element, data)``. No file is
+fetched, nothing is built, no library is needed; a widget takes the same ``source(kind)`` and calls
+the same function with a third argument, its host. A script's text is the same for every view of its
+kind and never holds data, so a page can name the scripts it allows by their hashes and the browser
+refuses others.
 """
 
 from __future__ import annotations
@@ -29,17 +30,24 @@ ASSETS = Path(__file__).parent / "assets"
 BUDGET, LIMIT = 1_000_000, 2_000_000  # bytes of a fragment: what it should and what it may have
 
 
+_PARTS = {"attention": ("maps",), "explorer": ("maps", "explorer_panels", "explorer_answers")}
+"""What a kind's script needs beside ``common``, in this order."""
+
+_SHARED = {"boot", "common", *(name for names in _PARTS.values() for name in names)}
+
+
 def kinds() -> tuple[str, ...]:
     """The names of the assets that have a ``mount`` function."""
     names = sorted(path.stem for path in ASSETS.glob("*.js"))
-    return tuple(name for name in names if name not in ("boot", "common"))
+    return tuple(name for name in names if name not in _SHARED)
 
 
 @cache
 def source(kind: str) -> str:
-    """The JavaScript of a kind, style sheet included; it defines ``mount(element, data, host)``."""
-    style = json.dumps(_bare("style.css"))
-    parts = [_bare(f"{name}.js") for name in ("common", kind)]
+    """The JavaScript of a kind with its styles; it defines ``mount(element, data, host)``."""
+    sheets = ["style.css", *(path.name for path in ASSETS.glob(f"{kind}.css"))]
+    style = json.dumps("\n".join(map(_bare, sheets)))
+    parts = [_bare(f"{name}.js") for name in ("common", *_PARTS.get(kind, ()), kind)]
     return "\n".join([f"const STYLE = {style};", *parts])
 
 

@@ -118,6 +118,7 @@ STYLE = """
 body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; background: var(--paper);
   color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem; }
+body:has(> .neox-view[data-kind="explorer"]) { max-width: 80rem; }
 section > p { max-width: 44rem; }
 img { border-radius: 6px; border: 1px solid var(--line); box-sizing: border-box; }
 pre { background: var(--stripe); border: 1px solid var(--line); border-radius: 6px;
@@ -139,7 +140,7 @@ def page(title: str, body: str) -> str:
     The browser itself then refuses to fetch anything, and to run a script that is not one of ours.
     """
     return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<!DOCTYPE html>\n<html lang="en" data-neox="page">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy()}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{html_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n"

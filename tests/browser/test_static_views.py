@@ -28,6 +28,7 @@ from neox_lab.views import (
     View,
     hooks,
 )
+from neox_lab.views.explorer import ExplorerView, ReadingView, Shares
 from neox_lab.views.live import kinds
 
 HOSTILE = [
@@ -56,6 +57,25 @@ def causal(layers: int, heads: int, count: int) -> np.ndarray:
     scores[:, :, ~np.tri(count, dtype=bool)] = -np.inf
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
+
+
+def explorer(pieces: list[str]) -> ExplorerView:
+    """An explorer of two layers and heads that was asked one thing."""
+    count = len(pieces)
+    each = np.broadcast_to([0.5, 0.3], (3, count, 2))
+    candidates = [[[pieces[at], pieces[0]] for at in range(count)]] * 3
+    parts = [(layer, head) for layer in range(2) for head in (0, 1, None)]
+    values = np.random.default_rng(2).normal(size=(count, len(parts) + 1)).astype("float32")
+    names = [f"part {at}" for at in range(len(parts))]
+    reading = ReadingView(
+        prompt="".join(pieces),
+        attention=AttentionView(causal(2, 2, count), pieces),
+        lens=LensView(candidates, each, each[:, :, 0], ["0_pre", "1_pre", "final"], pieces),
+        about=pieces,
+        shares=Shares([*names, "embedding"], [*parts, None], values),
+    )
+    attribution = {"values": values[:, 0].tolist(), "note": pieces[0]}
+    return ExplorerView(reading, parts={"attribution": attribution}, code=f"prompt = {pieces!r}")
 
 
 def every_view(pieces: list[str]) -> dict[str, View]:
@@ -90,6 +110,7 @@ def every_view(pieces: list[str]) -> dict[str, View]:
             levels={"chance": 0.5},
         ),
         "scatter": ScatterView(grid[0], grid[1], pieces, "exact", "estimated"),
+        "explorer": explorer(pieces),
         "tree": TreeView(["name", "meaning"], {pieces[0]: [[p, p] for p in pieces]}),
         "hooks": hooks(
             TableModel([*pieces, *(f"blocks.{at}.{p}" for at in (0, 1) for p in pieces)])

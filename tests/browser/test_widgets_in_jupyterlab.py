@@ -37,6 +37,7 @@ WIDGETS = {
     "classification": "nl.widgets.classification()",  # the trained heads of the package
     "answering": "nl.widgets.answering()",
     "tagging": "nl.widgets.tagging()",
+    "explorer": "nl.explore(model, 'The king went to the', 'The king went to a')",
 }
 REACTS = {  # something to click in the static view that stays, and what then is so
     "generation": (".token:not(.given)", "aria-pressed"),
@@ -47,7 +48,9 @@ REACTS = {  # something to click in the static view that stays, and what then is
     "classification": ('[role="option"]', "aria-selected"),
     "answering": (".flow .piece", "aria-pressed"),
     "tagging": (".flow .piece", "aria-pressed"),
+    "explorer": (".headgrid .cell", ""),
 }
+SAYS = {"explorer": "layer 3 head 0"}  # in its line of words after that; others that it is locked
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +128,14 @@ def use(notebook: Any) -> None:
     marked = notebook.ask("[piece.text for piece in tagging.result.view().pieces if piece.kind]")
     assert marked and all(text in STORY for text in marked)
 
+    explorer = cell["explorer"]
+    explorer.locator(".headgrid .cell").nth(5).click()
+    notebook.until("explorer.state.get('layer') == 2 and explorer.state.get('head') == 1")
+    explorer.get_by_role("button", name="switch this head off").click()
+    notebook.until("explorer.switched and explorer.phase == 'done'")
+    explorer.get_by_role("button", name="patch the stream").click()
+    notebook.until("explorer.patching and explorer.phase == 'done'")
+
     # What a widget shows stands once on the page: what is kept of it is hidden while it lives.
     assert notebook.page.locator(".neox-current").count() == len(WIDGETS)
     assert not any(kept.is_visible() for kept in notebook.page.locator(".neox-current").all())
@@ -145,7 +156,7 @@ def test_everything_still_reacts_when_reopened_without_a_kernel(lab: Any, saved:
         if state:
             assert item.get_attribute(state) == "true", name
         said = cell.locator(".neox-current .status").all_inner_texts()
-        assert sum("Locked" in line for line in said) == 1, name
+        assert sum(SAYS.get(name, "Locked") in line for line in said) == 1, name
     assert page.locator(".neox-pinned .token").count() > 5
     notebook.close()
 

@@ -46,6 +46,7 @@ from neox_lab.views import (
 )
 from neox_lab.views.attention_maps import _fields
 from neox_lab.views.drawing import AMOUNT, LESS, MORE, amounts, decimals, diverging, ink_on, number
+from neox_lab.views.explorer import ExplorerView, ReadingView
 from neox_lab.views.live import LIMIT, json_text, kinds, packed, policy, rounded, script
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import (
@@ -112,6 +113,17 @@ def hostile_views() -> list[View]:
         CurvesView("x", dict.fromkeys(HOSTILE, line), "<i>", "&amp;", HOSTILE[:3]),
         TreeView(["name", "meaning"], {"group": [[piece, piece] for piece in HOSTILE]}),
         views.hooks(TableModel([*HOSTILE, *(f"blocks.0.{piece}" for piece in HOSTILE)])),
+        ExplorerView(
+            ReadingView(
+                "".join(HOSTILE),
+                AttentionView(causal(1, 2, count), HOSTILE),
+                LensView(cells, each, grid**2, HOSTILE[:2], HOSTILE),
+                HOSTILE,
+                None,
+            ),
+            model=HOSTILE[0],
+            code=HOSTILE[0],
+        ),
     ]
 
 

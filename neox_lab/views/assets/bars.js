@@ -44,7 +44,7 @@ function mount(element, data) {
       const share = shares[at];
       const token = el("span", { class: "token" }, el("bdi", {}, piece));
       const strength = Math.abs(share) / most;
-      if (strength > 0.02) fill(token, mix(WHITE, share < 0 ? LESS : MORE, 0.75 * strength));
+      if (strength > 0.02) fill(token, mix(ground, share < 0 ? LESS : MORE, 0.75 * strength));
       token.append(el("small", {}, share.toFixed(2).replace("-", "−")));
       return token;
     });

@@ -22,6 +22,7 @@ function frame(element, data) {
   const section = el("section", { "aria-label": data.title }, heading, ...notes, body, status);
   outer.attachShadow({ mode: "open" }).append(el("style", {}, STYLE), section);
   element.replaceChildren(outer);
+  standOn(getComputedStyle(section).backgroundColor);
   return { body, say: (text) => (status.textContent = text) };
 }
 
@@ -116,7 +117,7 @@ const mix = (a, b, share) => a.map((channel, at) => channel + (b[at] - channel) 
 
 /** The colour at `share` (0 to 1) of a scale through evenly spaced stops. */
 function ramp(stops) {
-  const colours = stops.map(hex);
+  const colours = stops.map((stop) => (typeof stop === "string" ? hex(stop) : stop));
   return (share) => {
     const at = Math.min(1, Math.max(0, share)) * (colours.length - 1);
     const below = Math.min(Math.floor(at), colours.length - 2);
@@ -130,7 +131,24 @@ const viridis = ramp(
 const diverging = ramp("#08306b #2171b5 #9ecae1 #ffffff #fdbe7d #e66101 #7f2704".split(" "));
 const teals = ramp("#f4faf9 #b9dfdc #6bbab5 #21918c #0c4a48".split(" "));
 const [LESS, MORE] = ["#2171b5", "#e66101"].map(hex);
-const WHITE = [255, 255, 255];
+
+// Nothing, and no difference, have the colour of the page. On dark paper the same hues therefore
+// run the other way: the least is dark, the most is bright.
+let ground = [255, 255, 255];
+let signed = diverging;
+let amount = teals;
+
+/** Take the colours that fit a page's background, as the browser computed it. */
+function standOn(background) {
+  const [red, green, blue] = (background.match(/[\d.]+/g) || []).map(Number);
+  if (blue === undefined || ink([red, green, blue]) === INK) return; // light, as they are
+  ground = [red, green, blue];
+  amount = ramp([ground, "#0f5450", "#21918c", "#6bbab5", "#b9dfdc"]);
+  const less = ramp([ground, "#2166a5", "#5aa6d8", "#c6dff0"]);
+  const more = ramp([ground, "#a8480a", "#ef8430", "#fdd3a6"]);
+  signed = (share) => (share < 0.5 ? less(1 - 2 * share) : more(2 * share - 1));
+}
+
 const BLUE = hex("#56b4e9");
 const ORANGE = hex("#e69f00");
 const INK = "#1a1a1a";

@@ -7,14 +7,14 @@
 //   missing), bars (rows of [name, share, value], may be missing), lines (texts, may be missing).
 // host.emit("cell", {row, column}) tells a widget which cell was clicked.
 
-const SCALES = { viridis, diverging, teals };
+const scaleOf = (name) => ({ viridis, diverging: signed, teals: amount })[name];
 const GREY = [217, 217, 217];
 const CROWDED = 34; // columns with numbers in their cells
 
 function mount(element, data, host) {
   const { body, say } = frame(element, data);
   const repeated = new Set(data.columns.filter((name, at) => data.columns.indexOf(name) !== at));
-  const colour = SCALES[data.scale];
+  const colour = scaleOf(data.scale);
   const rows = data.rows.map((_, at) => (data.flip ? data.rows.length - 1 - at : at));
   const crowded = data.columns.length > CROWDED && !data.bars;
   const upright = crowded || data.columns.some((name) => name.length > 9);
@@ -92,7 +92,7 @@ function mount(element, data, host) {
 /** What the colours mean. */
 function legend({ scale, low, high, legend: name, value_name }) {
   const stops = [0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1];
-  const colours = stops.map((share) => css(SCALES[scale](share))).join(", ");
+  const colours = stops.map((share) => css(scaleOf(scale)(share))).join(", ");
   const strip = el("i", { style: { background: `linear-gradient(90deg, ${colours})` } });
   return el("div", { class: "scale" }, low, strip, high, ` ${name || value_name}`);
 }

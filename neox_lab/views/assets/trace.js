@@ -14,7 +14,7 @@ function mount(element, data, host) {
   const items = data.pieces.map((piece) => {
     const kind = piece.given ? "token given" : "token";
     const item = el("button", { type: "button", class: kind }, el("bdi", {}, piece.text));
-    if (piece.share !== null) fill(item, teals(DEEPEST * piece.share));
+    if (piece.share !== null) fill(item, amount(DEEPEST * piece.share));
     item.append(el("small", {}, piece.note || ""));
     return item;
   });

@@ -4,7 +4,9 @@
 // control. Traits written: those of the controls, and request: {id, action, ...arguments}.
 // A panel is {key, asset, data, on, beside}; MOUNTS[asset](element, data, host) draws it. What a
 // picture emits becomes a request if `on` says so: host.emit(event, detail) -> {action: on[event],
-// ...detail}. A picture whose events nobody wants gets no host.
+// ...detail}. A picture whose events nobody wants gets no host. host.part(name, act) calls act with
+// the value of a trait, now and whenever it changes. The trait download, where there is one, is a
+// file to save: {name, content (base64), id}.
 
 export default { render };
 
@@ -83,13 +85,21 @@ function render({ model, el }) {
   on("change:panels", () => {
     const panels = model.get("panels");
     const keys = new Set(panels.map((panel) => panel.key));
-    for (const [key, { node }] of drawn) if (!keys.has(key)) node.remove(), drawn.delete(key);
+    for (const [key, entry] of drawn)
+      if (!keys.has(key)) leave(entry), entry.node.remove(), drawn.delete(key);
     for (const panel of panels) draw(panel);
   });
 
+  /** No longer tell a picture what comes. */
+  function leave(entry) {
+    for (const [name, act] of entry.parts) model.off(name, act);
+    entry.parts = [];
+  }
+
   function draw({ key, asset, data, on: wanted, beside }) {
     const text = JSON.stringify([asset, data]);
-    if (!drawn.has(key)) drawn.set(key, { node: make("div", { "data-panel": key }), text: "" });
+    if (!drawn.has(key))
+      drawn.set(key, { node: make("div", { "data-panel": key }), text: "", parts: [] });
     const entry = drawn.get(key);
     entry.node.className = beside ? "beside" : "";
     pictures.append(entry.node);
@@ -98,7 +108,14 @@ function render({ model, el }) {
     const fresh = make("div");
     const failed = (error) => fresh.replaceChildren(`This cannot be drawn: ${error.message}`);
     const emit = (event, detail) => wanted[event] && ask(wanted[event], detail);
-    const host = Object.keys(wanted).length ? { emit } : undefined;
+    leave(entry);
+    const part = (name, act) => {
+      const tell = () => act(model.get(name));
+      model.on(`change:${name}`, tell);
+      entry.parts.push([`change:${name}`, tell]);
+      tell();
+    };
+    const host = Object.keys(wanted).length ? { emit, part } : undefined;
     const height = entry.node.offsetHeight; // what stands below does not jump while we draw
     entry.node.style.minHeight = `${height}px`;
     entry.node.replaceChildren(fresh);
@@ -108,8 +125,17 @@ function render({ model, el }) {
       .finally(() => (entry.node.style.minHeight = ""));
   }
 
+  let saved = (model.get("download") || {}).id;
+  on("change:download", () => {
+    const { name, content, id } = model.get("download") || {};
+    if (!name || id === saved) return;
+    saved = id;
+    make("a", { download: name, href: `data:application/octet-stream;base64,${content}` }).click();
+  });
+
   return () => {
     for (const [name, act] of listening) model.off(name, act);
+    for (const entry of drawn.values()) leave(entry);
     el.replaceChildren();
   };
 }

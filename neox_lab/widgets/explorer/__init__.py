@@ -1,0 +1,57 @@
+"""The explorer: one prompt, what the model makes of it, and every panel linked to the others.
+
+    nl.explore(model, "The king went to the")
+    nl.explore(model, "The king went to the city", "The king went to a city")    # compared
+    nl.explore(model, text, against=nl.load("EleutherAI/pythia-70m-deduped"))    # another model
+    nl.explore(model, text, revisions=["step0", "step512", "step6000", "main"])  # over training
+
+    reading     two runs on a prompt: lens, attention, what every part writes
+    revisions   checkpoints of one training
+    questions   what is asked further: switching off, patching, attribution
+    selection   what is selected
+    widget      the live widget
+    calls       the same as Python
+    saving      panels as files
+
+What is drawn is ``views/explorer.py`` and its scripts, with or without a kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from neox_lab.family import GPTNeoXForCausalLM
+from neox_lab.widgets.explorer.revisions import Load, Revisions
+from neox_lab.widgets.explorer.widget import ExplorerWidget
+
+__all__ = ["ExplorerWidget", "explore"]
+
+
+def explore(
+    model: GPTNeoXForCausalLM,
+    prompt: str,
+    second: str = "",
+    *,
+    against: GPTNeoXForCausalLM | None = None,
+    revisions: Sequence[str] | Mapping[str, Load] | None = None,
+) -> ExplorerWidget:
+    """Look at one run of a model in panels that are linked: select something, and all follow.
+
+    Args:
+        model: a GPTNeoXForCausalLM with a tokenizer.
+        prompt: what it reads, of up to 256 tokens.
+        second: another prompt to compare with; with as many tokens also to patch from.
+        against: another model to compare with, on ``second`` or on the same prompt.
+        revisions: names of its checkpoints over training, the last of them ``model`` itself, or a
+            function that loads the model for each name; a slider walks over them, with one in
+            memory at a time.
+
+    Returns:
+        A live widget; ``.result`` is the same as a view that needs no kernel, and
+        ``.result.to_html("page.html")`` a page of its own.
+
+    Raises:
+        InputError: a model that cannot write or has no tokenizer, or fewer than two revisions.
+    """
+    walk = None if revisions is None else Revisions(model, revisions, list(revisions)[-1])
+    return ExplorerWidget(model, prompt, second, against, walk)

@@ -1,0 +1,73 @@
+"""Checkpoints of one training, one of them in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from neox_lab.built_in import weights_directory
+from neox_lab.errors import InputError
+from neox_lab.family import GPTNeoXForCausalLM, load
+
+Load = Callable[[], GPTNeoXForCausalLM]
+
+
+def check_writes(model: object) -> None:
+    """Refuse what the explorer cannot read.
+
+    Raises:
+        InputError: a model that does not predict tokens, or has no tokenizer.
+    """
+    if not isinstance(model, GPTNeoXForCausalLM):
+        raise InputError(
+            f"{type(model).__name__} does not predict tokens; the explorer needs a "
+            "GPTNeoXForCausalLM, such as nl.load(name)."
+        )
+    if model.tokenizer is None:
+        raise InputError("The explorer reads text, and this model has no tokenizer: set one.")
+
+
+class Revisions:
+    """Names of checkpoints, and how each is loaded.
+
+    Args:
+        model: the one that is loaded already.
+        given: names of its revisions in the order of training, or a function that makes the model
+            for each name.
+        chosen: the name of ``model``.
+
+    Raises:
+        InputError: fewer than two, or ``chosen`` is not among them.
+    """
+
+    def __init__(
+        self, model: GPTNeoXForCausalLM, given: Sequence[str] | Mapping[str, Load], chosen: str
+    ) -> None:
+        if isinstance(given, str) or len(given) < 2:
+            raise InputError(f"revisions={given!r}; expected at least two names, or a mapping.")
+        self.names = tuple(given)
+        if chosen not in self.names:
+            raise InputError(f"revision={chosen!r}; expected one of {', '.join(self.names)}.")
+        self.chosen = chosen
+        self._loads = dict(given) if isinstance(given, Mapping) else _by_name(model, self.names)
+        self._now, self._model = chosen, model
+
+    def model(self, name: str) -> GPTNeoXForCausalLM:
+        """The checkpoint of a name; the one before is let go."""
+        if name != self._now:
+            model = self._loads[name]()
+            check_writes(model)
+            self._now, self._model = name, model
+        return self._model
+
+
+def _by_name(model: GPTNeoXForCausalLM, names: Sequence[str]) -> dict[str, Load]:
+    """Revisions of the repository that ``model`` came from, or of the built-in model."""
+    source = model.name_or_path
+    inside = weights_directory()
+    built_in = not source or Path(source) == inside or inside in Path(source).parents
+
+    def loading(name: str) -> Load:
+        return lambda: load(None if built_in else source, revision=name)
+
+    return {name: loading(name) for name in names}
