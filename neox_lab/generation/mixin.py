@@ -85,6 +85,10 @@ class GenerationMixin:
         ``prompt_lookup_num_tokens`` or ``assistant_model`` read several tokens at once.
         Interrupting the kernel stops after the last whole step and returns what there is.
 
+        Weights may be changed between steps, by hooks, streamers or the reader of ``stream``, with
+        ``torch.no_grad()``: the next step has them. A change through ``.data``, which PyTorch does
+        not count, may be seen only by the next call.
+
         Args:
             inputs: token ids ``[batch, pos]``, a text, or several texts (padded on the left);
                 None starts from the beginning-of-text token.

@@ -18,8 +18,9 @@ they are, as it does on other devices and in other dtypes.
 A copy must never say something else than its weight. ``Linear`` asks before every product whether
 the weight has changed by what PyTorch counts (``is_current``), and before every text
 ``prepare_for_decoding`` compares the numbers themselves (``equals``), because writing through
-``.data`` is not counted. That look takes the time of a token or two, so texts of a few tokens
-do without copies where these gain little (``copies_pay``).
+``.data`` is not counted. (Between two tokens nobody looks at the numbers: what is written through
+``.data`` then is seen by the next text.) That look takes the time of a token or two, so texts of a
+few tokens do without copies where these gain little (``copies_pay``).
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ from neox_lab.views import (
     Line,
     Piece,
     PredictionsView,
+    ScatterView,
     StripView,
     TextView,
     TreeView,
@@ -110,6 +111,7 @@ def hostile_views() -> list[View]:
         StripView.values(HOSTILE, grid[0]),
         StripView.tags(HOSTILE, tags, shares),
         StripView.spans(HOSTILE, shares, shares[::-1], (1, 3)),
+        ScatterView(grid[0], grid[1], HOSTILE, "<i>", "&amp;", count, title="$x$", note="<b>"),
         CurvesView("x", dict.fromkeys(HOSTILE, line), "<i>", "&amp;", HOSTILE[:3]),
         TreeView(["name", "meaning"], {"group": [[piece, piece] for piece in HOSTILE]}),
         views.hooks(TableModel([*HOSTILE, *(f"blocks.0.{piece}" for piece in HOSTILE)])),
@@ -125,6 +127,12 @@ def hostile_views() -> list[View]:
             code=HOSTILE[0],
         ),
     ]
+
+
+def test_every_view_is_tried() -> None:
+    known = {item for item in vars(views).values() if isinstance(item, type)}
+    drawn = {item for item in known if issubclass(item, views.View)} - {views.View}
+    assert drawn == {type(view) for view in hostile_views()}
 
 
 def drawn_texts(view: View) -> str:
