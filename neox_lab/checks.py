@@ -9,7 +9,8 @@
 
 A ``Kind`` is a set of values with words for it. Where no function below makes the one that is
 needed, ``Kind(words, accepts)`` does. True and False are no numbers here; numbers of NumPy and
-PyTorch are, and become Python's, because settings end in JSON.
+PyTorch are, and become Python's, because settings end in JSON. Whole numbers of more than the 64
+bits of a tensor's are refused, and so is what floats cannot hold.
 """
 
 from __future__ import annotations
@@ -51,11 +52,30 @@ def check(name: str, value: object, kind: Kind[Value], error: type[NeoxLabError]
     Raises:
         NeoxLabError: ``error``, if it is not; the message names both.
     """
-    value = plain(value)
+    try:
+        value = plain(value)
+    except RecursionError:
+        raise error(f"{name} is nested too deeply; expected {kind.words}.") from None
     if not kind.accepts(value):
         close = nearest(value, kind.choices) if isinstance(value, str) else ""
-        raise error(f"{name}={value!r}; expected {kind.words}.{close}")
+        raise error(f"{name}={shown(value)}; expected {kind.words}.{close}")
     return cast(Value, value)
+
+
+def shown(value: object, most: int = 200) -> str:
+    """A value as messages show it: whatever it is, in not too many characters.
+
+    Args:
+        value: anything.
+        most: how many characters.
+    """
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a whole number of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except Exception:  # numbers of thousands of digits in lists, classes that cannot be shown
+        return f"a {type(value).__name__}"
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def plain(value: object) -> object:
@@ -71,13 +91,22 @@ def plain(value: object) -> object:
         same = all(one is other for one, other in zip(made, items, strict=True))
         return value if same else type(value)(made)  # type: ignore[call-arg]
     if type(value) is dict:
-        return {plain(name): plain(item) for name, item in value.items()}
+        return {_key(name): plain(item) for name, item in value.items()}
     to_list = getattr(value, "tolist", None)
     if callable(to_list) and not isinstance(value, type):
-        return to_list()
+        try:
+            return to_list()
+        except (RuntimeError, NotImplementedError, TypeError):  # a tensor without data, or sparse
+            return value
     if isinstance(value, numbers.Integral):
         return int(value)
     return float(value) if isinstance(value, numbers.Real) else value
+
+
+def _key(name: object) -> object:
+    """A key of a dict, which a list cannot be."""
+    made = plain(name)
+    return tuple(made) if isinstance(made, list) else made
 
 
 def number(
@@ -96,7 +125,7 @@ def number(
         return (
             isinstance(value, numbers.Real)
             and not isinstance(value, bool)
-            and value == value  # NaN is not; math.isnan fails for whole numbers beyond floats
+            and _is_float(value)
             and _inside(cast(float, value), above, least, most, below)
         )
 
@@ -114,6 +143,7 @@ def whole(
         return (
             isinstance(value, numbers.Integral)
             and not isinstance(value, bool)
+            and -(2**63) <= int(value) < 2**63
             and _inside(int(value), above, least, most, None)
         )
 
@@ -142,6 +172,14 @@ def list_of(kind: Kind[Value], words: str) -> Kind[list[Value]]:
 
 SWITCH: Kind[bool] = Kind("True or False", lambda value: isinstance(value, bool))
 TEXT: Kind[str] = Kind("a string", lambda value: isinstance(value, str))
+
+
+def _is_float(value: numbers.Real) -> bool:
+    """Whether a float can hold it; NaN is no number."""
+    try:
+        return not math.isnan(value)
+    except OverflowError:
+        return False
 
 
 def _inside(

@@ -216,8 +216,8 @@ def read_json(path: StrPath) -> dict[str, Any]:
     """
     place = repr(os.fspath(path))
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{place} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{place} holds a {type(content).__name__}; expected a JSON object.")
@@ -287,6 +287,18 @@ def _remove_left_over(target: Path) -> None:
             if _is_beside(entry.name, target.name):
                 if time.time() - entry.stat(follow_symlinks=False).st_ctime > _LEFT_OVER:
                     os.unlink(entry.path)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What a text in JSON says; what is in it, the caller has to check.
+
+    Raises:
+        ValueError: it is no JSON, or too deep to be read.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def parse_size(size: int | str, name: str, error: type[NeoxLabError]) -> int:

@@ -280,7 +280,7 @@ class GridResult(Result):
             return cls(**_typed(cls, _read(cls, path) if content is None else content))
         except CheckpointError:
             raise
-        except (ArithmeticError, OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+        except (ArithmeticError, OSError, ValueError, TypeError, KeyError) as error:
             what = f"Cannot read a {cls.__name__} from {str(path)!r}"
             raise CheckpointError(f"{what}: {error}") from error
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import CheckpointError
-from neox_lab.files import StrPath, staged_file
+from neox_lab.files import StrPath, parse_json, staged_file
 
 DTYPES = {
     "F64": torch.float64,
@@ -167,7 +167,7 @@ class FileFormat:
                         f"is {metadata.get('neox_lab')!r}; this version reads {self.name!r}."
                     )
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
-                description = json.loads(metadata["description"])
+                description = parse_json(metadata["description"])
         except CheckpointError:
             raise
         except (OSError, SafetensorError, KeyError, ValueError) as error:

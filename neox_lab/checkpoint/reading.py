@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -107,7 +106,8 @@ class TorchFile(WeightFile):
     def __init__(self, path: Path) -> None:
         """Map the file, or read it if it is of the time before PyTorch 1.6."""
         self.path = path
-        self._mapped = zipfile.is_zipfile(path)
+        with open(path, "rb") as file:
+            self._mapped = file.read(4) == b"PK\3\4"  # as torch tells; zipfile reads further
         self._tensors: dict[str, Tensor] | None = None
         self.tensors = {name: _info(tensor) for name, tensor in self._opened().items()}
 

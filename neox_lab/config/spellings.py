@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from typing import Any, SupportsInt
+from typing import Any, cast
 
 import torch
 
-from neox_lab.checks import check, whole
+from neox_lab.checks import check, plain, shown, whole
 from neox_lab.errors import ConfigError, nearest
 
 LABEL_NAMES = ("num_labels", "id2label", "label2id")
@@ -16,6 +17,8 @@ _SWITCHES = {
     **dict.fromkeys(("true", "1", "y", "yes"), True),
     **dict.fromkeys(("false", "0", "n", "no"), False),
 }
+_NUMBER = whole()
+_LABELS = whole(least=1, most=1_000_000)  # a name for each is made; no model has as many
 
 _OTHER_MODELS = {
     "gpt_neox_japanese": "ABEJA's Japanese GPT-NeoX, which has another attention and MLP",
@@ -65,7 +68,7 @@ def resolve_labels(current: dict[int, str], given: Mapping[str, object]) -> dict
         raise ConfigError(f"id2label and label2id contradict each other: {maps[0]} and {maps[1]}.")
     labels = maps[0] if maps else current
     if given.get("num_labels") is not None:
-        count = check("num_labels", given["num_labels"], whole(above=0), ConfigError)
+        count = check("num_labels", given["num_labels"], _LABELS, ConfigError)
         if len(labels) != count:
             if maps:
                 raise ConfigError(f"num_labels={count}, but the labels are {labels}.")
@@ -99,13 +102,13 @@ def _pairs(name: str, value: object) -> Iterable[tuple[object, object]]:
 
 def _label_id(value: object) -> int:
     """The number itself, or as JSON writes it in keys."""
-    try:
-        if isinstance(value, str | SupportsInt):
-            return int(value)
-    except ValueError:
-        pass
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,18}", value):
+        return int(value)
+    number = plain(value)
+    if _NUMBER.accepts(number):
+        return cast(int, number)
     raise ConfigError(
-        f"{value!r} is no id of a label: id2label maps whole numbers to names, label2id back."
+        f"{shown(value)} is no id of a label: id2label maps whole numbers to names, label2id back."
     )
 
 

@@ -6,7 +6,6 @@ that the text does not answer). An answer is a stretch of the text, given by its
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from neox_lab.data.tables import Table, listed, read_table, refuse
 from neox_lab.errors import DataError
+from neox_lab.files import parse_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +49,7 @@ def read_squad(source: Questions) -> pd.DataFrame:
     for row, (context, given) in enumerate(zip(frame["context"], frame["answers"], strict=True)):
         try:
             spans.append(_spans(given))
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError):
             spans.append([])
             wrong.append((row, f"answers={given!r:.60} have no text and answer_start"))
         wrong += [(row, problem) for problem in _misplaced(context, spans[-1])]
@@ -70,7 +70,7 @@ def _flattened(source: Questions) -> object:
     content: object = source
     if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".json":
         try:
-            content = json.loads(Path(source).read_text(encoding="utf-8"))
+            content = parse_json(Path(source).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(f"{str(source)!r} cannot be read as JSON: {error}") from error
     if isinstance(content, Mapping) and isinstance(content.get("data"), list):

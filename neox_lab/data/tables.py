@@ -90,7 +90,7 @@ def _read_file(path: Path) -> pd.DataFrame:
         frame: pd.DataFrame = readers[path.suffix.lower()](path)
     except FileNotFoundError:
         raise DataError(f"there is no file {str(path)!r}") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # pandas fails on JSON in many ways
         raise DataError(f"{path.name} is not a readable {path.suffix[1:]} file: {error}") from error
     return frame
 

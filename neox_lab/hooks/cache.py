@@ -235,11 +235,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
             CheckpointError: there is no such file, it is not a cache, or it is of another model.
         """
         tensors, description = files.read(Path(path))
-        listed: Any = description["points"]
-        points = {
-            name: HookPoint(name, layer, tuple(axes.split()), meaning, tuple(aliases))
-            for name, layer, axes, meaning, aliases in listed
-        }
+        points = files.described_points(Path(path), description)
         pieces: Any = description["pieces"]
         if model is not None:
             refuse_another(description.get("model"), identity(model), f"The cache {path!s:.200}")

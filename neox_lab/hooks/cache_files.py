@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from neox_lab.errors import CheckpointError, HookError
 from neox_lab.files import reserve, staged_file
 from neox_lab.hooks.storage import bytes_of
+from neox_lab.model.hook_points import HookPoint
 from neox_lab.safetensors_files import FileFormat, layout
 
 _CACHE = FileFormat("cache", "neox_lab activation cache 1")
@@ -50,8 +52,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """
     stored, description = _CACHE.read(path)
     aliases, order = description.pop("aliases", None), description.pop("order", None)
-    if isinstance(aliases, dict) and isinstance(order, list):
-        places = {str(name): str(aliases.get(name, name)) for name in order}
+    if isinstance(aliases, dict) and _is_texts(order):
+        places = {name: str(aliases.get(name, name)) for name in order}
         if set(places.values()) <= stored.keys():
             return {name: stored[place] for name, place in places.items()}, description
     raise CheckpointError(f"Cannot read a cache from {str(path)!r}: it does not list its tensors.")
@@ -91,6 +93,40 @@ def spilled(
         if error is inside:
             raise
         raise CheckpointError(f"Cannot spill the cache to {str(path)!r}: {error}") from error
+
+
+def described_points(path: Path, description: Mapping[str, object]) -> dict[str, HookPoint]:
+    """The hook points of a cache's description, by name.
+
+    Raises:
+        CheckpointError: it does not describe them; nor does it name tokens and what is derived.
+    """
+    points, pieces = description.get("points"), description.get("pieces")
+    if (
+        not isinstance(points, list)
+        or not all(map(_is_point, points))
+        or not (pieces is None or (isinstance(pieces, list) and all(map(_is_texts, pieces))))
+        or not _is_texts(description.get("derived"))
+    ):
+        raise CheckpointError(
+            f"Cannot read a cache from {str(path)!r}: its description is damaged."
+        )
+    return {
+        name: HookPoint(name, layer, tuple(axes.split()), meaning, tuple(aliases))
+        for name, layer, axes, meaning, aliases in points
+    }
+
+
+def _is_texts(value: object) -> TypeGuard[list[str]]:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _is_point(value: object) -> bool:
+    if not isinstance(value, list) or len(value) != 5:
+        return False
+    name, layer, axes, meaning, aliases = value
+    numbered = layer is None or type(layer) is int
+    return numbered and _is_texts([name, axes, meaning]) and _is_texts(aliases)
 
 
 class SpillFile:

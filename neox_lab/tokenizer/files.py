@@ -242,7 +242,7 @@ def read_source(source: PathOrId, options: HubOptions) -> tuple[Tokenizer, Saved
     config, roles, added = [{} if path is None else read_json(path) for path in beside]
     try:
         saved = interpret(config, roles, added)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise CheckpointError(
             f"{CONFIG_FILE}, {ROLES_FILE} or {ADDED_FILE} of {os.fspath(source)!r} describes a "
             f"token in an unknown form ({type(error).__name__}: {error})."

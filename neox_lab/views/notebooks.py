@@ -11,9 +11,11 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
+from neox_lab.checks import check, number, shown
 from neox_lab.errors import InputError
+from neox_lab.files import parse_json
 from neox_lab.views.base import utf8, write_file
 
 LARGEST = 1_500_000  # bytes of a notebook
@@ -52,10 +54,11 @@ def notebook_faults(path: str | os.PathLike[str], largest: int = LARGEST) -> lis
     Raises:
         InputError: the file is no notebook.
     """
+    check("largest", largest, number(least=0), InputError)
     notebook = _read(path)
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     outputs = [output for cell in cells for output in cell["outputs"]]
-    counts = [cell["execution_count"] for cell in cells]
+    counts = [cell.get("execution_count") for cell in cells]
     size = Path(path).stat().st_size
     faults = []
     if size > largest:
@@ -69,7 +72,8 @@ def notebook_faults(path: str | os.PathLike[str], largest: int = LARGEST) -> lis
     for cell, count in zip(cells, counts, strict=True):
         for output in cell["outputs"]:
             if output["output_type"] == "error":
-                faults.append(f"cell {count} ends in {output['ename']}: {output['evalue']}")
+                named = f"{output.get('ename')}: {output.get('evalue')}"
+                faults.append(f"cell {count} ends in {named:.1000}")
     for found in sorted({match for output in outputs for match in _paths(output)}):
         faults.append(f"an output holds a path of this machine: {found}")
     return faults
@@ -77,20 +81,45 @@ def notebook_faults(path: str | os.PathLike[str], largest: int = LARGEST) -> lis
 
 def _paths(output: dict[str, Any]) -> list[str]:
     """Absolute paths in what an output shows."""
-    shown = [output.get("text", ""), *output.get("traceback", [])]
+    parts = [output.get("text", ""), output.get("traceback", "")]
     data = output.get("data", {})
-    shown += [data[kind] for kind in data if kind.startswith("text/") or kind.endswith("+json")]
-    texts = ["".join(text) if isinstance(text, list) else str(text) for text in shown]
+    parts += [data[kind] for kind in data if kind.startswith("text/") or kind.endswith("+json")]
+    texts = ["".join(map(str, text)) if isinstance(text, list) else str(text) for text in parts]
     # Pictures inside HTML are base64, where any letters may follow a slash.
     return ABSOLUTE.findall("\n".join(re.sub(r"base64,[^\"]*", "", text) for text in texts))
 
 
 def _read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A notebook in which everything that is looked at here is of the type it should be.
+
+    Raises:
+        InputError: the file is no notebook.
+    """
     try:
-        notebook = json.loads(Path(path).read_text(encoding="utf-8"))
-        if isinstance(notebook["cells"], list) and isinstance(notebook["metadata"], dict):
-            found: dict[str, Any] = notebook
-            return found
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise InputError(f"{os.fspath(path)!r} is no notebook (a JSON file with cells and metadata)")
+        notebook = parse_json(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{shown(path)} is no notebook: {error}") from error
+    if not _has(notebook, metadata=dict, cells=list) or not all(map(_is_cell, notebook["cells"])):
+        raise InputError(
+            f"{os.fspath(path)!r} is no notebook: expected metadata and a list of cells; of those "
+            "with code each with a list of outputs"
+        )
+    found: dict[str, Any] = notebook
+    return found
+
+
+def _is_cell(cell: object) -> bool:
+    if not _has(cell, cell_type=str) or not isinstance(cell.get("metadata", {}), dict):
+        return False
+    if cell["cell_type"] != "code":
+        return True
+    return _has(cell, outputs=list) and all(map(_is_output, cell["outputs"]))
+
+
+def _is_output(output: object) -> bool:
+    return _has(output, output_type=str) and isinstance(output.get("data", {}), dict)
+
+
+def _has(value: object, **kinds: type) -> TypeGuard[dict[str, Any]]:
+    """Whether it is an object of JSON with these entries of these types."""
+    return isinstance(value, dict) and all(isinstance(value.get(n), k) for n, k in kinds.items())

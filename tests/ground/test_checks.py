@@ -120,7 +120,26 @@ def test_configurations_are_written_whatever_numbers_they_were_given(tmp_path: P
     assert again.rope_parameters["factor"] == 2.0
 
 
-def test_whole_numbers_beyond_floats() -> None:
-    with pytest.raises(InputError, match="expected"):
-        check("x", 10**400, number(most=1), InputError)
-    assert check("x", 10**400, number(above=0), InputError) == 10**400
+def test_whole_numbers_that_nothing_can_hold() -> None:
+    for kind in (number(above=0), number(most=1), whole(), or_none(whole(above=0))):
+        for value in (10**400, -(10**400), 10**5000, [10**5000]):
+            with pytest.raises(InputError, match="expected a"):
+                check("x", value, kind, InputError)
+    assert check("x", 2**63 - 1, whole(), InputError) == 2**63 - 1
+    assert check("x", 10**300, number(above=0), InputError) == 10**300
+    with pytest.raises(InputError, match="expected a whole number"):
+        check("x", 2**63, whole(), InputError)
+
+
+def test_values_that_say_no_numbers_are_refused_in_words() -> None:
+    deep: list[object] = []
+    for _ in range(10_000):
+        deep = [deep]
+    endless: list[object] = []
+    endless.append(endless)
+    tensors = (torch.ones(2, device="meta"), torch.ones(2).to_sparse(), torch.ones(2) * 1j)
+    for value in (deep, endless, "x" * 10**6, *tensors):
+        with pytest.raises(InputError) as caught:
+            check("x", value, whole(), InputError)
+        assert str(caught.value).endswith("expected a whole number.")
+        assert len(str(caught.value)) < 300

@@ -25,6 +25,7 @@ from torch import Tensor
 from neox_lab.errors import CheckpointError, ConfigError, HookError
 from neox_lab.files import (
     parse_size,
+    read_json,
     reserve,
     set_aside,
     size_in_words,
@@ -475,3 +476,14 @@ def test_room_is_reserved_where_the_system_cannot(
 ) -> None:
     monkeypatch.delattr(os, "posix_fallocate")
     test_room_is_reserved_and_not_only_said_to_be_there(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, '{"a":' * 100_000, '{"a": ' + "[" * 50_000 + "]" * 50_000 + "}", "1" * 5000],
+)
+def test_json_that_is_too_much_is_refused_in_words(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match="cannot be read as JSON"):
+        read_json(path)

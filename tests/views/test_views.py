@@ -944,9 +944,32 @@ def test_faults_of_a_notebook_are_told(tmp_path: Path, changes: Any, fault: str)
 
 def test_size_and_strange_files_are_told(tmp_path: Path) -> None:
     assert "bytes; at most 10" in notebook_faults(notebook(tmp_path / "a.ipynb"), largest=10)[0]
-    (tmp_path / "b.ipynb").write_text("[]")
-    with pytest.raises(InputError, match="no notebook"):
-        clean_notebook(tmp_path / "b.ipynb")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]",
+        "[" * 100_000,
+        '{"cells": [1], "metadata": {}}',
+        '{"cells": [{"cell_type": "code", "outputs": 3}], "metadata": {}}',
+        '{"cells": [{"cell_type": "code", "outputs": [{"data": {}}]}], "metadata": {}}',
+        '{"cells": [{"cell_type": "markdown", "metadata": []}], "metadata": {}}',
+    ],
+)
+def test_what_is_no_notebook(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "b.ipynb"
+    path.write_text(text)
+    for read in (clean_notebook, notebook_faults):
+        with pytest.raises(InputError, match="no notebook"):
+            read(path)
+    assert path.read_text() == text
+
+
+def test_lines_of_a_notebook_need_not_be_texts(tmp_path: Path) -> None:
+    outputs = [{"output_type": "error", "traceback": ["at ", 3, None]}, {"output_type": "x"}]
+    found = notebook_faults(notebook(tmp_path / "a.ipynb", outputs=outputs))
+    assert found == ["cell 1 ends in None: None"]
 
 
 # The door

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from torch import Tensor
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution.agreement import Agreement, compare
 from neox_lab.experiments.attribution.labels import part_names
+from neox_lab.files import parse_json
 from neox_lab.results import GridResult
 
 if TYPE_CHECKING:
@@ -137,7 +137,7 @@ class AttributionResult(GridResult):
         with path.open("rb") as file:
             if file.read(len(_EARLIER)) != _EARLIER:
                 return None
-        content: dict[str, object] = json.loads(path.read_text(encoding="utf-8"))
+        content: dict[str, object] = parse_json(path.read_text(encoding="utf-8"))
         del content["format"]
         if content.pop("kind") != cls.__name__:
             raise ValueError(f"not a saved {cls.__name__}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from neox_lab.data import statistics
 from neox_lab.errors import CheckpointError, InputError
+from neox_lab.files import parse_json
 from neox_lab.hooks import cache_files
 from neox_lab.results import GridResult
 from neox_lab.selections import entry
@@ -229,7 +229,7 @@ class PatchResult(GridResult):
             return None
         if "patch_result" not in description:
             return None
-        fields = json.loads(str(description["patch_result"]))
+        fields = parse_json(str(description["patch_result"]))
         return {**fields, **{name: tensor.clone() for name, tensor in tensors.items()}}
 
 
