@@ -58,7 +58,7 @@ def attention(
             )
         pieces = None if text is None else list(text)
         if pieces is None and batch_index == 0:
-            pieces = getattr(cache, "pieces", None)  # a cache knows the tokens of its first text
+            pieces = _own_pieces(cache)
     elif hasattr(model_or_cache, "run_with_cache"):
         if text is None:
             raise InputError("a model needs a text to read: attention(model, 'The cat sat')")
@@ -76,7 +76,9 @@ def attention(
     layers = _layers(cache, layer)
     patterns = np.stack([_pattern(cache, at, batch_index) for at in layers])
     if shown is None:
-        shown = [str(position) for position in range(patterns.shape[-1])]
+        own = _own_positions(cache, batch_index)
+        count = patterns.shape[-1] if own is None else len(own)
+        shown = [str(position) for position in range(count)]
     return AttentionView(_without_padding(patterns, cache, batch_index, len(shown)), shown, layers)
 
 
@@ -136,6 +138,22 @@ def _row(pieces: Pieces, batch_index: int) -> Sequence[str]:
     return pieces[entry("batch_index", batch_index, len(pieces), InputError)]
 
 
+def _own_positions(cache: Mapping[str, Tensor], batch_index: int) -> NDArray[np.intp] | None:
+    """Positions of a text that are no padding; None if the cache does not know."""
+    mask = getattr(cache, "attention_mask", None)
+    if mask is None or mask.ndim != 2:
+        return None
+    rows = array(mask, "batch pos", "the attention mask")
+    return np.flatnonzero(rows[batch_index if len(rows) > 1 else 0])
+
+
+def _own_pieces(cache: Mapping[str, Tensor]) -> Sequence[str] | None:
+    """Tokens of a cache's first text, the only one that it knows those of; without padding."""
+    pieces: Sequence[str] | None = getattr(cache, "pieces", None)
+    own = _own_positions(cache, 0)
+    return pieces if pieces is None or own is None else [pieces[at] for at in own]
+
+
 def _without_padding(
     patterns: NDArray[np.float32], cache: Mapping[str, Tensor], batch_index: int, count: int
 ) -> NDArray[np.float32]:
@@ -143,9 +161,8 @@ def _without_padding(
 
     Texts of one batch are padded to one length, but only their own tokens, ``count``, have names.
     """
-    mask = getattr(cache, "attention_mask", None)
-    if mask is None or mask.ndim != 2 or count == patterns.shape[-1]:
+    real = _own_positions(cache, batch_index)
+    if real is None or count == patterns.shape[-1]:
         return patterns
-    real = np.flatnonzero(array(mask, "batch pos", "the attention mask")[batch_index])
     fits = len(real) == count and patterns.shape[-2] == patterns.shape[-1]
     return patterns[:, :, real[:, None], real] if fits else patterns
