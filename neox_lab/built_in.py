@@ -54,3 +54,8 @@ def revisions() -> tuple[str, ...]:
     kept = [path.name for path in (_WEIGHTS / "revisions").glob("step*")]
     kept.sort(key=lambda name: int(name.removeprefix("step")))
     return (*kept, f"step{record['steps']}")
+
+
+def is_inside(name_or_path: str) -> bool:
+    """Whether a model that came from there is the built-in one; a name of nothing is."""
+    return not name_or_path or _WEIGHTS in (Path(name_or_path), *Path(name_or_path).parents)

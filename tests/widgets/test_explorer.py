@@ -81,7 +81,7 @@ def test_the_shares_sum_to_the_logit(model: Any, widget: ExplorerWidget) -> None
 
 def test_the_lens_and_the_candidates_are_the_models(model: Any, widget: ExplorerWidget) -> None:
     lens = reading(widget)["lens"]
-    probabilities = model(model.to_tokens(PROMPT)).logits[0].softmax(-1)
+    probabilities = model(model.to_tokens(PROMPT)).logits[0].softmax(-1).detach()
     for position, cell in enumerate(lens["candidates"][-1]):
         assert cell[0][1] == pytest.approx(float(probabilities[position].max()), abs=1e-4)
     early = nl.lens.logit_lens(model, PROMPT, top_k=1).top_probability[:, 0, :, 0]
@@ -284,3 +284,19 @@ def test_a_state_that_makes_no_sense_changes_nothing(model: Any) -> None:
         ask(widget, "off")
         assert widget.switched["name"].startswith("head 3.3")
     json.dumps(widget.state)
+
+
+def test_examples_lead_where_the_model_knows_the_way(model: Any) -> None:
+    widget = nl.explore(model, PROMPT)
+    widget.wait()
+    answers = [(" Stockholm", " Moscow"), (" Daniel", " Tom"), (" table", " museum")]
+    for choice, ends in enumerate(answers):
+        request(widget, "example", choice=choice)
+        widget.wait()
+        texts = [widget.prompt, widget.second]
+        best = [int(model(model.to_tokens(text)).logits[0, -1].argmax()) for text in texts]
+        begins = [int(model.to_tokens(end)[0, 0]) for end in ends]
+        assert best == begins
+        assert widget.compared["same"], "so that one can patch"
+    request(widget, "example", choice=9)
+    assert "no example 9" in widget.message

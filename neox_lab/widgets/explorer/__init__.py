@@ -9,6 +9,7 @@
     revisions   checkpoints of one training
     questions   what is asked further: switching off, patching, attribution
     selection   what is selected
+    examples    prompts to click
     widget      the live widget
     calls       the same as Python
     saving      panels as files

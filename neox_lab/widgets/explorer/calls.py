@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from neox_lab.built_in import weights_directory
+from neox_lab.built_in import is_inside
 from neox_lab.family import GPTNeoXForCausalLM
 from neox_lab.widgets.explorer.reading import Reading
 
@@ -54,9 +52,7 @@ def _literal(text: str) -> str:
 def _loading(model: GPTNeoXForCausalLM, revision: str) -> str:
     """The call that loads the model."""
     name = model.name_or_path
-    built_in = weights_directory()
-    own = not name or Path(name) == built_in or built_in in Path(name).parents
-    arguments = [] if own else [_literal(name)]
+    arguments = [] if is_inside(name) else [_literal(name)]
     if revision:
         arguments.append(f"revision={_literal(revision)}")
     return f"nl.load({', '.join(arguments)})"

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
-from neox_lab.built_in import weights_directory
+from neox_lab.built_in import is_inside
 from neox_lab.errors import InputError
 from neox_lab.family import GPTNeoXForCausalLM, load
 
@@ -64,8 +63,7 @@ class Revisions:
 def _by_name(model: GPTNeoXForCausalLM, names: Sequence[str]) -> dict[str, Load]:
     """Revisions of the repository that ``model`` came from, or of the built-in model."""
     source = model.name_or_path
-    inside = weights_directory()
-    built_in = not source or Path(source) == inside or inside in Path(source).parents
+    built_in = is_inside(source)
 
     def loading(name: str) -> Load:
         return lambda: load(None if built_in else source, revision=name)

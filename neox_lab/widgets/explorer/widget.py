@@ -18,12 +18,14 @@ from neox_lab.views.explorer import ExplorerView, ReadingView
 from neox_lab.widgets.branches import Branches
 from neox_lab.widgets.explorer import questions
 from neox_lab.widgets.explorer.calls import as_python
+from neox_lab.widgets.explorer.examples import examples
 from neox_lab.widgets.explorer.questions import Answer, Asked
 from neox_lab.widgets.explorer.reading import Reading, compare, read
 from neox_lab.widgets.explorer.revisions import Revisions, check_writes
 from neox_lab.widgets.explorer.saving import FORMS, panel_view
 from neox_lab.widgets.explorer.selection import Selection
 from neox_lab.widgets.live import LiveWidget
+from neox_lab.widgets.panels import choices
 from neox_lab.widgets.panels import panel as picture
 from neox_lab.widgets.worker import Job, Stopped
 
@@ -45,6 +47,7 @@ WANTED = {name: name for name in ("ask", "save", "branch", "show")} | {
     "revision": "go_to",
 }
 NEW_TOKENS = 16
+EXAMPLE_LIMIT = 36
 
 
 class ExplorerWidget(LiveWidget):
@@ -69,7 +72,7 @@ class ExplorerWidget(LiveWidget):
     """
 
     kinds = ("explorer",)
-    actions = (*LiveWidget.actions, "select", "ask", "save", "branch", "show", "go_to")
+    actions = (*LiveWidget.actions, "select", "ask", "save", "branch", "show", "go_to", "example")
     prompt = traitlets.Unicode().tag(sync=True, control="text", label="Prompt")
     second = traitlets.Unicode().tag(
         sync=True, control="text", label="Second prompt, to compare (may be empty)"
@@ -176,6 +179,18 @@ class ExplorerWidget(LiveWidget):
         given = SimpleNamespace(prompt=self._read().prompt, second=second)
         self._start(lambda job: self._move(job, given, name))
 
+    def example(self, choice: int) -> None:
+        """Read a pair of prompts that the model should do well.
+
+        Raises:
+            InputError: there is none with this number.
+        """
+        pairs = examples(self._model)
+        if not 0 <= choice < len(pairs):
+            raise InputError(f"There is no example {choice}; there are {len(pairs)}.")
+        self.prompt, self.second = pairs[choice]
+        self.run()
+
     def save(self, panel: str, form: str) -> None:
         """Make a file of one panel and hand it to the browser.
 
@@ -198,7 +213,13 @@ class ExplorerWidget(LiveWidget):
         self._run(job, given, self.revision)
         view = self._view()
         self._publish(job, now=True, message="", reading={})
-        self._show(job, view, [picture("explorer", view, WANTED)], now=True)
+        pairs = examples(self._model)
+        names = [label(prompt, EXAMPLE_LIMIT) for prompt, _ in pairs]
+        now = (given.prompt, given.second)
+        row = choices(
+            "examples", "Try:", names, pairs.index(now) if now in pairs else -1, "example"
+        )
+        self._show(job, view, [row, picture("explorer", view, WANTED)], now=True)
 
     def _move(self, job: Job, given: SimpleNamespace, name: str) -> None:
         """Another checkpoint on the same prompt, in the panels that are there."""
