@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neox_lab.checks import check, whole
 from neox_lab.data.encoding import pad_rows, pad_token
+from neox_lab.errors import InputError
 from neox_lab.family.contract import HookedModel
 from neox_lab.family.losses import IGNORED
 from neox_lab.family.structure import evaluating
@@ -71,7 +73,11 @@ def by_length(model: HookedModel, lengths: Sequence[int], batch_size: int) -> It
 
     Yields:
         The numbers of the rows of one batch.
+
+    Raises:
+        InputError: ``batch_size`` is no number of rows.
     """
+    batch_size = check("batch_size", batch_size, whole(above=0), InputError)
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     for _, alike in groupby(order, lambda row: model.backbone.rotary.regime(lengths[row])):
         together = list(alike)

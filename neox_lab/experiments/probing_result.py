@@ -15,6 +15,7 @@ from neox_lab.data.activations import collected
 from neox_lab.data.positions import TextPosition
 from neox_lab.errors import InputError, nearest
 from neox_lab.results import Result
+from neox_lab.selections import entry
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,8 +105,8 @@ class ProbeResult(Result):
         Raises:
             InputError: there is none.
         """
-        if isinstance(site, int) and -len(self.probes) <= site < len(self.probes):
-            return self.probes[site]
+        if not isinstance(site, str):
+            return self.probes[entry("site", site, len(self.probes), InputError)]
         for probe in self.probes:
             if probe.name == site:
                 return probe

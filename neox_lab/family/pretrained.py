@@ -15,7 +15,8 @@ from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import ConfigError, nearest
 from neox_lab.family.adapters import Adapters
 from neox_lab.files import StrPath
-from neox_lab.hub import HubOptions, PathOrId, pin, upload
+from neox_lab.hub import HubOptions, PathOrId, pin
+from neox_lab.hub_upload import upload
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo

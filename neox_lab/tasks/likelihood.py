@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from neox_lab.checks import check, one_of
+from neox_lab.checks import check, one_of, whole
 from neox_lab.data.batches import by_length
 from neox_lab.data.encoding import pad_rows, start_of_text, token_ids, tokenizer_of
 from neox_lab.data.tables import refuse
@@ -334,8 +334,10 @@ def _check_options(
 
 def _sizes(model: LanguageModel, context: int | None, stride: int | None) -> tuple[int, int]:
     longest = model.config.max_position_embeddings
-    context = longest if context is None else context
-    stride = max(1, context // 2) if stride is None else stride
+    context = longest if context is None else check("context", context, whole(), InputError)
+    stride = (
+        max(1, context // 2) if stride is None else check("stride", stride, whole(), InputError)
+    )
     if not 1 <= stride <= context <= longest:
         raise InputError(
             f"stride={stride}, context={context}; expected 1 ≤ stride ≤ context ≤ {longest}."

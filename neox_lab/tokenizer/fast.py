@@ -26,7 +26,8 @@ from tokenizers import Tokenizer
 
 from neox_lab.errors import CheckpointError, TokenizerError
 from neox_lab.files import StrPath
-from neox_lab.hub import HubOptions, PathOrId, upload, written
+from neox_lab.hub import HubOptions, PathOrId, written
+from neox_lab.hub_upload import upload
 from neox_lab.kinship import Kin
 from neox_lab.tokenizer import files, pipeline
 from neox_lab.tokenizer.arguments import drop_of_others, named_arguments

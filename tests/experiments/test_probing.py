@@ -174,6 +174,10 @@ def test_questions_that_make_no_sense(change: dict[str, Any], error: Any, messag
         result().direction(0, "none")
     with pytest.raises(InputError, match="no probe 'x'"):
         _ = result()["x"]
+    assert result()[np.int64(-1)] is result().probes[-1]
+    for wrong in (True, 1.0, len(result().probes)):
+        with pytest.raises(InputError, match="site="):
+            _ = result()[wrong]
 
 
 def test_sites_of_several_kinds_are_several_lines_over_the_layers() -> None:

@@ -30,7 +30,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("files.py", "files whole or absent, sizes in words"),
     ("safetensors_files.py", "tensors with a description, in one kind of file"),
     ("hub_answers.py", "what a hub may answer"),
-    ("hub.py", "where files come from"),
+    ("hub.py hub_upload.py", "where files come from, and go to"),
     ("config/ tokenizer/", "what a model is; text to tokens and back"),
     ("views/", "results as pictures, knowing nobody"),
     ("results.py", "what every answer does to be seen, saved and compared"),

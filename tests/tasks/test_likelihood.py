@@ -81,6 +81,9 @@ def test_texts_that_cannot_be_scored() -> None:
         likelihood.perplexity(model(), [])
     with pytest.raises(InputError, match="stride=9, context=8"):
         likelihood.perplexity(model(), TEXT, context=8, stride=9)
+    for wrong in ({"context": 2.5}, {"stride": True}, {"batch_size": 0}, {"batch_size": 1.5}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            likelihood.perplexity(model(), TEXT, **wrong)
     with pytest.raises(DataError, match="There is nothing to score"):
         likelihood.continuations(model(), [("a", "")])
 

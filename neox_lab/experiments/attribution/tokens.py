@@ -22,7 +22,7 @@ from neox_lab.experiments.prompt_pairs import Batch, batch
 from neox_lab.experiments.splices import IN_BLOCKS, check_splices, with_same_splices
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.parts import embeddings as token_vectors
-from neox_lab.selections import entry
+from neox_lab.selections import entry, whole_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -220,7 +220,8 @@ def _vector(model: HookedModel, baseline: Baseline) -> Tensor:
     if baseline == "zero":
         return torch.zeros_like(embeddings[0])
     token = model.to_single_token(baseline) if isinstance(baseline, str) else baseline
-    if not isinstance(token, int) or not 0 <= token < len(embeddings):
+    token = whole_number("baseline", token, InputError)
+    if not 0 <= token < len(embeddings):
         raise InputError(
             f"baseline={token!r}; expected a token id from 0 to {len(embeddings) - 1}, the text of "
             "one token, 'mean', 'zero' or a vector [d_model]."
