@@ -23,7 +23,7 @@ from neox_lab.family.factored import FactoredMatrix
 from neox_lab.model.block import Block
 from neox_lab.model.network import Network
 from neox_lab.model.output_heads import OUTPUT_HEADS
-from neox_lab.model.parts import Affine, affine, embeddings
+from neox_lab.model.parts import Affine, affine, embeddings, refuse_hooks
 
 
 class LayerWeights:
@@ -302,7 +302,12 @@ class WeightViews(StackedWeights):
 
     @property
     def W_E(self) -> Tensor:  # noqa: N802
-        """Token embeddings ``[vocab, d_model]``: the parameter itself."""
+        """Token embeddings ``[vocab, d_model]``: the parameter itself.
+
+        Raises:
+            HookError: PyTorch hooks stand where tokens are looked up, or on their dropout.
+        """
+        refuse_hooks(self.backbone.emb_dropout, "emb_dropout")
         return embeddings(self.backbone.embed_in, self.config.vocab_size)
 
     @property

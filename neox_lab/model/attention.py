@@ -27,7 +27,7 @@ from neox_lab.kernels.linear import Linear
 from neox_lab.model.hook_points import NO_TAP, Tap
 from neox_lab.model.key_value_cache import LayerKeysValues
 from neox_lab.model.masking import AttentionMask
-from neox_lab.model.parts import Affine, affine, at_least_float32
+from neox_lab.model.parts import Affine, affine, at_least_float32, refuse_among
 from neox_lab.model.rotary import HALF_PRECISION, rotate
 
 
@@ -117,13 +117,23 @@ class Attention(nn.Module):
         """What turns the normalised residual stream into ``[head, (q, k, v), d_head]``.
 
         Raises:
-            HookError: no linear map stands there.
+            HookError: no linear map stands there, or PyTorch hooks change what attention reads.
         """
+        refuse_among(self._forward_pre_hooks, "attention")
         width = self.heads * self.d_head
         return affine(self.query_key_value, width, "attention.query_key_value")
 
     def writing(self) -> Affine:
         """What turns ``z`` of all heads into what attention writes.
+
+        Raises:
+            HookError: no linear map stands there, or PyTorch hooks change what attention writes.
+        """
+        refuse_among(self._forward_hooks, "attention")
+        return self.projection()
+
+    def projection(self) -> Affine:
+        """What turns ``z`` of all heads into what PyTorch hooks on attention, if any, are shown.
 
         Raises:
             HookError: no linear map stands there.
@@ -170,7 +180,7 @@ class Attention(nn.Module):
 
     def _sum_of_results(self, z: Tensor, tap: Tap) -> Tensor:
         """Project each head by itself, show the parts, add them up: ``[batch, pos, d_model]``."""
-        weight, bias = self.writing()
+        weight, bias = self.projection()
         result = tap("attn.hook_result", head_results(z, weight))
         out = result.sum(dim=2)
         return out if bias is None else out + bias

@@ -28,7 +28,14 @@ from neox_lab.model.attention import Attention, SplitInput
 from neox_lab.model.hook_points import NO_TAP, Tap
 from neox_lab.model.key_value_cache import LayerKeysValues
 from neox_lab.model.masking import AttentionMask
-from neox_lab.model.parts import Affine, affine, at_least_float32, plain_layer_norm, takes_tap
+from neox_lab.model.parts import (
+    Affine,
+    affine,
+    at_least_float32,
+    plain_layer_norm,
+    refuse_among,
+    takes_tap,
+)
 
 SPLIT_INPUTS = ("hook_q_input", "hook_k_input", "hook_v_input")
 
@@ -55,16 +62,18 @@ class MLP(nn.Module):
         """W_in and b_in.
 
         Raises:
-            HookError: no linear map stands there.
+            HookError: no linear map stands there, or PyTorch hooks change what the MLP reads.
         """
+        refuse_among(self._forward_pre_hooks, "mlp")
         return affine(self.dense_h_to_4h, self.d_model, "mlp.dense_h_to_4h")
 
     def writing(self) -> Affine:
         """W_out and b_out.
 
         Raises:
-            HookError: no linear map stands there.
+            HookError: no linear map stands there, or PyTorch hooks change what the MLP writes.
         """
+        refuse_among(self._forward_hooks, "mlp")
         return affine(self.dense_4h_to_h, self.d_mlp, "mlp.dense_4h_to_h")
 
 

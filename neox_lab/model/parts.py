@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as every_module
 from torch.nn.modules.dropout import _DropoutNd
 
 from neox_lab.errors import HookError, InputError
@@ -181,8 +182,23 @@ def refuse_hooks(module: nn.Module, name: str) -> None:
         raise skipped_hook(f"{name}.{found}" if found else name)
 
 
+def refuse_among(hooks: Mapping[int, Callable[..., object]], name: str) -> None:
+    """Raise if a hook among ``hooks``, some of those of a module, may change something.
+
+    For a matrix of a larger module: what is done to all that this one reads, or hands on, is no
+    part of the matrix, and would be left out of what is computed with it.
+
+    Raises:
+        HookError: one does.
+    """
+    if any(hook is not let_gradients_begin for hook in hooks.values()):
+        raise skipped_hook(name)
+
+
 def skipped_hook(name: str) -> HookError:
     """The error for a PyTorch hook on the module ``name``."""
+    if is_everywhere():
+        name = "Every module"
     return HookError(
         f"{name} has a PyTorch hook on its forward pass. This takes the network apart there and "
         "would skip it. Remove it (handle.remove()), or run the model as a whole (run_with_cache, "
@@ -192,9 +208,14 @@ def skipped_hook(name: str) -> HookError:
 
 def is_hooked(module: nn.Module) -> bool:
     """Whether PyTorch hooks on the forward pass of ``module`` itself may change something."""
-    if module._forward_pre_hooks:
+    if module._forward_pre_hooks or is_everywhere():
         return True
     return any(hook is not let_gradients_begin for hook in module._forward_hooks.values())
+
+
+def is_everywhere() -> bool:
+    """Whether PyTorch hooks on the forward passes of all modules there are may change something."""
+    return bool(every_module._global_forward_hooks or every_module._global_forward_pre_hooks)
 
 
 def let_gradients_begin(_module: nn.Module, _inputs: object, output: Tensor) -> None:
