@@ -43,6 +43,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.checks import check, one_of
+from neox_lab.data.batches import by_length
 from neox_lab.errors import InputError, nearest
 from neox_lab.experiments.detection_result import HeadsResult
 from neox_lab.family.base import GPTNeoXPreTrainedModel
@@ -150,8 +151,8 @@ def heads(
 
     Raises:
         InputError: dropout is on; an unknown pattern or measure; a matrix of the wrong shape, with
-            numbers above the diagonal or outside 0 to 1; a text of fewer than two tokens; or no
-            query in any text has something to look at.
+            numbers above the diagonal or outside 0 to 1; a text of fewer than two tokens; no query
+            in any text has something to look at; or ``batch_size`` is no number of texts.
     """
     refuse_dropout(model)
     check("measure", measure, one_of(*MEASURES), InputError)
@@ -172,12 +173,13 @@ def heads(
             "nl.detect.repeated_tokens(model)."
         )
     sums = _Sums(model.config.num_hidden_layers, model.config.num_attention_heads)
-    for start in range(0, len(ids), batch_size):
-        rows = slice(start, start + batch_size)
-        sums.begin(targets[rows], mask[rows])
-        padding = None if bool(mask[rows].all()) else mask[rows].long()
+    for rows in by_length(model, [int(length) for length in mask.sum(dim=1)], batch_size):
+        columns = mask[rows].any(dim=0)  # without those that only longer texts fill
+        own = mask[rows][:, columns]
+        sums.begin([targets[row] for row in rows], own)
+        padding = None if bool(own.all()) else own.long()
         with model.hooks([("blocks.*.attn.hook_pattern", sums.add)]):
-            model.backbone(ids[rows], attention_mask=padding, use_cache=False)
+            model.backbone(ids[rows][:, columns], attention_mask=padding, use_cache=False)
     scores = sums.score(measure)
     axes = ("layer", "head")
     return HeadsResult(

@@ -336,3 +336,25 @@ def test_same_scores_as_transformer_lens(
             expected = detect_head(bridge, text, their_name, error_measure=measure)
             found = nl.detect.heads(ours, name, tokens, measure=measure)
             torch.testing.assert_close(found.values, expected.float(), rtol=0, atol=tolerance)
+
+
+def test_no_text_is_read_otherwise_beside_longer_ones() -> None:
+    """Where the rotary embedding looks at the longest text of a batch."""
+    model = random_model(
+        rope_parameters={
+            "rope_type": "longrope",
+            "rope_theta": 10000.0,
+            "partial_rotary_factor": 0.25,
+            "short_factor": [1.0, 1.1],
+            "long_factor": [4.0, 9.0],
+            "original_max_position_embeddings": 12,
+        }
+    )
+    alone = nl.detect.heads(model, "induction", TEXTS, batch_size=1)
+    together = nl.detect.heads(model, "induction", TEXTS, batch_size=8)
+    for name in ("values", *STATISTICS):
+        torch.testing.assert_close(getattr(together, name), getattr(alone, name), rtol=0, atol=1e-5)
+    hand = by_hand(model, [model.to_tokens(text)[0] for text in TEXTS], "induction")
+    torch.testing.assert_close(alone.entropy, hand["entropy"].float(), rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match="batch_size=0"):
+        nl.detect.heads(model, "induction", TEXTS, batch_size=0)
