@@ -1,0 +1,165 @@
+"""Sweeps, ablations, paths and edges, cell by cell against the formulas in float64."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from patching64 import Paths64, Question64
+from settings64 import NETWORKS, SIDES, build, close, texts
+from torch import Tensor
+
+import neox_lab as nl
+from neox_lab.errors import InputError
+from neox_lab.experiments.patching.sites import SITES
+
+METRIC = nl.patching.logit_difference(3, 7)
+# Every network, and every side of padding with both wirings; all of both when there is time.
+CROSSED = [
+    pytest.param(name, side, marks=[] if (at + place) % 3 == 0 else pytest.mark.slow)
+    for at, name in enumerate(NETWORKS)
+    for place, side in enumerate(SIDES)
+]
+
+
+def asked(name: str, side: str) -> tuple[Any, Question64, dict[str, Tensor], dict[str, Tensor]]:
+    """Prompts that differ in their second own token and, in the first pair, in the last but one."""
+    model, network = build(name)
+    clean = texts(side)
+    ids = clean["input_ids"].clone()
+    for row, own in enumerate(clean["attention_mask"]):
+        columns = own.nonzero().flatten()
+        ids[row, columns[1]] = 2 + (ids[row, columns[1]] + 5) % 39
+        if row == 0:
+            ids[row, columns[-2]] = 2 + (ids[row, columns[-2]] + 9) % 39
+    question = Question64(network, clean["input_ids"], ids, clean["attention_mask"])
+    return model, question, clean, clean | {"input_ids": ids}
+
+
+def without_padding(values: Tensor, axes: tuple[str, ...], mask: Tensor) -> Tensor:
+    """``[batch, *axes]`` with NaN in cells that are padding."""
+    for at, axis in enumerate(axes, 1):
+        if axis in ("pos", "source_pos"):
+            shape = [1] * values.dim()
+            shape[0], shape[at] = mask.shape
+            values = values.masked_fill(mask.view(shape) == 0, torch.nan)
+    return values
+
+
+@pytest.mark.parametrize(("name", "side"), CROSSED)
+def test_every_site(name: str, side: str) -> None:
+    model, question, clean, corrupted = asked(name, side)
+    source = question.run(question.clean)
+    for site in SITES.values():
+        if site.name == "resid_mid" and model.config.use_parallel_residual:
+            continue
+        if site.name == "pattern_by_dest_source" and name not in ("default", "sequential"):
+            continue  # many cells
+        got = nl.patching.sweep(model, clean, corrupted, METRIC, site.name, progress=False)
+        wanted = question.sweep(site.hook, site.axes, lambda hook: source[hook])
+        mask = clean["attention_mask"]
+        close(*(without_padding(v, site.axes, mask) for v in (got.samples, wanted)))
+        close(got.base_samples, question.metric(question.run(question.corrupted).logits))
+        assert got.clean == pytest.approx(float(question.metric(source.logits).mean()), abs=1e-5)
+
+
+def stand_ins(question: Question64, value: str, mask: Tensor) -> dict[str, Tensor]:
+    """By hook name what stands there instead."""
+    run, made = question.run(question.clean), {}
+    own = mask.bool()
+    for hook, found in run.seen.items():
+        if not hook.startswith("blocks.") or found.shape[:2] != own.shape:
+            continue
+        if value == "zero":
+            made[hook] = torch.zeros_like(found)
+        elif value == "mean":
+            made[hook] = found[own].mean(dim=0).expand_as(found)
+        else:
+            columns = [found[own[:, at], at].mean(dim=0) for at in range(own.shape[1])]
+            made[hook] = torch.stack(columns).expand_as(found)
+    return made
+
+
+@pytest.mark.parametrize("value", ["zero", "mean", "mean_by_pos"])
+@pytest.mark.parametrize(("name", "side"), CROSSED)
+def test_ablations(name: str, side: str, value: Any) -> None:
+    model, question, clean, _ = asked(name, side)
+    question = Question64(question.network, question.clean, question.clean, question.mask)
+    made = stand_ins(question, value, question.mask)
+    for site in ("mlp_out", "z", "k_all_pos", "resid_post"):
+        got = nl.patching.ablate(model, clean, METRIC, site, value, progress=False)
+        axes = SITES[site].axes
+        wanted = question.sweep(SITES[site].hook, axes, lambda hook: made[hook])
+        close(*(without_padding(v, axes, question.mask) for v in (got.samples, wanted)))
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("site", ["z", "pattern_all_pos"])
+def test_resampling_takes_from_one_other_text_that_has_tokens_there(site: str, side: str) -> None:
+    """Of the six texts two each have 7, 4 and 6 tokens."""
+    model, network = build("sequential")
+    given = texts(side, batch=6)
+    ids, mask = given["input_ids"], given["attention_mask"]
+    question = Question64(network, ids, ids, mask)
+    found = network(ids, mask)
+    hook, axes = SITES[site].hook, SITES[site].axes
+    others = [
+        without_padding(
+            question.sweep(hook, axes, lambda hook, by=by: found[hook].roll(by, dims=0)), axes, mask
+        )
+        for by in range(1, 6)
+    ]
+    taken = set()
+    for seed in range(4):
+        got = nl.patching.ablate(model, given, METRIC, site, "resample", seed=seed, progress=False)
+        values = without_padding(got.samples, axes, mask)
+        for row in range(6):
+            fits = [
+                by
+                for by, wanted in enumerate(others, 1)
+                if torch.allclose(values[row], wanted[row], atol=1e-5, equal_nan=True)
+            ]
+            assert len(fits) == 1
+            other = (row - fits[0]) % 6
+            assert bool((mask[other] >= mask[row]).all()) and other != row
+            if site.startswith("pattern"):
+                assert torch.equal(mask[other], mask[row])
+            taken.add((row, other))
+    assert len(taken) > 6 or site.startswith("pattern")
+
+
+def test_ablation_says_what_no_reference_can_stand_in_for() -> None:
+    model, _ = build("default")
+    given = texts("left")
+    short = {name: values[1:] for name, values in given.items()}
+    with pytest.raises(InputError, match="text 0"):
+        nl.patching.ablate(model, given, METRIC, value="resample")
+    with pytest.raises(InputError, match="Text 0 has a token in column 0"):
+        nl.patching.ablate(model, given, METRIC, value="mean_by_pos", reference=short)
+    with pytest.raises(InputError, match="mean attention pattern"):
+        nl.patching.ablate(model, given, METRIC, "pattern_all_pos", "mean_by_pos")
+
+
+@pytest.mark.parametrize(("name", "side"), CROSSED)
+def test_paths_and_edges(name: str, side: str) -> None:
+    model, question, clean, corrupted = asked(name, side)
+    paths = Paths64(question)
+    edges = nl.patching.edge_sweep(model, clean, corrupted, METRIC, progress=False)
+    writers, readers = edges.labels["writer"], edges.labels["reader"]
+    for i, writer in enumerate(writers):
+        for j, reader in enumerate(readers):
+            got = edges.samples[:, i, j]
+            if paths.precedes(writer, reader):
+                close(got, paths.patched(writer, [reader]))
+            else:
+                assert got.isnan().all()
+    receivers = ["L1H0.q", "L1H2.v", "MLP1", "logits"]
+    for through in ("nothing", "mlps"):
+        sent = nl.patching.path_patch(
+            *(model, clean, corrupted, METRIC, writers, receivers),
+            through=through,  # type: ignore[arg-type]
+            progress=False,
+        )
+        for i, writer in enumerate(writers):
+            close(sent.samples[:, i], paths.patched(writer, receivers, through == "mlps"))
