@@ -17,13 +17,15 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from typing import Generic, NamedTuple, TypeVar, cast
 
-from neox_lab.errors import NeoxLabError, nearest
+from neox_lab.errors import NeoxLabError, NeoxLabWarning, nearest
 
 Value = TypeVar("Value")
 Value_co = TypeVar("Value_co", covariant=True)
+_NAMED = 5  # places in a warning
 
 
 class Kind(NamedTuple, Generic[Value_co]):
@@ -38,6 +40,27 @@ class Kind(NamedTuple, Generic[Value_co]):
     words: str
     accepts: Callable[[object], bool]
     choices: tuple[str, ...] = ()
+
+
+def name_not_finite(what: str, places: Iterable[str]) -> None:
+    """Warn of computed numbers that are NaN or infinite; silent without any.
+
+    The rule of the package: such a number stays what it is in every mean and sum over it, and is
+    named. A number that was not computed is told apart by other means than NaN.
+
+    Args:
+        what: such as ``"The loss"``.
+        places: where it is: texts, pairs, cells, heads.
+    """
+    listed = list(places)
+    if listed:
+        more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+        warnings.warn(
+            f"{what} is NaN or infinite at {', '.join(listed[:_NAMED])}{more}; so is what is "
+            "computed from it. model.check() names weights that are not finite.",
+            NeoxLabWarning,
+            stacklevel=3,
+        )
 
 
 def check(name: str, value: object, kind: Kind[Value], error: type[NeoxLabError]) -> Value:

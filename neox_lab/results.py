@@ -29,8 +29,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from neox_lab.checks import name_not_finite
 from neox_lab.errors import CheckpointError, InputError
 from neox_lab.safetensors_files import FileFormat
 
@@ -161,14 +163,17 @@ class GridResult(Result):
 
     Attributes:
         values: a number for each cell, float32 or float64 on the CPU, an axis for each of ``axes``;
-            NaN where there is none.
+            NaN where none was computed, and where NaN was. Cells of the latter kind are named in
+            a warning when the result is made.
         axes: names of the axes, such as ``("layer", "pos")``.
         labels: of each axis, a name for each index.
+        computed: True for each cell that was computed; None if all were.
     """
 
     values: Tensor
     axes: tuple[str, ...]
     labels: dict[str, list[str]]
+    computed: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that values, axes and labels fit together.
@@ -194,6 +199,31 @@ class GridResult(Result):
                 f"values have the shape {list(self.values.shape)}, but the labels of the axes "
                 f"({', '.join(self.axes)}) name {list(named)} places."
             )
+        if self.computed is not None and (
+            self.computed.dtype != torch.bool or self.computed.shape != self.values.shape
+        ):
+            raise InputError(
+                f"computed is {self.computed.dtype} {list(self.computed.shape)}; expected True or "
+                f"False for each cell, {list(self.values.shape)}."
+            )
+        bad = (~self.values.isfinite() & self.is_computed).nonzero().tolist()
+        if bad:
+            name_not_finite(self._what(), map(self._place, bad))
+
+    @property
+    def is_computed(self) -> Tensor:
+        """True for each cell that was computed."""
+        everywhere = torch.ones(self.values.shape, dtype=torch.bool)
+        return everywhere if self.computed is None else self.computed
+
+    def _what(self) -> str:
+        """What the numbers are, in a warning."""
+        return f"A value of this {type(self).__name__}"
+
+    def _place(self, index: Sequence[int]) -> str:
+        """A cell in words."""
+        named = zip(self.axes, index, strict=True)
+        return " ".join(f"{a} {i if a in _NUMBERED else self.labels[a][i]}" for a, i in named)
 
     def _columns(self) -> dict[str, Tensor]:
         """The numbers of each cell, by the names of their columns in ``frame``."""
@@ -205,7 +235,7 @@ class GridResult(Result):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row for each cell: its place, and its numbers.
+        """One row for each cell that was computed: its place, and its numbers.
 
         Places are numbers for ``layer``, ``head``, ``pos`` and ``source_pos`` (with the tokens
         there in ``token`` and ``source_token``), and names for other axes.
@@ -219,7 +249,10 @@ class GridResult(Result):
             if axis in _TOKENS:
                 columns[_TOKENS[axis]] = names
         columns |= {name: tensor.flatten().numpy() for name, tensor in self._columns().items()}
-        return pd.DataFrame(columns)
+        frame = pd.DataFrame(columns)
+        if self.computed is None:
+            return frame
+        return frame[self.computed.flatten().numpy()].reset_index(drop=True)
 
     def top(self, count: int = 10) -> pd.DataFrame:
         """The cells with the largest numbers of either sign, the largest first.
@@ -228,7 +261,7 @@ class GridResult(Result):
             count: how many.
 
         Returns:
-            Rows of ``frame``; cells without a number are left out.
+            Rows of ``frame``; NaN is no largest number.
         """
         frame = self.frame
         order = self._rank(frame).dropna().sort_values(ascending=False, kind="stable").index
@@ -276,8 +309,12 @@ class GridResult(Result):
         """
         path = Path(path)
         try:
-            content = cls._read_earlier(path)
-            return cls(**_typed(cls, _read(cls, path) if content is None else content))
+            earlier = cls._read_earlier(path)
+            content = _read(cls, path) if earlier is None else earlier
+            values = content.get("values")
+            if "computed" not in content and isinstance(values, Tensor):
+                content["computed"] = ~values.isnan() if bool(values.isnan().any()) else None
+            return cls(**_typed(cls, content))
         except CheckpointError:
             raise
         except (ArithmeticError, OSError, ValueError, TypeError, KeyError) as error:
@@ -319,6 +356,19 @@ def _equal(one: object, other: object) -> bool:
     if hasattr(one, "equals"):  # a table
         return bool(one.equals(other))
     return one is other or bool(one == other) or (one != one and other != other)
+
+
+def bad_rows(numbers: Tensor, computed: Tensor) -> list[str]:
+    """Which rows of ``[row, *axes]`` hold NaN or infinity in a cell that was computed.
+
+    Args:
+        numbers: of each pair or text.
+        computed: which cells were, ``[*axes]``.
+    """
+    if numbers.shape[1:] != computed.shape:  # an error in words comes after this
+        return []
+    bad = ~numbers.isfinite() & computed
+    return [str(row) for row, cells in enumerate(bad) if bool(cells.any())]
 
 
 def _saved_fields(kind: type[GridResult]) -> dict[str, dataclasses.Field[Any]]:

@@ -98,8 +98,12 @@ def collected(
             for name, vectors in _vectors(model, [ids[row] for row in rows], names, at):
                 arrays[name][rows] = vectors.numpy()
         for name, values in arrays.items():
-            if not np.isfinite(values.sum()):
-                raise InputError(f"activations at {name!r} are not all finite numbers")
+            bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+            if len(bad):
+                raise InputError(
+                    f"activations at {name!r} are NaN or infinite in {len(bad)} of {len(values)} "
+                    f"texts, the first is text {bad[0]}; model.check() names weights that are"
+                )
         yield arrays
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neox_lab.checks import check, whole
+from neox_lab.checks import check, name_not_finite, whole
 from neox_lab.data.encoding import pad_rows, pad_token
 from neox_lab.errors import InputError
 from neox_lab.family.contract import HookedModel
@@ -99,7 +99,8 @@ def outputs(
 
     Returns:
         For each example, in the given order, its outputs by name, float32 on the CPU. Those with a
-        position axis are cut to the example's own length.
+        position axis are cut to the example's own length. Texts whose outputs are NaN or infinite
+        are named in a warning (by ``_row`` of the example, if it has one).
     """
     pad = pad_token(model)
     rows = [example["input_ids"] for example in examples]
@@ -114,4 +115,8 @@ def outputs(
                 values = output[name].float().cpu()
                 for value, row in zip(values, chosen, strict=True):
                     found[row][name] = value if per_text else value[: lengths[row]]
+    bad = (not all(bool(v.isfinite().all()) for v in each.values()) for each in found)
+    numbers = (example.get("_row", row) for row, example in enumerate(examples))
+    wrong = dict.fromkeys(row for row, is_bad in zip(numbers, bad, strict=True) if is_bad)
+    name_not_finite("What the model says", (f"text {row}" for row in wrong))
     return found

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from neox_lab.checks import check, whole
+from neox_lab.checks import check, name_not_finite, whole
 from neox_lab.errors import InputError, nearest
 from neox_lab.experiments.parts_alone import check_parts
 from neox_lab.experiments.splices import IN_NETWORK, check_splices
@@ -59,10 +59,11 @@ class LensResult(Result):
         kl: KL(final prediction ‖ this one), in nats, ``[layer, batch, pos]``.
         next_probability: probability of the token that really follows ``[layer, batch, pos]``;
             NaN where none does: at the last token of each text, and at padding.
-        next_rank: how many tokens were likelier than it, int64; -1 where none follows.
+        next_rank: how many tokens were likelier than it, int64; -1 where none follows, and where
+            the prediction is NaN.
         watched: ids of the watched tokens.
         watched_probability: their probabilities ``[layer, batch, pos, watched]``.
-        watched_rank: how many tokens were likelier, int64.
+        watched_rank: how many tokens were likelier, int64; -1 where the prediction is NaN.
     """
 
     site: str
@@ -103,7 +104,7 @@ class LensResult(Result):
             "text": row,
             "pos": pos,
             "token": self.pieces[row][pos],
-            "prediction": self.piece_of[best],
+            "prediction": None if self.top_probability[at].isnan().any() else self.piece_of[best],
             "probability": float(self.top_probability[at][0]),
             "entropy": float(self.entropy[at]),
             "kl": float(self.kl[at]),
@@ -196,11 +197,14 @@ def logit_lens(
         for log_probs in _predictions(model, cache, site, unembed)
     ]
     columns = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
+    labels = _labels(site, last + 1)
+    bad = (columns["top_probability"].isnan().any(dim=-1) & own.cpu()).nonzero().tolist()
+    name_not_finite("The prediction", (f"{labels[i]}, text {row}, pos {at}" for i, row, at in bad))
     decode = functools.lru_cache(maxsize=None)(functools.partial(_piece, model.tokenizer))
     shown = {*columns["top"].flatten().tolist(), *watched}
     return LensResult(
         site=site,
-        labels=_labels(site, last + 1),
+        labels=labels,
         pieces=[[decode(token) for token in row] for row in ids.tolist()],
         mask=own.cpu(),
         watched=watched,
@@ -239,11 +243,13 @@ def _read(
     kl = (final.exp() * (final - log_probs)).sum(dim=-1)
     at_end = following < 0  # nothing follows
     next_log = log_probs.gather(-1, following.clamp(min=0)[..., None])
-    next_rank = (log_probs > next_log).sum(dim=-1).masked_fill(at_end, -1)
+    unknown = log_probs.isnan().any(dim=-1)
+    next_rank = (log_probs > next_log).sum(dim=-1).masked_fill(at_end | unknown, -1)
     next_probability = next_log[..., 0].exp().masked_fill(at_end, float("nan"))
     columns = log_probs[..., watched]
     ranks = [(log_probs > columns[..., n : n + 1]).sum(dim=-1) for n in range(len(watched))]
     rank = torch.stack(ranks, dim=-1) if ranks else columns.long()
+    rank = rank.masked_fill(unknown[..., None], -1)
     return {
         "top": top,
         "top_probability": probability.exp(),

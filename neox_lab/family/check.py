@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from neox_lab.checks import name_not_finite
 from neox_lab.family.structure import evaluating
 from neox_lab.hooks.table import axis_sizes, shape_at
 from neox_lab.model.hook_points import HookPoint
@@ -41,6 +42,10 @@ def check(model: HookedModel, tokens: Tensor | None = None) -> pd.DataFrame:
     """
     import pandas as pd
 
+    name_not_finite(
+        "A weight",
+        (name for name, weight in model.named_parameters() if not _is_finite(weight)),
+    )
     if tokens is None:
         vocab = model.config.vocab_size
         tokens = torch.arange(6, device=model.device)[None] * (vocab // 7) + vocab // 11
@@ -55,6 +60,12 @@ def check(model: HookedModel, tokens: Tensor | None = None) -> pd.DataFrame:
                 rows.append(_try(model, tokens, point, sizes, baseline))
                 bar.update()
         return pd.DataFrame(rows)
+
+
+def _is_finite(weight: Tensor) -> bool:
+    """Whether all numbers are finite; no copy of a large weight is made."""
+    low, high = weight.detach().aminmax() if weight.numel() else (weight.new_zeros(1),) * 2
+    return bool(low.isfinite().all() and high.isfinite().all())
 
 
 def _try(

@@ -94,7 +94,10 @@ class FactoredMatrix:
         # A = Q_A R_A and Bᵀ = Q_B R_B: all that is left to decompose is R_A R_Bᵀ, rank by rank.
         left, left_rest = torch.linalg.qr(self.A.to(dtype))
         right, right_rest = torch.linalg.qr(self.B.mT.to(dtype))
-        u, s, vh = torch.linalg.svd(left_rest @ right_rest.mT, full_matrices=False)
+        core = left_rest @ right_rest.mT
+        finite = _finite(core)
+        u, s, vh = torch.linalg.svd(core.where(finite[..., None], 0), full_matrices=False)
+        s = s.where(finite, torch.nan)
         return left @ u, s, right @ vh.mT
 
     @property
@@ -121,13 +124,17 @@ class FactoredMatrix:
     def eigenvalues(self) -> Tensor:
         """The ``rank`` eigenvalues that can differ from zero, complex ``[.., rank]``.
 
-        A B and B A share them: from B A v = λ v follows A B (A v) = λ (A v).
+        A B and B A share them: from B A v = λ v follows A B (A v) = λ (A v). NaN for a matrix with
+        a number that is not finite.
 
         Raises:
             InputError: the matrix is not square.
         """
         product = self.BA
-        return torch.linalg.eigvals(product.to(torch.promote_types(product.dtype, torch.float32)))
+        product = product.to(torch.promote_types(product.dtype, torch.float32))
+        finite = _finite(product)
+        found = torch.linalg.eigvals(product.where(finite[..., None], 0))
+        return found.where(finite, complex(torch.nan, torch.nan))
 
     def norm(self) -> Tensor:
         """Frobenius norm ``[..]``."""
@@ -186,6 +193,11 @@ class FactoredMatrix:
     def __repr__(self) -> str:
         """Shape and rank."""
         return f"FactoredMatrix({list(self.shape)}, rank {self.A.shape[-1]})"
+
+
+def _finite(matrices: Tensor) -> Tensor:
+    """Which matrices are finite ``[.., 1]``: of others LAPACK may end the process."""
+    return matrices.isfinite().all(dim=-1).all(dim=-1, keepdim=True)
 
 
 def _rows(side: Tensor, axis: int, which: AxisIndex, name: str) -> Tensor:

@@ -222,6 +222,7 @@ class Hooked:
 
         Returns:
             One row a hook point; the column ``ok`` sums it up. See ``neox_lab.family.check``.
+            Weights that are not finite are named in a warning.
         """
         from neox_lab.family.check import check
 

@@ -16,9 +16,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from neox_lab.checks import name_not_finite
 from neox_lab.data.batches import by_length
 from neox_lab.data.encoding import pad_rows, pad_token, token_ids
 from neox_lab.data.statistics import normal_interval, wilson_interval
@@ -64,7 +66,7 @@ class Evaluation(Result):
             the clean prompt, mean with its 95 % interval (normal) from ``logit_difference_low`` to
             ``logit_difference_high``; ``corrupted_logit_difference``, the same after the corrupted
             prompt; ``count``, how many prompts; ``left_out``, how many could not be asked.
-            Numbers are missing where nothing could be asked.
+            Numbers are missing where nothing could be asked, and NaN where the model said NaN.
         examples: one row a prompt: the pair, both logit differences, and ``left_out``, the reason,
             or "".
     """
@@ -74,8 +76,9 @@ class Evaluation(Result):
 
     @property
     def accuracy(self) -> float:
-        """Mean accuracy of the tasks that could be asked."""
-        return float(self.frame["accuracy"].mean())
+        """Mean accuracy of the tasks that could be asked; NaN if one of these is."""
+        asked = self.frame["accuracy"][self.frame["count"] > 0]
+        return float(asked.mean(skipna=False))
 
     def view(self) -> View:
         """Accuracy of each task as a bar.
@@ -169,6 +172,11 @@ def evaluate(
         clean, corrupted = (math.nan, math.nan) if row["left_out"] else next(differences)
         row |= {"logit_difference": clean, "corrupted_logit_difference": corrupted}
     examples = pd.DataFrame(rows)
+    sides = examples[examples["left_out"] == ""].filter(like="logit_difference")
+    bad = sides.index[~np.isfinite(sides.to_numpy(dtype=float)).all(axis=1)]
+    name_not_finite(
+        "The logit difference", (f"example {row} ({examples['task'][row]})" for row in bad)
+    )
     frame = pd.DataFrame(
         _summary(str(name), group) for name, group in examples.groupby("task", sort=False)
     )
@@ -241,6 +249,8 @@ def repeat_loss(
     losses = torch.nn.functional.cross_entropy(
         logits[:, :-1].transpose(1, 2), tokens[:, 1:], reduction="none"
     )
+    bad = (~losses.isfinite().all(dim=1)).nonzero().flatten().tolist()
+    name_not_finite("The loss", (f"sequence {row}" for row in bad))
     # The first token of the second copy cannot be known.
     return float(losses[:, : length - 1].mean()), float(losses[:, length:].mean())
 
@@ -251,16 +261,17 @@ def _summary(name: str, group: pd.DataFrame) -> dict[str, Any]:
     count = len(asked)
     differences = asked["logit_difference"]
     low, high = wilson_interval(int((differences > 0).sum()), count)
+    known = bool(differences.notna().all())
     mean_low, mean_high = normal_interval(differences.to_numpy())
     return {
         "task": name,
-        "accuracy": float((differences > 0).mean()) if count else math.nan,
-        "accuracy_low": low,
-        "accuracy_high": high,
-        "logit_difference": float(differences.mean()),
+        "accuracy": float((differences > 0).mean()) if count and known else math.nan,
+        "accuracy_low": low if known else math.nan,
+        "accuracy_high": high if known else math.nan,
+        "logit_difference": float(differences.mean(skipna=False)),
         "logit_difference_low": mean_low,
         "logit_difference_high": mean_high,
-        "corrupted_logit_difference": float(asked["corrupted_logit_difference"].mean()),
+        "corrupted_logit_difference": float(asked["corrupted_logit_difference"].mean(skipna=False)),
         "count": count,
         "left_out": len(group) - count,
     }

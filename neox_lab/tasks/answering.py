@@ -12,10 +12,12 @@ that overlap.
 
 from __future__ import annotations
 
+import math
 import os
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -135,17 +137,18 @@ def evaluate(
     frame = squad.read_squad(data)
     found = _best(model, frame, max_length, stride)
     answers = [[text for _, text in spans] for spans in frame["answers"]]
-    predicted = [best[0].text for best in found]
-    result = frame.assign(prediction=predicted)
+    predicted = [None if math.isnan(best[0].score) else best[0].text for best in found]
+    result = frame.assign(prediction=np.array(predicted, dtype=object))
     pairs = list(zip(predicted, answers, strict=True))
-    result["exact_match"] = [metrics.exact_match(*pair) for pair in pairs]
-    result["f1"] = [metrics.answer_f1(*pair) for pair in pairs]
-    measured = {name: float(result[name].mean()) for name in ("exact_match", "f1")}
+    for name, score in (("exact_match", metrics.exact_match), ("f1", metrics.answer_f1)):
+        result[name] = [math.nan if said is None else score(said, given) for said, given in pairs]
+    measured = {name: float(result[name].mean(skipna=False)) for name in ("exact_match", "f1")}
     answerable = frame["answers"].map(bool)
     for name, part in (("answerable", answerable), ("unanswerable", ~answerable)):
         if part.any() and not part.all():
             measured |= {
-                f"{m}_{name}": float(result[part][m].mean()) for m in ("exact_match", "f1")
+                f"{m}_{name}": float(result[part][m].mean(skipna=False))
+                for m in ("exact_match", "f1")
             }
     title = f"Answers to {len(frame)} questions"
     return TaskResult(result, measured, partial(metrics_view, measured, title, "1 is perfect"))
@@ -264,16 +267,21 @@ def _best(
 
 def _logits(model: GPTNeoXForQuestionAnswering, windows: list[Window]) -> list[dict[str, Tensor]]:
     """Start and end logits of each window."""
-    bare: list[Example] = [{"input_ids": window.ids} for window in windows]
+    bare: list[Example] = [{"input_ids": w.ids, "_row": w.row} for w in windows]
     return outputs(model, bare, 32, ["start_logits", "end_logits"])
 
 
 def _ranked(
     windows: list[Window], logits: list[dict[str, Tensor]], frame: pd.DataFrame
 ) -> list[list[Answer]]:
-    """For each question its answers, from the logits of its windows."""
+    """For each question its answers, from the logits of its windows; one of NaN if one is NaN."""
     found: list[dict[tuple[int, int], Answer]] = [{} for _ in range(len(frame))]
+    nothing = {(0, 0): Answer(math.nan, "", 0, 0)}
     for window, row in zip(windows, logits, strict=True):
+        if any(bool(row[name].isnan().any()) for name in ("start_logits", "end_logits")):
+            found[window.row] = nothing
+        if found[window.row] is nothing:
+            continue
         context = frame["context"][window.row]
         there = found[window.row]
         for answer in _answers(window, context, row["start_logits"], row["end_logits"]):

@@ -263,6 +263,9 @@ def _prediction_view(labels: Labels, frame: pd.DataFrame, values: Floats) -> Vie
         return BarsView(texts, values[:DRAWN, 0], title)
     pieces = []
     for text, said, chances in zip(texts, frame["prediction"], values, strict=False):
+        if not isinstance(said, str | list):  # a probability is NaN
+            pieces += [Piece(text, "NaN", "NaN", 0.0), Piece("\n")]
+            continue
         kind = ", ".join(said) or "none" if isinstance(said, list) else said
         sure = float(chances.max()) if labels.problem == SINGLE else 0.5
         note = f"{kind} {sure:.2f}" if labels.problem == SINGLE else kind
@@ -276,10 +279,14 @@ def _evaluation_view(labels: Labels, examples: Sequence[Example], values: Floats
 
     targets = np.array([example["labels"] for example in examples])
     if labels.problem == SINGLE:
-        counts = metrics.confusion(targets, values.argmax(axis=1), len(labels.names))
-        return ConfusionView(counts, labels.names, title="What was taken for what")
+        known = ~np.isnan(values).any(axis=1)
+        said = values[known].argmax(axis=1)
+        counts = metrics.confusion(targets[known], said, len(labels.names))
+        left = "" if known.all() else f"; {int((~known).sum())} texts are NaN"
+        return ConfusionView(counts, labels.names, title=f"What was taken for what{left}")
     if labels.problem == MULTI:
-        right = ((values > 0.5) == targets.astype(bool)).mean(axis=0)
+        hits = np.where(np.isnan(values), np.nan, (values > 0.5) == targets.astype(bool))
+        right = hits.mean(axis=0)
         return BarsView(labels.names, right, title="Share of texts in which each label is right")
     numbers = metrics.regression(targets, values[:, 0])
     chosen = {name: numbers[name] for name in ("r2", "pearson", "spearman")}

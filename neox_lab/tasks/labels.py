@@ -104,12 +104,14 @@ class Labels:
         return logits.sigmoid().numpy() if self.problem == MULTI else logits.numpy()
 
     def said(self, values: Floats) -> list[Any]:
-        """What was predicted for each text, as ``shown``."""
+        """What was predicted for each text, as ``shown``; None where a probability is NaN."""
         if self.problem == REGRESSION:
             return values[:, 0].tolist()
-        if self.problem == MULTI:
-            return [self.shown((row > 0.5).tolist()) for row in values]
-        return [self.names[number] for number in values.argmax(axis=1)]
+        targets = (values > 0.5).tolist() if self.problem == MULTI else values.argmax(axis=1)
+        return [
+            None if np.isnan(row).any() else self.shown(target)
+            for target, row in zip(targets, values, strict=True)
+        ]
 
 
 def _number(cell: object) -> float:

@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from neox_lab.checks import check, one_of, whole
+from neox_lab.checks import check, name_not_finite, one_of, whole
 from neox_lab.data.batches import by_length
 from neox_lab.data.encoding import pad_rows, start_of_text, token_ids, tokenizer_of
 from neox_lab.data.tables import refuse
@@ -78,7 +79,8 @@ def log_probabilities(
             target = torch.tensor(requests[row].target)
             line = line[most - len(target) :]
             chosen = line.gather(-1, target[:, None])[:, 0]
-            found[row] = chosen, line.argmax(dim=-1) == target
+            # Nothing is likeliest where one of the numbers is none.
+            found[row] = chosen, (line.argmax(dim=-1) == target) & ~line.isnan().any(dim=-1)
     return found
 
 
@@ -153,7 +155,9 @@ def perplexity(
             for at, loss in enumerate(line, 1)
         ]
     )
-    total = float(frame["loss"].sum())
+    bad = [f"text {number}" for number, line in enumerate(losses) if not np.isfinite(line).all()]
+    name_not_finite("The loss", bad)
+    total = float(frame["loss"].to_numpy().sum())  # pandas would leave NaN out
     scored_bytes = sum(
         _bytes_behind(text, tokenizer_of(model).token_bytes(row[0]))
         for text, row in zip(listed, rows, strict=True)
@@ -161,7 +165,7 @@ def perplexity(
     mean = total / len(frame)
     metrics = {
         "loss": mean,
-        "perplexity": math.exp(mean),
+        "perplexity": _perplexity(mean),
         "bits_per_byte": total / math.log(2) / max(1, scored_bytes),
         "tokens": float(len(frame)),
     }
@@ -207,7 +211,15 @@ def continuations(
             pairs, log_probabilities(model, requests, batch_size), strict=True
         )
     ]
-    return pd.DataFrame(rows)
+    frame = pd.DataFrame(rows)
+    bad = np.flatnonzero(~np.isfinite(frame["log_probability"].to_numpy(dtype=float)))
+    name_not_finite("The log probability", (f"pair {row}" for row in bad))
+    return frame
+
+
+def _perplexity(loss: float) -> float:
+    """exp(loss), which may be infinite or NaN."""
+    return math.exp(loss) if loss < 700 else loss if math.isnan(loss) else math.inf
 
 
 def encoded_pair(model: LanguageModel, context: str, continuation: str) -> Scored:
@@ -258,7 +270,8 @@ def choose(
             ``token``, which favours no length.
 
     Returns:
-        A row for each option; ``metrics`` has ``accuracy`` if ``right`` is given.
+        A row for each option; ``metrics`` has ``accuracy`` if ``right`` is given. Of a question
+        with an option whose score is NaN nothing is chosen, and the accuracy is NaN.
 
     Raises:
         DataError: a question without options, or whose right option is not there; by row.
@@ -275,10 +288,13 @@ def choose(
     frame.insert(0, "question", owners)
     unit = units[per]
     frame["score"] = frame["log_probability"] / (1 if unit is None else frame[unit])
-    best = frame.groupby("question")["score"].idxmax()
+    known = frame["score"].notna().groupby(frame["question"]).transform("all")
+    best = frame[known].groupby("question")["score"].idxmax()
     frame["chosen"] = frame.index.isin(best)
     metrics = {}
-    if right is not None:
+    if right is not None and not known.all():
+        metrics["accuracy"] = math.nan
+    elif right is not None:
         order = frame.groupby("question").cumcount()
         hits = [int(order[best[n]]) == answer for n, answer in enumerate(right)]
         metrics["accuracy"] = sum(hits) / len(hits)
@@ -306,9 +322,10 @@ def last_word(model: LanguageModel, texts: Sequence[str]) -> TaskResult:
     wrong = [(row, f"{text!r:.40}") for row, text in enumerate(texts) if not cuts[row][0]]
     refuse("A text needs two words at least", wrong, "Leave these texts out.")
     frame = continuations(model, [(before, space + word) for before, space, word in cuts])
+    found = frame["log_probability"].to_numpy(dtype=float)
     metrics = {
-        "accuracy": float(frame["greedy"].mean()),
-        "perplexity": math.exp(-float(frame["log_probability"].mean())),
+        "accuracy": math.nan if np.isnan(found).any() else float(frame["greedy"].mean()),
+        "perplexity": _perplexity(-float(found.mean())),
     }
     return TaskResult(frame, metrics, partial(metrics_view, metrics, "Last words"))
 

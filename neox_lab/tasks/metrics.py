@@ -6,10 +6,11 @@ formula. Every metric is a plain number in a dictionary, so that results can be 
 
 from __future__ import annotations
 
+import math
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,9 +47,13 @@ def classification(labels: Integers, probabilities: Floats) -> dict[str, float]:
         ``accuracy``; ``macro_f1``, the unweighted mean of F1 over the classes that occur in labels
         or predictions; ``loss``, the mean of -ln p(right class) in nats; ``calibration_error``,
         see ``calibration``; ``majority``, the accuracy of always saying the commonest class.
+        Where a probability is NaN, all but ``majority`` are.
     """
     from sklearn.metrics import accuracy_score, f1_score
 
+    if np.isnan(probabilities).any():
+        names = ("accuracy", "macro_f1", "loss", "calibration_error")
+        return unknown(names) | {"majority": float(np.bincount(labels).max() / len(labels))}
     predicted = probabilities.argmax(axis=1)
     right = np.clip(probabilities[np.arange(len(labels)), labels], 1e-12, None)
     return {
@@ -58,6 +63,11 @@ def classification(labels: Integers, probabilities: Floats) -> dict[str, float]:
         "calibration_error": calibration_error(labels, probabilities),
         "majority": float(np.bincount(labels).max() / len(labels)),
     }
+
+
+def unknown(names: Iterable[str]) -> dict[str, float]:
+    """These metrics of a model that says NaN of an example: a mean over it is NaN, too."""
+    return dict.fromkeys(names, math.nan)
 
 
 def multi_label(labels: Integers, probabilities: Floats) -> dict[str, float]:
@@ -73,6 +83,8 @@ def multi_label(labels: Integers, probabilities: Floats) -> dict[str, float]:
     """
     from sklearn.metrics import accuracy_score, f1_score
 
+    if np.isnan(probabilities).any():
+        return unknown(("accuracy", "micro_f1", "macro_f1", "loss"))
     predicted = (probabilities > 0.5).astype(int)
     kept = np.clip(probabilities, 1e-12, 1 - 1e-12)
     entropy = -(labels * np.log(kept) + (1 - labels) * np.log(1 - kept))

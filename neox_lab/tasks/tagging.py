@@ -10,6 +10,7 @@ A word may be several tokens. GPT-NeoX sees only what came before, so a word's t
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from functools import partial
@@ -25,7 +26,7 @@ from neox_lab.data.tables import check_lengths, refuse
 from neox_lab.errors import DataError, InputError, nearest
 from neox_lab.family.losses import IGNORED
 from neox_lab.model.output_heads import require_head
-from neox_lab.tasks.metrics import entity_metrics
+from neox_lab.tasks.metrics import entity_metrics, unknown
 from neox_lab.tasks.result import TaskResult, metrics_view
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.training import TrainingResult, fit
@@ -188,15 +189,16 @@ def _tokens(
 def _predicted(
     model: GPTNeoXForTokenClassification, sentences: Sequence[Sentence]
 ) -> tuple[list[list[str]], list[list[float]]]:
-    """A tag for each word of each text, and its probability."""
+    """A tag for each word of each text, and its probability; "O" where that is NaN."""
     bare = [sentence._replace(tags=[]) for sentence in sentences]
     examples = prepare(model, bare)
     names = [str(model.config.id2label[n]) for n in range(model.config.num_labels)]
     tags, scores = [], []
     for example, found in zip(examples, outputs(model, examples, 32, ["logits"]), strict=True):
         best = found["logits"][torch.tensor(example["_last"])].softmax(dim=-1).max(dim=-1)
-        tags.append([names[number] for number in best.indices.tolist()])
         scores.append(best.values.tolist())
+        said = zip(best.indices.tolist(), scores[-1], strict=True)
+        tags.append(["O" if math.isnan(score) else names[number] for number, score in said])
     return tags, scores
 
 
@@ -204,7 +206,10 @@ def _measure(
     model: GPTNeoXForTokenClassification, sentences: Sequence[Sentence]
 ) -> tuple[dict[str, float], list[list[str]], list[list[float]]]:
     predicted, scores = _predicted(model, sentences)
-    return entity_metrics([s.tags for s in sentences], predicted), predicted, scores
+    measured = entity_metrics([s.tags for s in sentences], predicted)
+    if any(math.isnan(score) for line in scores for score in line):
+        measured = unknown(measured)
+    return measured, predicted, scores
 
 
 def _found(sentence: Sentence, tags: list[str], scores: list[float]) -> list[dict[str, Any]]:

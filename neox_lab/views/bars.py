@@ -31,7 +31,7 @@ class BarsView(View):
 
     Args:
         names: what each bar stands for.
-        values: how long it is, ``[name]``.
+        values: how long it is, ``[name]``; NaN and infinity are said and have no length.
         title: the headline.
         note: a line below it.
 
@@ -39,7 +39,7 @@ class BarsView(View):
         attributions: by how much, ``[name, piece]``.
 
     Raises:
-        InputError: there is none, one without a finite value, or attributions that do not fit.
+        InputError: there is none, or attributions that do not fit.
     """
 
     asset = "bars"
@@ -55,8 +55,9 @@ class BarsView(View):
     ) -> None:
         self.values = array(values, "name", "values")
         self.names = texts(names, len(self.values), "names", "value")
-        if not len(self.values) or not np.isfinite(self.values).all():
-            raise InputError("bars need at least one value, and finite ones")
+        if not len(self.values):
+            raise InputError("bars need at least one value")
+        self._lengths = np.where(np.isfinite(self.values), self.values, 0)
         self.note = note
         self.pieces, self.attributions = None, None
         if pieces is not None:
@@ -96,7 +97,7 @@ class BarsView(View):
         """The bars, the longest first."""
         order = np.argsort(-np.abs(self.values))[:8]
         named = [
-            f"{isolated(label(self.names[at], NAME_LIMIT))} {number(self.values[at], 3)}"
+            f"{isolated(label(self.names[at], NAME_LIMIT))} {_said(self.values[at])}"
             for at in order
         ]
         return f"Bars: {', '.join(named)}."
@@ -109,7 +110,7 @@ class BarsView(View):
         """The text as it speaks for the longest bar; None without attributions."""
         if self.pieces is None or self.attributions is None:
             return None
-        best = int(self.values.argmax())
+        best = int(self._lengths.argmax())
         return StripView.values(self.pieces, self.attributions[best], self._speaks_for(best))
 
     def _running_text(self) -> str:
@@ -119,12 +120,12 @@ class BarsView(View):
     def tables(self) -> list[Table]:
         """Name and value of each bar."""
         rows = [
-            [isolated(label(name, NAME_LIMIT)), number(float(value), 3)]
+            [isolated(label(name, NAME_LIMIT)), _said(value)]
             for name, value in zip(self.names, self.values, strict=True)
         ]
         tables = [Table("Values", [("name", "l"), ("value", "r")], rows)]
         if self.pieces is not None and self.attributions is not None:
-            best = int(self.values.argmax())
+            best = int(self._lengths.argmax())
             caption = self._speaks_for(best)
             told = [
                 [str(at), isolated(label(piece, NAME_LIMIT)), number(float(value), 3)]
@@ -148,8 +149,8 @@ class BarsView(View):
             "title": self.title,
             "notes": notes,
             "names": [label(name, 2 * NAME_LIMIT) for name in self.names[kept]],
-            "values": rounded(self.values[kept]),
-            "texts": [number(float(value), 3) for value in self.values[kept]],
+            "values": rounded(self._lengths[kept]),
+            "texts": [_said(value) for value in self.values[kept]],
         }
         if self.pieces is not None and self.attributions is not None:
             shown = max(1, min(len(self.pieces), LIVE_CELLS // len(made["names"])))
@@ -161,7 +162,7 @@ class BarsView(View):
 
     def _draw(self) -> Sheet:
         names = [figure_text(label(name), NAME_LIMIT) for name in self.names[:MOST]]
-        values = self.values[:MOST]
+        values = self._lengths[:MOST]
         left = 0.15 + max(text_width(name, 9) for name in names)
         low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
         unit = WIDE / ((high - low) or 1.0)
@@ -182,9 +183,14 @@ class BarsView(View):
             middle = y + (STEP - 0.07) / 2
             sheet.text(left - 0.08, middle, name, 9, ha="right", va="center_baseline")
             at, side = (zero + size + 0.06, "left") if value >= 0 else (zero + size - 0.06, "right")
-            said = number(float(value), 3)
+            said = _said(self.values[row])
             sheet.text(at, middle, said, 8.5, color=SOFT, ha=side, va="center_baseline")
         if strip is not None:
             sheet.text(0, bottom + 0.25, figure_text(strip.title), 9, weight="bold")
             strip.draw_on(sheet, bottom + 0.4)
         return sheet
+
+
+def _said(value: float) -> str:
+    """A value as it is printed beside its bar."""
+    return "NaN" if np.isnan(value) else number(float(value), 3)

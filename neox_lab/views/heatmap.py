@@ -2,7 +2,7 @@
 
 Differences are drawn on a scale that is white at ``centre`` and equally deep in blue and orange on
 both sides, so that the eye compares sizes and not only signs. The numbers are printed inside their
-fields as far as they fit. NaN means "not measured" and is drawn grey.
+fields as far as they fit. What was not measured is drawn grey, and so is NaN, which is named.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class HeatmapView(View):
     """Numbers over two named axes, such as a patching result.
 
     Args:
-        values: ``[row, column]``; NaN where nothing was measured.
+        values: ``[row, column]``.
         row_labels: a name for each row, such as a layer.
         column_labels: a name for each column, such as a token; they may repeat.
         row_axis: what a row is, such as ``"layer"``.
@@ -52,6 +52,8 @@ class HeatmapView(View):
         value_name: what a number is, with its unit.
         centre: the value that means "no difference" and is drawn white; None for amounts.
         title: the headline.
+        measured: True for each cell that was measured, ``[row, column]``; None if all were. NaN in
+            such a cell is said to be NaN.
 
     Raises:
         InputError: these do not fit together.
@@ -69,12 +71,20 @@ class HeatmapView(View):
         value_name: str = "value",
         centre: float | None = 0.0,
         title: str | None = None,
+        measured: object = None,
     ) -> None:
         self.values = array(values, "row column", "values")
+        whole = np.ones(self.values.shape) if measured is None else measured
+        self.measured = array(whole, "row column", "measured") != 0
+        if self.measured.shape != self.values.shape:
+            raise InputError(
+                f"measured has the shape {self.measured.shape}, values {self.values.shape}"
+            )
+        self.values = np.where(self.measured, self.values, np.float32(np.nan))
         if 0 in self.values.shape:
             raise InputError(f"values must not be empty; got shape {self.values.shape}")
         if np.isinf(self.values).any():
-            raise InputError("values holds infinity, which has no colour; NaN means not measured")
+            raise InputError("values holds infinity, which has no colour")
         if len({row_axis, column_axis, value_name}) < 3:
             raise InputError("row_axis, column_axis and value_name must be three different names")
         self.row_labels = texts(row_labels, self.values.shape[0], "row_labels", "row")
@@ -112,9 +122,11 @@ class HeatmapView(View):
             f"Heat map of {self.value_name}: {rows} × {columns} cells, a row for each "
             f"{self.row_axis}, a column for each {self.column_axis}."
         )
-        if missing := int(np.isnan(self.values).sum()):
+        if missing := int((~self.measured).sum()):
             text += f" {missing} cells were not measured."
-        if missing == self.values.size:
+        if nothing := int(self._is_nan().sum()):
+            text += f" {nothing} cells are NaN."
+        if missing + nothing == self.values.size:
             return text
         row, column = self._top(1)[0]
         apart = "largest" if self.centre is None else f"farthest from {self.centre:g}"
@@ -162,7 +174,13 @@ class HeatmapView(View):
 
     def _number(self, row: int, column: int) -> str:
         """One value as it is printed everywhere."""
+        if np.isnan(self.values[row, column]) and self.measured[row, column]:
+            return "NaN"
         return number(float(self.values[row, column]), self._decimals)
+
+    def _is_nan(self) -> NDArray[np.bool_]:
+        """Which cells were measured and are NaN."""
+        return np.isnan(self.values) & self.measured
 
     def _colours(self) -> tuple[Colormap, Normalize]:
         """Even on both sides of the centre, or from the smallest to the largest amount."""
@@ -240,8 +258,10 @@ class HeatmapView(View):
         parts = [f"Colour: {label(self.value_name, LEGEND_LIMIT)}."]
         if self.centre is not None:
             parts.append(f"White is {self.centre:g}, blue is less, orange is more.")
-        if np.isnan(self.values).any():
+        if not self.measured.all():
             parts.append("Grey was not measured.")
+        if self._is_nan().any():
+            parts.append("Grey with NaN is not a number.")
         return " ".join(parts)
 
     def _print(

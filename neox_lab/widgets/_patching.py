@@ -176,11 +176,12 @@ def cell_at(result: PatchResult, row: int, column: int) -> Cell:
     if not (0 <= row < rows and 0 <= column < columns):
         raise InputError(f"There is no field ({row}, {column}) in a map of {rows} by {columns}.")
     cell = dict(zip(shown, (row, column), strict=True))
-    effects = result.effect().numpy()[tuple(cell.get(axis, slice(None)) for axis in axes)]
-    if np.isnan(effects).all():
+    where = tuple(cell.get(axis, slice(None)) for axis in axes)
+    effects, computed = result.effect()[where].numpy(), result.is_computed[where].numpy()
+    if not computed.any():
         raise InputError("This field was not measured; sweep again.")
     if "head" not in cell and "head" in axes:
-        cell["head"] = int(np.nanargmax(np.abs(effects)))
+        cell["head"] = int(np.where(computed, np.abs(effects), -1).argmax())  # NaN is farthest
     return cell
 
 

@@ -487,7 +487,9 @@ def test_a_thousand_heads_say_which_are_shown() -> None:
 
 def test_the_cells_farthest_from_the_centre_come_first() -> None:
     values = np.array([[0.1, -0.9, 0.2], [0.5, np.nan, 0.0]])
-    view = HeatmapView(values, ["0", "1"], [" a", " b", " a"], "layer", "position", "effect")
+    measured = ~np.isnan(values)
+    names = ["0", "1"], [" a", " b", " a"], "layer", "position", "effect"
+    view = HeatmapView(values, *names, measured=measured)
     top = view.tables()[0]
     assert [row[3] for row in top.rows] == ["−0.90", "0.50", "0.20", "0.10", "0.00"]
     assert top.rows[0][:3] == ["0", "1", "·b"]
@@ -496,6 +498,29 @@ def test_the_cells_farthest_from_the_centre_come_first() -> None:
     assert view.frame["position"].tolist() == [" a", " b", " a"] * 2
     assert view.frame["position_index"].tolist() == [0, 1, 2] * 2
     np.testing.assert_array_equal(view.frame["effect"], values.astype(np.float32).ravel())
+
+
+def test_what_was_not_measured_is_told_apart_from_nan() -> None:
+    values = np.array([[0.5, np.nan, 1.0]])
+    view = HeatmapView(values, ["0"], ["a", "b", "c"], measured=[[True, True, False]])
+    assert view.data()["text"] == [["0.50", "NaN", "–"]]
+    assert view.data()["level"][0][1:] == [None, None]
+    assert all(text in drawn_texts(view) for text in ("NaN", "–", "0.50"))
+    said = view.data()["notes"][0]
+    assert "Grey was not measured." in said and "Grey with NaN is not a number." in said
+    assert "1 cells were not measured. 1 cells are NaN." in view.alt_text
+    whole = HeatmapView(values, ["0"], ["a", "b", "c"])
+    assert "not measured" not in whole.alt_text + whole.data()["notes"][0]
+    with pytest.raises(InputError, match="measured has the shape"):
+        HeatmapView(values, ["0"], ["a", "b", "c"], measured=[[True]])
+
+
+def test_bars_without_a_finite_length_are_said() -> None:
+    view = BarsView(["a", "b", "c"], [0.5, np.nan, -np.inf])
+    assert view.data()["texts"] == ["0.500", "NaN", "−∞"]
+    assert view.data()["values"] == [0.5, 0, 0]
+    assert all(text in drawn_texts(view) for text in ("NaN", "−∞"))
+    assert "b NaN" in view.alt_text
 
 
 def test_a_repeated_label_is_told_with_its_place() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,16 +53,19 @@ class Agreement(Result):
         """Both numbers of every part, and the largest misses by name."""
         from neox_lab.views import ScatterView
 
+        known = np.isfinite(self.frame[["exact", "estimated"]].to_numpy(dtype=float)).all(axis=1)
+        shown = self.frame[known]
+        left = "" if known.all() else f" {int((~known).sum())} parts are NaN and not drawn."
         return ScatterView(
-            self.frame["exact"],
-            self.frame["estimated"],
-            self.frame["name"].tolist(),
+            shown["exact"],
+            shown["estimated"],
+            shown["name"].tolist(),
             "exact",
             "estimated",
             marked=self.k,
             title=f"{self.title}: estimate against exact",
             note=f"Correlation {self.correlation:.3f}, of ranks {self.rank_correlation:.3f}. "
-            f"Largest miss {self.largest_miss:.3f}, mean {self.mean_miss:.3f}.",
+            f"Largest miss {self.largest_miss:.3f}, mean {self.mean_miss:.3f}.{left}",
         )
 
 
@@ -82,21 +86,21 @@ def compare(result: AttributionResult, exact: Tensor, k: int = 10) -> Agreement:
             f"The exact values have shape {list(exact.shape)}, the estimate "
             f"{list(result.values.shape)} ({', '.join(result.axes)})."
         )
-    if not (result.values.isfinite() & exact.isfinite()).any():
+    if not (result.is_computed & ~exact.isnan()).any():
         raise InputError("There is no part whose estimate and exact value are both known.")
     frame = result.frame.rename(columns={"value": "estimated"})
     frame.insert(0, "name", part_names(frame))
-    frame["exact"] = exact[result.values.isfinite()].numpy()  # in the frame's order
+    frame["exact"] = exact[result.is_computed].numpy()  # in the frame's order
+    frame = frame[frame["exact"].notna()]
     frame["miss"] = frame["estimated"] - frame["exact"]
-    frame = frame[frame["miss"].notna()]
     order = frame["miss"].abs().sort_values(ascending=False, kind="stable").index
     frame = frame.loc[order].reset_index(drop=True)
     estimated, known = (frame[name].to_numpy(dtype=float) for name in ("estimated", "exact"))
     return Agreement(
         correlation=correlation(estimated, known),
         rank_correlation=correlation(estimated, known, ranks=True),
-        largest_miss=float(frame["miss"].abs().max()),
-        mean_miss=float(frame["miss"].abs().mean()),
+        largest_miss=float(frame["miss"].abs().max(skipna=False)),
+        mean_miss=float(frame["miss"].abs().mean(skipna=False)),
         frame=frame,
         k=k,
         title=result.title,

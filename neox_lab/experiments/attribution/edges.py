@@ -46,20 +46,23 @@ def attribute_edges(
     chosen = both.chosen
     shape = (len(both.corrupted.ids), len(chosen), len(writers), len(readers))
     scores = stacked.new_full(shape, torch.nan)
+    computed = torch.zeros(shape[1:], dtype=torch.bool)
     parallel = model.config.use_parallel_residual
     for column, reader in enumerate(readers):
         before = [at for at, w in enumerate(writers) if w.precedes(reader, parallel)]
         slope = reader.part_of(slopes[reader.reading_hook]).float()
         by_pos = torch.einsum("wbpd,bpd->wbp", stacked[before], slope)
         scores[:, :, before, column] = torch.einsum("wbp,nbp->bnw", by_pos, chosen)
+        computed[:, before, column] = True
     scores = scores.cpu()
     labels = {"writer": [w.name for w in writers], "reader": [r.name for r in readers]}
     if positions is None:
-        scores = scores[:, 0]
+        scores, computed = scores[:, 0], computed[0]
     else:
         labels = {"pos": [str(name) for name in positions], **labels}
     return AttributionResult(
         values=scores.sum(dim=0) if rows is None else scores.mean(dim=0),
+        computed=computed,
         axes=tuple(labels),
         labels=labels,
         total=float(clean_value - value),

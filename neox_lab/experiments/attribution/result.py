@@ -14,11 +14,9 @@ from neox_lab.errors import InputError
 from neox_lab.experiments.attribution.agreement import Agreement, compare
 from neox_lab.experiments.attribution.labels import part_names
 from neox_lab.files import parse_json
-from neox_lab.results import GridResult
+from neox_lab.results import GridResult, bad_rows
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from neox_lab.views import View
 
 _EARLIER = b'{"format": "neox_lab attribution 1"'  # how a file of version 0.1 begins
@@ -31,7 +29,8 @@ class AttributionResult(GridResult):
 
     Attributes:
         values: the shares, float32 on the CPU, one axis for each of ``axes``; the mean over rows
-            of the batch. NaN where there is nothing, as between a writer and an earlier reader.
+            of the batch. Not computed where there is nothing, as between a writer and an earlier
+            reader.
         axes: names of the axes, such as ``("layer", "pos")``.
         labels: of each axis, a name for each entry.
         total: what the shares are shares of: the metric, or its difference between two runs.
@@ -61,11 +60,9 @@ class AttributionResult(GridResult):
                 f"{', '.join(map(str, self.values.shape))}]."
             )
 
-    @property
-    def frame(self) -> pd.DataFrame:
-        """One row for each share: its place, the token there, and ``value``."""
-        frame = super().frame
-        return frame[frame["value"].notna()].reset_index(drop=True)
+    def _what(self) -> str:
+        rows = [] if self.per_row is None else bad_rows(self.per_row, self.is_computed)
+        return f"The {self.value_name}" + (f" of rows {', '.join(rows)}" if rows else "")
 
     def normalized(self) -> Tensor:
         """Shares as parts of ``total``, the metric's whole difference.
@@ -103,9 +100,9 @@ class AttributionResult(GridResult):
         if len(self.axes) == 1 or "writer" in self.axes:
             return self.bars()
         rows, columns = self.axes[0], self.axes[-1]
-        values, names = self.values, self.labels
+        values, measured, names = self.values, self.is_computed, self.labels
         if self.axes == ("layer", "pos", "head"):  # a row for each head, a column for each token
-            values = values.transpose(1, 2)
+            values, measured = values.transpose(1, 2), measured.transpose(1, 2)
             columns = "pos"
         row_labels = names[rows]
         if len(self.axes) == 3:
@@ -119,6 +116,7 @@ class AttributionResult(GridResult):
             {"pos": "position"}.get(columns, columns),
             self.value_name,
             title=self.title,
+            measured=measured.reshape(len(row_labels), -1).numpy(),
         )
 
     def bars(self, k: int = BARS) -> View:
@@ -126,8 +124,9 @@ class AttributionResult(GridResult):
         from neox_lab.views import BarsView
 
         top = self.top(k)
+        top = self.frame.head(k) if top.empty else top  # all are NaN, and said to be
         names = part_names(top)
-        count = int(self.values.isfinite().sum())
+        count = int(self.is_computed.sum())
         note = f"{self.value_name}; the {len(top)} largest of {count}, total {self.total:.3f}"
         return BarsView(names, top["value"].tolist(), self.title, note)
 

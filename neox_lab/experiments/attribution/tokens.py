@@ -44,7 +44,7 @@ _PAST = "Embeddings are put in, and the last residual stream is read, past such 
 class TokenAttribution(AttributionResult):
     """Shares of a metric for each token of each text.
 
-    ``values`` is ``[text, pos]`` with NaN at padding; ``total`` is the mean over texts.
+    ``values`` is ``[text, pos]``, not computed at padding; ``total`` is the mean over texts.
 
     Attributes:
         pieces: token strings ``[text][pos]``.
@@ -64,14 +64,14 @@ class TokenAttribution(AttributionResult):
             {"text": text, "pos": pos, "token": self.pieces[text][pos], "value": float(value)}
             for text, line in enumerate(self.values)
             for pos, value in enumerate(line)
-            if value.isfinite()
+            if self.is_computed[text, pos]
         ]
         return pd.DataFrame(rows, columns=["text", "pos", "token", "value"])
 
     @property
     def completeness_error(self) -> float:
         """How far the shares of a text are from summing to its total, at most."""
-        sums = self.values.double().nansum(dim=1)
+        sums = self.values.double().where(self.is_computed, 0).sum(dim=1)
         if len(self.totals) == 1:
             sums = sums.sum(dim=0, keepdim=True)
         return float((sums - torch.tensor(self.totals, dtype=torch.float64)).abs().max())
@@ -87,7 +87,7 @@ class TokenAttribution(AttributionResult):
 
         text = entry("text", text, len(self.pieces), InputError)
         values = self.values[text]
-        own = values.isfinite()
+        own = self.is_computed[text]
         pieces = [piece for piece, there in zip(self.pieces[text], own, strict=True) if there]
         view = StripView.values(pieces, values[own], self.title, self.value_name)
         total = self.totals[text if len(self.totals) > 1 else 0]
@@ -257,10 +257,12 @@ def _result(
     exact: Callable[[], Tensor] | None = None,
 ) -> TokenAttribution:
     """Shares ``[text, pos]`` and totals ``[text]`` or ``[1]`` as a result."""
-    values = shares.float().masked_fill(~ready.own.to(shares.device), torch.nan).cpu()
+    own = ready.own.cpu()
+    values = shares.float().cpu().masked_fill(~own, torch.nan)
     texts = [ready.pieces(row) for row in range(len(values))]
     return TokenAttribution(
         values=values,
+        computed=None if bool(own.all()) else own,
         axes=("text", "pos"),
         labels={
             "text": [str(row) for row in range(len(values))],

@@ -15,7 +15,7 @@ from neox_lab.data import statistics
 from neox_lab.errors import CheckpointError, InputError
 from neox_lab.files import parse_json
 from neox_lab.hooks import cache_files
-from neox_lab.results import GridResult
+from neox_lab.results import GridResult, bad_rows
 from neox_lab.selections import entry
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ class PatchResult(GridResult):
 
     Attributes:
         values: the metric of each cell, mean over pairs, float32 (or float64) on the CPU. Of an
-            interrupted sweep: the mean over the pairs that are done, NaN where none is.
+            interrupted sweep: the mean over the pairs that are done; ``computed`` is False where
+            none is. A pair that is NaN makes the mean NaN.
         axes: names of the axes of ``values``, such as ``("layer", "pos")``.
         clean: the metric on the clean prompts; NaN if unknown.
         corrupted: the metric on the corrupted prompts; NaN if there are none.
@@ -140,8 +141,18 @@ class PatchResult(GridResult):
         at = self.site.index(site)
         samples = None if self.samples is None else self.samples[:, at]
         return replace(
-            self, values=self.values[at], axes=self.axes[1:], site=(site,), samples=samples
+            self,
+            values=self.values[at],
+            axes=self.axes[1:],
+            site=(site,),
+            samples=samples,
+            computed=None if self.computed is None else self.computed[at],
         )
+
+    def _what(self) -> str:
+        pairs = [] if self.samples is None else bad_rows(self.samples, self.is_computed)
+        of = f" of pairs {', '.join(pairs)}" if pairs else ""
+        return f"{self.metric}{of}, patched"
 
     def _columns(self) -> dict[str, Tensor]:
         columns = {"value": self.values, "effect": self.effect()}
@@ -166,9 +177,9 @@ class PatchResult(GridResult):
         from neox_lab.views import HeatmapView
 
         values = self.normalized() if normalized else self.effect()
-        values, axes, told = self._on_two_axes(values, at)
+        values, measured, axes, told = self._on_two_axes(values, at)
         if len(axes) == 1:
-            values, axes = values[None], ["metric", *axes]
+            values, measured, axes = values[None], measured[None], ["metric", *axes]
         only = ["share" if normalized else "change"]  # the label of a single row
         rows, columns = (self.labels.get(axis, only) for axis in axes)
         end = "corrupted" if self.direction == "noising" else "clean"
@@ -178,17 +189,28 @@ class PatchResult(GridResult):
         words = {"pos": "position", "source_pos": "source position"}
         row_axis, column_axis = (words.get(axis, axis) for axis in axes)
         title = "; ".join([_TITLES[self.direction].format(", ".join(self.site)), *told])
-        return HeatmapView(values.numpy(), rows, columns, row_axis, column_axis, name, title=title)
+        return HeatmapView(
+            values.numpy(),
+            rows,
+            columns,
+            row_axis,
+            column_axis,
+            name,
+            title=title,
+            measured=measured.numpy(),
+        )
 
     def _on_two_axes(
         self, values: Tensor, at: Mapping[str, int | str]
-    ) -> tuple[Tensor, list[str], list[str]]:
-        """``values`` on at most two axes, these axes, and in words what became of the others.
+    ) -> tuple[Tensor, Tensor, list[str], list[str]]:
+        """``values`` on at most two axes, which of them are computed, and these axes.
+
+        Last, in words, what became of the others.
 
         Raises:
             InputError: an axis or an index that this result does not have.
         """
-        axes, told = list(self.axes), []
+        axes, told, computed = list(self.axes), [], self.is_computed
         for axis, index in at.items():
             if axis not in axes:
                 raise InputError(f"No axis {axis!r}; this result has {', '.join(self.axes)}")
@@ -197,14 +219,15 @@ class PatchResult(GridResult):
             else:
                 number = entry(axis, index, values.shape[axes.index(axis)], InputError)
             values = values.select(axes.index(axis), number)
+            computed = computed.select(axes.index(axis), number)
             axes.remove(axis)
             told.append(str(index) if axis == "site" else f"{axis} {index}")
         while len(axes) > 2:
             axis = next(a for a in ("head", "source_pos", "site", *axes) if a in axes)
-            values = _farthest(values, axes.index(axis))
+            values, computed = _farthest(values, computed, axes.index(axis))
             axes.remove(axis)
             told.append(f"the {axis} that changes most")
-        return values, axes, told
+        return values, computed, axes, told
 
     def __repr__(self) -> str:
         """Headline, and the cells that stand out."""
@@ -216,8 +239,10 @@ class PatchResult(GridResult):
         if self.direction == "ablation":
             lines[1] = f"{self.metric} with nothing taken away: {self.clean:.4g}"
         if not self.complete:
-            done = int(self.values.isfinite().sum())
-            lines.append(f"Interrupted after {done} of {self.values.numel()} cells; others are NaN")
+            done, cells = int(self.is_computed.sum()), self.values.numel()
+            lines.append(f"Interrupted after {done} of {cells} cells; others were not computed")
+        if none := int((self.values.isnan() & self.is_computed).sum()):
+            lines.append(f"{none} cells are NaN")
         return "\n".join([*lines, self.top(5).to_string(index=False)])
 
     @classmethod
@@ -233,7 +258,8 @@ class PatchResult(GridResult):
         return {**fields, **{name: tensor.clone() for name, tensor in tensors.items()}}
 
 
-def _farthest(values: Tensor, axis: int) -> Tensor:
-    """Along ``axis``, the entry farthest from zero; NaN counts as nothing."""
-    at = values.abs().nan_to_num(-1.0).argmax(dim=axis, keepdim=True)
-    return torch.gather(values, axis, at).squeeze(axis)
+def _farthest(values: Tensor, computed: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Along ``axis``, the entry farthest from zero, NaN if there is one; and if it is computed."""
+    far = values.abs().nan_to_num(torch.inf).masked_fill(~computed, -1.0)
+    at = far.argmax(dim=axis, keepdim=True)
+    return values.gather(axis, at).squeeze(axis), computed.gather(axis, at).squeeze(axis)

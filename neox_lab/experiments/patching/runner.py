@@ -60,11 +60,13 @@ class Question:
 
 
 class Scores:
-    """The metric of every cell, and of every pair if the metric has that; NaN until it is known.
+    """The metric of every cell, and of every pair if the metric has that.
 
     Attributes:
         cells: how cells are numbered.
-        values: ``[pair or 1, cell]``.
+        values: ``[pair or 1, cell]``; NaN until it is computed.
+        computed: whether it is, of the same shape.
+        rows_computed: whether the plain runs of a pair are ``[pair or 1]``.
         patched: the metric without any patch ``[pair or 1]``.
         source: the metric of the run that patches come from ``[pair or 1]``.
         per_pair: whether pairs have values of their own.
@@ -76,6 +78,8 @@ class Scores:
         self.cells, self.per_pair, self.complete = cells, per_pair, True
         rows = pairs if per_pair else 1
         self.values = torch.full((rows, len(cells)), float("nan"), dtype=dtype)
+        self.computed = torch.zeros(self.values.shape, dtype=torch.bool)
+        self.rows_computed = torch.zeros(rows, dtype=torch.bool)
         self.patched = torch.full((rows,), float("nan"), dtype=dtype)
         self.source = self.patched.clone()
 
@@ -165,7 +169,7 @@ class Runner:
             scores.source[rows] = runs.metric.cpu().to(scores.source.dtype)
         final = runs.patched.final
         scores.patched[rows] = pairs.metric.of_run(final).cpu().to(scores.patched.dtype)
-        scores.values[rows] = scores.patched[rows, None]
+        scores.rows_computed[rows] = True
         self._fill_variants(scores, pairs, runs, report)
 
     def _fill_variants(
@@ -178,7 +182,11 @@ class Runner:
         row, cell = torch.zeros_like(variants.pair).cpu(), variants.cell.cpu()
         if metric.per_pair:
             row = variants.pair.cpu() + pairs.numbers.start
-        scores.values[row, cell] = float("nan")
+        # All other cells are those of the run without a patch.
+        rows = scores.rows(pairs.numbers)
+        scores.values[rows] = scores.patched[rows, None]
+        scores.computed[rows] = True
+        scores.values[row, cell], scores.computed[row, cell] = float("nan"), False
         work = (run.length - variants.start) * (len(run.blocks) + 1 - variants.entry)
         total, done = int(work.sum()), 0
         whole_cells = not metric.per_pair
@@ -187,6 +195,7 @@ class Runner:
             for number, value in metric.of_variants(group, forward(group), run.final):
                 which = number.cpu() + start
                 scores.values[row[which], cell[which]] = value.cpu().to(scores.values.dtype)
+                scores.computed[row[which], cell[which]] = True
             done += int(work[start:stop].sum())
             report(done, total)
 

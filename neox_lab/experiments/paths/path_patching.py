@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from neox_lab.errors import InputError
@@ -104,10 +105,10 @@ def path_patch(
         )
     places = range(len(positions or [""]))
     sending = [Sender(tuple(nodes), place) for place in places for nodes in groups]
-    samples = runs.unknown(len(sending))
+    samples, computed = runs.unknown(len(sending)), torch.zeros(len(sending), dtype=torch.bool)
     with watched(progress, "path") as watch:
         for some, values in runs.joint(sending, reading):
-            samples[some] = values
+            samples[some], computed[some] = values, True
             watch.report(some.stop, len(sending))
     labels = {} if positions is None else {"pos": [str(name) for name in positions]}
     told = receivers if isinstance(receivers, str) else ", ".join(receivers)
@@ -116,7 +117,7 @@ def path_patch(
         labels["head"] = _numbers(model.config.num_attention_heads)
     else:
         labels["sender"] = [" + ".join(node.name for node in group) for group in groups]
-    return _result(runs, metric, samples, labels, f"paths to {told}", watch.complete)
+    return _result(runs, metric, samples, computed, labels, f"paths to {told}", watch.complete)
 
 
 def edge_sweep(
@@ -146,8 +147,8 @@ def edge_sweep(
         progress: a bar with the time left, or who is told; see ``nl.patching.sweep``.
 
     Returns:
-        The metric over ``("writer", "reader")``; NaN where the reader does not come after the
-        writer. In front of them ``"pos"`` if positions are named: where the writer writes.
+        The metric over ``("writer", "reader")``; not computed where the reader does not come after
+        the writer. In front of them ``"pos"`` if positions are named: where the writer writes.
 
     Raises:
         InputError: see ``path_patch``.
@@ -162,20 +163,22 @@ def edge_sweep(
     if not count:
         raise InputError("No sender comes before a receiver: there is no edge between them.")
     samples, done = runs.unknown(len(sending), len(readers)), 0
+    computed = torch.zeros(samples.shape[:-1], dtype=torch.bool)
     with watched(progress, "edge") as watch:
         for row, column, values in runs.edges(sending, readers):
-            samples[row, column] = values
+            samples[row, column], computed[row, column] = values, True
             done += len(row)
             watch.report(done, count)
     labels = {} if positions is None else {"pos": [str(name) for name in positions]}
     labels |= {"writer": [w.name for w in writers], "reader": [r.name for r in readers]}
-    return _result(runs, metric, samples, labels, "edges", watch.complete)
+    return _result(runs, metric, samples, computed, labels, "edges", watch.complete)
 
 
 def _result(
     runs: PathRuns,
     metric: Metric,
     samples: Tensor,
+    computed: Tensor,
     labels: dict[str, list[str]],
     site: str,
     complete: bool,
@@ -185,6 +188,7 @@ def _result(
     knows_rows = isinstance(runs.corrupted.metric, BoundMetric)
     return PatchResult(
         values=samples.mean(dim=-1),
+        computed=None if bool(computed.all()) else computed.reshape(samples.shape[:-1]),
         axes=tuple(labels),
         clean=runs.clean_value,
         corrupted=float(runs.samples.mean()),

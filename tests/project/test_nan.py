@@ -1,0 +1,266 @@
+"""A NaN that was computed stays NaN and is named; what was not computed is something else.
+
+One token's embedding is NaN, so one text of several is. Numbers of the other texts are compared
+with a float64 forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+import neox_lab as nl
+from neox_lab.errors import InputError, NeoxLabWarning
+
+GOOD, BAD = "The cat sat on the mat", "The dog sat on the mat"
+METRIC = nl.patching.logit_difference(5, 6)
+
+
+def poisoned(head: str = "causal-lm", value: float = math.nan) -> Any:
+    """The built-in model, with NaN for the embedding of " dog"."""
+    labels = {"sequence-classification": ["a", "b"], "token-classification": ["O", "B-X", "I-X"]}
+    torch.manual_seed(0)
+    model: Any = nl.load(head=head, **({"labels": labels[head]} if head in labels else {}))
+    with torch.no_grad():
+        model.gpt_neox.embed_in.weight[model.to_single_token(" dog")] = value
+    return model
+
+
+def broken() -> Any:
+    """The built-in model, with one NaN in a weight that every text meets."""
+    model: Any = nl.load()
+    with torch.no_grad():
+        model.gpt_neox.layers[1].attention.dense.weight[3, 4] = math.nan
+    return model
+
+
+def losses_in_float64(text: str) -> Tensor:
+    """Loss of each token but the first, by the whole model in double precision."""
+    model: Any = nl.load().double()
+    ids = model.to_tokens(text)
+    return -model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+
+
+def test_perplexity() -> None:
+    with pytest.warns(NeoxLabWarning, match="loss is NaN or infinite at text 1;"):
+        found = nl.tasks.likelihood.perplexity(poisoned(), [GOOD, BAD, GOOD])
+    assert all(math.isnan(found.metrics[n]) for n in ("loss", "perplexity", "bits_per_byte"))
+    good = found.frame[found.frame["text"] == 2]["loss"].to_numpy()
+    np.testing.assert_allclose(good, losses_in_float64(GOOD).detach(), atol=1e-4)
+    assert found.frame[found.frame["text"] == 1]["loss"].isna().any()
+    with pytest.warns(NeoxLabWarning, match="text 0"):
+        assert math.isnan(nl.tasks.likelihood.perplexity(broken(), GOOD).metrics["perplexity"])
+    assert "nan" in repr(found)
+
+
+def test_last_word_and_choice() -> None:
+    model = poisoned()
+    with pytest.warns(NeoxLabWarning, match="log probability is NaN or infinite at pair 1;"):
+        found = nl.tasks.likelihood.last_word(model, [GOOD, BAD])
+    assert all(math.isnan(value) for value in found.metrics.values())
+    assert not found.frame["greedy"][1]
+    assert "NaN" in found.to_html()
+    questions, options = ["The cat sat on the", "The dog sat on the"], [[" mat", " dog"]] * 2
+    with pytest.warns(NeoxLabWarning, match="pair 2, pair 3"):
+        chosen = nl.tasks.likelihood.choose(model, questions, options, [0, 0])
+    assert math.isnan(chosen.metrics["accuracy"])
+    assert chosen.frame["chosen"].sum() == 1
+    assert not chosen.frame["chosen"][2:].any()
+
+
+def test_an_infinite_loss_is_infinite() -> None:
+    model: Any = nl.load()
+    with torch.no_grad():
+        model.embed_out.weight.mul_(1e4)
+    found = nl.tasks.likelihood.perplexity(model, GOOD)
+    assert found.metrics["loss"] > 710
+    assert found.metrics["perplexity"] == math.inf
+
+
+def test_classifiers() -> None:
+    model = poisoned("sequence-classification")
+    table = pd.DataFrame({"text": [GOOD, BAD, GOOD], "label": ["a", "b", "b"]})
+    with pytest.warns(NeoxLabWarning, match="What the model says is NaN or infinite at text 1;"):
+        found = nl.tasks.classification.evaluate(model, table)
+    assert {name for name, value in found.metrics.items() if math.isnan(value)} == {
+        *("accuracy", "macro_f1", "loss", "calibration_error")
+    }
+    assert found.frame["prediction"].isna().tolist() == [False, True, False]
+    assert "1 texts are NaN" in found.to_html()
+    with pytest.warns(NeoxLabWarning):
+        predicted = nl.tasks.classification.predict(model, [GOOD, BAD])
+    assert predicted.frame["prediction"].isna().tolist() == [False, True]
+    assert "NaN" in predicted.to_html()
+
+
+def test_taggers() -> None:
+    model = poisoned("token-classification")
+    rows = [{"words": text.split(), "tags": ["O"] * 6} for text in (GOOD, BAD)]
+    with pytest.warns(NeoxLabWarning, match="text 1;"):
+        found = nl.tasks.tagging.evaluate(model, rows)
+    assert all(math.isnan(value) for value in found.metrics.values())
+
+
+def test_answers() -> None:
+    model = poisoned("question-answering")
+    spans = {"text": ["cat"], "answer_start": [4]}, {"text": ["dog"], "answer_start": [4]}
+    rows = [
+        {"question": "Who sat?", "context": text, "answers": answers}
+        for text, answers in zip((GOOD, BAD), spans, strict=True)
+    ]
+    with pytest.warns(NeoxLabWarning, match="text 1;"):
+        found = nl.tasks.answering.evaluate(model, rows)
+    assert math.isnan(found.metrics["f1"]) and math.isnan(found.metrics["exact_match"])
+    assert found.frame["f1"].isna().tolist() == [False, True]
+    assert found.frame["prediction"].isna().tolist() == [False, True]
+    with pytest.warns(NeoxLabWarning):
+        one = nl.tasks.answering.predict(model, "Who sat?", BAD)
+    assert one.frame["score"].isna().all() and len(one.frame) == 1
+    assert one.to_html()
+
+
+def test_tasks_of_the_small_world() -> None:
+    with pytest.warns(NeoxLabWarning, match=r"logit difference is NaN or infinite at example 0"):
+        found = nl.gym.evaluate(broken(), count=3)
+    asked = found.frame[found.frame["count"] > 0]
+    assert asked[["accuracy", "accuracy_low", "logit_difference"]].isna().all(axis=None)
+    assert math.isnan(found.accuracy)
+    with pytest.warns(NeoxLabWarning, match="sequence 0"):
+        assert all(map(math.isnan, nl.gym.repeat_loss(broken(), count=2)))
+
+
+def test_a_sweep_over_pairs_of_which_one_is_nan() -> None:
+    clean = ["The cat sat on the", "The dog sat on the"]
+    corrupted = ["The man sat on the", "The man sat on the"]
+    with pytest.warns(NeoxLabWarning, match=r"of pairs 1, patched is NaN .* at layer 0 pos 1"):
+        both = nl.patching.sweep(poisoned(), clean, corrupted, METRIC, progress=False)
+    alone = nl.patching.sweep(nl.load(), clean[:1], corrupted[:1], METRIC, progress=False)
+    assert math.isnan(both.clean)
+    assert both.corrupted == pytest.approx(alone.corrupted, abs=1e-4)
+    assert both.samples is not None and both.computed is None and both.complete
+    torch.testing.assert_close(both.samples[0], alone.values, rtol=0, atol=1e-4)
+    expected = both.samples.sum(dim=0) / 2
+    torch.testing.assert_close(both.values, expected, equal_nan=True)
+    assert both.values.isnan().any() and both.values.isfinite().any()
+    assert len(both.frame) == both.values.numel()
+    assert "cells are NaN" in repr(both)
+    assert "NaN" in both.to_html() and "not measured" not in both.to_html()
+
+
+def test_an_interrupted_sweep_says_what_it_has_not_computed() -> None:
+    def stop(done: int, total: int) -> None:
+        if 3 * done > total:
+            raise KeyboardInterrupt
+
+    clean, corrupted = ["The cat sat on the"] * 40, ["The man sat on the"] * 40
+    model = nl.load()
+    model.config.max_position_embeddings = 512
+    found = nl.patching.sweep(model, clean, corrupted, METRIC, budget=16, progress=stop)
+    alone = nl.patching.sweep(model, clean[:1], corrupted[:1], METRIC, progress=False)
+    assert not found.complete
+    assert not found.values[found.is_computed].isnan().any()
+    assert found.values[~found.is_computed].isnan().all()
+    here = found.is_computed
+    torch.testing.assert_close(found.values[here], alone.values[here], rtol=0, atol=1e-4)
+    assert found.clean == pytest.approx(alone.clean, abs=1e-4)
+    assert len(found.frame) == int(here.sum())
+
+
+def test_edges_that_are_none_are_not_computed(recwarn: pytest.WarningsRecorder) -> None:
+    clean, corrupted = "The cat sat on the", "The man sat on the"
+    model = nl.load()
+    exact = nl.patching.edge_sweep(model, clean, corrupted, METRIC, progress=False)
+    estimate = nl.attribution.attribution_patch(model, clean, corrupted, METRIC, "edges")
+    assert exact.computed is not None
+    assert torch.equal(exact.is_computed, estimate.is_computed)
+    assert exact.values[exact.is_computed].isfinite().all() and not exact.is_computed.all()
+    tokens = nl.attribution.occlusion(model, ["The cat sat", "The cat sat on the"], METRIC)
+    assert int((~tokens.is_computed).sum()) == 2
+    assert not [w for w in recwarn if issubclass(w.category, NeoxLabWarning)]
+
+
+@pytest.mark.parametrize("ask", ["direct", "edges", "nodes", "gradients", "occlusion", "paths"])
+def test_attributions_and_paths(ask: str) -> None:
+    model, clean, corrupted = poisoned(), "The dog sat on the", "The man sat on the"
+    a, p = nl.attribution, nl.patching
+    asked = {
+        "direct": lambda: a.direct_logit_attribution(model, [GOOD, BAD], 5, 6),
+        "edges": lambda: a.attribution_patch(model, clean, corrupted, METRIC, "edges"),
+        "nodes": lambda: a.attribution_patch(model, clean, corrupted, METRIC),
+        "gradients": lambda: a.integrated_gradients(model, clean, METRIC, steps=2),
+        "occlusion": lambda: a.occlusion(model, clean, METRIC),
+        "paths": lambda: p.path_patch(model, clean, corrupted, METRIC, progress=False),
+    }
+    with pytest.warns(NeoxLabWarning, match="is NaN or infinite at"):
+        found = asked[ask]()
+    assert found.values[found.is_computed].isnan().any()
+    assert len(found.frame) == int(found.is_computed.sum())
+    assert found.to_html()
+
+
+def test_heads() -> None:
+    """LAPACK would end the process."""
+    with pytest.warns(NeoxLabWarning, match="HeadsResult is NaN or infinite at layer 2 head 0"):
+        found = nl.detect.heads(broken())
+    assert found.values[:2].isfinite().all() and found.values[2:].isnan().all()
+    right = nl.detect.copying_scores(nl.load())
+    with torch.no_grad():
+        model = nl.load()
+        model.gpt_neox.layers[0].attention.query_key_value.weight[2 * 32 + 1, 4] = math.nan
+    scores = nl.detect.copying_scores(model)
+    assert scores.isnan().any() and scores.shape == right.shape
+
+
+def test_factored_matrices_of_nan() -> None:
+    from neox_lab.family.factored import FactoredMatrix
+
+    left, right = torch.randn(3, 8, 4), torch.randn(3, 4, 8)
+    whole = FactoredMatrix(left, right)
+    left = left.clone()
+    left[1, 2, 3] = math.nan
+    some = FactoredMatrix(left, right)
+    for got, expected in ((some.eigenvalues, whole.eigenvalues), (some.S, whole.S)):
+        assert got[1].isnan().all()
+        torch.testing.assert_close(got[[0, 2]], expected[[0, 2]])
+
+
+def test_the_lens() -> None:
+    watch = [" cat"]
+    with pytest.warns(NeoxLabWarning, match="prediction is NaN or infinite at 0_pre, text 1, pos "):
+        found = nl.lens.logit_lens(poisoned(), [GOOD, BAD], watch=watch)
+    right = nl.lens.logit_lens(nl.load(), [GOOD], watch=watch)
+    torch.testing.assert_close(found.entropy[:, :1], right.entropy, rtol=0, atol=1e-4)
+    bad = found.frame[found.frame["entropy"].isna()]
+    assert set(bad["text"]) == {1} and bad["prediction"].isna().all()
+    assert (bad["next_rank"] == -1).all() and (bad["rank( cat)"] == -1).all()
+    assert found.view(1).to_html()
+
+
+def test_probes_name_the_text() -> None:
+    texts = [f"{text} {letter}" for letter in "abcde" for text in (GOOD, BAD)]
+    with pytest.raises(InputError, match=r"in 5 of 10 texts, the first is text 1; model.check"):
+        nl.probing.probe(poisoned(), texts, [0, 1] * 5)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_the_check_of_a_model_names_weights(value: float) -> None:
+    model: Any = nl.load()
+    with torch.no_grad():
+        model.gpt_neox.layers[1].mlp.dense_4h_to_h.bias[5] = value
+    with pytest.warns(NeoxLabWarning) as told:
+        model.check()
+    (said,) = told
+    name = "gpt_neox.layers.1.mlp.dense_4h_to_h.bias"
+    assert f"A weight is NaN or infinite at {name};" in str(said.message)
+
+
+def test_a_sound_model_is_not_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    nl.load().check()
+    nl.load().half().check()
+    assert not [w for w in recwarn if issubclass(w.category, NeoxLabWarning)]
