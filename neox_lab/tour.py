@@ -5,6 +5,7 @@ Everything here is made of public calls, so it doubles as an example of how they
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,7 @@ from neox_lab.model.parts import refuse_dropout
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel
 
+MOST_TOKENS = 256
 DEFAULT_PROMPT = "The people of the United States have given to the Government of the"
 
 
@@ -73,6 +75,11 @@ def take(model: LanguageModel, prompt: str, new_tokens: int = 20) -> Tour:
     pieces = model.to_str_tokens(prompt)
     if len(pieces) < 2:
         raise InputError(f"The tour needs a prompt of at least two tokens; {prompt!r} has one.")
+    if len(pieces) > MOST_TOKENS:
+        raise InputError(
+            f"This prompt has {len(pieces)} tokens; the tour shows up to {MOST_TOKENS}. For longer "
+            "texts use nl.views.attention, nl.lens.logit_lens and nl.patching.sweep."
+        )
     written = model.generate(tokens, max_new_tokens=new_tokens, do_sample=False)
 
     output, cache = model.run_with_cache(tokens)
@@ -196,10 +203,12 @@ def run(name: str | None, prompt: str | None, out: Path | None) -> None:
         out: HTML file to write; None for none.
 
     Raises:
-        InputError: ``out`` is no page, or a prompt that ``take`` cannot use.
+        InputError: ``out`` is no page or cannot be written, or a prompt that ``take`` cannot use.
     """
-    if out is not None and out.suffix != ".html":
-        raise InputError(f"The report is a page: --out must end in .html; got {str(out)!r}.")
+    if out is not None:
+        _check_out(out)
+    if prompt == "":
+        raise InputError("--prompt is empty: write a text for the model to read.")
     model = nl.load(name)
     shown = name or "the built-in model"
     print(f"{headline(model)}\n")
@@ -210,3 +219,21 @@ def run(name: str | None, prompt: str | None, out: Path | None) -> None:
     if out is not None:
         views.write_report(out, f"neox_lab tour: {shown}", sections(tour, model))
         print(f"\nReport: {out}")
+
+
+def _check_out(out: Path) -> None:
+    """Refuse what cannot be written before any work is done.
+
+    Raises:
+        InputError: it is no page, its folder is missing, or it cannot be written there.
+    """
+    if out.suffix != ".html":
+        raise InputError(f"The report is a page: --out must end in .html; got {str(out)!r}.")
+    if out.is_dir():
+        raise InputError(f"--out {str(out)!r} is a folder; name a page in it, such as report.html.")
+    if not out.parent.is_dir():
+        raise InputError(f"--out {str(out)!r}: there is no folder {str(out.parent)!r}.")
+    if not os.access(out.parent, os.W_OK):
+        raise InputError(
+            f"--out {str(out)!r}: the folder {str(out.parent)!r} cannot be written to."
+        )

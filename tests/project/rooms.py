@@ -47,6 +47,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("completion.py widgets/", "tab completion; live controls"),
     ("__init__.py", "the names users type"),
     ("tour.py", "the main job without a notebook, in those names"),
+    ("laboratory.py", "JupyterLab on the notebooks, or on the explorer"),
     ("cli.py", "the command"),
 )
 """Rooms of one floor and what they are for. A room imports from floors above it in this list."""
