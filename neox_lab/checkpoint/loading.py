@@ -175,27 +175,31 @@ def to_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return _DTYPES[check("dtype", name, one_of("auto", *_DTYPES), ConfigError)]
 
 
+_PLANS = ("auto", "balanced", "balanced_low_0", "sequential")
+
+
 def to_device(device_map: DeviceMap) -> torch.device:
     """The device that ``device_map`` means; a model is never spread over several.
 
     Args:
-        device_map: a device, its name or number, ``{"": device}``, ``"auto"`` (an accelerator if
-            there is one) or None (the CPU).
+        device_map: a device, its name or number, a mapping whose values are all one device,
+            ``"auto"`` (an accelerator if there is one; accelerate's other plans mean the same) or
+            None (the CPU).
 
     Raises:
         ConfigError: it is something else, or an accelerator that is not there.
     """
     place = device_map
     if isinstance(place, Mapping):
-        if set(place) != {""}:
+        if len({str(device) for device in place.values()}) != 1:
             raise ConfigError(
                 f"device_map={device_map!r} spreads the model over devices, which is not "
                 'supported: give one device, such as "cuda:0" or {"": 0}.'
             )
-        place = place[""]
+        place = next(iter(place.values()))
     if place is None:
         place = "cpu"
-    if place == "auto":
+    if isinstance(place, str) and place in _PLANS:
         place = "cuda" if torch.cuda.is_available() else "cpu"
         place = "mps" if torch.backends.mps.is_available() else place
     try:

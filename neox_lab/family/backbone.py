@@ -211,7 +211,8 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
             if not is_cache(given):
                 raise InputError(
                     f"past_key_values is a {type(given).__name__}; expected the KeyValueCache that "
-                    "an earlier call returned, or transformers' DynamicCache."
+                    "an earlier call returned, or transformers' DynamicCache (not offloaded, not "
+                    "quantized)."
                 )
             given = BorrowedCache(given, len(self.layers))
         if len(given) != len(self.layers):

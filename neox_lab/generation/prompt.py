@@ -262,7 +262,8 @@ def _checked_cache(cache: object, read: Tensor) -> KeyValueCache | None:
     if not is_cache(cache):
         raise GenerationError(
             f"past_key_values is a {type(cache).__name__}; expected the KeyValueCache that "
-            "forward or generate returned, or transformers' DynamicCache."
+            "forward or generate returned, or transformers' DynamicCache (not offloaded, not "
+            "quantized)."
         )
     if cache.get_seq_length() >= read.shape[1]:
         raise GenerationError(

@@ -310,11 +310,15 @@ def is_cache(value: object) -> TypeGuard[KeyValueCache]:
     """Whether ``value`` does what a ``KeyValueCache`` does, as transformers' ``DynamicCache``.
 
     Caches with a fixed room (``StaticCache``) do not: what they return is longer than the text.
+    Nor do those that keep their tensors on another device, or rounded to a few bits.
     """
+    layers = getattr(value, "layers", None)
     return (
         all(callable(getattr(value, name, None)) for name in _NEEDED)
-        and isinstance(getattr(value, "layers", None), list)
+        and isinstance(layers, list)
+        and not any(hasattr(layer, "nbits") for layer in layers)
         and not getattr(value, "is_compileable", False)
+        and not getattr(value, "offloading", False)
     )
 
 

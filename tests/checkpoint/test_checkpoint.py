@@ -351,10 +351,12 @@ def test_integer_weights_are_refused(tmp_path: Path) -> None:
 
 def test_devices() -> None:
     cpu = torch.device("cpu")
-    for place in (None, "cpu", cpu, {"": "cpu"}):
+    for place in (None, "cpu", cpu, {"": "cpu"}, {"gpt_neox": "cpu", "lm_head": cpu}):
         assert to_device(place) == cpu
-    assert to_device("auto").type in ("cpu", "cuda", "mps")
-    for wrong in ("balanced", {"gpt_neox": "cpu", "embed_out": "cpu"}, "cuda:77", 77, 1.5):
+    for plan in ("auto", "balanced", "balanced_low_0", "sequential"):
+        assert to_device(plan).type in ("cpu", "cuda", "mps")
+    spread = {"gpt_neox": "cpu", "embed_out": "disk"}
+    for wrong in ("even", spread, {"": "disk"}, {}, "cuda:77", 77, 1.5):
         with pytest.raises(ConfigError, match="device_map="):
             to_device(wrong)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ import accelerate
 import torch
 from oracle import same
 from torch.utils.data import DataLoader, TensorDataset
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
 from upstream.library import WITH_LOSS, Library, ids, labels_for
 
 from interop.surroundings import model_of
@@ -177,3 +180,44 @@ def test_a_device_map_can_be_inferred_and_used(library: Library, tmp_path: Path)
     assert spread.hf_device_map == away
     with torch.no_grad():
         same(spread(ids(2, 6)).logits, expected)
+
+
+@pytest.mark.parametrize("plan", ["auto", "sequential", {"": "cpu"}, {"gpt_neox": "cpu"}], ids=str)
+def test_a_plan_of_one_device_loads(library: Library, plan: Any, tmp_path: Path) -> None:
+    model = model_of(library)
+    model.save_pretrained(tmp_path)
+    if plan == {"gpt_neox": "cpu"}:
+        plan |= {"lm_head": "cpu"}
+    again = type(model).from_pretrained(tmp_path, device_map=plan)
+    same(again(ids(2, 6)).logits, model(ids(2, 6)).logits)
+
+
+class Rounded(DynamicLayer):
+    """A layer as quantized caches have it."""
+
+    nbits = 4
+
+
+@pytest.mark.parametrize("kind", ["offloaded", "quantized", "static"])
+def test_caches_that_keep_other_numbers_or_places_are_refused(kind: str) -> None:
+    """By name, and before anything is written into them."""
+    from upstream.library import load
+
+    model, inputs = model_of(load("neox_lab")), ids(2, 6)
+    with (
+        pytest.raises(ValueError, match=f"cache_implementation='{kind}'")
+        if (kind != "static")
+        else nullcontext()
+    ):
+        model.generate(inputs, max_new_tokens=2, cache_implementation=kind)
+    cache: Any = DynamicCache()
+    if kind == "offloaded":
+        cache.offloading = True
+    elif kind == "quantized":
+        cache.layers = [Rounded(), Rounded()]
+    else:
+        cache = StaticCache(load("transformers").config(), max_cache_len=16)
+    for ask in (model, lambda *given, **more: model.generate(*given, max_new_tokens=2, **more)):
+        with pytest.raises(ValueError, match=r"past_key_values is a .*not offloaded"):
+            ask(inputs, past_key_values=cache)
+    assert cache.get_seq_length() == 0
