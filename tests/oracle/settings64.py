@@ -78,6 +78,7 @@ def texts(side: str = "none", batch: int = 3, seed: int = 0) -> dict[str, Tensor
 
 def close(got: Any, wanted: Any, tolerance: float = 2e-6) -> None:
     """Assert equality to what angles in float32 leave; NaN stands where NaN stands."""
-    got, wanted = torch.as_tensor(got).double(), torch.as_tensor(wanted).double()
-    size = float(wanted.nan_to_num(posinf=0, neginf=0).abs().max().clamp(min=1))
+    got, wanted = (x if isinstance(x, Tensor) else torch.tensor(x) for x in (got, wanted))
+    got, wanted = got.double(), wanted.double()
+    size = max([1.0, *wanted.nan_to_num(posinf=0, neginf=0).abs().flatten().tolist()])
     torch.testing.assert_close(got, wanted, rtol=tolerance, atol=tolerance * size, equal_nan=True)
