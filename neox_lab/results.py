@@ -34,6 +34,7 @@ from torch import Tensor
 
 from neox_lab.checks import name_not_finite
 from neox_lab.errors import CheckpointError, InputError
+from neox_lab.frames import csv_text, make_frame
 from neox_lab.safetensors_files import FileFormat
 
 if TYPE_CHECKING:
@@ -240,8 +241,6 @@ class GridResult(Result):
         Places are numbers for ``layer``, ``head``, ``pos`` and ``source_pos`` (with the tokens
         there in ``token`` and ``source_token``), and names for other axes.
         """
-        import pandas as pd
-
         columns: dict[str, object] = {}
         for axis, index in zip(self.axes, np.indices(self.values.shape), strict=True):
             names = np.array(self.labels[axis], dtype=object)[index.ravel()]
@@ -249,7 +248,7 @@ class GridResult(Result):
             if axis in _TOKENS:
                 columns[_TOKENS[axis]] = names
         columns |= {name: tensor.flatten().numpy() for name, tensor in self._columns().items()}
-        frame = pd.DataFrame(columns)
+        frame = make_frame(columns)
         if self.computed is None:
             return frame
         return frame[self.computed.flatten().numpy()].reset_index(drop=True)
@@ -278,7 +277,7 @@ class GridResult(Result):
         """
         from neox_lab.views.base import utf8, write_file
 
-        text = self.frame.to_csv(index=False, lineterminator="\n")
+        text = csv_text(self.frame)
         if path is not None:
             write_file(path, ".csv", utf8(text))
         return text

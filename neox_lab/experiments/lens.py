@@ -22,6 +22,7 @@ from neox_lab.checks import check, name_not_finite, whole
 from neox_lab.errors import InputError, nearest
 from neox_lab.experiments.parts_alone import check_parts
 from neox_lab.experiments.splices import IN_NETWORK, check_splices
+from neox_lab.frames import make_frame
 from neox_lab.model.parts import at_least_float32
 from neox_lab.results import Result
 from neox_lab.selections import entry
@@ -84,8 +85,6 @@ class LensResult(Result):
     @property
     def frame(self) -> pd.DataFrame:
         """One row for each layer, text and position; padding is left out."""
-        import pandas as pd
-
         rows = []
         layers, batch, length = self.entropy.shape
         for index in range(layers):
@@ -93,7 +92,7 @@ class LensResult(Result):
                 for pos in range(length):
                     if self.mask[row, pos]:
                         rows.append(self._record(index, row, pos))
-        return pd.DataFrame(rows)
+        return make_frame(rows)
 
     def _record(self, index: int, row: int, pos: int) -> dict[str, Any]:
         """One line of the frame."""

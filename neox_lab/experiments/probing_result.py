@@ -14,6 +14,7 @@ from torch import Tensor
 from neox_lab.data.activations import collected
 from neox_lab.data.positions import TextPosition
 from neox_lab.errors import InputError, nearest
+from neox_lab.frames import make_frame
 from neox_lab.results import Result
 from neox_lab.selections import entry
 
@@ -77,8 +78,6 @@ class ProbeResult(Result):
     @property
     def frame(self) -> pd.DataFrame:
         """One row a site: score with interval, control, selectivity, baseline, alpha."""
-        import pandas as pd
-
         rows = [
             {
                 "site": probe.name,
@@ -92,7 +91,7 @@ class ProbeResult(Result):
             }
             for probe in self.probes
         ]
-        return pd.DataFrame(rows)
+        return make_frame(rows)
 
     @property
     def best(self) -> Probe:
@@ -183,13 +182,11 @@ class ProbeResult(Result):
         Raises:
             InputError: no such site.
         """
-        import pandas as pd
-
         probe = self.best if site is None else self[site]
         with collected(model, texts, [probe.name], self.where) as found:
             scores = found[probe.name] @ probe.weight.T + probe.bias
         said = [self.labels[n] for n in scores.argmax(axis=1)] if self.labels else scores[:, 0]
-        return pd.DataFrame({"text": list(texts), "prediction": said})
+        return make_frame({"text": list(texts), "prediction": said})
 
     def view(self) -> CurvesView:
         """Score by site, with its interval, beside control and baseline; a line for each kind."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from neox_lab.checks import name_not_finite
 from neox_lab.family.structure import evaluating
+from neox_lab.frames import make_frame
 from neox_lab.hooks.table import axis_sizes, shape_at
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.outputs import ModelOutput
@@ -40,8 +41,6 @@ def check(model: HookedModel, tokens: Tensor | None = None) -> pd.DataFrame:
     Raises:
         InputError: ids of another shape.
     """
-    import pandas as pd
-
     name_not_finite(
         "A weight",
         (name for name, weight in model.named_parameters() if not _is_finite(weight)),
@@ -59,7 +58,7 @@ def check(model: HookedModel, tokens: Tensor | None = None) -> pd.DataFrame:
             for point in model.hook_points.values():
                 rows.append(_try(model, tokens, point, sizes, baseline))
                 bar.update()
-        return pd.DataFrame(rows)
+        return make_frame(rows)
 
 
 def _is_finite(weight: Tensor) -> bool:

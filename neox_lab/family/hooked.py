@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.config import GPTNeoXConfig
+from neox_lab.frames import make_frame
 from neox_lab.hooks.cache import ActivationCache
 from neox_lab.hooks.hooking import HookList, HookStack, Placement
 from neox_lab.hooks.names import Name, ShortForm
@@ -46,9 +47,7 @@ class Hooked:
 
     def hook_table(self) -> pd.DataFrame:
         """All hook points: ``name``, ``shape`` in axis names, ``meaning``, ``aliases``."""
-        import pandas as pd
-
-        return pd.DataFrame(
+        return make_frame(
             {
                 "name": point.name,
                 "shape": f"[{', '.join(point.axes)}]",

@@ -26,6 +26,7 @@ from neox_lab.data.encoding import pad_rows, pad_token, token_ids
 from neox_lab.data.statistics import normal_interval, wilson_interval
 from neox_lab.errors import InputError, nearest
 from neox_lab.family.structure import evaluating
+from neox_lab.frames import make_frame
 from neox_lab.gym.examples import Pair
 from neox_lab.gym.words import Split
 from neox_lab.gym.world import TASKS
@@ -112,9 +113,7 @@ def tasks(examples: int = 3) -> pd.DataFrame:
         One row an example: ``task``, ``description``, ``source`` (the paper that studied it),
         ``clean``, ``corrupted``, ``correct``, ``wrong``.
     """
-    import pandas as pd
-
-    return pd.DataFrame(
+    return make_frame(
         {
             "task": task.name,
             "description": task.description,
@@ -150,8 +149,6 @@ def evaluate(
         InputError: an unknown task, or a model with another head.
         TokenizerError: a model without tokenizer.
     """
-    import pandas as pd
-
     require_head(model.head, "causal-lm")
     names = list(TASKS) if tasks is None else list(tasks)
     for name in names:
@@ -171,13 +168,13 @@ def evaluate(
     for row in rows:
         clean, corrupted = (math.nan, math.nan) if row["left_out"] else next(differences)
         row |= {"logit_difference": clean, "corrupted_logit_difference": corrupted}
-    examples = pd.DataFrame(rows)
+    examples = make_frame(rows)
     sides = examples[examples["left_out"] == ""].filter(like="logit_difference")
     bad = sides.index[~np.isfinite(sides.to_numpy(dtype=float)).all(axis=1)]
     name_not_finite(
         "The logit difference", (f"example {row} ({examples['task'][row]})" for row in bad)
     )
-    frame = pd.DataFrame(
+    frame = make_frame(
         _summary(str(name), group) for name, group in examples.groupby("task", sort=False)
     )
     return Evaluation(frame, examples)

@@ -24,6 +24,7 @@ import torch
 from neox_lab.built_in import revisions
 from neox_lab.family.base import GPTNeoXPreTrainedModel
 from neox_lab.family.loading import load
+from neox_lab.frames import make_frame
 from neox_lab.gym import labelled
 from neox_lab.gym.train import save_half
 from neox_lab.gym.words import Split
@@ -81,13 +82,11 @@ RECIPES = {
 
 def examples(head: str, part: Split, count: int) -> pd.DataFrame:
     """Labelled data of ``head`` as a frame."""
-    import pandas as pd
-
     recipe = RECIPES[head]
     rows = list(recipe.data(part, count))
     if part == "train" and recipe.more is not None:
         rows += recipe.more(part, count)
-    return pd.DataFrame(rows)
+    return make_frame(rows)
 
 
 def train(head: str, rows: int, settings: TrainingSettings | None = None) -> GPTNeoXPreTrainedModel:

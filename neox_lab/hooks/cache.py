@@ -22,6 +22,7 @@ from torch import Tensor
 
 from neox_lab.errors import HookError, HookNameError
 from neox_lab.files import size_in_words
+from neox_lab.frames import make_frame
 from neox_lab.hooks import cache_files as files
 from neox_lab.hooks.derived import Maker, maker_of, unchanged, weights_seen
 from neox_lab.hooks.names import ShortForm, exact
@@ -156,8 +157,6 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
 
         Activations made on access have no shape and size here: asking would make them.
         """
-        import pandas as pd
-
         rows = []
         for name in self:
             tensor = self._tensors.get(name)
@@ -171,7 +170,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
                     "megabytes": 0.0 if tensor is None else tensor.nbytes / 1e6,
                 }
             )
-        return pd.DataFrame(rows)
+        return make_frame(rows)
 
     def __repr__(self) -> str:
         """Count and size."""

@@ -26,6 +26,7 @@ from neox_lab.data.batches import Example, collate_for, outputs
 from neox_lab.data.encoding import end_of_text, token_ids, token_spans
 from neox_lab.data.squad import Questions
 from neox_lab.errors import DataError
+from neox_lab.frames import make_frame
 from neox_lab.model.output_heads import require_head
 from neox_lab.tasks import metrics
 from neox_lab.tasks.result import TaskResult, metrics_view
@@ -183,8 +184,6 @@ def predict(
         DataError: no question or no context, or a question that leaves no room for the text.
         InputError: the model has another head.
     """
-    import pandas as pd
-
     require_head(model.head, HEAD)
     row = {"question": question, "context": context, "answers": []}
     frame = squad.read_squad([row])
@@ -197,7 +196,7 @@ def predict(
         {"answer": a.text, "start": a.start, "end": a.end, "score": a.score, "probability": p}
         for a, p in zip(found, chances, strict=True)
     ]
-    return TaskResult(pd.DataFrame(rows[:best]), {}, lambda: _view(question, context, found, heat))
+    return TaskResult(make_frame(rows[:best]), {}, lambda: _view(question, context, found, heat))
 
 
 def prepare(

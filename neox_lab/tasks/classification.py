@@ -26,6 +26,7 @@ from neox_lab.data.encoding import token_ids
 from neox_lab.data.statistics import Floats
 from neox_lab.data.tables import Table, check_lengths, read_table, texts_of
 from neox_lab.errors import DataError, InputError
+from neox_lab.frames import make_frame
 from neox_lab.model.output_heads import require_head
 from neox_lab.tasks import metrics
 from neox_lab.tasks.explanation import Prediction
@@ -242,9 +243,7 @@ def _values(
 
 def _frame(labels: Labels, texts: list[str], values: Floats) -> pd.DataFrame:
     """A row for each text: what was predicted, and how likely each label is."""
-    import pandas as pd
-
-    frame = pd.DataFrame({"text": texts, "prediction": labels.said(values)})
+    frame = make_frame({"text": texts, "prediction": labels.said(values)})
     if labels.problem != REGRESSION:
         for number, name in enumerate(labels.names):
             frame[f"p({name})"] = values[:, number]

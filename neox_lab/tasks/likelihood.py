@@ -24,6 +24,7 @@ from neox_lab.data.batches import by_length
 from neox_lab.data.encoding import pad_rows, start_of_text, token_ids, tokenizer_of
 from neox_lab.data.tables import refuse
 from neox_lab.errors import DataError, InputError
+from neox_lab.frames import make_frame
 from neox_lab.model.parts import refuse_dropout
 from neox_lab.tasks.result import TaskResult, metrics_view
 
@@ -129,8 +130,6 @@ def perplexity(
         DataError: a text has fewer than two tokens, or no text is given.
         InputError: ``stride`` or ``context`` makes no sense.
     """
-    import pandas as pd
-
     listed = [texts] if isinstance(texts, str) else list(texts)
     context, stride = _sizes(model, context, stride)
     rows = token_ids(model, listed)
@@ -148,7 +147,7 @@ def perplexity(
     for number, (values, _) in zip(owner, scored, strict=True):
         losses[number] += (-values).tolist()
     pieces = [tokenizer_of(model).pieces(row) for row in rows]
-    frame = pd.DataFrame(
+    frame = make_frame(
         [
             {"text": number, "position": at, "token": pieces[number][at], "loss": loss}
             for number, line in enumerate(losses)
@@ -189,8 +188,6 @@ def continuations(
     Raises:
         DataError: a continuation has no token, or more than the model has positions; by number.
     """
-    import pandas as pd
-
     requests = [encoded_pair(model, *pair) for pair in pairs]
     empty = [(row, repr(pairs[row])) for row, r in enumerate(requests) if not r.target]
     refuse("There is nothing to score", empty, "A continuation needs a token at least.")
@@ -211,7 +208,7 @@ def continuations(
             pairs, log_probabilities(model, requests, batch_size), strict=True
         )
     ]
-    frame = pd.DataFrame(rows)
+    frame = make_frame(rows)
     bad = np.flatnonzero(~np.isfinite(frame["log_probability"].to_numpy(dtype=float)))
     name_not_finite("The log probability", (f"pair {row}" for row in bad))
     return frame

@@ -17,6 +17,7 @@ import numpy as np
 
 from neox_lab.data.conll import entities
 from neox_lab.data.statistics import Floats, Integers, correlation, mean_interval
+from neox_lab.frames import make_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,12 +127,10 @@ def calibration(labels: Integers, probabilities: Floats, bins: int = 10) -> pd.D
 
     Columns ``confidence`` (mean probability of the predicted class), ``accuracy`` and ``count``.
     """
-    import pandas as pd
-
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     place = np.minimum((confidence * bins).astype(int), bins - 1)
-    frame = pd.DataFrame({"bin": place, "confidence": confidence, "accuracy": correct})
+    frame = make_frame({"bin": place, "confidence": confidence, "accuracy": correct})
     grouped = frame.groupby("bin").agg(
         confidence=("confidence", "mean"), accuracy=("accuracy", "mean"), count=("bin", "size")
     )

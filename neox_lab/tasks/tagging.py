@@ -25,6 +25,7 @@ from neox_lab.data.sentences import Sentence, TaggedTexts, read_sentences, words
 from neox_lab.data.tables import check_lengths, refuse
 from neox_lab.errors import DataError, InputError, nearest
 from neox_lab.family.losses import IGNORED
+from neox_lab.frames import make_frame
 from neox_lab.model.output_heads import require_head
 from neox_lab.tasks.metrics import entity_metrics, unknown
 from neox_lab.tasks.result import TaskResult, metrics_view
@@ -85,8 +86,6 @@ def evaluate(model: GPTNeoXForTokenClassification, data: TaggedTexts) -> TaskRes
         DataError: rows are wrong; the message names them.
         InputError: the model has another head, or labels that are no tags.
     """
-    import pandas as pd
-
     _check_head(model)
     sentences = read_sentences(data)
     metrics, predicted, _ = _measure(model, sentences)
@@ -96,7 +95,7 @@ def evaluate(model: GPTNeoXForTokenClassification, data: TaggedTexts) -> TaskRes
     ]
     title = f"Entities in {len(rows)} texts"
     picture = partial(metrics_view, metrics, title, "1 is perfect")
-    return TaskResult(pd.DataFrame(rows), metrics, picture)
+    return TaskResult(make_frame(rows), metrics, picture)
 
 
 def predict(model: GPTNeoXForTokenClassification, texts: str | Sequence[str]) -> TaskResult:
@@ -115,8 +114,6 @@ def predict(model: GPTNeoXForTokenClassification, texts: str | Sequence[str]) ->
         DataError: no text, or texts without a word or longer than the model can read.
         InputError: the model has another head, or labels that are no tags.
     """
-    import pandas as pd
-
     _check_head(model)
     listed_texts = [texts] if isinstance(texts, str) else list(texts)
     sentences = [Sentence(text, words_of(text), []) for text in listed_texts]
@@ -131,7 +128,7 @@ def predict(model: GPTNeoXForTokenClassification, texts: str | Sequence[str]) ->
         for entity in _found(sentence, predicted[number], scores[number])
     ]
     names = ["text", "entity", "label", "start", "end", "score"]
-    return TaskResult(pd.DataFrame(rows, columns=names), {}, partial(_view, listed_texts, rows))
+    return TaskResult(make_frame(rows, columns=names), {}, partial(_view, listed_texts, rows))
 
 
 def prepare(model: GPTNeoXForTokenClassification, sentences: Sequence[Sentence]) -> list[Example]:

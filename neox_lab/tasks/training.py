@@ -26,6 +26,7 @@ from torch import Tensor
 from neox_lab import interrupts
 from neox_lab.data.batches import Collate, Example
 from neox_lab.errors import InputError, TrainingError
+from neox_lab.frames import make_frame
 from neox_lab.progress import Progress
 from neox_lab.results import Result
 from neox_lab.tasks import checkpoints
@@ -68,9 +69,7 @@ class TrainingResult(Result):
     @property
     def frame(self) -> pd.DataFrame:
         """One row a step; metrics are missing where nothing was evaluated."""
-        import pandas as pd
-
-        return pd.DataFrame(self.history, columns=None if self.history else ["step", "loss"])
+        return make_frame(self.history, columns=None if self.history else ["step", "loss"])
 
     def view(self) -> CurvesView:
         """Loss over steps, and of the validation metrics the watched one and the accuracy."""

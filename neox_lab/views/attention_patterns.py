@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neox_lab.errors import InputError
+from neox_lab.frames import make_frame
 from neox_lab.selections import one_each
 from neox_lab.views.base import array, texts
 
@@ -71,15 +72,13 @@ class AttentionPatterns:
     @property
     def frame(self) -> pd.DataFrame:
         """Columns layer, head, query_pos, query, key_pos, key, weight; causal weights only."""
-        import pandas as pd
-
         count = len(self.pieces)
         shown = np.tri(count, dtype=bool) if self.causal else np.ones((count, count), dtype=bool)
         query, key = np.nonzero(shown)
         weights = self.patterns[:, :, query, key]
         layer, head, pair = np.unravel_index(np.arange(weights.size), weights.shape)
         pieces = np.array(self.pieces, dtype=object)
-        return pd.DataFrame(
+        return make_frame(
             {
                 "layer": np.array(self.layers)[layer],
                 "head": np.array(self.heads)[head],
@@ -100,8 +99,6 @@ class AttentionPatterns:
         strongest_key_pos, strongest_weight. The first query has no choice and is left out; a text
         of one token has nothing else, and its numbers are NaN.
         """
-        import pandas as pd
-
         rows = []
         for at, layer in enumerate(self.layers):
             for of, head in enumerate(self.heads):
@@ -111,7 +108,7 @@ class AttentionPatterns:
                 rows.append((layer, head, *measures(pattern), *where))
         names = ["layer", "head", "entropy", "first", "previous"]
         best = ["strongest_query_pos", "strongest_key_pos", "strongest_weight"]
-        return pd.DataFrame(rows, columns=names + best)
+        return make_frame(rows, columns=names + best)
 
 
 def measures(pattern: NDArray[np.float32]) -> tuple[float, float, float]:

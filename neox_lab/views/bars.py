@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neox_lab.errors import InputError
+from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import AMOUNT, HEADING, LESS, MORE, SOFT, Sheet, number, text_width
 from neox_lab.views.live import rounded
@@ -73,21 +74,17 @@ class BarsView(View):
     @property
     def frame(self) -> pd.DataFrame:
         """One row for each bar: name, value."""
-        import pandas as pd
-
-        return pd.DataFrame({"name": self.names, "value": self.values})
+        return make_frame({"name": self.names, "value": self.values})
 
     @property
     def attribution_frame(self) -> pd.DataFrame:
         """One row for each name and token: name, position, token, attribution."""
-        import pandas as pd
-
         rows = [
             (name, at, piece, float(value))
             for name, line in zip(self.names, self._attributed(), strict=False)
             for at, (piece, value) in enumerate(zip(self.pieces or [], line, strict=True))
         ]
-        return pd.DataFrame(rows, columns=["name", "position", "token", "attribution"])
+        return make_frame(rows, columns=["name", "position", "token", "attribution"])
 
     def _attributed(self) -> list[Any]:
         return [] if self.attributions is None else list(self.attributions)

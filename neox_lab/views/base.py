@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from neox_lab.errors import InputError
 from neox_lab.files import write_bytes
+from neox_lab.frames import csv_text
 from neox_lab.views.drawing import FormatName, Sheet, encode, plain_style, preview
 from neox_lab.views.live import fragment
 from neox_lab.views.markup import Table, image, page
@@ -88,7 +89,7 @@ class View(ABC):
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """``.frame`` as CSV; also written to ``path`` (``*.csv``)."""
-        text = self.frame.to_csv(index=False, lineterminator="\n")
+        text = csv_text(self.frame)
         self._saved(path, ".csv", utf8(text))
         return text
 

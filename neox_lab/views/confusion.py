@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neox_lab.errors import InputError
+from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import HEADING, SOFT, Sheet, amounts, ink_on, text_width
 from neox_lab.views.heatmap import levels
@@ -53,14 +54,12 @@ class ConfusionView(View):
     @property
     def frame(self) -> pd.DataFrame:
         """One row for each field: true, predicted, count, share of the row."""
-        import pandas as pd
-
         rows = [
             (true, predicted, self.counts[i, j], self.shares[i, j])
             for i, true in enumerate(self.names)
             for j, predicted in enumerate(self.names)
         ]
-        return pd.DataFrame(rows, columns=["true", "predicted", "count", "share"])
+        return make_frame(rows, columns=["true", "predicted", "count", "share"])
 
     @property
     def alt_text(self) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neox_lab.errors import InputError
+from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array
 from neox_lab.views.drawing import HEADING, SOFT, Sheet, number
 from neox_lab.views.live import rounded
@@ -90,14 +91,12 @@ class CurvesView(View):
     @property
     def frame(self) -> pd.DataFrame:
         """One row for each point: line, x, y, low, high."""
-        import pandas as pd
-
         rows = [
             (name, x, y, low, high)
             for name, line in self.lines.items()
             for x, y, low, high in zip(line.x, line.y, line.low, line.high, strict=True)
         ]
-        return pd.DataFrame(rows, columns=["line", self.x_label, self.y_label, "low", "high"])
+        return make_frame(rows, columns=["line", self.x_label, self.y_label, "low", "high"])
 
     @property
     def alt_text(self) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neox_lab.errors import InputError
+from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import (
     HEADING,
@@ -101,10 +102,8 @@ class HeatmapView(View):
 
         Columns: ``{row_axis}_index``, row_axis, ``{column_axis}_index``, column_axis, value_name.
         """
-        import pandas as pd
-
         row, column = (places.ravel() for places in np.indices(self.values.shape))
-        return pd.DataFrame(
+        return make_frame(
             {
                 f"{self.row_axis}_index": row,
                 self.row_axis: np.array(self.row_labels, dtype=object)[row],

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neox_lab.errors import InputError
+from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import HEADING, SOFT, Sheet, ink_on, number, text_width
 from neox_lab.views.heatmap import levels
@@ -77,8 +78,6 @@ class LensView(View):
     @property
     def frame(self) -> pd.DataFrame:
         """One row for each candidate: layer, pos, token, rank, candidate, probability, entropy."""
-        import pandas as pd
-
         rows = [
             (name, at, self.pieces[at], rank + 1, candidate, probability, self.entropy[row, at])
             for row, name in enumerate(self.row_labels)
@@ -88,7 +87,7 @@ class LensView(View):
             )
         ]
         names = ["layer", "pos", "token", "rank", "candidate", "probability", "entropy"]
-        return pd.DataFrame(rows, columns=names)
+        return make_frame(rows, columns=names)
 
     @property
     def alt_text(self) -> str:

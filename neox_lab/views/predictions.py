@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from neox_lab.errors import InputError
+from neox_lab.frames import make_frame
 from neox_lab.views.base import View, texts
 from neox_lab.views.drawing import AMOUNT, HEADING, SOFT, Sheet, text_width
 from neox_lab.views.markup import Table
@@ -64,15 +65,13 @@ class PredictionsView(View):
         ``came`` is whether the candidate's text is the one that follows in ``pieces``; it is None
         after the last position, where nothing follows.
         """
-        import pandas as pd
-
         rows = [
             (at, self.pieces[at], rank, candidate, probability, self._came(at, candidate))
             for at, entries in enumerate(self.candidates)
             for rank, (candidate, probability) in enumerate(entries, 1)
         ]
         names = ["position", "piece", "rank", "candidate", "probability", "came"]
-        return pd.DataFrame(rows, columns=names)
+        return make_frame(rows, columns=names)
 
     def _came(self, position: int, candidate: str) -> bool | None:
         """Whether ``candidate`` is what follows ``position`` in the text; None if nothing does."""

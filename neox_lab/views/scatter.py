@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neox_lab.errors import InputError
+from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import AMOUNT, HEADING, INK, SOFT, Sheet, decimals, number, text_width
 from neox_lab.views.live import rounded
@@ -70,9 +71,7 @@ class ScatterView(View):
     @property
     def frame(self) -> pd.DataFrame:
         """One row for each point: name, x, y under their labels."""
-        import pandas as pd
-
-        return pd.DataFrame({"name": self.names, self.x_label: self.x, self.y_label: self.y})
+        return make_frame({"name": self.names, self.x_label: self.x, self.y_label: self.y})
 
     @property
     def alt_text(self) -> str:

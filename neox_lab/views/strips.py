@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neox_lab.errors import InputError
+from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import (
     AMOUNT,
@@ -205,13 +206,11 @@ class StripView(View):
     @property
     def frame(self) -> pd.DataFrame:
         """What was found, or, where nothing is listed, one row for each piece."""
-        import pandas as pd
-
         if self.found:
-            return pd.DataFrame(self.found)
+            return make_frame(self.found)
         names = ["text", "note", "kind", "strength"]
         rows = [[getattr(piece, name) for name in names] for piece in self.pieces]
-        return pd.DataFrame(rows, columns=names)
+        return make_frame(rows, columns=names)
 
     @property
     def alt_text(self) -> str:

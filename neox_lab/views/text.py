@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from neox_lab.errors import InputError
+from neox_lab.frames import make_frame
 from neox_lab.views.base import View, texts
 from neox_lab.views.drawing import AMOUNT, HEADING, SOFT, Sheet, amounts, text_width
 from neox_lab.views.markup import Table
@@ -77,11 +78,9 @@ class TextView(View):
 
         The prompt's tokens were given, not chosen: their probability is NaN.
         """
-        import pandas as pd
-
         pieces = self.prompt + self.continuation
         given = len(self.prompt)
-        return pd.DataFrame(
+        return make_frame(
             {
                 "position": range(len(pieces)),
                 "part": ["prompt"] * given + ["continuation"] * len(self.continuation),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from neox_lab.errors import InputError
+from neox_lab.frames import make_frame
 from neox_lab.views.base import View
 from neox_lab.views.drawing import HEADING, SOFT, Sheet, text_width
 from neox_lab.views.markup import Table
@@ -49,10 +50,8 @@ class TreeView(View):
     @property
     def frame(self) -> pd.DataFrame:
         """One row for each row: group, and the columns."""
-        import pandas as pd
-
         rows = [[name, *row] for name, listed in self.groups.items() for row in listed]
-        return pd.DataFrame(rows, columns=["group", *self.columns])
+        return make_frame(rows, columns=["group", *self.columns])
 
     @property
     def alt_text(self) -> str:

@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
         "checks.py memory.py padding.py progress.py",
         "small tools: values in range, memory, rows of one length, bars",
     ),
+    ("frames.py", "tables of numbers and of any text"),
     ("kinship.py", "being taken for transformers' classes"),
     ("interrupts.py", "Ctrl-C, kept waiting for a moment"),
     ("selections.py", "which entries of an axis, read in one way"),

@@ -20,6 +20,7 @@ from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import BoundMetric, Metric, metric_name
 from neox_lab.experiments.prompt_pairs import Batch, batch
 from neox_lab.experiments.splices import IN_BLOCKS, check_splices, with_same_splices
+from neox_lab.frames import make_frame
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.parts import embeddings as token_vectors
 from neox_lab.selections import entry, whole_number
@@ -58,15 +59,13 @@ class TokenAttribution(AttributionResult):
     @property
     def frame(self) -> pd.DataFrame:
         """One row for each token: ``text``, ``pos``, ``token``, ``value``; padding is left out."""
-        import pandas as pd
-
         rows = [
             {"text": text, "pos": pos, "token": self.pieces[text][pos], "value": float(value)}
             for text, line in enumerate(self.values)
             for pos, value in enumerate(line)
             if self.is_computed[text, pos]
         ]
-        return pd.DataFrame(rows, columns=["text", "pos", "token", "value"])
+        return make_frame(rows, columns=["text", "pos", "token", "value"])
 
     @property
     def completeness_error(self) -> float:
