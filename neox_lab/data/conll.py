@@ -8,11 +8,14 @@ Kim Sang and De Meulder 2003, arXiv:cs/0306050).
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from neox_lab.data.table_files import read_text
 from neox_lab.errors import DataError
+from neox_lab.frames import make_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,8 +27,8 @@ Entity = tuple[str, int, int]
 def read_conll(path: str | os.PathLike[str]) -> pd.DataFrame:
     """Sentences of a CoNLL file: columns ``words`` and ``tags``, a list in each cell.
 
-    A line is a word and, last on the line, its tag; an empty line ends a sentence; lines that begin
-    with ``-DOCSTART-`` are left out.
+    A line is a word and, last on the line, its tag, with spaces or tabs between; an empty line ends
+    a sentence; lines that begin with ``-DOCSTART-`` are left out.
 
     Args:
         path: where it is.
@@ -33,15 +36,10 @@ def read_conll(path: str | os.PathLike[str]) -> pd.DataFrame:
     Raises:
         DataError: the file cannot be read, or a line has a word and no tag.
     """
-    import pandas as pd
-
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{str(path)!r} cannot be read: {error}") from error
+    lines = re.split(r"\r\n|\r|\n", read_text(Path(path)))
     sentences: list[dict[str, list[str]]] = [{"words": [], "tags": []}]
     for number, line in enumerate([*lines, ""], 1):
-        parts = line.split()
+        parts = re.findall(r"[^ \t]+", line)  # other blanks may belong to a word
         if not parts or parts[0] == "-DOCSTART-":
             if sentences[-1]["words"]:
                 sentences.append({"words": [], "tags": []})
@@ -50,7 +48,7 @@ def read_conll(path: str | os.PathLike[str]) -> pd.DataFrame:
         else:
             sentences[-1]["words"].append(parts[0])
             sentences[-1]["tags"].append(parts[-1])
-    return pd.DataFrame(sentences[:-1])
+    return make_frame(sentences[:-1])
 
 
 def is_tag(tag: str) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from neox_lab.data import conll
-from neox_lab.data.tables import Table, listed, read_table, refuse
+from neox_lab.data.tables import Table, listed, read_table, refuse, whole_number
 from neox_lab.errors import DataError
 
 WORD = re.compile(r"\w+|[^\w\s]")
@@ -79,8 +79,10 @@ def words_of(text: str) -> list[tuple[int, int]]:
 
 
 def _from_words(word_cell: object, tag_cell: object) -> Sentence:
-    words = [str(word) for word in listed(word_cell)]
-    tags = [str(tag) for tag in listed(tag_cell)]
+    words, tags = list(listed(word_cell)), [str(tag) for tag in listed(tag_cell)]
+    for at, word in enumerate(words):
+        if not isinstance(word, str) or not word.strip():
+            raise DataError(f"word {at} is {word!r:.60}, which is no text")
     if not words or len(words) != len(tags):
         raise DataError(f"{len(words)} words and {len(tags)} tags; expected as many, at least one")
     problem = conll.broken(tags)
@@ -102,7 +104,8 @@ def _from_entities(text: object, entity_cell: object) -> Sentence:
         missing = {"start", "end", "label"} - set(entity)
         if missing:
             raise DataError(f"entity {entity!r:.60} has no {', '.join(sorted(missing))}")
-        start, end, label = int(entity["start"]), int(entity["end"]), entity["label"]
+        start, end = whole_number(entity["start"]), whole_number(entity["end"])
+        label = entity["label"]
         if start not in starts or end not in ends or starts[start] > ends[end]:
             raise DataError(
                 f"entity {text[start:end]!r} ({start} to {end}) does not begin and end with a word"

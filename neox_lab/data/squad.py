@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from neox_lab.data.tables import Table, listed, read_table, refuse
+from neox_lab.data.table_files import read_text
+from neox_lab.data.tables import Table, listed, read_table, refuse, whole_number
 from neox_lab.errors import DataError
 from neox_lab.files import parse_json
 
@@ -70,8 +71,8 @@ def _flattened(source: Questions) -> object:
     content: object = source
     if isinstance(source, str | os.PathLike) and Path(source).suffix.lower() == ".json":
         try:
-            content = parse_json(Path(source).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            content = parse_json(read_text(Path(source)))
+        except ValueError as error:
             raise DataError(f"{str(source)!r} cannot be read as JSON: {error}") from error
     if isinstance(content, Mapping) and isinstance(content.get("data"), list):
         return _questions(content["data"])
@@ -101,14 +102,13 @@ def _questions(articles: list[Any]) -> list[dict[str, object]]:
 def _spans(cell: object) -> list[Span]:
     given = listed(cell)
     if isinstance(given, dict):
-        pairs = zip(given["answer_start"], given["text"], strict=True)
-        return [(int(start), str(text)) for start, text in pairs]
-    return [
-        (int(answer["answer_start"]), str(answer["text"]))
-        if isinstance(answer, dict)
-        else (int(answer[0]), str(answer[1]))
-        for answer in given
-    ]
+        pairs = list(zip(given["answer_start"], given["text"], strict=True))
+    else:
+        pairs = [(a["answer_start"], a["text"]) if isinstance(a, dict) else a for a in given]
+    for _, text in pairs:
+        if not isinstance(text, str):
+            raise TypeError(text)
+    return [(whole_number(start), text) for start, text in pairs]
 
 
 def _misplaced(context: object, spans: Sequence[Span]) -> list[str]:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import ast
+import io
 import os
+import re
+import tokenize
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
+import numpy as np
+
+from neox_lab.data.table_files import read_file
 from neox_lab.errors import DataError, nearest
+from neox_lab.frames import make_frame
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
+@runtime_checkable
 class SupportsToPandas(Protocol):
-    """What can turn itself into a frame, such as a ``datasets.Dataset``."""
+    """What can turn itself into a frame, such as a ``datasets.Dataset`` or a polars frame."""
 
     def to_pandas(self) -> Any:
         """The frame."""
@@ -24,8 +32,9 @@ class SupportsToPandas(Protocol):
 Table: TypeAlias = (
     "pd.DataFrame | str | os.PathLike[str] | Sequence[Mapping[str, object]] | SupportsToPandas"
 )
-"""A pandas frame; a path to a ``.csv``, ``.tsv``, ``.jsonl`` or ``.json`` file (a list of objects);
-a list of dictionaries; or a ``datasets.Dataset``."""
+"""A pandas frame; a path to a ``.csv``, ``.tsv``, ``.jsonl`` or ``.json`` file (a list of objects),
+where nothing is guessed (see ``table_files``); a list of dictionaries; or what has ``to_pandas``,
+such as a ``datasets.Dataset`` or a polars frame."""
 
 SHOWN = 5
 """How many wrong rows a message lists."""
@@ -46,19 +55,20 @@ def read_table(source: object, columns: Sequence[str] = ()) -> pd.DataFrame:
     if isinstance(source, pd.DataFrame):
         frame = source.reset_index(drop=True)
     elif isinstance(source, str | os.PathLike):
-        frame = _read_file(Path(source))
-    elif hasattr(source, "to_pandas"):
-        frame = source.to_pandas()
+        frame = read_file(Path(source))
+    elif isinstance(source, SupportsToPandas):
+        frame = _converted(source)
     elif isinstance(source, dict) and all(hasattr(part, "to_pandas") for part in source.values()):
         raise DataError(
             f"this is a dictionary of datasets; choose one of its parts: {', '.join(source)}"
         )
     elif isinstance(source, list | tuple) and all(isinstance(row, dict) for row in source):
-        frame = pd.DataFrame(list(source))
+        frame = make_frame(source)
     else:
         raise DataError(
             f"cannot read examples from {type(source).__name__}; expected a pandas frame, a path "
-            "to a csv, tsv, jsonl or json file, a list of dictionaries, or a datasets.Dataset"
+            "to a csv, tsv, jsonl or json file, a list of dictionaries, or what has to_pandas "
+            "(a datasets.Dataset, a polars frame)"
         )
     if frame.empty:
         raise DataError("the table has no rows; expected at least one example")
@@ -72,27 +82,17 @@ def read_table(source: object, columns: Sequence[str] = ()) -> pd.DataFrame:
     return frame
 
 
-def _read_file(path: Path) -> pd.DataFrame:
+def _converted(source: SupportsToPandas) -> pd.DataFrame:
     import pandas as pd
 
-    # Texts stay what they are: "None" is a word, "007" in quotes is a text, and no date is guessed.
-    cells: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}
-    values: dict[str, Any] = {"dtype": False}  # which guesses no dates either
-    readers: dict[str, Any] = {
-        ".csv": lambda at: pd.read_csv(at, **cells),
-        ".tsv": lambda at: pd.read_csv(at, sep="\t", **cells),
-        ".jsonl": lambda at: pd.read_json(at, lines=True, **values),
-        ".json": lambda at: pd.read_json(at, **values),
-    }
-    if path.suffix.lower() not in readers:
-        raise DataError(f"{path.name} ends in {path.suffix!r}; expected {', '.join(readers)}")
+    kind = type(source).__name__
     try:
-        frame: pd.DataFrame = readers[path.suffix.lower()](path)
-    except FileNotFoundError:
-        raise DataError(f"there is no file {str(path)!r}") from None
-    except (OSError, ValueError, TypeError) as error:  # pandas fails on JSON in many ways
-        raise DataError(f"{path.name} is not a readable {path.suffix[1:]} file: {error}") from error
-    return frame
+        frame = source.to_pandas()
+    except ImportError as error:  # polars asks for pyarrow
+        raise DataError(f"this {kind} cannot be turned into a pandas frame: {error}") from error
+    if not isinstance(frame, pd.DataFrame):
+        raise DataError(f"this {kind} is one column; expected a table with named columns")
+    return frame.reset_index(drop=True)
 
 
 def listed(cell: object) -> Any:
@@ -107,9 +107,40 @@ def listed(cell: object) -> Any:
     if not isinstance(cell, str):
         return cell
     try:
+        _no_neighbours(cell)
         return ast.literal_eval(cell)  # reads what JSON and pandas write, and runs no code
-    except SyntaxError as error:
+    except (SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:
         raise ValueError(cell) from error
+
+
+def _no_neighbours(text: str) -> None:
+    """Refuse ``['a' 'b']``, as arrays are printed, which Python reads as ``['ab']``."""
+    before = None
+    for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline):
+        if token.type == before == tokenize.STRING:
+            raise ValueError(text)
+        if token.type != tokenize.NL:  # a line may end between the two
+            before = token.type
+
+
+def whole_number(cell: object) -> int:
+    """The whole number that a cell holds; in a CSV file it stands as text.
+
+    Args:
+        cell: of a table.
+
+    Raises:
+        ValueError: it is something else, such as ``1.5``, ``"01"``, ``"1.0"`` or ``True``.
+    """
+    if isinstance(cell, str):
+        if not re.fullmatch(r"0|-?[1-9][0-9]*", cell):
+            raise ValueError(cell)
+        return int(cell)
+    if isinstance(cell, bool | np.bool_) or not isinstance(cell, int | float | np.number):
+        raise ValueError(cell)
+    if not np.isfinite(cell) or cell != int(cell):
+        raise ValueError(cell)
+    return int(cell)
 
 
 def refuse(what: str, wrong: Iterable[tuple[int, str]], advice: str) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.data.statistics import Floats
-from neox_lab.data.tables import listed, refuse
+from neox_lab.data.tables import listed, refuse, whole_number
 
 SINGLE, MULTI, REGRESSION = (
     "single_label_classification",
@@ -78,17 +78,14 @@ class Labels:
         return self._class(cell)
 
     def _class(self, cell: object) -> int:
-        """Number of a class given by name or number; a number that is also a name is the name."""
-        if isinstance(cell, str):
-            return self.names.index(cell)
-        number = _number(cell)
-        if isinstance(cell, bool | np.bool_) or number != int(number):
-            raise ValueError(cell)
-        if str(int(number)) in self.names:
-            return self.names.index(str(int(number)))
+        """Number of a class given by name or number; what is also a name is the name."""
+        name = str(cell) if isinstance(cell, str | bool | np.bool_) else str(whole_number(cell))
+        if name in self.names:
+            return self.names.index(name)
+        number = whole_number(cell)
         if not 0 <= number < len(self.names):
             raise ValueError(cell)
-        return int(number)
+        return number
 
     def shown(self, target: Target) -> str | list[str] | float:
         """A target as people read it: a name, a list of names, or a number."""
@@ -116,6 +113,6 @@ class Labels:
 
 def _number(cell: object) -> float:
     number = float(cell)  # type: ignore[arg-type]
-    if not np.isfinite(number):
+    if not np.isfinite(number) or (isinstance(cell, str) and "_" in cell):
         raise ValueError(cell)
     return number

@@ -56,7 +56,7 @@ def test_cells_stay_what_they_are(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": "007", "date": "2020-01-01"}\n')
     assert read_table(tmp_path / "t.jsonl").values.tolist() == [["007", "2020-01-01"]]
     (tmp_path / "t.csv").write_text("text,label\n,a\nb,a\n")
-    with pytest.raises(DataError, match="row 0: is nan, not text"):
+    with pytest.raises(DataError, match="row 0: is empty"):
         texts_of(read_table(tmp_path / "t.csv"), "text")
 
 
