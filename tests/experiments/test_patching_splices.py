@@ -225,9 +225,18 @@ def test_single_entries(metric: Any) -> None:
         value = model.run_with_cache(clean, name)[1][name].clone()
         value[..., 11] = 0
         same(zero.values[:, 2], position_by_position(model, clean, clean, metric, name, value))
-        for site, numbers in (("z", [1]), (name, [30]), (name, [-1]), (name, []), (name, [2, 2])):
+        for site, wrong in (
+            *(("z", [1]), (name, [30]), (name, []), (name, [2, 2]), (name, [1, -29])),
+            *((name, [1.5]), (name, [True, False]), (name, True), (name, (1, 2))),
+        ):
             with pytest.raises(InputError, match="entries"):
-                swept(model, clean, corrupted, metric, site, entries=numbers)
+                swept(model, clean, corrupted, metric, site, entries=wrong)
+        mask = torch.arange(30) % 7 == 4
+        for same_ones in (mask, slice(4, None, 7), [4, 11, 18, -5], range(4, 30, 7)):
+            got = swept(model, clean, corrupted, metric, name, entries=same_ones)
+            assert got.labels["latent"] == ["4", "11", "18", "25"]
+            one = swept(model, clean, corrupted, metric, name, entries=11)
+            same(got.values[:, 1], one.values[:, 0])
         with pytest.raises(InputError, match="three"):
             swept(model, clean, corrupted, metric, "blocks.0.attn.hook_q", entries=[1])
 

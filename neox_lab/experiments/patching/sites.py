@@ -27,15 +27,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
-from neox_lab.checks import check, list_of, plain, whole
 from neox_lab.errors import HookNameError, InputError, nearest
 from neox_lab.experiments.patching import effects
 from neox_lab.experiments.patching.effects import Effect, as_z
 from neox_lab.experiments.patching.runs import PATTERN
 from neox_lab.hooks.names import ShortForm, exact
+from neox_lab.hooks.table import shape_at
 from neox_lab.model.hook_points import HookPoint
-
-_ENTRIES = list_of(whole(least=0), "whole numbers of at least 0")
+from neox_lab.selections import Selection
+from neox_lab.selections import entries as entries_of
 
 Place = Literal["one", "onward", "all"]
 
@@ -126,7 +126,8 @@ def find_sites(
     asked: SiteName | Sequence[SiteName],
     parallel: bool,
     points: Mapping[str, HookPoint] | None = None,
-    entries: Sequence[int] | None = None,
+    entries: Selection = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> list[Site]:
     """The sites asked for.
 
@@ -135,16 +136,18 @@ def find_sites(
         parallel: whether the model's blocks are parallel, which have no ``resid_mid``.
         points: hook points that may be named, too.
         entries: of their last axis, see ``Site``; None for all in one cell.
+        sizes: lengths of the network's axes, if there are entries.
 
     Raises:
-        InputError: an unknown site, none at all, or several whose cells do not correspond.
+        InputError: an unknown site, none at all, several whose cells do not correspond, or
+            entries that a hook point does not have.
         HookNameError: ``resid_mid`` of parallel blocks, or a hook point that is not there.
     """
     one = isinstance(asked, str) or _is_short_form(asked)
     names = cast("Sequence[SiteName]", [asked] if one else asked)
     sites = [_find_site(name, parallel, points or {}) for name in names]
     if entries is not None:
-        sites = [_by_entry(site, entries, points or {}) for site in sites]
+        sites = [_by_entry(site, entries, points or {}, sizes or {}) for site in sites]
     axes = {tuple(sorted(site.axes)) for site in sites}
     if len(axes) != 1:
         shown = ", ".join(f"{site.name} ({', '.join(site.axes)})" for site in sites)
@@ -196,15 +199,22 @@ def _hook_site(point: HookPoint) -> Site:
     return Site(point.name, ("pos",), point.name, "one", None, "own", layer)
 
 
-def _by_entry(site: Site, entries: Sequence[int], points: Mapping[str, HookPoint]) -> Site:
+def _by_entry(
+    site: Site, entries: Selection, points: Mapping[str, HookPoint], sizes: Mapping[str, int]
+) -> Site:
     """A hook point as a site with a cell for each position and entry of its last axis.
 
     Raises:
-        InputError: another site, no such axis, or no entries.
+        InputError: another site, no such axis, or no entries of it.
     """
     axes = points[site.name].axes[2:] if site.effect is None else ()
-    numbers = check("entries", plain(entries), _ENTRIES, InputError)
-    if len(axes) != 1 or not numbers or len(set(numbers)) < len(numbers):
+    numbers: list[int] = []
+    if len(axes) == 1:
+        size = shape_at(points[site.name], sizes)[-1]
+        found = entries_of("entries", entries, size, InputError)
+        found = [found] if isinstance(found, int) else found
+        numbers = list(range(size)[found]) if isinstance(found, slice) else found
+    if not numbers or len(set(numbers)) < len(numbers):
         raise InputError(
             f"entries={entries!r} are different numbers along the third axis of a hook point with "
             f"three; the site is {site.name}"

@@ -29,7 +29,8 @@ from neox_lab.experiments.patching.sources import (
     SourcePrompts,
 )
 from neox_lab.hooks.cache import ActivationCache
-from neox_lab.hooks.table import axis_sizes, shape_at
+from neox_lab.hooks.table import axis_sizes
+from neox_lab.selections import Selection
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -44,7 +45,7 @@ def sweep(
     *,
     direction: Literal["denoising", "noising"] = "denoising",
     positions: Positions | None = None,
-    entries: Sequence[int] | None = None,
+    entries: Selection = None,
     budget: int = BUDGET,
     progress: bool | ProgressReport = True,
 ) -> PatchResult:
@@ -74,7 +75,8 @@ def sweep(
             ``{"subject": [3, 5]}`` for each pair, or ``{"subject": (clean, corrupted)}``, counted
             in each text's own tokens.
         entries: with a hook point ``[batch, pos, own axis]`` as the site: numbers along its own
-            axis, such as neurons or latents. Cells are then ``(pos, own axis)``, each one entry.
+            axis, such as neurons or latents, or a slice or mask of it. Cells are then
+            ``(pos, own axis)``, each one entry.
         budget: tokens that are computed together. More memory, never another answer.
         progress: show a bar with the time left; or a function that is told how much is done and
             how much there is, and ends the sweep by raising KeyboardInterrupt.
@@ -125,7 +127,7 @@ def ablate(
     *,
     reference: PromptsLike | None = None,
     positions: Positions | None = None,
-    entries: Sequence[int] | None = None,
+    entries: Selection = None,
     seed: int = 0,
     budget: int = BUDGET,
     progress: bool | ProgressReport = True,
@@ -162,17 +164,13 @@ def ablate(
 
 
 def _sites(
-    model: HookedModel, asked: SiteName | Sequence[SiteName], entries: Sequence[int] | None
+    model: HookedModel, asked: SiteName | Sequence[SiteName], entries: Selection
 ) -> list[Site]:
     """The sites asked for, see ``find_sites``.
 
     Raises:
         InputError: entries that a hook point does not have.
     """
-    points = model.hook_points
-    sites = find_sites(asked, model.config.use_parallel_residual, points, entries)
     sizes = axis_sizes(model.config, batch=1, pos=1)
-    for site in sites:
-        if site.entries and max(site.entries) >= (size := shape_at(points[site.name], sizes)[-1]):
-            raise InputError(f"entries={entries!r}; {site.name} has {size}, numbered from 0.")
-    return sites
+    parallel = model.config.use_parallel_residual
+    return find_sites(asked, parallel, model.hook_points, entries, sizes)
