@@ -65,7 +65,7 @@ class GPTNeoXPreTrainedModel(
         self.name_or_path = config.name_or_path
         self.tokenizer = None
         self.own_hook_points = hook_points(config, self.head)
-        self.hook_stack = HookStack()
+        self.hook_stack = HookStack([])
         backbone = self.backbone
         if isinstance(backbone, Hooked):
             # One stack, so that hooks also fire when the backbone is called by itself.

@@ -13,7 +13,7 @@ result is its ``z`` times a matrix) is not stored but made when asked for (see `
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -251,15 +251,21 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         return cache
 
 
-def run_backward(output: ModelOutput, target: bool | Callable[[Any], Tensor]) -> None:
-    """Backpropagate from the scalar that ``incl_bwd`` names.
+def run_backward(
+    output: ModelOutput, target: bool | Callable[[Any], Tensor], weights: Iterable[Tensor]
+) -> None:
+    """Backpropagate from the scalar that ``incl_bwd`` names, for the hooks on the way.
+
+    Gradients of leaves are handed back instead of added up in ``.grad``, so nothing has to be put
+    back there, and threads that backpropagate through one model do not meet.
 
     Args:
         output: what the model returned.
         target: True for ``output.loss``, or a function from the output to a scalar.
+        weights: leaves whose ``.grad`` stays what it is; those of others are added up.
 
     Raises:
-        HookError: there is no such scalar.
+        HookError: there is no such scalar, or it has no gradient.
     """
     scalar = target(output) if callable(target) else output.get("loss")
     if scalar is None:
@@ -269,4 +275,30 @@ def run_backward(output: ModelOutput, target: bool | Callable[[Any], Tensor]) ->
         )
     if scalar.dim() != 0:
         raise HookError(f"incl_bwd needs a scalar; got a tensor of shape {list(scalar.shape)}.")
-    scalar.backward()
+    leaves = _leaves(scalar)
+    if not leaves:
+        raise HookError(
+            "incl_bwd has nothing to backpropagate to: neither a weight nor what was given wants a "
+            "gradient (requires_grad)."
+        )
+    own = {id(weight) for weight in weights}
+    found = torch.autograd.grad(scalar, leaves, allow_unused=True)
+    for leaf, gradient in zip(leaves, found, strict=True):
+        if id(leaf) not in own and gradient is not None:
+            leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+
+
+def _leaves(scalar: Tensor) -> list[Tensor]:
+    """The tensors at which gradients of ``scalar`` would be added up."""
+    if scalar.grad_fn is None:
+        return [scalar] if scalar.requires_grad else []
+    ahead, seen, found = [scalar.grad_fn], {scalar.grad_fn}, []
+    while ahead:
+        node = ahead.pop()
+        if hasattr(node, "variable"):
+            found.append(node.variable)
+        for before, _ in node.next_functions:
+            if before is not None and before not in seen:
+                seen.add(before)
+                ahead.append(before)
+    return found

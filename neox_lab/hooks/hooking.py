@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import functools
 import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal, TypeVar, cast
 
 from torch import Tensor
 
-from neox_lab.errors import HookError, HookNeverFiredError
+from neox_lab.errors import HookError, HookNeverFiredError, NeoxLabWarning
 from neox_lab.hooks.names import Name, find
 from neox_lab.model.hook_points import NO_TAPS, HookFunction, HookPoint, Taps, Watcher
 
@@ -80,6 +81,7 @@ class Placement:
             HookError: an entry is not a pair of name and function.
         """
         self.runs = 0
+        self.thread, self.runs_elsewhere = threading.get_ident(), 0
         self.entries: list[tuple[Name, list[Watcher]]] = []
         self.added: dict[str, list[HookPoint]] = {}
         for name, function in _pairs(fwd_hooks, "fwd_hooks"):
@@ -104,8 +106,19 @@ class Placement:
         return [watcher for _, watchers in self.entries for watcher in watchers]
 
     def check_all_reached(self) -> None:
-        """Raise HookNeverFiredError if the model ran and some entry saw no tensor."""
+        """Raise HookNeverFiredError if the model ran and some entry saw no tensor.
+
+        Warn if it ran in other threads only.
+        """
         if not self.runs:
+            if self.runs_elsewhere:
+                names = [name for name, _ in self.entries]
+                warnings.warn(
+                    f"The model ran in another thread while these hooks were placed: {names!r}. "
+                    "Hooks meet the runs of the thread that places them; place them there.",
+                    NeoxLabWarning,
+                    stacklevel=5,
+                )
             return
         missed = [name for name, watchers in self.entries if not any(w.reached for w in watchers)]
         if missed:
@@ -130,17 +143,31 @@ def _pairs(hooks: HookList, argument: str) -> Iterator[tuple[Name, HookFunction]
 class HookStack(threading.local):
     """The placements in force for one model in the current thread, outermost first."""
 
-    def __init__(self) -> None:
-        """Empty; every thread starts with an empty stack of its own."""
+    def __init__(self, everywhere: list[Placement]) -> None:
+        """Empty; every thread starts with an empty stack of its own.
+
+        Args:
+            everywhere: the placements in force in all threads; an empty list.
+        """
         self.placements: list[Placement] = []
+        self.everywhere = everywhere
 
     def taps(self) -> Taps:
         """The taps for one run under the placements now in force."""
+        if self.everywhere:
+            self._count_for_other_threads()
         if not self.placements:
             return NO_TAPS
         for placement in self.placements:
             placement.runs += 1
         return Taps(watcher for placement in self.placements for watcher in placement.watchers)
+
+    def _count_for_other_threads(self) -> None:
+        """Note in placements of other threads that a run passes them by."""
+        here = threading.get_ident()
+        for placement in tuple(self.everywhere):
+            if placement.thread != here:
+                placement.runs_elsewhere += 1
 
     def mark(self, *, step: int | None, positions: Tensor | None, generated: int) -> None:
         """Tell the hooks now placed where in a generated text the next run is; see HookPoint."""
@@ -172,10 +199,12 @@ class HookStack(threading.local):
         placements = self.placements  # of the thread that enters, whichever one leaves
         try:
             placements.append(placement)
+            self.everywhere.append(placement)
             yield
         finally:
-            if placement in placements:  # an interrupt may come before it is
-                placements.remove(placement)
+            for each in (placements, self.everywhere):
+                if placement in each:  # an interrupt may come before it is
+                    each.remove(placement)
         if must_fire:
             placement.check_all_reached()
 
@@ -193,9 +222,9 @@ class HookStack(threading.local):
         finally:
             self.placements = placements
 
-    def __reduce__(self) -> tuple[Callable[[], HookStack], tuple[()]]:
+    def __reduce__(self) -> tuple[type[HookStack], tuple[list[Placement]]]:
         """Copying or pickling a model gives the copy an empty stack."""
-        return HookStack, ()
+        return HookStack, ([],)
 
 
 def _inserted(

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from neox_lab import interrupts
 from neox_lab.errors import HookError
 from neox_lab.files import parse_size, size_in_words
 from neox_lab.hooks.cache import ActivationCache, run_backward
@@ -260,8 +259,8 @@ class Recording:
             ):
                 output = self.model(**self.arguments)
         if self.gradients:
-            with torch.enable_grad(), _weights_without_gradients(self.model):
-                run_backward(output, incl_bwd)
+            with torch.enable_grad():
+                run_backward(output, incl_bwd, self.model.parameters())
         if self.replay is not None:
             for name, maker in self.replay.makers(self.lazy, self.first, self.last):
                 self.cache.make_on_access(name, maker)
@@ -312,18 +311,3 @@ class Recording:
         if point.name.startswith("hook_embed"):  # a function spliced in there may have points
             return self.first == 0
         return self.arguments.get("stop_at_layer") is None
-
-
-@contextmanager
-def _weights_without_gradients(model: HookedModel) -> Iterator[None]:
-    """Give the weights the gradients back that they have now, whatever is backpropagated."""
-    before = [(parameter, parameter.grad) for parameter in model.parameters()]
-
-    def undo() -> None:
-        for parameter, gradient in before:
-            parameter.grad = gradient
-
-    with interrupts.certainly(undo):
-        for parameter, _ in before:
-            parameter.grad = None
-        yield
