@@ -114,7 +114,7 @@ def strike_by_clock(action: Callable[[], object], seconds: float) -> None:
     try:
         sender.start()
         action()
-        while True:
-            time.sleep(1)
+        sender.join()
+        time.sleep(0.001)  # a signal that was sent may still be on its way
     except KeyboardInterrupt:
         sender.join()
