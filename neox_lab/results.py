@@ -32,7 +32,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neox_lab.checks import name_not_finite
+from neox_lab.checks import check, name_not_finite, whole
 from neox_lab.errors import CheckpointError, InputError
 from neox_lab.frames import csv_text, make_frame
 from neox_lab.safetensors_files import FileFormat
@@ -261,7 +261,11 @@ class GridResult(Result):
 
         Returns:
             Rows of ``frame``; NaN is no largest number.
+
+        Raises:
+            InputError: ``count`` is no number of cells.
         """
+        count = check("count", count, whole(least=0), InputError)
         frame = self.frame
         order = self._rank(frame).dropna().sort_values(ascending=False, kind="stable").index
         return frame.loc[order[:count]].reset_index(drop=True)

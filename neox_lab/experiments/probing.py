@@ -26,7 +26,7 @@ from neox_lab.data.activations import collected, site_names
 from neox_lab.data.encoding import token_ids
 from neox_lab.data.positions import TextPosition
 from neox_lab.data.statistics import mean_interval, statistic_interval
-from neox_lab.errors import DataError, InputError
+from neox_lab.errors import DataError, InputError, NeoxLabWarning
 from neox_lab.experiments.probing_result import Array, Probe, ProbeResult
 from neox_lab.family.contract import HookedModel
 from neox_lab.model.parts import refuse_dropout
@@ -158,6 +158,7 @@ def _together(read: Array, groups: Sequence[Any] | None) -> Sequence[Any] | None
     warnings.warn(
         f"Of {len(read)} texts only {kinds} differ up to the position that is read. Equal ones "
         "stay on one side of the split.",
+        NeoxLabWarning,
         stacklevel=3,
     )
     if groups is None:

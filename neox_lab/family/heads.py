@@ -519,6 +519,11 @@ def kept_positions(hidden: Tensor, keep: int | Tensor) -> Tensor:
         raise InputError(
             f"logits_to_keep is a {type(keep).__name__}; expected an int or a tensor of positions."
         )
+    if keep.dtype == torch.bool and keep.shape not in (hidden.shape[:2], hidden.shape[1:2]):
+        raise InputError(
+            f"logits_to_keep is a mask of shape {list(keep.shape)}; expected [pos] or [batch, pos] "
+            f"of {list(hidden.shape[:2])}."
+        )
     keep = keep.to(hidden.device)
     if keep.dtype == torch.bool and keep.dim() == 2:
         return hidden[keep]

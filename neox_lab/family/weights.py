@@ -17,8 +17,9 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from neox_lab.checks import check, whole
 from neox_lab.config import GPTNeoXConfig
-from neox_lab.errors import ConfigError
+from neox_lab.errors import ConfigError, InputError
 from neox_lab.family.factored import FactoredMatrix
 from neox_lab.model.block import Block
 from neox_lab.model.network import Network
@@ -221,8 +222,12 @@ class StackedWeights:
             mlp_input: up to what the MLP of ``layer`` reads: also its attention's bias, in
                 sequential blocks (in parallel ones both read the same).
             include_mlp_biases: count ``b_out`` too, not only ``b_O``.
+
+        Raises:
+            InputError: there is no such layer, or nothing there has an MLP.
         """
         blocks = self.blocks
+        layer = check("layer", layer, whole(least=0, most=len(blocks) - mlp_input), InputError)
         total = torch.zeros_like(blocks[0].b_O)
         for block in blocks[:layer]:
             total = total + block.b_O

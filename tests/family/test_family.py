@@ -592,6 +592,15 @@ def test_bad_logits_to_keep_is_explained(keep: Tensor) -> None:
         ours_only("GPTNeoXForCausalLM")(tokens(), logits_to_keep=keep)
 
 
+@pytest.mark.parametrize("shape", [(11,), (3, 11), (1, 12), (12, 1)])
+def test_a_mask_of_logits_to_keep_has_the_shape_of_the_tokens(shape: tuple[int, ...]) -> None:
+    model = ours_only("GPTNeoXForCausalLM")
+    with pytest.raises(InputError, match="logits_to_keep is a mask"):
+        model(tokens(), logits_to_keep=torch.ones(shape, dtype=torch.bool))
+    mask = torch.arange(12) % 3 == 1
+    same(model(tokens(), logits_to_keep=mask).logits, model(tokens()).logits[:, mask])
+
+
 def test_an_unknown_argument_is_an_error() -> None:
     with pytest.raises(TypeError, match="output_atentions"):
         ours_only("GPTNeoXForCausalLM")(tokens(), output_atentions=True)

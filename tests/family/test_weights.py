@@ -151,6 +151,13 @@ def test_accumulated_bias(run: Any, layer: int) -> None:
         close(model.accumulated_bias(layer, mlp_input=True), everything + own)
 
 
+def test_accumulated_bias_of_layers_that_are_not_there(run: Any) -> None:
+    model, _ = run
+    for layer, mlp_input in ((-1, False), (LAYERS + 1, False), (True, False), (LAYERS, True)):
+        with pytest.raises(InputError, match="layer="):
+            model.accumulated_bias(layer, mlp_input=mlp_input)
+
+
 @pytest.mark.parametrize("mode", ["Q", "K", "V"])
 def test_composition_scores(mode: str) -> None:
     model = build()
