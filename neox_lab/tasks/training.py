@@ -290,7 +290,8 @@ class _Run:
             raise InputError(f"best={self.watched!r}; measured were {', '.join(metrics)}")
         sign = -1 if self.watched.endswith("loss") else 1
         before = self.best_metrics.get(self.watched)
-        if before is None or sign * metrics[self.watched] > sign * before:
+        now = metrics[self.watched]
+        if before is None or sign * now > sign * before or math.isnan(before) > math.isnan(now):
             self.best_metrics, self.without_better = metrics, 0
             self.best_weights = {n: p.detach().cpu().clone() for n, p in self.chosen.items()}
         else:

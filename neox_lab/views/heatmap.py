@@ -45,7 +45,7 @@ class HeatmapView(View):
     """Numbers over two named axes, such as a patching result.
 
     Args:
-        values: ``[row, column]``.
+        values: ``[row, column]``; infinity has the colour of the end of the scale.
         row_labels: a name for each row, such as a layer.
         column_labels: a name for each column, such as a token; they may repeat.
         row_axis: what a row is, such as ``"layer"``.
@@ -84,8 +84,6 @@ class HeatmapView(View):
         self.values = np.where(self.measured, self.values, np.float32(np.nan))
         if 0 in self.values.shape:
             raise InputError(f"values must not be empty; got shape {self.values.shape}")
-        if np.isinf(self.values).any():
-            raise InputError("values holds infinity, which has no colour")
         if len({row_axis, column_axis, value_name}) < 3:
             raise InputError("row_axis, column_axis and value_name must be three different names")
         self.row_labels = texts(row_labels, self.values.shape[0], "row_labels", "row")

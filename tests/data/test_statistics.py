@@ -154,3 +154,21 @@ def test_no_pair_has_no_mean() -> None:
                 ask(empty)
     with pytest.raises(InputError, match="no row"):
         statistics.mean_interval([])
+
+
+def test_a_statistic_of_nan_is_nan() -> None:
+    rows = np.array([1.0, np.nan, 3.0, 2.0])
+    straight = np.arange(4.0)
+    pairs = (statistics.mean_interval(rows), statistics.normal_interval(rows))
+    found = [
+        *(end for pair in pairs for end in pair),
+        *(statistics.correlation(rows, straight, ranks=ranks) for ranks in (False, True)),
+    ]
+    grid = torch.tensor(np.stack([rows, straight], axis=1))  # the second cell is sound
+    for cells in (
+        statistics.standard_error(grid),
+        *statistics.bootstrap_interval(grid),
+        statistics.sign_flip_p_values(grid),
+    ):
+        assert math.isnan(cells[0]) and math.isfinite(cells[1])
+    assert all(map(math.isnan, found))

@@ -6,6 +6,7 @@ with a float64 forward pass.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -202,6 +203,18 @@ def test_attributions_and_paths(ask: str) -> None:
     assert found.values[found.is_computed].isnan().any()
     assert len(found.frame) == int(found.is_computed.sum())
     assert found.to_html()
+
+
+def test_an_estimate_that_is_nan_beside_exact_numbers() -> None:
+    found = nl.attribution.occlusion(nl.load(), GOOD, METRIC)
+    values = found.values.clone()
+    values[0, 2] = math.nan
+    with pytest.warns(NeoxLabWarning, match="text 0 pos 2"):
+        found = dataclasses.replace(found, values=values)
+    agreement = nl.attribution.compare(found, torch.zeros(values.shape))
+    assert len(agreement.frame) == values.numel()
+    assert all(map(math.isnan, (agreement.correlation, agreement.largest_miss)))
+    assert "1 parts are NaN" in agreement.to_html()
 
 
 def test_heads() -> None:

@@ -241,6 +241,16 @@ def test_early_stopping_goes_back_to_the_best_weights() -> None:
     assert equal(weights(ours), kept[1])
 
 
+def test_a_first_evaluation_that_is_nan_is_not_the_best() -> None:
+    name = "GPTNeoXForCausalLM"
+    losses = iter([math.nan, 3.0, math.nan, 4.0, 1.0])
+    settings = TrainingSettings(steps=20, batch_size=4, evaluate_every=1, patience=2)
+    result = fit(
+        pair(name)[1], examples(name), collate, settings, evaluate=lambda: {"loss": next(losses)}
+    )
+    assert (result.steps, result.best) == (4, {"loss": 3.0})
+
+
 def test_a_loss_that_is_no_number_leaves_the_weights_as_they_were() -> None:
     name = "GPTNeoXForSequenceClassification"
     ours = pair(name, num_labels=1, problem_type="regression")[1]
