@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from neox_lab.errors import CheckpointError, nearest
-from neox_lab.files import set_aside, write_text
+from neox_lab.files import set_aside, write_bytes, write_text
 from neox_lab.hub_answers import check_bytes, check_commit, check_etag, check_name, is_commit
 
 logger = logging.getLogger("neox_lab")
@@ -356,7 +356,7 @@ def _remember_absent(cache: Path, commit: str, name: str) -> None:
     mark = cache / ".no_exist" / commit / name
     try:
         mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        write_bytes(mark, b"")
     except OSError as error:  # it will be asked for again
         logger.info("Could not write %s: %s", mark, error)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neox_lab.errors import CheckpointError
+from neox_lab.files import write_bytes
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo, ModelCard
@@ -47,9 +48,8 @@ def upload(
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None and not revision.startswith("refs/pr"):
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        _model_card(repo_id, token if isinstance(token, str) else None, tags).save(
-            folder / "README.md"
-        )
+        card = _model_card(repo_id, token if isinstance(token, str) else None, tags)
+        write_bytes(folder / "README.md", str(card).encode())
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,

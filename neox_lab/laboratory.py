@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 from neox_lab.errors import InputError
-from neox_lab.files import write_text
+from neox_lab.files import write_bytes, write_text
 
 FIRST = "00_start_here.ipynb"
 FOLDER = Path("neox_lab_notebooks")
@@ -157,7 +156,7 @@ def _copy_missing(folder: Path) -> None:
     _made(folder)
     missing = [path for path in sorted(source.glob("*.ipynb")) if not (folder / path.name).exists()]
     for path in missing:
-        shutil.copyfile(path, folder / path.name)
+        write_bytes(folder / path.name, path.read_bytes())
     if missing:
         print(f"{len(missing)} notebooks copied to {folder}")
 

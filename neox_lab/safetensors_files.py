@@ -85,8 +85,13 @@ def layout(
     return Layout(header, offsets, len(header) + end)
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write one file in place, making one tensor contiguous at a time; see ``files.staged_file``.
+def write(temporary: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write one file in place, making one tensor contiguous at a time.
+
+    Args:
+        temporary: where, as ``files.staged_file`` gives it.
+        tensors: by name.
+        metadata: texts for the header.
 
     Raises:
         CheckpointError: the format has no such dtype or no room for the name.
@@ -94,7 +99,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
     """
     specs = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
     plan = layout(specs, metadata)
-    with open(path, "wb") as file:
+    with open(temporary, "wb") as file:
         file.write(plan.header)
         for name in sorted(tensors, key=lambda name: plan.offsets[name]):
             rows = tensors[name].detach().to("cpu").contiguous()

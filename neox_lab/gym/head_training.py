@@ -24,6 +24,7 @@ import torch
 from neox_lab.built_in import revisions
 from neox_lab.family.base import GPTNeoXPreTrainedModel
 from neox_lab.family.loading import load
+from neox_lab.files import write_text
 from neox_lab.frames import make_frame
 from neox_lab.gym import labelled
 from neox_lab.gym.train import save_half
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> None:
         }
         _log.info("%s: %s", head, record["held_out"])
         text = json.dumps(record, indent=1) + "\n"
-        (options.out / head / "training.json").write_text(text, encoding="utf-8")
+        write_text(options.out / head / "training.json", text)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from neox_lab.data.batches import padded
 from neox_lab.errors import InputError
 from neox_lab.family import GPTNeoXForCausalLM
 from neox_lab.family.base import GPTNeoXPreTrainedModel
+from neox_lab.files import write_text
 from neox_lab.gym import corpus, training_texts
 from neox_lab.gym.evaluation import evaluate, repeat_loss
 from neox_lab.tasks.language import measure
@@ -336,7 +337,7 @@ def main(arguments: list[str] | None = None, recipe: Recipe | None = None) -> No
         "training_tokens": sum(p.steps * p.batch * p.context for p in recipe.phases),
         "curve": curve(results),
     }
-    (options.out / "training.json").write_text(json.dumps(record, indent=1) + "\n", "utf-8")
+    write_text(options.out / "training.json", json.dumps(record, indent=1) + "\n")
     shutil.rmtree(options.out / "run")
 
 

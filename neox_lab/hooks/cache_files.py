@@ -138,21 +138,23 @@ class SpillFile:
 
     def __init__(
         self,
-        path: Path,
+        temporary: Path,
         plan: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
         description: Mapping[str, object],
     ) -> None:
-        """Create ``path`` with room for the tensors of ``plan``: name to shape and dtype.
+        """Create the file with room for the tensors of ``plan``: name to shape and dtype.
 
         Raises:
             OSError: the file cannot be made.
         """
         listed = {**description, "aliases": {}, "order": list(plan)}
         file_layout = layout(plan, _CACHE.metadata(listed))
-        reserve(path, file_layout.size)
-        with path.open("rb+") as file:
+        reserve(temporary, file_layout.size)
+        with temporary.open("rb+") as file:
             file.write(file_layout.header)
-        storage = torch.UntypedStorage.from_file(str(path), shared=True, nbytes=file_layout.size)
+        storage = torch.UntypedStorage.from_file(
+            str(temporary), shared=True, nbytes=file_layout.size
+        )
         whole = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
         self.tensors: dict[str, Tensor] = {}
         for name, (shape, dtype) in plan.items():

@@ -387,10 +387,14 @@ class GPTNeoXTokenizerFast(Kin, ChatEncoder):
 
         Raises:
             CheckpointError: ``save_directory`` is no directory.
+            OSError: a file cannot be written.
         """
         if not Path(save_directory).is_dir():
             raise CheckpointError(f"There is no directory {os.fspath(save_directory)!r}.")
-        return tuple(self._backend.model.save(os.fspath(save_directory), filename_prefix))
+        with tempfile.TemporaryDirectory() as folder:
+            saved = [Path(path) for path in self._backend.model.save(folder)]
+            contents = {path.name: path.read_bytes().decode() for path in saved}
+        return files.write_all(Path(save_directory), contents, filename_prefix)
 
     # --- another vocabulary -----------------------------------------------------------------
 
