@@ -55,15 +55,15 @@ def resolve_labels(current: dict[int, str], given: Mapping[str, object]) -> dict
     """``id2label`` after ``num_labels``, ``id2label`` and ``label2id`` in any combination.
 
     Raises:
-        ConfigError: they contradict each other, or ids are not 0, 1, 2, ...
+        ConfigError: they contradict each other, two labels have one id, or ids are not 0, 1, ...
     """
     maps = []
     if given.get("id2label") is not None:
         pairs = _pairs("id2label", given["id2label"])
-        maps.append({_label_id(index): str(label) for index, label in pairs})
+        maps.append(_by_number("id2label", pairs))
     if given.get("label2id") is not None:
         pairs = _pairs("label2id", given["label2id"])
-        maps.append({_label_id(index): str(label) for label, index in pairs})
+        maps.append(_by_number("label2id", ((index, label) for label, index in pairs)))
     if len(maps) == 2 and maps[0] != maps[1]:
         raise ConfigError(f"id2label and label2id contradict each other: {maps[0]} and {maps[1]}.")
     labels = maps[0] if maps else current
@@ -98,6 +98,20 @@ def _pairs(name: str, value: object) -> Iterable[tuple[object, object]]:
             "back."
         )
     return value.items()
+
+
+def _by_number(name: str, pairs: Iterable[tuple[object, object]]) -> dict[int, str]:
+    """Labels by their ids."""
+    labels: dict[int, str] = {}
+    for index, label in pairs:
+        number = _label_id(index)
+        if number in labels:
+            raise ConfigError(
+                f"{name} gives the id {number} to {labels[number]!r} and to {str(label)!r}; "
+                "expected ids 0, 1, 2, ... a name each."
+            )
+        labels[number] = str(label)
+    return labels
 
 
 def _label_id(value: object) -> int:

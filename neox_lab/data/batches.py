@@ -34,8 +34,9 @@ def padded(examples: Sequence[Example], pad_token_id: int) -> dict[str, Tensor]:
         pad_token_id: fills up ``input_ids``.
 
     Returns:
-        ``input_ids`` and ``attention_mask`` ``[batch, pos]``; other lists as long as the ids (such
-        as ``labels``) filled with -100, other lists and numbers as they are.
+        ``input_ids`` and ``attention_mask`` ``[batch, pos]``; lists that differ in length from
+        example to example (a label for each token) filled with -100; others (a number for each
+        label) and numbers as they are.
     """
     ids, mask = pad_rows([example["input_ids"] for example in examples], pad_token_id)
     batch = {"input_ids": ids}
@@ -43,10 +44,8 @@ def padded(examples: Sequence[Example], pad_token_id: int) -> dict[str, Tensor]:
         if name == "input_ids" or name.startswith("_"):
             continue
         rows = [example[name] for example in examples]
-        if isinstance(rows[0], list) and len(rows[0]) == len(examples[0]["input_ids"]):
-            batch[name] = pad_rows(rows, IGNORED)[0]
-        else:
-            batch[name] = torch.tensor(rows)
+        differ = isinstance(rows[0], list) and len({len(row) for row in rows}) > 1
+        batch[name] = pad_rows(rows, IGNORED)[0] if differ else torch.tensor(rows)
     return batch | {"attention_mask": mask}
 
 

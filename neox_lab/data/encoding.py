@@ -34,7 +34,8 @@ class TokenSpans(NamedTuple):
 
     Attributes:
         ids: token ids.
-        spans: first and last character (exclusive) of each.
+        spans: first and last character (exclusive) of each; together they hold every character
+            but blanks.
     """
 
     ids: list[int]
@@ -68,7 +69,23 @@ def token_spans(model: HookedModel, text: str) -> TokenSpans:
     tokenizer = tokenizer_of(model)
     with _any_length():
         read = tokenizer(text, return_offsets_mapping=True)
-    return TokenSpans(list(read.input_ids), [(low, high) for low, high in read.offset_mapping])
+    spans = [(int(low), int(high)) for low, high in read.offset_mapping]
+    return TokenSpans(list(read.input_ids), _with_merged(text, spans))
+
+
+def _with_merged(text: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans that go on over the characters that were merged into the one before.
+
+    A tokenizer that composes characters (e and an accent to é) names the first of them only.
+    """
+    held = {at for low, high in spans for at in range(low, high)}
+    end = 0
+    ends = [0] * (len(text) + 1)  # where a span that ends here ends with what was merged into it
+    for at in range(len(text), -1, -1):
+        merged = at < len(text) and at not in held and not text[at].isspace()
+        end = end if merged else at
+        ends[at] = end
+    return [(low, ends[high] if low < high else high) for low, high in spans]
 
 
 def end_of_text(model: HookedModel) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -13,6 +14,7 @@ from neox_lab.data.tables import Table, listed, read_table, refuse, whole_number
 from neox_lab.errors import DataError
 
 WORD = re.compile(r"\w+|[^\w\s]")
+JOINERS = "\u200c\u200d"  # zero-width, inside words of Persian and of Indic scripts, and in emoji
 
 
 class Sentence(NamedTuple):
@@ -74,8 +76,30 @@ def _tag_names(data: object) -> list[str] | None:
 
 
 def words_of(text: str) -> list[tuple[int, int]]:
-    """First and last character (exclusive) of each word or punctuation mark."""
-    return [match.span() for match in WORD.finditer(text)]
+    """First and last character (exclusive) of each word or punctuation mark.
+
+    Combining marks and zero-width joiners belong to what they stand behind.
+    """
+    words: list[tuple[int, int]] = []
+    for match in WORD.finditer(text):
+        start, end = match.span()
+        if words and words[-1][1] == start and _goes_on(text, words[-1][0], start):
+            words[-1] = words[-1][0], end
+        else:
+            words.append((start, end))
+    return words
+
+
+def _goes_on(text: str, first: int, at: int) -> bool:
+    """Whether what begins at ``at`` belongs to the word before it, which begins at ``first``."""
+    if _is_mark(text[at]) or text[at - 1] == JOINERS[1]:
+        return True
+    both = WORD.match(text[first] + text[at])
+    return _is_mark(text[at - 1]) and both is not None and both.end() == 2
+
+
+def _is_mark(character: str) -> bool:
+    return character in JOINERS or unicodedata.category(character)[0] == "M"
 
 
 def _from_words(word_cell: object, tag_cell: object) -> Sentence:
@@ -88,8 +112,12 @@ def _from_words(word_cell: object, tag_cell: object) -> Sentence:
     problem = conll.broken(tags)
     if problem:
         raise DataError(problem)
-    ends = [sum(map(len, words[: at + 1])) + at for at in range(len(words))]
-    spans = [(end - len(word), end) for word, end in zip(words, ends, strict=True)]
+    spans, at = [], 0
+    for word in words:
+        inner = word.strip()
+        start = at + word.index(inner)
+        spans.append((start, start + len(inner)))
+        at += len(word) + 1
     return Sentence(" ".join(words), spans, tags)
 
 

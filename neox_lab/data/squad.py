@@ -117,5 +117,5 @@ def _misplaced(context: object, spans: Sequence[Span]) -> list[str]:
         f"{context[start : start + len(text)]!r:.40}"
         for start, text in spans
         if isinstance(context, str)
-        and (not text or start < 0 or context[start : start + len(text)] != text)
+        and (not text.strip() or start < 0 or context[start : start + len(text)] != text)
     ]

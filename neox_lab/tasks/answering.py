@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 HEAD = "question-answering"
 LONGEST_ANSWER = 30  # tokens
 VISIBLE = 0.005  # the least probability that gets bars in the picture
-CANDIDATES = 20  # best starts and best ends that are combined
+CANDIDATES = 400  # spans of a window that are considered, the best ones
 
 
 class Window(NamedTuple):
@@ -215,7 +215,8 @@ def prepare(
     for window in _windows(model, frame, max_length, stride):
         start = end = len(window.ids) - 1
         for first_character, text in frame["answers"][window.row][:1]:
-            inside = _tokens_of(window, first_character, first_character + len(text))
+            first_character += len(text) - len(text.lstrip())  # blanks are no token's characters
+            inside = _tokens_of(window, first_character, first_character + len(text.strip()))
             start, end = inside or (start, end)
         positions = {"start_positions": start, "end_positions": end}
         examples.append({"input_ids": window.ids, **positions, "_row": window.row})
@@ -286,23 +287,32 @@ def _ranked(
         for answer in _answers(window, context, row["start_logits"], row["end_logits"]):
             place = (answer.start, answer.end)
             # A text has no answer only if none of its windows has one.
-            pick = min if not answer.text else max
+            pick = max if answer.text else min
             there[place] = pick(there.get(place, answer), answer)
     return [sorted(there.values(), reverse=True) for there in found]
 
 
 def _answers(window: Window, context: str, start: Tensor, end: Tensor) -> list[Answer]:
-    """Candidates of one window: pairs of good starts and ends inside the text, and no answer."""
+    """The best spans of one window that hold more than blanks, and no answer."""
     first, count = window.first, len(window.offsets)
+    begins = torch.arange(count)[:, None].expand(count, LONGEST_ANSWER)
+    stops = begins + torch.arange(LONGEST_ANSWER)
+    begins, stops = begins[stops < count], stops[stops < count]
+    low, high = torch.tensor(window.offsets).unbind(dim=1)
+    written = _written(context)
+    told = written[high[stops]] > written[low[begins]]
+    begins, stops = begins[told], stops[told]
+    scores = start[first + begins] + end[first + stops]
     answers = [Answer(float(start[-1] + end[-1]), "", 0, 0)]
-    starts, ends = start[first : first + count], end[first : first + count]
-    for a in starts.topk(min(CANDIDATES, count)).indices.tolist():
-        for b in ends.topk(min(CANDIDATES, count)).indices.tolist():
-            if a <= b < a + LONGEST_ANSWER:
-                low, high = window.offsets[a][0], window.offsets[b][1]
-                score = float(starts[a] + ends[b])
-                answers.append(Answer(score, context[low:high], low, high))
+    for at in scores.topk(min(CANDIDATES, len(scores))).indices.tolist():
+        place = window.offsets[int(begins[at])][0], window.offsets[int(stops[at])][1]
+        answers.append(Answer(float(scores[at]), context[slice(*place)], *place))
     return answers
+
+
+def _written(text: str) -> Tensor:
+    """How many characters that are no blanks stand before each place ``[len(text) + 1]``."""
+    return torch.tensor([0, *(not character.isspace() for character in text)]).cumsum(dim=0)
 
 
 def _heat(

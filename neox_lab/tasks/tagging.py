@@ -178,7 +178,7 @@ def _tokens(
     last = []
     for _, end in sentence.words:
         # Several tokens may share the last character (its bytes); the last of them ends the word.
-        at = max(i for i, (low, high) in enumerate(read.spans) if low < end <= high)
+        at = max(i for i, (low, high) in enumerate(read.spans) if low < end and low < high)
         last.append(at)
     return read.ids, last
 
