@@ -15,9 +15,9 @@ from torch import Tensor
 
 import neox_lab as nl
 from neox_lab import views
+from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError
 from neox_lab.family.tree import headline
-from neox_lab.model.parts import refuse_dropout
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel

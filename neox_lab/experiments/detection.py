@@ -44,6 +44,7 @@ from torch import Tensor
 
 from neox_lab.checks import check, one_of
 from neox_lab.data.batches import by_length
+from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError, nearest
 from neox_lab.experiments.detection_result import HeadsResult
 from neox_lab.family.base import GPTNeoXPreTrainedModel
@@ -52,7 +53,6 @@ from neox_lab.family.factored import FactoredMatrix
 from neox_lab.family.folded import folded
 from neox_lab.family.text import Inputs
 from neox_lab.hooks import reads_only
-from neox_lab.model.parts import refuse_dropout
 
 if TYPE_CHECKING:
     from neox_lab.model.hook_points import HookPoint

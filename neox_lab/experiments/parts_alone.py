@@ -12,18 +12,12 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import HookError
 from neox_lab.kernels.linear import Linear
 from neox_lab.model.attention import Attention
 from neox_lab.model.block import MLP, Block
-from neox_lab.model.parts import (
-    described,
-    is_hooked,
-    refuse_dropout,
-    runs,
-    skipped_hook,
-    takes_tokens_alone,
-)
+from neox_lab.model.parts import described, is_hooked, runs, skipped_hook, takes_tokens_alone
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel

@@ -26,10 +26,10 @@ from neox_lab.data.activations import collected, site_names
 from neox_lab.data.encoding import token_ids
 from neox_lab.data.positions import TextPosition
 from neox_lab.data.statistics import mean_interval, statistic_interval
+from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import DataError, InputError, NeoxLabWarning
 from neox_lab.experiments.probing_result import Array, Probe, ProbeResult
 from neox_lab.family.contract import HookedModel
-from neox_lab.model.parts import refuse_dropout
 from neox_lab.selections import one_each
 
 __all__ = ["Probe", "ProbeResult", "probe"]

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import HookError
-from neox_lab.model.parts import refuse_dropout
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from neox_lab.dropout import has_dropout
 from neox_lab.errors import HookError
 from neox_lab.hooks.derived import Maker, check_weights, weights_seen
 from neox_lab.hooks.storage import Keeping
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.model.key_value_cache import given_cache
-from neox_lab.model.parts import has_dropout
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedNetwork

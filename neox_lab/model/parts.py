@@ -16,18 +16,15 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as every_module
-from torch.nn.modules.dropout import _DropoutNd
 
-from neox_lab.errors import HookError, InputError
+from neox_lab.dropout import has_dropout
+from neox_lab.errors import HookError
 from neox_lab.kernels.linear import Linear
-
-if TYPE_CHECKING:
-    from neox_lab.family.contract import HookedNetwork
 
 _FAR = 64
 _LINEAR = (Linear.forward, nn.Linear.forward)
@@ -227,33 +224,6 @@ def described(module: nn.Module) -> str:
     """What stands in a place, in words."""
     kind = type(module).__name__
     return f"a {kind} whose forward was replaced" if "forward" in vars(module) else f"a {kind}"
-
-
-def has_dropout(module: nn.Module | HookedNetwork) -> bool:
-    """Whether what ``module`` computes is random now."""
-    return any(part.training and _share_dropped(part) > 0 for part in module.modules())
-
-
-def refuse_dropout(model: HookedNetwork) -> None:
-    """The gate at the door of every question: an answer must be the same when asked again.
-
-    Raises:
-        InputError: dropout is on, in training mode.
-    """
-    for name, part in model.named_modules():
-        if part.training and (share := _share_dropped(part)) > 0:
-            raise InputError(
-                "The model is in training mode: dropout would add noise, first "
-                f"{name or type(part).__name__} with a probability of {share}. model.eval()"
-            )
-
-
-def _share_dropped(part: nn.Module) -> float:
-    """The probability with which ``part`` itself drops numbers in training mode."""
-    if isinstance(part, _DropoutNd):
-        return float(part.p)
-    share = getattr(part, "dropout", 0.0)  # attention keeps the number alone
-    return share if isinstance(share, float) else 0.0
 
 
 def runs(module: nn.Module, *forwards: Callable[..., object]) -> bool:

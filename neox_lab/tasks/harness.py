@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from neox_lab.data.encoding import start_of_text, token_ids, tokenizer_of
+from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError
 from neox_lab.model.output_heads import require_head
-from neox_lab.model.parts import refuse_dropout
 from neox_lab.tasks.likelihood import continuations, log_probabilities, windows
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from neox_lab.checks import check, name_not_finite, one_of, whole
 from neox_lab.data.batches import by_length
 from neox_lab.data.encoding import pad_rows, start_of_text, token_ids, tokenizer_of
 from neox_lab.data.tables import refuse
+from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import DataError, InputError
 from neox_lab.frames import make_frame
-from neox_lab.model.parts import refuse_dropout
 from neox_lab.tasks.result import TaskResult, metrics_view
 
 if TYPE_CHECKING:

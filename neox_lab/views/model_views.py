@@ -46,9 +46,11 @@ def attention(
         batch_index: which text of a batch; its padding is left out.
 
     Raises:
-        InputError: no text for a model, no pattern in a cache, or no such layer or text in the
-            batch.
+        InputError: dropout is on, no text for a model, no pattern in a cache, or no such layer or
+            text in the batch.
     """
+    from neox_lab.dropout import refuse_dropout  # with torch, which views do without
+
     pieces: Pieces | None
     if isinstance(model_or_cache, Mapping):
         cache = model_or_cache
@@ -62,6 +64,7 @@ def attention(
     elif hasattr(model_or_cache, "run_with_cache"):
         if text is None:
             raise InputError("a model needs a text to read: attention(model, 'The cat sat')")
+        refuse_dropout(model_or_cache)
         wanted = "*" if layer is None else str(layer)
         _, cache = model_or_cache.run_with_cache(
             text, names_filter=f"blocks.{wanted}.attn.hook_pattern"

@@ -28,6 +28,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("kinship.py", "being taken for transformers' classes"),
     ("interrupts.py", "Ctrl-C, kept waiting for a moment"),
     ("selections.py", "which entries of an axis, read in one way"),
+    ("dropout.py", "one gate at the door of every question"),
     ("files.py", "files whole or absent, sizes in words"),
     ("safetensors_files.py", "tensors with a description, in one kind of file"),
     ("hub_answers.py", "what a hub may answer"),
