@@ -90,7 +90,9 @@ def entries(
                 f"{size} of them."
             )
         return [at for at, chosen in enumerate(found) if chosen]
-    return [entry(name, one, size, error) for one in found]
+    for farthest in (min(found), max(found)) if found else ():
+        entry(name, farthest, size, error)
+    return [at % size for at in found]
 
 
 def entry(name: str, which: object, size: int, error: type[NeoxLabError]) -> int:
@@ -171,7 +173,9 @@ def take(tensor: Tensor, axis: int, which: object, name: str, error: type[NeoxLa
 
 
 def _is_whole(value: object) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return type(value) is int or (
+        isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    )
 
 
 def _slice(name: str, which: slice, error: type[NeoxLabError]) -> slice:

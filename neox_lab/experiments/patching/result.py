@@ -106,17 +106,29 @@ class PatchResult(GridResult):
         return self.effect() / distance
 
     def standard_error(self) -> Tensor:
-        """Standard error of each cell's effect, mean over pairs."""
+        """Standard error of each cell's effect, mean over pairs.
+
+        Raises:
+            InputError: the metric of each pair is not known.
+        """
         return statistics.standard_error(self._effects())
 
     def interval(
         self, level: float = 0.95, draws: int = 2000, seed: int = 0
     ) -> tuple[Tensor, Tensor]:
-        """Bootstrap interval of each cell's effect; see ``statistics.bootstrap_interval``."""
+        """Bootstrap interval of each cell's effect; see ``statistics.bootstrap_interval``.
+
+        Raises:
+            InputError: the metric of each pair is unknown, or ``level`` or ``draws`` out of range.
+        """
         return statistics.bootstrap_interval(self._effects(), level, draws, seed)
 
     def p_values(self, draws: int = 2000, seed: int = 0) -> Tensor:
-        """Permutation p-values of each cell's effect; see ``statistics.sign_flip_p_values``."""
+        """Permutation p-values of each cell's effect; see ``statistics.sign_flip_p_values``.
+
+        Raises:
+            InputError: the metric of each pair is not known, or ``draws`` out of range.
+        """
         return statistics.sign_flip_p_values(self._effects(), draws, seed)
 
     def _effects(self) -> Tensor:
