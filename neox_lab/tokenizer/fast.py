@@ -347,7 +347,9 @@ class GPTNeoXTokenizerFast(Kin, ChatEncoder):
             **templates,
             "tokenizer.json": vocabulary,
         }
-        paths = files.write_all(Path(save_directory), contents, filename_prefix)
+        directory = Path(save_directory)
+        earlier = [] if filename_prefix else files.templates_in(directory)
+        paths = files.write_all(directory, contents, filename_prefix, earlier)
         if push_to_hub:
             _upload(save_directory, repo_id or Path(save_directory).resolve().name, upload_options)
         return paths

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -184,8 +184,17 @@ def template_files(settings: dict[str, Any], apart: bool) -> dict[str, str]:
     }
 
 
+def templates_in(directory: Path) -> list[Path]:
+    """The chat templates that an earlier save left as files of their own."""
+    further = (directory / TEMPLATE_FOLDER).glob("*.jinja")
+    return [path for path in (directory / TEMPLATE_FILE, *further) if path.is_file()]
+
+
 def write_all(
-    directory: Path, contents: Mapping[str, str], prefix: str | None = None
+    directory: Path,
+    contents: Mapping[str, str],
+    prefix: str | None = None,
+    instead_of: Iterable[Path] = (),
 ) -> tuple[str, ...]:
     """Write named texts into ``directory``, all or none of them.
 
@@ -193,6 +202,7 @@ def write_all(
         directory: where to; made if it is not there.
         contents: texts by name of file; last that without which the others are not read.
         prefix: what the names begin with, before a hyphen.
+        instead_of: files of an earlier save that go, unless they are written again.
 
     Returns:
         Their paths.
@@ -211,6 +221,9 @@ def write_all(
             path.parent.mkdir(exist_ok=True)
             stage(path).write_text(text, encoding="utf-8")
             paths.append(str(path))
+        for path in instead_of:
+            if str(path) not in paths:
+                stage.remove(path)
     return tuple(paths)
 
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, process
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
+from neox_lab.built_in import weights_directory
 from neox_lab.errors import CheckpointError, TokenizerError
 from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
@@ -359,3 +360,17 @@ def test_uploads_go_through_the_hub_s_client(
     for call in (fresh.push_to_hub, fresh.save_pretrained):
         with pytest.raises(TokenizerError, match="commit_message"):
             call(str(tmp_path), commit_mesage="x")
+
+
+def test_no_template_of_an_earlier_save_is_read(tmp_path: Path) -> None:
+    saved = GPTNeoXTokenizerFast.from_pretrained(weights_directory())
+    for templates in ({"default": "a", "tools": "b", "other": "c"}, {"default": "d", "tools": "e"}):
+        saved.chat_template = templates
+        saved.save_pretrained(tmp_path)
+        assert GPTNeoXTokenizerFast.from_pretrained(tmp_path).chat_template == templates
+    saved.chat_template = None
+    saved.save_pretrained(tmp_path)
+    assert GPTNeoXTokenizerFast.from_pretrained(tmp_path).chat_template is None
+    (tmp_path / "chat_template.jinja").write_text("mine")
+    saved.save_vocabulary(tmp_path)
+    assert (tmp_path / "chat_template.jinja").read_text() == "mine"
