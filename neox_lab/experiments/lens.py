@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from neox_lab.checks import check, name_not_finite, whole
 from neox_lab.errors import InputError, nearest
 from neox_lab.experiments.parts_alone import check_parts
+from neox_lab.experiments.patching.prompts import refuse_other_angles
 from neox_lab.experiments.splices import IN_NETWORK, check_splices
 from neox_lab.frames import make_frame
 from neox_lab.model.parts import at_least_float32
@@ -188,6 +189,7 @@ def logit_lens(
     )
     ids = prepared["input_ids"]
     own = prepared.get("attention_mask", torch.ones_like(ids)).bool()
+    refuse_other_angles(model, own, "inputs")
     followed = torch.nn.functional.pad(own[:, 1:] & own[:, :-1], (0, 1))
     following = torch.nn.functional.pad(ids[:, 1:], (0, 1)).masked_fill(~followed, -1)
     final = at_least_float32(output.logits).log_softmax(dim=-1)

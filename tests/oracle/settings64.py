@@ -19,7 +19,7 @@ ROPES: dict[str, dict[str, Any]] = {
     "dynamic": {"factor": 2.0},
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 2.0},
     "longrope": {
-        "original_max_position_embeddings": 4,
+        "original_max_position_embeddings": 6,
         "short_factor": [1.0, 1.1, 1.2],
         "long_factor": [1.5, 2.5, 4.0],
     },

@@ -43,7 +43,7 @@ def log_probabilities(network: Network64, text: str) -> Tensor:
     return scores[0, :-1].gather(-1, ids[0, 1:, None])[:, 0]
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in RECENT])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_likelihoods(name: str) -> None:
     model, network = reader(name)
     frame = likelihood.perplexity(model, TEXTS).frame
@@ -76,7 +76,7 @@ def test_windows(name: str, context: int, stride: int) -> None:
     assert got.metrics["perplexity"] == pytest.approx(math.exp(mean), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in RECENT])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_heads(name: str) -> None:
     model, network = reader(name, "sequence-classification")
     said = classification.predict(model, TEXTS).values
@@ -101,7 +101,7 @@ def test_heads(name: str) -> None:
         close(found["score"].to_numpy(), torch.tensor([s for *_, s in wanted]), FLOAT32)
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in RECENT])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_spans(name: str) -> None:
     model, network = reader(name, "question-answering")
     for question, context in (("who", "Ada did it."), ("when", "in 1843, or so")):
@@ -126,7 +126,7 @@ def line_end(model: Any) -> int:
     return int(model.tokenizer("\n").input_ids[0])
 
 
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in RECENT])
+@pytest.mark.parametrize("name", NETWORKS)
 def test_vectors_for_probes(name: str) -> None:
     model, network = reader(name)
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(2)] + ["blocks.1.attn.hook_z"]

@@ -20,7 +20,7 @@ from neox_lab.experiments.patching.result_builder import build_result
 from neox_lab.experiments.patching.runner import Question, Runner, check_ready
 from neox_lab.experiments.patching.runs import blocks_of
 from neox_lab.experiments.patching.sites import find_sites
-from neox_lab.experiments.patching.sources import GivenActivations
+from neox_lab.experiments.patching.sources import GivenActivations, check_padding
 from neox_lab.experiments.patching.sweeps import sweep
 from neox_lab.experiments.splices import check_splices
 
@@ -135,6 +135,7 @@ def get_act_patch_direct_path(
 
     Raises:
         HookError: hooks are in place, or a function is spliced in.
+        InputError: a cache's run was padded in other places.
     """
     check_ready(model)
     check_splices(model, (), "Direct paths are computed from weights and cached streams alone.")
@@ -151,6 +152,8 @@ def get_act_patch_direct_path(
         return block.attention.project(block.input_layernorm(read))["qkv".index(component)]
 
     patched = read_prompts(model, corrupted_tokens, "corrupted_tokens")
+    for cache in (clean_cache, corrupted_cache):
+        check_padding(cache, patched)
     sites = find_sites(f"{component}_all_pos", model.config.use_parallel_residual)
     question = Question(model, patched, GivenActivations(activations), patching_metric, sites)
     values = build_result(question, Runner(question).run(verbose), "denoising").values

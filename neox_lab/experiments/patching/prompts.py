@@ -83,7 +83,8 @@ def read_prompts(model: HookedModel, given: PromptsLike, name: str) -> Prompts:
         name: of the argument, for errors.
 
     Raises:
-        InputError: something else, no tokens, positions of their own, or entries that nobody reads.
+        InputError: something else, no tokens, positions of their own, entries that nobody reads,
+            or padding that changes how a text is read, see ``refuse_other_angles``.
         TokenizerError: texts and no tokenizer.
     """
     prepared: Mapping[str, Tensor] = {}
@@ -120,7 +121,31 @@ def read_prompts(model: HookedModel, given: PromptsLike, name: str) -> Prompts:
                 f"{list(ids.shape)}."
             )
         mask = None if bool(mask.bool().all()) else mask.to(model.device)
-    return Prompts(ids, mask)
+    prompts = Prompts(ids, mask)
+    refuse_other_angles(model, prompts.own, name)
+    return prompts
+
+
+def refuse_other_angles(model: HookedModel, own: Tensor, name: str) -> None:
+    """Raise if a text would be read otherwise alone, because angles depend on the longest text.
+
+    Args:
+        model: what reads them.
+        own: True for text ``[batch, pos]``.
+        name: of the argument, for errors.
+
+    Raises:
+        InputError: it would.
+    """
+    rotary, width = model.backbone.rotary, own.shape[1]
+    for row, length in enumerate(own.sum(dim=1).tolist()):
+        if rotary.regime(length) != rotary.regime(width):
+            kind = model.config.rope_parameters["rope_type"]
+            raise InputError(
+                f"{name}: text {row} has {length} tokens and is padded to {width}, where positions "
+                f"turn by other angles (rope_type {kind!r}), so the text would be read otherwise "
+                "than alone. Ask about texts of one length at a time."
+            )
 
 
 def check_pairs(model: HookedModel, clean: Prompts, corrupted: Prompts, named: bool) -> None:

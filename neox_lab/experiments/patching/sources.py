@@ -151,7 +151,12 @@ class CachedSource(Source):
     """A cache of any run with as many rows as there are pairs, or one, and as many positions."""
 
     def __init__(self, cache: ActivationCache, patched: Prompts) -> None:
-        """``patched`` are all prompts that get patched."""
+        """``patched`` are all prompts that get patched.
+
+        Raises:
+            InputError: the cache's run was padded in other places, see ``check_padding``.
+        """
+        check_padding(cache, patched)
         self.cache = cache
         self.batch, self.width = patched.ids.shape
 
@@ -185,6 +190,27 @@ class CachedSource(Source):
         if final.shape[1] != self.width or len(final) not in (1, self.batch):
             return None
         return pairs.metric.of_run(final.expand(self.batch, -1, -1)[pairs.numbers])
+
+
+def check_padding(cache: ActivationCache, patched: Prompts) -> None:
+    """Raise if padding of a cache's run would be patched into text.
+
+    Raises:
+        InputError: it would. ``run_with_cache`` pads a list of texts as the tokenizer does, mostly
+            on the right, and questions pad it on the left.
+    """
+    mask = cache.attention_mask
+    if mask is None or mask.dim() != 2 or mask.shape[1] != patched.ids.shape[1]:
+        return
+    padded = patched.own & (mask.to(patched.own.device) == 0)
+    if len(mask) in (1, len(patched.own)) and bool(padded.any()):
+        row, column = padded.nonzero()[0].tolist()
+        raise InputError(
+            f"Position {column} of text {row} is padding in the run of the cache and text in the "
+            "prompts that get patched. Run both with the same ids and attention_mask: "
+            "run_with_cache(ids, attention_mask=mask), and {'input_ids': ids, 'attention_mask': "
+            "mask} here."
+        )
 
 
 class GivenActivations(Source):
