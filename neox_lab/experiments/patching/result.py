@@ -46,7 +46,8 @@ class PatchResult(GridResult):
         direction: ``"denoising"`` (clean into corrupted), ``"noising"`` (corrupted into clean) or
             ``"ablation"`` (something else into clean).
         labels: for each axis a name for each index.
-        samples: the metric of each pair, ``[pair, ...]``; None if the metric has no such thing.
+        samples: the metric of each pair, ``[pair, ...]``; None if the metric has no such thing. Of
+            an interrupted sweep NaN where it was not computed, and so are statistics over pairs.
         base_samples: the metric of each pair without any patch ``[pair]``.
         complete: False if the sweep was interrupted.
     """

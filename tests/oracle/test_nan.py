@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from network64 import Network64
 from torch import Tensor
 
 import neox_lab as nl
@@ -42,10 +43,34 @@ def broken() -> Any:
 
 
 def losses_in_float64(text: str) -> Tensor:
-    """Loss of each token but the first, by the whole model in double precision."""
-    model: Any = nl.load().double()
-    ids = model.to_tokens(text)
-    return -model(ids).logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+    """Loss of each token but the first."""
+    ids = nl.load().to_tokens(text)
+    run = Network64.of(nl.load())(ids)
+    return -run.logits[0, :-1].log_softmax(-1).gather(-1, ids[0, 1:, None])[:, 0]
+
+
+def swept_in_float64(clean: str, corrupted: str) -> tuple[Tensor, float, float]:
+    """The logit difference with each residual stream patched, and on both prompts unpatched."""
+    model: Any = nl.load()
+    network, ids = Network64.of(model), model.to_tokens(corrupted)
+    source, plain = network(model.to_tokens(clean)), network(ids)
+    values = torch.zeros(network.layers, ids.shape[1], dtype=torch.float64)
+    for layer in range(network.layers):
+        name = f"blocks.{layer}.hook_resid_pre"
+        for pos in range(ids.shape[1]):
+
+            def patch(x: Tensor, name: str = name, pos: int = pos) -> Tensor:
+                x = x.clone()
+                x[:, pos] = source[name][:, pos]
+                return x
+
+            values[layer, pos] = difference(network(ids, edits={name: patch}).logits)
+    return values, float(difference(source.logits)), float(difference(plain.logits))
+
+
+def difference(logits: Tensor) -> Tensor:
+    """What ``METRIC`` reads."""
+    return logits[0, -1, 5] - logits[0, -1, 6]
 
 
 def test_perplexity() -> None:
@@ -141,11 +166,12 @@ def test_a_sweep_over_pairs_of_which_one_is_nan() -> None:
     corrupted = ["The man sat on the", "The man sat on the"]
     with pytest.warns(NeoxLabWarning, match=r"of pairs 1, patched is NaN .* at layer 0 pos 1"):
         both = nl.patching.sweep(poisoned(), clean, corrupted, METRIC, progress=False)
-    alone = nl.patching.sweep(nl.load(), clean[:1], corrupted[:1], METRIC, progress=False)
+    values, _, corrupted_value = swept_in_float64(clean[0], corrupted[0])
     assert math.isnan(both.clean)
-    assert both.corrupted == pytest.approx(alone.corrupted, abs=1e-4)
+    assert both.corrupted == pytest.approx(corrupted_value, abs=1e-4)
     assert both.samples is not None and both.computed is None and both.complete
-    torch.testing.assert_close(both.samples[0], alone.values, rtol=0, atol=1e-4)
+    torch.testing.assert_close(both.samples[0].double(), values, rtol=0, atol=1e-4)
+    assert both.samples[1].isnan().any(dim=0)[1]  # where the NaN is patched
     expected = both.samples.sum(dim=0) / 2
     torch.testing.assert_close(both.values, expected, equal_nan=True)
     assert both.values.isnan().any() and both.values.isfinite().any()
@@ -154,22 +180,24 @@ def test_a_sweep_over_pairs_of_which_one_is_nan() -> None:
     assert "NaN" in both.to_html() and "not measured" not in both.to_html()
 
 
-def test_an_interrupted_sweep_says_what_it_has_not_computed() -> None:
+@pytest.mark.parametrize("share", [0, 0.4])
+def test_an_interrupted_sweep_says_what_it_has_not_computed(share: float) -> None:
+    """Some cells of the first pairs; or all of them, and not all pairs."""
+
     def stop(done: int, total: int) -> None:
-        if 3 * done > total:
+        if done > share * total:
             raise KeyboardInterrupt
 
     clean, corrupted = ["The cat sat on the"] * 40, ["The man sat on the"] * 40
     model = nl.load()
-    model.config.max_position_embeddings = 512
     found = nl.patching.sweep(model, clean, corrupted, METRIC, budget=16, progress=stop)
-    alone = nl.patching.sweep(model, clean[:1], corrupted[:1], METRIC, progress=False)
-    assert not found.complete
+    values, clean_value, _ = swept_in_float64(clean[0], corrupted[0])
+    assert not found.complete and bool(found.is_computed.all()) == (share > 0)
     assert not found.values[found.is_computed].isnan().any()
     assert found.values[~found.is_computed].isnan().all()
     here = found.is_computed
-    torch.testing.assert_close(found.values[here], alone.values[here], rtol=0, atol=1e-4)
-    assert found.clean == pytest.approx(alone.clean, abs=1e-4)
+    torch.testing.assert_close(found.values[here].double(), values[here], rtol=0, atol=1e-4)
+    assert found.clean == pytest.approx(clean_value, abs=1e-4)
     assert len(found.frame) == int(here.sum())
 
 
@@ -247,8 +275,14 @@ def test_the_lens() -> None:
     watch = [" cat"]
     with pytest.warns(NeoxLabWarning, match="prediction is NaN or infinite at 0_pre, text 1, pos "):
         found = nl.lens.logit_lens(poisoned(), [GOOD, BAD], watch=watch)
-    right = nl.lens.logit_lens(nl.load(), [GOOD], watch=watch)
-    torch.testing.assert_close(found.entropy[:, :1], right.entropy, rtol=0, atol=1e-4)
+    network, ids = Network64.of(nl.load()), nl.load().to_tokens(GOOD)
+    run = network(ids)
+    for layer in range(network.layers):
+        stream = network.normalize(run[f"blocks.{layer}.hook_resid_pre"])
+        chances = network.head(stream).softmax(-1)
+        entropy = torch.special.entr(chances).sum(-1)
+        got = found.entropy[layer, :1, : ids.shape[1]].double()
+        torch.testing.assert_close(got, entropy, rtol=0, atol=1e-4)
     bad = found.frame[found.frame["entropy"].isna()]
     assert set(bad["text"]) == {1} and bad["prediction"].isna().all()
     assert (bad["next_rank"] == -1).all() and (bad["rank( cat)"] == -1).all()
