@@ -21,7 +21,7 @@ from torch import Tensor
 from neox_lab.errors import HookError, HookNameError, nearest
 from neox_lab.hooks.hooking import reads_only
 from neox_lab.hooks.names import ShortForm, exact
-from neox_lab.model.hook_points import HookFunction, HookPoint
+from neox_lab.model.hook_points import HookFunction, HookPoint, fitting
 
 
 def only(
@@ -43,7 +43,7 @@ def only(
         A hook for ``fwd_hooks``. In a run outside generation all is prompt, and step 0.
 
     Raises:
-        HookError: an unknown part; or, when it runs, a replacement of another shape.
+        HookError: an unknown part; or, when it runs, a replacement that does not fit.
     """
     if part not in (None, "prompt", "generated"):
         raise HookError(f"part={part!r}; expected 'prompt', 'generated' or None.")
@@ -63,13 +63,10 @@ def only(
         replacement = function(section, _at(hook, start, length, part))
         if replacement is None:
             return None  # edits in place have gone through the view
-        if replacement.shape != section.shape:
-            raise HookError(
-                f"The hook at {hook.name!r} returned a tensor of shape "
-                f"{list(replacement.shape)}; it is limited to the {part} and was given "
-                f"{list(section.shape)}."
-            )
-        section.copy_(replacement)
+        try:
+            section.copy_(fitting(replacement, section, hook))
+        except HookError as error:
+            raise HookError(f"{error} It is limited to the {part}.") from None
         return tensor
 
     return limited

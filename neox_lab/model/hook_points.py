@@ -226,7 +226,7 @@ def _offer(tensor: Tensor, watcher: Watcher, tap: Tap = NO_TAP) -> Tensor:
     """Give a writer its private copy; return that (perhaps edited) or its replacement."""
     private = tensor.clone()
     replacement = watcher.call(private, tap)
-    return private if replacement is None else _fitting(replacement, tensor, watcher.point)
+    return private if replacement is None else fitting(replacement, tensor, watcher.point)
 
 
 def _watch_gradient(tensor: Tensor, watcher: Watcher) -> Tensor:
@@ -264,8 +264,17 @@ def _gradient_offer(gradient: Tensor, watcher: Watcher) -> Tensor:
     return offered
 
 
-def _fitting(replacement: object, original: Tensor, point: HookPoint) -> Tensor:
-    """``replacement`` if it can stand in for ``original``; otherwise a HookError that says why."""
+def fitting(replacement: object, original: Tensor, point: HookPoint) -> Tensor:
+    """``replacement``, if it can stand in for ``original``.
+
+    Args:
+        replacement: what a hook returned.
+        original: what it was given.
+        point: where.
+
+    Raises:
+        HookError: it is no tensor, or of another shape, dtype or device.
+    """
     if not isinstance(replacement, torch.Tensor):
         raise HookError(
             f"The hook at {point.name!r} returned {type(replacement).__name__}; a hook returns "

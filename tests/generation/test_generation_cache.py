@@ -142,11 +142,18 @@ def test_edits_in_place_and_positions_of_a_part(model: Any) -> None:
 def test_limits_that_make_no_sense(model: Any) -> None:
     with pytest.raises(HookError, match="'prompt', 'generated'"):
         only(lambda tensor, hook: None, part="answer")  # type: ignore[arg-type]
-    with (
-        pytest.raises(HookError, match=r"limited to the prompt"),
-        model.hooks([(RESID, only(lambda tensor, hook: tensor[:, :1], part="prompt"))]),
+    for change, what in (
+        (lambda tensor, hook: tensor[:, :1], "shape"),
+        (lambda tensor, hook: tensor.double(), "dtype"),
+        (lambda tensor, hook: tensor.long(), "dtype"),
+        (lambda tensor, hook: 0.0, "returned float"),
     ):
-        model.generate(tokens(1, 4), max_new_tokens=2)
+        hooked = [(RESID, only(change, part="prompt"))]
+        with (
+            pytest.raises(HookError, match=rf"{what}.*limited to the prompt"),
+            model.hooks(hooked),
+        ):
+            model.generate(tokens(1, 4), max_new_tokens=2)
 
 
 @pytest.mark.parametrize("sample", [False, True])
