@@ -39,6 +39,7 @@ class Tour:
         predictions: the likeliest next tokens, as a view.
         attention: attention of every head, as a view.
         corrupted: position of the token whose loss hurts the prediction most.
+        replacement: the token that stood there instead.
         occlusion: log probability of the clean prediction with each token replaced, ``[pos]``.
         clean: log probability of the prediction, in nats.
         patching: share of the prediction that each patched residual restores, as a view.
@@ -52,6 +53,7 @@ class Tour:
     predictions: views.PredictionsView
     attention: views.AttentionView
     corrupted: int
+    replacement: str
     occlusion: Tensor
     clean: float
     patching: views.HeatmapView
@@ -90,6 +92,7 @@ def take(model: LanguageModel, prompt: str, new_tokens: int = 20) -> Tour:
     position = int(occlusion[:-1].argmin()) if len(occlusion) > 1 else 0
     corrupted = tokens.clone()
     corrupted[0, position] = _end_of_text(model)
+    replacement = model.to_str_tokens(corrupted[0])[position]
 
     def log_probability(logits: Tensor) -> Tensor:
         return logits[0, -1].float().log_softmax(dim=-1)[answer]
@@ -104,6 +107,7 @@ def take(model: LanguageModel, prompt: str, new_tokens: int = 20) -> Tour:
         predictions=views.PredictionsView(pieces, _candidates(model, output.logits[0])),
         attention=views.attention(cache),
         corrupted=position,
+        replacement=replacement,
         occlusion=occlusion,
         clean=float(log_probs[answer]),
         patching=views.HeatmapView(
@@ -113,7 +117,8 @@ def take(model: LanguageModel, prompt: str, new_tokens: int = 20) -> Tour:
             row_axis="layer",
             column_axis="position",
             value_name="share of the prediction restored",
-            title=f"Patching resid_pre after replacing token {position}",
+            title=f"Patching resid_pre after {views.label(replacement)} replaced token {position} "
+            f"({views.label(pieces[position])})",
         ),
     )
 
@@ -172,7 +177,8 @@ def sections(
     tour: Tour, model: LanguageModel
 ) -> list[tuple[str, str | None, views.View | str | None]]:
     """The tour as headings, paragraphs and pictures, for a report."""
-    token = views.label(tour.pieces[tour.corrupted])
+    token, other = views.label(tour.pieces[tour.corrupted]), views.label(tour.replacement)
+    damaged = float(tour.occlusion[tour.corrupted])
     return [
         ("The model", headline(model), None),
         ("What it writes", None, f"{tour.prompt}{tour.continuation}"),
@@ -186,9 +192,10 @@ def sections(
         ),
         (
             "What one activation does",
-            f"Replacing token {tour.corrupted} ({token}) hurts the prediction most. The map shows "
-            "how much of it comes back when the residual stream of the undisturbed run is put in "
-            "at one layer and position: 1 is all of it, 0 nothing.",
+            f"Of all tokens before the last, replacing token {tour.corrupted} ({token}) with "
+            f"{other} hurts the prediction most: its log probability goes from {tour.clean:.2f} to "
+            f"{damaged:.2f}. The map shows how much of it comes back when the residual stream of "
+            "the undisturbed run is put in at one layer and position: 1 is all of it, 0 nothing.",
             tour.patching,
         ),
     ]

@@ -20,7 +20,7 @@ from oracle import pair, randomize, tokens
 import neox_lab as nl
 from neox_lab.cli import main
 from neox_lab.laboratory import notebooks
-from neox_lab.tour import DEFAULT_PROMPT, occlude, take
+from neox_lab.tour import DEFAULT_PROMPT, occlude, sections, take
 from neox_lab.views.live import kinds, script
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,6 +39,12 @@ def test_the_tour_of_the_built_in_model() -> None:
     tour = take(nl.load(), DEFAULT_PROMPT, new_tokens=3)
     assert tour.activations == len(nl.load().hook_names)
     assert tour.clean >= float(tour.occlusion.min())
+    told = sections(tour, nl.load())[-1][1] or ""
+    for words in (tour.patching.title, told):  # what was replaced, and with what
+        assert "<|endoftext|>" in words
+        assert f"token {tour.corrupted} (" in words
+        assert tour.pieces[tour.corrupted].strip() in words
+    assert f"from {tour.clean:.2f} to {float(tour.occlusion[tour.corrupted]):.2f}" in told
     restored = tour.patching.values
     assert restored[0, tour.corrupted] == pytest.approx(1, abs=1e-4)
     assert abs(restored[:, : tour.corrupted]).max() == 0
