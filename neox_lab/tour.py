@@ -92,7 +92,7 @@ def take(model: LanguageModel, prompt: str, new_tokens: int = 20) -> Tour:
     position = int(occlusion[:-1].argmin()) if len(occlusion) > 1 else 0
     corrupted = tokens.clone()
     corrupted[0, position] = _end_of_text(model)
-    replacement = model.to_str_tokens(corrupted[0])[position]
+    replacement = str(model.to_str_tokens(corrupted[0])[position])
 
     def log_probability(logits: Tensor) -> Tensor:
         return logits[0, -1].float().log_softmax(dim=-1)[answer]

@@ -18,15 +18,15 @@ from neox_lab.family.losses import IGNORED
 from neox_lab.family.structure import evaluating
 from neox_lab.model.output_heads import answers_per_text
 
-Example = Mapping[str, Any]
-"""One example: ``input_ids`` and what else ``forward`` takes, as lists and numbers. Names that
-begin with an underscore are notes and are not sent to the model."""
+EncodedExample = Mapping[str, Any]
+"""One example as a model reads it: ``input_ids`` and what else ``forward`` takes, as lists and
+numbers. Names that begin with an underscore are notes and are not sent to the model."""
 
-Collate = Callable[[Sequence[Example]], dict[str, Tensor]]
+Collate = Callable[[Sequence[EncodedExample]], dict[str, Tensor]]
 """From some examples to one batch, as keyword arguments of ``forward``."""
 
 
-def padded(examples: Sequence[Example], pad_token_id: int) -> dict[str, Tensor]:
+def padded(examples: Sequence[EncodedExample], pad_token_id: int) -> dict[str, Tensor]:
     """One batch: lists are filled up on the right, numbers stacked.
 
     Args:
@@ -86,7 +86,7 @@ def by_length(model: HookedModel, lengths: Sequence[int], batch_size: int) -> It
 
 @torch.inference_mode()
 def outputs(
-    model: HookedModel, examples: Sequence[Example], batch_size: int, names: Sequence[str]
+    model: HookedModel, examples: Sequence[EncodedExample], batch_size: int, names: Sequence[str]
 ) -> list[dict[str, Tensor]]:
     """The model's outputs ``names`` for each example, in evaluation mode.
 

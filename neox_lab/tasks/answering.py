@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.data import squad
-from neox_lab.data.batches import Example, collate_for, outputs
+from neox_lab.data.batches import EncodedExample, collate_for, outputs
 from neox_lab.data.encoding import end_of_text, token_ids, token_spans
 from neox_lab.data.squad import Questions
 from neox_lab.errors import DataError
@@ -205,13 +205,13 @@ def prepare(
     *,
     max_length: int | None = None,
     stride: int = 64,
-) -> list[Example]:
+) -> list[EncodedExample]:
     """Examples with ``input_ids``, ``start_positions`` and ``end_positions``, one a window.
 
     A window without the answer has "no answer" as its target.
     """
     frame = squad.read_squad(data)
-    examples: list[Example] = []
+    examples: list[EncodedExample] = []
     for window in _windows(model, frame, max_length, stride):
         start = end = len(window.ids) - 1
         for first_character, text in frame["answers"][window.row][:1]:
@@ -267,7 +267,7 @@ def _best(
 
 def _logits(model: GPTNeoXForQuestionAnswering, windows: list[Window]) -> list[dict[str, Tensor]]:
     """Start and end logits of each window."""
-    bare: list[Example] = [{"input_ids": w.ids, "_row": w.row} for w in windows]
+    bare: list[EncodedExample] = [{"input_ids": w.ids, "_row": w.row} for w in windows]
     return outputs(model, bare, 32, ["start_logits", "end_logits"])
 
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neox_lab.data.batches import Example
+from neox_lab.data.batches import EncodedExample
 from neox_lab.errors import CheckpointError
 from neox_lab.family.contract import HookedModel
 from neox_lab.files import staged_files
@@ -51,7 +51,7 @@ def trained_model(model: HookedModel, state: Mapping[str, Tensor] | None = None)
 
 def fingerprint(
     settings: TrainingSettings,
-    examples: Sequence[Example],
+    examples: Sequence[EncodedExample],
     names: Iterable[str],
     fixed: Mapping[str, Tensor],
 ) -> str:

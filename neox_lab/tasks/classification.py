@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from neox_lab.data.batches import Example, collate_for, outputs
+from neox_lab.data.batches import EncodedExample, collate_for, outputs
 from neox_lab.data.encoding import token_ids
 from neox_lab.data.statistics import Floats
 from neox_lab.data.tables import Table, check_lengths, read_table, texts_of
@@ -189,7 +189,7 @@ def prepare(
     text: str,
     label: str,
     truncate: bool,
-) -> list[Example]:
+) -> list[EncodedExample]:
     """Examples with ``input_ids`` and ``labels`` from a table.
 
     Raises:
@@ -204,7 +204,9 @@ def prepare(
 
 
 def measure(
-    model: GPTNeoXForSequenceClassification, examples: Sequence[Example], batch_size: int = 32
+    model: GPTNeoXForSequenceClassification,
+    examples: Sequence[EncodedExample],
+    batch_size: int = 32,
 ) -> tuple[dict[str, float], Floats]:
     """Metrics, and what was predicted.
 
@@ -224,7 +226,7 @@ def measure(
 
 def _tokenized(
     model: GPTNeoXForSequenceClassification, texts: list[str], truncate: bool
-) -> list[Example]:
+) -> list[EncodedExample]:
     longest = model.config.max_position_embeddings
     rows = token_ids(model, texts)
     if truncate:
@@ -234,7 +236,7 @@ def _tokenized(
 
 
 def _values(
-    model: GPTNeoXForSequenceClassification, examples: Sequence[Example], batch_size: int
+    model: GPTNeoXForSequenceClassification, examples: Sequence[EncodedExample], batch_size: int
 ) -> Floats:
     """Probabilities ``[text, label]``; for regression the numbers ``[text, 1]``."""
     found = outputs(model, examples, batch_size, ["logits"])
@@ -273,7 +275,7 @@ def _prediction_view(labels: Labels, frame: pd.DataFrame, values: Floats) -> Vie
     return StripView(pieces[:-1], title, "The deeper the colour, the surer.", found)
 
 
-def _evaluation_view(labels: Labels, examples: Sequence[Example], values: Floats) -> View:
+def _evaluation_view(labels: Labels, examples: Sequence[EncodedExample], values: Floats) -> View:
     from neox_lab.views import BarsView, ConfusionView
 
     targets = np.array([example["labels"] for example in examples])

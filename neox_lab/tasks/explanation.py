@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from neox_lab.data.batches import Example
+from neox_lab.data.batches import EncodedExample
 from neox_lab.data.encoding import tokenizer_of
 from neox_lab.data.statistics import Floats
 from neox_lab.errors import InputError
@@ -43,7 +43,7 @@ class Prediction(TaskResult):
     """
 
     values: Floats
-    examples: Sequence[Example]
+    examples: Sequence[EncodedExample]
     model: GPTNeoXForSequenceClassification
 
     def explain(

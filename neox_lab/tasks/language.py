@@ -13,7 +13,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from neox_lab.data.batches import Example, collate_for
+from neox_lab.data.batches import EncodedExample, collate_for
 from neox_lab.data.encoding import end_of_text, token_ids
 from neox_lab.data.tables import Table, read_table, texts_of
 from neox_lab.errors import DataError, InputError
@@ -95,7 +95,7 @@ def measure(model: GPTNeoXForCausalLM, texts: Sequence[str], context: int) -> di
 
 def prepare(
     model: GPTNeoXForCausalLM, data: Texts, *, text: str = "text", context: int = 256
-) -> list[Example]:
+) -> list[EncodedExample]:
     """Examples of ``context`` tokens; what is left at the end is an example if it has two.
 
     Raises:
@@ -110,7 +110,9 @@ def prepare(
     for row in token_ids(model, _texts(data, text)):
         joined += [*row, end]
     cuts = [joined[start : start + context] for start in range(0, len(joined), context)]
-    examples: list[Example] = [{"input_ids": cut, "labels": cut} for cut in cuts if len(cut) > 1]
+    examples: list[EncodedExample] = [
+        {"input_ids": cut, "labels": cut} for cut in cuts if len(cut) > 1
+    ]
     if not examples:
         raise DataError("there is too little text: less than two tokens")
     return examples

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from neox_lab.data import conll
-from neox_lab.data.batches import Example, collate_for, outputs
+from neox_lab.data.batches import EncodedExample, collate_for, outputs
 from neox_lab.data.encoding import token_spans
 from neox_lab.data.sentences import Sentence, TaggedTexts, read_sentences, words_of
 from neox_lab.data.tables import check_lengths, refuse
@@ -131,7 +131,9 @@ def predict(model: GPTNeoXForTokenClassification, texts: str | Sequence[str]) ->
     return TaskResult(make_frame(rows, columns=names), {}, partial(_view, listed_texts, rows))
 
 
-def prepare(model: GPTNeoXForTokenClassification, sentences: Sequence[Sentence]) -> list[Example]:
+def prepare(
+    model: GPTNeoXForTokenClassification, sentences: Sequence[Sentence]
+) -> list[EncodedExample]:
     """Examples with ``input_ids`` and ``labels``: a tag at each word's last token, -100 elsewhere.
 
     Raises:
@@ -145,7 +147,7 @@ def prepare(model: GPTNeoXForTokenClassification, sentences: Sequence[Sentence])
         if tag not in known
     ]
     refuse("The model has no such tag", wrong, f"It has {', '.join(known)}.")
-    examples: list[Example] = []
+    examples: list[EncodedExample] = []
     for sentence in sentences:
         ids, last = _tokens(model, sentence)
         labels = [IGNORED] * len(ids)

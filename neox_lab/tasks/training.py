@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from neox_lab import interrupts
-from neox_lab.data.batches import Collate, Example
+from neox_lab.data.batches import Collate, EncodedExample
 from neox_lab.errors import InputError, TrainingError
 from neox_lab.frames import make_frame
 from neox_lab.progress import Progress
@@ -91,7 +91,7 @@ class TrainingResult(Result):
 
 def fit(
     model: GPTNeoXPreTrainedModel,
-    examples: Sequence[Example],
+    examples: Sequence[EncodedExample],
     collate: Collate,
     settings: TrainingSettings | None = None,
     *,
@@ -144,7 +144,7 @@ class _Run:
     def __init__(
         self,
         model: GPTNeoXPreTrainedModel,
-        examples: Sequence[Example],
+        examples: Sequence[EncodedExample],
         collate: Collate,
         settings: TrainingSettings,
         chosen: dict[str, torch.nn.Parameter],
