@@ -40,7 +40,8 @@ Output = int | str | Sequence[int] | Sequence[str] | Tensor
 """A token or a label, as text or as id; or one for each row of the batch."""
 Metric = Callable[[Tensor], Tensor]
 """From logits to a scalar. Logits are ``[batch, pos, vocab]``, ``[batch, label]`` for a text
-classifier, ``[batch, pos, label]`` for a tagger, ``[batch, pos, 2]`` for question answering."""
+classifier, ``[batch, pos, label]`` for a tagger, ``[batch, pos, 2]`` for question answering. Rows
+stand there as they are padded: a function of your own reads padding unless it leaves it out."""
 
 
 @dataclass(frozen=True)

@@ -203,3 +203,40 @@ def test_paths_and_edges(name: str, side: str) -> None:
         )
         for i, writer in enumerate(writers):
             close(sent.samples[:, i], paths.patched(writer, receivers, through == "mlps"))
+
+
+@pytest.mark.parametrize("side", SIDES)
+@pytest.mark.parametrize("name", ["default", "sequential"])
+def test_functions_that_read_all_logits_padding_included(name: str, side: str) -> None:
+    model, question, clean, corrupted = asked(name, side)
+    whole = EveryLogit(question.network, question.clean, question.corrupted, question.mask)
+    source = whole.run(whole.clean)
+    for site in ("resid_pre", "attn_out", "z", "k", "v_all_pos", "pattern_by_dest"):
+        got = nl.patching.sweep(model, clean, corrupted, every_logit, site, progress=False)
+        wanted = whole.sweep(SITES[site].hook, SITES[site].axes, lambda hook: source[hook])
+        close(got.values, wanted.mean(dim=0))
+    paths = Paths64(whole)
+    edges = nl.patching.edge_sweep(model, clean, corrupted, every_logit, progress=False)
+    for i, writer in enumerate(edges.labels["writer"]):
+        for j, reader in enumerate(edges.labels["reader"]):
+            if paths.precedes(writer, reader):
+                close(edges.values[i, j], paths.patched(writer, [reader]).mean())
+    names = ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_pre"]
+    slopes, own = whole.slopes(names), whole.run(whole.corrupted)
+    shares = [((source[n] - own[n]) * slopes[n]).sum(dim=-1) for n in names]
+    got = nl.attribution.attribution_patch(model, clean, corrupted, every_logit)
+    close(got.values, torch.stack(shares).mean(dim=1), 2e-5)
+
+
+def every_logit(logits: Tensor) -> Tensor:
+    """A metric that reads everything."""
+    weights = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype)
+    return (logits.softmax(dim=-1)[..., 3] * weights).sum(dim=1).mean()
+
+
+class EveryLogit(Question64):
+    """The same of each row."""
+
+    def metric(self, logits: Tensor) -> Tensor:
+        weights = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype)
+        return (logits.softmax(dim=-1)[..., 3] * weights).sum(dim=1)
