@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import neox_lab as nl
+from neox_lab.built_in import weights_directory
 from neox_lab.errors import CheckpointError
 
 
@@ -116,3 +117,29 @@ def test_a_directory_in_the_place_of_a_file(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=rf"{name}.*is kept"):
         _save(NEW, tmp_path, False)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def _tokenizer(template: str, token: str) -> nl.GPTNeoXTokenizerFast:
+    tokenizer = nl.GPTNeoXTokenizerFast.from_pretrained(weights_directory())
+    tokenizer.chat_template = template
+    tokenizer.add_tokens([token])
+    return tokenizer
+
+
+def test_a_killed_save_of_a_tokenizer_is_never_read_as_a_mixture(tmp_path: Path) -> None:
+    earlier, folder = tmp_path / "earlier", tmp_path / "now"
+    _tokenizer("a", "one").save_pretrained(earlier)
+    new, seen = _tokenizer("b", "two"), set()
+    for call in range(100):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(earlier, folder)
+        if not _killed(lambda: new.save_pretrained(folder), call):
+            break
+        try:
+            found = nl.GPTNeoXTokenizerFast.from_pretrained(folder)
+            seen.add((str(found.chat_template), *sorted({"one", "two"} & found.get_vocab().keys())))
+        except CheckpointError as error:
+            seen.add("said" if "A process was killed while it saved" in str(error) else str(error))
+        new.save_pretrained(folder)
+        assert nl.GPTNeoXTokenizerFast.from_pretrained(folder).chat_template == "b"
+    assert 3 < call < 99 and {("a", "one"), "said"} <= seen <= {("a", "one"), ("b", "two"), "said"}
