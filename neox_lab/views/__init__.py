@@ -18,6 +18,7 @@ from neox_lab.views.bars import BarsView
 from neox_lab.views.base import View
 from neox_lab.views.confusion import ConfusionView
 from neox_lab.views.curves import CurvesView, Line
+from neox_lab.views.explorer import ExplorerView
 from neox_lab.views.heatmap import HeatmapView
 from neox_lab.views.lens import LensView
 from neox_lab.views.model_views import attention, hooks
@@ -35,6 +36,7 @@ __all__ = [
     "BarsView",
     "ConfusionView",
     "CurvesView",
+    "ExplorerView",
     "HeatmapView",
     "LensView",
     "Line",

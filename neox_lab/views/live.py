@@ -23,6 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+ASLEEP = (
+    "Scripts are off here: this is a picture, and its numbers. In JupyterLab the command “Trust "
+    "Notebook” brings it to life."
+)
+
 Nested = float | list["Nested"]
 """Numbers in lists of lists, as deep as an array has axes."""
 
@@ -68,7 +73,8 @@ def fragment(kind: str, data: Mapping[str, Any], picture: str, tables: str) -> s
     """A view's HTML: what needs no script first, then what makes it answer to a pointer."""
     return (
         f'<div class="neox-view" data-kind="{kind}">\n<div class="neox-picture">{picture}</div>\n'
-        f'{tables}\n<script type="application/json">{json_text(data)}</script>\n'
+        f'{tables}\n<p class="neox-asleep"><small>{ASLEEP}</small></p>\n'
+        f'<script type="application/json">{json_text(data)}</script>\n'
         f"<script>{script(kind)}</script>\n</div>"
     )
 

@@ -33,7 +33,7 @@ from neox_lab.widgets.static_output import Kept, Shown, together
 from neox_lab.widgets.worker import WORKER, Job, Stopped
 
 INTERVAL = 0.05  # seconds between two updates of the browser
-BUSY = ("waiting", "running")
+FIRST_RESULT = 5.0  # seconds
 
 
 class LiveWidget(anywidget.AnyWidget):
@@ -53,6 +53,7 @@ class LiveWidget(anywidget.AnyWidget):
         message: what is going on, or went wrong, in words.
         progress: steps done and steps in all; zeros where nobody knows.
         panels: what is drawn, see ``panels.panel``.
+        pins: how many results are pinned below.
         request: what the browser asks for: ``{"id": …, "action": …}`` and arguments.
     """
 
@@ -69,7 +70,9 @@ class LiveWidget(anywidget.AnyWidget):
     slot = traitlets.Unicode().tag(sync=True)
     request = traitlets.Dict().tag(sync=True)
 
-    actions: ClassVar[tuple[str, ...]] = ("run", "stop", "pin")
+    pins = traitlets.Int().tag(sync=True)
+
+    actions: ClassVar[tuple[str, ...]] = ("run", "stop", "pin", "unpin")
     """What a browser may ask for: names of methods."""
 
     _job: Job | None = None  # also of a widget whose making failed, which Python closes
@@ -144,7 +147,21 @@ class LiveWidget(anywidget.AnyWidget):
         if self._result is None:
             raise InputError("There is no result to pin yet.")
         self._kept.pin(self._shown)
+        self.pins = self._kept.count
         self.message = "Pinned below."
+
+    def unpin(self, number: int) -> None:
+        """Remove a pinned result.
+
+        Args:
+            number: which of them, 0 for the first.
+
+        Raises:
+            InputError: there is none with this number.
+        """
+        self._kept.unpin(number)
+        self.pins = self._kept.count
+        self.message = ""
 
     def close(self) -> None:
         """Stop, and take the widget out of the page; ``result`` stays."""
@@ -235,9 +252,23 @@ class LiveWidget(anywidget.AnyWidget):
         with self._lock:
             try:
                 super().set_state(sync_data)
-            except traitlets.TraitError as error:
-                self.message = f"Not changed: {error}"
+            except traitlets.TraitError:
+                self.message = self._refused(sync_data)
                 self.send_state([name for name in sync_data if name in self.keys])
+
+    def _refused(self, sync_data: Mapping[str, object]) -> str:
+        """Which control got a value that it cannot have, in its own words."""
+        for control in self.controls:
+            name, label = control["name"], control["label"]
+            try:
+                if name in sync_data:
+                    self.traits()[name]._validate(self, sync_data[name])
+            except traitlets.TraitError:
+                least, most = control.get("min"), control.get("max")
+                ends = [f"from {least}"] * (least is not None) + [f"to {most}"] * (most is not None)
+                wanted = " ".join(["a number", *ends]) if ends else "something else"
+                return f"“{label}” must be {wanted}; it stays {getattr(self, name)!r}."
+        return "The page sent something that this widget does not know. Run the cell again."
 
     def _on_request(self, change: object) -> None:
         """Do what the browser asks for; what goes wrong at once is shown."""
@@ -271,7 +302,19 @@ class LiveWidget(anywidget.AnyWidget):
         bundle = super()._repr_mimebundle_()
         data = bundle[0] if isinstance(bundle, tuple) else bundle
         display({**(data or {}), "text/plain": repr(self)}, raw=True)  # type: ignore[no-untyped-call]
-        self._kept.display(self._shown)
+        self._kept.display(type(self).__name__, self._shown)
+        self.pins = self._kept.count
+        self._show_in_this_cell()
+
+    def _show_in_this_cell(self) -> None:
+        """Wait a moment for the first result, so that it is kept in the cell that asked for it.
+
+        What comes later is kept when the kernel has time, which nobody waits for in a run without
+        a browser.
+        """
+        job = self._job
+        if job is not None and job.finished.wait(FIRST_RESULT):
+            self._kept.refresh(self._shown)
 
     def __repr__(self) -> str:
         """Its name, and how it stands."""

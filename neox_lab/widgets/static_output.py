@@ -24,6 +24,21 @@ CURRENT = "Kept from the widget above. Run the cell again to bring it back to li
 Shown = tuple[Result | View, ...]
 """Results with a static view that belong together, such as a map and the texts read beside it."""
 
+_PINNED: dict[tuple[str, str], list[tuple[Shown, dict[str, Any]]]] = {}
+"""What is pinned, by the cell and the kind of widget: it survives running the cell again."""
+
+
+def _cell() -> str | None:
+    """The cell of a notebook that runs now; None outside of one."""
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    kernel = getattr(shell, "kernel", None)
+    if kernel is None:
+        return None
+    cell = kernel.get_parent().get("metadata", {}).get("cellId")
+    return cell if isinstance(cell, str) else None
+
 
 def together(shown: Shown) -> dict[str, Any]:
     """The static views of some results as one: texts and pages joined, the first one's image."""
@@ -52,10 +67,21 @@ class Kept:
         self._displayed = False
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def display(self, shown: Shown) -> None:
-        """Show the output here, in the cell that runs now."""
+    @property
+    def count(self) -> int:
+        """How many results are pinned."""
+        return len(self._pinned)
+
+    def display(self, kind: str, shown: Shown) -> None:
+        """Show the output here, in the cell that runs now.
+
+        What a widget of this ``kind`` had pinned in this cell before it was run again stays.
+        """
         from IPython.display import display
 
+        cell = _cell()
+        if cell is not None:
+            self._pinned = _PINNED.setdefault((cell, kind), self._pinned)
         self._take(shown)
         try:
             self._loop = asyncio.get_running_loop()
@@ -78,6 +104,17 @@ class Kept:
         self._take(shown)
         if self._current is not None:
             self._pinned.append(self._current)
+        self._update()
+
+    def unpin(self, number: int) -> None:
+        """Take away a pinned result.
+
+        Raises:
+            InputError: there is none with this number, counted from 0.
+        """
+        if not 0 <= number < len(self._pinned):
+            raise InputError(f"There is no pin {number + 1}; there are {len(self._pinned)}.")
+        del self._pinned[number]
         self._update()
 
     def refresh(self, shown: Shown) -> None:

@@ -142,6 +142,11 @@ class Lab:
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell")
         return Notebook(self, page, wrong)
 
+    def restart_kernels(self) -> None:
+        """Restart every kernel, as the menu does."""
+        for session in self.get("api/sessions"):
+            self.get(f"api/kernels/{session['kernel']['id']}/restart", "POST")
+
     def end_kernels(self) -> None:
         """End all sessions, as closing the program does."""
         for session in self.get("api/sessions"):

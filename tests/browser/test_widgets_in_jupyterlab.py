@@ -158,6 +158,9 @@ def test_everything_still_reacts_when_reopened_without_a_kernel(lab: Any, saved:
         said = cell.locator(".neox-current .status").all_inner_texts()
         assert sum(SAYS.get(name, "Locked") in line for line in said) == 1, name
     assert page.locator(".neox-pinned .token").count() > 5
+    page.wait_for_timeout(5500)
+    assert not page.get_by_text("Error displaying widget").first.is_visible()
+    assert page.locator(".neox-asleep").count() == 0
     notebook.close()
 
 
@@ -180,6 +183,35 @@ def test_a_copy_nobody_trusts_shows_pictures_and_tables(lab: Any, saved: Path) -
         assert cell.locator("img").first.is_visible(), name
         assert cell.locator(".neox-live").count() == 0
         assert cell.locator("table").count(), name
+        assert cell.get_by_text("Trust Notebook").first.is_visible(), name
+    notebook.close()
+
+
+def test_a_kernel_that_is_gone_is_told(lab: Any) -> None:
+    made = "\n".join(["import neox_lab as nl", "model = nl.load()"])
+    lab.write("gone.ipynb", [made, f"attention = {WIDGETS['attention']}\nattention"])
+    notebook = lab.open("gone.ipynb")
+    notebook.run_all()
+    notebook.until("attention.phase == 'done'")
+    widget = notebook.widget(1)
+    widget.get_by_role("button", name="Pin").click()
+    notebook.until("attention.pins == 1")
+    notebook.page.evaluate("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    notebook.page.wait_for_timeout(500)
+    notebook.until("attention.phase == 'done' and attention.pins == 1")
+    assert notebook.page.locator(".neox-pinned").first.is_visible(), "pins survive a rerun"
+    notebook.widget(1).get_by_title("Remove pin 1").click()
+    notebook.until("attention.pins == 0")
+    notebook.page.wait_for_function("!document.querySelector('.neox-pinned')")
+    lab.restart_kernels()
+    notebook.page.wait_for_timeout(1000)
+    words = notebook.widget(1).locator(".words")
+    if "gone" not in words.inner_text():
+        notebook.widget(1).get_by_role("button", name="Read").click(force=True)
+    notebook.page.wait_for_function(
+        "[...document.querySelectorAll('.neox-widget')].some((widget) =>"
+        " /run the cell again/i.test(widget.shadowRoot.querySelector('.words').textContent))"
+    )
     notebook.close()
 
 

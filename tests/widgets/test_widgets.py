@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -198,7 +199,7 @@ def test_unknown_requests_and_unfit_values_are_refused_in_words(model: Any) -> N
     ask(widget, "branch", position=0, rank=0, model=1)
     assert widget.message == "unknown argument 'model' of 'branch'"
     widget.set_state({"temperature": 7.0})
-    assert widget.message.startswith("Not changed") and widget.temperature == 0.0
+    assert "from 0.0 to 2.0" in widget.message and widget.temperature == 0.0
     widget.set_state({"request": {}})
     assert widget.phase == "idle"
 
@@ -280,7 +281,7 @@ def test_below_the_widget_stands_its_result_for_readers_without_a_kernel(
     name, bundle = shown[-1]
     assert name == "update_display"
     assert "<img" in bundle["text/html"] and "<table" in bundle["text/html"]
-    assert "neox-current" in bundle["text/html"]
+    assert 'class="neox-current"' in bundle["text/html"]
     assert bundle["image/png"].startswith(b"\x89PNG")
     count = len(shown)
     widget.wait(LONG)
@@ -302,12 +303,12 @@ def test_pinned_results_stay_when_others_come(
     ask(widget, "pin")
     assert widget.message == "Pinned below."
     html = shown[-1][1]["text/html"]
-    assert html.count("neox-pinned") == 1 and "neox-current" not in html
+    assert html.count('class="neox-pinned"') == 1 and 'class="neox-current"' not in html
     widget._work = lambda w, job: w._show(job, views[1], [])
     widget.run()
     widget.wait(LONG)
     html = shown[-1][1]["text/html"]
-    assert html.count("neox-pinned") == 1 and html.count("neox-current") == 1
+    assert html.count('class="neox-pinned"') == 1 and html.count('class="neox-current"') == 1
     assert html.index("5.0") < html.index("6.0")
 
 
@@ -655,3 +656,40 @@ def test_hostile_tokens_stay_text_and_scripts_stay_small(model: Any) -> None:
         nl.widgets.ProbingWidget,
     ):
         assert len(kind._esm) < 100_000
+
+
+def test_a_value_out_of_range_is_refused_in_the_words_of_the_form(model: Any) -> None:
+    widget = nl.widgets.generation(model, "The king")
+    widget.set_state({"length": 5000})
+    assert widget.message == "“New tokens” must be a number from 1 to 2000; it stays 24."
+    widget.set_state({"prompt": 5})
+    assert widget.message == "“Prompt” must be something else; it stays 'The king'."
+    widget.set_state({"panels": 5})
+    assert "does not know" in widget.message
+
+
+def test_pins_can_be_removed(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    widget = nl.widgets.attention(model, "The king")
+    widget.wait()
+    widget._ipython_display_()
+    for action in ({"action": "pin"}, {"action": "pin"}):
+        ask(widget, **action)
+    assert widget.pins == 2
+    ask(widget, "unpin", number=0)
+    assert widget.pins == 1
+    ask(widget, "unpin", number=3)
+    assert "no pin 4" in widget.message
+
+
+@pytest.mark.slow
+def test_a_run_without_a_browser_keeps_the_last_cells_result(tmp_path: Path) -> None:
+    nbclient = pytest.importorskip("nbclient")
+    import nbformat
+
+    code = "import neox_lab as nl\nnl.widgets.attention(nl.load(), 'The king went')"
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
+    nbclient.NotebookClient(made, timeout=300, kernel_name="python3").execute()
+    outputs = made.cells[0].outputs
+    kept = [out.get("data", {}).get("text/html", "") for out in outputs]
+    assert any('class="neox-current"' in html for html in kept)
+    assert any("image/png" in out.get("data", {}) for out in outputs)

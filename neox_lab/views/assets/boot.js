@@ -9,6 +9,7 @@ for (const view of own ? [own] : document.querySelectorAll(`.neox-view[data-kind
   const data = JSON.parse(view.querySelector('script[type="application/json"]').textContent);
   const stage = el("div");
   view.prepend(stage);
+  view.querySelector(".neox-asleep")?.remove();
   Promise.resolve(mount(stage, data)).then(
     () => (view.querySelector(".neox-picture").style.display = "none"),
     (error) => {
@@ -17,3 +18,12 @@ for (const view of own ? [own] : document.querySelectorAll(`.neox-view[data-kind
     },
   );
 }
+
+// Above what a widget left behind JupyterLab says in red that it cannot draw the widget: it cannot
+// without a kernel, and what is kept says how to bring it back.
+const left = own && own.closest(".neox-current");
+const above = left && left.closest(".jp-OutputArea-child")?.previousElementSibling;
+const quiet = () => {
+  if (above.textContent.includes("Error displaying widget")) above.style.display = "none";
+};
+if (above) for (const wait of [0, 500, 2000, 5000]) setTimeout(quiet, wait);

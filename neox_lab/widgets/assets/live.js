@@ -20,6 +20,19 @@ MOUNTS.choices = (element, { title, names, chosen }, host) => {
   element.replaceChildren(group);
 };
 
+const PATIENCE = 4000; // milliseconds
+const SILENT =
+  "No answer yet: the kernel is busy with a cell, or it is gone; then run the cell again.";
+const GONE = "The kernel is gone. Run the cell again to bring this back to life.";
+
+/** What can have the focus inside a picture, and which of it has: it stays when it is drawn anew. */
+const inside = (node) => node.querySelector(".neox-live")?.shadowRoot || node;
+const stops = (node) => [...inside(node).querySelectorAll("button, select, input, [tabindex]")];
+function held(node) {
+  const root = inside(node);
+  return stops(node).indexOf(root.activeElement ?? root.getRootNode().activeElement);
+}
+
 function make(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes))
@@ -36,9 +49,12 @@ function render({ model, el }) {
     act();
   };
   let count = 0;
+  let waiting; // for any word of the kernel
   const ask = (action, detail = {}) => {
     model.set("request", { id: `${Date.now()}-${count++}`, action, ...detail });
     model.save_changes();
+    clearTimeout(waiting);
+    if (action !== "select") waiting = setTimeout(() => (words.textContent = SILENT), PATIENCE);
   };
 
   // The attribute keeps keys typed here from driving the notebook's cells.
@@ -62,24 +78,44 @@ function render({ model, el }) {
   });
   const bar = make("progress", { "aria-label": "progress" });
   const words = make("p", { class: "words", role: "status", "aria-live": "polite" });
-  form.append(make("div", { class: "buttons" }, run, stop, pin, bar, words));
+  const pins = make("div", { class: "pins" });
+  form.append(make("div", { class: "buttons" }, run, stop, pin, bar, words), pins);
   const pictures = make("div", { class: "pictures" });
   section.append(heading, form, pictures);
 
+  // What tells of the kernel's end also tells of its being there; a widget is shown while it is.
+  let gone = false;
+  const ended = () => {
+    gone = !gone;
+    for (const button of form.querySelectorAll("button")) button.disabled = gone;
+    state();
+  };
   const state = () => {
-    const phase = model.get("phase");
+    clearTimeout(waiting);
+    const phase = gone ? "gone" : model.get("phase");
     const busy = phase === "waiting" || phase === "running";
     const [done, all] = model.get("progress");
     section.dataset.phase = phase;
     section.setAttribute("aria-busy", String(busy));
-    stop.disabled = !busy;
+    stop.disabled = gone || !busy;
     bar.hidden = !busy;
     if (all) [bar.max, bar.value] = [all, done];
     else bar.removeAttribute("value");
     const said = { waiting: "Waiting for other work …", running: all ? `${done} of ${all}` : "Working …" };
-    words.textContent = model.get("message") || said[phase] || "";
+    words.textContent = gone ? GONE : model.get("message") || said[phase] || "";
   };
   for (const name of ["phase", "message", "progress"]) on(`change:${name}`, state);
+  model.on("comm_live_update", ended);
+  listening.push(["comm_live_update", ended]);
+  on("change:pins", () => {
+    const numbers = Array.from({ length: model.get("pins") || 0 }, (_, number) => number);
+    const buttons = numbers.map((number) => {
+      const button = make("button", { type: "button", title: `Remove pin ${number + 1}` }, `${number + 1} ×`);
+      button.addEventListener("click", () => ask("unpin", { number }));
+      return button;
+    });
+    pins.replaceChildren(...(buttons.length ? ["Pinned below:", ...buttons] : []));
+  });
 
   const drawn = new Map();
   on("change:panels", () => {
@@ -116,13 +152,20 @@ function render({ model, el }) {
       tell();
     };
     const host = Object.keys(wanted).length ? { emit, part } : undefined;
+    const fresher = count > 0 && !entry.shown; // it came because somebody here asked
+    const place = held(entry.node);
     const height = entry.node.offsetHeight; // what stands below does not jump while we draw
     entry.node.style.minHeight = `${height}px`;
     entry.node.replaceChildren(fresh);
     Promise.resolve()
       .then(() => MOUNTS[asset](fresh, data, host))
       .catch(failed)
-      .finally(() => (entry.node.style.minHeight = ""));
+      .finally(() => {
+        entry.node.style.minHeight = "";
+        entry.shown = true;
+        if (place >= 0) stops(entry.node).at(Math.min(place, stops(entry.node).length - 1))?.focus({ preventScroll: true });
+        if (fresher) entry.node.scrollIntoView({ block: "nearest" });
+      });
   }
 
   let saved = (model.get("download") || {}).id;
