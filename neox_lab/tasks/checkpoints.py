@@ -17,6 +17,7 @@ import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -29,6 +30,8 @@ from neox_lab.model.identity import Identity, identity, refuse_another, weights_
 from neox_lab.tasks.settings import TrainingSettings
 
 PREFIX = "training-"
+_LEFT: WeakKeyDictionary[HookedModel, tuple[object, str]] = WeakKeyDictionary()
+"""Models that a run has trained: the model it began with, and the weights as it left them."""
 
 
 def trained_model(model: HookedModel, state: Mapping[str, Tensor] | None = None) -> Identity:
@@ -47,6 +50,16 @@ def trained_model(model: HookedModel, state: Mapping[str, Tensor] | None = None)
         if "lora_" not in name and (model.head == "causal-lm" or name.startswith("gpt_neox."))
     }
     return identity(model)._replace(weights=weights_print(known.items()))
+
+
+def left(model: HookedModel, began_with: object) -> None:
+    """Note that a run leaves ``model`` as it is now, perhaps within a step that no state holds.
+
+    Args:
+        model: what was trained.
+        began_with: which model the run began with, as its states say it.
+    """
+    _LEFT[model] = began_with, trained_model(model).weights
 
 
 def fingerprint(
@@ -182,4 +195,6 @@ def _check_model(state: Mapping[str, Any], model: HookedModel, what: str) -> Non
     for kept in (state["weights"], state.get("best_weights")):
         if isinstance(stored, list) and kept and trained_model(model, kept) == now:
             stored = [stored[0], now.weights, *stored[2:]]
+    if isinstance(stored, list) and _LEFT.get(model) == (state.get("model"), now.weights):
+        stored = [stored[0], now.weights, *stored[2:]]
     refuse_another(stored, now, what)

@@ -135,7 +135,11 @@ def fit(
             model, examples, collate, settings, chosen, evaluate, best, directory, after_step
         )
         with interrupts.certainly(rest):
-            return run.all_steps()
+            try:
+                return run.all_steps()
+            finally:
+                if run.directory is not None:
+                    checkpoints.left(model, run.began_with)
 
 
 class _Run:

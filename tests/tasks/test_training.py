@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import signal
@@ -405,6 +406,28 @@ def test_the_model_that_a_run_left_may_go_on_with_it(tmp_path: Path) -> None:
     for ours in (left, pair("GPTNeoXForCausalLM")[1], left):
         fit(ours, examples("GPTNeoXForCausalLM"), collate, settings, directory=tmp_path)
         assert equal(weights(left), weights(ours))
+
+
+def test_a_model_that_was_stopped_within_a_step_may_go_on(tmp_path: Path) -> None:
+    """Its weights are in no state; a copy of it, of which nothing is known, is another model."""
+    name = "GPTNeoXForCausalLM"
+    settings = TrainingSettings(steps=4, batch_size=4, save_every=1, evaluate_every=3)
+    stopped = pair(name)[1]
+    stop = [False, True]  # of the second evaluation, after the last step
+
+    def evaluate() -> dict[str, float]:
+        if stop.pop(0):
+            raise KeyboardInterrupt
+        return {"loss": 1.0}
+
+    rest: Any = (examples(name), collate, settings)
+    assert fit(stopped, *rest, evaluate=evaluate, directory=tmp_path).interrupted
+    with pytest.raises(CheckpointError, match="another model: weights differ"):
+        fit(copy.deepcopy(stopped), *rest, directory=tmp_path)
+    fit(stopped, *rest, directory=tmp_path)
+    whole = pair(name)[1]
+    fit(whole, *rest)
+    assert equal(weights(whole), weights(stopped))
 
 
 def test_a_head_that_was_drawn_anew_is_no_other_model(tmp_path: Path) -> None:
