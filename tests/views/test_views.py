@@ -1034,6 +1034,9 @@ class FakeModel:
     def __init__(self, cache: FakeCache) -> None:
         self.cache, self.asked = cache, ""
 
+    def named_modules(self) -> list[tuple[str, Any]]:
+        return []  # nothing that drops out
+
     def run_with_cache(self, text: Any, names_filter: str) -> tuple[None, FakeCache]:
         self.asked = names_filter
         return None, self.cache
