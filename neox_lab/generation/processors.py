@@ -136,11 +136,15 @@ class NoBadWords(SequenceBias):
         super().__init__(dict.fromkeys(kept, NEVER), padding)
 
 
-def _penalised(scores: Tensor, tokens: Tensor, penalty: float) -> Tensor:
-    """Scores of ``tokens`` ``[batch, count]`` made less likely by ``penalty`` (> 1)."""
+def _penalised(scores: Tensor, tokens: Tensor, penalty: float, padded: bool) -> Tensor:
+    """Scores of ``tokens`` ``[batch, count]`` made less likely by ``penalty`` (> 1).
+
+    With ``padded`` some may be ``PADDING``.
+    """
     vocab = scores.shape[1]
-    tokens = tokens.where(tokens != PADDING, vocab)  # a column of its own, cut off again
-    scores = torch.nn.functional.pad(scores, (0, 1))
+    if padded:  # which gets a column of its own that is cut off again
+        tokens = tokens.where(tokens != PADDING, vocab)
+        scores = torch.nn.functional.pad(scores, (0, 1))
     chosen = scores.gather(1, tokens)
     chosen = torch.where(chosen < 0, chosen * penalty, chosen / penalty)
     return scores.scatter(1, tokens, chosen)[:, :vocab]
@@ -162,7 +166,8 @@ class RepetitionPenalty(LogitsProcessor):
         """New scores ``[batch, vocab]``."""
         if input_ids.shape[1] == 0:
             return scores
-        return _penalised(scores, without_padding(input_ids, self.padding), self.penalty)
+        text, padded = without_padding(input_ids, self.padding), self.padding is not None
+        return _penalised(scores, text, self.penalty, padded)
 
 
 @dataclass
@@ -181,13 +186,18 @@ class EncoderRepetitionPenalty(LogitsProcessor):
         """New scores ``[batch, vocab]``."""
         copies = scores.shape[0] // self.prompt.shape[0]
         prompt = self.prompt.repeat_interleave(copies, dim=0)
-        return _penalised(scores, prompt, 1 / self.penalty)
+        return _penalised(scores, prompt, 1 / self.penalty, padded=True)
 
 
-def _ban_completions(scores: Tensor, text: Tensor, end: Tensor) -> Tensor:
-    """Ban each token that follows an occurrence of ``end`` ``[batch, size - 1]`` in ``text``."""
+def _ban_completions(scores: Tensor, text: Tensor, end: Tensor, padded: bool) -> Tensor:
+    """Ban each token that follows an occurrence of ``end`` ``[batch, size - 1]`` in ``text``.
+
+    With ``padded`` there may be ``PADDING`` in them, which occurs nowhere.
+    """
     windows = text.unfold(1, end.shape[1] + 1, 1)  # [batch, window, size]
-    same = (windows[..., :-1] == end[:, None, :]).all(dim=-1) & (windows != PADDING).all(dim=-1)
+    same = (windows[..., :-1] == end[:, None, :]).all(dim=-1)
+    if padded:
+        same &= (windows != PADDING).all(dim=-1)
     vocab = scores.shape[1]
     follower = torch.where(same, windows[..., -1], vocab)
     banned = torch.zeros(scores.shape[0], vocab + 1, dtype=torch.bool, device=scores.device)
@@ -210,8 +220,8 @@ class NoRepeatNGram(LogitsProcessor):
         """New scores ``[batch, vocab]``."""
         if input_ids.shape[1] < self.size:
             return scores
-        text = without_padding(input_ids, self.padding)
-        return _ban_completions(scores, text, text[:, text.shape[1] + 1 - self.size :])
+        text, padded = without_padding(input_ids, self.padding), self.padding is not None
+        return _ban_completions(scores, text, text[:, text.shape[1] + 1 - self.size :], padded)
 
 
 @dataclass
@@ -231,7 +241,8 @@ class EncoderNoRepeatNGram(LogitsProcessor):
         if min(self.prompt.shape[1], input_ids.shape[1] + 1) < self.size:
             return scores
         prompt = self.prompt.repeat_interleave(scores.shape[0] // self.prompt.shape[0], dim=0)
-        return _ban_completions(scores, prompt, input_ids[:, input_ids.shape[1] + 1 - self.size :])
+        end = input_ids[:, input_ids.shape[1] + 1 - self.size :]
+        return _ban_completions(scores, prompt, end, padded=True)
 
 
 @dataclass
