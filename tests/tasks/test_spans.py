@@ -139,7 +139,11 @@ def test_the_best_span_of_all_windows_is_found(
                     spans[low, high] = max(spans.get((low, high), score), score)
     (found,) = answering._ranked(windows, logits, frame)
     best = sorted([*spans.values(), nothing], reverse=True)
-    assert [answer.score for answer in found[:100]] == pytest.approx(best[:100], abs=1e-6)
+    # Where several tokens are one character, so many pairs of tokens are fewer spans.
+    count = min(100, len(found))
+    assert [answer.score for answer in found[:count]] == pytest.approx(best[:count], abs=1e-6)
+    pairs = max(len(window.offsets) * (len(window.offsets) + 1) // 2 for window in windows)
+    assert len(found) == len(best) or pairs > answering.CANDIDATES
     for answer in found:
         if answer.text:
             assert answer.text == text[answer.start : answer.end]
