@@ -164,7 +164,7 @@ def calibration(report: TaskResult, bins: int = 10) -> CurvesView:
         bins: in how many steps of confidence texts are gathered; see ``metrics.calibration``.
 
     Raises:
-        InputError: the report has no probabilities of single labels.
+        InputError: the report has no probabilities of single labels, or one is NaN.
     """
     from neox_lab.views.curves import CurvesView, Line
 
@@ -172,6 +172,8 @@ def calibration(report: TaskResult, bins: int = 10) -> CurvesView:
     names = [name[2:-1] for name in chances.columns]
     if "calibration_error" not in report.metrics:
         raise InputError("expected what evaluate returns for one label out of several")
+    if none := np.flatnonzero(chances.isna().any(axis=1)).tolist():
+        raise InputError(f"the probabilities of texts {none[:5]} are NaN; there is no confidence")
     right = np.array([names.index(name) for name in report.frame["label"]])
     table = metrics.calibration(right, chances.to_numpy(), bins)
     lines = {

@@ -119,6 +119,8 @@ def test_classifiers() -> None:
     }
     assert found.frame["prediction"].isna().tolist() == [False, True, False]
     assert "1 texts are NaN" in found.to_html()
+    with pytest.raises(InputError, match=r"texts \[1\] are NaN"):
+        nl.tasks.classification.calibration(found)
     with pytest.warns(NeoxLabWarning):
         predicted = nl.tasks.classification.predict(model, [GOOD, BAD])
     assert predicted.frame["prediction"].isna().tolist() == [False, True]

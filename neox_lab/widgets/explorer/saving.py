@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from neox_lab.errors import InputError
 from neox_lab.results import Result
 from neox_lab.views import BarsView, HeatmapView, PredictionsView, View, label
@@ -101,4 +103,5 @@ def _heads(reading: Reading, chosen: Selection, effects: Mapping[str, Any]) -> V
         name = chosen.measure if chosen.measure in column else "entropy (bits)"
         centre = None
     rows, columns = (list(map(str, numbers)) for numbers in (attention.layers, attention.heads))
-    return HeatmapView(values, rows, columns, "layer", "head", name, centre)
+    measured = ~np.isnan(np.asarray(values, dtype=float))
+    return HeatmapView(values, rows, columns, "layer", "head", name, centre, measured=measured)
