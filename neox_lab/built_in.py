@@ -10,8 +10,10 @@ What the model has learned, and how it was made, is in the room ``gym``.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+from neox_lab.checks import TEXT, check, or_none, shown
 from neox_lab.errors import CheckpointError, nearest
 
 _WEIGHTS = Path(__file__).parent / "gym" / "weights"
@@ -32,14 +34,16 @@ def weights_directory(revision: str | None = None, head: str = "causal-lm") -> P
     Raises:
         CheckpointError: no such revision; the message names those that exist.
     """
+    check("head", head, TEXT, CheckpointError)
+    revision = check("revision", revision, or_none(TEXT), CheckpointError)
     if revision is None or revision == "main":
         trained = _WEIGHTS / "heads" / head
-        return trained if trained.is_dir() else _WEIGHTS
+        return trained if os.path.isdir(trained) else _WEIGHTS
     known = revisions()
     if revision not in known:
         raise CheckpointError(
-            f"The built-in model has no revision {revision!r}; it has {', '.join(known)}, main."
-            f"{nearest(revision, known)}"
+            f"The built-in model has no revision {shown(revision)}; it has "
+            f"{', '.join(known)}, main.{nearest(revision, known)}"
         )
     return _WEIGHTS if revision == known[-1] else _WEIGHTS / "revisions" / revision
 

@@ -18,10 +18,10 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Generic, NamedTuple, TypeVar, cast
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar, cast
 
-from neox_lab.errors import NeoxLabError, NeoxLabWarning, nearest
+from neox_lab.errors import InputError, NeoxLabError, NeoxLabWarning, nearest
 
 Value = TypeVar("Value")
 Value_co = TypeVar("Value_co", covariant=True)
@@ -75,14 +75,31 @@ def check(name: str, value: object, kind: Kind[Value], error: type[NeoxLabError]
     Raises:
         NeoxLabError: ``error``, if it is not; the message names both.
     """
-    try:
-        value = plain(value)
-    except RecursionError:
-        raise error(f"{name} is nested too deeply; expected {kind.words}.") from None
+    value = plain(value)
     if not kind.accepts(value):
-        close = nearest(value, kind.choices) if isinstance(value, str) else ""
+        close = nearest(value, kind.choices)
         raise error(f"{name}={shown(value)}; expected {kind.words}.{close}")
     return cast(Value, value)
+
+
+def several(name: str, values: object, words: str, error: type[NeoxLabError]) -> list[Any]:
+    """What a list, a tuple, an array or whatever else has several entries holds; a text has none.
+
+    Args:
+        name: what the user calls it.
+        values: what the user gave.
+        words: what is expected, to be read after "expected".
+        error: what to raise.
+
+    Raises:
+        NeoxLabError: ``error``, if it has no entries.
+    """
+    try:
+        if not isinstance(values, str | bytes | Mapping):
+            return list(cast(Iterable[Any], values))
+    except (TypeError, RuntimeError):  # no entries, or those of a tensor without data
+        pass
+    raise error(f"{name}={shown(values)}; expected {words}.")
 
 
 def shown(value: object, most: int = 200) -> str:
@@ -101,20 +118,40 @@ def shown(value: object, most: int = 200) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
 
+def require_model(model: object) -> None:
+    """Refuse what is asked as a model and is none.
+
+    Raises:
+        InputError: it is not one of the five classes, nor what has hook points as they have.
+    """
+    if isinstance(model, type) or not hasattr(model, "hook_stack"):
+        raise InputError(
+            f"model={shown(model)}; expected a model of this package, such as nl.load() returns."
+        )
+
+
 def plain(value: object) -> object:
     """Numbers as Python's own, whose ever they were, also within lists, tuples and dicts.
 
-    ``np.int64(3)``, ``torch.tensor(3)`` and 3 are 3; ``torch.tensor([3, 4])`` is ``[3, 4]``.
+    ``np.int64(3)``, ``torch.tensor(3)`` and 3 are 3; ``torch.tensor([3, 4])`` is ``[3, 4]``. What
+    is nested without end, or nearly, stays as it is.
     """
+    try:
+        return _plain(value)
+    except RecursionError:
+        return value
+
+
+def _plain(value: object) -> object:
     if value is None or type(value) in (bool, int, float, str):
         return value
     if type(value) in (list, tuple):
         items: Sequence[object] = value  # type: ignore[assignment]
-        made = [plain(item) for item in items]
+        made = [_plain(item) for item in items]
         same = all(one is other for one, other in zip(made, items, strict=True))
         return value if same else type(value)(made)  # type: ignore[call-arg]
     if type(value) is dict:
-        return {_key(name): plain(item) for name, item in value.items()}
+        return {_key(name): _plain(item) for name, item in value.items()}
     to_list = getattr(value, "tolist", None)
     if callable(to_list) and not isinstance(value, type):
         try:
@@ -128,7 +165,7 @@ def plain(value: object) -> object:
 
 def _key(name: object) -> object:
     """A key of a dict, which a list cannot be."""
-    made = plain(name)
+    made = _plain(name)
     return tuple(made) if isinstance(made, list) else made
 
 
@@ -193,10 +230,6 @@ def list_of(kind: Kind[Value], words: str) -> Kind[list[Value]]:
     )
 
 
-SWITCH: Kind[bool] = Kind("True or False", lambda value: isinstance(value, bool))
-TEXT: Kind[str] = Kind("a string", lambda value: isinstance(value, str))
-
-
 def _is_float(value: numbers.Real) -> bool:
     """Whether a float can hold it; NaN is no number."""
     try:
@@ -231,3 +264,10 @@ def _bounds(
     high = f" up to {most}" if most is not None else ""
     high = f" below {below}" if below is not None else high
     return f"{low} and{high}" if low and high else low + high
+
+
+SWITCH: Kind[bool] = Kind("True or False", lambda value: isinstance(value, bool))
+TEXT: Kind[str] = Kind("a string", lambda value: isinstance(value, str))
+FINITE: Kind[float] = number(below=math.inf)
+COUNT: Kind[int] = whole(least=1, most=2**31 - 1)
+SEED: Kind[int] = whole(least=0)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from neox_lab.checks import require_model
 from neox_lab.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ def refuse_dropout(model: HookedNetwork) -> None:
     """The gate at the door of every question: an answer must be the same when asked again.
 
     Raises:
-        InputError: dropout is on, in training mode.
+        InputError: dropout is on, in training mode; or this is no model.
     """
+    if isinstance(model, type) or not hasattr(model, "named_modules"):
+        require_model(model)
     for name, part in model.named_modules():
         if part.training and (share := _share_dropped(part)) > 0:
             raise InputError(

@@ -83,9 +83,9 @@ class GenerationError(NeoxLabError, ValueError):
     """An argument of ``generate`` is unknown or contradicts another."""
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> str:
+def nearest(name: object, known: Iterable[str], count: int = 3) -> str:
     """A sentence naming the entries of ``known`` closest to ``name``; empty if none is close."""
-    if len(name) > 100:  # no name; comparing pages of text takes long
+    if not isinstance(name, str) or len(name) > 100:  # comparing pages of text takes long
         return ""
     matches = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

@@ -20,6 +20,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from neox_lab.checks import TEXT, check, or_none, shown
 from neox_lab.errors import CheckpointError, nearest
 from neox_lab.files import set_aside, write_bytes, write_text
 from neox_lab.hub_answers import check_bytes, check_commit, check_etag, check_name, is_commit
@@ -76,7 +77,7 @@ def written(source: PathOrId) -> str:
     """
     if not isinstance(source, str | os.PathLike):
         raise CheckpointError(
-            f"{source!r} names no checkpoint: give a directory, or an id on the hub such as "
+            f"{shown(source)} names no checkpoint: give a directory, or an id on the hub such as "
             "'EleutherAI/pythia-70m'."
         )
     return os.fspath(source)
@@ -90,14 +91,14 @@ def local_directory(source: PathOrId) -> Path | None:
     """
     text = written(source)
     path = Path(text).expanduser()
-    if text and path.is_dir():
+    if text and os.path.isdir(path):
         return path
-    if path.is_file():
+    if os.path.isfile(path):
         raise CheckpointError(f"{text!r} is a file: give the directory that holds it.")
     looks_like_path = text.startswith(("/", ".", "~")) or "\\" in text or text.count("/") > 1
     if looks_like_path or not text or isinstance(source, Path):
-        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise CheckpointError(f"There is no directory {text!r}.{nearest(path.name, siblings)}")
+        siblings = [p.name for p in path.parent.iterdir()] if os.path.isdir(path.parent) else []
+        raise CheckpointError(f"There is no directory {shown(text)}.{nearest(path.name, siblings)}")
     return None
 
 
@@ -117,6 +118,7 @@ def pin(source: PathOrId, options: HubOptions = DEFAULTS) -> HubOptions:
         if options.revision not in (None, "main"):
             logger.warning("%s is a directory: revision=%r is ignored.", source, options.revision)
         return options
+    check("revision", options.revision, or_none(TEXT), CheckpointError)
     repository, revision = os.fspath(source), options.revision or "main"
     check_name(revision, "revision")
     cache = _repository_cache(repository, options)

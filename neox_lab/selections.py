@@ -12,11 +12,10 @@ neither a slice, as it is elsewhere, nor a list.
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
-from neox_lab.checks import plain
+from neox_lab.checks import plain, shown, whole
 from neox_lab.errors import NeoxLabError
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def read(name: str, which: object, error: type[NeoxLabError]) -> Read:
     if isinstance(found, list):
         if all(map(_is_whole, found)) or all(isinstance(one, bool) for one in found):
             return found
-    raise error(f"{name}={which!r:.80}; {_EXPECTED}.")
+    raise error(f"{name}={shown(which, 80)}; {_EXPECTED}.")
 
 
 def entries(
@@ -121,7 +120,7 @@ def whole_number(name: str, which: object, error: type[NeoxLabError]) -> int:
     """
     found = which if type(which) is int else plain(which)
     if not _is_whole(found):
-        raise error(f"{name}={which!r:.80}; expected a whole number.")
+        raise error(f"{name}={shown(which, 80)}; expected a whole number.")
     return found  # type: ignore[return-value]
 
 
@@ -141,7 +140,9 @@ def one_each(name: str, which: object, count: int, error: type[NeoxLabError]) ->
     if _is_whole(found):
         return [found] * count  # type: ignore[list-item]
     if not isinstance(found, list) or not all(map(_is_whole, found)):
-        raise error(f"{name}={which!r:.80}; expected a whole number, or one for each of {count}.")
+        raise error(
+            f"{name}={shown(which, 80)}; expected a whole number, or one for each of {count}."
+        )
     if len(found) != count:
         raise error(f"{name} has {len(found)} entries; expected one, or {count}.")
     return found
@@ -172,10 +173,11 @@ def take(tensor: Tensor, axis: int, which: object, name: str, error: type[NeoxLa
     return tensor.index_select(axis, torch.tensor(found, dtype=torch.long, device=tensor.device))
 
 
+_WHOLE = whole()
+
+
 def _is_whole(value: object) -> bool:
-    return type(value) is int or (
-        isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    )
+    return _WHOLE.accepts(value)
 
 
 def _slice(name: str, which: slice, error: type[NeoxLabError]) -> slice:

@@ -300,7 +300,10 @@ class GPTNeoXConfig:
     def _assign(self, values: dict[str, Any]) -> None:
         """Store each value where it belongs, after checking it by itself."""
         state: dict[str, Any] = self.__dict__
-        values = copy.deepcopy(values)
+        try:
+            values = copy.deepcopy(values)
+        except RecursionError:
+            raise ConfigError("A value is nested too deeply for a setting.") from None
         check_model_type(values.pop("model_type", self.model_type), self.model_type)
         rope = {name: values.pop(name) for name in ROPE_NAMES if name in values}
         labels = {name: values.pop(name) for name in LABEL_NAMES if name in values}

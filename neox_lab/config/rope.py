@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from neox_lab.checks import SWITCH, Kind, check, list_of, number, one_of, plain, whole
+from neox_lab.checks import SWITCH, Kind, check, list_of, number, one_of, plain, shown, whole
 from neox_lab.config.spellings import merge
 from neox_lab.errors import ConfigError, nearest
 
@@ -79,10 +79,10 @@ def resolve_rope(
     """
     entries: list[tuple[str, str, object]] = []
     for name in ("rope_scaling", "rope_parameters"):
-        parameters = given.get(name) or {}
-        if not isinstance(parameters, Mapping):
-            raise ConfigError(f"{name}={parameters!r}; expected a dict or None.")
-        for key, value in parameters.items():
+        parameters = given.get(name)
+        if not isinstance(parameters, Mapping | None):
+            raise ConfigError(f"{name}={shown(parameters)}; expected a dict or None.")
+        for key, value in (parameters or {}).items():
             if value is not None:
                 entry = "rope_type" if key == "type" else key
                 entries.append((f"{name}[{key!r}]", entry, value))

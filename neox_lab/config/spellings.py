@@ -94,8 +94,8 @@ def written_labels(id2label: Mapping[int, str], written: Mapping[str, object]) -
 def _pairs(name: str, value: object) -> Iterable[tuple[object, object]]:
     if not isinstance(value, Mapping):
         raise ConfigError(
-            f"{name}={value!r}; expected a dict: id2label maps whole numbers to names, label2id "
-            "back."
+            f"{name}={shown(value)}; expected a dict: id2label maps whole numbers to names, "
+            "label2id back."
         )
     return value.items()
 
@@ -141,13 +141,13 @@ def resolve_dtype(given: Mapping[str, object]) -> torch.dtype | None:
 
 def _parse_dtype(value: object) -> torch.dtype | None:
     """``torch.float16`` from itself, ``"float16"`` or ``"torch.float16"``; None from "auto"."""
-    if value is None or value == "auto":
+    if value is None or (isinstance(value, str) and value == "auto"):
         return None
     found = getattr(torch, value.removeprefix("torch."), None) if isinstance(value, str) else value
     if isinstance(found, torch.dtype) and found.is_floating_point:
         return found
-    close = nearest(str(value), ("float16", "bfloat16", "float32", "float64"))
-    raise ConfigError(f"dtype={value!r}; expected a floating-point torch dtype.{close}")
+    close = nearest(value, ("float16", "bfloat16", "float32", "float64"))
+    raise ConfigError(f"dtype={shown(value)}; expected a floating-point torch dtype.{close}")
 
 
 def check_model_type(model_type: object, ours: str) -> None:

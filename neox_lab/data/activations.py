@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from neox_lab.checks import several, shown
 from neox_lab.data.batches import by_length
 from neox_lab.data.encoding import pad_rows, token_ids
 from neox_lab.data.positions import TextPosition, positions
@@ -40,7 +41,12 @@ def site_names(model: HookedModel, sites: str | Sequence[str]) -> list[str]:
         InputError: a tensor there has no position axis, or two.
     """
     names: list[str] = []
-    for site in [sites] if isinstance(sites, str) else sites:
+    wanted = [sites]
+    if not isinstance(sites, str):
+        wanted = several("sites", sites, "names of sites", InputError)
+    for site in wanted:
+        if not isinstance(site, str):
+            raise InputError(f"sites holds {shown(site)}; expected names.")
         everywhere = [name for name in model.hook_points if name.endswith(f".hook_{site}")]
         names += everywhere or [point.name for point in find_all(site, model.hook_points)]
     for name in names:

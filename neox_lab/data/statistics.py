@@ -18,10 +18,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from neox_lab.checks import check, number, whole
+from neox_lab.checks import SEED, check, number, whole
 from neox_lab.errors import InputError
 
-_LEVEL, _COUNT = number(above=0, below=1), whole(above=0)
+_LEVEL, _COUNT = number(above=0, below=1), whole(least=1, most=10**7)
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
@@ -62,6 +62,7 @@ def bootstrap_interval(
     count = _pairs(samples)
     level = check("level", level, _LEVEL, InputError)
     draws = check("draws", draws, _COUNT, InputError)
+    seed = check("seed", seed, SEED, InputError)
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(count, (draws, count), generator=generator)
     weights = torch.zeros(draws, count).scatter_add_(1, drawn, torch.ones(draws, count)) / count
@@ -95,6 +96,7 @@ def sign_flip_p_values(effects: Tensor, draws: int = 2000, seed: int = 0) -> Ten
     """
     count = _pairs(effects)
     draws = check("draws", draws, _COUNT, InputError)
+    seed = check("seed", seed, SEED, InputError)
     if count <= 12:
         numbers = torch.arange(2**count)[:, None]
         signs = 1.0 - 2.0 * ((numbers >> torch.arange(count)) & 1).double()

@@ -42,7 +42,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from neox_lab.checks import check, one_of
+from neox_lab.checks import COUNT, SEED, check, one_of, require_model, shown, whole
 from neox_lab.data.batches import by_length
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError, nearest
@@ -72,22 +72,38 @@ __all__ = [
 ]
 
 MEASURES = ("share", "mul", "abs")
+_DRAWN = whole(least=1, most=2**20)
 SAMPLE = 2048  # tokens of a large vocabulary that the copying score is taken from
 
 
 def previous_token(tokens: Tensor) -> Tensor:
-    """``[query_pos, key_pos]``, 1 one position before the query; ``tokens`` is ``[pos]``."""
+    """``[query_pos, key_pos]``, 1 one position before the query; ``tokens`` is ``[pos]``.
+
+    Raises:
+        InputError: ``tokens`` is something else.
+    """
+    _check_row(tokens)
     return torch.eye(len(tokens), device=tokens.device).roll(-1, dims=1).tril(-1)
 
 
 def duplicate_token(tokens: Tensor) -> Tensor:
-    """``[query_pos, key_pos]``, 1 where the key is an earlier copy of the query's token."""
+    """``[query_pos, key_pos]``, 1 where the key is an earlier copy of the query's token.
+
+    Raises:
+        InputError: ``tokens`` is something else.
+    """
+    _check_row(tokens)
     return (tokens[:, None] == tokens).float().tril(-1)
 
 
 def induction(tokens: Tensor) -> Tensor:
     """``[query_pos, key_pos]``, 1 right after an earlier copy of the query's token."""
     return duplicate_token(tokens).roll(1, dims=1)  # its last column, which comes first, is empty
+
+
+def _check_row(tokens: object) -> None:
+    if not isinstance(tokens, Tensor) or tokens.dim() != 1:
+        raise InputError(f"tokens={shown(tokens)}; expected a tensor of token ids [pos].")
 
 
 PATTERNS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -106,8 +122,10 @@ def repeated_tokens(model: HookedModel, length: int = 50, count: int = 8, seed: 
     Raises:
         InputError: ``length`` or ``count`` is below 1.
     """
-    if length < 1 or count < 1:
-        raise InputError(f"repeated_tokens(length={length}, count={count}); both must be positive.")
+    require_model(model)
+    length = check("length", length, _DRAWN, InputError)
+    count = check("count", count, _DRAWN, InputError)
+    seed = check("seed", seed, SEED, InputError)
     tokenizer, config = model.tokenizer, model.config
     if tokenizer is None:
         size, special = config.vocab_size, {config.bos_token_id, config.eos_token_id}
@@ -157,6 +175,7 @@ def heads(
     refuse_dropout(model)
     check("measure", measure, one_of(*MEASURES), InputError)
     find = _finder(pattern)
+    batch_size = check("batch_size", batch_size, COUNT, InputError)
     if inputs is None:
         length = len(pattern) if isinstance(pattern, Tensor) else _usual_length(model)
         inputs = repeated_tokens(model, -(-length // 2), seed=seed)[:, :length]

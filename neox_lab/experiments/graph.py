@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from neox_lab.checks import several, shown
 from neox_lab.errors import InputError
 from neox_lab.experiments.splices import IN_NODES, check_splices
 
@@ -133,9 +134,13 @@ def find_readers(model: HookedModel, names: str | Iterable[str]) -> list[Node]:
 
 
 def _find(names: str | Iterable[str], known: list[Node], what: str) -> list[Node]:
-    wanted = [names] if isinstance(names, str) else list(names)
+    wanted = [names]
+    if not isinstance(names, str):
+        wanted = several(f"{what}s", names, "names such as ['L0H1', 'MLP2']", InputError)
     found: list[Node] = []
     for name in wanted:
+        if not isinstance(name, str):
+            raise InputError(f"{what}s holds {shown(name)}; expected names such as 'L0H1'.")
         kind = {"heads": "head", "mlps": "mlp"}.get(name)
         same = [
             node

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from neox_lab.checks import check, name_not_finite, whole
-from neox_lab.errors import InputError, nearest
+from neox_lab.checks import check, name_not_finite, one_of, require_model, several, whole
+from neox_lab.errors import InputError
 from neox_lab.experiments.parts_alone import check_parts
 from neox_lab.experiments.patching.prompts import refuse_other_angles
 from neox_lab.experiments.splices import IN_NETWORK, check_splices
@@ -167,10 +167,8 @@ def logit_lens(
             reading a layer early would skip.
         TokenizerError: a watched string is not exactly one token.
     """
-    if site not in LENS_SITES:
-        raise InputError(
-            f"site={site!r}; expected one of {', '.join(LENS_SITES)}.{nearest(site, LENS_SITES)}"
-        )
+    require_model(model)
+    check("site", site, one_of(*LENS_SITES), InputError)
     unembed = model.get_output_embeddings()
     if unembed is None:
         raise InputError(f"The logit lens needs an unembedding; {type(model).__name__} has none.")
@@ -180,7 +178,7 @@ def logit_lens(
     known = whole(least=0, most=len(unembed.weight) - 1)
     watched = [
         model.to_single_token(t) if isinstance(t, str) else check("watch", t, known, InputError)
-        for t in watch
+        for t in several("watch", watch, "a list of tokens", InputError)
     ]
     prepared = model.prepare_inputs(inputs)
     last = model.config.num_hidden_layers - 1

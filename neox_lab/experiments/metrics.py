@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from neox_lab.checks import plain, several, shown
 from neox_lab.data.positions import TokenPosition
 from neox_lab.errors import InputError, nearest
 from neox_lab.model.output_heads import OUTPUT_HEADS
@@ -282,7 +283,9 @@ def evaluate(metric: Metric, logits: Tensor) -> Tensor:
     """
     value = metric(logits)
     if not isinstance(value, Tensor) or value.numel() != 1 or not value.is_floating_point():
-        got = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        got = (
+            f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else shown(value)
+        )
         raise InputError(
             f"The metric returned {got:.80}; expected a tensor holding one number. Reduce it, for "
             "instance with .mean()."
@@ -300,8 +303,8 @@ def bind(metric: Metric, model: HookedModel, prepared: Mapping[str, Tensor]) -> 
         return metric.bind(model, prepared)
     if not callable(metric):
         raise InputError(
-            f"metric is {metric!r:.80}; expected logit_difference(correct, wrong) or a function "
-            "from logits to a scalar."
+            f"metric is {shown(metric, 80)}; expected logit_difference(correct, wrong) or a "
+            "function from logits to a scalar."
         )
     return metric
 
@@ -326,11 +329,22 @@ def _ids(model: HookedModel | None, output: Output) -> Tensor:
     """
     if isinstance(output, str):
         return torch.tensor(_id(model, output))
-    if not isinstance(output, int | Tensor):
-        output = torch.tensor([_id(model, o) if isinstance(o, str) else _number(o) for o in output])
-    ids = torch.as_tensor(output).cpu()
+    given = plain(output)
+    listed: object = given
+    if not isinstance(given, int | Tensor):
+        found = several("tokens or labels", given, "names or whole numbers", InputError)
+        listed = [_id(model, o) if isinstance(o, str) else _number(o) for o in found]
+    try:
+        ids = torch.as_tensor(listed).to_dense().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{shown(output)} are no tokens or labels.") from None
     size = None if model is None else len(model.output_map.weight)
-    wrong = ids.is_floating_point() or ids.dtype == torch.bool or bool((ids < 0).any())
+    wrong = (
+        ids.is_floating_point()
+        or ids.is_complex()
+        or ids.dtype == torch.bool
+        or bool((ids < 0).any())
+    )
     if wrong or ids.dim() > 1 or (size is not None and bool((ids >= size).any())):
         most = "" if size is None else f" below {size}"
         raise InputError(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neox_lab.checks import check, one_of
+from neox_lab.checks import COUNT, check, one_of, several, whole
 from neox_lab.data.activations import collected, site_names
 from neox_lab.data.encoding import token_ids
 from neox_lab.data.positions import TextPosition
@@ -78,6 +78,13 @@ def probe(
     """
     refuse_dropout(model)
     check("method", method, one_of("linear", "difference"), InputError)
+    batch_size = check("batch_size", batch_size, COUNT, InputError)
+    memory = check("memory", memory, whole(least=0), InputError)
+    seed = check("seed", seed, whole(least=0, most=2**32 - 1), InputError)
+    texts = several("texts", texts, "a list of texts", InputError)
+    labels = several("labels", labels, "a label for each text", InputError)
+    if groups is not None:
+        groups = several("groups", groups, "a group for each text", InputError)
     names = site_names(model, sites)
     kinds, targets = _targets(labels, len(texts))
     if method == "difference" and not kinds:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from neox_lab.checks import require_model
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import HookError
 
@@ -41,7 +42,9 @@ def check_splices(model: HookedModel, allowed: Sequence[str], why: str) -> None:
 
     Raises:
         HookError: there is one.
+        InputError: this is no model.
     """
+    require_model(model)
     for site in model.hook_stack.spliced:
         if not any(fnmatchcase(site, glob) for glob in allowed):
             where = " or ".join(allowed)

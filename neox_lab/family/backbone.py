@@ -11,6 +11,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import Tensor
 
+from neox_lab.checks import SWITCH, check, shown
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError
 from neox_lab.family.base import GPTNeoXPreTrainedModel
@@ -149,7 +150,7 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
         for tensor in (input_ids, attention_mask, position_ids, inputs_embeds):
             if not (tensor is None or isinstance(tensor, Tensor)):
                 raise InputError(
-                    f"An argument of forward is a {type(tensor).__name__}, {tensor!r:.60}; "
+                    f"An argument of forward is a {type(tensor).__name__}, {shown(tensor, 60)}; "
                     "expected a tensor: torch.tensor(...)."
                 )
         first, last = layer_span(start_at_layer, stop_at_layer, len(self.layers))
@@ -290,4 +291,10 @@ def _ignore(names: Iterable[str]) -> None:
 
 
 def _default(value: bool | None, otherwise: bool) -> bool:
-    return otherwise if value is None else value
+    if value is None:
+        return otherwise
+    return (
+        value
+        if isinstance(value, bool)
+        else check("a switch of forward", value, SWITCH, InputError)
+    )

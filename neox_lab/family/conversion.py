@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 from torch import Tensor
 
+from neox_lab.checks import shown
 from neox_lab.config import GPTNeoXConfig
-from neox_lab.errors import CheckpointError, ConfigError
+from neox_lab.errors import CheckpointError, ConfigError, InputError
 from neox_lab.family.base import GPTNeoXPreTrainedModel
 from neox_lab.family.heads import CLASSES, GPTNeoXForCausalLM
 from neox_lab.generation import GenerationConfig
@@ -104,6 +105,8 @@ def _ours(tokenizer: ForeignTokenizer) -> GPTNeoXTokenizerFast:
 
     if isinstance(tokenizer, GPTNeoXTokenizerFast):
         return tokenizer
+    if isinstance(tokenizer, type) or not hasattr(tokenizer, "save_pretrained"):
+        raise InputError(f"tokenizer={shown(tokenizer)}; expected one of transformers', or None.")
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         return GPTNeoXTokenizerFast.from_pretrained(folder)

@@ -519,12 +519,23 @@ def kept_positions(hidden: Tensor, keep: int | Tensor) -> Tensor:
         raise InputError(
             f"logits_to_keep is a {type(keep).__name__}; expected an int or a tensor of positions."
         )
+    if keep.is_meta != hidden.is_meta or keep.layout is not torch.strided:
+        raise InputError("logits_to_keep is a tensor without data, or a sparse one.")
     if keep.dtype == torch.bool and keep.shape not in (hidden.shape[:2], hidden.shape[1:2]):
         raise InputError(
             f"logits_to_keep is a mask of shape {list(keep.shape)}; expected [pos] or [batch, pos] "
             f"of {list(hidden.shape[:2])}."
         )
     keep = keep.to(hidden.device)
+    if keep.dtype == torch.uint8:
+        keep = keep.long()  # as an index it would be a mask
+    try:
+        return _kept(hidden, keep)
+    except IndexError as error:
+        raise InputError(f"logits_to_keep names positions that are not there: {error}") from None
+
+
+def _kept(hidden: Tensor, keep: Tensor) -> Tensor:
     if keep.dtype == torch.bool and keep.dim() == 2:
         return hidden[keep]
     if keep.dim() == 1 and not keep.is_floating_point():

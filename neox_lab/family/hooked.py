@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from neox_lab.checks import SWITCH, check
 from neox_lab.config import GPTNeoXConfig
+from neox_lab.errors import HookError
 from neox_lab.frames import make_frame
 from neox_lab.hooks.cache import ActivationCache
 from neox_lab.hooks.hooking import HookList, HookStack, Placement
@@ -189,7 +191,7 @@ class Hooked:
             names_filter,
             Keeping(device, dtype, pos_slice, names_filter is None),
             lean=lean,
-            gradients=bool(incl_bwd),
+            gradients=callable(incl_bwd) or check("incl_bwd", incl_bwd, SWITCH, HookError),
             pieces=self.pieces_of(arguments),
         )
         recording.reserve(budget, spill)

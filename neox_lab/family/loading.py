@@ -9,7 +9,8 @@ from typing import Any, Literal, TypedDict, Unpack, overload
 import torch
 
 from neox_lab.built_in import weights_directory
-from neox_lab.errors import ConfigError, nearest
+from neox_lab.checks import check, one_of
+from neox_lab.errors import ConfigError
 from neox_lab.family.backbone import GPTNeoXModel
 from neox_lab.family.base import GPTNeoXPreTrainedModel
 from neox_lab.family.heads import (
@@ -92,10 +93,7 @@ def load(
         ConfigError: an unknown head or device, or labels for a head that has none.
         CheckpointError: a file is missing, damaged or does not fit, or there is no such revision.
     """
-    if head not in CLASSES:
-        raise ConfigError(
-            f"head={head!r}; expected one of {', '.join(CLASSES)}.{nearest(head, CLASSES)}"
-        )
+    check("head", head, one_of(*CLASSES), ConfigError)
     from neox_lab.checkpoint.loading import to_device
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
 

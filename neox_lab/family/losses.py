@@ -54,6 +54,7 @@ def next_token_loss(
     """
     if shift_labels is None:
         assert labels is not None
+        labels = _as_targets(labels, logits.dim() - 1)
         shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     if logits.shape[:-1] != shift_labels.shape:
         raise InputError(
@@ -63,6 +64,23 @@ def next_token_loss(
     targets = shift_labels.reshape(-1).to(logits.device)
     flat = logits.float().reshape(-1, logits.shape[-1])
     return _cross_entropy(flat, targets, num_items_in_batch, ignore_index)
+
+
+def _as_targets(labels: Tensor, axes: int) -> Tensor:
+    """Labels as whole numbers that a loss takes.
+
+    Raises:
+        InputError: they are none, or have another number of axes.
+    """
+    if labels.dtype is torch.int64 and labels.dim() == axes and labels.layout is torch.strided:
+        return labels
+    whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+    if not whole or labels.dim() != axes or labels.layout is not torch.strided:
+        raise InputError(
+            f"labels is a {labels.dtype} tensor of shape {list(labels.shape)}; expected whole "
+            "numbers, one for each position."
+        )
+    return labels.long()
 
 
 def _cross_entropy(

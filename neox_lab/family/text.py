@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, overload
 import torch
 from torch import Tensor
 
+from neox_lab.checks import shown
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError, TokenizerError
 
@@ -65,6 +66,8 @@ class TextHelpers:
         if isinstance(text, str):
             return tokenizer.pieces(tokenizer(text).input_ids)
         if isinstance(text, Tensor):
+            if text.is_meta or text.layout is not torch.strided:
+                raise InputError("text is a tensor without data, or a sparse one.")
             if text.dim() not in (1, 2):
                 raise InputError(
                     f"Token ids have shape {list(text.shape)}; expected [pos] or [batch, pos]."
@@ -74,7 +77,9 @@ class TextHelpers:
             rows = [tokenizer.pieces(row) for row in text.tolist()]
             return rows[0] if len(rows) == 1 else rows
         if not isinstance(text, list | tuple):
-            raise InputError(f"{text!r:.80} is neither text nor token ids [pos] or [batch, pos].")
+            raise InputError(
+                f"{shown(text, 80)} is neither text nor token ids [pos] or [batch, pos]."
+            )
         return [tokenizer.pieces(tokenizer(row).input_ids) for row in text]
 
     @overload
@@ -95,16 +100,18 @@ class TextHelpers:
         Raises:
             TokenizerError: it is none or several; the message shows which.
         """
+        if not isinstance(text, str):
+            raise TokenizerError(f"{shown(text)} is no text; expected a string.")
         ids = self._tokenizer()(text).input_ids
         if len(ids) != 1:
-            pieces = self._tokenizer().pieces(ids)
+            pieces = self._tokenizer().pieces(ids[:50])
             hint = (
                 ""
                 if text.startswith(" ")
                 else " Most words are single tokens only with a leading space."
             )
             raise TokenizerError(
-                f"{text!r} is {len(ids)} tokens, {pieces}; expected exactly one.{hint}"
+                f"{shown(text)} is {len(ids)} tokens, {pieces}; expected exactly one.{hint}"
             )
         return int(ids[0])
 
@@ -130,13 +137,17 @@ class TextHelpers:
                     f"Token ids have shape {list(inputs.shape)}; expected [batch, pos]. For a "
                     "single sequence [pos] use ids[None]."
                 )
-            return {"input_ids": inputs.to(self.device)}
+            if inputs.is_meta or inputs.layout is not torch.strided:
+                raise InputError("inputs is a tensor without data, or a sparse one.")
+            if inputs.dtype == torch.bool or inputs.is_complex():
+                raise InputError(f"inputs is a {inputs.dtype} tensor; expected token ids.")
+            return {"input_ids": inputs.to(self.device).long()}
         if isinstance(inputs, str) or (
             isinstance(inputs, list | tuple) and inputs and all(isinstance(t, str) for t in inputs)
         ):
             return self._encode(inputs if isinstance(inputs, str) else list(inputs))
         raise InputError(
-            f"inputs is {inputs!r:.80}; expected a string, a list of strings, or a LongTensor "
+            f"inputs is {shown(inputs, 80)}; expected a string, a list of strings, or a LongTensor "
             "[batch, pos]."
         )
 
@@ -177,7 +188,9 @@ class TextHelpers:
         """
         texts = [text] if isinstance(text, str) else text
         if not isinstance(texts, list | tuple):
-            raise InputError(f"{text!r:.80} is no text; expected a string or a list of strings.")
+            raise InputError(
+                f"{shown(text, 80)} is no text; expected a string or a list of strings."
+            )
         batch = self._tokenizer()(texts, padding=len(texts) > 1, return_tensors="pt")
         ids = batch["input_ids"]
         if ids.shape[1] == 0:

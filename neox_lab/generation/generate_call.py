@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from neox_lab.checks import several, shown
 from neox_lab.errors import GenerationError
 from neox_lab.generation.assisted import Assistant, Drafter, PromptLookup, draft_and_check
 from neox_lab.generation.beams import BeamSearch
@@ -124,7 +125,7 @@ class GenerateCall:
             output_attentions=self.settings.output_attentions,
         )
         own = UserProcessors(
-            companions.logits_processor or (),
+            functions("logits_processor", companions.logits_processor),
             companions.prefix_allowed_tokens_fn,
             self._without_prompt(),
         )
@@ -332,4 +333,20 @@ def stopping_criteria(
         made.append(StopStrings(strings, companions.tokenizer, padding))
     if eos_tokens(settings):
         made.append(EndToken(eos_tokens(settings)))
-    return StoppingCriteriaList(merge(made, companions.stopping_criteria or ()))
+    return StoppingCriteriaList(
+        merge(made, functions("stopping_criteria", companions.stopping_criteria))
+    )
+
+
+def functions(name: str, given: object) -> list[Any]:
+    """The processors or criteria of a call; none where ``given`` is None.
+
+    Raises:
+        GenerationError: it is something else than a list of what can be called.
+    """
+    if given is None:
+        return []
+    listed = several(name, given, "a list of functions", GenerationError)
+    if wrong := [item for item in listed if not callable(item)]:
+        raise GenerationError(f"{name} holds {shown(wrong[0])}; expected functions.")
+    return listed

@@ -18,6 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from neox_lab.checks import shown
 from neox_lab.errors import HookError, HookNameError, nearest
 from neox_lab.hooks.hooking import reads_only
 from neox_lab.hooks.names import ShortForm, exact
@@ -45,8 +46,8 @@ def only(
     Raises:
         HookError: an unknown part; or, when it runs, a replacement that does not fit.
     """
-    if part not in (None, "prompt", "generated"):
-        raise HookError(f"part={part!r}; expected 'prompt', 'generated' or None.")
+    if not isinstance(part, str | None) or part not in (None, "prompt", "generated"):
+        raise HookError(f"part={shown(part)}; expected 'prompt', 'generated' or None.")
 
     def limited(tensor: Tensor, hook: HookPoint) -> Tensor | None:
         if steps is not None and (hook.step or 0) not in steps:

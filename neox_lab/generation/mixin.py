@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from neox_lab.checks import shown
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import GenerationError
 from neox_lab.generation.generate_call import Companions, GenerateCall
@@ -302,6 +303,10 @@ def _run(call: GenerateCall) -> Generated:
     builder = OutputBuilder(call.prompt.ids, call.settings)
     streamer = call.companions.streamer
     if streamer is not None:
+        if isinstance(streamer, type) or not hasattr(streamer, "end"):
+            raise GenerationError(
+                f"streamer={shown(streamer)}; expected an object with put() and end()."
+            )
         streamer.put(call.prompt.ids.cpu())
     try:
         for step in call.steps:

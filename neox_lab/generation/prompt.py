@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 
+from neox_lab.checks import shown
 from neox_lab.errors import GenerationError, TokenizerError, nearest
 from neox_lab.generation.generation_config import GenerationConfig
 from neox_lab.generation.settings import IGNORED, REFUSED, SETTINGS
@@ -223,6 +224,8 @@ def _checked_mask(mask: Tensor | None, read: Tensor, device: torch.device) -> Te
     """
     if mask is None:
         return None
+    if not isinstance(mask, Tensor) or mask.is_meta or mask.layout is not torch.strided:
+        raise GenerationError(f"attention_mask={shown(mask)}; expected a tensor [batch, pos].")
     if mask.dim() == 2 and mask.shape[0] == 1:
         mask = mask.expand(read.shape[0], -1)
     if mask.dim() == 2 and bool((mask[:, read.shape[1] :] != 0).all()):

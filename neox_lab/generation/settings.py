@@ -41,6 +41,7 @@ def _is_text(value: object) -> bool:
 
 
 _COUNT, _AT_LEAST_ONE = whole(least=0), whole(above=0)
+_SEVERAL = whole(above=0, most=2**16)  # each is a row of the batch
 _POSITIVE, _FRACTION = number(above=0), number(least=0, most=1)
 _SHARE, _CUTOFF = number(above=0, most=1), number(least=0, below=1)
 _PAD: Kind[int] = Kind("a token id, or -1 for none", whole().accepts)
@@ -51,11 +52,11 @@ _TOKENS: Kind[int | list[int]] = Kind(
 _TOKEN_LIST: Kind[list[int]] = Kind("a list of token ids", _is_whole_list)
 _TOKEN_LISTS: Kind[list[list[int]]] = Kind(
     "a list of lists of token ids, such as [[5], [7, 8]]",
-    lambda v: bool(v) and _is_list(v, lambda word: word and _is_whole_list(word)),
+    lambda v: _is_list(v, lambda word: _is_whole_list(word) and word) and bool(v),
 )
 _TEXTS: Kind[str | list[str]] = Kind(
     "a string or a list of strings",
-    lambda v: _is_text(v) or (bool(v) and _is_list(v, _is_text)),
+    lambda v: _is_text(v) or (_is_list(v, _is_text) and bool(v)),
 )
 _BIAS: Kind[object] = Kind(
     "a dict from tuples of token ids to numbers, such as {(5,): -2.0}",
@@ -87,10 +88,10 @@ SETTINGS: dict[str, tuple[Any, Kind[Any]]] = {
     "stop_strings": (None, _TEXTS),
     # strategy
     "do_sample": (False, SWITCH),
-    "num_beams": (1, _AT_LEAST_ONE),
+    "num_beams": (1, _SEVERAL),
     "early_stopping": (False, _STOPPING),
     "length_penalty": (1.0, number()),
-    "num_return_sequences": (1, _AT_LEAST_ONE),
+    "num_return_sequences": (1, _SEVERAL),
     "use_cache": (True, SWITCH),
     "cache_implementation": (None, _CACHE),
     # sampling
@@ -188,7 +189,7 @@ def check_setting(name: str, value: object) -> None:
         return
     if name == "pad_token_id" and isinstance(value, int) and value < 0:
         _log.warning("pad_token_id=%d is no token: rows that end early cannot be padded.", value)
-    if name in ("max_length", "max_new_tokens") and value == 0 and not isinstance(value, bool):
+    if name in ("max_length", "max_new_tokens") and type(value) is int and value == 0:
         raise GenerationError(f"{name}=0 leaves no room for a token; expected 1 or more.")
     if value is not None:
         check(name, value, SETTINGS[name][1], GenerationError)

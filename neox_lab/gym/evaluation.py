@@ -20,11 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neox_lab.checks import name_not_finite
+from neox_lab.checks import (
+    COUNT,
+    SEED,
+    check,
+    name_not_finite,
+    one_of,
+    require_model,
+    several,
+    whole,
+)
 from neox_lab.data.batches import by_length
 from neox_lab.data.encoding import pad_rows, pad_token, token_ids
 from neox_lab.data.statistics import normal_interval, wilson_interval
-from neox_lab.errors import InputError, nearest
+from neox_lab.errors import InputError
 from neox_lab.family.structure import evaluating
 from neox_lab.frames import make_frame
 from neox_lab.gym.examples import Pair
@@ -149,13 +158,19 @@ def evaluate(
         InputError: an unknown task, or a model with another head.
         TokenizerError: a model without tokenizer.
     """
+    require_model(model)
     require_head(model.head, "causal-lm")
-    names = list(TASKS) if tasks is None else list(tasks)
+    names = list(TASKS)
+    if tasks is not None:
+        names = several("tasks", tasks, "a list of names", InputError)
     for name in names:
-        if name not in TASKS:
-            raise InputError(
-                f"there is no task {name!r}; there are {', '.join(TASKS)}.{nearest(name, TASKS)}"
-            )
+        check("task", name, one_of(*TASKS), InputError)
+    if not names:
+        raise InputError(f"tasks is empty; there are {', '.join(TASKS)}.")
+    count = check("count", count, COUNT, InputError)
+    batch_size = check("batch_size", batch_size, COUNT, InputError)
+    check("part", part, one_of("train", "held-out"), InputError)
+    check("seed", seed, whole(), InputError)
     rows: list[dict[str, Any]] = []
     prompts: list[Prompt] = []
     for name in names:
@@ -237,7 +252,14 @@ def repeat_loss(
         length: tokens of one copy.
         count: sequences.
         seed: of the tokens.
+
+    Raises:
+        InputError: this is no model, or a number out of range.
     """
+    require_model(model)
+    length = check("length", length, whole(least=2, most=2**20), InputError)
+    count = check("count", count, whole(least=1, most=2**20), InputError)
+    seed = check("seed", seed, SEED, InputError)
     generator = torch.Generator().manual_seed(seed)
     once = torch.randint(2, model.config.vocab_size, (count, length), generator=generator)
     tokens = torch.cat([once, once], dim=1).to(model.device)

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import NamedTuple
 
+from neox_lab.checks import check, whole
+from neox_lab.errors import InputError
 from neox_lab.gym.words import Item, Split, split
 
 
@@ -69,7 +71,11 @@ class Task:
         """``count`` different examples, always the same for the same seed.
 
         They are fewer if the task has fewer.
+
+        Raises:
+            InputError: ``count`` is no number of examples.
         """
+        count = check("count", count, whole(least=0, most=100_000), InputError)
         random = Random(f"{self.name}/{part}/{seed}")
         found: dict[Pair, Example] = {}
         for _ in range(50 * count):

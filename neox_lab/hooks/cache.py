@@ -273,6 +273,8 @@ def run_backward(
             "incl_bwd=True backpropagates from output.loss, and this run computed none. Pass "
             "labels=, or incl_bwd= a function from the output to a scalar."
         )
+    if not isinstance(scalar, Tensor):
+        raise HookError(f"incl_bwd needs a scalar; got a {type(scalar).__name__}.")
     if scalar.dim() != 0:
         raise HookError(f"incl_bwd needs a scalar; got a tensor of shape {list(scalar.shape)}.")
     leaves = _leaves(scalar)

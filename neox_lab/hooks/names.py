@@ -11,8 +11,9 @@ from __future__ import annotations
 import numbers
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import cast
+from typing import Any
 
+from neox_lab.checks import several, shown
 from neox_lab.errors import HookNameError, nearest
 from neox_lab.model.hook_points import HookPoint
 
@@ -46,8 +47,8 @@ def find(name: Name, points: Mapping[str, HookPoint]) -> list[HookPoint]:
         return [points[_from_short_form(name, points)]]
     if not isinstance(name, str):
         raise HookNameError(
-            f"{name!r} names no hook point: give a name such as {next(iter(points))!r}, a short "
-            "form such as ('resid_pre', 0), or a function of names."
+            f"{shown(name)} names no hook point: give a name such as {next(iter(points))!r}, a "
+            "short form such as ('resid_pre', 0), or a function of names."
         )
     if any(character in name for character in "*?["):
         return _glob(name, points)
@@ -58,7 +59,9 @@ def find_all(names: Name | Iterable[Name], points: Mapping[str, HookPoint]) -> l
     """The hook points one name or several stand for, each once, in forward order."""
     one = isinstance(names, str | tuple) or callable(names) or not isinstance(names, Iterable)
     wanted: set[str] = set()
-    for name in cast("Iterable[Name]", [names] if one else names):
+    words = "a hook name, several, or a function of names"
+    asked: list[Any] = [names] if one else several("names_filter", names, words, HookNameError)
+    for name in asked:
         wanted.update(point.name for point in find(name, points))
     return [point for point in points.values() if point.name in wanted]
 
@@ -71,6 +74,10 @@ def exact(name: str | ShortForm, points: Mapping[str, HookPoint]) -> str:
     """
     if isinstance(name, tuple):
         return _from_short_form(name, points)
+    if not isinstance(name, str):
+        raise HookNameError(
+            f"{shown(name)} names no hook point; expected a string or a short form."
+        )
     if name in points:
         return name
     for point in points.values():
@@ -115,13 +122,13 @@ def _from_short_form(name: ShortForm, points: Mapping[str, HookPoint]) -> str:
             f"{name!r} could be {' or '.join(found)}. Name the part too, as in "
             f"({name[0]!r}, {name[1]}, 'ln1')."
         )
-    raise _unknown(f"{prefix}{hook}", points, shown=repr(name))
+    raise _unknown(f"{prefix}{hook}", points, asked=repr(name))
 
 
-def _unknown(name: str, points: Mapping[str, HookPoint], shown: str | None = None) -> HookNameError:
-    shown = shown or repr(name)
+def _unknown(name: str, points: Mapping[str, HookPoint], asked: str | None = None) -> HookNameError:
+    asked = asked or shown(name)
     if name.endswith("hook_resid_mid") and not any(n.endswith("hook_resid_mid") for n in points):
-        return HookNameError(f"No hook point {shown}. {_PARALLEL_HAS_NO_MIDDLE}")
+        return HookNameError(f"No hook point {asked}. {_PARALLEL_HAS_NO_MIDDLE}")
     known = [*points, *(alias for point in points.values() for alias in point.aliases)]
     near = nearest(name, known)
-    return HookNameError(f"No hook point {shown} in this model.{near} See model.hook_table().")
+    return HookNameError(f"No hook point {asked} in this model.{near} See model.hook_table().")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from neox_lab.checks import shown
 from neox_lab.errors import HookError
 from neox_lab.files import parse_size, size_in_words
 from neox_lab.hooks.cache import ActivationCache, run_backward
@@ -149,11 +150,11 @@ class Recording:
         """
         if lean and gradients:
             raise HookError("lean=True keeps no gradients; leave out incl_bwd or lean.")
-        if keeping.device is not None and torch.device(keeping.device) == model.device:
+        if keeping.device is not None and _device(keeping.device) == model.device:
             keeping = dataclasses.replace(keeping, device=None)
         self.model, self.arguments, self.keeping = model, dict(arguments), keeping
         self.gradients = gradients
-        wanted = find_all(names_filter or "*", model.hook_points)
+        wanted = find_all("*" if names_filter is None else names_filter, model.hook_points)
         self.cache = ActivationCache(
             model.hook_points,
             model=model,
@@ -311,3 +312,16 @@ class Recording:
         if point.name.startswith("hook_embed"):  # a function spliced in there may have points
             return self.first == 0
         return self.arguments.get("stop_at_layer") is None
+
+
+def _device(given: torch.device | str) -> torch.device:
+    """A device by its name.
+
+    Raises:
+        HookError: there is no such device.
+    """
+    try:
+        return torch.device(given)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise HookError(f"device={shown(given)} is no device of PyTorch: {reason:.200}") from None

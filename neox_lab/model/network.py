@@ -64,12 +64,18 @@ class Network(nn.Module):
                 f"{'both' if embeds is not None else 'neither'}."
             )
         if input_ids is not None:
-            embeds = self._look_up(input_ids)
+            embeds = self.look_up(input_ids)
         assert embeds is not None
         return self.emb_dropout(taps.outside("hook_embed", embeds))
 
-    def _look_up(self, input_ids: Tensor) -> Tensor:
-        """Embeddings ``[batch, pos, d_model]`` of ``input_ids`` ``[batch, pos]``."""
+    def look_up(self, input_ids: Tensor) -> Tensor:
+        """Embeddings ``[batch, pos, d_model]`` of ``input_ids`` ``[batch, pos]``.
+
+        Raises:
+            InputError: they are no whole numbers, have other axes, or are not in the vocabulary.
+        """
+        if input_ids.dtype is not torch.int64:
+            input_ids = _as_ids(input_ids)
         if input_ids.dim() != 2 or input_ids.is_floating_point():
             raise InputError(
                 f"input_ids is a {input_ids.dtype} tensor of shape {list(input_ids.shape)}; "
@@ -180,3 +186,12 @@ def layer_span(start: int | None, stop: int | None, layers: int) -> tuple[int, i
     first = 0 if start is None else start + layers if start < 0 else start
     last = layers if stop is None else stop + layers if stop < 0 else stop
     return first, last
+
+
+def _as_ids(ids: Tensor) -> Tensor:
+    """Whole numbers of few bytes as those that an embedding takes; others as they are."""
+    if ids.dtype in (torch.int8, torch.uint8, torch.int16):
+        return ids.long()
+    if ids.dtype == torch.bool or ids.is_complex():
+        raise InputError(f"input_ids is a {ids.dtype} tensor; expected whole numbers.")
+    return ids

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from neox_lab.checks import Kind, check, one_of, or_none, whole
+from neox_lab.checks import Kind, check, one_of, or_none, shown, whole
 from neox_lab.errors import TokenizerError, nearest
 
 PADDING = one_of("longest", "max_length", "do_not_pad")
@@ -305,7 +305,7 @@ def _checked_string(place: str, text: object) -> str:
         hint = " Decode the bytes first." if isinstance(text, bytes) else ""
         raise TokenizerError(
             f"{place} must be str, or a list of str for a batch, and holds "
-            f"{type(text).__name__} ({text!r:.60}).{hint}"
+            f"{type(text).__name__} ({shown(text, 60)}).{hint}"
         )
     try:
         text.encode()

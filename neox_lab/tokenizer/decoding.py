@@ -107,6 +107,7 @@ class Decoder(Vocabulary):
         return [text] if isinstance(text, str) else list(text)
 
     def _text(self, ids: list[int], skip_special_tokens: bool) -> str:
+        flag("skip_special_tokens", skip_special_tokens)
         ids = [token_id for token_id in ids if token_id <= LARGEST_ID]
         if not self._misread:
             return self._backend.decode(ids, skip_special_tokens=skip_special_tokens)

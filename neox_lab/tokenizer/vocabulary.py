@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tokenizers import AddedToken, Tokenizer
 
+from neox_lab.checks import plain, shown
 from neox_lab.errors import TokenizerError, nearest
 from neox_lab.tokenizer import pipeline
 from neox_lab.tokenizer.settings import ROLES
@@ -377,15 +378,15 @@ def id_list(ids: object) -> int | list[Any]:
         TokenizerError: an id is negative or no integer.
     """
     if hasattr(ids, "tolist"):
-        ids = ids.tolist()
+        ids = plain(ids)
     if isinstance(ids, list | tuple):
         if all(type(item) is int for item in ids) and min(ids, default=0) >= 0:
             return list(ids)
         return [id_list(item) for item in ids]
     if not isinstance(ids, int):
         raise TokenizerError(
-            f"Token ids are integers, and {ids!r:.60} is {type(ids).__name__}. Give an int, a list "
-            "of int, or an integer tensor."
+            f"Token ids are integers, and {shown(ids, 60)} is {type(ids).__name__}. Give an int, a "
+            "list of int, or an integer tensor."
         )
     if ids < 0:
         hint = " (-100 marks labels to ignore: drop those positions.)" if ids == -100 else ""

@@ -57,7 +57,7 @@ class AttentionView(AttentionPatterns, View):
         heads: Sequence[int] | None = None,
     ) -> None:
         AttentionPatterns.__init__(self, patterns, pieces, layers, heads)
-        View.__init__(self, title or self._own_title())
+        View.__init__(self, title, self._own_title())
 
     def _own_title(self) -> str:
         """A headline that names what is shown."""

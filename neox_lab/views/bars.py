@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from neox_lab.checks import TEXT, check
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
@@ -59,7 +60,7 @@ class BarsView(View):
         if not len(self.values):
             raise InputError("bars need at least one value")
         self._lengths = np.where(np.isfinite(self.values), self.values, 0)
-        self.note = note
+        self.note = check("note", note, TEXT, InputError)
         self.pieces, self.attributions = None, None
         if pieces is not None:
             self.attributions = array(attributions, "name piece", "attributions")
@@ -69,7 +70,7 @@ class BarsView(View):
                     f"attributions are [name, piece]; got {len(self.attributions)} rows for "
                     f"{len(self.names)} names"
                 )
-        super().__init__(title or "Values")
+        super().__init__(title, "Values")
 
     @property
     def frame(self) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from neox_lab.checks import TEXT, check, or_none, several, shown
 from neox_lab.errors import InputError
 from neox_lab.files import write_bytes
 from neox_lab.frames import csv_text
@@ -42,8 +43,18 @@ class View(ABC):
 
     asset: ClassVar[str]
 
-    def __init__(self, title: str) -> None:
-        self.title = label(title, TITLE_LIMIT)
+    def __init__(self, title: str | None, otherwise: str = "") -> None:
+        """Name the view.
+
+        Args:
+            title: the headline.
+            otherwise: the headline where ``title`` is None or empty.
+
+        Raises:
+            InputError: it is no text.
+        """
+        given = check("title", title, or_none(TEXT), InputError)
+        self.title = label(given or otherwise, TITLE_LIMIT)
 
     @property
     @abstractmethod
@@ -185,11 +196,17 @@ def array(values: object, axes: str, name: str) -> NDArray[np.float32]:
         name: what it is, for messages.
 
     Raises:
-        InputError: it has another number of axes.
+        InputError: it holds no numbers, or has another number of axes.
     """
-    if hasattr(values, "detach"):
-        values = cast(Any, values).detach().float().cpu().numpy()
-    result = np.asarray(values, dtype=np.float32)
+    try:
+        if hasattr(values, "detach"):
+            values = cast(Any, values).detach().float().cpu().numpy()
+        result = np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError, OverflowError, RuntimeError, AttributeError) as error:
+        raise InputError(
+            f"{name} must be numbers with the axes [{axes.replace(' ', ', ')}]; got "
+            f"{shown(values)} ({shown(error)})"
+        ) from error
     if result.ndim != len(axes.split()):
         raise InputError(
             f"{name} must have the axes [{axes.replace(' ', ', ')}]; got shape {result.shape}"
@@ -203,8 +220,8 @@ def texts(values: object, count: int, name: str, what: str) -> list[str]:
     Raises:
         InputError: one string, something else than strings, or another number of them.
     """
-    listed = [] if isinstance(values, str) else list(cast(Any, values))
-    if isinstance(values, str) or not all(isinstance(entry, str) for entry in listed):
+    listed = several(name, values, f"a list of strings, one for each {what}", InputError)
+    if not all(isinstance(entry, str) for entry in listed):
         raise InputError(f"{name} must be a list of strings, one for each {what}")
     if len(listed) != count:
         raise InputError(f"{name} has {len(listed)} entries; needed: {count}, one for each {what}")

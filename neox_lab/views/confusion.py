@@ -44,7 +44,7 @@ class ConfusionView(View):
         if self.counts.shape[0] != self.counts.shape[1] or not self.counts.size:
             raise InputError(f"counts must be square [true, predicted]; got {self.counts.shape}")
         self.names = texts(names, len(self.counts), "names", "class")
-        super().__init__(title or "Confusion matrix")
+        super().__init__(title, "Confusion matrix")
 
     @property
     def shares(self) -> np.ndarray:

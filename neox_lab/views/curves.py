@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neox_lab.checks import FINITE, TEXT, check, shown
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array
@@ -81,12 +82,15 @@ class CurvesView(View):
         levels: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__(title)
+        if not isinstance(lines, Mapping) or not lines:
+            raise InputError(f"no lines to draw in {shown(lines)}; expected Line by name")
         self.lines = {name: _checked(name, line) for name, line in lines.items()}
-        if not self.lines:
-            raise InputError("there is no line to draw")
-        self.x_label, self.y_label = x_label, y_label
+        self.x_label = check("x_label", x_label, TEXT, InputError)
+        self.y_label = check("y_label", y_label, TEXT, InputError)
         self.x_names = x_names
-        self.levels = dict(levels or {})
+        if not isinstance(levels, Mapping | None):
+            raise InputError(f"levels={shown(levels)}; expected numbers by name")
+        self.levels = {n: check("levels", v, FINITE, InputError) for n, v in (levels or {}).items()}
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -225,6 +229,8 @@ def _named(name: str) -> str:
 
 def _checked(name: str, line: Line) -> Line:
     """The line with float32 arrays throughout; a missing interval is NaN."""
+    if not isinstance(line, Line):
+        raise InputError(f"lines[{name!r}] is {shown(line)}; expected a Line")
     x, y = array(line.x, "point", f"x of {name!r}"), array(line.y, "point", f"y of {name!r}")
     missing: NDArray[np.float32] = np.full_like(y, np.nan)
     low = missing if line.low is None else array(line.low, "point", f"low of {name!r}")

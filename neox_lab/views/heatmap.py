@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neox_lab.checks import FINITE, TEXT, check, or_none
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
@@ -84,15 +85,18 @@ class HeatmapView(View):
         self.values = np.where(self.measured, self.values, np.float32(np.nan))
         if 0 in self.values.shape:
             raise InputError(f"values must not be empty; got shape {self.values.shape}")
+        names = {"row_axis": row_axis, "column_axis": column_axis, "value_name": value_name}
+        for name, given in names.items():
+            check(name, given, TEXT, InputError)
         if len({row_axis, column_axis, value_name}) < 3:
             raise InputError("row_axis, column_axis and value_name must be three different names")
         self.row_labels = texts(row_labels, self.values.shape[0], "row_labels", "row")
         self.column_labels = texts(column_labels, self.values.shape[1], "column_labels", "column")
         self.row_axis, self.column_axis, self.value_name = row_axis, column_axis, value_name
-        self.centre = centre
+        self.centre = check("centre", centre, or_none(FINITE), InputError)
         finite = self.values[np.isfinite(self.values)]
         self._decimals = decimals(float(np.abs(finite).max()) if finite.size else 0.0)
-        super().__init__(title or f"{value_name} by {row_axis} and {column_axis}")
+        super().__init__(title, f"{value_name} by {row_axis} and {column_axis}")
 
     @property
     def frame(self) -> pd.DataFrame:

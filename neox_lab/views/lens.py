@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from neox_lab.checks import several
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
@@ -71,9 +72,13 @@ class LensView(View):
         self.row_labels = texts(row_labels, layers, "row_labels", "layer")
         self.pieces = texts(pieces, positions, "pieces", "position")
         self.candidates = [
-            [texts(cell, ranks, "candidates", "rank") for cell in row] for row in candidates
+            [
+                texts(cell, ranks, "candidates", "rank")
+                for cell in several("candidates", row, "a list for each position", InputError)
+            ]
+            for row in several("candidates", candidates, "a list for each layer", InputError)
         ]
-        super().__init__(title or "Predictions layer by layer")
+        super().__init__(title, "Predictions layer by layer")
 
     @property
     def frame(self) -> pd.DataFrame:

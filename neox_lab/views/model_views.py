@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from neox_lab.checks import check, or_none, shown, whole
 from neox_lab.errors import InputError
 from neox_lab.selections import entry, whole_number
 from neox_lab.views.attention_view import AttentionView
@@ -65,6 +66,7 @@ def attention(
         if text is None:
             raise InputError("a model needs a text to read: attention(model, 'The cat sat')")
         refuse_dropout(model_or_cache)
+        layer = check("layer", layer, or_none(whole()), InputError)
         wanted = "*" if layer is None else str(layer)
         _, cache = model_or_cache.run_with_cache(
             text, names_filter=f"blocks.{wanted}.attn.hook_pattern"
@@ -90,7 +92,12 @@ def hooks(model: HookedModel) -> TreeView:
 
     Args:
         model: any of the five classes; its ``hook_table()`` is shown.
+
+    Raises:
+        InputError: it is none.
     """
+    if isinstance(model, type) or not hasattr(model, "hook_table"):
+        raise InputError(f"model={shown(model)}; expected a model with a table of hook points")
     table = model.hook_table().astype(str)
     groups: dict[str, list[list[str]]] = {}
     last = max((int(n.split(".")[1]) for n in table["name"] if n.startswith("blocks.")), default=0)

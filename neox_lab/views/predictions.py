@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from neox_lab.checks import several, shown
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
+from neox_lab.selections import whole_number
 from neox_lab.views.base import View, texts
 from neox_lab.views.drawing import AMOUNT, HEADING, SOFT, Sheet, text_width
 from neox_lab.views.markup import Table
@@ -45,14 +47,16 @@ class PredictionsView(View):
         position: int = -1,
         title: str | None = None,
     ) -> None:
+        candidates = several("candidates", candidates, "(piece, probability) pairs", InputError)
         self.pieces = texts(pieces, len(candidates), "pieces", "entry of candidates")
+        position = whole_number("position", position, InputError)
         if not -len(self.pieces) <= position < len(self.pieces):
             raise InputError(f"no position {position} in a text of {len(self.pieces)} tokens")
         self.candidates = [ranked(entries) for entries in candidates]
         self.position = position % len(self.pieces)
         if not self.candidates[self.position]:
             raise InputError(f"there are no candidates to draw at position {self.position}")
-        super().__init__(title or "What comes next")
+        super().__init__(title, "What comes next")
 
     def at(self, position: int) -> PredictionsView:
         """The same candidates, with those after another position drawn."""
@@ -172,11 +176,16 @@ class PredictionsView(View):
         return f"after  {cut}{' '.join(shown)}"
 
 
-def ranked(entries: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
+def ranked(given: Sequence[tuple[str, float]]) -> list[tuple[str, float]]:
     """Candidates in order of probability, ties in the order given."""
-    ranked = sorted(((piece, float(share)) for piece, share in entries), key=lambda pair: -pair[1])
+    words = "candidates are (piece, probability) pairs, and a piece is a string"
+    try:
+        ranked = [(piece, float(share)) for piece, share in given]
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        raise InputError(f"{words}; got {shown(given)}") from None
     if not all(isinstance(piece, str) for piece, _ in ranked):
-        raise InputError("candidates are (piece, probability) pairs, and a piece is a string")
+        raise InputError(words)
+    ranked.sort(key=lambda pair: -pair[1])
     if not all(0 <= share <= 1.001 for _, share in ranked):
         raise InputError("probabilities lie between 0 and 1; these are not (logits, perhaps?)")
     return ranked

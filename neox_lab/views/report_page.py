@@ -10,6 +10,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from neox_lab.checks import TEXT, check, several, shown
+from neox_lab.errors import InputError
 from neox_lab.views.base import View, utf8, write_file
 from neox_lab.views.markup import page
 from neox_lab.views.tokens import html_text
@@ -22,7 +24,17 @@ def report(title: str, sections: Sequence[Section]) -> str:
 
     Each section is (heading, paragraph or None, content or None). A content is a ``View``, shown
     with its picture and tables, or a string, shown as it is typed. No string is taken as HTML.
+
+    Raises:
+        InputError: a title or a section is something else.
     """
+    check("title", title, TEXT, InputError)
+    for section in several("sections", sections, "a list of sections", InputError):
+        if not isinstance(section, tuple | list) or len(section) != 3 or not _is_section(*section):
+            raise InputError(
+                f"a section is {shown(section)}; expected (heading, paragraph or None, content or "
+                "None), content a view or a string"
+            )
     body = [f"<h1>{html_text(title)}</h1>"]
     for heading, paragraph, content in sections:
         parts = [f"<h2>{html_text(heading)}</h2>"]
@@ -34,6 +46,14 @@ def report(title: str, sections: Sequence[Section]) -> str:
             parts.append(f"<pre>{html_text(content)}</pre>")
         body.append("<section>\n" + "\n".join(parts) + "\n</section>")
     return page(title, "\n".join(body))
+
+
+def _is_section(heading: object, paragraph: object, content: object) -> bool:
+    return (
+        isinstance(heading, str)
+        and isinstance(paragraph, str | None)
+        and isinstance(content, View | str | None)
+    )
 
 
 def write_report(path: str | os.PathLike[str], title: str, sections: Sequence[Section]) -> Path:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from neox_lab.checks import TEXT, check, whole
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
@@ -65,8 +66,11 @@ class ScatterView(View):
             raise InputError(f"x has {len(self.x)} numbers and y {len(self.y)}")
         if not len(self.x) or not (np.isfinite(self.x) & np.isfinite(self.y)).all():
             raise InputError("a scatter needs at least one point, and finite numbers")
-        self.x_label, self.y_label, self.marked, self.note = x_label, y_label, marked, note
-        super().__init__(title or f"{y_label} against {x_label}")
+        self.x_label = check("x_label", x_label, TEXT, InputError)
+        self.y_label = check("y_label", y_label, TEXT, InputError)
+        self.marked = check("marked", marked, whole(least=0), InputError)
+        self.note = check("note", note, TEXT, InputError)
+        super().__init__(title, f"{y_label} against {x_label}")
 
     @property
     def frame(self) -> pd.DataFrame:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from neox_lab.checks import TEXT, check, several
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
@@ -44,7 +45,11 @@ KINDS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55
 OWN = {"less than 0": LESS, "more than 0": MORE, "loss": AMOUNT, "answer": "#F0E442"}
 MARKS = ("#2a8bc9", "#d9661f", "#009e73")
 RUNNING = 1_500  # pieces of the running text
-PIECES, TEXT, LONGEST = 4_000, 500_000, 200_000  # pieces, characters, and those of one piece, live
+PIECES, CHARACTERS, LONGEST = (
+    4_000,
+    500_000,
+    200_000,
+)  # live; LONGEST is of one piece
 WIDTH, LINE, SIZE = 7.2, 0.52, 9.5  # inches, inches, points
 DRAWN = 400  # pieces drawn
 TEXT_LIMIT = 40
@@ -95,16 +100,20 @@ class StripView(View):
         found: Sequence[dict[str, object]] = (),
         caption: str = "Found",
     ) -> None:
-        if not pieces:
-            raise InputError("there is no text to show")
-        self.pieces, self.note, self.found = list(pieces), note, list(found)
-        self.caption = caption
-        kinds = [piece.kind for piece in pieces if piece.kind is not None]
+        self.pieces = several("pieces", pieces, "a list of Piece", InputError)
+        self.found = several("found", found, "a list of dictionaries", InputError)
+        if not self.pieces or not all(isinstance(piece, Piece) for piece in self.pieces):
+            raise InputError("there is no text to show; expected a list of Piece")
+        if not all(isinstance(row, dict) for row in self.found):
+            raise InputError("found must be a list of dictionaries, one for each row of a table")
+        self.note = check("note", note, TEXT, InputError)
+        self.caption = check("caption", caption, TEXT, InputError)
+        kinds = [piece.kind for piece in self.pieces if piece.kind is not None]
         self.colours = {
             kind: OWN.get(kind, KINDS[at % len(KINDS)])
             for at, kind in enumerate(dict.fromkeys(kinds))
         }
-        super().__init__(title or "Text")
+        super().__init__(title, "Text")
 
     @classmethod
     def values(
@@ -252,7 +261,7 @@ class StripView(View):
 
     def data(self) -> dict[str, Any]:
         """The pieces with what they carry; the first ones of a very long text."""
-        room, pieces = TEXT, []
+        room, pieces = CHARACTERS, []
         for piece in self.pieces[:PIECES]:
             pieces.append(_live_piece(piece))
             room -= len(str(pieces[-1]))

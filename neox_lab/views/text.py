@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from neox_lab.checks import check, list_of, number, plain, several
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, texts
@@ -27,6 +28,9 @@ DEEPEST = 0.55  # of the scale of amounts, behind a token of probability 1
 CANDIDATES = 3  # alternatives told in the table
 LABEL_LIMIT, ALT_LIMIT = 24, 300  # characters of a token, and of a part in the alternative text
 LEGEND = "Plain: the prompt. Bold and underlined: the continuation, deeper for a more likely token."
+
+
+_SHARES = list_of(number(), "numbers")
 
 
 class TextView(View):
@@ -54,23 +58,28 @@ class TextView(View):
         title: str | None = None,
         alternatives: Sequence[Sequence[tuple[str, float]]] | None = None,
     ) -> None:
-        self.prompt = texts(prompt, len(prompt), "prompt", "token")
+        written = several("prompt", prompt, "a list of strings, one for each token", InputError)
+        shares = several("probabilities", probabilities, "a list of numbers", InputError)
+        self.prompt = texts(written, len(written), "prompt", "token")
         self.continuation = texts(
-            continuation, len(probabilities), "continuation", "entry of probabilities"
+            continuation, len(shares), "continuation", "entry of probabilities"
         )
-        self.probabilities = [float(share) for share in probabilities]
+        self.probabilities = check("probabilities", [plain(s) for s in shares], _SHARES, InputError)
         if not self.prompt + self.continuation:
             raise InputError("there is no text: prompt and continuation are both empty")
         if not all(0 <= share <= 1.001 for share in self.probabilities):
             raise InputError("probabilities lie between 0 and 1; these are not (logits, perhaps?)")
-        given = [[]] * len(self.continuation) if alternatives is None else list(alternatives)
+        words = "a list of (piece, probability) pairs for each token added"
+        given: list[Any] = [[]] * len(self.continuation)
+        if alternatives is not None:
+            given = several("alternatives", alternatives, words, InputError)
         if len(given) != len(self.continuation):
             raise InputError(
                 f"alternatives has {len(given)} entries; needed: {len(self.continuation)}, one for "
                 f"each token added"
             )
         self.alternatives = [ranked(entries) for entries in given]
-        super().__init__(title or "Generated text")
+        super().__init__(title, "Generated text")
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -130,10 +139,10 @@ class TextView(View):
             {"text": label(piece, TOKEN_LIMIT), "given": True, "share": None, "alternatives": []}
             for piece in self.prompt
         ]
-        for piece, share, entries in zip(
+        for piece, share, others in zip(
             self.continuation, self.probabilities, self.alternatives, strict=True
         ):
-            rows = candidate_rows(entries, piece)
+            rows = candidate_rows(others, piece)
             made = {"text": label(piece, TOKEN_LIMIT), "given": False, "note": percent(share)}
             pieces.append({**made, "share": round(share, 4), "alternatives": rows})
         notes = ["Dotted: the prompt. Below each token added its probability."]

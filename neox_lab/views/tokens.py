@@ -18,6 +18,9 @@ import re
 import unicodedata
 from functools import lru_cache
 
+from neox_lab.checks import COUNT, check, shown
+from neox_lab.errors import InputError
+
 ELLIPSIS = "…"
 VISIBLE = {"\n": "⏎", "\t": "⇥"}
 INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp"})
@@ -30,16 +33,23 @@ def label(piece: str, limit: int | None = None) -> str:
 
     ``limit`` counts characters; a ``⟨…⟩`` group is kept or left out whole. An empty piece becomes
     ``∅``. A label's own label is the label, so it does no harm to call this twice.
+
+    Raises:
+        InputError: ``piece`` is no text, or ``limit`` no number of characters.
     """
+    if not isinstance(piece, str):
+        raise InputError(f"a label is made of a string; got {shown(piece)}")
+    if limit is not None:
+        limit = check("limit", limit, COUNT, InputError)
     if not piece:
         return "∅"
     core = piece.strip(" ")
     start = len(piece) - len(piece.lstrip(" ")) if core else len(piece)
     end = len(piece) - len(piece.rstrip(" ")) if core else 0
-    shown = "·" * start + "".join(map(_visible, core)) + "·" * end
-    if unicodedata.combining(shown[0]):
-        shown = "◌" + shown  # an accent with no letter of its own would climb onto its neighbour
-    return shown if limit is None else shorten(shown, limit)
+    written = "·" * start + "".join(map(_visible, core)) + "·" * end
+    if unicodedata.combining(written[0]):
+        written = "◌" + written  # an accent alone would climb onto its neighbour
+    return written if limit is None else shorten(written, limit)
 
 
 def _visible(character: str) -> str:

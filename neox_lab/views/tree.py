@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from neox_lab.checks import several, shown
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View
@@ -40,12 +41,20 @@ class TreeView(View):
         groups: Mapping[str, Sequence[Sequence[str]]],
         title: str | None = None,
     ) -> None:
-        self.columns = list(columns)
-        self.groups = {name: [list(row) for row in rows] for name, rows in groups.items()}
+        self.columns = several("columns", columns, "a list of names", InputError)
+        if not isinstance(groups, Mapping):
+            raise InputError(f"groups={shown(groups)}; expected rows by the name of their group")
+        self.groups = {
+            name: [
+                several("a row", row, "a list of texts", InputError)
+                for row in several(f"groups[{name!r}]", rows, "a list of rows", InputError)
+            ]
+            for name, rows in groups.items()
+        }
         rows = [row for listed in self.groups.values() for row in listed]
         if not rows or any(len(row) != len(self.columns) for row in rows):
             raise InputError(f"needed: at least one row, and a text for each of {self.columns}")
-        super().__init__(title or "Rows")
+        super().__init__(title, "Rows")
 
     @property
     def frame(self) -> pd.DataFrame:

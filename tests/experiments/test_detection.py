@@ -299,7 +299,7 @@ def test_what_cannot_be_asked(model: Any, arguments: dict[str, Any], message: st
 
 
 def test_no_tokens_to_repeat(model: Any) -> None:
-    with pytest.raises(InputError, match="positive"):
+    with pytest.raises(InputError, match="expected a whole number from 1"):
         nl.detect.repeated_tokens(model, length=0)
 
 

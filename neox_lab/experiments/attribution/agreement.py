@@ -6,13 +6,13 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from neox_lab.checks import COUNT, check, shown
 from neox_lab.data.statistics import correlation
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution.labels import part_names
-from neox_lab.results import Result
+from neox_lab.results import GridResult, Result
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,7 +80,13 @@ def compare(result: AttributionResult, exact: Tensor, k: int = 10) -> Agreement:
     Raises:
         InputError: other axes, or nothing measured on both sides.
     """
-    exact = torch.as_tensor(exact).float().cpu()
+    if not isinstance(result, GridResult) or not isinstance(exact, Tensor) or exact.is_meta:
+        raise InputError(
+            f"compare(result={shown(result)}, exact={shown(exact)}); expected an attribution and a "
+            "tensor of exact changes."
+        )
+    k = check("k", k, COUNT, InputError)
+    exact = exact.to_dense().real.float().cpu()
     if exact.shape != result.values.shape:
         raise InputError(
             f"The exact values have shape {list(exact.shape)}, the estimate "

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from neox_lab.checks import TEXT, check, whole
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution.edges import attribute_edges
+from neox_lab.experiments.attribution.gradients import MOST_STEPS
 from neox_lab.experiments.attribution.nodes import attribute_nodes
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import Metric
@@ -63,8 +65,8 @@ def attribution_patch(
         HookNameError: ``resid_mid`` of parallel blocks.
         HookError: a function is spliced in between heads and MLPs, and edges are asked for.
     """
-    if steps < 0:
-        raise InputError(f"steps={steps}; expected 0 (one gradient) or more.")
+    steps = check("steps", steps, whole(least=0, most=MOST_STEPS), InputError)
+    site = check("site", site, TEXT, InputError)
     if site == "edges":
         return attribute_edges(model, clean, corrupted, metric, steps, positions)
     return attribute_nodes(model, clean, corrupted, metric, site, steps, positions)

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from neox_lab.checks import check, whole
+from neox_lab.checks import check, one_of, whole
 from neox_lab.data.positions import TokenPosition
-from neox_lab.errors import InputError, nearest
+from neox_lab.errors import InputError
 from neox_lab.experiments import metrics
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import BoundMetric, LogitMetric, Output
@@ -74,8 +74,7 @@ def direct_logit_attribution(
         InputError: an unknown ``by``, or a metric that does not fit the model.
         HookError: a function is spliced in between heads and MLPs or, for neurons, behind these.
     """
-    if by not in _BY:
-        raise InputError(f"by={by!r}; expected one of {', '.join(_BY)}.{nearest(str(by), _BY)}")
+    check("by", by, one_of(*_BY), InputError)
     check("top_k", top_k, whole(least=0), InputError)
     check_splices(
         model,

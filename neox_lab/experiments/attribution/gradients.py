@@ -14,11 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neox_lab.checks import check, whole
 from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import output_logits
 from neox_lab.experiments.prompt_pairs import Batch
 from neox_lab.hooks import reads_only
 from neox_lab.model.hook_points import HookFunction, HookPoint
+
+MOST_STEPS = 4096  # the places of more take longer to find than they are worth
 
 
 class Run(NamedTuple):
@@ -118,8 +121,7 @@ def quadrature(steps: int) -> tuple[list[float], list[float]]:
     Raises:
         InputError: fewer than one step.
     """
-    if steps < 1:
-        raise InputError(f"steps={steps}; expected at least 1.")
+    steps = check("steps", steps, whole(least=1, most=MOST_STEPS), InputError)
     places, weights = np.polynomial.legendre.leggauss(steps)
     return ((places + 1) / 2).tolist(), (weights / 2).tolist()
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from neox_lab.checks import TEXT, check, require_model
+from neox_lab.errors import InputError
 from neox_lab.experiments.attribution import gradients
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import Metric, metric_name
@@ -33,7 +35,8 @@ def attribute_nodes(
     positions: Positions | None,
 ) -> AttributionResult:
     """See ``attribution_patch``."""
-    (place,) = find_sites(site, model.config.use_parallel_residual)
+    require_model(model)
+    (place,) = find_sites(check("site", site, TEXT, InputError), model.config.use_parallel_residual)
     names = [f"blocks.{layer}.{place.hook}" for layer in range(model.config.num_hidden_layers)]
     both = pair(model, clean, corrupted, metric, positions)
     if both.clean_columns is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from neox_lab.checks import COUNT, check, shown
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution import gradients
 from neox_lab.experiments.attribution.result import AttributionResult
@@ -172,8 +173,7 @@ def occlusion(
         InputError: a baseline or a metric that does not fit, or a window below one.
         HookError: a function is spliced in outside the blocks.
     """
-    if window < 1:
-        raise InputError(f"window={window}; expected at least 1.")
+    window = check("window", window, COUNT, InputError)
     check_splices(model, IN_BLOCKS, _PAST)
     ready = batch(model, inputs, metric)
     start, end = _ends(ready, baseline)
@@ -182,7 +182,7 @@ def occlusion(
     # A metric that knows rows loses one token of every row at once.
     places = torch.eye(ready.ids.shape[1] if knows_rows else ready.ids.numel(), dtype=torch.bool)
     inside = torch.arange(len(places)) % ready.ids.shape[1] > 0  # a window ends with its text
-    for _ in range(window - 1):
+    for _ in range(min(window, ready.ids.shape[1]) - 1):
         places = places | (places.roll(1, dims=1) & inside)
     places = places.view(len(places), -1, ready.ids.shape[1]).to(start.device)
     lost = []
@@ -196,7 +196,7 @@ def occlusion(
 
 def _ends(ready: Batch, baseline: Baseline) -> tuple[Tensor, Tensor]:
     """Baseline and embeddings of a batch, ``[batch, pos, d_model]``; the same at padding."""
-    end = ready.model.backbone.embed_in(ready.ids).detach()
+    end = ready.model.backbone.look_up(ready.ids).detach()
     vector = _vector(ready.model, baseline).to(end)
     return torch.where(ready.own[..., None], vector, end), end
 
@@ -214,16 +214,16 @@ def _vector(model: HookedModel, baseline: Baseline) -> Tensor:
                 f"baseline has shape {list(baseline.shape)}; expected [{embeddings.shape[1]}]."
             )
         return baseline
-    if baseline == "mean":
+    if isinstance(baseline, str) and baseline == "mean":
         return embeddings.float().mean(dim=0)
-    if baseline == "zero":
+    if isinstance(baseline, str) and baseline == "zero":
         return torch.zeros_like(embeddings[0])
     token = model.to_single_token(baseline) if isinstance(baseline, str) else baseline
     token = whole_number("baseline", token, InputError)
     if not 0 <= token < len(embeddings):
         raise InputError(
-            f"baseline={token!r}; expected a token id from 0 to {len(embeddings) - 1}, the text of "
-            "one token, 'mean', 'zero' or a vector [d_model]."
+            f"baseline={shown(token)}; expected a token id from 0 to {len(embeddings) - 1}, the "
+            "text of one token, 'mean', 'zero' or a vector [d_model]."
         )
     return embeddings[token]
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from neox_lab.errors import InputError, nearest
+from neox_lab.checks import check, one_of
+from neox_lab.errors import InputError
 from neox_lab.experiments.patching.prompts import Prompts, PromptsLike, read_prompts
 from neox_lab.experiments.patching.runs import PATTERN, Activations, run_and_keep
 from neox_lab.experiments.patching.sites import Site
@@ -57,10 +58,7 @@ def ablation_source(
         InputError: an unknown value, or reference texts that do not fit: of another length, or
             padded where a text has tokens.
     """
-    if value not in VALUES:
-        raise InputError(
-            f"value={value!r}; expected one of {', '.join(VALUES)}.{nearest(value, VALUES)}"
-        )
+    check("value", value, one_of(*VALUES), InputError)
     hooks = list(dict.fromkeys(site.hook for site in sites))
     if value == "zero":
         _, found = run_and_keep(model, Prompts(inputs.ids[:1], None), hooks)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from neox_lab.checks import SWITCH, check
+from neox_lab.errors import InputError
 from neox_lab.progress import Progress
 
 ProgressReport = Callable[[int, int], None]
@@ -33,9 +35,14 @@ def watched(wanted: bool | ProgressReport, unit: str) -> Iterator[Watch]:
         wanted: show the bar; or who is told instead.
         unit: what is counted.
 
+    Raises:
+        InputError: ``wanted`` is something else.
+
     Yields:
         What the work reports to, and what knows afterwards whether it was interrupted.
     """
+    if not callable(wanted):
+        check("progress", wanted, SWITCH, InputError)
     silent = callable(wanted) or not wanted
     with Progress(unit=unit, silent=silent, delay=1) as bar:
 

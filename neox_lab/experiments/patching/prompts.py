@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import torch
 from torch import Tensor
 
+from neox_lab.checks import shown
 from neox_lab.data.positions import TokenPosition
 from neox_lab.errors import InputError
 from neox_lab.padding import pad_rows
@@ -89,7 +90,10 @@ def read_prompts(model: HookedModel, given: PromptsLike, name: str) -> Prompts:
     """
     prepared: Mapping[str, Tensor] = {}
     if isinstance(given, Mapping):
-        prepared = {key: torch.as_tensor(value) for key, value in given.items()}
+        try:
+            prepared = {key: torch.as_tensor(value) for key, value in given.items()}
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(f"{name} holds what is no tensor: {shown(given)}.") from None
     elif isinstance(given, str | Tensor):
         prepared = model.prepare_inputs(given)
     elif isinstance(given, list | tuple) and given and all(isinstance(t, str) for t in given):
@@ -97,12 +101,18 @@ def read_prompts(model: HookedModel, given: PromptsLike, name: str) -> Prompts:
         padded, own = pad_rows(rows, model.config.pad_token_id or 0, "left")
         prepared = {"input_ids": padded, "attention_mask": own}
     ids = prepared.get("input_ids")
-    if ids is None or ids.dim() != 2 or ids.is_floating_point() or 0 in ids.shape:
+    if (
+        ids is None
+        or ids.dim() != 2
+        or ids.is_floating_point()
+        or ids.dtype == torch.bool
+        or 0 in ids.shape
+    ):
         raise InputError(
             f"{name} must be a string, a list of strings, token ids [batch, pos], or a mapping "
-            f"with input_ids and attention_mask; got {given!r:.80}."
+            f"with input_ids and attention_mask; got {shown(given, 80)}."
         )
-    ids = ids.to(model.device)
+    ids = ids.to(model.device).long()
     if "position_ids" in prepared:
         raise InputError(
             f"{name} cannot have position_ids: positions count from 0 here. Give texts that are "
@@ -194,7 +204,7 @@ def check_pairs(model: HookedModel, clean: Prompts, corrupted: Prompts, named: b
 
 def _pieces(model: HookedModel, ids: Tensor) -> list[str] | list[int]:
     """Tokens for a message."""
-    numbers: list[int] = ids.tolist()
+    numbers: list[int] = ids[:50].tolist()  # of a page the beginning will do
     return numbers if model.tokenizer is None else model.tokenizer.pieces(numbers)
 
 
@@ -229,11 +239,19 @@ def patched_columns(positions: Positions, patched: Prompts) -> Tensor:
     Raises:
         InputError: no position, or one that a text does not have.
     """
-    if not positions:
-        raise InputError("positions is empty; name at least one, such as {'last': -1}.")
+    _check_named(positions)
     return torch.stack(
         [_columns(patched, _side(where, 1, name), name) for name, where in positions.items()]
     )
+
+
+def _check_named(positions: object) -> None:
+    if not isinstance(positions, Mapping) or not all(isinstance(name, str) for name in positions):
+        raise InputError(
+            f"positions={shown(positions)}; expected places by name, such as {{'last': -1}}."
+        )
+    if not positions:
+        raise InputError("positions is empty; name at least one, such as {'last': -1}.")
 
 
 def source_columns(positions: Positions, source: Prompts, patched: Prompts) -> Tensor:
@@ -250,6 +268,7 @@ def source_columns(positions: Positions, source: Prompts, patched: Prompts) -> T
     Raises:
         InputError: a position that a text does not have, or one that gets two different patches.
     """
+    _check_named(positions)
     batch, length = patched.ids.shape
     columns = torch.arange(length, device=patched.ids.device).repeat(batch, 1)
     taken: dict[tuple[int, int], int] = {}

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from neox_lab.checks import SWITCH, check
 from neox_lab.data import statistics
 from neox_lab.errors import CheckpointError, InputError
 from neox_lab.files import parse_json
@@ -189,6 +190,7 @@ class PatchResult(GridResult):
         """
         from neox_lab.views import HeatmapView
 
+        check("normalized", normalized, SWITCH, InputError)
         values = self.normalized() if normalized else self.effect()
         values, measured, axes, told = self._on_two_axes(values, at)
         if len(axes) == 1:

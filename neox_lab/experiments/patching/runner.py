@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from neox_lab.checks import COUNT, check, require_model
 from neox_lab.errors import HookError, InputError
 from neox_lab.experiments.metrics import Metric
 from neox_lab.experiments.parts_alone import check_parts
@@ -102,9 +103,7 @@ class Runner:
             InputError: the metric does not fit, named positions that a text does not have, or a
                 budget below one token.
         """
-        if budget < 1:
-            raise InputError(f"budget={budget!r}; expected a number of tokens, at least 1.")
-        self.question, self.budget = question, budget
+        self.question, self.budget = question, check("budget", budget, COUNT, InputError)
         model, patched = question.model, question.patched
         self.metric = readout(model, question.metric, patched)
         batch, width = patched.ids.shape
@@ -216,6 +215,7 @@ def check_ready(model: HookedModel) -> None:
         HookError: hooks are in place, a function is spliced in above the last block, or there are
             PyTorch hooks or modules that a sweep would skip.
     """
+    require_model(model)
     if not all(placement.added for placement in model.hook_stack.placements):
         raise HookError(
             "Hooks are in place (with model.hooks(...)). A sweep computes only parts of the "

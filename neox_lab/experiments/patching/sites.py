@@ -25,8 +25,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, cast
+from typing import Any, Literal
 
+from neox_lab.checks import several, shown
 from neox_lab.errors import HookNameError, InputError, nearest
 from neox_lab.experiments.patching import effects
 from neox_lab.experiments.patching.effects import Effect, as_z
@@ -144,7 +145,9 @@ def find_sites(
         HookNameError: ``resid_mid`` of parallel blocks, or a hook point that is not there.
     """
     one = isinstance(asked, str) or _is_short_form(asked)
-    names = cast("Sequence[SiteName]", [asked] if one else asked)
+    names: list[Any] = [asked]
+    if not one:
+        names = several("site", asked, "a site, or a list of sites", InputError)
     sites = [_find_site(name, parallel, points or {}) for name in names]
     if entries is not None:
         sites = [_by_entry(site, entries, points or {}, sizes or {}) for site in sites]
@@ -216,8 +219,8 @@ def _by_entry(
         numbers = list(range(size)[found]) if isinstance(found, slice) else found
     if not numbers or len(set(numbers)) < len(numbers):
         raise InputError(
-            f"entries={entries!r} are different numbers along the third axis of a hook point with "
-            f"three; the site is {site.name}"
+            f"entries={shown(entries)} are different numbers along the third axis of a hook point "
+            f"with three; the site is {site.name}"
             + (f" [batch, pos, {', '.join(axes)}]." if axes else ".")
         )
     return replace(site, axes=("pos", *axes), entries=tuple(numbers))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
+from neox_lab.checks import check, one_of
 from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import Metric
 from neox_lab.experiments.patching.ablation import Value, ablation_source
@@ -91,8 +92,7 @@ def sweep(
         HookError: hooks are in place, or a function spliced in above the last block.
         TokenizerError: a metric's token that is not exactly one token.
     """
-    if direction not in ("denoising", "noising"):
-        raise InputError(f"direction={direction!r}; expected 'denoising' or 'noising'.")
+    check("direction", direction, one_of("denoising", "noising"), InputError)
     check_ready(model)
     into, out_of = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")
     given: dict[str, PromptsOrCache] = {"clean": clean, "corrupted": corrupted}

@@ -23,11 +23,12 @@ a path, followed by all that leads from the receiver to the logits. For one rece
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from neox_lab.checks import check, one_of, several
 from neox_lab.errors import InputError
 from neox_lab.experiments import graph
 from neox_lab.experiments.metrics import BoundMetric, Metric, metric_name
@@ -85,9 +86,10 @@ def path_patch(
         HookError: a function is spliced in between heads and MLPs, see ``graph.check_whole``.
     """
     graph.check_whole(model)
-    if through not in ("nothing", "mlps"):
-        raise InputError(f"through={through!r}; expected 'nothing' or 'mlps'.")
-    listed = [senders] if isinstance(senders, str) else list(senders)
+    check("through", through, one_of("nothing", "mlps"), InputError)
+    listed: list[Any] = [senders]
+    if not isinstance(senders, str):
+        listed = several("senders", senders, "names such as ['L0H1', 'MLP2']", InputError)
     single = [
         [node]
         for names in listed

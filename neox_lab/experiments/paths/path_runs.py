@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from neox_lab.checks import COUNT, check
+from neox_lab.errors import InputError
 from neox_lab.experiments import graph
 from neox_lab.experiments.graph import Node
 from neox_lab.experiments.prompt_pairs import Batch, Pair
@@ -59,12 +61,16 @@ class PathRuns:
             both: the batches.
             through: what is computed anew between sender and receiver.
             tokens_at_once: in one run, of all variants together.
+
+        Raises:
+            InputError: ``tokens_at_once`` is no number of tokens.
         """
         self.corrupted, self.through = both.corrupted, through
         self.chosen = both.chosen[..., None]
         self.model = both.corrupted.model
         self.layers = self.model.config.num_hidden_layers
         self.parallel = self.model.config.use_parallel_residual
+        tokens_at_once = check("tokens_at_once", tokens_at_once, COUNT, InputError)
         self.at_once = max(1, tokens_at_once // self.corrupted.ids.numel())
         last = f"blocks.{self.layers - 1}.hook_resid_post"
         names = list(dict.fromkeys(node.writing_hook for node in graph.writers(self.model)))

@@ -1,0 +1,85 @@
+"""Hostile values for every argument of every public function: an answer, or an error in words."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from calls import MODEL, calls, public
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from judge import outcome
+from values import HOSTILE
+
+from neox_lab.errors import NeoxLabError
+
+Calls = dict[str, tuple[Callable[..., Any], dict[str, Any]]]
+
+SMALL, LARGE = 700, 25_000
+
+ELSEWHERE = {
+    "write_report": "writes; see report",
+    "revisions": "takes nothing",
+    "planted": "takes nothing",
+    "reads_only": "a decorator of functions",
+    "explore": "makes a widget, as all of nl.widgets do",
+    "logit_difference": "called with a model, as _difference",
+}
+"""Public functions that are not called here, and why."""
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Calls:
+    return calls(tmp_path_factory.mktemp("files"))
+
+
+def attack(good: Calls, count: int) -> None:
+    """Replace one argument at a time, ``count`` times."""
+    places = [(name, argument) for name, (_, given) in good.items() for argument in given]
+    before = [parameter.detach().clone() for parameter in MODEL.parameters()]
+
+    @settings(max_examples=count, database=None)
+    @given(st.sampled_from(places), st.sampled_from(sorted(HOSTILE)))
+    def run(place: tuple[str, str], value: str) -> None:
+        name, argument = place
+        function, arguments = good[name]
+        outcome(lambda: function(**{**arguments, argument: HOSTILE[value]()}))
+        assert MODEL.hook_stack.placements == [], "a hook was left"
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run()
+    for parameter, old in zip(MODEL.parameters(), before, strict=True):
+        assert torch.equal(parameter, old), "the model was changed"
+        assert parameter.grad is None
+
+
+def test_hostile_arguments(good: Calls) -> None:
+    attack(good, SMALL)
+
+
+@pytest.mark.slow
+def test_many_hostile_arguments(good: Calls) -> None:
+    attack(good, LARGE)
+
+
+def test_good_calls_are_good(good: Calls) -> None:
+    """Else an error of theirs would hide what their other arguments do."""
+    missing = ("load", "views.clean_notebook", "views.notebook_faults")  # name what is not there
+    for name, (function, arguments) in good.items():
+        answer = outcome(lambda f=function, a=arguments: f(**a))  # type: ignore[misc]
+        assert isinstance(answer, NeoxLabError) == (name in missing), (name, answer)
+
+
+def test_every_public_function_is_called(good: Calls) -> None:
+    called = {function for function, _ in good.values()}
+    kinds = ("widgets.", "patching.get_act_patch_")
+    left = [
+        name
+        for name, value in public().items()
+        if not isinstance(value, type) and value not in called and not name.startswith(kinds)
+    ]
+    assert [name for name in left if name.rpartition(".")[2] not in ELSEWHERE] == []
