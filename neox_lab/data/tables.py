@@ -138,6 +138,8 @@ def whole_number(cell: object) -> int:
         return int(cell)
     if isinstance(cell, bool | np.bool_) or not isinstance(cell, int | float | np.number):
         raise ValueError(cell)
+    if isinstance(cell, int):  # however large
+        return cell
     if not np.isfinite(cell) or cell != int(cell):
         raise ValueError(cell)
     return int(cell)

@@ -58,7 +58,7 @@ class Labels:
         for row, cell in enumerate(cells):
             try:
                 targets.append(self._target(cell))
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 wrong.append((row, f"{cell!r:.60}"))
         expected = {
             SINGLE: f"one of {', '.join(self.names)}",

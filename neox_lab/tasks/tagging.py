@@ -231,7 +231,7 @@ def _view(texts: list[str], found: list[dict[str, Any]]) -> StripView:
         at = 0
         for row in (row for row in found if row["text"] == number):
             pieces.append(Piece(text[at : row["start"]]))
-            name, more = row["label"], len(row["entity"].split()) - 1
+            name, more = row["label"], len(words_of(row["entity"])) - 1
             tags = " ".join([f"B-{name}", *[f"I-{name}"] * more])
             told = {"tags": tags, "score": f"{row['score']:.2f}"}
             pieces.append(Piece(row["entity"], name, name, row["score"], told))

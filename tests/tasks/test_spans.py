@@ -262,8 +262,23 @@ def test_labels_are_what_the_cell_says(
     assert [row["labels"] for row in prepare(model, file)] == classes[:2]
 
 
-@pytest.mark.parametrize("cell", ["01", "1.5", "1.0", "True", True, 2, "2", -1, "", None, 1.5])
+@pytest.mark.parametrize(
+    "cell", ["01", "1.5", "1.0", "True", True, 2, "2", -1, "", None, 1.5, 10**400]
+)
 def test_labels_that_are_none(cell: object) -> None:
     model = head("sequence-classification", labels=["neg", "pos"])
     with pytest.raises(DataError, match="Unknown labels in 1 rows"):
         classification.train(model, [{"text": "a", "label": cell}])
+
+
+@pytest.mark.parametrize("cell", [10**400, "1_000", "nan", "inf", "", None, "1,5", [1]])
+def test_numbers_that_are_none(cell: object) -> None:
+    model = head("sequence-classification", labels=["grade"])
+    with pytest.raises(DataError, match="Expected a number"):
+        classification.train(model, [{"text": "a", "label": cell}])
+
+
+def test_an_entity_of_several_words_shows_a_tag_for_each() -> None:
+    found = {"text": 0, "entity": "Mary-Ann", "label": "X", "start": 0, "end": 8, "score": 1.0}
+    (piece,) = tagging._view(["Mary-Ann"], [found]).pieces
+    assert piece.details["tags"] == "B-X I-X I-X"
