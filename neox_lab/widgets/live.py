@@ -248,13 +248,21 @@ class LiveWidget(anywidget.AnyWidget):
     # What comes from the browser.
 
     def set_state(self, sync_data: dict[str, object]) -> None:
-        """Take over what the browser sends; a value that does not fit is refused, in words."""
+        """Take over what the browser sends; a value that does not fit is refused, in words.
+
+        A browser sets controls and asks for actions; everything else is the kernel's to set.
+        """
+        known = {"request", *type(self).class_traits(control=lambda kind: kind is not None)}
+        taken = {name: value for name, value in sync_data.items() if name in known}
         with self._lock:
             try:
-                super().set_state(sync_data)
+                super().set_state(taken)
             except traitlets.TraitError:
-                self.message = self._refused(sync_data)
-                self.send_state([name for name in sync_data if name in self.keys])
+                self.message = self._refused(taken)
+                self.send_state(list(taken))
+            if refused := [n for n in sync_data if n not in known and n in self.keys]:
+                self.message = self._refused({})
+                self.send_state(refused)
 
     def _refused(self, sync_data: Mapping[str, object]) -> str:
         """Which control got a value that it cannot have, in its own words."""

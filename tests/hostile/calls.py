@@ -27,9 +27,9 @@ SIZES: dict[str, Any] = {
 }
 
 
-def reading(head: str = "causal-lm") -> Any:
+def reading(head: str = "causal-lm", **more: Any) -> Any:
     """A model that reads text, a token for each character."""
-    model = small(head, **SIZES)
+    model = small(head, **SIZES | more)
     model.tokenizer = planting.tokenizer()
     model.generation_config = nl.generation.GenerationConfig(max_new_tokens=2, pad_token_id=0)
     return model

@@ -1,0 +1,86 @@
+"""A widget survives whatever its front end sends: no exception, and the next run is a good one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from calls import MODEL, OTHER, TEXT, reading
+from damage import VALUES
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import neox_lab as nl
+from neox_lab.widgets import LiveWidget
+
+ACTIONS = ("run", "stop", "pin", "select", "branch", "show", "close", "_answer", "__class__")
+ARGUMENTS = ("row", "column", "layer", "head", "token", "choice", "index", "self", "job", "")
+SMALL, LARGE = 60, 1500
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def made(name: str) -> LiveWidget:
+    heads = {
+        "classification": "sequence-classification",
+        "answering": "question-answering",
+        "tagging": "token-classification",
+    }
+    if name in heads:
+        model = reading(heads[name], max_position_embeddings=512)
+        model.config.id2label = {0: "O", 1: "B-x", 2: "I-x", 3: "B-y"}
+        texts = ("ab", "abcd") if name == "answering" else ("abcd",)
+        return getattr(nl.widgets, name)(model, *texts)
+    if name == "patching":
+        return nl.widgets.patching(MODEL, TEXT, OTHER, "a", "b")
+    return getattr(nl.widgets, name)(MODEL, TEXT)
+
+
+def attack(name: str, count: int) -> None:
+    widget = made(name)
+    widget.wait(60)
+    state = {key: getattr(widget, key) for key in (c["name"] for c in widget.controls)}
+    values = st.sampled_from(VALUES)
+    requests = st.fixed_dictionaries(
+        {"action": st.one_of(st.sampled_from(ACTIONS), values)},
+        optional={argument: values for argument in ARGUMENTS},
+    )
+    names = sorted(widget.keys)
+    message = st.one_of(
+        st.builds(lambda request: {"request": request}, requests),
+        st.dictionaries(st.one_of(st.sampled_from(names), st.text(max_size=3)), values, max_size=3),
+    )
+
+    @settings(max_examples=count, database=None)
+    @given(message)
+    def run(sent: dict[str, Any]) -> None:
+        widget.set_state(sent)
+
+    run()
+    widget.stop()
+    widget.set_state({**state, "request": {"id": "last", "action": "run"}})
+    assert widget.wait(60) is not None
+    assert widget.phase == "done", widget.message
+    widget.close()
+
+
+NAMES = ("generation", "attention", "logit_lens", "patching", "classification", "answering")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_hostile_messages(name: str) -> None:
+    attack(name, SMALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_many_hostile_messages(name: str) -> None:
+    attack(name, LARGE)
