@@ -109,7 +109,8 @@ def sweep(model: Any, site: str = "z") -> None:
 
 
 def probe(model: Any) -> None:
-    nl.probing.probe(model, [CLEAN, CORRUPTED] * 5, [0, 1] * 5, sites="resid_post", pos=-1)
+    texts = [start + text for start in "abcde" for text in (CLEAN, CORRUPTED)]
+    nl.probing.probe(model, texts, [0, 1] * 5, sites="resid_post", pos=-1)
 
 
 CALLS: dict[str, Callable[[Any], Any]] = {
