@@ -9,6 +9,7 @@ and shapes are compared before any tensor is read, so what cannot fit fails at o
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,6 +110,8 @@ def load_into(
         tensors: TensorSource = GivenTensors(state_dict or {})
     else:
         tensors = open_weights(find_weights(source, options, variant, use_safetensors))
+    if not ignore_mismatched_sizes:
+        _check_layers(config, tensors)
     model = skeleton(model_class, config)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     found = match(parameters, tensors.tensors, key_mapping)
@@ -140,6 +143,22 @@ def load_into(
     elif report.unexpected_keys:
         logger.info("%s from %s:\n%s", model_class.__name__, named, report)
     return model, report
+
+
+def _check_layers(config: GPTNeoXConfig, tensors: TensorSource) -> None:
+    """Compare the number of layers before so many are made.
+
+    Raises:
+        ShapeError: the checkpoint holds not half of them.
+    """
+    found = (re.search(r"(?:^|\.)layers\.(\d{1,9})\.", name) for name in tensors.tensors)
+    stored = len({match[1] for match in found if match})
+    if stored and config.num_hidden_layers > 2 * stored:
+        raise ShapeError(
+            f"The configuration has {config.num_hidden_layers} layers and the checkpoint {stored}. "
+            "Correct num_hidden_layers, or pass ignore_mismatched_sizes=True to initialise the "
+            "others anew."
+        )
 
 
 def skeleton(model_class: Callable[[GPTNeoXConfig], Model], config: GPTNeoXConfig) -> Model:

@@ -21,7 +21,7 @@ from small_hub import STEP, Repository, SmallHub
 import neox_lab as nl
 from neox_lab.checkpoint import load_into
 from neox_lab.checkpoint.loading import to_device
-from neox_lab.errors import CheckpointError, ConfigError
+from neox_lab.errors import CheckpointError, ConfigError, ShapeError
 
 CAUSAL = "GPTNeoXForCausalLM"
 
@@ -590,3 +590,14 @@ def test_sharded_model_from_a_hub(tmp_path: Path, server: SmallHub) -> None:
         for name, tensor in weights(theirs).items():
             assert torch.equal(read[name], tensor)
     server.down = False
+
+
+def test_layers_are_compared_before_they_are_made(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 20, "hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 2}
+    nl.GPTNeoXModel(nl.GPTNeoXConfig(**sizes, num_hidden_layers=2)).save_pretrained(tmp_path)
+    with pytest.raises(ShapeError, match="5000000 layers and the checkpoint 2"):
+        nl.GPTNeoXModel.from_pretrained(tmp_path, num_hidden_layers=5_000_000)
+    model = nl.GPTNeoXModel.from_pretrained(
+        tmp_path, num_hidden_layers=5, ignore_mismatched_sizes=True
+    )
+    assert len(model.layers) == 5
