@@ -318,7 +318,7 @@ def _repository_cache(repository: str, options: HubOptions) -> Path:
     except ValueError as error:
         raise CheckpointError(
             f"{shown(repository)} is neither a directory nor a possible hub id "
-            f"(they look like 'EleutherAI/pythia-70m'): {str(error):.300}"
+            f"(they look like 'EleutherAI/pythia-70m'): {error!s:.300}"
         ) from error
     cache = Path(options.cache_dir or constants.HF_HUB_CACHE).expanduser()
     return cache / ("models--" + repository.replace("/", "--"))

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from torch import Tensor
 
+from neox_lab.checks import shown
 from neox_lab.errors import GenerationError
 from neox_lab.generation import processors as p
 from neox_lab.generation import warpers as w
@@ -98,10 +99,10 @@ def _as_mapping(biases: object) -> dict[tuple[int, ...], float]:
     pairs = biases.items() if isinstance(biases, dict) else biases
     try:
         return {tuple(sequence): float(amount) for sequence, amount in pairs}  # type: ignore[attr-defined]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise GenerationError(
-            f"sequence_bias={biases!r}; expected a dict from tuples of token ids to numbers, such "
-            "as {(5, 7): -2.0}."
+            f"sequence_bias={shown(biases)}; expected a dict from tuples of token ids to numbers, "
+            "such as {(5, 7): -2.0}."
         ) from error
 
 

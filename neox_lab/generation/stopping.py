@@ -105,7 +105,8 @@ class StopStrings(StoppingCriteria):
     ) -> None:
         self.padding = padding
         self.bytes_of = TokenBytes(tokenizer)
-        self.strings = [string.encode() for string in strings]
+        # Half a character is no bytes of any text: surrogatepass makes bytes that never come.
+        self.strings = [string.encode("utf-8", "surrogatepass") for string in strings]
         self.longest = max(map(len, self.strings))
 
     def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: object) -> Tensor:

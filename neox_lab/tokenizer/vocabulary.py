@@ -382,7 +382,10 @@ def id_list(ids: object) -> int | list[Any]:
     if isinstance(ids, list | tuple):
         if all(type(item) is int for item in ids) and min(ids, default=0) >= 0:
             return list(ids)
-        return [id_list(item) for item in ids]
+        try:
+            return [id_list(item) for item in ids]
+        except RecursionError:
+            raise TokenizerError("Token ids are nested too deeply.") from None
     if not isinstance(ids, int):
         raise TokenizerError(
             f"Token ids are integers, and {shown(ids, 60)} is {type(ids).__name__}. Give an int, a "

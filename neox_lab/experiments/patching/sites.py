@@ -180,10 +180,8 @@ def _find_site(name: SiteName, parallel: bool, points: Mapping[str, HookPoint]) 
     for point in points.values():
         if name in point.aliases:
             return _hook_site(point)
-    raise InputError(
-        f"site={name!r}; expected one of {', '.join(SITES)}{' or a hook point' if points else ''}."
-        f"{nearest(str(name), SITES)}"
-    )
+    known = ", ".join(SITES) + (" or a hook point" if points else "")
+    raise InputError(f"site={shown(name)}; expected one of {known}.{nearest(name, SITES)}")
 
 
 def _hook_site(point: HookPoint) -> Site:
