@@ -15,8 +15,14 @@ from hypothesis import strategies as st
 import neox_lab as nl
 from neox_lab.widgets import LiveWidget
 
-ACTIONS = ("run", "stop", "pin", "select", "branch", "show", "close", "_answer", "__class__")
-ARGUMENTS = ("row", "column", "layer", "head", "token", "choice", "index", "self", "job", "")
+ACTIONS = (
+    *("run", "stop", "pin", "unpin", "select", "branch", "show", "close", "_answer", "__class__"),
+    *("ask", "save", "go_to", "example"),
+)
+ARGUMENTS = (
+    *("row", "column", "layer", "head", "token", "choice", "index", "self", "job", ""),
+    *("what", "state", "panel", "form", "name", "number", "position", "rank"),
+)
 SMALL, LARGE = 60, 1500
 
 
@@ -39,6 +45,8 @@ def made(name: str) -> LiveWidget:
         model.config.id2label = {0: "O", 1: "B-x", 2: "I-x", 3: "B-y"}
         texts = ("ab", "abcd") if name == "answering" else ("abcd",)
         return getattr(nl.widgets, name)(model, *texts)
+    if name == "explorer":
+        return nl.explore(MODEL, TEXT, OTHER)
     if name == "patching":
         return nl.widgets.patching(MODEL, TEXT, OTHER, "a", "b")
     return getattr(nl.widgets, name)(MODEL, TEXT)
@@ -72,7 +80,10 @@ def attack(name: str, count: int) -> None:
     widget.close()
 
 
-NAMES = ("generation", "attention", "logit_lens", "patching", "classification", "answering")
+NAMES = (
+    *("generation", "attention", "logit_lens", "patching", "classification", "answering"),
+    *("tagging", "explorer"),
+)
 
 
 @pytest.mark.parametrize("name", NAMES)
