@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#1a1a1a")
 # The same, told apart on white and on black.
 ON_BOTH = ("#2a8bc9", "#d9661f", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#8a8f96")
+DASHES = ("", "7 3", "2 3", "9 3 2 3", "4 2", "12 4", "1 4")  # lengths drawn and left out
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 FAINT = "#b9bdc2"
 POINTS = 8_000  # points of a live view
@@ -145,7 +146,7 @@ class CurvesView(View):
             }
             colour = FAINT if line.faint else ON_BOTH[at % len(ON_BOTH)]
             lines.append({"name": label(name, NAME_LIMIT), **numbers, "faint": line.faint})
-            lines[-1]["colour"] = colour
+            lines[-1] |= {"colour": colour, "dash": "" if line.faint else _dash(at)}
         return {
             "title": self.title,
             "notes": notes,
@@ -196,6 +197,7 @@ class CurvesView(View):
             line.y,
             color=colour,
             linewidth=0.7 if line.faint else 1.6,
+            linestyle="-" if line.faint else _style(at),
             marker=marker,
             markersize=4,
             zorder=1 if line.faint else 3,
@@ -208,7 +210,10 @@ class CurvesView(View):
         for at, (name, line) in enumerate(self.lines.items()):
             colour = FAINT if line.faint else ON_BOTH[at % len(ON_BOTH)]
             marker = None if line.faint or len(line.x) > MARKED else MARKERS[at % len(MARKERS)]
-            sheet.axes.plot([0.6, 0.9], [y - 0.04] * 2, color=colour, linewidth=1.8)
+            style = "-" if line.faint else _style(at)
+            sheet.axes.plot(
+                [0.6, 0.9], [y - 0.04] * 2, color=colour, linewidth=1.8, linestyle=style
+            )
             if marker:
                 sheet.axes.plot([0.75], [y - 0.04], color=colour, marker=marker, markersize=4)
             last = "" if line.faint or not len(line.y) else f"  {number(float(line.y[-1]), 3)}"
@@ -220,6 +225,17 @@ class CurvesView(View):
             )
             sheet.text(1.0, y, f"{figure_text(label(name), NAME_LIMIT)}  {number(value, 3)}", 8)
             y += LEGEND
+
+
+def _dash(at: int) -> str:
+    """How the ``at``-th line is broken: with its colour no other line is like it, up to 49."""
+    return DASHES[(at + at // len(COLOURS)) % len(DASHES)]
+
+
+def _style(at: int) -> Any:
+    """The same for matplotlib."""
+    lengths = tuple(int(length) / 2 for length in _dash(at).split())
+    return (0, lengths) if lengths else "-"
 
 
 def _named(name: str) -> str:

@@ -7,6 +7,7 @@ likely that token is.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from neox_lab.views.tokens import figure_text, isolated, label
 if TYPE_CHECKING:
     import pandas as pd
 
+BITS = 1 / math.log(2)  # in a nat; whoever looks reads bits, everywhere
 CELL_LIMIT = 12  # characters of a token in a field
 TABLE_LIMIT = 16  # characters of a token in a table
 CANDIDATE_LIMIT = 40  # characters of a candidate among others
@@ -116,11 +118,11 @@ class LensView(View):
                         self.candidates[row][-1], self.probabilities[row, -1], strict=True
                     )
                 ),
-                number(float(self.entropy[row, -1]), 2),
+                number(float(self.entropy[row, -1]) * BITS, 2),
             ]
             for row in reversed(range(len(self.row_labels)))
         ]
-        names = [("layer", "l"), ("likeliest next tokens", "l"), ("entropy (nats)", "r")]
+        names = [("layer", "l"), ("likeliest next tokens", "l"), ("entropy (bits)", "r")]
         last = isolated(label(self.pieces[-1], TABLE_LIMIT))
         return [Table(f"After the last token, {last}", names, rows)]
 
@@ -161,7 +163,7 @@ class LensView(View):
                 for layer, row in enumerate(chosen)
             ],
             "lines": [
-                [[f"entropy of all: {number(float(nats), 2)} nats"] for nats in row]
+                [[f"entropy of all: {number(float(nats) * BITS, 2)} bits"] for nats in row]
                 for row in self.entropy[:, first:]
             ],
         }

@@ -12,7 +12,8 @@ colour alone.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,7 @@ from neox_lab.views.tokens import figure_text, html_text, isolated, label, reada
 if TYPE_CHECKING:
     import pandas as pd
 
-# Okabe and Ito's colours; kinds beyond the seventh share them and are told apart by their names.
+# Okabe and Ito's colours; where kinds share one they are told apart by their names.
 KINDS = ("#56B4E9", "#E69F00", "#009E73", "#CC79A7", "#F0E442", "#0072B2", "#D55E00")
 # Kinds that mean the same everywhere; bars of start and end stand out on an answer's yellow.
 OWN = {"less than 0": LESS, "more than 0": MORE, "loss": AMOUNT, "answer": "#F0E442"}
@@ -108,11 +109,7 @@ class StripView(View):
             raise InputError("found must be a list of dictionaries, one for each row of a table")
         self.note = check("note", note, TEXT, InputError)
         self.caption = check("caption", caption, TEXT, InputError)
-        kinds = [piece.kind for piece in self.pieces if piece.kind is not None]
-        self.colours = {
-            kind: OWN.get(kind, KINDS[at % len(KINDS)])
-            for at, kind in enumerate(dict.fromkeys(kinds))
-        }
+        self.colours = _colours(p.kind for p in self.pieces if p.kind is not None)
         super().__init__(title, "Text")
 
     @classmethod
@@ -366,6 +363,21 @@ def _words(text: str) -> list[str]:
         else:
             words.append(character)
     return words
+
+
+def _colours(kinds: Iterable[str]) -> dict[str, str]:
+    """A colour for each kind, by its name: a kind looks the same in every picture.
+
+    Only where two names of one picture would get the same colour, the later one in the alphabet
+    takes the next that is free.
+    """
+    there = list(dict.fromkeys(kinds))
+    found = {kind: OWN[kind] for kind in there if kind in OWN}
+    for kind in sorted(set(there) - set(found)):
+        first = zlib.crc32(kind.encode("utf-8", "surrogatepass")) % len(KINDS)
+        order = [*KINDS[first:], *KINDS[:first]]
+        found[kind] = next((c for c in order if c not in found.values()), order[0])
+    return {kind: found[kind] for kind in there}
 
 
 def _tint(colour: str, strength: float) -> str:

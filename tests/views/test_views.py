@@ -1142,3 +1142,32 @@ def test_no_function_is_hidden_by_a_file_of_its_name() -> None:
     files = {path.stem for path in Path(views.__file__).parent.glob("*.py")}
     assert not files & {name for name in views.__all__ if callable(getattr(views, name))}
     assert set(views.__all__) <= set(dir(views))
+
+
+def test_a_kind_has_one_colour_whatever_else_is_in_the_picture() -> None:
+    names = ["LOC", "MISC", "ORG", "PER", "positive", "negative", "1"]
+    alone = {name: StripView([Piece("x", kind=name)]).colours[name] for name in names}
+    for order in (["PER", "LOC"], ["LOC", "PER"], ["ORG", "PER", "MISC"], ["negative", "positive"]):
+        found = StripView([Piece("x", kind=name) for name in order]).colours
+        assert len(set(found.values())) == len(order), "told apart"
+        assert list(found) == order
+        free = [name for name in order if list(alone.values()).count(alone[name]) == 1]
+        assert all(found[name] == alone[name] for name in free)
+    many = StripView([Piece("x", kind=name) for name in map(str, range(30))]).colours
+    assert len(set(many.values())) == 7
+
+
+def test_no_two_lines_of_a_plot_are_alike() -> None:
+    lines = {str(at): Line([0, 1], [at, at + 1]) for at in range(49)}
+    view = CurvesView("x", lines, "step", "value")
+    shown = view.data()["lines"]
+    assert len({(line["colour"], line["dash"]) for line in shown}) == 49
+    drawn = view._draw().figure.axes[-1].lines
+    assert len({(line.get_color(), str(line._dash_pattern)) for line in drawn}) == 49
+
+
+def test_entropy_is_read_in_bits() -> None:
+    uniform = np.full((1, 1, 4), 0.25)
+    view = LensView([[["a", "b", "c", "d"]]], uniform, [[np.log(4)]], ["final"], ["x"])
+    assert view.data()["lines"][0][0] == ["entropy of all: 2.00 bits"]
+    assert view.tables()[0].rows[0][-1] == "2.00"

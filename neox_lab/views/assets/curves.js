@@ -1,11 +1,10 @@
 // Lines over one axis; pointing at a place prints every line's value there.
 //
 // data: title, notes, x_label, y_label, x_names (names of the places 0, 1, …; may be null), lines:
-//   name, x, y, low, high (null where there is none), faint, colour; levels: {name: value}.
+//   name, x, y, low, high (null where there is none), faint, colour, dash; levels: {name: value}.
 
 const [WIDE, HIGH] = [560, 260];
 const [LEFT, RIGHT, TOP, BOTTOM] = [52, 16, 24, 46];
-const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", "12 4", "1 4"];
 
 function mount(element, data) {
   const { body, say } = frame(element, data);
@@ -33,7 +32,7 @@ function mount(element, data) {
   const values = data.lines.map(() => el("td"));
   const rows = data.lines.map((line, at) => {
     const swatch = svg("svg", { width: 30, height: 10 });
-    const style = { stroke: line.colour, "stroke-dasharray": DASHES[at % DASHES.length] };
+    const style = { stroke: line.colour, "stroke-dasharray": line.dash };
     swatch.append(svg("line", { x1: 0, x2: 30, y1: 5, y2: 5, "stroke-width": 2.5, ...style }));
     const toggle = el("button", { type: "button", "aria-pressed": "true" }, el("bdi", {}, line.name));
     toggle.addEventListener("click", () => {
@@ -125,7 +124,7 @@ function mount(element, data) {
       const points = [...path(line.low, banded), ...path(line.high, [...banded].reverse())];
       group.append(svg("polygon", { points: points.join(" "), fill: line.colour, class: "band" }));
     }
-    const style = { stroke: line.colour, "stroke-dasharray": DASHES[number % DASHES.length] };
+    const style = { stroke: line.colour, "stroke-dasharray": line.dash };
     group.append(svg("polyline", { points: path(line.y, there).join(" "), class: "curve", ...style }));
     picture.append(group);
     return group;

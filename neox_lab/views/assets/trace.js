@@ -30,9 +30,8 @@ function mount(element, data, host) {
     const there = piece.alternatives;
     say(`${caption}: ${spoken(piece)}${locked ? " Locked; Esc unlocks." : ""}`);
     if (!there.length) return side.replaceChildren();
-    const best = there[0][1] || 1;
     const shown = bars(
-      there.map(([label, share, text, came]) => [label, share / best, came ? `${text} ✓` : text]),
+      there.map(([label, share, text, came]) => [label, share, came ? `${text} ✓` : text]),
     );
     const branching = host && !data.next && !piece.given;
     if (branching) offer(shown, place + data.first - data.prompt);
