@@ -34,12 +34,16 @@ _TYPES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "longrope": (("short_factor", "long_factor", _ORIGINAL), ("factor", "attention_factor")),
 }
 _NOT_NEGATIVE = number(least=0, below=math.inf)
-_ABOVE_ZERO = number(above=0, below=math.inf)
-_ABOVE_ONE = number(above=1, below=math.inf)
+_MOST = 2.0**62  # angles are float32, and PyTorch takes no longer whole numbers
+_ABOVE_ZERO = number(above=0, below=math.inf)._replace(
+    accepts=number(least=1e-30, most=_MOST).accepts
+)
+_ABOVE_ONE = number(above=1, below=math.inf)._replace(accepts=number(above=1, most=_MOST).accepts)
+_FACTOR = number(least=1, below=math.inf)._replace(accepts=number(least=1, most=_MOST).accepts)
 _SHARE = number(least=0, most=1)
 _NUMBERS = list_of(_ABOVE_ZERO, "numbers above 0")
 _KINDS: dict[str, Kind[object]] = {
-    "factor": number(least=1, below=math.inf),
+    "factor": _FACTOR,
     _ORIGINAL: whole(above=0),
     "attention_factor": _NOT_NEGATIVE,
     "beta_fast": _ABOVE_ZERO,

@@ -103,7 +103,8 @@ def described_points(path: Path, description: Mapping[str, object]) -> dict[str,
     """
     points, pieces = description.get("points"), description.get("pieces")
     if (
-        not isinstance(points, list)
+        not {"points", "pieces", "derived"} <= description.keys()
+        or not isinstance(points, list)
         or not all(map(_is_point, points))
         or not (pieces is None or (isinstance(pieces, list) and all(map(_is_texts, pieces))))
         or not _is_texts(description.get("derived"))
@@ -125,7 +126,7 @@ def _is_point(value: object) -> bool:
     if not isinstance(value, list) or len(value) != 5:
         return False
     name, layer, axes, meaning, aliases = value
-    numbered = layer is None or type(layer) is int
+    numbered = layer is None or (type(layer) is int and 0 <= layer < 2**31)
     return numbered and _is_texts([name, axes, meaning]) and _is_texts(aliases)
 
 

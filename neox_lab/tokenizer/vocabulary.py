@@ -363,6 +363,8 @@ class Vocabulary:
 def _check_token(name: str, token: object) -> None:
     if not isinstance(token, str | AddedToken) or not str(token):
         raise TokenizerError(f"{name}={token!r}; expected a str or AddedToken that is not empty.")
+    if any("\ud800" <= character <= "\udfff" for character in str(token)):
+        raise TokenizerError(f"{name}={token!r} holds half a character, which is in no text.")
 
 
 def _token_list(tokens: object) -> list[TokenLike]:

@@ -800,3 +800,19 @@ def test_numbers_of_other_libraries_end_as_pythons(tmp_path: Path) -> None:
     again = GPTNeoXConfig.from_pretrained(tmp_path)
     assert again.rope_parameters["factor"] == 2.0 and again.hidden_size == 64
     assert again.rotary_pct == 0.25
+
+
+@pytest.mark.parametrize("extreme", [1e-320, 1e308, 2**64, 10**400])
+def test_rotary_numbers_that_angles_cannot_hold(extreme: float) -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 2.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }
+    for name in ("factor", "low_freq_factor", "high_freq_factor"):
+        with pytest.raises(ConfigError, match=name):
+            GPTNeoXConfig(rope_scaling=scaling | {name: extreme})
+    with pytest.raises(ConfigError, match="rotary_emb_base"):
+        GPTNeoXConfig(rotary_emb_base=extreme)
