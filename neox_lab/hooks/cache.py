@@ -13,6 +13,7 @@ result is its ``z`` times a matrix) is not stored but made when asked for (see `
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from neox_lab.errors import HookError, HookNameError
+from neox_lab.errors import HookError, HookNameError, NeoxLabWarning
 from neox_lab.files import size_in_words
 from neox_lab.frames import make_frame
 from neox_lab.hooks import cache_files as files
@@ -219,6 +220,34 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
             return self._stored_identity
         same = unchanged(self.model.parameters(), self._weights_seen)
         return identity(self.model) if same else None
+
+    def check_model(self, model: HookedModel) -> None:
+        """Compare the model that ran with the one that these activations are put into.
+
+        Activations of other weights are taken with a warning, for patching across models is a
+        question of its own (Prakash et al., arXiv:2402.14811).
+
+        Args:
+            model: where they are put.
+
+        Raises:
+            CheckpointError: a model of another structure or with another tokenizer ran.
+        """
+        if self.model is model:
+            return
+        stored = self._identity()
+        if stored is None:
+            return  # nobody knows
+        here = identity(model)
+        ran: Any = stored
+        refuse_another([ran[0], None, ran[2]], here, "The cache")
+        if ran[1] != here.weights:
+            warnings.warn(
+                "The cache is of a run with other weights than those of the model that gets "
+                "patched: this patches across models.",
+                NeoxLabWarning,
+                stacklevel=2,
+            )
 
     @classmethod
     def load(

@@ -106,7 +106,7 @@ def described_points(path: Path, description: Mapping[str, object]) -> dict[str,
         not {"points", "pieces", "derived"} <= description.keys()
         or not isinstance(points, list)
         or not all(map(_is_point, points))
-        or not (pieces is None or (isinstance(pieces, list) and all(map(_is_texts, pieces))))
+        or not (pieces is None or _is_texts(pieces))
         or not _is_texts(description.get("derived"))
     ):
         raise CheckpointError(

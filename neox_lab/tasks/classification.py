@@ -283,6 +283,8 @@ def _evaluation_view(labels: Labels, examples: Sequence[EncodedExample], values:
     targets = np.array([example["labels"] for example in examples])
     if labels.problem == SINGLE:
         known = ~np.isnan(values).any(axis=1)
+        if not known.any():
+            return BarsView(labels.names, [np.nan] * len(labels.names), "Every answer is NaN")
         said = values[known].argmax(axis=1)
         counts = metrics.confusion(targets[known], said, len(labels.names))
         left = "" if known.all() else f"; {int((~known).sum())} texts are NaN"

@@ -273,7 +273,7 @@ class Encoder(Decoder):
         if longest > self.model_max_length:
             warnings.warn(
                 f"A text has {longest} tokens, more than the model's {self.model_max_length}: "
-                "the model may fail on it. Pass truncation=True to shorten it.",
+                "the model may fail on it. Shorten it, or call the tokenizer with truncation=True.",
                 stacklevel=5,
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -398,3 +399,32 @@ def test_scores_that_look_at_earlier_keys_are_stored(model: Any, tmp_path: Path)
     again = ActivationCache.load(tmp_path / "part.safetensors", model)
     with pytest.raises(HookNameError, match="not in this cache"):
         again["attn_scores", 1]
+
+
+def test_a_cache_of_texts_is_saved_and_loaded(tmp_path: Path) -> None:
+    model = nl.load()
+    _, cache = model.run_with_cache(["Mary went to the garden", "John slept"])
+    cache.save(tmp_path / "cache.safetensors")
+    for of in (model, nl.load(), None):
+        again = type(cache).load(tmp_path / "cache.safetensors", of)
+        assert again.pieces == cache.pieces
+        assert torch.equal(again["resid_post", 2], cache["resid_post", 2])
+    with pytest.raises(CheckpointError, match="weights differ"):
+        type(cache).load(tmp_path / "cache.safetensors", nl.load(revision="step512"))
+
+
+def test_patching_across_models_is_said_and_other_structures_refused() -> None:
+    model, early = nl.load(), nl.load(revision="step512")
+    clean, corrupted = "The best school of Sweden is in", "The best school of Russia is in"
+    metric = nl.patching.logit_difference(5)
+    with pytest.warns(NeoxLabWarning, match="patches across models"):
+        nl.patching.sweep(model, early.run_with_cache(clean)[1], corrupted, metric, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for own in (model, nl.load()):
+            cache = own.run_with_cache(clean)[1]
+            nl.patching.sweep(model, cache, corrupted, metric, progress=False)
+    other = nl.gym.planted()
+    ids = model.to_tokens(clean) % other.config.vocab_size
+    with pytest.raises(CheckpointError, match="structure"):
+        nl.patching.sweep(model, other.run_with_cache(ids)[1], corrupted, metric, progress=False)

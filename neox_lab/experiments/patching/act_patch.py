@@ -139,6 +139,8 @@ def get_act_patch_direct_path(
     """
     check_ready(model)
     check_splices(model, (), "Direct paths are computed from weights and cached streams alone.")
+    for cache in (clean_cache, corrupted_cache):
+        cache.check_model(model)
     blocks = blocks_of(model)
     sender = blocks[src_layer].attention
     weight = sender.writing().weight.reshape(-1, sender.heads, sender.d_head)[:, src_head]

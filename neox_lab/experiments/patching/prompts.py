@@ -246,12 +246,17 @@ def patched_columns(positions: Positions, patched: Prompts) -> Tensor:
 
 
 def _check_named(positions: object) -> None:
-    if not isinstance(positions, Mapping) or not all(isinstance(name, str) for name in positions):
+    if not isinstance(positions, Mapping) or not all(map(_is_name, positions)):
         raise InputError(
             f"positions={shown(positions)}; expected places by name, such as {{'last': -1}}."
         )
     if not positions:
         raise InputError("positions is empty; name at least one, such as {'last': -1}.")
+
+
+def _is_name(name: object) -> bool:
+    """Texts, and whole numbers, which count as a name too."""
+    return isinstance(name, str) or (isinstance(name, int) and not isinstance(name, bool))
 
 
 def source_columns(positions: Positions, source: Prompts, patched: Prompts) -> Tensor:

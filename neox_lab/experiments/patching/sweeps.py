@@ -103,6 +103,7 @@ def sweep(
     source: Source
     cache = given[out_of]
     if isinstance(cache, ActivationCache):
+        cache.check_model(model)
         source = CachedSource(cache, patched)
     else:
         prompts = read_prompts(model, cache, out_of)

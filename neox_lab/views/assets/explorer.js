@@ -48,10 +48,13 @@ async function mount(element, data, host) {
       ...ask("switch this head off", "off"),
       ...ask("take it from the second prompt", "swap"),
     ]),
-    attributionPanel(run, store, save, ask("measure", "attribution")),
-    patchingPanel(run, store, save, [...ask("patch the stream", "resid_pre"), ...ask("attention", "attn_out"), ...ask("MLP", "mlp_out")]),
-    writingPanel(run, store, save, ask("write on", "writing"), emit),
   ];
+  // A page without a kernel has no empty frames for what nobody asked.
+  const there = (name) => host || data.parts[name];
+  if (there("attribution")) panels.push(attributionPanel(run, store, save, ask("measure", "attribution")));
+  if (there("patching"))
+    panels.push(patchingPanel(run, store, save, [...ask("patch the stream", "resid_pre"), ...ask("attention", "attn_out"), ...ask("MLP", "mlp_out")]));
+  if (there("writing")) panels.push(writingPanel(run, store, save, ask("write on", "writing"), emit));
   grid.append(...panels);
   const steps = data.revisions ? [slider(data.revisions, run, store, emit)] : [];
   body.append(el("div", { class: "above" }, el("span", {}, data.model), ...steps, views.group), grid, python(data, store));
@@ -109,6 +112,8 @@ async function opened(data) {
   run.head = (layer, head, which = "first") => (which === "second" && run.second ? run.second : run.reading).known.get(`${layer}.${head}`);
   run.open = open;
   run.readable = (shown) => (run.second && run.second.same ? shown : "first");
+  /** The run on show: the second where it was chosen, else the first. */
+  run.shown = (state) => (run.readable(state.shown) === "second" ? run.second : run.reading);
   run.choices = () => {
     if (!run.second) return [];
     const why = run.second.same ? "" : `the prompts have ${run.reading.pieces.length} and ${run.second.pieces.length} tokens`;
@@ -200,7 +205,7 @@ function csv(panel, run, state) {
     lens: () => [["row", "pos", "token", "candidate", "probability"],
       ...lens.rows.flatMap((row, at) => pieces.flatMap((piece, pos) => lens.candidates[at][pos].map(([text, share]) => [row, pos, piece, text, share])))],
     heads: () => {
-      const measures = headMeasures(run);
+      const measures = headMeasures(run, state);
       const panels = [...reading.known.values()].filter((one) => one.head !== "mean");
       return [["layer", "head", ...measures.map((one) => one.name)], ...panels.map((one) => [one.layer, one.head, ...measures.map((measure) => measure.of(one, state))])];
     },

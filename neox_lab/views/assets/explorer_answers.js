@@ -14,7 +14,7 @@ function patternPanel(run, store, save) {
   const point = (query, key) => {
     const panel = run.head(store.state.layer, store.state.head, side());
     if (!panel) return;
-    const { pieces } = run.reading;
+    const { pieces } = run.shown(store.state);
     reading.textContent = `${isolate(pieces[query])}@${query} → ${isolate(pieces[key])}@${key}: ${number(panel.weight(query, key), 3)}`;
   };
   const side = () => (run.readable(store.state.shown) === "second" ? "second" : "first");
@@ -55,7 +55,7 @@ function patternPanel(run, store, save) {
   }
 
   function lines(panel, state) {
-    const { pieces } = run.reading;
+    const { pieces } = run.shown(state);
     const first = Math.max(0, Math.min(state.position - 24, pieces.length - 32));
     const shown = pieces.slice(first, first + 32);
     const high = 17;
@@ -92,18 +92,18 @@ function wordsPanel(run, store, live) {
   const { node, body } = card("In words", "");
   const text = el("div");
   body.append(text, ...live);
-  const token = (at) => `${isolate(run.reading.pieces[at])}@${at}`;
   store.on((state) => {
-    const { lens, about, shares } = run.reading;
+    const { lens, about, shares, pieces } = run.shown(state);
+    const token = (at) => `${isolate(pieces[at])}@${at}`;
     const at = lens.candidates[state.row][state.position][0];
     const end = lens.candidates[lens.rows.length - 1][state.position][0];
     const said = [
       `After ${token(state.position)} the model expects ${isolate(end[0])} (${percent(end[1])})` +
         (state.row < lens.rows.length - 1 ? `; at ${lens.rows[state.row]} it would say ${isolate(at[0])} (${percent(at[1])}).` : "."),
     ];
-    const panel = run.head(state.layer, state.head);
+    const panel = run.head(state.layer, state.head, run.readable(state.shown));
     if (panel) {
-      const looked = run.reading.pieces.map((_, key) => [panel.weight(state.position, key), key]).filter(([weight]) => weight >= 0.05);
+      const looked = pieces.map((_, key) => [panel.weight(state.position, key), key]).filter(([weight]) => weight >= 0.05);
       looked.sort((a, b) => b[0] - a[0]);
       const named = looked.slice(0, 3).map(([weight, key]) => `${token(key)} (${number(weight)})`).join(", ");
       said.push(`Head ${state.layer}.${state.head} looks from there at ${named || "many tokens, at none with more than 0.05"}.`);

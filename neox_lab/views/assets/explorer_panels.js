@@ -105,9 +105,9 @@ function candidatesPanel(run, store, save) {
   const { node, body, say } = card("What comes next", "", { save: save("candidates") });
   const bar = (share, colour) => el("i", { style: { width: `${100 * share}%`, background: css(colour) } });
   store.on((state) => {
-    const { lens, pieces } = run.reading;
+    const { lens, pieces } = run.shown(state);
     const last = lens.rows.length - 1;
-    const changed = state.row === last && run.parts.switched;
+    const changed = state.row === last && run.shown(state) === run.reading && run.parts.switched;
     const found = new Map(lens.candidates[state.row][state.position]);
     const other = changed ? new Map(changed.candidates[state.position]) : null;
     const names = [...found.keys()].slice(0, 8);
@@ -176,8 +176,11 @@ function lensPanel(run, store, save) {
 
   function fillCells(shown) {
     const reading = shown === "second" ? run.second : run.reading;
+    heads.forEach((head, at) => {
+      head.title = head.firstChild.textContent = reading.pieces[at];
+    });
     order.forEach((row, line) =>
-      run.reading.pieces.forEach((piece, position) => {
+      run.reading.pieces.forEach((_, position) => {
         const cell = cells[line * count + position];
         const best = reading.lens.candidates[row][position];
         const change = shown === "difference" ? run.second.change[row][position] : null;
@@ -186,7 +189,7 @@ function lensPanel(run, store, save) {
         cell.firstChild.textContent = change === null ? text : value;
         fill(cell, change === null ? AMOUNT(share) : signed(0.5 + change / 2));
         const said = change === null ? `${isolate(text)} ${value}` : `${value} for ${isolate(run.reading.about[position])}`;
-        cell.title = `${rows[row]}, after ${isolate(piece)}@${position}: ${said}`;
+        cell.title = `${rows[row]}, after ${isolate(reading.pieces[position])}@${position}: ${said}`;
         cell.setAttribute("aria-label", cell.title);
       }),
     );
@@ -200,7 +203,7 @@ function lensPanel(run, store, save) {
 }
 
 /** What can be shown of each head: how it is called, its value, and from where to where it goes. */
-function headMeasures(run) {
+function headMeasures(run, state) {
   const measured = (which) => (panel) => panel.measures[which];
   const bits = Math.log2(Math.max(2, run.reading.pieces.length));
   const found = [
@@ -209,7 +212,7 @@ function headMeasures(run) {
     { name: "on the first token", of: measured(1), most: 1, colour: weightColour },
     { name: "on the previous token", of: measured(2), most: 1, colour: weightColour },
   ];
-  const { shares } = run.reading;
+  const { shares } = run.shown(state);
   if (shares) {
     const heads = shares.where.map((at, part) => (at && at[1] !== null ? part : null)).filter((part) => part !== null);
     const most = Math.max(...shares.values.map((row) => Math.max(...heads.map((part) => Math.abs(row[part])))));
@@ -249,16 +252,16 @@ function headsPanel(run, store, save, live) {
   let measures = [];
   store.on((state) => {
     const shown = run.readable(state.shown);
-    measures = headMeasures(run);
+    measures = headMeasures(run, state);
     const names = measures.map((measure) => measure.name);
     if (names.join("|") !== [...choose.options].map((option) => option.value).join("|"))
       choose.replaceChildren(...names.map((name) => el("option", { value: name }, name)));
     const measure = measures.find((one) => one.name === state.measure) || measures[0];
     choose.value = measure.name;
-    const about = isolate(run.reading.about[state.position]);
+    const about = isolate(run.shown(state).about[state.position]);
     say(measure.note || (measure.name === "share of the logit"
       ? `What each head writes straight into the logit of ${about}, in logits.`
-      : "A cell is a head; what its pattern looks like is on the right."));
+      : "A cell is a head; the selected one's pattern has a panel of its own."));
     const colour = measure.signed ? (share) => signed(0.5 + share / 2) : measure.colour;
     items.forEach((item, at) => {
       const panel = run.head(places[at].layer, places[at].head, shown === "second" ? "second" : "first");
@@ -286,7 +289,7 @@ function partsPanel(run, store, save) {
   const chart = el("div", { class: "chart", role: "group", "aria-label": "parts of the model" });
   body.append(chart);
   store.on((state) => {
-    const { shares, about } = run.reading;
+    const { shares, about } = run.shown(state);
     if (!shares) return chart.replaceChildren(); // they do not add up here
     const most = Math.max(...shares.values.map((row) => Math.max(...row.map(Math.abs)))) || 1;
     const values = shares.values[state.position];
@@ -294,7 +297,7 @@ function partsPanel(run, store, save) {
     const best = values.map((_, part) => part).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a]));
     const total = values.reduce((sum, value) => sum + value, 0);
     say(`Shares of the logit of ${isolate(about[state.position])} (${number(total)} in all), layer norm held as it was. ` +
-      (state.row < run.reading.lens.rows.length - 1 ? `Faint: written after ${run.reading.lens.rows[state.row]}.` : "They sum to it."));
+      (state.row < run.reading.lens.rows.length - 1 ? `Faint: written after ${run.reading.lens.rows[state.row]}.` : `The largest ${Math.min(limit, values.length)} of ${values.length}, which sum to it.`));
     const focused = chart.contains(chart.getRootNode().activeElement);
     const items = best.slice(0, limit).map((part) => {
       const share = values[part] / most;

@@ -109,6 +109,15 @@ class ExplorerWidget(LiveWidget):
         super().__init__(heading="Explorer", verb="Run", prompt=prompt, second=second)
         self.run()
 
+    @property
+    def result(self) -> Result | View | None:
+        """Everything on show as a view that needs no kernel; waits for the first run.
+
+        Raises:
+            Exception: whatever that run raised.
+        """
+        return self.wait() if self._result is None else self._result
+
     # What the browser asks for.
 
     def select(self, state: dict) -> None:  # type: ignore[type-arg]  # checked as it stands
