@@ -300,3 +300,22 @@ def test_examples_lead_where_the_model_knows_the_way(model: Any) -> None:
         assert widget.compared["same"], "so that one can patch"
     request(widget, "example", choice=9)
     assert "no example 9" in widget.message
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"prompt": 5},
+        {"prompt": None},
+        {"second": 5},
+        {"revisions": 5},
+        {"revisions": "step0"},
+        {"revisions": []},
+        {"revisions": [1, 2]},
+        {"revisions": ["step0", "step0"]},
+        {"against": 5},
+    ],
+)
+def test_odd_arguments_are_refused_in_words(model: Any, given: dict[str, Any]) -> None:
+    with pytest.raises(InputError):
+        nl.explore(model, **{"prompt": PROMPT, **given})

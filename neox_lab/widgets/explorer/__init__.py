@@ -21,6 +21,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from neox_lab.checks import TEXT, check, shown
+from neox_lab.errors import InputError
 from neox_lab.family import GPTNeoXForCausalLM
 from neox_lab.widgets.explorer.revisions import Load, Revisions
 from neox_lab.widgets.explorer.widget import ExplorerWidget
@@ -52,7 +54,15 @@ def explore(
         ``.result.to_html("page.html")`` a page of its own.
 
     Raises:
-        InputError: a model that cannot write or has no tokenizer, or fewer than two revisions.
+        InputError: a model that cannot write or has no tokenizer, a prompt that is no text, or
+            fewer than two revisions.
     """
-    walk = None if revisions is None else Revisions(model, revisions, list(revisions)[-1])
+    for name, text in (("prompt", prompt), ("second", second)):
+        check(name, text, TEXT, InputError)
+    if revisions is not None and not isinstance(revisions, Sequence | Mapping):
+        raise InputError(
+            f"revisions={shown(revisions)}; expected a list of names, or a mapping from names to "
+            "functions that load the model."
+        )
+    walk = None if revisions is None else Revisions(model, revisions)
     return ExplorerWidget(model, prompt, second, against, walk)

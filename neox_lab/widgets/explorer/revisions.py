@@ -31,25 +31,27 @@ class Revisions:
 
     Args:
         model: the one that is loaded already.
-        given: names of its revisions in the order of training, or a function that makes the model
-            for each name.
+        given: names of its revisions in the order of training, the last of them ``model`` itself,
+            or a function that makes the model for each name.
+
+    Attributes:
+        names: of all, in the order of training.
         chosen: the name of ``model``.
 
     Raises:
-        InputError: fewer than two, or ``chosen`` is not among them.
+        InputError: fewer than two names.
     """
 
     def __init__(
-        self, model: GPTNeoXForCausalLM, given: Sequence[str] | Mapping[str, Load], chosen: str
+        self, model: GPTNeoXForCausalLM, given: Sequence[str] | Mapping[str, Load]
     ) -> None:
-        if isinstance(given, str) or len(given) < 2:
+        named = not isinstance(given, str) and all(isinstance(name, str) for name in given)
+        if not named or len(set(given)) < 2:
             raise InputError(f"revisions={given!r}; expected at least two names, or a mapping.")
         self.names = tuple(given)
-        if chosen not in self.names:
-            raise InputError(f"revision={chosen!r}; expected one of {', '.join(self.names)}.")
-        self.chosen = chosen
+        self.chosen = self.names[-1]
         self._loads = dict(given) if isinstance(given, Mapping) else _by_name(model, self.names)
-        self._now, self._model = chosen, model
+        self._now, self._model = self.chosen, model
 
     def model(self, name: str) -> GPTNeoXForCausalLM:
         """The checkpoint of a name; the one before is let go."""
