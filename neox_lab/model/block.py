@@ -17,12 +17,17 @@ y = m + mlp(ln2(m)). (Wang and Komatsuzaki, GPT-J-6B, 2021; Black et al., arXiv:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import HookError
 from neox_lab.kernels.linear import Linear
+from neox_lab.kinship import Kin
 from neox_lab.model.activations import ACTIVATION_FUNCTIONS
 from neox_lab.model.attention import Attention, SplitInput
 from neox_lab.model.hook_points import NO_TAP, Tap
@@ -77,8 +82,14 @@ class MLP(nn.Module):
         return affine(self.dense_4h_to_h, self.d_mlp, "mlp.dense_4h_to_h")
 
 
-class Block(nn.Module):
-    """One layer of the network."""
+class Block(Kin, nn.Module):
+    """One layer of the network.
+
+    What looks for layers that can be recomputed finds it as transformers' own, see ``kinship``.
+    """
+
+    kin_module: ClassVar[str] = "transformers.modeling_layers"
+    kin_name: ClassVar[str | None] = "GradientCheckpointingLayer"
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         """Two layer norms, attention, MLP; wired by ``config.use_parallel_residual``."""
@@ -98,8 +109,15 @@ class Block(nn.Module):
         mask: AttentionMask,
         keys_values: LayerKeysValues | None = None,
         tap: Tap = NO_TAP,
+        recompute: bool = False,
     ) -> Tensor:
-        """From the residual stream before the block to the one after, ``[batch, pos, d_model]``."""
+        """From the residual stream before the block to the one after, ``[batch, pos, d_model]``.
+
+        With ``recompute`` what is inside is computed again in the backward pass; PyTorch's hooks on
+        the block run once all the same.
+        """
+        if recompute:
+            return self._gradient_checkpointing_func(self.forward, resid_pre, rotation, mask)
         resid_pre = tap("hook_resid_pre", resid_pre)
         attn_out = self.attend(resid_pre, rotation, mask, keys_values, tap)
         if self.parallel:
@@ -110,6 +128,11 @@ class Block(nn.Module):
             mlp_out = self.transform(resid_mid, tap)
             resid_post = mlp_out + resid_mid
         return tap("hook_resid_post", resid_post)
+
+    @staticmethod
+    def _gradient_checkpointing_func(run: Callable[..., Tensor], *given: object) -> Tensor:
+        """``run(*given)``, again in the backward pass; transformers' name for it."""
+        return checkpoint(run, *given, use_reentrant=False)
 
     def attend(
         self,

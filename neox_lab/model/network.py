@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from neox_lab.config import ATTENTION_PATHS, GPTNeoXConfig
 from neox_lab.errors import InputError
@@ -153,7 +152,7 @@ class Network(nn.Module):
         for layer in range(first, last):
             block, tap = self.layers[layer], taps.block(layer)
             if recompute:
-                residual = checkpoint(block, residual, rotation, visible, use_reentrant=False)
+                residual = block(residual, rotation, visible, recompute=True)
             else:
                 store = None if keys_values is None else keys_values.layers[layer]
                 residual = block(residual, rotation, visible, store, tap)

@@ -332,6 +332,31 @@ def test_recomputing_activations_changes_no_gradient(
     assert all(close(a, b, 1e-4) for a, b in zip(plain, again, strict=True))
 
 
+@every_head
+def test_what_can_be_recomputed_is_found_and_run_twice(library: Library, kind: str) -> None:
+    """And a hook that somebody placed on such a layer runs once, however often its inside does."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    model = library.model(kind, use_cache=False).train()
+    model.gradient_checkpointing_enable()
+    found = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    assert len(found) == model.config.num_hidden_layers
+    runs, seen = [], []
+    handed = found[0]._gradient_checkpointing_func
+
+    def counted(run: Any, *given: Any) -> Any:
+        def again(*inputs: Any) -> Any:
+            runs.append(1)
+            return run(*inputs)
+
+        return handed(again, *given)
+
+    found[0]._gradient_checkpointing_func = counted
+    found[0].register_forward_pre_hook(lambda *given: seen.append(1))
+    model(ids(), **labels_for(kind, 3, 7)).loss.backward()
+    assert (len(runs), len(seen)) == (2, 1)
+
+
 def test_recomputing_can_be_switched_on_in_the_configuration(library: Library) -> None:
     config = library.config()
     config.gradient_checkpointing = True
