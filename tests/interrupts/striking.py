@@ -20,6 +20,8 @@ from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
 
+import torch
+
 import neox_lab
 
 PACKAGE = os.path.dirname(neox_lab.__file__) + os.sep
@@ -102,7 +104,12 @@ def chosen(files: list[str], count: int, seed: str) -> list[int]:
 
 
 def strike_by_clock(action: Callable[[], object], seconds: float) -> None:
-    """Do something and interrupt it after a time, or when it is done already."""
+    """Do something and interrupt it after a time, or when it is done already.
+
+    A signal within PyTorch's own ``no_grad().__exit__`` leaves gradients switched off for the
+    process, which nobody outside of it can mend; the next test begins as this one did.
+    """
+    gradients = torch.is_grad_enabled()
     main = threading.main_thread().ident
     assert main is not None and threading.current_thread() is threading.main_thread()
 
@@ -118,3 +125,5 @@ def strike_by_clock(action: Callable[[], object], seconds: float) -> None:
         time.sleep(0.001)  # a signal that was sent may still be on its way
     except KeyboardInterrupt:
         sender.join()
+    finally:
+        torch.set_grad_enabled(gradients)
