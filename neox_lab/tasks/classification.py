@@ -274,7 +274,8 @@ def _prediction_view(labels: Labels, frame: pd.DataFrame, values: Floats) -> Vie
         note = f"{kind} {sure:.2f}" if labels.problem == SINGLE else kind
         pieces += [Piece(text, note, kind, 2 * sure - 1), Piece("\n")]
     found = [{str(k): v for k, v in row.items()} for row in frame[:DRAWN].to_dict("records")]
-    return StripView(pieces[:-1], title, "The deeper the colour, the surer.", found)
+    note = "The deeper the colour, the surer."
+    return StripView(pieces[:-1], title, note, found, kinds=labels.names)
 
 
 def _evaluation_view(labels: Labels, examples: Sequence[EncodedExample], values: Floats) -> View:

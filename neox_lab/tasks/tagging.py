@@ -128,7 +128,11 @@ def predict(model: GPTNeoXForTokenClassification, texts: str | Sequence[str]) ->
         for entity in _found(sentence, predicted[number], scores[number])
     ]
     names = ["text", "entity", "label", "start", "end", "score"]
-    return TaskResult(make_frame(rows, columns=names), {}, partial(_view, listed_texts, rows))
+    return TaskResult(
+        make_frame(rows, columns=names),
+        {},
+        partial(_view, listed_texts, rows, _entity_kinds(model)),
+    )
 
 
 def prepare(
@@ -222,7 +226,13 @@ def _found(sentence: Sentence, tags: list[str], scores: list[float]) -> list[dic
     return rows
 
 
-def _view(texts: list[str], found: list[dict[str, Any]]) -> StripView:
+def _entity_kinds(model: GPTNeoXForTokenClassification) -> list[str]:
+    """What the model's tags can say of a word, in the order of its labels."""
+    names = [str(model.config.id2label[n]) for n in range(model.config.num_labels)]
+    return list(dict.fromkeys(name.split("-", 1)[-1] for name in names if name != "O"))
+
+
+def _view(texts: list[str], found: list[dict[str, Any]], kinds: Sequence[str] = ()) -> StripView:
     """The texts with their entities marked."""
     from neox_lab.views.strips import Piece, StripView
 
@@ -238,4 +248,4 @@ def _view(texts: list[str], found: list[dict[str, Any]]) -> StripView:
             at = row["end"]
         pieces.append(Piece(text[at:] + "\n" * (number + 1 < len(texts))))
     note = f"{len(found)} found; the deeper the colour, the surer."
-    return StripView([p for p in pieces if p.text], "Entities", note, found)
+    return StripView([p for p in pieces if p.text], "Entities", note, found, kinds=kinds)

@@ -155,10 +155,9 @@ class PredictionsView(View):
         size = left + width + 0.9, HEADING + len(entries) * step
         sheet = Sheet(*size)
         sheet.heading(0, figure_text(self.title), figure_text(self._context()))
-        longest = entries[0][1] or 1.0
         for row, (name, (piece, probability)) in enumerate(zip(names, entries, strict=True)):
             y = HEADING + row * step
-            bar = width * probability / longest
+            bar = width * probability  # one scale everywhere: the width is certainty
             sheet.rectangle(left, y, bar, step - 0.07, facecolor=AMOUNT, edgecolor="none")
             middle = y + (step - 0.07) / 2
             sheet.text(left - 0.08, middle, name, 9, ha="right", va="center_baseline")

@@ -86,6 +86,8 @@ class StripView(View):
         note: a line below it.
         found: rows of a table of what was found, as dictionaries with the same keys.
         caption: what the rows of that table are.
+        kinds: all kinds there can be, such as a model's labels; each has the colour of its place
+            in this list, in every picture.
 
     Raises:
         InputError: there is no piece.
@@ -100,6 +102,7 @@ class StripView(View):
         note: str = "",
         found: Sequence[dict[str, object]] = (),
         caption: str = "Found",
+        kinds: Sequence[str] = (),
     ) -> None:
         self.pieces = several("pieces", pieces, "a list of Piece", InputError)
         self.found = several("found", found, "a list of dictionaries", InputError)
@@ -109,7 +112,8 @@ class StripView(View):
             raise InputError("found must be a list of dictionaries, one for each row of a table")
         self.note = check("note", note, TEXT, InputError)
         self.caption = check("caption", caption, TEXT, InputError)
-        self.colours = _colours(p.kind for p in self.pieces if p.kind is not None)
+        known = several("kinds", kinds, "a list of texts", InputError)
+        self.colours = _colours((p.kind for p in self.pieces if p.kind is not None), known)
         super().__init__(title, "Text")
 
     @classmethod
@@ -365,14 +369,15 @@ def _words(text: str) -> list[str]:
     return words
 
 
-def _colours(kinds: Iterable[str]) -> dict[str, str]:
-    """A colour for each kind, by its name: a kind looks the same in every picture.
+def _colours(kinds: Iterable[str], known: Sequence[str]) -> dict[str, str]:
+    """A colour for each kind: by its place among those known, else by its name.
 
-    Only where two names of one picture would get the same colour, the later one in the alphabet
-    takes the next that is free.
+    Where two names nobody knows of would get the same colour, the later one in the alphabet takes
+    the next that is free.
     """
     there = list(dict.fromkeys(kinds))
-    found = {kind: OWN[kind] for kind in there if kind in OWN}
+    found = {kind: KINDS[at % len(KINDS)] for at, kind in enumerate(dict.fromkeys(known))}
+    found |= {kind: OWN[kind] for kind in there if kind in OWN}
     for kind in sorted(set(there) - set(found)):
         first = zlib.crc32(kind.encode("utf-8", "surrogatepass")) % len(KINDS)
         order = [*KINDS[first:], *KINDS[:first]]

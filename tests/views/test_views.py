@@ -50,6 +50,7 @@ from neox_lab.views.drawing import AMOUNT, LESS, MORE, amounts, decimals, diverg
 from neox_lab.views.explorer import ExplorerView, ReadingView
 from neox_lab.views.live import LIMIT, json_text, kinds, packed, policy, rounded, script
 from neox_lab.views.markup import Table
+from neox_lab.views.strips import KINDS
 from neox_lab.views.tokens import (
     INVISIBLE_CATEGORIES,
     display_width,
@@ -1151,8 +1152,11 @@ def test_a_kind_has_one_colour_whatever_else_is_in_the_picture() -> None:
         found = StripView([Piece("x", kind=name) for name in order]).colours
         assert len(set(found.values())) == len(order), "told apart"
         assert list(found) == order
-        free = [name for name in order if list(alone.values()).count(alone[name]) == 1]
-        assert all(found[name] == alone[name] for name in free)
+        alike = [name for name in order if [alone[n] for n in order].count(alone[name]) == 1]
+        assert all(found[name] == alone[name] for name in alike)
+    for order in (["PER"], ["ORG", "PER", "LOC"], ["LOC", "ORG"]):  # those of a model: always
+        found = StripView([Piece("x", kind=n) for n in order], kinds=names).colours
+        assert found == {name: KINDS[names.index(name)] for name in order}
     many = StripView([Piece("x", kind=name) for name in map(str, range(30))]).colours
     assert len(set(many.values())) == 7
 
