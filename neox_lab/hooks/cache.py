@@ -233,15 +233,20 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         Raises:
             CheckpointError: a model of another structure or with another tokenizer ran.
         """
-        if self.model is model:
-            return
-        stored = self._identity()
-        if stored is None:
-            return  # nobody knows
-        here = identity(model)
-        ran: Any = stored
-        refuse_another([ran[0], None, ran[2]], here, "The cache")
-        if ran[1] != here.weights:
+        ran: Any = None
+        changed = False
+        if self.model is not None and self._weights_seen is not None:
+            changed = not unchanged(self.model.parameters(), self._weights_seen)
+        if not changed:
+            if self.model is model:
+                return
+            ran = self._identity()
+            if ran is None:
+                return  # nobody knows
+            here = identity(model)
+            refuse_another([ran[0], None, ran[2]], here, "The cache")
+            changed = ran[1] != here.weights
+        if changed:
             warnings.warn(
                 "The cache is of a run with other weights than those of the model that gets "
                 "patched: this patches across models.",

@@ -66,12 +66,23 @@ def identity(model: HookedModel) -> Identity:
     named = dict(model.named_parameters())
     shapes = sorted((name, list(weight.shape)) for name, weight in named.items())
     settings = {name: getattr(model.config, name) for name in _SETTINGS}
-    structure = json.dumps([model.head, settings, shapes], sort_keys=True, default=str)
+    described = [model.head, settings, shapes, *_adapters(model)]
+    structure = json.dumps(described, sort_keys=True, default=str)
     return Identity(
         hashlib.sha256(structure.encode()).hexdigest(),
         weights_print(named.items()),
         None if model.tokenizer is None else _tokenizer_print(model.tokenizer),
     )
+
+
+def _adapters(model: HookedModel) -> list[list[object]]:
+    """How adapters stand in the model: which are active, with which scaling."""
+    told = ("scaling", "active_adapters", "disable_adapters")  # peft's names
+    return [
+        [name, *(getattr(part, what, None) for what in told)]
+        for name, part in model.named_modules()
+        if isinstance(getattr(part, "scaling", None), dict)
+    ]
 
 
 def weights_print(named: Iterable[tuple[str, Tensor]]) -> str:

@@ -158,7 +158,7 @@ def perplexity(
     name_not_finite("The loss", bad)
     total = float(frame["loss"].to_numpy().sum())  # pandas would leave NaN out
     scored_bytes = sum(
-        _bytes_behind(text, tokenizer_of(model).token_bytes(row[0]))
+        _bytes_behind(text, [*map(tokenizer_of(model).token_bytes, row)])
         for text, row in zip(listed, rows, strict=True)
     )
     mean = total / len(frame)
@@ -239,13 +239,15 @@ def encoded_pair(model: LanguageModel, context: str, continuation: str) -> Score
     return Scored(before[-room:], target)
 
 
-def _bytes_behind(text: str, first: bytes) -> int:
+def _bytes_behind(text: str, tokens: Sequence[bytes]) -> int:
     """Bytes of a text behind those of its first token."""
-    data = text.encode("utf-8", "surrogatepass")
+    data, first = text.encode("utf-8", "surrogatepass"), tokens[0]
     for own in (first, first.removeprefix(b" ")):  # some tokenizers put a space in front
         if data.startswith(own):
             return len(data) - len(own)
-    return len(data)  # the first token is no part of the text
+    # The text was normalised before it was cut (e and an accent became é), or its first token is
+    # no part of it.
+    return sum(map(len, tokens[1:]))
 
 
 def choose(

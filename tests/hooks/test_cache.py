@@ -428,3 +428,14 @@ def test_patching_across_models_is_said_and_other_structures_refused() -> None:
     ids = model.to_tokens(clean) % other.config.vocab_size
     with pytest.raises(CheckpointError, match="structure"):
         nl.patching.sweep(model, other.run_with_cache(ids)[1], corrupted, metric, progress=False)
+
+
+def test_a_cache_of_the_same_model_before_its_weights_changed_is_said() -> None:
+    model = nl.load()
+    clean, corrupted = "The best school of Sweden is in", "The best school of Russia is in"
+    _, cache = model.run_with_cache(clean)
+    with torch.no_grad():
+        model.gpt_neox.layers[1].attention.dense.weight.mul_(1.5)
+    metric = nl.patching.logit_difference(5)
+    with pytest.warns(NeoxLabWarning, match="patches across models"):
+        nl.patching.sweep(model, cache, corrupted, metric, progress=False)

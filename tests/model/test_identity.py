@@ -95,3 +95,24 @@ if __name__ == "__main__":  # how fast: python tests/model/test_identity.py
         start = time.perf_counter()
         identity(model)
         print(f"{model.num_parameters():,}: {time.perf_counter() - start:.3f} s")
+
+
+def test_how_adapters_stand_belongs_to_a_model() -> None:
+    peft = pytest.importorskip("peft")
+
+    def adapted(alpha: int) -> Any:
+        torch.manual_seed(3)
+        model = nl.load()
+        targets = ["dense", "dense_4h_to_h"]
+        settings = {"target_modules": targets, "init_lora_weights": False}
+        model.add_adapter(peft.LoraConfig(r=2, lora_alpha=alpha, **settings))
+        return model.eval()
+
+    one, same, other = adapted(8), adapted(8), adapted(64)
+    assert identity(one) == identity(same)
+    assert identity(one) != identity(other)
+    before = identity(one)
+    one.disable_adapters()
+    assert identity(one) != before
+    one.enable_adapters()
+    assert identity(one) == before

@@ -261,3 +261,13 @@ def test_texts_are_joined_and_cut() -> None:
         language.prepare(model(), ["a b"], context=1)
     with pytest.raises(InputError, match="expected 'causal-lm'"):
         language.train(nl.load(head="base"), ["a b c"])
+
+
+@pytest.mark.parametrize("text", ["e\u0301clair is", "a\u0301 b", "\u00e9clair is"])
+def test_bits_of_a_text_that_is_normalised_first(text: str) -> None:
+    model = nl.load()
+    found = likelihood.perplexity(model, [text])
+    ids = model.to_tokens(text)[0].tolist()
+    behind = sum(len(model.tokenizer.token_bytes(token)) for token in ids[1:])
+    nats = float(found.frame["loss"].sum())
+    assert found.metrics["bits_per_byte"] == pytest.approx(nats / math.log(2) / behind, rel=1e-5)
