@@ -163,8 +163,14 @@ def _check_layers(config: GPTNeoXConfig, tensors: TensorSource) -> None:
 
 def skeleton(model_class: Callable[[GPTNeoXConfig], Model], config: GPTNeoXConfig) -> Model:
     """A model of a class, all of whose weights take no memory and hold nothing."""
-    with torch.device("meta"), _NoInitialValues():
-        return model_class(config)
+    gradients = torch.is_grad_enabled()
+    try:
+        with torch.device("meta"), _NoInitialValues():
+            return model_class(config)
+    finally:
+        # PyTorch switches gradients back on by a call that passes through the mode above; where
+        # Ctrl-C comes just there, they would stay off.
+        torch.set_grad_enabled(gradients)
 
 
 class _NoInitialValues(TorchFunctionMode):
