@@ -159,6 +159,12 @@ class GPTNeoXTokenizerFast(Kin, ChatEncoder):
             tokenizer._start(backend, saved.settings | kwargs, saved.foreign)
         except TokenizerError as error:  # the value may come from a file, so say which tokenizer
             raise TokenizerError(f"Tokenizer of {tokenizer.name_or_path!r}: {error}") from error
+        except Exception as error:
+            if type(error) is not Exception:  # what the Rust library raises is plain
+                raise
+            raise CheckpointError(
+                f"The tokenizer of {tokenizer.name_or_path!r} is damaged: {error}"
+            ) from error
         return tokenizer
 
     def _start(self, backend: Tokenizer, settings: dict[str, Any], foreign: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +13,8 @@ from typing import NoReturn, TypeVar
 from neox_lab.errors import NeoxLabError
 
 Answer = TypeVar("Answer")
+SAME = "NEOX_LAB_SEARCH" not in os.environ
+"""Whether the same inputs are tried each time; NEOX_LAB_SEARCH in the environment: new ones."""
 SECONDS = 20
 """How long a call may take before it hangs; every one of them takes milliseconds."""
 

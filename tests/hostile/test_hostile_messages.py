@@ -11,6 +11,7 @@ from calls import MODEL, OTHER, TEXT, reading
 from damage import VALUES
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from judge import SAME
 
 import neox_lab as nl
 from neox_lab.widgets import LiveWidget
@@ -67,7 +68,7 @@ def attack(name: str, count: int) -> None:
         st.dictionaries(st.one_of(st.sampled_from(names), st.text(max_size=3)), values, max_size=3),
     )
 
-    @settings(max_examples=count, database=None)
+    @settings(max_examples=count, database=None, derandomize=SAME)
     @given(message)
     def run(sent: dict[str, Any]) -> None:
         widget.set_state(sent)
