@@ -27,7 +27,6 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import CheckpointError, NeoxLabWarning
-from neox_lab.tokenizer.pipeline import encoding_state
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -110,6 +109,8 @@ def weights_print(named: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def _tokenizer_print(tokenizer: GPTNeoXTokenizerFast) -> str:
+    from neox_lab.tokenizer.pipeline import encoding_state  # a tokenizer is there: imported already
+
     backend = tokenizer.backend_tokenizer
     with encoding_state(backend):  # how rows are cut and padded is no part of it
         return hashlib.sha256(backend.to_str().encode()).hexdigest()
