@@ -203,6 +203,17 @@ def test_live_questions_reach_their_panels(model: Any, staged: Any, page: Any) -
     assert Path(waiting.value.path()).read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_asked_first_is_about_what_is_shown_first(
+    model: Any, staged: Any, page: Any
+) -> None:
+    widget = nl.explore(model, PROMPT)
+    stage = staged(widget)
+    page.get_by_role("button", name="switch this head off").click()  # nothing was selected yet
+    stage.until(lambda: widget.switched and widget.phase == "done")
+    shown = chosen(page)[1].replace("Layer ", "head ").replace(" head ", ".")
+    assert widget.switched["name"].startswith(f"{shown} ")
+
+
 def test_another_prompt_another_run(model: Any, staged: Any, page: Any) -> None:
     widget = nl.explore(model, PROMPT, SECOND)
     stage = staged(widget)

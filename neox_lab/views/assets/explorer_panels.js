@@ -297,7 +297,7 @@ function partsPanel(run, store, save) {
     const best = values.map((_, part) => part).sort((a, b) => Math.abs(values[b]) - Math.abs(values[a]));
     const total = values.reduce((sum, value) => sum + value, 0);
     say(`Shares of the logit of ${isolate(about[state.position])} (${number(total)} in all), layer norm held as it was. ` +
-      (state.row < run.reading.lens.rows.length - 1 ? `Faint: written after ${run.reading.lens.rows[state.row]}.` : `The largest ${Math.min(limit, values.length)} of ${values.length}, which sum to it.`));
+      (state.row < run.reading.lens.rows.length - 1 ? `Faint: written after ${run.reading.lens.rows[state.row]}.` : `The largest ${Math.min(limit, values.length)} of ${values.length}; all of them sum to it.`));
     const focused = chart.contains(chart.getRootNode().activeElement);
     const items = best.slice(0, limit).map((part) => {
       const share = values[part] / most;

@@ -28,19 +28,23 @@ class Selection:
 
     @classmethod
     def of(cls, state: Mapping[str, object], reading: Reading) -> Selection:
-        """Read what a browser said; what it did not say, or cannot be, is the last there is."""
+        """Read what a browser said.
+
+        What it did not say, or what cannot be, is the end of the text, the last row and layer, and
+        the first head, as in ``within`` of ``views/assets/explorer.js``.
+        """
         view = reading.view
 
-        def at(name: str, count: int) -> int:
+        def at(name: str, count: int, other: int = -1) -> int:
             value = state.get(name)
             fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count
-            return value if fits and isinstance(value, int) else count - 1
+            return value if fits and isinstance(value, int) else other % count
 
         measure = state.get("measure")
         return cls(
             position=at("position", reading.length),
             row=at("row", len(view.lens.row_labels)),
             layer=at("layer", len(view.attention.layers)),
-            head=at("head", len(view.attention.heads)),
+            head=at("head", len(view.attention.heads), 0),
             measure=measure if isinstance(measure, str) else "",
         )
