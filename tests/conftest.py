@@ -33,6 +33,15 @@ def shared() -> Path:
 
 
 @pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tiny models are faster so, above all on busy machines."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
 def server() -> Iterator[SmallHub]:
     small_hub = SmallHub()
     thread = threading.Thread(target=small_hub.serve_forever, daemon=True)

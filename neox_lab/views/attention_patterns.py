@@ -52,8 +52,9 @@ class AttentionPatterns:
             )
         if not np.isfinite(self.patterns).all() or self.patterns.min() < 0:
             raise InputError(
-                "attention weights must be finite and not negative; these are not (scores and "
-                "gradients can be drawn with HeatmapView)"
+                "attention weights must be finite and not negative; these are not. Of a run: "
+                "model.check() names weights that are NaN or infinite. Scores and gradients can be "
+                "drawn with HeatmapView."
             )
         self.pieces = texts(pieces, keys, "pieces", "token")
         self.layers = _numbers(layers, layer_count, "layers")

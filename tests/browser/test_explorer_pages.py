@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
-import torch
 from stage import Stage
 
 import neox_lab as nl
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPT = "The king went to the city and the queen went to the"
 SECOND = "The king went to the city and the queen went to a"
 END = 14
 FOCUSED = "document.querySelector('.neox-live').shadowRoot.activeElement"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,18 +11,11 @@ from stage import Stage
 
 import neox_lab as nl
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPT = "The king went to the"
 CLEAN, CORRUPTED = "The king went to the city", "The king went to a city"
 HOSTILE = '</script><img src=x onerror="window.hacked = 1"> &amp; <b>\u2028שלום 😀'
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models are faster so, above all on busy machines."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

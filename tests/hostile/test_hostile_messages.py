@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 from calls import MODEL, OTHER, TEXT, reading
 from damage import VALUES
 from hypothesis import given, settings
@@ -15,6 +13,8 @@ from judge import SAME
 
 import neox_lab as nl
 from neox_lab.widgets import LiveWidget
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ACTIONS = (
     *("run", "stop", "pin", "unpin", "select", "branch", "show", "close", "_answer", "__class__"),
@@ -25,14 +25,6 @@ ARGUMENTS = (
     *("what", "state", "panel", "form", "name", "number", "position", "rank"),
 )
 SMALL, LARGE = 60, 1500
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def made(name: str) -> LiveWidget:

@@ -6,28 +6,20 @@ import csv
 import io
 import json
 from base64 import b64decode
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import neox_lab as nl
 from neox_lab.errors import InputError
 from neox_lab.views.live import LIMIT, json_text
 from neox_lab.widgets.explorer import ExplorerWidget
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPT = "The king went to the city and the queen went to the"
 SECOND = "The king went to the city and the queen went to a"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,10 @@ from neox_lab.widgets.panels import panel
 from neox_lab.widgets.static_output import Kept, together
 from neox_lab.widgets.worker import Job, Worker
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPT = "The king went to the"
 LONG = 120  # seconds; machines that run tests are slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models are faster so, above all on busy machines."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
