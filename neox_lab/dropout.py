@@ -19,6 +19,11 @@ def has_dropout(module: nn.Module | HookedNetwork) -> bool:
     return any(part.training and _share_dropped(part) > 0 for part in module.modules())
 
 
+def dropout_of(module: nn.Module | HookedNetwork) -> dict[str, float]:
+    """What every part drops in training mode, by its name."""
+    return {name: _share_dropped(part) for name, part in module.named_modules()}
+
+
 def refuse_dropout(model: HookedNetwork) -> None:
     """The gate at the door of every question: an answer must be the same when asked again.
 

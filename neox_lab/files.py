@@ -75,9 +75,7 @@ class Stage:
         if not target.parent.is_dir():
             folder = os.fspath(Path(path).parent)
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), folder)
-        if os.path.exists(target) and not os.path.isfile(target):
-            kind = errno.EISDIR if os.path.isdir(target) else errno.EINVAL
-            raise OSError(kind, "not a regular file", os.fspath(path))
+        _refuse_no_file(target, path)
         temporary = _beside(target, _TEMPORARY)
         self._places[temporary] = target
         self._staged.append(target)
@@ -93,7 +91,12 @@ class Stage:
         self._places[temporary] = _target(path)
 
     def remove(self, path: StrPath) -> None:
-        """Let a file go when the others take their names."""
+        """Let a file go when the others take their names.
+
+        Raises:
+            OSError: something else than a file stands there.
+        """
+        _refuse_no_file(path, path)
         self._unwanted.append(Path(path))
 
     def _to_disk(self) -> None:
@@ -267,6 +270,13 @@ def _target(path: StrPath) -> Path:
     if in_cache and os.path.islink(path):
         return Path(os.path.realpath(Path(path).parent), Path(path).name)
     return target
+
+
+def _refuse_no_file(place: StrPath, path: StrPath) -> None:
+    """Raise OSError, naming ``path``, if something stands at ``place`` that is no file."""
+    if os.path.exists(place) and not os.path.isfile(place):
+        kind = errno.EISDIR if os.path.isdir(place) else errno.EINVAL
+        raise OSError(kind, "not a regular file", os.fspath(path))
 
 
 def _beside(target: Path, ending: str) -> Path:

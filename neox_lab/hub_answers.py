@@ -86,7 +86,7 @@ def check_bytes(path: Path, etag: str) -> None:
     """Check a file that has just been fetched, where its ETag says what it holds.
 
     Large files have their SHA-256 as ETag. One with other bytes is removed, so that the next try
-    fetches it again.
+    fetches it again; so is one whose check was interrupted, for nobody would check it later.
 
     Args:
         path: where it lies in the cache, perhaps as a link.
@@ -97,11 +97,15 @@ def check_bytes(path: Path, etag: str) -> None:
     """
     if not _SHA256.fullmatch(etag):
         return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = None
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    finally:
+        if found != etag.lower():
+            path.resolve().unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
     if found != etag.lower():
-        path.resolve().unlink(missing_ok=True)
-        path.unlink(missing_ok=True)
         raise CheckpointError(
             f"{path.name!r} came with other bytes than the hub says (SHA-256 {found[:12]}..., "
             f"expected {etag[:12].lower()}...). It was removed; fetch it again."

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from neox_lab import interrupts
 from neox_lab.checkpoint.files import find_weights
 from neox_lab.checkpoint.names import (
     INPUT_EMBEDDING,
@@ -163,14 +164,10 @@ def _check_layers(config: GPTNeoXConfig, tensors: TensorSource) -> None:
 
 def skeleton(model_class: Callable[[GPTNeoXConfig], Model], config: GPTNeoXConfig) -> Model:
     """A model of a class, all of whose weights take no memory and hold nothing."""
-    gradients = torch.is_grad_enabled()
-    try:
-        with torch.device("meta"), _NoInitialValues():
-            return model_class(config)
-    finally:
-        # PyTorch switches gradients back on by a call that passes through the mode above; where
-        # Ctrl-C comes just there, they would stay off.
-        torch.set_grad_enabled(gradients)
+    # Ctrl-C in PyTorch's own steps out of "no gradients" or "on meta", which pass through the mode,
+    # would leave the whole process in one of them.
+    with interrupts.held(), torch.device("meta"), _NoInitialValues():
+        return model_class(config)
 
 
 class _NoInitialValues(TorchFunctionMode):

@@ -134,6 +134,8 @@ def _from_entities(text: object, entity_cell: object) -> Sentence:
             raise DataError(f"entity {entity!r:.60} has no {', '.join(sorted(missing))}")
         start, end = whole_number(entity["start"]), whole_number(entity["end"])
         label = entity["label"]
+        if not isinstance(label, str) or not label:
+            raise DataError(f"entity {text[start:end]!r} has the label {label!r}; expected a name")
         if start not in starts or end not in ends or starts[start] > ends[end]:
             raise DataError(
                 f"entity {text[start:end]!r} ({start} to {end}) does not begin and end with a word"

@@ -8,13 +8,16 @@ import os
 import re
 import tokenize
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from neox_lab.checks import shown
 from neox_lab.data.table_files import read_file
 from neox_lab.errors import DataError, nearest
+from neox_lab.files import parse_json
 from neox_lab.frames import make_frame
 
 if TYPE_CHECKING:
@@ -106,11 +109,13 @@ def listed(cell: object) -> Any:
     """
     if not isinstance(cell, str):
         return cell
+    with suppress(ValueError):  # JSON first: a literal of Python's would read its escapes otherwise
+        return parse_json(cell)
     try:
         _no_neighbours(cell)
-        return ast.literal_eval(cell)  # reads what JSON and pandas write, and runs no code
-    except (SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:
-        raise ValueError(cell) from error
+        return ast.literal_eval(cell)  # as pandas writes lists; runs no code
+    except (SyntaxError, ValueError, MemoryError, RecursionError, tokenize.TokenError):
+        raise ValueError(f"{shown(cell)} is no list and no object") from None
 
 
 def _no_neighbours(text: str) -> None:

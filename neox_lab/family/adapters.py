@@ -8,6 +8,7 @@ and where they are kept. peft is imported when the first adapter arrives, not be
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from os import PathLike
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from neox_lab.errors import CheckpointError, InputError
+from neox_lab.errors import CheckpointError, InputError, NeoxLabWarning
 from neox_lab.family.structure import all_or_nothing
 from neox_lab.files import StrPath, staged_files
+from neox_lab.hub import HubOptions, find_file, pin
 from neox_lab.safetensors_files import write as write_safetensors
 
 if TYPE_CHECKING:
@@ -81,10 +83,12 @@ class Adapters(nn.Module):
             peft_config: its configuration, instead of the one beside the weights.
             adapter_state_dict: its weights, instead of those of ``peft_model_id``.
             is_trainable: let its weights be trained further.
-            options: of ``peft.PeftConfig.from_pretrained`` (``revision``, ``token``, ...).
+            options: where and how to look: ``revision, subfolder, cache_dir, force_download,
+                local_files_only, token``; others are of peft, and ignored with a warning.
 
         Raises:
             InputError: nothing to read, or there is one of that name.
+            CheckpointError: files are missing or damaged, or cannot be had.
             RuntimeError: its weights do not fit the model.
         """
         import peft
@@ -99,15 +103,21 @@ class Adapters(nn.Module):
         else:
             if source is None:
                 raise InputError("load_adapter() needs a directory, or peft_config= and weights.")
-            config = peft.PeftConfig.from_pretrained(source, **options)
+            source = _fetched(source, options)
+            config = peft.PeftConfig.from_pretrained(source)
         config.inference_mode = not is_trainable
         weights = adapter_state_dict
         if weights is None:
             if source is None:
                 raise InputError("load_adapter() needs a directory, or adapter_state_dict=.")
-            weights = load_peft_weights(
-                source, device=str(next(self.parameters()).device), **options
-            )
+            source = _fetched(source, options)
+            device = str(next(self.parameters()).device)
+            try:
+                weights = load_peft_weights(source, device=device)
+            except Exception as error:  # of three libraries that read such files
+                raise CheckpointError(
+                    f"The adapter's weights in {source!r} cannot be read: {error!s:.300}"
+                ) from error
         own = {key.removeprefix(_PREFIX): value for key, value in weights.items()}
         with all_or_nothing(self):
             self.add_adapter(config, name)
@@ -256,3 +266,25 @@ class Adapters(nn.Module):
     def _check_there_is_one(self) -> None:
         if not self._hf_peft_config_loaded:
             raise InputError("There is no adapter; add_adapter or load_adapter makes one.")
+
+
+def _fetched(source: str, options: Mapping[str, Any]) -> str:
+    """The directory in which an adapter's files lie, fetched through the hub's checks if need be.
+
+    Raises:
+        CheckpointError: there is no adapter, or it cannot be had.
+    """
+    rest = dict(options)
+    where = pin(source, HubOptions.take(rest))
+    if rest:
+        warnings.warn(
+            f"load_adapter() makes nothing of {', '.join(sorted(rest))}: ignored.",
+            NeoxLabWarning,
+            stacklevel=3,
+        )
+    path = find_file(source, "adapter_config.json", where)
+    assert path is not None  # find_file raises where a required file is missing
+    for name in ("adapter_model.safetensors", "adapter_model.bin"):
+        if find_file(source, name, where, required=False) is not None:
+            break
+    return str(path.parent)

@@ -6,6 +6,7 @@ memory) is the description in the file's header.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -77,8 +78,7 @@ def spilled(
     Raises:
         CheckpointError: the file exists already or cannot be made, or the disk has no room.
     """
-    if path.exists():
-        raise CheckpointError(f"{str(path)!r} exists; a cache is not spilled over it.")
+    _refuse_taken(path)
     inside = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,6 +86,7 @@ def spilled(
             file = SpillFile(temporary, plan, description)
             try:
                 yield file
+                _refuse_taken(path)  # somebody may have made it meanwhile
             except OSError as error:
                 inside = error
                 raise
@@ -93,6 +94,11 @@ def spilled(
         if error is inside:
             raise
         raise CheckpointError(f"Cannot spill the cache to {str(path)!r}: {error}") from error
+
+
+def _refuse_taken(path: Path) -> None:
+    if os.path.lexists(path):
+        raise CheckpointError(f"{str(path)!r} exists; a cache is not spilled over it.")
 
 
 def described_points(path: Path, description: Mapping[str, object]) -> dict[str, HookPoint]:

@@ -225,6 +225,8 @@ class Recording:
         if self.gradients:
             raise HookError(f"{too_large} A file takes no gradients; leave out incl_bwd or spill.")
         self.keeping = dataclasses.replace(self.keeping, device="cpu")
+        if not isinstance(spill, str | os.PathLike) or "\0" in os.fspath(spill):
+            raise HookError(f"spill={shown(spill)}; expected the path of a file.")
         self.spill_path = Path(spill)
 
     @contextmanager

@@ -67,6 +67,7 @@ def fingerprint(
     examples: Sequence[EncodedExample],
     names: Iterable[str],
     fixed: Mapping[str, Tensor],
+    dropout: Mapping[str, float],
 ) -> str:
     """A checksum of what decides a run.
 
@@ -75,10 +76,13 @@ def fingerprint(
         examples: in order.
         names: of the weights that learn.
         fixed: the other weights.
+        dropout: how much is dropped, by name; of earlier versions' runs only none is known.
     """
     # How often a run is saved does not change it.
     kept = dataclasses.asdict(dataclasses.replace(settings, save_every=1))
-    digest = hashlib.sha256(json.dumps([kept, sorted(names)]).encode())
+    dropped = [{name: share for name, share in dropout.items() if share}]
+    decided = [kept, sorted(names), *filter(None, dropped)]
+    digest = hashlib.sha256(json.dumps(decided, sort_keys=True).encode())
     for example in examples:
         digest.update(json.dumps(dict(example), sort_keys=True, default=str).encode())
     for name, weight in sorted(fixed.items()):
@@ -178,7 +182,8 @@ def latest(
         shapes = {name: weight.shape for name, weight in state["weights"].items()}
     except Exception as error:
         raise CheckpointError(
-            f"{path.name} is not a readable training state ({error}). Delete it to start anew."
+            f"{path.name} is not a readable training state ({error!s:.300}). Give another "
+            "directory, or delete it to start anew."
         ) from error
     _check_model(state, model, f"The training run in {str(directory)!r}")
     if not same or shapes != {name: weight.shape for name, weight in chosen.items()}:

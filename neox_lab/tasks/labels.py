@@ -7,7 +7,7 @@ table holds into what the loss wants, logits into chances, and both back into wh
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -62,7 +62,7 @@ class Labels:
                 wrong.append((row, f"{cell!r:.60}"))
         expected = {
             SINGLE: f"one of {', '.join(self.names)}",
-            MULTI: f"a list of some of {', '.join(self.names)}",
+            MULTI: f"a list of some of {', '.join(self.names)}, each once",
             REGRESSION: "a number",
         }[self.problem]
         advice = f"Expected {expected} (config.id2label, config.problem_type)."
@@ -73,9 +73,18 @@ class Labels:
         if self.problem == REGRESSION:
             return _number(cell)
         if self.problem == MULTI:
-            there = {self._class(name) for name in listed(cell)}
+            there = self._classes(listed(cell))
             return [float(number in there) for number in range(len(self.names))]
         return self._class(cell)
+
+    def _classes(self, cell: object) -> set[int]:
+        """Numbers of the labels in a list; zeros and ones for each label are not such a list."""
+        if isinstance(cell, str | bytes | Mapping) or not isinstance(cell, Iterable):
+            raise ValueError(cell)
+        found = [self._class(name) for name in cell]
+        if len(set(found)) < len(found):
+            raise ValueError(cell)
+        return set(found)
 
     def _class(self, cell: object) -> int:
         """Number of a class given by name or number; what is also a name is the name."""

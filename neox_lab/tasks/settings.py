@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal
 
 from neox_lab.checks import Kind, check, number, one_of, or_none, whole
@@ -11,12 +12,12 @@ from neox_lab.errors import InputError
 _COUNT, _AMOUNT = whole(above=0), number(above=0)
 _SHARE = number(least=0, most=1)._replace(words="a share of all steps, from 0 to 1")
 _KINDS: dict[str, Kind[object]] = {
-    "epochs": _AMOUNT,
+    "epochs": number(above=0, below=1e9),
     "steps": or_none(_COUNT),
     "batch_size": _COUNT,
     "accumulate": _COUNT,
-    "learning_rate": _AMOUNT,
-    "weight_decay": number(least=0),
+    "learning_rate": number(above=0, below=math.inf),
+    "weight_decay": number(least=0, below=math.inf),
     "warm_up": _SHARE,
     "decay": one_of("linear", "cosine", "constant"),
     "clip": _AMOUNT,

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from neox_lab import interrupts
 from neox_lab.data.batches import Collate, EncodedExample
+from neox_lab.dropout import dropout_of
 from neox_lab.errors import InputError, TrainingError
 from neox_lab.frames import make_frame
 from neox_lab.progress import Progress
@@ -176,7 +177,9 @@ class _Run:
         self.fingerprint = ""
         if self.directory is not None:
             fixed = {n: p for n, p in model.named_parameters() if n not in chosen}
-            self.fingerprint = checkpoints.fingerprint(settings, examples, chosen, fixed)
+            self.fingerprint = checkpoints.fingerprint(
+                settings, examples, chosen, fixed, dropout_of(model)
+            )
             checkpoints.prepare(self.directory)
             state = checkpoints.latest(self.directory, self.fingerprint, model, chosen)
             self.began_with = list(trained_model(model)) if state is None else state.get("model")

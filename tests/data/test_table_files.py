@@ -170,7 +170,7 @@ def test_lists_as_arrays_are_printed_are_refused() -> None:
     assert listed("['a', 'b']") == listed('["a", "b"]') == ["a", "b"]
     assert listed("[\"it's '\", ' x']") == ["it's '", " x"]
     for cell in ("['a' 'b']", "['a'\n 'b']", "[1 2]", "[", "(" * 5000, "a b"):
-        with pytest.raises(ValueError, match=re.escape(cell)):
+        with pytest.raises(ValueError, match="is no list and no object"):
             listed(cell)
     with pytest.raises(DataError, match="row 0"):
         read_sentences([{"words": "['Mary' 'ran']", "tags": "['B-X' 'O']"}])

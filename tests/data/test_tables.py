@@ -14,7 +14,7 @@ import pytest
 from neox_lab.data.conll import read_conll
 from neox_lab.data.sentences import read_sentences
 from neox_lab.data.squad import read_squad
-from neox_lab.data.tables import read_table, texts_of
+from neox_lab.data.tables import listed, read_table, texts_of
 from neox_lab.errors import DataError
 
 REVIEWS = [{"text": "A great day.", "label": "good"}, {"text": "A poor day.", "label": "bad"}]
@@ -166,6 +166,14 @@ def test_entities_by_their_characters() -> None:
     ("row", "message"),
     [
         ({"text": "a", "entities": [{"start": 0, "end": 1}]}, "row 0: entity .* has no label"),
+        (
+            {"text": "a", "entities": [{"start": 0, "end": 1, "label": ""}]},
+            "row 0: entity .* expected a name",
+        ),
+        (
+            {"text": "a", "entities": [{"start": 0, "end": 1, "label": None}]},
+            "row 0: entity .* expected a name",
+        ),
         ({"text": None, "entities": []}, "row 0: the text has no word"),
         ({"words": ["a", "b"], "tags": ["O"]}, "row 0: 2 words and 1 tags"),
         ({"words": ["a"], "tags": ["I-X"]}, "row 0: tag 0 is 'I-X' after 'O'"),
@@ -193,3 +201,19 @@ def test_conll_files(tmp_path: Path) -> None:
     file.write_text("Mary\n")
     with pytest.raises(DataError, match=r"line 1 of x\.conll has a word and no tag"):
         read_sentences(file)
+
+
+@pytest.mark.parametrize("words", [["I", "\U0001f600"], ["a/b"], ["\u00e9", "x"], []])
+@pytest.mark.parametrize("plain", [True, False])
+def test_lists_of_json_and_of_python_read_alike(words: list[str], plain: bool) -> None:
+    assert listed(json.dumps(words, ensure_ascii=plain)) == words
+    assert listed(json.dumps(words).replace("/", "\\/")) == words
+    assert listed(repr(words)) == words
+    assert listed('[{"a": true, "b": null}]') == [{"a": True, "b": None}]
+
+
+@pytest.mark.parametrize("cell", ["[" * 3000, "['a' 'b']", "x", "1" * 5000, "{"])
+def test_a_cell_that_is_no_list_is_told_shortly(cell: str) -> None:
+    with pytest.raises(ValueError, match="is no list") as told:
+        listed(cell)
+    assert len(str(told.value)) < 300

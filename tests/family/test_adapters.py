@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,9 @@ from typing import Any
 import pytest
 import torch
 from adapted import LM, MATRICES, METRIC, build, close, ids, merged, with_lora
+from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
+from small_hub import MAIN, Repository, SmallHub
 from torch import Tensor
 
 import neox_lab as nl
@@ -266,3 +271,45 @@ def test_saving_refuses_names_that_would_not_load(tmp_path: Path) -> None:
     adapted.save_pretrained(tmp_path / "model", state_dict=plain.state_dict())
     again = getattr(nl, LM).from_pretrained(tmp_path / "model")
     close(again(ids()).logits, adapted(ids()).logits)
+
+
+FROM_THE_HUB = """
+import neox_lab as nl
+from neox_lab.errors import CheckpointError
+model = nl.load()
+try:
+    model.load_adapter("lab/adapter")
+    print("loaded", len(model.active_adapters()))
+except CheckpointError as error:
+    print("refused", error)
+"""
+
+
+@pytest.mark.parametrize("header", ["", "../../../../escaped"])
+def test_an_adapter_from_the_hub_passes_its_checks(
+    tmp_path: Path, server: SmallHub, header: str
+) -> None:
+    made = nl.load()
+    made.add_adapter(LoraConfig(r=2, target_modules=["dense"]))
+    made.save_pretrained(tmp_path / "adapter")
+    repository = Repository()
+    repository.commits[MAIN] = {
+        path.name: path.read_bytes() for path in (tmp_path / "adapter").iterdir()
+    }
+    repository.headers = {"ETag": f'"{header}"', "X_Linked_Etag": f'"{header}"'} if header else {}
+    server.repositories["lab/adapter"] = repository
+    home = tmp_path / "a" / "b" / "c" / "d" / "home"
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": "127.0.0.1",
+        "PYTHONPATH": str(Path(__file__).resolve().parents[2]),
+    }
+    told = subprocess.run(
+        [sys.executable, "-c", FROM_THE_HUB], env=environment, capture_output=True, text=True
+    )
+    assert told.stdout.startswith("refused" if header else "loaded 1"), told
+    assert not list(tmp_path.rglob("escaped*"))

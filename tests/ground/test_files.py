@@ -487,3 +487,19 @@ def test_json_that_is_too_much_is_refused_in_words(tmp_path: Path, text: str) ->
     path.write_text(text)
     with pytest.raises(CheckpointError, match="cannot be read as JSON"):
         read_json(path)
+
+
+def test_a_folder_in_place_of_what_shall_go_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "index.json"
+    folder.mkdir()
+    (folder / "mine").write_text("x")
+
+    def save() -> None:
+        with staged_files() as stage:
+            stage(tmp_path / "a").write_text("new")
+            stage.remove(folder)
+
+    with pytest.raises(OSError, match="not a regular file"):
+        save()
+    assert (folder / "mine").read_text() == "x"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["index.json"]

@@ -18,6 +18,7 @@ import neox_lab as nl
 from neox_lab import hub
 from neox_lab.errors import CheckpointError
 from neox_lab.hub import HubOptions, find_file, list_files, pin
+from neox_lab.hub_answers import check_bytes
 
 CLIENT = """
 import json, sys
@@ -405,6 +406,23 @@ def test_other_bytes_of_the_same_number_are_not_kept(
     repository.damaged = set()
     path = client.ask("find_file", "lab/model", "weights.bin", **options)
     assert Path(path).read_bytes() == data
+
+
+def test_a_file_whose_check_was_interrupted_does_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blob, path = tmp_path / "blob", tmp_path / "weights.bin"
+    blob.write_bytes(b"other")
+    path.symlink_to(blob)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(hashlib, "file_digest", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            check_bytes(path, "a" * 64)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

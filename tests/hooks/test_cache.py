@@ -11,7 +11,13 @@ import torch
 from oracle import pair, tokens
 
 import neox_lab as nl
-from neox_lab.errors import CheckpointError, HookError, HookNameError, NeoxLabWarning
+from neox_lab.errors import (
+    CheckpointError,
+    HookError,
+    HookNameError,
+    NeoxLabError,
+    NeoxLabWarning,
+)
 from neox_lab.hooks.cache import ActivationCache
 
 
@@ -439,3 +445,26 @@ def test_a_cache_of_the_same_model_before_its_weights_changed_is_said() -> None:
     metric = nl.patching.logit_difference(5)
     with pytest.warns(NeoxLabWarning, match="patches across models"):
         nl.patching.sweep(model, cache, corrupted, metric, progress=False)
+
+
+def test_a_file_that_came_meanwhile_is_not_spilled_over(tmp_path: Path) -> None:
+    model, path = nl.load(), tmp_path / "cache.safetensors"
+
+    def somebody(tensor: Any, hook: Any) -> None:
+        path.write_text("mine")
+
+    with model.hooks([("blocks.0.hook_resid_post", somebody)]):
+        with pytest.raises(CheckpointError, match="exists"):
+            model.run_with_cache("Mary went", budget=10, spill=path)
+    assert path.read_text() == "mine"
+    assert [found.name for found in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("spill", [3, "a\0b", "x" * 300, True])
+def test_odd_places_to_spill_to(
+    spill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NeoxLabError):
+        nl.load().run_with_cache("Mary went", budget=10, spill=spill)
+    assert list(tmp_path.iterdir()) == []

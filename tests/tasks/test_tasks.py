@@ -25,6 +25,7 @@ from neox_lab.tasks import (
     metrics,
     tagging,
 )
+from neox_lab.tasks.labels import Labels
 
 FEW = TrainingSettings(steps=2, batch_size=4)
 
@@ -483,3 +484,22 @@ def test_entities_are_counted_as_seqeval_counts_them(right: Any, chance: Any) ->
     for kind in ("A", "B"):
         if kind in report:
             assert ours[f"f1_{kind}"] == pytest.approx(report[kind]["f1-score"])
+
+
+@pytest.mark.parametrize("cell", ["[1,0,1]", "[0,0,0]", "'ab'", "{'a': 0}", "5", ["a", "a"], "a"])
+def test_what_is_no_list_of_labels_is_refused(cell: object) -> None:
+    labels = Labels(["a", "b", "c"], "multi_label_classification")
+    with pytest.raises(DataError, match="each once"):
+        labels.targets([cell])
+    assert labels.targets(["['a', 'c']", [], '["b"]', [2]]) == [
+        [1.0, 0.0, 1.0],
+        [0.0, 0.0, 0.0],
+        [0.0, 1.0, 0.0],
+        [0.0, 0.0, 1.0],
+    ]
+
+
+@pytest.mark.parametrize("name", ["epochs", "learning_rate", "weight_decay"])
+def test_settings_are_finite(name: str) -> None:
+    with pytest.raises(InputError, match=name):
+        TrainingSettings(**{name: float("inf")})

@@ -22,7 +22,7 @@ import neox_lab as nl
 from neox_lab.data.batches import by_length, outputs, padded
 from neox_lab.errors import CheckpointError, InputError, NeoxLabWarning, TrainingError
 from neox_lab.family.losses import IGNORED
-from neox_lab.tasks import TrainingSettings
+from neox_lab.tasks import TrainingSettings, checkpoints
 from neox_lab.tasks.optimisation import rate
 from neox_lab.tasks.training import TrainingResult, fit
 
@@ -575,3 +575,12 @@ def test_the_front_door_makes_heads_with_labels() -> None:
             nl.load(head="token-classification", labels=wrong)
     with pytest.raises(nl.errors.ConfigError, match="has no labels"):
         nl.load(labels=["a"])
+
+
+def test_a_run_does_not_go_on_with_another_dropout() -> None:
+    settings = TrainingSettings()
+    prints = {
+        checkpoints.fingerprint(settings, [], [], {}, dropout)
+        for dropout in ({}, {"a": 0.0}, {"a": 0.5}, {"a": 0.1}, {"b": 0.1})
+    }
+    assert len(prints) == 4, "no dropout is no dropout"

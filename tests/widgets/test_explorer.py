@@ -311,3 +311,5 @@ def test_examples_lead_where_the_model_knows_the_way(model: Any) -> None:
 def test_odd_arguments_are_refused_in_words(model: Any, given: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         nl.explore(model, **{"prompt": PROMPT, **given})
+    with pytest.raises(InputError, match="does not predict tokens"):
+        nl.explore(None, PROMPT)  # type: ignore[arg-type]

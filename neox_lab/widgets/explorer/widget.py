@@ -95,9 +95,9 @@ class ExplorerWidget(LiveWidget):
         against: GPTNeoXForCausalLM | None = None,
         revisions: Revisions | None = None,
     ) -> None:
-        for one in (model, against):
-            if one is not None:
-                check_writes(one)
+        check_writes(model)
+        if against is not None:
+            check_writes(against)
         self._model, self._against = model, against
         self._revisions = revisions
         self.revision = "" if revisions is None else revisions.chosen
