@@ -32,6 +32,7 @@ _HOME = {
 }
 _ROOMS = {
     "attribution": "neox_lab.experiments.attribution",
+    "compat": "neox_lab.compat",
     "detect": "neox_lab.experiments.detection",
     "errors": "neox_lab.errors",
     "generation": "neox_lab.generation",
@@ -54,6 +55,7 @@ __all__ = [
     "GPTNeoXTokenizerFast",
     "SplicedPoint",
     "attribution",
+    "compat",
     "detect",
     "errors",
     "explore",
@@ -73,7 +75,7 @@ __all__ = [
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from neox_lab import errors, generation, gym, tasks, views, widgets
+    from neox_lab import compat, errors, generation, gym, tasks, views, widgets
     from neox_lab.config import GPTNeoXConfig
     from neox_lab.experiments import attribution, lens, patching, probing
     from neox_lab.experiments import detection as detect

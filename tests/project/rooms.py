@@ -47,6 +47,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("tasks/", "train, evaluate and use the heads"),
     ("gym/", "the built-in model's world, training and tests"),
     ("completion.py widgets/", "tab completion; live controls"),
+    ("compat/", "other libraries' names, on ours"),
     ("__init__.py", "the names users type"),
     ("tour.py", "the main job without a notebook, in those names"),
     ("laboratory.py", "JupyterLab on the notebooks, or on the explorer"),
