@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from types import EllipsisType
-from typing import TypeAlias, overload
+from typing import Self, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -55,6 +55,26 @@ class FactoredMatrix:
         return self.A.dim()
 
     @property
+    def ldim(self) -> int:
+        """Number of rows."""
+        return self.A.shape[-2]
+
+    @property
+    def mdim(self) -> int:
+        """The rank: columns of ``A``, rows of ``B``."""
+        return self.A.shape[-1]
+
+    @property
+    def rdim(self) -> int:
+        """Number of columns."""
+        return self.B.shape[-1]
+
+    @property
+    def has_leading_dims(self) -> bool:
+        """Whether this is more than one matrix."""
+        return self.ndim > 2
+
+    @property
     def pair(self) -> tuple[Tensor, Tensor]:
         """``(A, B)``."""
         return self.A, self.B
@@ -76,9 +96,9 @@ class FactoredMatrix:
         return self.B @ self.A
 
     @property
-    def T(self) -> FactoredMatrix:  # noqa: N802
+    def T(self) -> Self:  # noqa: N802
         """The transpose, ``[.., columns, rows]``."""
-        return FactoredMatrix(self.B.mT, self.A.mT)
+        return type(self)(self.B.mT, self.A.mT)
 
     def svd(self) -> tuple[Tensor, Tensor, Tensor]:
         """Singular value decomposition, TransformerLens's way: ``(U, S, V)``.
@@ -148,11 +168,40 @@ class FactoredMatrix:
         """U diag(S), ``[.., rows, rank]``: equal to the matrix up to a rotation on the right."""
         return self.U * self.S[..., None, :]
 
+    def make_even(self) -> Self:
+        """The same matrix as ``(U √diag(S), √diag(S) Vᵀ)``: both halves have the same norm."""
+        root = self.S.sqrt()
+        return type(self)(self.U * root[..., None, :], root[..., :, None] * self.V.mT)
+
+    def get_corner(self, k: int = 3) -> Tensor:
+        """The first ``k`` entries of every axis of the product, which is not made for it."""
+        corner = self.A[..., :k, :] @ self.B[..., :, :k]
+        return corner[(slice(k),) * self.ndim]
+
+    def unsqueeze(self, k: int) -> Self:
+        """The matrix with a leading axis of length 1 more, at place ``k``."""
+        return type(self)(self.A.unsqueeze(k), self.B.unsqueeze(k))
+
+    def __mul__(self, scalar: float | Tensor) -> Self:
+        """The matrix times one number.
+
+        Raises:
+            InputError: ``scalar`` holds several numbers.
+        """
+        if isinstance(scalar, Tensor) and scalar.numel() != 1:
+            raise InputError(
+                f"A FactoredMatrix times a tensor of shape {list(scalar.shape)}; expected one "
+                "number. Matrices are multiplied with @."
+            )
+        return type(self)(self.A * scalar, self.B)
+
+    __rmul__ = __mul__
+
     @overload
-    def __matmul__(self, other: FactoredMatrix) -> FactoredMatrix: ...
+    def __matmul__(self, other: FactoredMatrix) -> Self: ...
     @overload
-    def __matmul__(self, other: Tensor) -> FactoredMatrix | Tensor: ...
-    def __matmul__(self, other: Tensor | FactoredMatrix) -> FactoredMatrix | Tensor:
+    def __matmul__(self, other: Tensor) -> Self | Tensor: ...
+    def __matmul__(self, other: Tensor | FactoredMatrix) -> Self | Tensor:
         """``self @ other``: a tensor for a vector ``[columns]``, else a FactoredMatrix."""
         if isinstance(other, FactoredMatrix):
             return (self @ other.A) @ other.B
@@ -160,16 +209,16 @@ class FactoredMatrix:
             return (self.A @ (self.B @ other)[..., None])[..., 0]
         rows, columns = self.B.shape[-2], other.shape[-1]
         if rows <= columns:
-            return FactoredMatrix(self.A, self.B @ other)
-        return FactoredMatrix(self.AB, other)
+            return type(self)(self.A, self.B @ other)
+        return type(self)(self.AB, other)
 
-    def __rmatmul__(self, other: Tensor) -> FactoredMatrix | Tensor:
+    def __rmatmul__(self, other: Tensor) -> Self | Tensor:
         """``other @ self``: a tensor for a vector ``[rows]``, else a FactoredMatrix."""
         if other.dim() == 1:
             return ((other @ self.A)[..., None, :] @ self.B)[..., 0, :]
         return (self.T @ other.mT).T
 
-    def __getitem__(self, index: AxisIndex | tuple[AxisIndex, ...]) -> FactoredMatrix:
+    def __getitem__(self, index: AxisIndex | tuple[AxisIndex, ...]) -> Self:
         """Part of the matrix, still factored.
 
         Leading axes index as in a tensor. A single row or column keeps its axis, of length 1, so
@@ -182,17 +231,51 @@ class FactoredMatrix:
         entries = list(index) if isinstance(index, tuple) else [index]
         dots = [place for place, entry in enumerate(entries) if entry is Ellipsis]
         place = dots[0] if dots else len(entries)
-        missing = self.ndim - len(entries) + len(dots)
+        indices = sum(entry is not None and entry is not Ellipsis for entry in entries)
+        missing = self.ndim - indices
         if missing < 0:
-            raise IndexError(f"{len(entries)} indices for a matrix of {self.ndim} axes.")
+            raise IndexError(f"{indices} indices for a matrix of {self.ndim} axes.")
         entries[place : place + len(dots)] = [slice(None)] * missing
         *leading, row, column = entries
         a, b = self.A[tuple(leading)], self.B[tuple(leading)]
-        return FactoredMatrix(_rows(a, -2, row, "row"), _rows(b, -1, column, "column"))
+        return type(self)(_rows(a, -2, row, "row"), _rows(b, -1, column, "column"))
 
     def __repr__(self) -> str:
         """Shape and rank."""
         return f"FactoredMatrix({list(self.shape)}, rank {self.A.shape[-1]})"
+
+
+@torch.no_grad()
+def composition_scores(
+    left: FactoredMatrix, right: FactoredMatrix, broadcast_dims: bool = True
+) -> Tensor:
+    """How strongly each right matrix reads what each left one writes.
+
+    ‖L R‖ / (‖L‖ ‖R‖) in Frobenius norms (Elhage et al., 2021), from the factors alone.
+
+    Args:
+        left: ``[*left axes, rows, d_model]``, such as ``model.OV``.
+        right: ``[*right axes, d_model, columns]``.
+        broadcast_dims: score every left with every right one; False takes their leading axes
+            together, as a product of tensors does.
+
+    Returns:
+        ``[*left axes, *right axes]``.
+
+    Raises:
+        InputError: the matrices cannot be multiplied.
+    """
+    if left.rdim != right.ldim:
+        raise InputError(
+            f"composition_scores got {list(left.shape)} and {list(right.shape)}; the columns of "
+            "the first must be the rows of the second."
+        )
+    writes, reads = left.collapse_l(), right.collapse_r()
+    if broadcast_dims:
+        ones = (1,) * (reads.dim() - 2)
+        writes = writes.reshape(*writes.shape[:-2], *ones, *writes.shape[-2:])
+    norms = writes.norm(dim=(-2, -1)) * reads.norm(dim=(-2, -1))
+    return (writes @ reads).norm(dim=(-2, -1)) / norms
 
 
 def _finite(matrices: Tensor) -> Tensor:

@@ -12,11 +12,13 @@ result is its ``z`` times a matrix) is not stored but made when asked for (see `
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ from neox_lab.hooks.storage import Keeping
 from neox_lab.model.hook_points import HookPoint, Watcher
 from neox_lab.model.identity import identity, refuse_another
 from neox_lab.model.outputs import ModelOutput
+from neox_lab.selections import Selection, read, take
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,6 +55,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         pieces: the token strings of the first row, or None where no tokenizer was at hand.
         input_ids: ``[batch, pos]``, or None where the run began with vectors.
         position_ids: the positions that were given, or None.
+        has_batch_dim: False for one row without the axis ``batch``, see apply_slice_to_batch_dim.
     """
 
     def __init__(
@@ -164,7 +168,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
             rows.append(
                 {
                     "name": name,
-                    "axes": " ".join(self.points[name.removesuffix("_grad")].axes),
+                    "axes": " ".join(self._axes(name)),
                     "stored": tensor is not None,
                     "shape": None if tensor is None else tuple(tensor.shape),
                     "dtype": "" if tensor is None else str(tensor.dtype).removeprefix("torch."),
@@ -179,15 +183,80 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         tail = f", {made} of them made on access" if made else ""
         return f"ActivationCache({len(self)} activations{tail}; {size_in_words(self.nbytes)})"
 
-    def to(self, device: torch.device | str) -> ActivationCache:
+    def to(self, device: torch.device | str) -> Self:
         """A cache with the stored tensors on ``device``; what is made on access stays as it is."""
-        moved = ActivationCache(
-            self.points, model=self.model, pieces=self.pieces, **self.read_by_run()
-        )
-        moved._weights_seen, moved._stored_identity = self._weights_seen, self._stored_identity
+        moved = copy.copy(self)
         moved._makers = dict(self._makers)
         moved._tensors = {name: tensor.to(device) for name, tensor in self._tensors.items()}
         return moved
+
+    def apply_slice_to_batch_dim(self, batch_slice: Selection) -> Self:
+        """A cache of some rows, as views where that is possible; this one stays as it is.
+
+        Args:
+            batch_slice: rows to keep. One number gives a cache without the axis ``batch``, which
+                all arithmetic takes as well: ``[component, pos, d_model]``.
+
+        Raises:
+            HookError: there is no such row, or no axis ``batch``.
+        """
+        if batch_slice is None:
+            return copy.copy(self)
+        if not self.has_batch_dim:
+            raise HookError("This cache is of one row and has no axis batch to take rows of.")
+        which = read("batch_slice", batch_slice, HookError)
+
+        def rows(tensor: Tensor) -> Tensor:
+            return take(tensor, 0, which, "batch_slice", HookError)
+
+        def made(maker: Maker, _: Mapping[str, Tensor]) -> Tensor:
+            return rows(maker(self))
+
+        part = copy.copy(self)
+        part._tensors = {name: rows(tensor) for name, tensor in self._tensors.items()}
+        part._makers = {name: partial(made, maker) for name, maker in self._makers.items()}
+        for name, given in self.read_by_run().items():  # one row may stand for all
+            each = given if len(given) == self._rows else given.expand(self._rows, *given.shape[1:])
+            setattr(part, name, rows(each))
+        part.has_batch_dim = not isinstance(which, int)
+        part.pieces = part._pieces_now() if self._rows > 1 else self.pieces
+        return part
+
+    def remove_batch_dim(self) -> Self:
+        """A cache without the axis ``batch``, which must have length 1; this one stays as it is.
+
+        Raises:
+            HookError: there are several rows.
+        """
+        if self.has_batch_dim and self._rows != 1:
+            raise HookError(
+                f"This cache is of {self._rows} rows. Take one with apply_slice_to_batch_dim(row)."
+            )
+        return self.apply_slice_to_batch_dim(0 if self.has_batch_dim else None)
+
+    @property
+    def _rows(self) -> int:
+        """Length of the axis ``batch``; 1 in an empty cache."""
+        return len(next(iter(self._tensors.values()), (None,)))
+
+    def _pieces_now(self) -> list[str] | None:
+        """The token strings of the first row, if they can be known."""
+        if self.model is None or self.input_ids is None:
+            return None
+        rows = self.input_ids if self.has_batch_dim else self.input_ids[None]
+        return self.model.pieces_of({"input_ids": rows}) if len(rows) else None
+
+    def __copy__(self) -> Self:
+        """A cache that shares its activations with this one."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__ |= self.__dict__
+        return twin
+
+    def __getstate__(self) -> dict[str, object]:
+        """For pickle: everything as tensors, for what makes them is not written."""
+        tensors = {name: self[name] for name in self}
+        known = {"_weights_seen": None, "_stored_identity": self._identity()}
+        return self.__dict__ | {"_tensors": tensors, "_makers": {}} | known
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the stored tensors, names and token strings to a safetensors file.
@@ -212,7 +281,13 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
             for point in self.points.values()
         ]
         of = self._identity()
-        return {"pieces": self.pieces, "points": points, "derived": list(self._makers), "model": of}
+        return {
+            "pieces": self.pieces,
+            "points": points,
+            "derived": list(self._makers),
+            "model": of,
+            "has_batch_dim": self.has_batch_dim,
+        }
 
     def _identity(self) -> object:
         """Which model ran; None where it is not known, or its weights have changed since."""
@@ -232,7 +307,13 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
 
         Raises:
             CheckpointError: a model of another structure or with another tokenizer ran.
+            HookError: the activations are of one row, without the axis ``batch``.
         """
+        if not self.has_batch_dim:
+            raise HookError(
+                "This cache is of one row, without the axis batch, so nothing can be patched from "
+                "it. Give the whole cache, or take one row with apply_slice_to_batch_dim([row])."
+            )
         ran: Any = None
         changed = False
         if self.model is not None and self._weights_seen is not None:
@@ -274,15 +355,25 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
             refuse_another(description.get("model"), identity(model), f"The cache {path!s:.200}")
         read_by_run = {name: tensors.pop(name) for name in _READ_BY_RUN if name in tensors}
         mask = read_by_run.get("attention_mask")
+        if mask is not None and description.get("has_batch_dim") is False:
+            mask = mask[None]
         cache = cls(points, model=model, pieces=pieces, **read_by_run)
         cache._tensors = tensors
+        cache.has_batch_dim = description.get("has_batch_dim") is not False
         cache._weights_seen, cache._stored_identity = None, description.get("model")
         if model is not None:
             derived: Any = description["derived"]
             for point in (model.hook_points[name] for name in derived if name in model.hook_points):
                 if point.follows_from and all(base in cache for base in point.follows_from):
-                    cache.make_on_access(point.name, maker_of(point, model, mask))
+                    maker = maker_of(point, model, mask)
+                    made = maker if cache.has_batch_dim else partial(_of_one_row, maker, point)
+                    cache.make_on_access(point.name, made)
         return cache
+
+
+def _of_one_row(maker: Maker, point: HookPoint, kept: Mapping[str, Tensor]) -> Tensor:
+    """What ``maker`` makes of activations without the axis ``batch``."""
+    return maker({name: kept[name][None] for name in point.follows_from})[0]
 
 
 def run_backward(

@@ -64,6 +64,8 @@ class LogitShares(Mapping[str, Tensor]):
 
     points: Mapping[str, HookPoint]
     model: HookedModel | None
+    has_batch_dim: bool = True
+    """False where the activations are of one row, and have no axis for it."""
 
     def apply_ln_to_stack(
         self,
@@ -81,7 +83,8 @@ class LogitShares(Mapping[str, Tensor]):
         stream now sums to ``hook_normalized``.
 
         Args:
-            residual_stack: ``[component, batch, pos, d_model]``; without ``pos`` if one position
+            residual_stack: ``[.., batch, pos, d_model]`` with any axes in front, or none, such
+                as ``[component, ..]`` or ``[layer, head, ..]``; without ``pos`` if one position
                 was taken.
             layer: whose norm; by default the final one.
             mlp_input: layer norm 2 of that block instead of layer norm 1.
@@ -96,23 +99,39 @@ class LogitShares(Mapping[str, Tensor]):
             HookNameError: ``hook_scale`` was not kept.
         """
         layer = self._layer(layer, mlp_input)
-        if has_batch_dim:
-            residual_stack = take(residual_stack, 1, batch_slice, "batch_slice", HookError)
         if recompute_ln:
             if layer != self._layers:
                 raise HookError("recompute_ln is the final layer norm's; leave out layer.")
+            if has_batch_dim and self.has_batch_dim:
+                residual_stack = take(residual_stack, 1, batch_slice, "batch_slice", HookError)
             return self._final_norm(residual_stack)
         scale = self._scale(layer, mlp_input, pos_slice)
-        if not has_batch_dim and batch_slice is None and len(scale) == 1:
-            batch_slice = 0
-        scale = take(scale, 0, batch_slice, "batch_slice", HookError)
-        if not _fits(residual_stack.shape[1:-1], scale.shape[:-1]):
+        return self._divided(residual_stack, scale, batch_slice, has_batch_dim)[0]
+
+    def _divided(
+        self, stack: Tensor, scale: Tensor, batch_slice: Selection, has_batch_dim: bool
+    ) -> tuple[Tensor, int]:
+        """The stack centred and divided, and how many of its axes are rows and positions.
+
+        Raises:
+            HookError: shapes that do not fit.
+        """
+        if self.has_batch_dim:
+            axis = stack.dim() - scale.dim()
+            if has_batch_dim and batch_slice is not None and axis >= 0:
+                stack = take(stack, axis, batch_slice, "batch_slice", HookError)
+            if not has_batch_dim and batch_slice is None and len(scale) == 1:
+                batch_slice = 0
+            scale = take(scale, 0, batch_slice, "batch_slice", HookError)
+        places = scale.dim() - 1
+        if not _fits(stack.shape[-1 - places : -1], scale.shape[:-1]):
             raise HookError(
-                f"residual_stack has shape {list(residual_stack.shape)}, the scale of its layer "
-                f"norm {list(scale.shape)}. Pass the pos_slice with which the stack was taken."
+                f"residual_stack has shape {list(stack.shape)}; for this layer norm's scale, "
+                f"{list(scale.shape)}, expected {list(scale.shape[:-1])} before d_model. Where the "
+                "stack is of some positions or rows, pass the pos_slice or batch_slice as well."
             )
-        exact = residual_stack.to(torch.promote_types(residual_stack.dtype, scale.dtype))
-        return (exact - exact.mean(dim=-1, keepdim=True)) / scale
+        exact = stack.to(torch.promote_types(stack.dtype, scale.dtype))
+        return (exact - exact.mean(dim=-1, keepdim=True)) / scale, places
 
     def logit_attrs(
         self,
@@ -129,8 +148,8 @@ class LogitShares(Mapping[str, Tensor]):
         each position. Layer norm is taken with its scale from the run.
 
         Args:
-            residual_stack: ``[component, batch, pos, d_model]``; without ``pos`` if one position
-                was taken.
+            residual_stack: ``[component, batch, pos, d_model]``, or another stack that
+                apply_ln_to_stack takes.
             tokens: whose logit: one token for all; ``[batch]`` one a row; ``[pos]`` one a
                 position (if the batch has another size); or ``[batch, pos]``. For other heads
                 labels, or 0 and 1 for the start and the end of an answer.
@@ -145,18 +164,16 @@ class LogitShares(Mapping[str, Tensor]):
         Raises:
             HookError: ids out of range, or shapes that do not fit.
         """
-        stack = self.apply_ln_to_stack(
-            residual_stack, None, False, pos_slice, batch_slice, has_batch_dim
-        )
+        scale = self._scale(self._layers, False, pos_slice)
+        stack, places = self._divided(residual_stack, scale, batch_slice, has_batch_dim)
         ids = self._ids(tokens)
         directions = self._directions(ids)
         if incorrect_tokens is not None:
             directions = directions - self._directions(self._matching_ids(incorrect_tokens, ids))
-        if ids.dim() == 1 and stack.dim() == 4 and len(ids) == stack.shape[1]:
-            directions = directions[:, None]  # one token a row, at all its positions
-        elif ids.dim() == 1 and stack.dim() == 4:
-            directions = directions[None]  # one token a position, in all rows
-        if ids.dim() and not _fits(directions.shape[:-1], stack.shape[1:-1]):
+        if ids.dim() == 1 and places == 2:
+            one_a_row = len(ids) == stack.shape[-3]
+            directions = directions[:, None] if one_a_row else directions[None]
+        if ids.dim() and not _fits(directions.shape[:-1], stack.shape[-1 - places : -1]):
             raise HookError(
                 f"tokens has shape {list(ids.shape)}, the stack {list(stack.shape)}; expected one "
                 "token, one a row, or one for each place of the stack."
@@ -258,11 +275,16 @@ class LogitShares(Mapping[str, Tensor]):
             return tensors
         cut = []
         for name, tensor in zip(names, tensors, strict=True):
-            axes = self.points[name].axes
+            axes = self._axes(name)
             if tensor.dim() < len(axes):
                 raise HookError("This cache kept a single position; leave out pos_slice.")
             cut.append(take(tensor, axes.index("pos"), pos_slice, "pos_slice", HookError))
         return cut
+
+    def _axes(self, name: str) -> tuple[str, ...]:
+        """Names of the axes of an activation, or of a gradient."""
+        axes = self.points[name.removesuffix("_grad")].axes
+        return axes if self.has_batch_dim else tuple(axis for axis in axes if axis != "batch")
 
     def _stream(self, layer: int, pos_slice: Selection) -> Tensor:
         """The residual stream entering block ``layer``, or the head."""

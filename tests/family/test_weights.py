@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from typing import Any
 
 import hypothesis.strategies as st
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 import neox_lab as nl
 from neox_lab.errors import ConfigError, InputError
-from neox_lab.family.factored import FactoredMatrix
+from neox_lab.family.factored import FactoredMatrix, composition_scores
 from neox_lab.family.folded import folded
 
 LAYERS, HEADS, D_MODEL, D_HEAD, D_MLP, VOCAB = 3, 4, 64, 16, 96, 211
@@ -282,6 +283,16 @@ def test_factored_matrices_equal_their_products(
     close((thin @ matrix).AB, thin @ dense)
     close(thin[0] @ matrix, (thin[:1] @ dense)[..., 0, :])
 
+    close(matrix.make_even().AB, dense)
+    even = [side.norm(dim=(-2, -1)) for side in matrix.make_even().pair]
+    close(*even)
+    close((3 * matrix * torch.tensor(0.5)).AB, 1.5 * dense)
+    close(matrix.get_corner(2), dense[(slice(2),) * dense.dim()])
+    close(matrix.unsqueeze(0).AB, dense[None])
+    assert (matrix.ldim, matrix.mdim, matrix.rdim) == (rows, rank, columns)
+    assert matrix.has_leading_dims == bool(leading)
+    close(matrix[None].AB, dense[None])
+
     close(matrix[..., 0].AB, dense[..., [0]])
     close(matrix[..., rows - 1, :].AB, dense[..., [rows - 1], :])
     close(matrix[..., 1:, :2].AB, dense[..., 1:, :2])
@@ -304,4 +315,24 @@ def test_eigenvalues_and_pairs() -> None:
         FactoredMatrix(a, a)
     with pytest.raises(IndexError):
         _ = matrix[0, 0, 0, 0]
+    with pytest.raises(InputError, match="one number"):
+        _ = matrix * torch.ones(2)
     assert FactoredMatrix(a.bfloat16(), b.bfloat16()).S.dtype == torch.float32
+
+
+def test_composition_scores_are_those_of_the_products() -> None:
+    generator = torch.Generator().manual_seed(0)
+    draw = partial(torch.randn, generator=generator, dtype=torch.float64)
+    left = FactoredMatrix(draw(2, 3, 5, 2), draw(2, 3, 2, 6))
+    right = FactoredMatrix(draw(4, 6, 3), draw(4, 3, 7))
+    found = composition_scores(left, right)
+    assert found.shape == (2, 3, 4)
+    for writer in range(6):
+        for reader in range(4):
+            first, second = left.AB.flatten(0, 1)[writer], right.AB[reader]
+            wanted = (first @ second).norm() / first.norm() / second.norm()
+            close(found.flatten(0, 1)[writer, reader], wanted)
+    together = composition_scores(left, right[:3], broadcast_dims=False)
+    close(together, torch.stack([found[:, head, head] for head in range(3)], dim=1))
+    with pytest.raises(InputError, match="columns of the first"):
+        composition_scores(left, left)

@@ -279,8 +279,33 @@ def test_tokens_that_do_not_fit(run: Any) -> None:
         cache.logit_attrs(stack, [1, 2, 3, 4])
     with pytest.raises(HookError, match=r"\[3\], tokens \[\]"):
         cache.logit_attrs(stack, 1, [1, 2, 3])
-    with pytest.raises(HookError, match="pos_slice with which"):
+    with pytest.raises(HookError, match="pass the pos_slice"):
         cache.logit_attrs(stack[:, :, -1], 1)
+
+
+def test_stacks_with_any_axes_in_front(run: Any) -> None:
+    """One stream ``[batch, d_model]``, and ``[layer, head, batch, d_model]``."""
+    _, _, cache = run
+    heads = cache.stack_head_results(pos_slice=-1).unflatten(0, (LAYERS, HEADS))
+    wanted = cache.apply_ln_to_stack(heads.flatten(0, 1), pos_slice=-1)
+    close(cache.apply_ln_to_stack(heads, pos_slice=-1), wanted.unflatten(0, (LAYERS, HEADS)))
+    shares = cache.logit_attrs(heads.flatten(0, 1), [7, 8, 9], pos_slice=-1)
+    close(cache.logit_attrs(heads, [7, 8, 9], pos_slice=-1).flatten(0, 1), shares)
+    some = cache.apply_ln_to_stack(heads, pos_slice=-1, batch_slice=[2, 0])
+    close(some.flatten(0, 1), wanted[:, [2, 0]])
+
+    final = cache["resid_post", -1]
+    close(cache.apply_ln_to_stack(final), cache["ln_final.hook_normalized"])
+    close(
+        cache.apply_ln_to_stack(final[:, -1], -1, pos_slice=-1),
+        cache["ln_final.hook_normalized"][:, -1],
+    )
+    row = cache.logit_attrs(final[1, -1], 7, None, -1, 1, has_batch_dim=False)
+    close(row, cache.logit_attrs(final, 7)[1, -1])
+    by_head = cache.stack_head_results().unflatten(0, (LAYERS, HEADS))
+    for ids in ([7, 8, 9], tokens()[0], tokens()):
+        shares = cache.logit_attrs(by_head, ids)
+        close(shares.flatten(0, 1), cache.logit_attrs(by_head.flatten(0, 1), ids))
 
 
 HEADS_OF_CLASSES = {
