@@ -49,7 +49,9 @@ class Hooked:
 
     def hook_table(self) -> pd.DataFrame:
         """All hook points: ``name``, ``shape`` in axis names, ``meaning``, ``aliases``."""
-        return make_frame(
+        from neox_lab.hooks.whole_texts import WholeTexts
+
+        rows = (
             {
                 "name": point.name,
                 "shape": f"[{', '.join(point.axes)}]",
@@ -58,6 +60,7 @@ class Hooked:
             }
             for point in self.hook_points.values()
         )
+        return WholeTexts(make_frame(rows))
 
     @contextmanager
     def hooks(

@@ -9,15 +9,17 @@ text goes through ``html_text``.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
+from textwrap import wrap
 
 from neox_lab.views.live import policy
 from neox_lab.views.tokens import display_width, html_text
 
 ROW_LIMIT = 200
 TEXT_ROWS = 16
-TEXT_WIDTH, CELL_WIDTH = 110, 48
+TEXT_WIDTH, CELL_WIDTH, CELL_LINES = 110, 48, 4
 OPEN_ROWS = 12
 
 
@@ -64,12 +66,12 @@ class Table:
         return f"<p><strong>{caption}</strong></p>{table}{after}"
 
     def to_text(self) -> str:
-        """Aligned columns for a terminal: at most 16 rows, and what fits into 110 columns."""
-        lines = [[name for name, _ in self.columns], *map(list, self.rows[:TEXT_ROWS])]
-        lines = [
-            [cell if len(cell) <= CELL_WIDTH else cell[: CELL_WIDTH - 1] + "…" for cell in line]
-            for line in lines
-        ]
+        """Aligned columns for a terminal: at most 16 rows, and what fits into 110 columns.
+
+        Cells of more than 48 characters go on in lines of their own, up to four.
+        """
+        rows = [[name for name, _ in self.columns], *self.rows[:TEXT_ROWS]]
+        lines = [list(line) for row in rows for line in _lines(row)]
         widths = [max(map(display_width, column)) for column in zip(*lines, strict=True)]
         ends = [sum(widths[: at + 1]) + 2 * at for at in range(len(widths))]
         fitting = max(1, sum(end <= TEXT_WIDTH for end in ends))
@@ -93,6 +95,17 @@ class Table:
         """One cell; right-aligned ones keep their digits below each other."""
         align = "right" if side == "r" else "left"
         return f'<{tag} style="text-align:{align};padding:2px 8px">{html_text(text)}</{tag}>'
+
+
+def _lines(row: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """A row as the lines that it takes where no cell is wider than ``CELL_WIDTH``."""
+    cells = [
+        wrap(cell, CELL_WIDTH, max_lines=CELL_LINES, placeholder="…", break_on_hyphens=False)
+        if len(cell) > CELL_WIDTH
+        else [cell]
+        for cell in row
+    ]
+    return zip_longest(*cells, fillvalue="")
 
 
 def _padded(text: str, width: int, side: str) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 STEP, DRAWN = 0.185, 120  # inches from row to row, and rows drawn
-CELL_LIMIT, LIVE_LIMIT = 60, 200  # characters of a cell in the picture, and in the live view
+CELL_LIMIT, LIVE_LIMIT = 100, 200  # characters of a cell in the picture, and in the live view
 LIVE_ROWS = 3_000
 
 
