@@ -14,8 +14,8 @@ from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import AMOUNT, HEADING, LESS, MORE, SOFT, Sheet, number, text_width
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
-from neox_lab.views.strips import WIDTH, StripView
-from neox_lab.views.tokens import figure_text, isolated, label
+from neox_lab.views.strips import WIDTH, StripView, largest_of
+from neox_lab.views.tokens import figure_text, figure_texts, isolated, label, labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,6 +57,7 @@ class BarsView(View):
     ) -> None:
         self.values = array(values, "name", "values")
         self.names = texts(names, len(self.values), "names", "value")
+        self._short = labels(self.names, NAME_LIMIT)
         if not len(self.values):
             raise InputError("bars need at least one value")
         self._lengths = np.where(np.isfinite(self.values), self.values, 0)
@@ -94,22 +95,20 @@ class BarsView(View):
     def alt_text(self) -> str:
         """The bars, the longest first."""
         order = np.argsort(-np.abs(self.values))[:8]
-        named = [
-            f"{isolated(label(self.names[at], NAME_LIMIT))} {_said(self.values[at])}"
-            for at in order
-        ]
+        named = [f"{isolated(self._short[at])} {_said(self.values[at])}" for at in order]
         return f"Bars: {', '.join(named)}."
 
     def _speaks_for(self, name: int) -> str:
         """What the attributions of a name are called."""
-        return f"What speaks for {isolated(label(self.names[name], NAME_LIMIT))}"
+        return f"What speaks for {isolated(self._short[name])}"
 
     def _attributed_text(self) -> StripView | None:
         """The text as it speaks for the longest bar; None without attributions."""
         if self.pieces is None or self.attributions is None:
             return None
         best = int(self._lengths.argmax())
-        return StripView.values(self.pieces, self.attributions[best], self._speaks_for(best))
+        title, most = self._speaks_for(best), largest_of(self.attributions)
+        return StripView.values(self.pieces, self.attributions[best], title, largest=most)
 
     def _running_text(self) -> str:
         strip = self._attributed_text()
@@ -118,8 +117,8 @@ class BarsView(View):
     def tables(self) -> list[Table]:
         """Name and value of each bar."""
         rows = [
-            [isolated(label(name, NAME_LIMIT)), _said(value)]
-            for name, value in zip(self.names, self.values, strict=True)
+            [isolated(name), _said(value)]
+            for name, value in zip(self._short, self.values, strict=True)
         ]
         tables = [Table("Values", [("name", "l"), ("value", "r")], rows)]
         if self.pieces is not None and self.attributions is not None:
@@ -146,7 +145,7 @@ class BarsView(View):
         made: dict[str, Any] = {
             "title": self.title,
             "notes": notes,
-            "names": [label(name, 2 * NAME_LIMIT) for name in self.names[kept]],
+            "names": labels(self.names[kept], 2 * NAME_LIMIT),
             "values": rounded(self._lengths[kept]),
             "texts": [_said(value) for value in self.values[kept]],
         }
@@ -156,10 +155,11 @@ class BarsView(View):
                 notes.append(f"Only the first {shown} of {len(self.pieces)} tokens.")
             made["pieces"] = [label(piece, 2 * NAME_LIMIT) for piece in self.pieces[:shown]]
             made["attributions"] = rounded(self.attributions[kept, :shown], 3)
+            made["most"] = largest_of(self.attributions)
         return made
 
     def _draw(self) -> Sheet:
-        names = [figure_text(label(name), NAME_LIMIT) for name in self.names[:MOST]]
+        names = figure_texts(self.names[:MOST], NAME_LIMIT)
         values = self._lengths[:MOST]
         left = 0.15 + max(text_width(name, 9) for name in names)
         low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))

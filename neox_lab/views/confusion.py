@@ -14,7 +14,7 @@ from neox_lab.views.drawing import HEADING, SOFT, Sheet, amounts, ink_on, text_w
 from neox_lab.views.heatmap import levels
 from neox_lab.views.markup import Table
 from neox_lab.views.predictions import percent
-from neox_lab.views.tokens import figure_text, isolated, label
+from neox_lab.views.tokens import figure_text, figure_texts, isolated, labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +44,7 @@ class ConfusionView(View):
         if self.counts.shape[0] != self.counts.shape[1] or not self.counts.size:
             raise InputError(f"counts must be square [true, predicted]; got {self.counts.shape}")
         self.names = texts(names, len(self.counts), "names", "class")
+        self._short = labels(self.names, NAME_LIMIT)
         super().__init__(title, "Confusion matrix")
 
     @property
@@ -69,7 +70,7 @@ class ConfusionView(View):
         i, j = np.unravel_index(wrong.argmax(), wrong.shape)
         said = ""
         if wrong.max():
-            true, taken = (isolated(label(self.names[at], NAME_LIMIT)) for at in (i, j))
+            true, taken = (isolated(self._short[at]) for at in (i, j))
             said = f" Most often {true} was taken for {taken}: {wrong[i, j]} times."
         return f"{right} of {total} right.{said}"
 
@@ -77,7 +78,7 @@ class ConfusionView(View):
         """The counts; of very many classes the commonest mistakes."""
         if len(self.names) > TABLE_CLASSES:
             return [self._mistakes()]
-        names = [isolated(label(name, NAME_LIMIT)) for name in self.names]
+        names = [isolated(name) for name in self._short]
         rows = [
             [name, *(str(count) for count in row)]
             for name, row in zip(names, self.counts, strict=True)
@@ -92,7 +93,7 @@ class ConfusionView(View):
         for at in np.argsort(-wrong, axis=None, kind="stable")[:MISTAKES]:
             true, predicted = divmod(int(at), len(self.names))
             if wrong[true, predicted]:
-                names = [isolated(label(self.names[of], NAME_LIMIT)) for of in (true, predicted)]
+                names = [isolated(self._short[of]) for of in (true, predicted)]
                 rows.append([*names, str(wrong[true, predicted])])
         columns = list(zip(["true", "predicted", "count"], "llr", strict=True))
         return Table("Commonest mistakes", columns, rows)
@@ -106,7 +107,7 @@ class ConfusionView(View):
             notes.append(
                 f"To stay small this shows only the first {count} of {len(self.names)} classes."
             )
-        names = [label(name, 2 * NAME_LIMIT) for name in self.names[:count]]
+        names = labels(self.names[:count], NAME_LIMIT)
         return {
             "title": self.title,
             "notes": notes,
@@ -126,7 +127,7 @@ class ConfusionView(View):
         }
 
     def _draw(self) -> Sheet:
-        names = [figure_text(label(name), NAME_LIMIT) for name in self.names]
+        names = figure_texts(self.names, NAME_LIMIT)
         widest = max(text_width(name, 9) for name in names)
         left, wide, count = 0.2 + widest, max(CELL_WIDE, widest + 0.15), len(names)
         top = HEADING + 0.34

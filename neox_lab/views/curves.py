@@ -17,7 +17,7 @@ from neox_lab.views.base import View, array
 from neox_lab.views.drawing import HEADING, SOFT, Sheet, number
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
-from neox_lab.views.tokens import figure_text, isolated, label
+from neox_lab.views.tokens import figure_text, isolated, label, labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,6 +86,7 @@ class CurvesView(View):
         if not isinstance(lines, Mapping) or not lines:
             raise InputError(f"no lines to draw in {shown(lines)}; expected Line by name")
         self.lines = {name: _checked(name, line) for name, line in lines.items()}
+        self._short = labels(list(self.lines), NAME_LIMIT)
         self.x_label = check("x_label", x_label, TEXT, InputError)
         self.y_label = check("y_label", y_label, TEXT, InputError)
         self.x_names = x_names
@@ -138,14 +139,14 @@ class CurvesView(View):
         if every > 1:
             notes.append(f"To stay small this shows every {every}th of up to {most} points.")
         lines = []
-        for at, (name, line) in enumerate(self.lines.items()):
+        for at, (name, line) in enumerate(zip(self._short, self.lines.values(), strict=True)):
             kept = np.unique(np.append(np.arange(0, len(line.x), every), max(0, len(line.x) - 1)))
             kept = kept[: len(line.x)]
             numbers = {
                 axis: rounded(getattr(line, axis)[kept], 5) for axis in ("x", "y", "low", "high")
             }
             colour = FAINT if line.faint else ON_BOTH[at % len(ON_BOTH)]
-            lines.append({"name": label(name, NAME_LIMIT), **numbers, "faint": line.faint})
+            lines.append({"name": name, **numbers, "faint": line.faint})
             lines[-1] |= {"colour": colour, "dash": "" if line.faint else _dash(at)}
         return {
             "title": self.title,
@@ -207,7 +208,7 @@ class CurvesView(View):
 
     def _legend(self, sheet: Sheet, y: float) -> None:
         """A line for each name, with its mark and its last value, below the plot."""
-        for at, (name, line) in enumerate(self.lines.items()):
+        for at, (name, line) in enumerate(zip(self._short, self.lines.values(), strict=True)):
             colour = FAINT if line.faint else ON_BOTH[at % len(ON_BOTH)]
             marker = None if line.faint or len(line.x) > MARKED else MARKERS[at % len(MARKERS)]
             style = "-" if line.faint else _style(at)
@@ -217,7 +218,7 @@ class CurvesView(View):
             if marker:
                 sheet.axes.plot([0.75], [y - 0.04], color=colour, marker=marker, markersize=4)
             last = "" if line.faint or not len(line.y) else f"  {number(float(line.y[-1]), 3)}"
-            sheet.text(1.0, y, f"{figure_text(label(name), NAME_LIMIT)}{last}", 8)
+            sheet.text(1.0, y, f"{figure_text(name, NAME_LIMIT)}{last}", 8)
             y += LEGEND
         for name, value in self.levels.items():
             sheet.axes.plot(

@@ -166,6 +166,16 @@ def amounts() -> Colormap:
     return LinearSegmentedColormap.from_list("white_teal", stops)
 
 
+def tint(colour: str, strength: float) -> str:
+    """The tint of what carries something: ``colour`` on white, ``strength`` from 0 to 1.
+
+    Black text reads on every one. ``tint`` in ``assets/common.js`` is the same on any page.
+    """
+    share = 0.15 + 0.5 * min(1.0, max(0.0, strength))
+    parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
+    return "#" + "".join(f"{round(255 + (part - 255) * share):02x}" for part in parts)
+
+
 def ink_on(colour: Sequence[float] | NDArray[np.float64]) -> str:
     """Black or white, whichever reads better on ``colour`` (red, green, blue from 0 to 1)."""
     # Relative luminance and contrast as in WCAG 2.1; 0.179 is where both contrasts are equal.

@@ -22,7 +22,7 @@ from neox_lab.views.heatmap import levels
 from neox_lab.views.marks import Marks
 from neox_lab.views.markup import Table
 from neox_lab.views.predictions import percent
-from neox_lab.views.tokens import figure_text, isolated, label
+from neox_lab.views.tokens import figure_text, isolated, label, labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,8 +155,8 @@ class LensView(View):
             "bars": [
                 [
                     [
-                        [label(piece, CANDIDATE_LIMIT), round(float(share), 4), percent(share)]
-                        for piece, share in zip(cell, shares, strict=True)
+                        [name, round(float(share), 4), percent(share)]
+                        for name, share in zip(labels(cell, CANDIDATE_LIMIT), shares, strict=True)
                     ]
                     for cell, shares in zip(row, best[layer], strict=True)
                 ]

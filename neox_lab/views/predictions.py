@@ -12,7 +12,7 @@ from neox_lab.selections import whole_number
 from neox_lab.views.base import View, texts
 from neox_lab.views.drawing import AMOUNT, HEADING, SOFT, Sheet, text_width
 from neox_lab.views.markup import Table
-from neox_lab.views.tokens import figure_text, isolated, label, shorten
+from neox_lab.views.tokens import figure_text, figure_texts, isolated, label, labels, shorten
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,7 +149,7 @@ class PredictionsView(View):
 
     def _draw(self) -> Sheet:
         entries = self.candidates[self.position][:BARS]
-        names = [figure_text(label(piece), LABEL_LIMIT) for piece, _ in entries]
+        names = figure_texts([piece for piece, _ in entries], LABEL_LIMIT)
         left = 0.25 + max(text_width(name, 9) for name in names)
         width, step = 4.2, 0.29
         size = left + width + 0.9, HEADING + len(entries) * step
@@ -194,9 +194,10 @@ def candidate_rows(
     entries: Sequence[tuple[str, float]], came: str | None
 ) -> list[tuple[str, float, str, bool]]:
     """Candidates for ``assets/trace.js``: label, probability, percentage, and whether it came."""
+    names = labels([piece for piece, _ in entries[:BARS]], TOKEN_LIMIT)
     return [
-        (label(piece, TOKEN_LIMIT), round(share, 4), percent(share), piece == came)
-        for piece, share in entries[:BARS]
+        (name, round(share, 4), percent(share), piece == came)
+        for name, (piece, share) in zip(names, entries, strict=False)
     ]
 
 

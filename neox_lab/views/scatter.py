@@ -18,7 +18,7 @@ from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import AMOUNT, HEADING, INK, SOFT, Sheet, decimals, number, text_width
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
-from neox_lab.views.tokens import figure_text, isolated, label
+from neox_lab.views.tokens import figure_text, isolated, labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +62,7 @@ class ScatterView(View):
     ) -> None:
         self.x, self.y = array(x, "point", "x"), array(y, "point", "y")
         self.names = texts(names, len(self.x), "names", "point")
+        self._short = labels(self.names, NAME_LIMIT)
         if len(self.x) != len(self.y):
             raise InputError(f"x has {len(self.x)} numbers and y {len(self.y)}")
         if not len(self.x) or not (np.isfinite(self.x) & np.isfinite(self.y)).all():
@@ -84,7 +85,7 @@ class ScatterView(View):
         places = self._decimals()
         return (
             f"{len(self.x)} points, {self.y_label} over {self.x_label}. Farthest from equality is "
-            f"{isolated(label(self.names[at], NAME_LIMIT))}: {self.x_label} "
+            f"{isolated(self._short[at])}: {self.x_label} "
             f"{number(float(self.x[at]), places)}, {self.y_label} "
             f"{number(float(self.y[at]), places)}."
         )
@@ -94,7 +95,7 @@ class ScatterView(View):
         places = self._decimals()
         rows = [
             [
-                isolated(label(self.names[at], NAME_LIMIT)),
+                isolated(self._short[at]),
                 *(number(float(v), places) for v in (self.x[at], self.y[at])),
                 number(float(self.y[at] - self.x[at]), places),
             ]
@@ -114,7 +115,7 @@ class ScatterView(View):
             "notes": notes,
             "x_label": self.x_label,
             "y_label": self.y_label,
-            "names": [label(self.names[at], NAME_LIMIT) for at in order],
+            "names": [self._short[at] for at in order],
             "x": rounded(self.x[order], 5),
             "y": rounded(self.y[order], 5),
         }
@@ -152,7 +153,7 @@ class ScatterView(View):
         plot.scatter(self.x[named], self.y[named], color=INK, s=20, linewidths=0)
         for at, right in self._named(named, (low + high) / 2, (high - low + 2 * edge) / SIDE):
             plot.annotate(
-                figure_text(label(self.names[at]), NAME_LIMIT),
+                figure_text(self._short[at], NAME_LIMIT),
                 (self.x[at], self.y[at]),
                 (-5 if right else 5, 3),
                 textcoords="offset points",
@@ -171,7 +172,7 @@ class ScatterView(View):
         found = []
         for at in points:
             right = bool(self.x[at] > middle)
-            wide = 0.07 + text_width(figure_text(label(self.names[at]), NAME_LIMIT), 7)
+            wide = 0.07 + text_width(figure_text(self._short[at], NAME_LIMIT), 7)
             start = float(self.x[at]) / inch - (wide if right else 0)
             y = float(self.y[at]) / inch
             clear = all(

@@ -17,8 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from neox_lab.checks import TEXT, check, several
+from neox_lab.checks import FINITE, TEXT, check, or_none, several
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
@@ -32,6 +33,7 @@ from neox_lab.views.drawing import (
     decimals,
     number,
     text_width,
+    tint,
 )
 from neox_lab.views.markup import Table
 from neox_lab.views.predictions import percent
@@ -123,20 +125,23 @@ class StripView(View):
         values: object,
         title: str | None = None,
         value_name: str = "value",
+        largest: float | None = None,
     ) -> StripView:
         """A number for each token, such as an attribution: blue below zero, orange above.
 
         Args:
             pieces: the tokens.
-            values: a number for each ``[token]``; NaN where there is none. Less than a hundredth
-                of the largest is not marked.
+            values: a number for each ``[token]``; NaN where there is none. What is not more than
+                a hundredth of the largest is not marked.
             title: the headline.
             value_name: what a number is, with its unit.
+            largest: the number whose tint is the deepest, where several strips are compared; the
+                largest of these, whatever its sign, if None.
         """
         numbers = array(values, "token", "values")
         pieces = texts(pieces, len(numbers), "pieces", "token")
-        finite = np.abs(numbers[np.isfinite(numbers)])
-        most = (float(finite.max()) if finite.size else 0.0) or 1.0
+        given = check("largest", largest, or_none(FINITE), InputError)
+        most = largest_of(numbers) if given is None else given
         made = []
         for piece, value in zip(pieces, numbers.tolist(), strict=True):
             if not abs(value) > most / 100:  # NaN, or too little to be seen
@@ -251,7 +256,7 @@ class StripView(View):
             if piece.kind is None:
                 parts.append(shown)
                 continue
-            colour = _tint(self.colours[piece.kind], piece.strength)
+            colour = tint(self.colours[piece.kind], piece.strength)
             note = f"<sub>{html_text(label(piece.note, TEXT_LIMIT))}</sub>" if piece.note else ""
             parts.append(
                 f'<span style="background-color:{colour};color:#1a1a1a"><u>{shown}</u>{note}</span>'
@@ -304,7 +309,7 @@ class StripView(View):
         """One word or marked piece with its top left corner at a point."""
         if piece.kind is not None:
             colour = self.colours[piece.kind]
-            fill = {"facecolor": _tint(colour, piece.strength), "edgecolor": colour}
+            fill = {"facecolor": tint(colour, piece.strength), "edgecolor": colour}
             sheet.rectangle(x + 0.01, y, width - 0.02, 0.25, linewidth=0.7, **fill)
         sheet.text(x + width / 2, y + 0.12, text, SIZE, ha="center", va="center_baseline")
         for row, share in enumerate(piece.marks.values()):
@@ -385,11 +390,10 @@ def _colours(kinds: Iterable[str], known: Sequence[str]) -> dict[str, str]:
     return {kind: found[kind] for kind in there}
 
 
-def _tint(colour: str, strength: float) -> str:
-    """``colour`` mixed with white: a quarter of it at strength 0, two thirds at 1."""
-    share = 0.15 + 0.5 * min(1.0, max(0.0, strength))
-    parts = (int(colour[at : at + 2], 16) for at in (1, 3, 5))
-    return "#" + "".join(f"{round(255 + (part - 255) * share):02x}" for part in parts)
+def largest_of(values: NDArray[np.float32]) -> float:
+    """The largest finite value whatever its sign, for a scale; 1 if there is none but 0."""
+    finite = np.abs(values[np.isfinite(values)])
+    return (float(finite.max()) if finite.size else 0.0) or 1.0
 
 
 def _said(value: object) -> str:

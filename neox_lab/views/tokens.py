@@ -16,6 +16,7 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 
 from neox_lab.checks import COUNT, check, shown
@@ -25,6 +26,7 @@ ELLIPSIS = "…"
 VISIBLE = {"\n": "⏎", "\t": "⇥"}
 INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp"})
 RIGHT_TO_LEFT = frozenset({"R", "AL", "AN"})
+ROUNDS = 3  # tries to cut different texts differently
 MARK = re.compile(r"⟨[^⟨⟩]*⟩|.", re.DOTALL)
 
 
@@ -86,6 +88,72 @@ def shorten(text: str, limit: int) -> str:
     return "".join([*front, ELLIPSIS, *reversed(back)])
 
 
+def labels(pieces: Sequence[str], limit: int) -> list[str]:
+    """The label of each piece, cut to at most ``limit`` characters so that none are alike.
+
+    Different pieces have different labels: where the usual cut would make two the same, it is made
+    where they differ; where that does not do, the label ends in its place in the list, from 1.
+    """
+    return _told_apart(pieces, [label(piece) for piece in pieces], limit)
+
+
+def figure_texts(pieces: Sequence[str], limit: int) -> list[str]:
+    """``labels`` for matplotlib."""
+    drawn = [_drawable(label(piece)) for piece in pieces]
+    return [text.replace("$", r"\$") for text in _told_apart(pieces, drawn, limit)]
+
+
+def _told_apart(pieces: Sequence[str], texts: Sequence[str], limit: int) -> list[str]:
+    """``texts`` of ``pieces``, cut; those of different pieces differ."""
+    written = dict(zip(pieces, texts, strict=True))
+    cut = {text: shorten(text, limit) for text in written.values()}
+    rivals = {text: {text} for text in cut}  # those it was ever taken for
+    for _ in range(ROUNDS):
+        alike: dict[str, set[str]] = {}
+        for text, short in cut.items():
+            alike[short] = alike.get(short, set()) | {text}
+        for group in (group for group in alike.values() if len(group) > 1):
+            group = set().union(*(rivals[text] for text in group))
+            rivals |= dict.fromkeys(group, group)
+            cut |= _cut_where_they_differ(sorted(group), limit)
+    places = {piece: place for place, piece in reversed(list(enumerate(pieces, 1)))}
+    found: dict[str, str] = {}
+    taken = set()
+    for piece, text in written.items():
+        short, place = cut[text], places[piece]
+        while short in taken:
+            number = f" #{place}"
+            short = shorten(text, max(1, limit - len(number))) + number
+            place += len(pieces)
+        taken.add(short)
+        found[piece] = short
+    return [found[piece] for piece in pieces]
+
+
+def _cut_where_they_differ(group: Sequence[str], limit: int) -> dict[str, str]:
+    """Different texts cut so that what is between their common start and end stays, if it fits."""
+    written = {text: MARK.findall(text) for text in group}
+    start = _common(list(written.values()))
+    end = _common([marks[start:][::-1] for marks in written.values()])
+    found = {}
+    for text, marks in written.items():
+        front, back = "".join(marks[:start]), "".join(marks[len(marks) - end :])
+        own = shorten("".join(marks[start : len(marks) - end]), limit - 2 * len(ELLIPSIS))
+        room = limit - len(own)
+        front = shorten(front, max(1, room - min(len(back), room // 2))) if front else ""
+        back = shorten(back, max(1, room - len(front))) if back else ""
+        found[text] = front + own + back
+    return found
+
+
+def _common(lists: Sequence[Sequence[str]]) -> int:
+    """How many entries all begin with."""
+    for at, entries in enumerate(zip(*lists, strict=False)):
+        if len(set(entries)) > 1:
+            return at
+    return min(map(len, lists))
+
+
 def html_text(text: str) -> str:
     """``text`` for HTML, inside an element or inside an attribute in double quotes."""
     return html.escape(text, quote=True)
@@ -100,10 +168,15 @@ def isolated(text: str) -> str:
 
 def figure_text(text: str, limit: int | None = None) -> str:
     """``text`` for matplotlib: no formulas, and no glyph that its own font does not have."""
-    glyphs = _font_characters()
-    shown = "".join(c if c in glyphs else f"⟨U+{ord(c):04X}⟩" for c in text)
+    shown = _drawable(text)
     shown = shown if limit is None else shorten(shown, limit)
     return shown.replace("$", r"\$")
+
+
+def _drawable(text: str) -> str:
+    """``text`` without glyphs that matplotlib's own font does not have."""
+    glyphs = _font_characters()
+    return "".join(c if c in glyphs else f"⟨U+{ord(c):04X}⟩" for c in text)
 
 
 @lru_cache(maxsize=1)

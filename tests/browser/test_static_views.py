@@ -334,6 +334,51 @@ def test_bars_show_what_speaks_for_each(page: Any, files: Any) -> None:
     assert colours == [more, less, more]
 
 
+def test_a_number_has_one_tint_in_page_script_and_picture(page: Any, tmp_path: Path) -> None:
+    values = [0.9, -0.45, 0.02, 0.008, 0.3, -0.009, -0.1]  # those below a hundredth have none
+    with_names = BarsView(
+        ["other", "best"],
+        [0.2, 0.8],
+        pieces=WORDS,
+        attributions=[
+            [1.2, *values[1:]],
+            values,  # the deepest tint of the picture is not one of the bar's own
+        ],
+    )
+    alone = StripView.values(WORDS, values, largest=1.2)
+    found = []
+    for name, view in (("bars", with_names), ("strip", alone)):
+        path = view.to_html(tmp_path / f"{name}.html") and tmp_path / f"{name}.html"
+        live = opened(page, path)
+        found.append(
+            rgb(
+                live.locator(".tokens .token, .flow > *").evaluate_all(
+                    "nodes => nodes.map((node) => getComputedStyle(node).backgroundColor)"
+                )
+            )
+        )
+        inline = re.findall(r"background-color:(#......);color:#1a1a1a", path.read_text())
+        found.append([tuple(bytes.fromhex(colour[1:])) for colour in inline])
+        faces = [patch.get_facecolor() for patch in view._draw().axes.patches]
+        found.append([tuple(round(255 * part) for part in face[:3]) for face in faces])
+    shown = [[colour for colour in row if colour] for row in found]
+    shown[2] = shown[2][2:]  # without the two bars
+    expected = [
+        tuple(255 + (part - 255) * (0.15 + 0.5 * abs(value) / 1.2) for part in hue)
+        for value in values
+        if abs(value) > 0.012
+        for hue in [(33, 113, 181) if value < 0 else (230, 97, 1)]
+    ]
+    for row in shown:
+        assert np.allclose(np.array(row), expected, atol=1.01), row
+
+
+def rgb(colours: list[str]) -> list[tuple[int, ...] | None]:
+    """Computed colours; None for one that is transparent."""
+    parts = [tuple(map(int, re.findall(r"\d+", colour))) for colour in colours]
+    return [part if len(part) == 3 else None for part in parts]
+
+
 def test_curves_are_read_along_the_axis_and_hidden(page: Any, files: Any) -> None:
     live = opened(page, files("curves", WORDS))
     live.locator("svg.plot").focus()

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from table_model import TableModel
 
+import neox_lab as nl
 from neox_lab import views
 from neox_lab.errors import InputError
 from neox_lab.views import (
@@ -55,9 +56,11 @@ from neox_lab.views.tokens import (
     INVISIBLE_CATEGORIES,
     display_width,
     figure_text,
+    figure_texts,
     html_text,
     isolated,
     label,
+    labels,
     shorten,
 )
 
@@ -1175,3 +1178,90 @@ def test_entropy_is_read_in_bits() -> None:
     view = LensView([[["a", "b", "c", "d"]]], uniform, [[np.log(4)]], ["final"], ["x"])
     assert view.data()["lines"][0][0] == ["entropy of all: 2.00 bits"]
     assert view.tables()[0].rows[0][-1] == "2.00"
+
+
+def same_ends(count: int) -> list[str]:
+    return [
+        f"blocks.{at // 6}.attention.head.{at % 6}.what it writes to the stream"
+        for at in range(count)
+    ]
+
+
+@given(
+    st.lists(
+        st.builds(
+            "".join,
+            st.tuples(
+                st.sampled_from(["", "x" * 40, "blocks.11.attention"]),
+                st.text("ab1.é日⟨⟩$\n ", max_size=12),
+                st.sampled_from(["", "y" * 40, " of the residual stream"]),
+            ),
+        ),
+        min_size=1,
+        max_size=40,
+    ),
+    st.integers(12, 40),
+)
+@example(same_ends(30), 28)
+@example([" a", "·a", "\n", "⏎"], 20)
+def test_what_differs_is_told_apart_however_it_is_cut(pieces: list[str], limit: int) -> None:
+    for shown in (labels(pieces, limit), figure_texts(pieces, limit)):
+        assert len(set(zip(pieces, shown, strict=True))) == len(set(pieces)), "one label each"
+        assert len(set(shown)) == len(set(pieces))
+        assert all(len(text.replace(r"\$", "$")) <= limit for text in shown)
+
+
+def test_a_cut_label_keeps_what_tells_it_apart() -> None:
+    for name, shown in zip(same_ends(30), labels(same_ends(30), 28), strict=True):
+        layer, head = re.findall(r"\d+", name)
+        assert re.findall(r"\d+", shown) == [layer, head], shown
+
+
+def test_every_bar_has_a_name_of_its_own() -> None:
+    names = same_ends(30)
+    shares = np.linspace(0.9, 0.1, 30)
+    rows = list(zip(names, shares.tolist(), strict=True))
+    bars = BarsView(names, shares)
+    lens = LensView([[names]], shares.reshape(1, 1, -1), [[1.0]], ["final"], ["x"])
+    predictions = PredictionsView(["x"], [rows])
+    text = TextView(["x"], [names[0]], [0.9], alternatives=[rows])
+    curves = CurvesView("", dict.fromkeys(names, Line([0], [1])), "x", "y")
+    drawn = {
+        "bars": bars.data()["names"],
+        "bars table": [row[0] for row in bars.tables()[0].rows],
+        "lens": [name for name, *_ in lens.data()["bars"][0][0]],
+        "predictions": [name for name, *_ in predictions.data()["pieces"][0]["alternatives"]],
+        "text": [name for name, *_ in text.data()["pieces"][1]["alternatives"]],
+        "confusion": ConfusionView(np.eye(30), names).data()["rows"],
+        "curves": [line["name"] for line in curves.data()["lines"]],
+    }
+    for where, shown in drawn.items():
+        assert len(set(shown)) == len(shown), where
+    for picture, count in ((bars, 30), (predictions, 10)):
+        named = [text for text in drawn_texts(picture).split("\n") if "head." in text]
+        assert len(set(named)) == len(named) == count
+
+
+def test_a_table_says_all_that_its_cells_say() -> None:
+    meaning = "what each head's queries read, before layer norm 1 and after the hook on it"
+    text = Table("t", [("name", "l"), ("meaning", "l")], [["a", meaning], ["b", "short"]]).to_text()
+    assert [line.split() for line in text.split("\n")[1:4]] == [
+        ["name", "meaning"],
+        ["a", *meaning.split()[:8]],
+        meaning.split()[8:],
+    ]
+    long = Table("t", [("name", "l")], [["word " * 200]]).to_text()
+    assert len(long.split("\n")) == 6 and "…" in long  # but not a page of one cell
+
+
+def test_the_meanings_of_hook_points_are_readable_wherever_the_table_is_shown() -> None:
+    model = nl.load()
+    table = model.hook_table()
+    view = views.hooks(model)
+    for meaning in set(table["meaning"]):
+        assert meaning in repr(table[table["meaning"] == meaning])
+        assert html_text(meaning) in table[table["meaning"] == meaning]._repr_html_().replace(
+            "'", "&#x27;"
+        )
+        assert html_text(meaning) in view.to_html()
+        assert figure_text(meaning) in drawn_texts(view) or model.config.num_hidden_layers > 9

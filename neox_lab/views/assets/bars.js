@@ -1,7 +1,7 @@
 // Named numbers as bars; with pieces, how much each token of a text speaks for the chosen one.
 //
 // data: title, notes, names, values, texts (the values printed); pieces and attributions
-//   ([name][piece], may be missing).
+//   ([name][piece], may be missing) with the largest of them, most.
 
 function mount(element, data) {
   const { body, say } = frame(element, data);
@@ -39,13 +39,10 @@ function mount(element, data) {
 
   /** The text, each token orange where it speaks for the class and blue where against. */
   function attribute(shares) {
-    const most = Math.max(...data.attributions.flat().map(Math.abs)) || 1;
     const tokens = data.pieces.map((piece, at) => {
-      const share = shares[at];
       const token = el("span", { class: "token" }, el("bdi", {}, piece));
-      const strength = Math.abs(share) / most;
-      if (strength > 0.02) fill(token, mix(ground, share < 0 ? LESS : MORE, 0.75 * strength));
-      token.append(el("small", {}, share.toFixed(2).replace("-", "−")));
+      fill(token, signedTint(shares[at], data.most));
+      token.append(el("small", {}, shares[at] === null ? "–" : print(shares[at])));
       return token;
     });
     strip.replaceChildren(...tokens);

@@ -149,6 +149,13 @@ function standOn(background) {
   signed = (share) => (share < 0.5 ? less(1 - 2 * share) : more(2 * share - 1));
 }
 
+/** What carries something, in the colour of its kind: `strength` from 0 to 1. */
+const tint = (colour, strength) => mix(ground, colour, 0.15 + 0.5 * strength);
+
+/** The tint of what speaks for (more than 0) or against; `most` is the largest of the picture. */
+const signedTint = (value, most) =>
+  Math.abs(value) > most / 100 ? tint(value < 0 ? LESS : MORE, Math.abs(value) / most) : null;
+
 const BLUE = hex("#56b4e9");
 const ORANGE = hex("#e69f00");
 const INK = "#1a1a1a";

@@ -18,7 +18,7 @@ function mount(element, data) {
     }
     const node = el("span", { class: "piece", role: "button" }, el("bdi", {}, piece.text));
     if (piece.kind !== null) {
-      fill(node, mix(ground, hex(data.kinds[piece.kind]), 0.15 + 0.5 * piece.strength));
+      fill(node, tint(hex(data.kinds[piece.kind]), piece.strength));
       node.style.borderColor = data.kinds[piece.kind];
     }
     if (piece.marks) node.append(thin(piece.marks));
