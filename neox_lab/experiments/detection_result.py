@@ -34,26 +34,31 @@ class HeadsResult(GridResult):
     """Scores and statistics of all heads; all arrays are float32 ``[layer, head]`` on the CPU.
 
     The statistics are averages over all queries but the first of each text, which can only look
-    at itself.
+    at itself. Queries of several texts are pooled, so that a text counts by how many it has;
+    ``samples`` keeps the texts apart.
 
     Attributes:
         pattern: name of what was looked for.
         measure: how ``values`` compare attention with the pattern, see ``nl.detect.heads``.
         values: the scores.
-        copying: copying score of the OV circuit, -1 to 1; NaN where there is nothing to measure.
+        copying: copying score of the OV circuit, -1 to 1; NaN where there is nothing to measure;
+            None if it was not asked for.
         entropy: of attention, in nats.
         distance: mean number of tokens that a head looks back.
         first_token: share of attention on the first token of the text.
         queries: how many queries had something to look at.
+        samples: the score of each text by itself ``[text, layer, head]``; NaN for a text in which
+            no query has anything to look at; None in a result saved before there were any.
     """
 
     pattern: str
     measure: str
-    copying: Tensor
+    copying: Tensor | None = None
     entropy: Tensor
     distance: Tensor
     first_token: Tensor
     queries: int
+    samples: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check that everything fits together.
@@ -68,9 +73,15 @@ class HeadsResult(GridResult):
                     f"{name} has the shape {list(tensor.shape)}, the scores "
                     f"{list(self.values.shape)}."
                 )
+        if self.samples is not None and self.samples.shape[1:] != self.values.shape:
+            raise InputError(
+                f"samples has the shape {list(self.samples.shape)}; expected [text, layer, head] "
+                f"with the scores' {list(self.values.shape)}."
+            )
 
     def _columns(self) -> dict[str, Tensor]:
-        return {name: self._numbers(name) for name in MEANINGS}
+        names = [name for name in MEANINGS if name != "copying" or self.copying is not None]
+        return {name: self._numbers(name) for name in names}
 
     def _rank(self, frame: pd.DataFrame) -> pd.Series[float]:
         return frame["score"]
@@ -83,7 +94,7 @@ class HeadsResult(GridResult):
         """A map, layer by head, of one column of ``frame``.
 
         Raises:
-            InputError: there is no such column.
+            InputError: there is no such column, or it was not computed.
         """
         from neox_lab.views import HeatmapView
 
@@ -107,4 +118,9 @@ class HeadsResult(GridResult):
                 f"column={column!r}; expected one of {', '.join(MEANINGS)}."
                 f"{nearest(column, MEANINGS)}"
             )
-        return self.values if column == "score" else getattr(self, column)
+        numbers: Tensor | None = self.values if column == "score" else getattr(self, column)
+        if numbers is None:
+            raise InputError(
+                f"{column!r} was not computed; ask for it: nl.detect.heads(.., {column}=True)."
+            )
+        return numbers

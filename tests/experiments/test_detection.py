@@ -114,6 +114,18 @@ def test_numbers_are_those_of_a_plain_loop(model: Any, pattern: str, side: str) 
         assert result.queries == looked
 
 
+@pytest.mark.parametrize("measure", ["share", "mul", "abs"])
+def test_texts_are_kept_apart(model: Any, measure: str) -> None:
+    texts = [*TEXTS, "qwer"]  # of which the last has no token twice
+    result = nl.detect.heads(model, "duplicate_token", texts, measure=measure, batch_size=2)
+    assert result.samples.shape == (6, *result.values.shape)
+    for text, sample in zip(TEXTS, result.samples[:5], strict=True):
+        alone = nl.detect.heads(model, "duplicate_token", text, measure=measure)
+        torch.testing.assert_close(sample, alone.values, rtol=0, atol=1e-6)
+        torch.testing.assert_close(alone.samples[0], alone.values)
+    assert bool(result.samples[5].isnan().all()) == (measure == "share")
+
+
 def test_batches_and_order_change_nothing(model: Any) -> None:
     expected = nl.detect.heads(model, "induction", TEXTS, batch_size=1)
     for texts, batch_size in ((TEXTS, 3), (TEXTS, 100), (TEXTS[::-1], 2), (TEXTS * 2, 4)):
@@ -159,6 +171,8 @@ def test_all_five_classes(name: str) -> None:
     model.backbone.load_state_dict(backbone)
     result = nl.detect.heads(model, "previous_token", TEXTS)
     torch.testing.assert_close(result.values, expected.values)
+    assert result.copying is None
+    result = nl.detect.heads(model, "previous_token", TEXTS, copying=True)
     assert bool(result.copying.isnan().all()) == (name != "GPTNeoXForCausalLM")
 
 
@@ -229,24 +243,27 @@ def test_copying_is_that_of_the_whole_matrix() -> None:
 
 
 @pytest.mark.parametrize("sample", [2048, 60])
-def test_copying_of_planted_heads(sample: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("neox_lab.experiments.detection.SAMPLE", sample)
+def test_copying_of_planted_heads(sample: int) -> None:
     model = nl.gym.planted()
     layer, head = nl.gym.planted.HEADS["induction"]
-    found = nl.detect.copying_scores(model)
+    found = nl.detect.copying_scores(model, sample)
     assert found[layer, head] > 0.999
     found[layer, head] = math.nan
     assert found.isnan().all()  # nobody else writes what the unembedding reads
     with torch.no_grad():
         model.blocks[layer].W_O[head].neg_()
-    assert nl.detect.copying_scores(model)[layer, head] < -0.999
+    assert nl.detect.copying_scores(model, sample)[layer, head] < -0.999
 
 
 # --- the result ---------------------------------------------------------------------------------
 
 
 def test_the_result_as_table_and_picture(tmp_path: Path) -> None:
-    result = nl.detect.heads(nl.gym.planted())
+    plain = nl.detect.heads(nl.gym.planted())
+    assert "copying" not in plain.frame
+    with pytest.raises(InputError, match=r"heads\(.., copying=True\)"):
+        plain.view("copying")
+    result = nl.detect.heads(nl.gym.planted(), copying=True)
     frame = result.frame
     columns = ["layer", "head", "score", "copying", "entropy", "distance", "first_token"]
     assert list(frame.columns) == columns

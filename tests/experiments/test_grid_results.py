@@ -80,7 +80,9 @@ def results(draw: st.DrawFn, kind: type[GridResult]) -> GridResult:
         }
     elif kind is HeadsResult:
         fields |= {"pattern": draw(TEXT), "measure": draw(TEXT), "queries": draw(st.integers())}
-        for name in ("copying", "entropy", "distance", "first_token"):
+        fields["copying"] = draw(st.none() | tensors(shape))
+        fields["samples"] = draw(samples)
+        for name in ("entropy", "distance", "first_token"):
             fields[name] = draw(tensors(shape))
     else:
         fields |= {
