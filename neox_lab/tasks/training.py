@@ -73,18 +73,24 @@ class TrainingResult(Result):
         return make_frame(self.history, columns=None if self.history else ["step", "loss"])
 
     def view(self) -> CurvesView:
-        """Loss over steps, and of the validation metrics the watched one and the accuracy."""
+        """Loss over steps, and of the validation metrics the watched one and the accuracy.
+
+        Each has a panel and a scale of its own; losses share theirs.
+        """
         from neox_lab.views.curves import CurvesView, Line
 
         frame = self.frame
         smooth = frame["loss"].ewm(span=max(1, len(frame) // 25)).mean()
-        lines = {"loss, smoothed": Line(frame["step"], smooth)}
-        lines["loss, each step"] = Line(frame["step"], frame["loss"], faint=True)
+        lines = {"loss, smoothed": Line(frame["step"], smooth, y_label="loss")}
+        lines["loss, each step"] = Line(frame["step"], frame["loss"], faint=True, y_label="loss")
         for name in (self.watched, "accuracy"):
             if f"validation_{name}" not in frame:
                 continue
             there = frame.dropna(subset=[f"validation_{name}"])
-            lines[f"validation {name}"] = Line(there["step"], there[f"validation_{name}"])
+            values = there[f"validation_{name}"]
+            lines[f"validation {name}"] = Line(
+                there["step"], values, y_label="loss" if name.endswith("loss") else name
+            )
         stopped = ", interrupted" if self.interrupted else ""
         title = f"Training: {self.steps} steps in {self.seconds:.0f} s{stopped}"
         return CurvesView(title, lines, "step", "value")

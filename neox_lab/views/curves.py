@@ -14,7 +14,7 @@ from neox_lab.checks import FINITE, TEXT, check, shown
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array
-from neox_lab.views.drawing import HEADING, SOFT, Sheet, number
+from neox_lab.views.drawing import HEADING, SOFT, Sheet, number, text_width
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import figure_text, isolated, label, labels
@@ -34,6 +34,8 @@ POINTS = 8_000  # points of a live view
 NAME_LIMIT = 48
 MARKED = 40  # lines of up to so many points get a mark at each
 WIDE, HIGH = 5.2, 2.7  # inches of the plot
+SMALL_HIGH = 1.7  # of one of several
+END_LIMIT = 28
 LEGEND = 0.24  # inches of a line of the legend
 
 
@@ -47,6 +49,8 @@ class Line:
         low: lower end of an interval ``[point]``, or None.
         high: upper end.
         faint: drawn thin and grey, for what lies behind a smoothed line.
+        y_label: what runs upwards, where that is not the plot's ``y_label``; such lines have a
+            panel of their own, with its own scale, below the others.
     """
 
     x: Any
@@ -54,16 +58,19 @@ class Line:
     low: Any = None
     high: Any = None
     faint: bool = False
+    y_label: str | None = None
 
 
 class CurvesView(View):
     """Lines with their names, intervals where there are some, and values at their ends.
 
+    What is measured in different units stands in different panels, over one x axis.
+
     Args:
         title: the headline.
         lines: by name.
         x_label: what runs to the right.
-        y_label: what runs upwards.
+        y_label: what runs upwards, for lines that say nothing else.
         x_names: names of the places 0, 1, … on the x axis, instead of numbers.
         levels: horizontal lines to compare with, by name, such as a baseline.
 
@@ -89,6 +96,8 @@ class CurvesView(View):
         self._short = labels(list(self.lines), NAME_LIMIT)
         self.x_label = check("x_label", x_label, TEXT, InputError)
         self.y_label = check("y_label", y_label, TEXT, InputError)
+        shown_up = (line.y_label or self.y_label for line in self.lines.values())
+        self.panels = list(dict.fromkeys(shown_up))
         self.x_names = x_names
         if not isinstance(levels, Mapping | None):
             raise InputError(f"levels={shown(levels)}; expected numbers by name")
@@ -115,8 +124,12 @@ class CurvesView(View):
         levels = [f"{_named(name)} at {number(value, 3)}" for name, value in self.levels.items()]
         return f"{self._axes()}: {'; '.join([*parts, *levels])}."
 
+    def _panel(self, line: Line) -> int:
+        """The number of the panel a line stands in, from the top."""
+        return self.panels.index(line.y_label or self.y_label)
+
     def _axes(self) -> str:
-        return f"{_named(self.y_label)} over {_named(self.x_label)}"
+        return f"{', '.join(map(_named, self.panels))} over {_named(self.x_label)}"
 
     def tables(self) -> list[Table]:
         """First, lowest, highest and last value of each line."""
@@ -148,37 +161,52 @@ class CurvesView(View):
             colour = FAINT if line.faint else ON_BOTH[at % len(ON_BOTH)]
             lines.append({"name": name, **numbers, "faint": line.faint})
             lines[-1] |= {"colour": colour, "dash": "" if line.faint else _dash(at)}
+            lines[-1]["panel"] = self._panel(line)
         return {
             "title": self.title,
             "notes": notes,
             "x_label": label(self.x_label, NAME_LIMIT),
             "y_label": label(self.y_label, NAME_LIMIT),
             "x_names": self.x_names and [label(name, NAME_LIMIT) for name in self.x_names],
+            "panels": labels(self.panels, NAME_LIMIT),
             "lines": lines,
             "levels": {label(name, NAME_LIMIT): value for name, value in self.levels.items()},
         }
 
     def _draw(self) -> Sheet:
-        shown = [*self.lines, *self.levels]
-        axes = f"{label(self.y_label, NAME_LIMIT)} over {label(self.x_label, NAME_LIMIT)}."
-        high = HEADING + HIGH + 0.5 + LEGEND * len(shown)
-        sheet = Sheet(WIDE + 0.6, high)
-        sheet.heading(0, figure_text(self.title), figure_text(axes))
+        several = len(self.panels) > 1
+        high, apart = (SMALL_HIGH, SMALL_HIGH + 0.35) if several else (HIGH, 0.0)
+        below = HEADING + high + apart * (len(self.panels) - 1)  # where the lowest panel ends
+        ends = [figure_text(name, END_LIMIT) for name in self._short]
+        right = max(text_width(f"{end}  0.0000", 8) for end in ends) + 0.4 if several else 0.0
+        sheet = Sheet(WIDE + 0.6 + right, below + 0.5 + LEGEND * len(self._legend_names()))
+        axes = f"{', '.join(self.panels)} over {self.x_label}."
+        sheet.heading(0, figure_text(self.title), figure_text(label(axes), 2 * NAME_LIMIT))
         width, height = sheet.size
-        plot = sheet.figure.add_axes(
-            (
-                (0.6 + 0.15) / (width + 0.3),
-                1 - (HEADING + HIGH + 0.15) / (height + 0.3),
-                WIDE / (width + 0.3),
-                HIGH / (height + 0.3),
-            )
-        )
+        for panel, name in enumerate(self.panels):
+            bottom = HEADING + high + apart * panel
+            corner = (0.6 + 0.15) / (width + 0.3), 1 - (bottom + 0.15) / (height + 0.3)
+            plot = sheet.figure.add_axes((*corner, WIDE / (width + 0.3), high / (height + 0.3)))
+            self._plot(plot, panel, name)
+            if several:
+                self._name_ends(sheet, plot, panel, bottom, high)
+        self._legend(sheet, below + 0.62)
+        return sheet
+
+    def _plot(self, plot: Axes, panel: int, name: str) -> None:
+        """One panel: its lines, its scale, and the axis they share."""
         for at, line in enumerate(self.lines.values()):
-            self._line(plot, at, line)
-        for value in self.levels.values():
+            if self._panel(line) == panel:
+                self._line(plot, at, line)
+        for value in self.levels.values() if panel == 0 else ():
             plot.axhline(value, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
-        plot.set_xlabel(figure_text(label(self.x_label)), fontsize=8)
-        plot.set_ylabel(figure_text(label(self.y_label)), fontsize=8)
+        if panel == len(self.panels) - 1:
+            plot.set_xlabel(figure_text(label(self.x_label)), fontsize=8)
+        xs = np.concatenate([line.x for line in self.lines.values()])
+        xs = xs[np.isfinite(xs)]
+        if len(self.panels) > 1 and len(xs) and xs.min() < xs.max():
+            plot.set_xlim(float(xs.min()), float(xs.max()))
+        plot.set_ylabel(figure_text(label(name)), fontsize=8)
         plot.tick_params(labelsize=7)
         plot.grid(color="#ececec", linewidth=0.6)
         plot.set_axisbelow(True)
@@ -187,8 +215,26 @@ class CurvesView(View):
             plot.set_xticks(
                 range(len(self.x_names)), [figure_text(label(n), 16) for n in self.x_names]
             )
-        self._legend(sheet, HEADING + HIGH + 0.62)
-        return sheet
+
+    def _name_ends(self, sheet: Sheet, plot: Axes, panel: int, bottom: float, high: float) -> None:
+        """The name and last value of each line of a panel, where the line ends."""
+        low, top = plot.get_ylim()
+        ends = []
+        for at, (name, line) in enumerate(zip(self._short, self.lines.values(), strict=True)):
+            finite = line.y[np.isfinite(line.y)]
+            if self._panel(line) == panel and len(finite):
+                value = float(finite[-1])
+                said = "" if line.faint else f"  {number(value, 3)}"
+                y = bottom - high * (value - low) / (top - low)
+                ends.append((y, f"{figure_text(name, END_LIMIT)}{said}", at, line.faint))
+        x, free = 0.6 + WIDE + 0.08, bottom - high
+        for y, said, at, faint in sorted(ends):
+            y = max(y, free)
+            colour = FAINT if faint else COLOURS[at % len(COLOURS)]
+            style = "-" if faint else _style(at)
+            sheet.axes.plot([x, x + 0.25], [y, y], color=colour, linestyle=style)
+            sheet.text(x + 0.32, y, said, 8, va="center_baseline")
+            free = y + 0.17
 
     def _line(self, plot: Axes, at: int, line: Line) -> None:
         colour = FAINT if line.faint else COLOURS[at % len(COLOURS)]
@@ -206,9 +252,14 @@ class CurvesView(View):
         if np.isfinite(line.low).any():
             plot.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
 
+    def _legend_names(self) -> list[str]:
+        """What the legend below the plot explains: of several panels only the levels."""
+        return [*(self._short if len(self.panels) == 1 else ()), *self.levels]
+
     def _legend(self, sheet: Sheet, y: float) -> None:
         """A line for each name, with its mark and its last value, below the plot."""
-        for at, (name, line) in enumerate(zip(self._short, self.lines.values(), strict=True)):
+        named = zip(self._short, self.lines.values(), strict=True)
+        for at, (name, line) in enumerate(named if len(self.panels) == 1 else ()):
             colour = FAINT if line.faint else ON_BOTH[at % len(ON_BOTH)]
             marker = None if line.faint or len(line.x) > MARKED else MARKERS[at % len(MARKERS)]
             style = "-" if line.faint else _style(at)
@@ -256,4 +307,6 @@ def _checked(name: str, line: Line) -> Line:
         raise InputError(
             f"line {name!r} has {len(x)} x, {len(y)} y, {len(low)} low and {len(high)} high values"
         )
-    return Line(x, y, low, high, line.faint)
+    if line.y_label is not None:
+        check(f"y_label of {name!r}", line.y_label, TEXT, InputError)
+    return Line(x, y, low, high, line.faint, line.y_label)

@@ -392,6 +392,25 @@ def test_curves_are_read_along_the_axis_and_hidden(page: Any, files: Any) -> Non
     assert live.locator("svg.plot g").first.is_hidden()
 
 
+def test_two_units_are_read_in_two_panels_that_share_an_axis(page: Any, tmp_path: Path) -> None:
+    lines = {
+        "loss": Line([0, 1, 2], [300.0, 200.0, 100.0]),
+        "F1": Line([1, 2], [0.5, 0.7], y_label="score"),
+    }
+    CurvesView("x", lines, "step", "loss").to_html(tmp_path / "x.html")
+    live = opened(page, tmp_path / "x.html")
+    upper, lower = (curve.bounding_box() for curve in live.locator(".plot .curve").all())
+    assert upper["y"] + upper["height"] < lower["y"]  # each uses the height of its panel
+    assert min(upper["height"], lower["height"]) > 60
+    assert abs(upper["x"] + upper["width"] - lower["x"] - lower["width"]) < 5
+    for name, curve in (("loss", upper), ("F1", lower)):
+        ends = [text.bounding_box() for text in live.locator(f".plot text:text-is('{name}')").all()]
+        assert any(abs(end["x"] - curve["x"] - curve["width"]) < 12 for end in ends), name
+    live.locator("svg.plot").focus()
+    page.keyboard.press("Home")
+    assert status(page) == "step 0: loss 300; F1 –"
+
+
 def test_rows_are_found_by_words(page: Any, files: Any) -> None:
     live = opened(page, files("tree", WORDS))
     live.locator("input").fill("BERG")

@@ -584,3 +584,13 @@ def test_a_run_does_not_go_on_with_another_dropout() -> None:
         for dropout in ({}, {"a": 0.0}, {"a": 0.5}, {"a": 0.1}, {"b": 0.1})
     }
     assert len(prints) == 4, "no dropout is no dropout"
+
+
+def test_a_loss_and_a_score_never_share_a_scale() -> None:
+    record = {"step": 1.0, "loss": 2.0, "validation_loss": 2.5}
+    scores = {"validation_f1": 0.4, "validation_accuracy": 0.5}
+    for watched, panels in (("loss", ["loss", "accuracy"]), ("f1", ["loss", "f1", "accuracy"])):
+        view = TrainingResult([record | scores], 1, False, {}, 1.0, watched).view()
+        assert view.panels == panels
+        for name, line in view.lines.items():
+            assert (view.panels[view._panel(line)] == "loss") == ("loss" in name)

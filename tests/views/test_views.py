@@ -1265,3 +1265,25 @@ def test_the_meanings_of_hook_points_are_readable_wherever_the_table_is_shown() 
         )
         assert html_text(meaning) in view.to_html()
         assert figure_text(meaning) in drawn_texts(view) or model.config.num_hidden_layers > 9
+
+
+def test_what_has_another_unit_has_a_panel_and_a_scale_of_its_own() -> None:
+    lines = {
+        "loss": Line([0, 1, 2], [300.0, 200.0, 100.0]),
+        "each step": Line([0, 1, 2], [320.0, 210.0, 90.0], faint=True),
+        "F1": Line([1, 2], [0.5, 0.7], y_label="F1"),
+    }
+    view = CurvesView("x", lines, "step", "loss")
+    data = view.data()
+    assert data["panels"] == ["loss", "F1"]
+    assert [line["panel"] for line in data["lines"]] == [0, 0, 1]
+    upper, lower = view._draw().figure.axes[1:]
+    assert [len(upper.lines), len(lower.lines)] == [2, 1]
+    assert upper.get_ylim()[1] > 300 and lower.get_ylim()[1] < 1
+    assert upper.get_xlim() == lower.get_xlim() == (0, 2)
+    assert upper.get_position().y0 > lower.get_position().y1
+    said = drawn_texts(view)
+    assert "loss  100.000" in said and "F1  0.700" in said and "each step" in said
+    assert "loss, F1 over step" in view.alt_text
+    with pytest.raises(InputError, match="y_label of 'F1'"):
+        CurvesView("x", {"F1": Line([0], [1], y_label=3)}, "step", "loss")  # type: ignore[arg-type]

@@ -1,32 +1,43 @@
 // Lines over one axis; pointing at a place prints every line's value there.
 //
 // data: title, notes, x_label, y_label, x_names (names of the places 0, 1, …; may be null), lines:
-//   name, x, y, low, high (null where there is none), faint, colour, dash; levels: {name: value}.
+//   name, x, y, low, high (null where there is none), faint, colour, dash, panel; levels: {name:
+//   value}, in the first panel; panels: what runs upwards in each, from top to bottom.
 
-const [WIDE, HIGH] = [560, 260];
-const [LEFT, RIGHT, TOP, BOTTOM] = [52, 16, 24, 46];
+const WIDE = 560;
+const [LEFT, TOP, BOTTOM] = [52, 24, 46];
 
 function mount(element, data) {
   const { body, say } = frame(element, data);
   const xs = [...new Set(data.lines.flatMap((line) => line.x))].sort((a, b) => a - b);
   const levels = Object.entries(data.levels);
-  const heights = data.lines.flatMap((line) => [...line.y, ...line.low, ...line.high]);
-  const all = [...heights, ...levels.map(([, value]) => value)].filter((value) => value !== null);
-  const [least, most] = range(all);
+  const several = data.panels.length > 1;
+  const [HIGH, RIGHT] = several ? [180, 130] : [260, 16]; // of several, names stand at the right
+  const ranges = data.panels.map((_, panel) => {
+    const own = data.lines.filter((line) => line.panel === panel);
+    const heights = own.flatMap((line) => [...line.y, ...line.low, ...line.high]);
+    const all = [...heights, ...(panel ? [] : levels.map(([, value]) => value))];
+    return range(all.filter((value) => value !== null));
+  });
+  const total = HIGH * data.panels.length;
   const [first, last] = [xs[0], xs[xs.length - 1]];
   const across = (x) => LEFT + ((x - first) / (last - first || 1)) * (WIDE - LEFT - RIGHT);
-  const up = (y) => HIGH - BOTTOM - ((y - least) / (most - least)) * (HIGH - TOP - BOTTOM);
+  const up = (y, panel) => {
+    const [least, most] = ranges[panel];
+    return HIGH * (panel + 1) - BOTTOM - ((y - least) / (most - least)) * (HIGH - TOP - BOTTOM);
+  };
 
-  const picture = svg("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, class: "plot", role: "img" });
+  const picture = svg("svg", { viewBox: `0 0 ${WIDE} ${total}`, class: "plot", role: "img" });
   picture.setAttribute("aria-label", `${data.y_label} over ${data.x_label}; arrow keys read it`);
   picture.tabIndex = 0;
-  axes();
+  data.panels.forEach((name, panel) => axes(name, panel));
   for (const [, value] of levels) {
-    const y = up(value);
+    const y = up(value, 0);
     picture.append(svg("line", { x1: LEFT, x2: WIDE - RIGHT, y1: y, y2: y, class: "level" }));
   }
-  const groups = data.lines.map((line, at) => draw(line, at));
-  const cursor = svg("line", { y1: TOP, y2: HIGH - BOTTOM, class: "cursor" });
+  const groups = data.lines.map((line) => draw(line));
+  if (several) data.panels.forEach((_, panel) => nameEnds(panel));
+  const cursor = svg("line", { y1: TOP, y2: total - BOTTOM, class: "cursor" });
   picture.append(cursor);
 
   const values = data.lines.map(() => el("td"));
@@ -91,10 +102,12 @@ function mount(element, data) {
   });
   show(at);
 
-  function axes() {
-    for (const y of ticks(least, most, 5)) {
-      picture.append(svg("line", { x1: LEFT, x2: WIDE - RIGHT, y1: up(y), y2: up(y), class: "rule" }));
-      label(LEFT - 6, up(y) + 4, print(y), "end");
+  function axes(name, panel) {
+    const [start, end] = [HIGH * panel, HIGH * (panel + 1)];
+    for (const value of ticks(...ranges[panel], several ? 3 : 5)) {
+      const y = up(value, panel);
+      picture.append(svg("line", { x1: LEFT, x2: WIDE - RIGHT, y1: y, y2: y, class: "rule" }));
+      label(LEFT - 6, y + 4, print(value), "end");
     }
     const named = data.x_names && data.x_names.map((_, x) => x);
     const longest = named && Math.max(...data.x_names.map((name) => name.length));
@@ -102,11 +115,12 @@ function mount(element, data) {
     const places = named ? named.filter((x) => x % every === 0) : ticks(first, last, 6);
     for (const x of places) {
       const anchor = across(x) > WIDE - RIGHT - 40 ? "end" : across(x) < LEFT + 20 ? "start" : "middle";
-      label(across(x), HIGH - BOTTOM + 15, named ? data.x_names[x] : print(x), anchor);
+      label(across(x), end - BOTTOM + 15, named ? data.x_names[x] : print(x), anchor);
     }
-    label(LEFT - 6, TOP - 11, data.y_label, "start");
-    label((LEFT + WIDE - RIGHT) / 2, HIGH - 8, data.x_label, "middle");
-    picture.append(svg("line", { x1: LEFT, x2: WIDE - RIGHT, y1: HIGH - BOTTOM, y2: HIGH - BOTTOM, class: "axis" }));
+    label(LEFT - 6, start + TOP - 11, name, "start");
+    if (end === total) label((LEFT + WIDE - RIGHT) / 2, end - 8, data.x_label, "middle");
+    const axis = { x1: LEFT, x2: WIDE - RIGHT, y1: end - BOTTOM, y2: end - BOTTOM };
+    picture.append(svg("line", { ...axis, class: "axis" }));
   }
 
   function label(x, y, text, anchor) {
@@ -115,10 +129,24 @@ function mount(element, data) {
     picture.append(node);
   }
 
-  function draw(line, number) {
+  /** The name of each line of a panel where it ends, from the highest to the lowest. */
+  function nameEnds(panel) {
+    const ends = data.lines
+      .filter((line) => line.panel === panel && line.y.some((value) => value !== null))
+      .map((line) => [up(line.y.filter((value) => value !== null).pop(), panel), line.name])
+      .sort(([a], [b]) => a - b);
+    let free = HIGH * panel + TOP;
+    for (const [y, name] of ends) {
+      const at = Math.max(free, y + 4);
+      label(WIDE - RIGHT + 6, at, name, "start");
+      free = at + 13;
+    }
+  }
+
+  function draw(line) {
     const group = svg("g", { class: line.faint ? "faint" : "" });
     const there = line.x.map((_, at) => at).filter((at) => line.y[at] !== null);
-    const path = (of, order) => order.map((at) => `${across(line.x[at])},${up(of[at])}`);
+    const path = (of, order) => order.map((at) => `${across(line.x[at])},${up(of[at], line.panel)}`);
     const banded = there.filter((at) => line.low[at] !== null && line.high[at] !== null);
     if (banded.length) {
       const points = [...path(line.low, banded), ...path(line.high, [...banded].reverse())];
