@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 MEANINGS = {
     "score": "score",
     "copying": "copying score (Σλ / Σ|λ|)",
-    "entropy": "entropy of attention (nats)",
+    "entropy_bits": "entropy of attention (bits)",
     "distance": "mean distance of attention (tokens)",
     "first_token": "share of attention on the first token",
 }
@@ -43,7 +44,7 @@ class HeadsResult(GridResult):
         values: the scores.
         copying: copying score of the OV circuit, -1 to 1; NaN where there is nothing to measure;
             None if it was not asked for.
-        entropy: of attention, in nats.
+        entropy: of attention, in nats; in ``frame`` and in pictures ``entropy_bits``, in bits.
         distance: mean number of tokens that a head looks back.
         first_token: share of attention on the first token of the text.
         queries: how many queries had something to look at.
@@ -68,6 +69,7 @@ class HeadsResult(GridResult):
         """
         super().__post_init__()
         for name, tensor in self._columns().items():
+            name = name.removesuffix("_bits")
             if tensor.shape != self.values.shape:
                 raise InputError(
                     f"{name} has the shape {list(tensor.shape)}, the scores "
@@ -118,6 +120,8 @@ class HeadsResult(GridResult):
                 f"column={column!r}; expected one of {', '.join(MEANINGS)}."
                 f"{nearest(column, MEANINGS)}"
             )
+        if column == "entropy_bits":
+            return self.entropy / math.log(2)
         numbers: Tensor | None = self.values if column == "score" else getattr(self, column)
         if numbers is None:
             raise InputError(

@@ -11,6 +11,7 @@ For attention and MLP outputs the same reading says what that one part, by itsel
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -85,7 +86,11 @@ class LensResult(Result):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row for each layer, text and position; padding is left out."""
+        """One row for each layer, text and position; padding is left out.
+
+        ``entropy`` and ``kl`` are in nats, as the tensors are; ``entropy_bits`` is what pictures
+        show.
+        """
         rows = []
         layers, batch, length = self.entropy.shape
         for index in range(layers):
@@ -107,6 +112,7 @@ class LensResult(Result):
             "prediction": None if self.top_probability[at].isnan().any() else self.piece_of[best],
             "probability": float(self.top_probability[at][0]),
             "entropy": float(self.entropy[at]),
+            "entropy_bits": float(self.entropy[at]) / math.log(2),
             "kl": float(self.kl[at]),
             "next_probability": float(self.next_probability[at]),
             "next_rank": int(self.next_rank[at]),

@@ -84,16 +84,17 @@ class LensView(View):
 
     @property
     def frame(self) -> pd.DataFrame:
-        """One row for each candidate: layer, pos, token, rank, candidate, probability, entropy."""
+        """One row each: layer, pos, token, rank, candidate, probability, entropy_bits."""
+        entropy = self.entropy * BITS
         rows = [
-            (name, at, self.pieces[at], rank + 1, candidate, probability, self.entropy[row, at])
+            (name, at, self.pieces[at], rank + 1, candidate, probability, entropy[row, at])
             for row, name in enumerate(self.row_labels)
             for at in range(len(self.pieces))
             for rank, (candidate, probability) in enumerate(
                 zip(self.candidates[row][at], self.probabilities[row, at], strict=True)
             )
         ]
-        names = ["layer", "pos", "token", "rank", "candidate", "probability", "entropy"]
+        names = ["layer", "pos", "token", "rank", "candidate", "probability", "entropy_bits"]
         return make_frame(rows, columns=names)
 
     @property

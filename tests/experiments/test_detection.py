@@ -17,6 +17,7 @@ from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.errors import InputError
+from neox_lab.experiments.detection_result import HeadsResult
 from neox_lab.gym import planting
 
 TEXTS = ["abcabc bca", "the cat the hat the mat", "zz", "one two one two one", "qwertyqwe"]
@@ -265,7 +266,7 @@ def test_the_result_as_table_and_picture(tmp_path: Path) -> None:
         plain.view("copying")
     result = nl.detect.heads(nl.gym.planted(), copying=True)
     frame = result.frame
-    columns = ["layer", "head", "score", "copying", "entropy", "distance", "first_token"]
+    columns = ["layer", "head", "score", "copying", "entropy_bits", "distance", "first_token"]
     assert list(frame.columns) == columns
     assert len(frame) == 8
     row = frame.iloc[6]
@@ -283,6 +284,11 @@ def test_the_result_as_table_and_picture(tmp_path: Path) -> None:
     assert "layer 1, head 2" in repr(result)
     for column in columns[2:]:
         assert len(result.view(column).frame) == 8
+    bits = torch.tensor(frame["entropy_bits"].to_numpy()).view(2, 4)
+    torch.testing.assert_close(bits.exp2(), result.entropy.exp())  # as many equal choices
+    assert result.view("entropy_bits").value_name == "entropy of attention (bits)"
+    result.save(tmp_path / "heads.safetensors")  # a saved result holds tensors, in nats as ever
+    assert HeadsResult.load(tmp_path / "heads.safetensors").frame.equals(frame)
     with pytest.raises(InputError, match="entropy"):
         result.view("entropi")
     with pytest.raises(AttributeError):

@@ -350,7 +350,7 @@ def test_top_goes_by_the_effect_of_a_patch_and_by_the_score_of_a_head() -> None:
     )
     found = heads.top()
     assert found[["layer", "head"]].values.tolist() == [[1, 0], [1, 1], [0, 0], [0, 1]]
-    assert list(found)[2:] == ["score", "copying", "entropy", "distance", "first_token"]
+    assert list(found)[2:] == ["score", "copying", "entropy_bits", "distance", "first_token"]
 
 
 def test_results_are_equal_where_their_contents_are(tmp_path: Path) -> None:

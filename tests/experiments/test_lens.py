@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from oracle import pair, tokens
@@ -71,6 +72,9 @@ def test_what_cannot_be_asked(model: Any) -> None:
 def test_frame_and_files(model: Any, tmp_path: Any) -> None:
     result = nl.lens.logit_lens(model, tokens(2, 5), watch=[3])
     assert len(result.frame) == 4 * 2 * 5
+    assert result.frame["entropy_bits"].tolist() == pytest.approx(
+        (result.entropy[result.mask.expand_as(result.entropy)] / np.log(2)).tolist()
+    )
     assert {"kl", "entropy", "p(⟨3⟩)", "rank(⟨3⟩)"} <= set(result.frame.columns)
     assert result.to_png(tmp_path / "lens.png").startswith(b"\x89PNG")
     assert "text/html" in result._repr_mimebundle_()

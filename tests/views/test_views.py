@@ -1178,6 +1178,7 @@ def test_entropy_is_read_in_bits() -> None:
     view = LensView([[["a", "b", "c", "d"]]], uniform, [[np.log(4)]], ["final"], ["x"])
     assert view.data()["lines"][0][0] == ["entropy of all: 2.00 bits"]
     assert view.tables()[0].rows[0][-1] == "2.00"
+    assert view.frame["entropy_bits"].tolist() == pytest.approx([2.0] * 4)
 
 
 def same_ends(count: int) -> list[str]:
