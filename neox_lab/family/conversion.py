@@ -95,12 +95,16 @@ def from_transformers(
     if isinstance(made, GPTNeoXForCausalLM) and settings is not None:
         made.generation_config = GenerationConfig.from_dict(json.loads(settings.to_json_string()))
     if tokenizer is not None:
-        made.tokenizer = _ours(tokenizer)
+        made.tokenizer = tokenizer_from_transformers(tokenizer)
     return made
 
 
-def _ours(tokenizer: ForeignTokenizer) -> GPTNeoXTokenizerFast:
-    """A tokenizer of either library as ours, by way of its files."""
+def tokenizer_from_transformers(tokenizer: ForeignTokenizer) -> GPTNeoXTokenizerFast:
+    """A tokenizer of either library as ours, by way of its files.
+
+    Raises:
+        InputError: it is none.
+    """
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
     if isinstance(tokenizer, GPTNeoXTokenizerFast):

@@ -66,6 +66,41 @@ def next_token_loss(
     return _cross_entropy(flat, targets, num_items_in_batch, ignore_index)
 
 
+def text_loss(
+    logits: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    per_token: bool = False,
+) -> Tensor:
+    """How surprising the tokens of texts are to the model that read them, in nats.
+
+    Args:
+        logits: ``[batch, pos, vocab]``.
+        input_ids: what was read, ``[batch, pos]``.
+        attention_mask: 0 for padding ``[batch, pos]``; a token counts if it and the one before it
+            are text.
+        per_token: the loss of each token but the first, ``[batch, pos - 1]``, 0 where none counts.
+
+    Returns:
+        The mean over the tokens that count, a scalar, unless ``per_token``; in float32.
+
+    Raises:
+        InputError: logits and tokens cover different positions.
+    """
+    targets = _as_targets(input_ids, 2)
+    if attention_mask is not None:
+        text = attention_mask.bool()
+        counts = F.pad(text[:, :-1] & text[:, 1:], (1, 0))
+        targets = targets.masked_fill(~counts.to(targets.device), IGNORED)
+    if not per_token:
+        return next_token_loss(logits, targets)
+    asked = logits[:, :-1].float().mT  # [batch, vocab, pos - 1]
+    return F.cross_entropy(
+        asked, targets[:, 1:].to(logits.device), ignore_index=IGNORED, reduction="none"
+    )
+
+
 def _as_targets(labels: Tensor, axes: int) -> Tensor:
     """Labels as whole numbers that a loss takes.
 

@@ -334,12 +334,13 @@ class WeightViews(StackedWeights):
 
     @property
     def b_U(self) -> Tensor:  # noqa: N802
-        """Bias of the unembedding ``[vocab]``: GPT-NeoX has none, so zeros.
+        """Bias of the unembedding ``[vocab]``: GPT-NeoX has none, so zeros; folded models have one.
 
         Raises:
             ConfigError: this model's head is not an unembedding.
         """
-        return self.W_U.new_zeros(self.W_U.shape[1])
+        unembedding, bias = self.W_U, self.output_map.bias
+        return unembedding.new_zeros(unembedding.shape[1]) if bias is None else bias
 
     def __dir__(self) -> list[str]:
         """All names but those that this head has no answer to; torch.jit asks for every one."""

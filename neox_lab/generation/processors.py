@@ -18,6 +18,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
+from neox_lab.checks import check, number
 from neox_lab.errors import GenerationError
 
 NEVER = float("-inf")
@@ -124,6 +125,25 @@ class SequenceBias(LogitsProcessor):
             stands = (end[:, None, :] == sequences[None, :, :-1]).all(dim=-1)  # [batch, sequence]
             bias.index_add_(1, sequences[:, -1], torch.where(stands, amounts, 0.0))
         return scores + bias
+
+
+class FrequencyPenalty(LogitsProcessor):
+    """Take from each token's score a number for every time it stands in the text, prompt included.
+
+    Args:
+        penalty: the number, at least 0.
+
+    Raises:
+        GenerationError: it is negative or no number.
+    """
+
+    def __init__(self, penalty: float) -> None:
+        self.penalty = check("penalty", penalty, number(least=0), GenerationError)
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """New scores ``[batch, vocab]``."""
+        once = scores.new_full((), -self.penalty).expand(input_ids.shape)
+        return scores.scatter_add(1, input_ids, once)
 
 
 class NoBadWords(SequenceBias):

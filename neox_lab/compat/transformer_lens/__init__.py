@@ -2,7 +2,7 @@
 
 An existing notebook on a Pythia model changes its import lines::
 
-    from neox_lab.compat import transformer_lens
+    import neox_lab.compat.transformer_lens as transformer_lens
     from neox_lab.compat.transformer_lens import HookedTransformer, utils
 
 and a model that is already loaded is taken through the door with a call::
@@ -11,3 +11,83 @@ and a model that is already loaded is taken through the door with a call::
 
 The module itself answers to that call, so the library keeps the one name it has there.
 """
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from neox_lab.compat.transformer_lens.config import HookedTransformerConfig
+    from neox_lab.compat.transformer_lens.hook_points import HookPoint
+    from neox_lab.compat.transformer_lens.model import HookedTransformer, TransformerBridge
+    from neox_lab.family import GPTNeoXForCausalLM
+
+_HERE = __name__
+_HOME = {
+    "HookPoint": "hook_points",
+    "HookedTransformer": "model",
+    "HookedTransformerConfig": "config",
+    "TransformerBridge": "model",
+}
+_MODULES = ("hook_points",)
+
+__all__ = ["HookPoint", "HookedTransformer", "HookedTransformerConfig", "TransformerBridge"]
+
+
+class _Door(ModuleType):
+    """This module: a library's name that can be called with a model."""
+
+    def __call__(
+        self,
+        model: GPTNeoXForCausalLM,
+        *,
+        fold_ln: bool = False,
+        center_writing_weights: bool = False,
+        center_unembed: bool = False,
+        fold_value_biases: bool = False,
+        default_prepend_bos: bool = False,
+    ) -> HookedTransformer:
+        """The model, with TransformerLens's names and calls; weights are shared, not copied.
+
+        Args:
+            model: a language model of this package.
+            fold_ln: move the layer norms' numbers into the weights. This and the next three give a
+                model of processed weights, see ``nl.folded``; ``model`` stays as it is.
+            center_writing_weights: what is written to the residual stream has a mean of zero.
+            center_unembed: the unembedding has a mean of zero over the vocabulary.
+            fold_value_biases: move ``b_V`` into ``b_O``.
+            default_prepend_bos: put the beginning-of-text token before texts.
+
+        Raises:
+            InputError: no language model of this package.
+        """
+        from neox_lab.compat.transformer_lens.model import HookedTransformer
+
+        hooked = HookedTransformer(model, default_prepend_bos=default_prepend_bos)
+        hooked.process_weights_(
+            fold_ln=fold_ln,
+            center_writing_weights=center_writing_weights,
+            center_unembed=center_unembed,
+            fold_value_biases=fold_value_biases,
+        )
+        return hooked
+
+
+sys.modules[__name__].__class__ = _Door
+
+
+def __getattr__(name: str) -> object:
+    """Import a name when it is first asked for."""
+    if name in _MODULES:
+        return importlib.import_module(f"{_HERE}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module {_HERE!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{_HERE}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Public names, for completion."""
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -1,0 +1,123 @@
+"""``model.cfg``: a model's configuration by TransformerLens's names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import PurePath
+from typing import Any
+
+from neox_lab.errors import ConfigError, nearest
+from neox_lab.family import GPTNeoXForCausalLM
+
+_OF_MODEL: dict[str, Callable[[GPTNeoXForCausalLM], object]] = {
+    "n_layers": lambda model: model.config.num_hidden_layers,
+    "d_model": lambda model: model.config.hidden_size,
+    "n_heads": lambda model: model.config.num_attention_heads,
+    "d_head": lambda model: model.config.head_size,
+    "d_mlp": lambda model: model.config.intermediate_size,
+    "d_vocab": lambda model: model.config.vocab_size,
+    "d_vocab_out": lambda model: model.config.vocab_size,
+    "n_ctx": lambda model: model.config.max_position_embeddings,
+    "act_fn": lambda model: model.config.hidden_act,
+    "eps": lambda model: model.config.layer_norm_eps,
+    "initializer_range": lambda model: model.config.initializer_range,
+    "parallel_attn_mlp": lambda model: model.config.use_parallel_residual,
+    "rotary_dim": lambda model: model.config.rotary_ndims,
+    "rotary_base": lambda model: model.config.rotary_emb_base,
+    "attn_scale": lambda model: model.config.head_size**0.5,
+    "device": lambda model: model.device,
+    "dtype": lambda model: model.dtype,
+    "n_params": lambda model: sum(p.numel() for p in model.backbone.layers.parameters()),
+    "model_name": lambda model: PurePath(model.config.name_or_path).name,
+    "tokenizer_name": lambda model: model.config.name_or_path,
+}
+_ALWAYS: dict[str, object] = {
+    "attention_dir": "causal",
+    "attn_only": False,
+    "attn_types": None,
+    "final_rms": False,
+    "gated_mlp": False,
+    "init_mode": "gpt2",
+    "n_devices": 1,
+    "n_key_value_heads": None,
+    "original_architecture": "GPTNeoXForCausalLM",
+    "positional_embedding_type": "rotary",
+    "rotary_adjacent_pairs": False,
+    "scale_attn_by_inverse_layer_idx": False,
+    "seed": None,
+    "tokenizer_prepends_bos": False,
+    "use_attn_scale": True,
+    "use_local_attn": False,
+    "window_size": None,
+}
+_SWITCHES = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
+
+
+class HookedTransformerConfig:
+    """What a model is, by TransformerLens's names; a view of ``model.native.config``.
+
+    Only the switches ``use_attn_result``, ``use_split_qkv_input``, ``use_attn_in``,
+    ``use_hook_mlp_in`` and ``default_prepend_bos`` can be set. The first four are remembered and
+    change nothing: every hook point is always there.
+    """
+
+    def __init__(
+        self,
+        model: GPTNeoXForCausalLM,
+        *,
+        default_prepend_bos: bool = False,
+        checkpoint_index: int | None = None,
+        checkpoint_value: int | None = None,
+    ) -> None:
+        """The configuration of ``model``."""
+        self.__dict__.update(
+            dict.fromkeys(_SWITCHES, False),
+            _model=model,
+            default_prepend_bos=default_prepend_bos,
+            normalization_type="LN",
+            checkpoint_index=checkpoint_index,
+            checkpoint_value=checkpoint_value,
+            from_checkpoint=checkpoint_value is not None,
+        )
+
+    def follow(self, model: GPTNeoXForCausalLM, *, folded: bool) -> None:
+        """Become the configuration of a model with processed weights."""
+        self.__dict__["_model"] = model
+        if folded:
+            self.__dict__["normalization_type"] = "LNPre"
+
+    def __getattr__(self, name: str) -> Any:
+        """A setting; AttributeError names the nearest if there is none of this name."""
+        if name in _OF_MODEL:
+            return _OF_MODEL[name](self.__dict__["_model"])
+        if name in _ALWAYS:
+            return _ALWAYS[name]
+        raise AttributeError(f"cfg has no {name!r}.{nearest(name, dir(self))}")
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Set a switch.
+
+        Raises:
+            ConfigError: it is none, but a property of the weights.
+        """
+        if name not in (*_SWITCHES, "default_prepend_bos"):
+            raise ConfigError(
+                f"cfg.{name} says what the weights are, and cannot be set; expected one of "
+                f"{', '.join((*_SWITCHES, 'default_prepend_bos'))}."
+            )
+        self.__dict__[name] = value
+
+    def __dir__(self) -> list[str]:
+        """Every name, for completion."""
+        own = [name for name in self.__dict__ if not name.startswith("_")]
+        return sorted([*own, *_OF_MODEL, *_ALWAYS, "follow", "to_dict"])
+
+    def to_dict(self) -> dict[str, object]:
+        """Every setting by name."""
+        names = (name for name in dir(self) if name not in ("follow", "to_dict"))
+        return {name: getattr(self, name) for name in names}
+
+    def __repr__(self) -> str:
+        """One setting a line."""
+        lines = [f"    {name}={value!r}" for name, value in self.to_dict().items()]
+        return "\n".join(["HookedTransformerConfig(", *lines, ")"])

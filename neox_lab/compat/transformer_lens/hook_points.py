@@ -1,0 +1,255 @@
+"""Hooks that stay until they are taken away, placed for each run on the model's hook points."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Literal, Self, TypeAlias
+
+from torch import Tensor
+
+from neox_lab.checks import check, one_of
+from neox_lab.errors import HookError
+from neox_lab.family import GPTNeoXForCausalLM
+from neox_lab.hooks.hooking import HookList
+from neox_lab.hooks.names import Name, ShortForm, exact, find
+from neox_lab.model.hook_points import HookFunction
+from neox_lab.model.hook_points import HookPoint as NativePoint
+
+Direction: TypeAlias = Literal["fwd", "bwd", "both"]
+AnyHook: TypeAlias = Callable[..., "Tensor | None"]
+"""A function of a tensor and, by keyword, ``hook``."""
+AddedHooks: TypeAlias = Sequence[tuple[Name, AnyHook]]
+
+
+@dataclass(eq=False)
+class LensHandle:
+    """One hook at one point.
+
+    Attributes:
+        hook: the function.
+        is_permanent: it stays when hooks are reset.
+    """
+
+    hook: AnyHook
+    is_permanent: bool = False
+
+
+class HookPoint:
+    """One named place of one model, with the hooks that were added there.
+
+    Attributes:
+        name: full name, such as ``blocks.3.attn.hook_q``.
+        ctx: for whatever hooks want to remember; emptied by ``reset_hooks``.
+        fwd_hooks: hooks on the tensor, in the order in which they run.
+        bwd_hooks: hooks on its gradient.
+    """
+
+    def __init__(self, name: str) -> None:
+        """A point without hooks."""
+        self.name = name
+        self.ctx: dict[object, object] = {}
+        self.fwd_hooks: list[LensHandle] = []
+        self.bwd_hooks: list[LensHandle] = []
+
+    def __repr__(self) -> str:
+        """The name."""
+        return f"HookPoint({self.name!r})"
+
+    def layer(self) -> int:
+        """Number of the block.
+
+        Raises:
+            HookError: the point is in no block.
+        """
+        if not self.name.startswith("blocks."):
+            raise HookError(f"{self.name!r} is in no block, so it has no layer.")
+        return int(self.name.split(".")[1])
+
+    def add_hook(
+        self,
+        hook: AnyHook,
+        dir: Literal["fwd", "bwd"] = "fwd",
+        is_permanent: bool = False,
+        prepend: bool = False,
+    ) -> LensHandle:
+        """Let every run from now on call ``hook(tensor, hook=point)`` here.
+
+        Args:
+            hook: returns None to leave the tensor, or a tensor to replace it.
+            dir: ``"bwd"`` for gradients.
+            is_permanent: it stays when hooks are reset.
+            prepend: run it before those that are there.
+
+        Raises:
+            HookError: another direction.
+        """
+        check("dir", dir, one_of("fwd", "bwd"), HookError)
+        handle = LensHandle(hook, is_permanent)
+        there = self._handles(dir)[0]
+        there.insert(0 if prepend else len(there), handle)
+        return handle
+
+    def add_perma_hook(self, hook: AnyHook, dir: Literal["fwd", "bwd"] = "fwd") -> LensHandle:
+        """``add_hook`` with ``is_permanent=True``."""
+        return self.add_hook(hook, dir, is_permanent=True)
+
+    def remove_hooks(self, dir: Direction = "fwd", including_permanent: bool = False) -> None:
+        """Take hooks away, permanent ones only if asked to."""
+        for handles in self._handles(dir):
+            handles[:] = [h for h in handles if h.is_permanent and not including_permanent]
+
+    def remove(self, handle: LensHandle) -> None:
+        """Take one hook away; nothing happens where it is gone already."""
+        for handles in self._handles("both"):
+            handles[:] = [each for each in handles if each is not handle]
+
+    def has_hooks(self, dir: Direction = "both", including_permanent: bool = True) -> bool:
+        """Whether there are hooks in a direction."""
+        handles = [handle for each in self._handles(dir) for handle in each]
+        return any(including_permanent or not handle.is_permanent for handle in handles)
+
+    def clear_context(self) -> None:
+        """Empty ``ctx``."""
+        self.ctx = {}
+
+    def _handles(self, dir: Direction) -> list[list[LensHandle]]:
+        check("dir", dir, one_of("fwd", "bwd", "both"), HookError)
+        both = {"fwd": [self.fwd_hooks], "bwd": [self.bwd_hooks]}
+        return both.get(dir) or [self.fwd_hooks, self.bwd_hooks]
+
+    def placed(self, dir: Literal["fwd", "bwd"]) -> HookList:
+        """The hooks of a direction as this package takes them."""
+        return [(self.name, self._with_keyword(each.hook)) for each in self._handles(dir)[0]]
+
+    def _with_keyword(self, function: AnyHook) -> HookFunction:
+        @wraps(function)
+        def call(tensor: Tensor, _point: NativePoint) -> Tensor | None:
+            return function(tensor, hook=self)
+
+        return call
+
+
+class Hooks:
+    """Adding hooks to a model and taking them away again."""
+
+    native: GPTNeoXForCausalLM
+    hook_dict: dict[str, HookPoint]
+    """Every hook point by name, in the order of the forward pass."""
+
+    @property
+    def hook_points(self) -> list[HookPoint]:
+        """Every hook point, in the order of the forward pass."""
+        return list(self.hook_dict.values())
+
+    def hook_point(self, name: str | ShortForm) -> HookPoint:
+        """The hook point of one name, alias or short form."""
+        return self.hook_dict[exact(name, self.native.hook_points)]
+
+    def add_hook(
+        self,
+        name: Name,
+        hook: AnyHook,
+        dir: Literal["fwd", "bwd"] = "fwd",
+        is_permanent: bool = False,
+        prepend: bool = False,
+    ) -> None:
+        """Let every run from now on call a hook; see ``HookPoint.add_hook``.
+
+        Args:
+            name: a hook name, or a function of names.
+            hook: called as ``hook(tensor, hook=point)``.
+            dir: ``"bwd"`` for gradients.
+            is_permanent: it stays when hooks are reset.
+            prepend: run it before those that are there.
+
+        Raises:
+            HookNameError: the name matches no hook point.
+        """
+        self._add(name, hook, dir, is_permanent, prepend)
+
+    def add_perma_hook(self, name: Name, hook: AnyHook, dir: Literal["fwd", "bwd"] = "fwd") -> None:
+        """``add_hook`` with ``is_permanent=True``."""
+        self._add(name, hook, dir, is_permanent=True)
+
+    def _add(
+        self,
+        name: Name,
+        hook: AnyHook,
+        dir: Literal["fwd", "bwd"],
+        is_permanent: bool = False,
+        prepend: bool = False,
+    ) -> list[tuple[HookPoint, LensHandle]]:
+        points = [self.hook_dict[point.name] for point in find(name, self.native.hook_points)]
+        return [(point, point.add_hook(hook, dir, is_permanent, prepend)) for point in points]
+
+    def reset_hooks(
+        self,
+        clear_contexts: bool = True,
+        direction: Direction = "both",
+        including_permanent: bool = False,
+    ) -> None:
+        """Take all hooks away, permanent ones only if asked to."""
+        if clear_contexts:
+            self.clear_contexts()
+        self.remove_all_hook_fns(direction, including_permanent)
+
+    def remove_all_hook_fns(
+        self, direction: Direction = "both", including_permanent: bool = False
+    ) -> None:
+        """Take all hooks away, and leave what they remember in ``ctx``."""
+        for point in self.hook_points:
+            point.remove_hooks(direction, including_permanent)
+
+    def clear_contexts(self) -> None:
+        """Empty every hook point's ``ctx``."""
+        for point in self.hook_points:
+            point.clear_context()
+
+    @contextmanager
+    def hooks(
+        self,
+        fwd_hooks: AddedHooks = (),
+        bwd_hooks: AddedHooks = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+    ) -> Iterator[Self]:
+        """Add hooks for the duration of a ``with`` block.
+
+        Args:
+            fwd_hooks: pairs of a name (or a function of names) and a function, which is called as
+                ``function(tensor, hook=point)``.
+            bwd_hooks: likewise, called with gradients.
+            reset_hooks_end: take these hooks away again at the end.
+            clear_contexts: empty the ``ctx`` of their hook points, too.
+
+        Raises:
+            HookNameError: a name matches no hook point.
+        """
+        added: list[tuple[HookPoint, LensHandle]] = []
+        try:
+            for name, function in fwd_hooks:
+                added += self._add(name, function, "fwd")
+            for name, function in bwd_hooks:
+                added += self._add(name, function, "bwd")
+            yield self
+        finally:
+            _take_away(added if reset_hooks_end else [])
+            if clear_contexts:
+                for point, _ in added:
+                    point.clear_context()
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Place the hooks that were added on the model, for one run."""
+        forward = [pair for point in self.hook_points for pair in point.placed("fwd")]
+        backward = [pair for point in self.hook_points for pair in point.placed("bwd")]
+        with self.native.hooks(forward, backward, must_fire=False):
+            yield
+
+
+def _take_away(added: Iterable[tuple[HookPoint, LensHandle]]) -> None:
+    for point, handle in added:
+        point.remove(handle)

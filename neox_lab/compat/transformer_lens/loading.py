@@ -1,0 +1,70 @@
+"""From TransformerLens's names of models and checkpoints to this package's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from neox_lab.checks import check, whole
+from neox_lab.errors import ConfigError
+from neox_lab.family import GPTNeoXForCausalLM, from_transformers, load
+from neox_lab.family.conversion import (
+    ForeignModel,
+    ForeignTokenizer,
+    tokenizer_from_transformers,
+)
+
+CHECKPOINTS = (0, *(2**power for power in range(10)), *range(1000, 144_000, 1000))
+"""The steps after which every Pythia model was saved."""
+
+
+def full_name(name: str | None) -> str | None:
+    """The hub's name of a model: ``"pythia-70m"`` is ``"EleutherAI/pythia-70m"``."""
+    if name is None or "/" in name or Path(name).exists():
+        return name
+    return f"EleutherAI/{name}"
+
+
+def checkpoint_step(index: int | None, value: int | None) -> int | None:
+    """After how many steps a checkpoint was saved; None if none is asked for.
+
+    Raises:
+        ConfigError: both are given, or there is no such checkpoint.
+    """
+    if index is not None and value is not None:
+        raise ConfigError("Pass checkpoint_index or checkpoint_value, not both.")
+    if index is not None:
+        most = len(CHECKPOINTS) - 1
+        kind = whole(least=-most - 1, most=most)
+        return CHECKPOINTS[check("checkpoint_index", index, kind, ConfigError)]
+    if value is not None and value not in CHECKPOINTS:
+        raise ConfigError(
+            f"checkpoint_value={value!r}; Pythia was saved after 0, 1, 2, 4, ... 512 steps and "
+            "after every 1000 up to 143000."
+        )
+    return value
+
+
+def native_model(
+    name: str | None,
+    given: ForeignModel | GPTNeoXForCausalLM | None,
+    tokenizer: ForeignTokenizer | None,
+    device: str | torch.device | None,
+    dtype: torch.dtype | str,
+    revision: str | None,
+) -> GPTNeoXForCausalLM:
+    """A language model of this package, from files or from a model in memory.
+
+    Raises:
+        ConfigError: the model in memory is no language model.
+    """
+    if given is None:
+        model = load(full_name(name), revision=revision, dtype=dtype, device=device)
+        if tokenizer is not None:
+            model.tokenizer = tokenizer_from_transformers(tokenizer)
+        return model
+    found = given if isinstance(given, GPTNeoXForCausalLM) else from_transformers(given, tokenizer)
+    if not isinstance(found, GPTNeoXForCausalLM):
+        raise ConfigError(f"hf_model is a {type(found).__name__}; expected GPTNeoXForCausalLM.")
+    return found if device is None else found.to(device)
