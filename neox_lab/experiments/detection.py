@@ -23,25 +23,13 @@ a text counts by how many it has; ``result.samples`` has each text's own score.
 All heads are measured in one pass, and each attention pattern is dropped as soon as it was added
 up, so memory does not grow with the number of layers or texts.
 
-How a head attends does not say what it copies. The *copying score*, which is computed with
-``copying=True``, says whether a head raises the
-logits of the very tokens it looks at (Elhage et al., 2021, "A Mathematical Framework for
-Transformer Circuits"). Let X ``[vocab, d_model]`` be what the head's layer reads, after its layer
-norm, of each token standing alone; with λ the eigenvalues of the map X W_V W_O W_U from tokens to
-logits,
-
-    copying = Σ λ / Σ |λ|                                -1 to 1
-
-A head that copies has positive eigenvalues and a score near 1. In layer 0 X is the embedding, as in
-the paper. Later layers read what earlier ones made of it (as Wang et al., 2022, arXiv:2211.00593,
-do for the first MLP): heads that copy perfectly can score 0 on the bare embedding. Layer norms are
-folded into the weights (``neox_lab.family.folded``).
+How a head attends does not say what it copies; ``copying_scores`` does (see ``copying``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -50,11 +38,10 @@ from neox_lab.checks import COUNT, SEED, SWITCH, check, one_of, require_model, s
 from neox_lab.data.batches import by_length
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError, nearest
+from neox_lab.experiments.copying import copying_scores
 from neox_lab.experiments.detection_result import HeadsResult
 from neox_lab.family.base import GPTNeoXPreTrainedModel
 from neox_lab.family.contract import HookedModel
-from neox_lab.family.factored import FactoredMatrix
-from neox_lab.family.folded import folded
 from neox_lab.family.text import Inputs
 from neox_lab.hooks import reads_only
 
@@ -71,13 +58,13 @@ __all__ = [
     "duplicate_token",
     "heads",
     "induction",
+    "pattern_score",
     "previous_token",
     "repeated_tokens",
 ]
 
 MEASURES = ("share", "mul", "abs")
 _DRAWN = whole(least=1, most=2**20)
-SAMPLE = 2048  # tokens that the copying score is taken from
 
 
 def previous_token(tokens: Tensor) -> Tensor:
@@ -142,6 +129,49 @@ def repeated_tokens(model: HookedModel, length: int = 50, count: int = 8, seed: 
     weights = allowed.float().expand(count, -1)
     once = torch.multinomial(weights, length, replacement=again, generator=generator)
     return torch.cat((once, once), dim=1).to(model.device)
+
+
+def pattern_score(
+    attention: Tensor,
+    pattern: Tensor,
+    measure: Literal["mul", "abs"] = "mul",
+    *,
+    exclude_first_token: bool = False,
+    exclude_own_token: bool = False,
+) -> Tensor:
+    """How much attention that is at hand goes where a pattern says.
+
+    Args:
+        attention: ``[.., query_pos, key_pos]`` of one text or of many, such as
+            ``cache["pattern", layer]``.
+        pattern: ``[query_pos, key_pos]``, see the module's docstring.
+        measure: ``"mul"``: Σ A D / Σ A, the share of attention on the pattern; ``"abs"``:
+            1 - Σ |A - D| / queries, which is 1 for attention that equals the pattern.
+        exclude_first_token: do not count attention on the text's first token.
+        exclude_own_token: do not count attention on the query's own token.
+
+    Returns:
+        ``[..]``: -1 to 1 for ``"abs"``, 0 to 1 for ``"mul"``.
+
+    Raises:
+        InputError: shapes that do not fit, or an unknown measure.
+    """
+    check("measure", measure, one_of("mul", "abs"), InputError)
+    if attention.shape[-2:] != pattern.shape or pattern.shape[0] != pattern.shape[-1]:
+        raise InputError(
+            f"attention has shape {list(attention.shape)}, pattern {list(pattern.shape)}; expected "
+            "[.., query_pos, key_pos] and [query_pos, key_pos], of as many queries as keys."
+        )
+    length = len(pattern)
+    counts = torch.ones(length, length, device=attention.device)
+    if exclude_own_token:
+        counts.fill_diagonal_(0)
+    if exclude_first_token:
+        counts[:, 0] = 0
+    attention, target = attention.float() * counts, pattern.to(attention.device).float() * counts
+    if measure == "abs":
+        return 1 - (attention - target).abs().sum(dim=(-2, -1)) / length
+    return (attention * target).sum(dim=(-2, -1)) / attention.sum(dim=(-2, -1))
 
 
 @torch.no_grad()
@@ -291,67 +321,6 @@ class _Sums:
     def mean(self, name: str) -> Tensor:
         """A statistic, averaged over all queries but the first of each text."""
         return (self.sums[name].sum(dim=0) / self.later.sum()).float()
-
-
-@torch.no_grad()
-def copying_scores(model: GPTNeoXPreTrainedModel, sample: int = SAMPLE) -> Tensor:
-    """Σ λ / Σ |λ| of each head's map from tokens to logits, float32 ``[layer, head]``.
-
-    See the module's docstring. X W_V W_O W_U shares its eigenvalues with the small matrix
-    W_O W_U X W_V ``[d_head, d_head]``. It is a score of the weights: hooks and spliced functions
-    that are in place take no part.
-
-    NaN where there is nothing to measure: in a model without an unembedding, and for a head whose
-    writing the unembedding does not read.
-
-    Args:
-        model: any of the five classes.
-        sample: how many tokens of the vocabulary are taken, at random. Nearly all the time goes
-            into running the model on them; a quarter of the built-in model's vocabulary moves
-            scores by up to 0.05.
-
-    Raises:
-        InputError: dropout is on, or ``sample`` is no number of tokens.
-    """
-    refuse_dropout(model)
-    sample = check("sample", sample, COUNT, InputError)
-    config = model.config
-    scores = torch.full((config.num_hidden_layers, config.num_attention_heads), torch.nan)
-    if model.get_output_embeddings() is None:
-        return scores
-    weights = folded(model)
-    for layer, (block, around) in enumerate(
-        zip(weights.blocks, _around(model, sample), strict=True)
-    ):
-        value, output = block.W_V.float(), block.W_O.float()
-        product = FactoredMatrix(value, output @ around)
-        real, size = product.eigenvalues.real.sum(-1), product.eigenvalues.abs().sum(-1)
-        # Rounding leaves something even where the exact product is zero.
-        largest = value.norm(dim=(1, 2)) * output.norm(dim=(1, 2)) * around.norm()
-        scores[layer] = (real / size).masked_fill(size <= 1e-5 * largest, torch.nan).cpu()
-    return scores
-
-
-def _around(model: GPTNeoXPreTrainedModel, sample: int) -> list[Tensor]:
-    """W_U X ``[d_model, d_model]`` of each layer: from logits back to what the layer reads."""
-    config = model.config
-    layers = config.num_hidden_layers
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randperm(config.vocab_size, generator=generator)[:sample].to(model.device)
-    unembed = folded(model).W_U[:, tokens].float()
-    sums = [unembed.new_zeros(config.hidden_size, config.hidden_size) for _ in range(layers)]
-    for batch, columns in zip(
-        torch.split(tokens, 256), torch.split(unembed, 256, dim=1), strict=True
-    ):
-
-        @reads_only
-        def add(read: Tensor, hook: HookPoint, columns: Tensor = columns) -> None:
-            assert hook.layer is not None
-            sums[hook.layer] += columns @ read[:, 0].float()
-
-        with model.hook_stack.suspended(), model.hooks([("blocks.*.ln1.hook_normalized", add)]):
-            model.backbone(batch[:, None], use_cache=False)
-    return sums
 
 
 def _usual_length(model: HookedModel) -> int:

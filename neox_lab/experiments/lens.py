@@ -23,6 +23,7 @@ from neox_lab.checks import check, name_not_finite, one_of, require_model, sever
 from neox_lab.errors import InputError
 from neox_lab.experiments.parts_alone import check_parts
 from neox_lab.experiments.patching.prompts import refuse_other_angles
+from neox_lab.experiments.singular_vectors import singular_vectors
 from neox_lab.experiments.splices import IN_NETWORK, check_splices
 from neox_lab.frames import make_frame
 from neox_lab.model.parts import at_least_float32
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
     from neox_lab.views import LensView
 
-__all__ = ["LENS_SITES", "LensResult", "logit_lens"]
+__all__ = ["LENS_SITES", "LensResult", "logit_lens", "predictions", "singular_vectors"]
 
 LENS_SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
@@ -216,6 +217,39 @@ def logit_lens(
         piece_of={token: decode(token) for token in shown},
         **columns,
     )
+
+
+def predictions(
+    logits: Tensor, tokenizer: GPTNeoXTokenizerFast | None = None, top_k: int | None = None
+) -> pd.DataFrame:
+    """What logits say about the next token, as a table, the likeliest first.
+
+    Args:
+        logits: ``[vocab]``, of one position.
+        tokenizer: for the column ``text``.
+        top_k: how many tokens; None for all.
+
+    Returns:
+        ``rank`` (0 is the likeliest), ``token``, ``text`` where there is a tokenizer, ``logit``,
+        ``log_probability`` and ``probability``.
+
+    Raises:
+        InputError: other logits, or ``top_k`` is no number of tokens.
+    """
+    if not isinstance(logits, Tensor) or logits.dim() != 1:
+        raise InputError("logits must be those of one position, [vocab], such as logits[0, -1].")
+    if top_k is not None:
+        top_k = check("top_k", top_k, whole(least=0), InputError)
+    logits = logits.detach().float()
+    order = logits.argsort(descending=True, stable=True)[:top_k]
+    log_probability = logits.log_softmax(dim=-1)[order]
+    columns: dict[str, object] = {"rank": range(len(order)), "token": order.tolist()}
+    if tokenizer is not None:
+        columns["text"] = [str(tokenizer.piece_text(token)) for token in order.tolist()]
+    columns["logit"] = logits[order].tolist()
+    columns["log_probability"] = log_probability.tolist()
+    columns["probability"] = log_probability.exp().tolist()
+    return make_frame(columns)
 
 
 def _predictions(

@@ -101,6 +101,23 @@ def text_loss(
     )
 
 
+def next_token_hits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether the likeliest next token is the one that follows, ``[batch, pos - 1]``.
+
+    Args:
+        logits: ``[batch, pos, vocab]``, also with other leading axes.
+        labels: the input tokens again, ``[batch, pos]``.
+
+    Raises:
+        InputError: logits and labels cover different positions.
+    """
+    if logits.shape[:-1] != labels.shape:
+        raise InputError(
+            f"labels cover {list(labels.shape)} positions, logits {list(logits.shape[:-1])}."
+        )
+    return logits[..., :-1, :].argmax(dim=-1) == labels[..., 1:].to(logits.device)
+
+
 def _as_targets(labels: Tensor, axes: int) -> Tensor:
     """Labels as whole numbers that a loss takes.
 

@@ -127,6 +127,30 @@ def test_texts_are_kept_apart(model: Any, measure: str) -> None:
     assert bool(result.samples[5].isnan().all()) == (measure == "share")
 
 
+def test_scores_of_attention_at_hand(model: Any) -> None:
+    tokens = nl.detect.repeated_tokens(model, length=10, count=1)
+    cache = model.run_with_cache(tokens)[1]
+    target = nl.detect.induction(tokens[0])
+    attention = torch.stack([cache["pattern", layer][0] for layer in range(3)])
+    for measure in ("mul", "abs"):
+        wanted = nl.detect.heads(model, "induction", tokens, measure=measure).values
+        found = nl.detect.pattern_score(attention, target, measure)
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    own, first = torch.eye(20, dtype=torch.bool), torch.zeros(20, 20, dtype=torch.bool)
+    first[:, 0] = True
+    target = nl.detect.previous_token(tokens[0])
+    for no_first, no_own in ((True, False), (False, True), (True, True)):
+        left = attention.masked_fill((first & no_first) | (own & no_own), 0)
+        aim = target.masked_fill((first & no_first) | (own & no_own), 0)
+        chosen = {"exclude_first_token": no_first, "exclude_own_token": no_own}
+        share = nl.detect.pattern_score(attention, target, **chosen)
+        torch.testing.assert_close(share, (left * aim).sum((2, 3)) / left.sum((2, 3)))
+        near = nl.detect.pattern_score(attention, target, "abs", **chosen)
+        torch.testing.assert_close(near, 1 - (left - aim).abs().sum((2, 3)) / 20)
+    with pytest.raises(InputError, match="as many queries as keys"):
+        nl.detect.pattern_score(attention, target[:5])
+
+
 def test_batches_and_order_change_nothing(model: Any) -> None:
     expected = nl.detect.heads(model, "induction", TEXTS, batch_size=1)
     for texts, batch_size in ((TEXTS, 3), (TEXTS, 100), (TEXTS[::-1], 2), (TEXTS * 2, 4)):

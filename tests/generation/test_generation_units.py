@@ -256,3 +256,12 @@ def test_one_query_in_half_precision(dtype: torch.dtype, padded: bool) -> None:
         step = model(ids[:, -1:], attention_mask=mask, past_key_values=past).logits[:, -1]
     assert step.dtype == dtype
     torch.testing.assert_close(step.float(), whole.float(), rtol=0.05, atol=0.3)
+
+
+def test_the_frequency_penalty_counts() -> None:
+    scores = torch.randn(2, 7, generator=torch.Generator().manual_seed(0))
+    ids = torch.tensor([[1, 1, 4], [0, 6, 0]])
+    found = p.FrequencyPenalty(0.5)(ids, scores)
+    counts = torch.stack([torch.bincount(row, minlength=7) for row in ids])
+    torch.testing.assert_close(found, scores - 0.5 * counts)
+    assert torch.equal(p.FrequencyPenalty(0.5)(ids[:, :0], scores), scores)

@@ -463,6 +463,12 @@ def test_no_public_question_is_left_out() -> None:
         "previous_token": "a pattern of one text",
         "repeated_tokens": "makes texts of one length",
         "heads": "tested by itself",
+        "pattern_score": "reads attention of one text",
+        "predictions": "reads logits of one position",
+        "singular_vectors": "reads weights",
+        "generic_activation_patch": "runs the prompts it is given",
+        "make_df_from_ranges": "counts",
+        **dict.fromkeys((n for n in vars(nl.patching) if n.endswith("_setter")), "copies"),
         "windows": "cuts one text",
         "encoded_pair": "cuts one text",
     }

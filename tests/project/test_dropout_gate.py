@@ -60,6 +60,15 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
     "patching.edge_sweep": lambda model: nl.patching.edge_sweep(
         model, CLEAN, CORRUPTED, METRIC, ["L0H0"], ["logits"], progress=False
     ),
+    "patching.generic_activation_patch": lambda model: nl.patching.generic_activation_patch(
+        model,
+        model.to_tokens(CORRUPTED),
+        model.run_with_cache(CLEAN)[1],
+        METRIC,
+        nl.patching.layer_pos_patch_setter,
+        "resid_pre",
+        ("layer", "pos"),
+    ),
     "patching.path_patch": lambda model: nl.patching.path_patch(
         model, CLEAN, CORRUPTED, METRIC, progress=False
     ),
@@ -137,6 +146,7 @@ IN_EVALUATION_MODE: dict[str, tuple[str, Callable[[Any], object]]] = {
 """They turn dropout off themselves, for as long as they take."""
 NO_QUESTIONS = {
     "detect.repeated_tokens",  # tokens alone
+    "lens.singular_vectors",  # weights alone
     "tasks.classification.measure",  # ``evaluate`` of examples that are prepared
     "tasks.harness.adapter",  # see the test of its answers
     "tasks.likelihood.encoded_pair",

@@ -24,6 +24,7 @@ here a sweep is one forward pass whose batch grows on its way up, with the same 
     metric_readout   from the top to the metric
     runner           all of this in order
     result_builder   from scores to a result
+    generic          one run a cell, with a function of one's own that patches
 
 ``ablate`` takes parts away instead; ``path_patch`` and ``edge_sweep`` ask what one part does by way
 of another. ``get_act_patch_*`` are TransformerLens's names.
@@ -63,6 +64,16 @@ from neox_lab.experiments.patching.act_patch import (
     get_act_patch_resid_mid,
     get_act_patch_resid_pre,
 )
+from neox_lab.experiments.patching.generic import (
+    generic_activation_patch,
+    layer_head_dest_src_pos_pattern_patch_setter,
+    layer_head_pattern_patch_setter,
+    layer_head_pos_pattern_patch_setter,
+    layer_head_vector_patch_setter,
+    layer_pos_head_vector_patch_setter,
+    layer_pos_patch_setter,
+    make_df_from_ranges,
+)
 from neox_lab.experiments.patching.result import PatchResult
 from neox_lab.experiments.patching.sites import SITES, Site
 from neox_lab.experiments.patching.sweeps import ablate, sweep
@@ -79,6 +90,7 @@ __all__ = [
     "ablate",
     "class_logit",
     "edge_sweep",
+    "generic_activation_patch",
     "get_act_patch_attn_head_all_pos_every",
     "get_act_patch_attn_head_by_pos_every",
     "get_act_patch_attn_head_k_all_pos",
@@ -99,7 +111,14 @@ __all__ = [
     "get_act_patch_mlp_out",
     "get_act_patch_resid_mid",
     "get_act_patch_resid_pre",
+    "layer_head_dest_src_pos_pattern_patch_setter",
+    "layer_head_pattern_patch_setter",
+    "layer_head_pos_pattern_patch_setter",
+    "layer_head_vector_patch_setter",
+    "layer_pos_head_vector_patch_setter",
+    "layer_pos_patch_setter",
     "logit_difference",
+    "make_df_from_ranges",
     "path_patch",
     "side_logit",
     "span_logit",

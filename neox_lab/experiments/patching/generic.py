@@ -1,0 +1,198 @@
+"""Patching in any way at all: one run a row of a table, with a function of one's own that patches.
+
+    generic_activation_patch(model, corrupted_tokens, clean_cache, metric, layer_pos_patch_setter,
+                             "resid_pre", index_axis_names=("layer", "pos"))       [layer, pos]
+
+TransformerLens's function, its patch setters, and its arguments. ``sweep`` knows what it patches
+and computes many patches at once; here nothing is known, and every cell is a run of its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, overload
+
+import torch
+from torch import Tensor
+
+from neox_lab.dropout import refuse_dropout
+from neox_lab.errors import InputError, nearest
+from neox_lab.experiments.metrics import Metric, bind, evaluate, output_logits
+from neox_lab.frames import make_frame
+from neox_lab.hooks.names import exact
+from neox_lab.progress import Progress
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.family.contract import HookedModel
+    from neox_lab.hooks.cache import ActivationCache
+    from neox_lab.model.hook_points import HookPoint
+
+PatchSetter = Callable[[Tensor, Sequence[int], Tensor], Tensor]
+"""From the corrupted activation (which it may write into), the cell's indices and the clean
+activation to the patched one."""
+
+
+def _setter(indices: int, place: Callable[..., tuple[int | slice, ...]], doc: str) -> PatchSetter:
+    """A setter that copies one part, told by indices behind the layer's."""
+
+    def setter(
+        corrupted_activation: Tensor, index: Sequence[int], clean_activation: Tensor
+    ) -> Tensor:
+        if len(index) != indices:
+            raise InputError(f"index={list(index)}; expected {indices} numbers, the layer first.")
+        part = place(*index[1:])
+        corrupted_activation[part] = clean_activation[part]
+        return corrupted_activation
+
+    setter.__doc__ = doc
+    return setter
+
+
+_ALL = slice(None)
+layer_pos_patch_setter = _setter(
+    2, lambda pos: (_ALL, pos), "``index = [layer, pos]`` of ``[batch, pos, ..]``."
+)
+layer_pos_head_vector_patch_setter = _setter(
+    3,
+    lambda pos, head: (_ALL, pos, head),
+    "``index = [layer, pos, head]`` of ``[batch, pos, head, ..]``.",
+)
+layer_head_vector_patch_setter = _setter(
+    2,
+    lambda head: (_ALL, _ALL, head),
+    "``index = [layer, head]`` of ``[batch, pos, head, ..]``.",
+)
+layer_head_pattern_patch_setter = _setter(
+    2,
+    lambda head: (_ALL, head),
+    "``index = [layer, head]`` of patterns ``[batch, head, dest, source]``.",
+)
+layer_head_pos_pattern_patch_setter = _setter(
+    3,
+    lambda head, dest: (_ALL, head, dest),
+    "``index = [layer, head, dest]`` of patterns ``[batch, head, dest, source]``.",
+)
+layer_head_dest_src_pos_pattern_patch_setter = _setter(
+    4,
+    lambda head, dest, source: (_ALL, head, dest, source),
+    "``index = [layer, head, dest, source]`` of patterns ``[batch, head, dest, source]``.",
+)
+
+
+def make_df_from_ranges(
+    column_max_ranges: Sequence[int], column_names: Sequence[str]
+) -> pd.DataFrame:
+    """Every combination of numbers below ``column_max_ranges``, one a row, the last fastest."""
+    rows = itertools.product(*map(range, column_max_ranges))
+    return make_frame(rows, columns=list(column_names))
+
+
+@overload
+def generic_activation_patch(
+    model: HookedModel,
+    corrupted_tokens: Tensor,
+    clean_cache: ActivationCache,
+    patching_metric: Metric,
+    patch_setter: PatchSetter,
+    activation_name: str,
+    index_axis_names: Sequence[str] | None = None,
+    index_df: pd.DataFrame | None = None,
+    return_index_df: Literal[False] = False,
+) -> Tensor: ...
+@overload
+def generic_activation_patch(
+    model: HookedModel,
+    corrupted_tokens: Tensor,
+    clean_cache: ActivationCache,
+    patching_metric: Metric,
+    patch_setter: PatchSetter,
+    activation_name: str,
+    index_axis_names: Sequence[str] | None = None,
+    index_df: pd.DataFrame | None = None,
+    *,
+    return_index_df: bool,
+) -> Tensor | tuple[Tensor, pd.DataFrame]: ...
+@torch.no_grad()
+def generic_activation_patch(
+    model: HookedModel,
+    corrupted_tokens: Tensor,
+    clean_cache: ActivationCache,
+    patching_metric: Metric,
+    patch_setter: PatchSetter,
+    activation_name: str,
+    index_axis_names: Sequence[str] | None = None,
+    index_df: pd.DataFrame | None = None,
+    return_index_df: bool = False,
+) -> Tensor | tuple[Tensor, pd.DataFrame]:
+    """Run the model once for every cell, each time with another patch, and read the metric.
+
+    Hooks that are in place act on every run.
+
+    Args:
+        model: the model.
+        corrupted_tokens: ids ``[batch, pos]``.
+        clean_cache: of a run whose activations are patched in.
+        patching_metric: from logits to one number.
+        patch_setter: see ``PatchSetter``; the six of this module, or one of your own.
+        activation_name: short name of an activation, such as ``"resid_pre"`` or ``"pattern"``.
+        index_axis_names: axes to go through, from ``layer``, ``pos``, ``head`` (or
+            ``head_index``), ``dest_pos`` and ``src_pos``; the layer first.
+        index_df: or the cells, one a row of numbers, the layer first.
+        return_index_df: also return the cells.
+
+    Returns:
+        The metric of each cell: an axis for each of ``index_axis_names``, or ``[row]``.
+
+    Raises:
+        InputError: dropout is on; both or none of axes and cells, an unknown axis, or a metric
+            that returns no number.
+        HookNameError: no such activation, or the cache does not hold it.
+    """
+    refuse_dropout(model)
+    prepared = model.prepare_inputs(corrupted_tokens)
+    if (index_axis_names is None) == (index_df is None):
+        raise InputError("Give index_axis_names or index_df, one of the two.")
+    if index_df is None:
+        assert index_axis_names is not None
+        shape = _sizes(model, corrupted_tokens.shape[-1], index_axis_names)
+        index_df = make_df_from_ranges(shape, index_axis_names)
+    else:
+        shape = [len(index_df)]
+    cells: list[list[int]] = [[int(number) for number in row] for row in index_df.to_numpy()]
+    metric = bind(patching_metric, model, prepared)
+    found = []
+    with Progress(total=len(cells), unit="patch", delay=1) as bar:
+        for cell in cells:
+            name = exact((activation_name, cell[0]), model.hook_points)
+            clean = clean_cache[name]
+
+            def patch(
+                corrupted: Tensor,
+                hook: HookPoint,
+                cell: list[int] = cell,
+                clean: Tensor = clean,
+            ) -> Tensor:
+                return patch_setter(corrupted, cell, clean)
+
+            with model.hooks([(name, patch)]):
+                found.append(evaluate(metric, output_logits(model(**prepared))).float())
+            bar.update()
+    values = torch.stack(found) if found else torch.zeros(0, device=model.device)
+    values = values.reshape(shape)
+    return (values, index_df) if return_index_df else values
+
+
+def _sizes(model: HookedModel, length: int, axes: Sequence[str]) -> list[int]:
+    """How many numbers each axis runs over."""
+    heads = model.config.num_attention_heads
+    known = {"layer": model.config.num_hidden_layers, "head": heads, "head_index": heads}
+    known |= dict.fromkeys(("pos", "src_pos", "dest_pos"), length)
+    for axis in axes:
+        if axis not in known:
+            raise InputError(
+                f"index_axis_names has {axis!r}; expected {', '.join(known)}.{nearest(axis, known)}"
+            )
+    return [known[axis] for axis in axes]
