@@ -5,9 +5,12 @@
     entry("layer", -1, 6, InputError)                        # 5
 
 One entry is a whole number; several are a slice, a list, a range or an array of whole numbers, or a
-mask with True or False for every entry of the axis. Numbers of NumPy and PyTorch count as Python's.
-Whatever could mean two things is refused: True is not entry 1, 1.5 is not entry 1, and a tuple is
-neither a slice, as it is elsewhere, nor a list.
+mask with True or False for every entry of the axis. A tuple is a slice, as in TransformerLens:
+``(1, 3)`` means ``1:3``. Numbers of NumPy and PyTorch count as Python's. Whatever could mean two
+things is refused: True is not entry 1, and 1.5 is not entry 1.
+
+One number takes the axis away, as in NumPy, and as in TransformerLens's cache methods. A cache
+keeps the axes of what it keeps (``kept_axis``): there one number is a list of one.
 """
 
 from __future__ import annotations
@@ -22,14 +25,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Selection: TypeAlias = "int | slice | Sequence[int] | Sequence[bool] | Tensor | None"
-"""A part of an axis: one entry (the axis goes), a slice, a list of entries, a mask, or None for
-all."""
+"""A part of an axis: one entry (the axis goes), a slice or the tuple of its ends, a list of
+entries, a mask, or None for all."""
 Read: TypeAlias = "int | slice | list[int] | list[bool]"
 """A selection whose form is right; whether the axis has these entries is not known yet."""
 
 _EXPECTED = (
-    "expected a whole number, a slice, a list of whole numbers, or a mask with True or False for "
-    "every entry"
+    "expected a whole number, a slice or the tuple of its ends, a list of whole numbers, or a mask "
+    "with True or False for every entry"
 )
 
 
@@ -44,10 +47,8 @@ def read(name: str, which: object, error: type[NeoxLabError]) -> Read:
     Raises:
         NeoxLabError: ``error``, if it is no selection, or could mean two.
     """
-    if isinstance(which, tuple):
-        raise error(
-            f"{name}={which!r} is ambiguous; write slice{which!r} or the list {list(which)!r}."
-        )
+    if isinstance(which, tuple) and 1 <= len(which) <= 3:
+        which = slice(*which)
     if isinstance(which, slice):
         return _slice(name, which, error)
     found = plain(list(which) if isinstance(which, range) else which)
@@ -57,6 +58,16 @@ def read(name: str, which: object, error: type[NeoxLabError]) -> Read:
         if all(map(_is_whole, found)) or all(isinstance(one, bool) for one in found):
             return found
     raise error(f"{name}={shown(which, 80)}; {_EXPECTED}.")
+
+
+def kept_axis(name: str, which: object, error: type[NeoxLabError]) -> Read:
+    """``read``, with one number as the list of it: what is taken keeps the axis.
+
+    Raises:
+        NeoxLabError: ``error``, if it is no selection, or could mean two.
+    """
+    found = read(name, which, error)
+    return [found] if isinstance(found, int) else found
 
 
 def entries(

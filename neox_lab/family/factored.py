@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import InputError
-from neox_lab.selections import read, take
+from neox_lab.selections import kept_axis, take
 
 AxisIndex: TypeAlias = "int | slice | EllipsisType | Tensor | Sequence[int] | None"
 """What selects along one axis, as in a tensor."""
@@ -285,5 +285,4 @@ def _finite(matrices: Tensor) -> Tensor:
 
 def _rows(side: Tensor, axis: int, which: AxisIndex, name: str) -> Tensor:
     """Some rows or columns; a single one keeps its axis."""
-    found = read(name, which, InputError)
-    return take(side, axis, [found] if isinstance(found, int) else found, name, InputError)
+    return take(side, axis, kept_axis(name, which, InputError), name, InputError)

@@ -165,7 +165,8 @@ class Hooked:
                 every hook point.
             device: keep tensors there; None leaves them on the model's device.
             dtype: keep floating-point tensors in this dtype.
-            pos_slice: keep only these positions: one, a slice, a list, or a mask of all.
+            pos_slice: keep only these positions: one (the axis stays), a slice or the tuple of
+                its ends, a list, or a mask of all.
             incl_bwd: also keep gradients, as ``<name>_grad``: of ``output.loss``, or of the
                 scalar that a function of the output returns. The weights' own ``.grad`` stay as
                 they are.

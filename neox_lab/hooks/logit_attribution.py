@@ -258,7 +258,7 @@ class LogitShares(Mapping[str, Tensor]):
 
         Raises:
             HookNameError: some are not in the cache; the message says what to name.
-            HookError: positions of a cache that kept one position only.
+            HookError: no selection, or positions that the cache does not hold.
         """
         names = list(names)
         missing = [name for name in names if name not in self]
@@ -275,10 +275,8 @@ class LogitShares(Mapping[str, Tensor]):
             return tensors
         cut = []
         for name, tensor in zip(names, tensors, strict=True):
-            axes = self._axes(name)
-            if tensor.dim() < len(axes):
-                raise HookError("This cache kept a single position; leave out pos_slice.")
-            cut.append(take(tensor, axes.index("pos"), pos_slice, "pos_slice", HookError))
+            axis = self._axes(name).index("pos")
+            cut.append(take(tensor, axis, pos_slice, "pos_slice", HookError))
         return cut
 
     def _axes(self, name: str) -> tuple[str, ...]:

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from neox_lab.errors import HookError
 from neox_lab.model.hook_points import HookPoint
-from neox_lab.selections import read, take
+from neox_lab.selections import kept_axis, take
 
 PosSlice = int | slice | Sequence[int] | Sequence[bool] | Tensor
-"""Which positions to keep: one (its axis goes), a slice, a list, or a mask; see ``selections``."""
+"""Which positions to keep: one, a slice or the tuple of its ends, a list, or a mask; see
+``selections``."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Keeping:
     Attributes:
         device: move there; None leaves it where it is.
         dtype: convert floating-point tensors; None leaves them.
-        pos_slice: positions to keep along ``pos`` (``query_pos`` for scores and patterns).
+        pos_slice: positions to keep along ``pos`` (``query_pos`` for scores and patterns); the
+            axis stays, also with one of them.
         everything: all hook points are kept, so a part of a larger tensor need not be copied:
             the other parts are kept too.
     """
@@ -46,7 +48,8 @@ class Keeping:
             HookError: ``pos_slice`` is no selection.
         """
         if self.pos_slice is not None:
-            object.__setattr__(self, "pos_slice", read("pos_slice", self.pos_slice, HookError))
+            chosen = kept_axis("pos_slice", self.pos_slice, HookError)
+            object.__setattr__(self, "pos_slice", chosen)
 
     @property
     def as_it_is(self) -> bool:

@@ -22,6 +22,11 @@ SIZE = 5
 NUMBERS = st.integers(-SIZE, SIZE - 1)
 LISTS = st.lists(NUMBERS, max_size=6)
 ENDS = st.none() | st.integers(-7, 7)
+TUPLES = st.one_of(
+    st.tuples(ENDS),
+    st.tuples(ENDS, ENDS),
+    st.tuples(ENDS, ENDS, ENDS.filter(lambda step: step != 0)),
+)
 RIGHT = st.one_of(
     NUMBERS,
     LISTS,
@@ -29,6 +34,7 @@ RIGHT = st.one_of(
     LISTS.map(lambda found: np.array(found, dtype=np.int32)),
     st.builds(slice, ENDS, ENDS, ENDS.filter(lambda step: step != 0)),
     st.builds(range, st.integers(0, 4), st.integers(0, 5)),
+    TUPLES,
     st.lists(st.booleans(), min_size=SIZE, max_size=SIZE),
     st.lists(st.booleans(), min_size=SIZE, max_size=SIZE).map(torch.tensor),
     st.lists(st.booleans(), min_size=SIZE, max_size=SIZE).map(np.array),
@@ -41,7 +47,11 @@ WRONG: list[Any] = [
     "1",
     None,
     {0: 1},
-    (0, 2),
+    (),
+    (0, 1, 2, 3),
+    (0, 1.5),
+    (True, 2),
+    (0, 3, 0),
     [0, 1.5],
     [0.0, 1.0],
     [True, 1],
@@ -66,6 +76,8 @@ def test_entries_are_those_of_numpy(which: Any) -> None:
     if isinstance(which, list | range):
         boolean = bool(which) and isinstance(which[0], bool)
         index = np.array(which, dtype=bool if boolean else int)
+    if isinstance(which, tuple):
+        index = slice(*which)
     wanted = axis[index]
     np.testing.assert_array_equal(axis[entries("which", which, SIZE, InputError)], wanted)
     wide = torch.arange(SIZE).expand(2, SIZE)
@@ -118,6 +130,69 @@ def test_a_cache_keeps_what_a_mask_says(model: Any) -> None:
     stack, labels = whole.stack_neuron_results(1, return_labels=True)
     torch.testing.assert_close(taken[0], stack[half][:, :, mask], rtol=0, atol=0)
     assert taken[1] == labels[1::2]
+
+
+MEANT: list[tuple[Any, Any]] = [
+    (-1, -1),
+    (2, 2),
+    (np.int64(4), 4),
+    (torch.tensor(3), 3),
+    ((3,), slice(3)),
+    ((1, 3), slice(1, 3)),
+    ((-4, None), slice(-4, None)),
+    ((1, 8, 3), slice(1, 8, 3)),
+    (slice(2, 9, 3), slice(2, 9, 3)),
+    ([1, 3], [1, 3]),
+    ([5, 0, 5], [5, 0, 5]),
+    (np.array([-1, 2]), [-1, 2]),
+    (torch.tensor([4, 1]), [4, 1]),
+    (None, slice(None)),
+]
+
+
+@pytest.mark.parametrize(("which", "index"), MEANT, ids=str)
+def test_selections_mean_what_they_mean_in_transformerlens(which: Any, index: Any) -> None:
+    slices = pytest.importorskip("transformer_lens.utilities", reason="needs transformer_lens")
+    axis = torch.arange(12)
+    for meant, keeps in ((slices.Slice(which), False), (slices.Slice.unwrap(which), True)):
+        wanted = axis[[index] if keeps and isinstance(index, int) else index]
+        assert torch.equal(meant.apply(axis), wanted)
+
+
+@pytest.mark.parametrize(("which", "index"), MEANT, ids=str)
+def test_one_meaning_wherever_positions_are_chosen(model: Any, which: Any, index: Any) -> None:
+    """One number takes the axis away from what a cache is asked for, not from what it keeps."""
+    ids = tokens()
+    _, whole = model.run_with_cache(ids)
+    _, cache = model.run_with_cache(ids, pos_slice=which)
+    keep = [index] if isinstance(index, int) else index
+    for name, tensor in cache.items():
+        axes = model.hook_points[name].axes
+        axis = axes.index("query_pos" if "query_pos" in axes else "pos")
+        wanted = whole[name][(slice(None),) * axis + (keep,)]
+        torch.testing.assert_close(tensor, wanted, rtol=1e-4, atol=1e-4)
+    assert which is None or cache.nbytes == model.cache_size(ids, pos_slice=which)
+
+    stack, vector = whole.decompose_resid(), torch.linspace(-1, 1, SIZES["hidden_size"])
+    part, normal = stack[:, :, index], whole.apply_ln_to_stack(stack)
+    shares = whole.logit_attrs(stack, 3)
+    for made, all_positions in {
+        (ask(which), ask(None))
+        for ask in (
+            lambda pos: whole.accumulated_resid(pos_slice=pos, incl_mid=True, apply_ln=True),
+            lambda pos: whole.decompose_resid(pos_slice=pos, apply_ln=True),
+            lambda pos: whole.stack_head_results(pos_slice=pos, incl_remainder=True),
+            lambda pos: whole.stack_neuron_results(1, pos_slice=pos, neuron_slice=(2, 9)),
+            lambda pos: whole.get_neuron_results(1, None, pos, vector)[None],
+            lambda pos: whole.get_full_resid_decomposition(pos_slice=pos, expand_neurons=False),
+        )
+    } | {
+        (whole.apply_ln_to_stack(part, pos_slice=which), normal),
+        (whole.logit_attrs(part, 3, pos_slice=which), shares),
+    }:
+        torch.testing.assert_close(made, all_positions[:, :, index], rtol=1e-4, atol=1e-4)
+    neurons = whole.get_neuron_results(1)[:, :, index]
+    torch.testing.assert_close(whole.get_neuron_results(1, neuron_slice=which), neurons)
 
 
 WHERE: dict[str, Callable[[Any, Any], object]] = {

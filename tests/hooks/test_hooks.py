@@ -949,8 +949,8 @@ def test_pos_slice(positions: Any) -> None:
     for name, tensor in read(ours).items():
         axes = ours.hook_points[name].axes
         axis = axes.index("query_pos" if "query_pos" in axes else "pos")
-        index = (slice(None),) * axis + (positions,)
-        same(cache[name], tensor[index])
+        kept = [positions] if isinstance(positions, int) else positions
+        same(cache[name], tensor[(slice(None),) * axis + (kept,)])
 
 
 def test_dtype_and_device_of_what_is_kept() -> None:

@@ -204,7 +204,7 @@ def test_caches_in_files(model: Any, tmp_path: Path) -> None:
     with cut:
         _, part = model.run_with_cache(tokens(), ACTS, pos_slice=-1, dtype=torch.float16)
         assert part.nbytes == model.cache_size(tokens(), ACTS, pos_slice=-1, dtype=torch.float16)
-    assert part[ACTS].shape == (3, LATENT)
+    assert part[ACTS].shape == (3, 1, LATENT)
 
 
 def test_sizes_in_half_precision() -> None:
