@@ -20,6 +20,7 @@ from torch import Tensor
 from neox_lab.checks import several, shown
 from neox_lab.errors import InputError
 from neox_lab.experiments.splices import IN_NODES, check_splices
+from neox_lab.head_names import head_name
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -51,7 +52,7 @@ class Node:
     def name(self) -> str:
         """As users write it: ``"embed"``, ``"L3H2"``, ``"L3H2.q"``, ``"MLP3"``, ``"logits"``."""
         if self.kind == "head":
-            return f"L{self.layer}H{self.head}" + (f".{self.part}" if self.part else "")
+            return head_name(self.layer, self.head) + (f".{self.part}" if self.part else "")
         return f"MLP{self.layer}" if self.kind == "mlp" else self.kind
 
     @property

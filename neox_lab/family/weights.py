@@ -21,6 +21,7 @@ from neox_lab.checks import check, whole
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import ConfigError, InputError
 from neox_lab.family.factored import FactoredMatrix
+from neox_lab.head_names import head_name
 from neox_lab.model.block import Block
 from neox_lab.model.network import Network
 from neox_lab.model.output_heads import OUTPUT_HEADS
@@ -210,7 +211,7 @@ class StackedWeights:
     def all_head_labels(self) -> list[str]:
         """``["L0H0", "L0H1", ..]``, by layer, then head."""
         heads = range(self.config.num_attention_heads)
-        return [f"L{layer}H{head}" for layer in range(len(self.blocks)) for head in heads]
+        return [head_name(layer, head) for layer in range(len(self.blocks)) for head in heads]
 
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import HookError
+from neox_lab.head_names import head_name
 from neox_lab.hooks.logit_attribution import (
     DecompositionView,
     LogitShares,
@@ -316,7 +317,7 @@ class CacheArithmetic(LogitShares):
                 (z,) = self._fetch([f"blocks.{block}.attn.hook_z"], view.pos_slice)
                 result = _results(z, self._output_weight(block))
             parts.append(view.along(result).movedim(-2, 0))
-            labels += [f"L{block}H{head}" for head in range(result.shape[-2])]
+            labels += [head_name(block, head) for head in range(result.shape[-2])]
         return parts, labels
 
     def _neurons(

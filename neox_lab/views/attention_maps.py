@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from neox_lab.head_names import head_name
 from neox_lab.views.attention_patterns import AttentionPatterns
 from neox_lab.views.drawing import HEADING, SOFT, Sheet, ink_on
 from neox_lab.views.marks import Marks
@@ -58,9 +59,9 @@ def draw_heads(view: AttentionPatterns, most: float = math.inf) -> Sheet:
 
     ``most`` is how many fields all of them may have together.
     """
-    single_layer, heads = len(view.layers) == 1, len(view.heads)
+    heads = len(view.heads)
     chosen = range(0, len(view.layers), math.ceil(len(view.layers) * heads / PANEL_LIMIT))
-    columns = _columns(heads) if single_layer else heads
+    columns = _columns(heads) if len(view.layers) == 1 else heads
     side = float(np.clip(10.4 / columns - 0.1, 0.3, 2.1))
     titled = side >= 0.95
     density = min(DENSITY, math.sqrt(most / (len(chosen) * heads)) / side)
@@ -103,19 +104,18 @@ def _name_panels(
     titled: bool,
 ) -> None:
     """Above each map its head and layer; where there is no room, heads above and layers left."""
-    single_layer, heads = len(view.layers) == 1, len(view.heads)
+    heads = len(view.heads)
     for panel, box in enumerate(boxes):
-        layer, head = f"layer {view.layers[chosen[panel // heads]]}", view.heads[panel % heads]
+        layer, head = view.layers[chosen[panel // heads]], view.heads[panel % heads]
         if titled:
-            name = f"head {head}" if single_layer else f"{layer}, head {head}"
-            sheet.text(box.x, box.y - 0.06, name, 7.5)
+            sheet.text(box.x, box.y - 0.06, head_name(layer, head), 7.5)
             continue
         middle = box.side / 2
         if panel < columns:
             sheet.text(box.x + middle, box.y - 0.07, str(head), 7.5, ha="center")
         if panel % columns == 0:
             style = {"ha": "right", "va": "center_baseline"}
-            sheet.text(box.x - margin, box.y + middle, layer, 7.5, **style)
+            sheet.text(box.x - margin, box.y + middle, f"layer {layer}", 7.5, **style)
     if not titled:
         sheet.text(boxes[0].x - margin, boxes[0].y - 0.07, "head", 7.5, ha="right")
 

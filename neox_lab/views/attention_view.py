@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neox_lab.errors import InputError
+from neox_lab.head_names import head_words
 from neox_lab.selections import whole_number
 from neox_lab.views.attention_data import attention_data
 from neox_lab.views.attention_maps import draw_head, draw_heads
@@ -63,8 +64,9 @@ class AttentionView(AttentionPatterns, View):
         """A headline that names what is shown."""
         if len(self.layers) > 1:
             return f"Attention of {len(self.layers)} layers × {_count(len(self.heads), 'head')}"
-        where = f"Attention in layer {self.layers[0]}"
-        return f"{where}, head {self.heads[0]}" if len(self.heads) == 1 else where
+        layer = self.layers[0]
+        single = len(self.heads) == 1
+        return f"Attention in {head_words(layer, self.heads[0]) if single else f'layer {layer}'}"
 
     def layer(self, layer: int) -> AttentionView:
         """Only the heads of one layer, named by its number."""
@@ -93,7 +95,7 @@ class AttentionView(AttentionPatterns, View):
         at, of, query, key = np.unravel_index(int(later.argmax()), later.shape)
         return (
             f"{text} After the first query, the largest weight is {float(later.max()):.2f}, in "
-            f"layer {self.layers[at]} head {self.heads[of]} from "
+            f"{head_words(self.layers[at], self.heads[of])}, from "
             f"{self._token(int(query) + 1)} to {self._token(int(key))}."
         )
 

@@ -26,7 +26,7 @@ from neox_lab.frames import csv_text
 from neox_lab.views.drawing import FormatName, Sheet, encode, plain_style, preview
 from neox_lab.views.live import fragment
 from neox_lab.views.markup import Table, image, page
-from neox_lab.views.tokens import html_text, label
+from neox_lab.views.tokens import html_text, sentence
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,7 +54,7 @@ class View(ABC):
             InputError: it is no text.
         """
         given = check("title", title, or_none(TEXT), InputError)
-        self.title = label(given or otherwise, TITLE_LIMIT)
+        self.title = sentence(given or otherwise, TITLE_LIMIT)
 
     @property
     @abstractmethod

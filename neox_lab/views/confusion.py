@@ -116,7 +116,6 @@ class ConfusionView(View):
             "row_axis": "true",
             "column_axis": "predicted",
             "value_name": "count",
-            "flip": False,
             "scale": "teals",
             "low": "0 %",
             "high": "100 %",

@@ -216,7 +216,6 @@ class HeatmapView(View):
             "row_axis": label(self.row_axis, LEGEND_LIMIT),
             "column_axis": label(self.column_axis, LEGEND_LIMIT),
             "value_name": label(self.value_name, LEGEND_LIMIT),
-            "flip": False,
             "scale": "viridis" if self.centre is None else "diverging",
             "low": low,
             "high": high,
@@ -243,7 +242,8 @@ class HeatmapView(View):
         below.below(sheet, left, top + rows * high, 45)
         style = {"color": SOFT, "va": "center", "ha": "center"}
         across, down = (
-            figure_text(label(name, LEGEND_LIMIT)) for name in (self.column_axis, self.row_axis)
+            figure_text(label(name, LEGEND_LIMIT))
+            for name in (self.column_axis, downwards(self.row_axis))
         )
         sheet.text(left + columns * wide / 2, bottom, across, 8.0, **style)
         side = left - beside.widest - 0.22
@@ -300,6 +300,11 @@ def levels(shares: NDArray[np.float32]) -> list[list[int | None]]:
     """Shares of a colour scale as steps from 0 to 255; None for NaN."""
     steps = np.rint(255 * np.clip(shares, 0, 1))
     return [[None if np.isnan(step) else int(step) for step in row] for row in steps]
+
+
+def downwards(axis: str) -> str:
+    """The name of the axis of rows in a picture: of layers it says which way they run."""
+    return f"{axis}, first on top" if axis.startswith("layer") else axis
 
 
 def _name(labels: list[str], at: int) -> str:

@@ -1,7 +1,7 @@
 """A lens as a table of tokens: what the model would say next, layer by layer.
 
-A column is a position of the text and a row a layer, the deepest on top, so that a prediction can
-be followed upwards as it takes shape. A field holds the likeliest next token; its colour is how
+A column is a position of the text and a row a layer, the first on top, so that a prediction can be
+followed downwards as it takes shape. A field holds the likeliest next token; its colour is how
 likely that token is.
 """
 
@@ -18,7 +18,7 @@ from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import HEADING, SOFT, Sheet, ink_on, number, text_width
-from neox_lab.views.heatmap import levels
+from neox_lab.views.heatmap import downwards, levels
 from neox_lab.views.marks import Marks
 from neox_lab.views.markup import Table
 from neox_lab.views.predictions import percent
@@ -102,7 +102,7 @@ class LensView(View):
         """The size of the table and the prediction after the whole text."""
         best = isolated(label(self.candidates[-1][-1][0], TABLE_LIMIT))
         return (
-            f"A row for each of {len(self.row_labels)} layers, the deepest on top, and a column "
+            f"A row for each of {len(self.row_labels)} layers, the first on top, and a column "
             f"for each of {len(self.pieces)} tokens; each field holds the likeliest next token. "
             f"After the last token, row {self.row_labels[-1]} says {best} with probability "
             f"{number(float(self.probabilities[-1, -1, 0]), 2)}."
@@ -121,7 +121,7 @@ class LensView(View):
                 ),
                 number(float(self.entropy[row, -1]) * BITS, 2),
             ]
-            for row in reversed(range(len(self.row_labels)))
+            for row in range(len(self.row_labels))
         ]
         names = [("layer", "l"), ("likeliest next tokens", "l"), ("entropy (bits)", "r")]
         last = isolated(label(self.pieces[-1], TABLE_LIMIT))
@@ -146,7 +146,6 @@ class LensView(View):
             "row_axis": "layer",
             "column_axis": "token",
             "value_name": "likeliest next",
-            "flip": True,
             "scale": "viridis",
             "low": "0",
             "high": "1",
@@ -176,18 +175,18 @@ class LensView(View):
         first = max(0, len(self.pieces) - MOST_COLUMNS)
         pieces, layers = self.pieces[first:], len(self.row_labels)
         columns = len(pieces)
-        beside = Marks.fit(self.row_labels[::-1], HIGH)
+        beside = Marks.fit(self.row_labels, HIGH)
         below = Marks.fit(pieces, WIDE)
-        left, top = 0.15 + beside.widest, HEADING + 0.05
+        left, top = 0.35 + beside.widest, HEADING + 0.05
         bottom = top + layers * HIGH + below.height(45) + 0.22
         sheet = Sheet(max(left + columns * WIDE + 0.2, 4.5), bottom + 0.75)
         sheet.heading(0, figure_text(self.title), figure_text(self._legend(first)))
         palette, norm = matplotlib.colormaps["viridis"], Normalize(0, 1)
-        colours = np.asarray(palette(norm(self.probabilities[::-1, first:, 0])))
+        colours = np.asarray(palette(norm(self.probabilities[:, first:, 0])))
         sheet.map(left, top, columns * WIDE, layers * HIGH, colours)
         sheet.frames([(left, top)], columns * WIDE, layers * HIGH)
         for (row, column), _ in np.ndenumerate(colours[:, :, 0]):
-            piece = self.candidates[layers - 1 - row][first + column][0]
+            piece = self.candidates[row][first + column][0]
             shown = figure_text(label(piece), CELL_LIMIT)
             size = min(7.5, 7.5 * WIDE * 0.92 / text_width(shown, 7.5))
             x, y = left + (column + 0.5) * WIDE, top + (row + 0.5) * HIGH
@@ -198,6 +197,9 @@ class LensView(View):
         sheet.text(
             left + columns * WIDE / 2, bottom - 0.02, "token read", 8, color=SOFT, ha="center"
         )
+        middle = top + layers * HIGH / 2
+        style = {"color": SOFT, "va": "center", "ha": "center"}
+        sheet.text(0.12, middle, downwards("layer"), 8, rotation=90.0, **style)
         ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
         name = "probability of the likeliest token"
         sheet.scale(left, bottom + 0.35, 2.6, ticks, list(map(str, ticks)), palette, norm, name)

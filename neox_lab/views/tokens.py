@@ -154,6 +154,18 @@ def _common(lists: Sequence[Sequence[str]]) -> int:
     return min(map(len, lists))
 
 
+def sentence(text: str, limit: int) -> str:
+    """``text`` as a label that is cut between words: some of its beginning and some of its end."""
+    written = label(text)
+    if len(written) <= limit:
+        return written
+    room = limit - len(f" {ELLIPSIS} ")
+    front, back = written[: room // 2 + 1], written[-(room // 2) - 1 :]
+    if " " not in front or " " not in back:
+        return shorten(written, limit)
+    return f"{front[: front.rindex(' ')]} {ELLIPSIS} {back[back.index(' ') + 1 :]}"
+
+
 def html_text(text: str) -> str:
     """``text`` for HTML, inside an element or inside an attribute in double quotes."""
     return html.escape(text, quote=True)

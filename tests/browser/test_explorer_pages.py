@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT = "The king went to the city and the queen went to the"
 SECOND = "The king went to the city and the queen went to a"
 END = 14
+LAST = ".lens tbody tr:last-child td"  # what the model says at last
 FOCUSED = "document.querySelector('.neox-live').shadowRoot.activeElement"
 
 
@@ -71,20 +73,40 @@ def chosen(page: Any) -> tuple[str, str, str]:
 
 def test_a_click_anywhere_selects_everywhere(page: Any, file: Path) -> None:
     opened(page, file)
-    page.locator(".headgrid .cell").nth(9).click()  # layer 1, as the deepest is on top
-    assert chosen(page)[1] == "Layer 1 head 1"
-    assert "Head 1.1" in page.locator('[aria-label="In words"]').inner_text()
-    page.locator(".lens tbody tr").nth(1).locator("td").nth(4).click()
+    page.locator(".headgrid .cell").nth(5).click()  # layer 1, as the first is on top
+    assert chosen(page)[1] == "L1H1"
+    assert "L1H1" in page.locator('[aria-label="In words"]').inner_text()
+    page.locator(".lens tbody tr").nth(3).locator("td").nth(4).click()
     token, head, cell = chosen(page)
-    assert token.strip() == "·the" and head == "Layer 2 head 1" and "after" in cell and "@4" in cell
-    line = page.locator('[aria-label="Who wrote this logit"] .line', has_text="head 0.").first
+    assert token.strip() == "·the" and head == "L2H1" and "after" in cell and "@4" in cell
+    line = page.locator('[aria-label="Who wrote this logit"] .line', has_text="L0H").first
     name = line.locator(".name").inner_text()
     line.click()
-    assert chosen(page)[1] == name.replace("head 0.", "Layer 0 head ")
+    assert chosen(page)[1] == name
     page.locator('[aria-label="the prompt"] .token').nth(7).click()
     assert chosen(page)[0].strip() == "·and"
-    page.locator('[aria-label="patching"] tbody tr').nth(2).locator("td").nth(2).click()
-    assert chosen(page)[0].strip() == "·went" and chosen(page)[1].startswith("Layer 1")
+    page.locator('[aria-label="patching"] tbody tr').nth(1).locator("td").nth(2).click()
+    assert chosen(page)[0].strip() == "·went" and chosen(page)[1].startswith("L1H")
+
+
+def test_a_head_has_one_name_and_layers_run_one_way(page: Any, file: Path) -> None:
+    opened(page, file)
+    page.locator(".headgrid .cell").nth(6).click()
+    said = page.evaluate(
+        "[...document.querySelector('.neox-live').shadowRoot.querySelector('section')"
+        ".querySelectorAll(':not(style):not(pre)')].flatMap(node => [node.title, node.ariaLabel,"
+        " ...[...node.childNodes].filter(one => one.nodeType === 3).map(one => one.data)])"
+    )
+    said = [text for text in said if text]
+    assert any("L1H2" in text for text in said) and any("layer 1, head 2" in text for text in said)
+    words = [re.sub(r"layer \d, head \d", "", text) for text in said]
+    assert [text for text in words if re.search(r"(?i)head \d", text)] == []
+    for grid in (".headgrid", ".lens", '[aria-label="patching"]'):
+        rows = page.locator(grid).inner_text().split()
+        assert rows[:2] == ["layer", "↓"], "which way layers run"
+    assert page.locator('[aria-label="patching"] tbody th').all_inner_texts() == list("0123")
+    assert page.locator(".lens tbody th").all_inner_texts()[-1] == "final"
+    assert page.locator(".headgrid .cell").first.get_attribute("title").startswith("L0H0")
 
 
 def test_the_address_keeps_what_is_selected(page: Any, file: Path) -> None:
@@ -118,20 +140,20 @@ def test_the_keyboard_is_enough(page: Any, file: Path) -> None:
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Enter")
-    assert chosen(page)[1] == "Layer 2 head 1"
-    assert page.evaluate(f"{FOCUSED}.title").startswith("layer 2 head 1"), "focus stays"
+    assert chosen(page)[1] == "L1H1"
+    assert page.evaluate(f"{FOCUSED}.title").startswith("L1H1"), "focus stays"
     page.keyboard.press("5")  # the lens
     assert page.evaluate(f"{FOCUSED}.closest('section.card').ariaLabel") == "Logit lens"
 
 
 def test_compare_and_walk_over_training(page: Any, file: Path) -> None:
     opened(page, file)
-    plain = page.locator(".lens td").nth(END).inner_text()
+    plain = page.locator(LAST).nth(END).inner_text()
     page.get_by_role("button", name="difference").click()
-    assert page.locator(".lens td").nth(END).inner_text().endswith("%")
-    assert page.locator(".lens td").nth(0).inner_text() == "0 %", "the same until the last token"
+    assert page.locator(LAST).nth(END).inner_text().endswith("%")
+    assert page.locator(LAST).nth(0).inner_text() == "0 %", "the same until the last token"
     page.get_by_role("button", name="first", exact=True).click()
-    assert page.locator(".lens td").nth(END).inner_text() == plain
+    assert page.locator(LAST).nth(END).inner_text() == plain
     page.get_by_role("slider", name="revision").focus()
     page.keyboard.press("ArrowLeft")
     page.wait_for_function(
@@ -139,7 +161,7 @@ def test_compare_and_walk_over_training(page: Any, file: Path) -> None:
         ".textContent === 'step0'"
     )
     page.wait_for_timeout(200)
-    assert page.locator(".lens td").nth(END).inner_text() != plain
+    assert page.locator(LAST).nth(END).inner_text() != plain
     assert page.get_by_role("button", name="difference").count() == 0, "answers are of one model"
 
 
@@ -166,14 +188,38 @@ def test_nothing_sticks_out(page: Any, file: Path, width: int, scheme: str) -> N
     assert cut == []
 
 
+@pytest.mark.parametrize("width", [480, 900])
+def test_the_selected_cell_is_in_sight(page: Any, file: Path, width: int) -> None:
+    """Of each table that scrolls, at first, after a click elsewhere, and in a window made small."""
+    page.set_viewport_size({"width": 1600, "height": 900})
+    opened(page, file)
+    hidden = (
+        "[...document.querySelector('.neox-live').shadowRoot.querySelectorAll('.scroll')]"
+        ".filter(one => { const cell = one.querySelector('td.at'); if (!cell) return false;"
+        " const [in_, box] = [cell.getBoundingClientRect(), one.getBoundingClientRect()];"
+        " const name = one.querySelector('tbody th').getBoundingClientRect();"
+        " return in_.left < name.right - 1 || in_.right > box.right + 1; }).length"
+    )
+    for size in (1600, width):
+        page.set_viewport_size({"width": size, "height": 900})
+        for place in (0, END, 3):
+            page.locator('[aria-label="the prompt"] .token').nth(place).click()
+            page.wait_for_timeout(100)
+            assert page.evaluate(hidden) == 0, (size, place)
+    page.locator('[aria-label="the prompt"] .token').nth(END).click()
+    page.set_viewport_size({"width": 420, "height": 900})
+    page.wait_for_timeout(100)
+    assert page.evaluate(hidden) == 0
+
+
 def test_live_questions_reach_their_panels(model: Any, staged: Any, page: Any) -> None:
     widget = nl.explore(model, PROMPT, SECOND)
     stage = staged(widget)
-    page.locator(".headgrid .cell").nth(9).click()
+    page.locator(".headgrid .cell").nth(5).click()
     stage.until(lambda: widget.state.get("layer") == 1)
     page.get_by_role("button", name="switch this head off").click()
     stage.until(lambda: widget.switched and widget.phase == "done")
-    assert "head 1.1 gives its mean" in page.locator('[aria-label="What comes next"]').inner_text()
+    assert "L1H1 gives its mean" in page.locator('[aria-label="What comes next"]').inner_text()
     page.get_by_role("button", name="switch off each").click()
     stage.until(lambda: widget.effects and widget.phase == "done")
     measure = page.get_by_label("measure of heads")
@@ -203,8 +249,7 @@ def test_what_is_asked_first_is_about_what_is_shown_first(
     stage = staged(widget)
     page.get_by_role("button", name="switch this head off").click()  # nothing was selected yet
     stage.until(lambda: widget.switched and widget.phase == "done")
-    shown = chosen(page)[1].replace("Layer ", "head ").replace(" head ", ".")
-    assert widget.switched["name"].startswith(f"{shown} ")
+    assert widget.switched["name"].startswith(f"{chosen(page)[1]} ")
 
 
 def test_another_prompt_another_run(model: Any, staged: Any, page: Any) -> None:
@@ -238,4 +283,4 @@ def test_a_slider_runs_the_checkpoint(model: Any, staged: Any, page: Any) -> Non
     assert page.locator('[aria-label="the prompt"] .token').count() == len(expected)
     early = widget.result.reading.lens.candidates[-1][END][0]
     page.wait_for_timeout(200)
-    assert page.locator(".lens td").nth(END).inner_text() == nl.views.label(early, 24)
+    assert page.locator(LAST).nth(END).inner_text() == nl.views.label(early, 24)

@@ -214,16 +214,16 @@ def test_a_head_is_shown_locked_and_left(page: Any, files: Any) -> None:
     heads = live.locator("button.head")
     assert heads.count() == 2 * 3  # two heads and their mean
     heads.nth(1).hover()
-    assert status(page).startswith("layer 0 head 1: entropy ")
+    assert status(page).startswith("layer 0, head 1: entropy ")
     heads.nth(3).click()
-    assert "layer 1 head 0" in status(page)
+    assert "layer 1, head 0" in status(page)
     assert "Locked" in status(page)
     heads.nth(0).hover()
-    assert "layer 1 head 0" in live.locator(".caption").inner_text()
+    assert "layer 1, head 0" in live.locator(".caption").inner_text()
     assert heads.nth(3).get_attribute("aria-pressed") == "true"
     page.keyboard.press("Escape")
     heads.nth(1).hover()
-    assert "layer 0 head 1" in live.locator(".caption").inner_text()
+    assert "layer 0, head 1" in live.locator(".caption").inner_text()
 
 
 def test_a_token_shows_where_it_looks_and_what_looks_at_it(page: Any, files: Any) -> None:
@@ -258,7 +258,7 @@ def test_heads_and_tokens_need_no_mouse(page: Any, files: Any) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("ArrowDown")
     page.keyboard.press("ArrowRight")
-    assert "layer 1 head 1" in live.locator(".caption").inner_text()
+    assert "layer 1, head 1" in live.locator(".caption").inner_text()
     page.keyboard.press("Enter")
     assert "Locked" in status(page)
     page.keyboard.press("Tab")  # one stop for all heads, then the tokens
@@ -291,7 +291,7 @@ def _said(value: float) -> str:
 
 def test_a_lens_lists_what_else_was_likely(page: Any, files: Any) -> None:
     live = opened(page, files("lens", WORDS))
-    live.locator("td[role=gridcell]").nth(4).hover()  # the top row is the deepest layer
+    live.locator("td[role=gridcell]").nth(len(WORDS) + 4).hover()  # the row of the second layer
     side = live.locator(".side").inner_text()
     assert (
         side.split("\n")[0].replace("\u2068", "").replace("\u2069", "") == "layer 1, token ·harbour"

@@ -50,7 +50,7 @@ REACTS = {  # something to click in the static view that stays, and what then is
     "tagging": (".flow .piece", "aria-pressed"),
     "explorer": (".headgrid .cell", ""),
 }
-SAYS = {"explorer": "layer 3 head 0"}  # in its line of words after that; others that it is locked
+SAYS = {"explorer": "layer 3, head 0"}  # in its line of words after that; others that it is locked
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ),
     ("frames.py", "tables of numbers and of any text"),
     ("kinship.py", "being taken for transformers' classes"),
+    ("head_names.py", "how a head is called"),
     ("interrupts.py", "Ctrl-C, kept waiting for a moment"),
     ("selections.py", "which entries of an axis, read in one way"),
     ("dropout.py", "one gate at the door of every question"),

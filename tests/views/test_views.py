@@ -61,6 +61,7 @@ from neox_lab.views.tokens import (
     isolated,
     label,
     labels,
+    sentence,
     shorten,
 )
 
@@ -437,7 +438,7 @@ def test_the_largest_weight_is_named_in_the_alternative_text() -> None:
     pattern = np.tri(4) * 0.01
     pattern[3, 1] = 0.875
     text = AttentionView(pattern[None, None], WORDS[:4], layers=[7]).alt_text
-    assert "0.88, in layer 7 head 0 from ·on@3 to ·cat@1." in text
+    assert "0.88, in layer 7, head 0, from ·on@3 to ·cat@1." in text
 
 
 def test_a_thin_line_in_a_long_text_does_not_vanish() -> None:
@@ -1288,3 +1289,34 @@ def test_what_has_another_unit_has_a_panel_and_a_scale_of_its_own() -> None:
     assert "loss, F1 over step" in view.alt_text
     with pytest.raises(InputError, match="y_label of 'F1'"):
         CurvesView("x", {"F1": Line([0], [1], y_label=3)}, "step", "loss")  # type: ignore[arg-type]
+
+
+def test_titles_are_cut_between_words() -> None:
+    text = "The best school of Sweden is in " * 9
+    for limit in (20, 36, 60, 90):
+        shown = sentence(text, limit)
+        front, back = shown.split(" … ")
+        assert len(shown) <= limit and text.startswith(f"{front} ") and f" {back}" in label(text)
+        assert (
+            BarsView(["a"], [1.0], title=text * 9).title.split(" … ")[0].split()[-1] in text.split()
+        )
+    assert sentence("short", 10) == "short"
+    assert sentence("a" * 50, 9) == label("a" * 50, 9), "one word has no other place to be cut"
+
+
+def test_the_first_layer_is_on_top_of_every_picture() -> None:
+    first = np.zeros((3, 4, 1), dtype=np.float32)
+    first[0] = 1.0
+    lens = LensView([[["a"]] * 4] * 3, first, np.zeros((3, 4)), ["0", "1", "final"], list("wxyz"))
+    heat = HeatmapView(first[..., 0], list("012"), list("wxyz"), "layer", "position", "share", None)
+    for view in (lens, heat):
+        with Image.open(io.BytesIO(view.to_png())) as picture:
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        yellow = np.abs(pixels - [253, 231, 37]).sum(-1) < 20
+        purple = np.abs(pixels - [68, 1, 84]).sum(-1) < 20
+        width = pixels.shape[1]
+        rows = [np.flatnonzero(colour.sum(1) > 0.2 * width) for colour in (yellow, purple)]
+        assert len(rows[0]) and rows[0].max() < rows[1].max(), view.title
+        assert rows[0].min() < rows[1].min(), view.title
+        assert view.data()["row_axis"] == "layer" and view.data()["rows"][0] == "0"
+    assert lens.tables()[0].rows[0][0] == "0"

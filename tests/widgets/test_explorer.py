@@ -113,7 +113,7 @@ def test_a_head_switched_off_is_the_run_with_its_mean(model: Any, widget: Explor
     hooked = model.run_with_hooks(PROMPT, [("blocks.1.attn.hook_z", mean)]).logits[0].softmax(-1)
     shown = [cell[0][1] for cell in widget.switched["candidates"]]
     assert np.allclose(shown, hooked.amax(-1).tolist(), atol=1e-4)
-    assert widget.switched["name"].startswith("head 1.2")
+    assert widget.switched["name"].startswith("L1H2")
 
 
 def test_the_difference_is_of_the_firsts_tokens(model: Any, widget: ExplorerWidget) -> None:
@@ -274,7 +274,7 @@ def test_a_state_that_makes_no_sense_changes_nothing(model: Any) -> None:
     for state in ({"layer": 99, "head": -1}, {"position": "x", "row": 1.5}, {"layer": True}):
         request(widget, "select", state=state)
         ask(widget, "off")
-        assert widget.switched["name"].startswith("head 3.0")
+        assert widget.switched["name"].startswith("L3H0")
     json.dumps(widget.state)
 
 

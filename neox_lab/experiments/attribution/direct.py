@@ -22,6 +22,7 @@ from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import BoundMetric, LogitMetric, Output
 from neox_lab.experiments.prompt_pairs import Batch, batch
 from neox_lab.experiments.splices import BELOW_OUTPUTS, IN_NODES, check_splices
+from neox_lab.head_names import head_name
 from neox_lab.model.attention import head_results
 from neox_lab.model.parts import plain_layer_norm
 
@@ -193,7 +194,7 @@ class _Final:
                 yield [f"attention {layer}"], self.at[f"blocks.{layer}.hook_attn_out"][None]
             elif by != "mlp":
                 results = self._heads(layer)
-                yield [f"L{layer}H{head}" for head in range(len(results))], results
+                yield [head_name(layer, head) for head in range(len(results))], results
                 shared = shared + block.b_O.float()
             if by == "head":
                 continue

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import TYPE_CHECKING
 
+from neox_lab.head_names import head_name
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -20,7 +22,8 @@ def _part_name(row: Mapping[Hashable, object]) -> str:
         return f"{row['writer']} → {row['reader']}{where}"
     parts = [str(row["component"])] if "component" in row else []
     if "layer" in row:
-        parts.append(f"L{row['layer']}" + (f"H{row['head']}" if "head" in row else ""))
+        layer = row["layer"]
+        parts.append(head_name(layer, row["head"]) if "head" in row else f"L{layer}")
     for pos, token in (("pos", "token"), ("source_pos", "source_token")):
         if pos in row:
             parts.append(f"{row[token]}@{row[pos]}")

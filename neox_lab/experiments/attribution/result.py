@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from neox_lab.errors import InputError
 from neox_lab.experiments.attribution.agreement import Agreement, compare
 from neox_lab.experiments.attribution.labels import part_names
 from neox_lab.files import parse_json
+from neox_lab.head_names import head_name
 from neox_lab.results import GridResult, bad_rows
 
 if TYPE_CHECKING:
@@ -107,7 +109,7 @@ class AttributionResult(GridResult):
         row_labels = names[rows]
         if len(self.axes) == 3:
             rows = "head"
-            row_labels = [f"L{layer}H{head}" for layer in names["layer"] for head in names["head"]]
+            row_labels = [head_name(*at) for at in product(names["layer"], names["head"])]
         return HeatmapView(
             values.reshape(len(row_labels), -1),
             row_labels,

@@ -111,9 +111,9 @@ function headGrid(data, items, columns) {
   const grid = el("div", { class: "heads", role: "group", "aria-label": "attention heads" });
   grid.style.gridTemplateColumns = `auto repeat(${columns}, ${side}px)`;
   const names = [...data.heads.map(String), ...(columns > data.heads.length ? ["mean"] : [])];
-  grid.append(el("span", {}, ""), ...names.map((name) => el("span", {}, name)));
+  grid.append(el("span", {}, "layer ↓ ╲ head →"), ...names.map((name) => el("span", {}, name)));
   data.layers.forEach((layer, row) => {
-    grid.append(el("span", {}, `layer ${layer}`));
+    grid.append(el("span", {}, String(layer)));
     for (const item of items.slice(row * columns, (row + 1) * columns)) {
       Object.assign(item.style, { width: `${side}px`, height: `${side}px` });
       grid.append(item);

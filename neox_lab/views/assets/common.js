@@ -175,6 +175,10 @@ function fill(node, colour) {
   node.style.color = colour ? ink(colour) : "";
 }
 
+/** How a head is called: L3H0 where there is little room, "layer 3, head 0" in a sentence. */
+const headName = (layer, head) => `L${layer}H${head}`;
+const headWords = (layer, head) => `layer ${layer}, head ${head}`;
+
 /** A token inside a sentence, kept from turning its neighbours around. */
 const isolate = (text) => `\u2068${text}\u2069`;
 

@@ -21,7 +21,7 @@ async function mount(element, data, host) {
   const store = makeStore(within({ ...data.state, ...(own ? fromAddress() : {}) }, run), (state) => {
     if (own) history.replaceState(null, "", `#${encodeURIComponent(JSON.stringify(state))}`);
     emit("state", { state });
-    say(`Token ${state.position}, ${run.reading.lens.rows[state.row]}, layer ${state.layer} head ${state.head}.`);
+    say(`Token ${state.position}, ${run.reading.lens.rows[state.row]}, ${headWords(state.layer, state.head)}.`);
   });
   const save = (panel) => savers(panel, run, store, host);
   const button = (text, act, title) => {

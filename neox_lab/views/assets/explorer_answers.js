@@ -31,7 +31,7 @@ function patternPanel(run, store, save) {
     const shown = run.readable(state.shown);
     forms.draw(state.lines);
     const panel = run.head(state.layer, state.head, side());
-    const name = `Layer ${state.layer} head ${state.head}`;
+    const name = headName(state.layer, state.head);
     if (!panel) {
       say(`${name} is not among the patterns kept here; ask for fewer tokens or look with nl.views.attention.`);
       stage.replaceChildren();
@@ -51,7 +51,7 @@ function patternPanel(run, store, save) {
     const scale = 127 / run.reading.attention.top;
     const bytes = one.weights.map((byte, at) =>
       Math.max(0, Math.min(254, 127 + Math.round((two.weights[at] / 255) * run.second.attention.top * scale - (byte / 255) * 127))));
-    return { ...one, name: `layer ${state.layer} head ${state.head}, second minus first`, weights: bytes };
+    return { ...one, name: `${headWords(state.layer, state.head)}, second minus first`, weights: bytes };
   }
 
   function lines(panel, state) {
@@ -106,7 +106,7 @@ function wordsPanel(run, store, live) {
       const looked = pieces.map((_, key) => [panel.weight(state.position, key), key]).filter(([weight]) => weight >= 0.05);
       looked.sort((a, b) => b[0] - a[0]);
       const named = looked.slice(0, 3).map(([weight, key]) => `${token(key)} (${number(weight)})`).join(", ");
-      said.push(`Head ${state.layer}.${state.head} looks from there at ${named || "many tokens, at none with more than 0.05"}.`);
+      said.push(`${headName(state.layer, state.head)} looks from there at ${named || "many tokens, at none with more than 0.05"}.`);
     }
     if (shares) {
       const part = shares.where.findIndex((where) => where && where[0] === state.layer && where[1] === state.head);
@@ -121,12 +121,16 @@ function wordsPanel(run, store, live) {
 
 /** Which tokens the prediction rests on. */
 function attributionPanel(run, store, save, live) {
-  const { node, body, say } = card("Which tokens matter", "What the prediction loses without each token.", { save: save("attribution") });
+  const sentence = "What the prediction loses without each token.";
+  const { node, body, say } = card("Which tokens matter", sentence, { save: save("attribution") });
   const strip = el("div", { class: "tokens" });
   body.append(...live, strip);
   store.on(() => {
     const found = run.parts.attribution;
-    if (!found) return strip.replaceChildren();
+    if (!found) {
+      say(sentence);
+      return strip.replaceChildren();
+    }
     say(`${found.note} Orange speaks for it, blue against; full colour is ±${number(Math.max(...found.values.map(Math.abs)))}.`);
     const most = Math.max(...found.values.map(Math.abs)) || 1;
     strip.replaceChildren(
@@ -143,26 +147,29 @@ function attributionPanel(run, store, save, live) {
 
 /** Where the difference between two prompts travels. */
 function patchingPanel(run, store, save, live) {
-  const { node, body, say } = card("Patching from the second prompt", "Give a second prompt of as many tokens to see where the difference travels.", {
+  const sentence = "Give a second prompt of as many tokens to see where the difference travels.";
+  const { node, body, say } = card("Patching from the second prompt", sentence, {
     keys: "Click a cell to select its layer and its position.",
     save: save("patching"),
     wide: true,
   });
-  const stage = el("div", { class: "scroll" });
-  body.append(...live, stage);
   let drawn = null;
   let cells = [];
+  const scroll = scrolling([], () => cells.map(([cell]) => cell).find((cell) => cell.classList.contains("at")));
+  const stage = scroll.node;
+  body.append(...live, stage);
   store.on((state) => {
     const found = run.parts.patching;
-    if (!found) return;
     if (drawn !== found) draw(found);
     drawn = found;
     cells.forEach(([cell, layer, position]) => cell.classList.toggle("at", layer === state.layer && position === state.position));
+    scroll.reveal();
   });
 
   function draw(found) {
-    say(found.note);
     cells = [];
+    say(found ? found.note : sentence);
+    if (!found) return stage.replaceChildren(); // of another prompt
     const rows = found.values.map((line, layer) => {
       const own = line.map((value, position) => {
         const cell = el("td", { title: `layer ${layer}, ${isolate(run.reading.pieces[position])}@${position}: ${value === null ? "not measured" : number(value)}` },
@@ -172,11 +179,11 @@ function patchingPanel(run, store, save, live) {
         cells.push([cell, layer, position]);
         return cell;
       });
-      return el("tr", {}, el("th", { scope: "row" }, `layer ${layer}`), ...own);
+      return el("tr", {}, el("th", { scope: "row" }, String(layer)), ...own);
     });
     const heads = run.reading.pieces.map((piece) => el("th", { scope: "col" }, el("bdi", {}, piece)));
     const table = el("table", { class: "grid upright", "aria-label": "patching" },
-      el("thead", {}, el("tr", {}, el("th", { class: "corner" }, ""), ...heads)), el("tbody", {}, ...rows.reverse()));
+      el("thead", {}, el("tr", {}, el("th", { class: "corner" }, "layer ↓ ╲ token →"), ...heads)), el("tbody", {}, ...rows));
     stage.replaceChildren(table, el("div", { class: "scale" }, "−1", rampBar(signed), "1", " share of the difference that comes back"));
   }
   return node;
@@ -192,8 +199,9 @@ function writingPanel(run, store, save, live, emit) {
   let drawn = null;
   store.on(() => {
     const found = run.parts.writing;
-    if (!found || drawn === found) return;
+    if (drawn === found) return;
     drawn = found;
+    if (!found) return [branches, strip, side].forEach((part) => part.replaceChildren()); // of another run
     if (found.branches.length > 1)
       branches.replaceChildren(switches("branches", () => found.branches.map((name, at) => [at, name]), found.shown, (choice) => emit("show", { choice })).group);
     else branches.replaceChildren();

@@ -41,6 +41,21 @@ function card(name, sentence, { keys, save, wide } = {}) {
   return { node, body, say: (text) => (said.textContent = text) };
 }
 
+/** A table that scrolls inside its card, with the selected cell in sight however wide it is. */
+function scrolling(children, chosen) {
+  const node = el("div", { class: "scroll" }, ...children);
+  const reveal = () => {
+    const cell = chosen();
+    if (!cell || !cell.isConnected) return;
+    const [at, room] = [cell.getBoundingClientRect(), node.getBoundingClientRect()];
+    const name = cell.parentNode.firstChild.getBoundingClientRect(); // stays where it is, on top
+    if (at.right > room.right) node.scrollLeft += at.right - room.right + 4;
+    else if (at.left < name.right) node.scrollLeft -= name.right - at.left + 4;
+  };
+  new ResizeObserver(reveal).observe(node);
+  return { node, reveal };
+}
+
 /** A row of buttons of which one is pressed. */
 function switches(name, options, chosen, choose) {
   const group = el("div", { class: "switches", role: "group", "aria-label": name });
@@ -133,45 +148,46 @@ function candidatesPanel(run, store, save) {
 function lensPanel(run, store, save) {
   const { node, body } = card(
     "Logit lens",
-    "What the model would say if it stopped there: a row is a layer, the deepest on top. A click also shows who wrote it.",
+    "What the model would say if it stopped there: a row is a layer, the first on top. A click also shows who wrote it.",
     { keys: "Arrows move, Enter selects a cell: its position and its layer.", save: save("lens"), wide: true },
   );
   const { rows } = run.reading.lens;
   const count = run.reading.pieces.length;
-  const order = rows.map((_, at) => rows.length - 1 - at);
   const cells = [];
   const table = el("table", { role: "grid", class: "grid lens", "aria-label": "logit lens" });
   const heads = run.reading.pieces.map((piece) => el("th", { scope: "col", title: piece }, el("bdi", {}, piece)));
-  table.append(el("thead", {}, el("tr", {}, el("th", {}, "after"), ...heads)));
-  const names = order.map((row) => el("th", { scope: "row" }, rows[row]));
-  const lines = order.map((row, line) => {
+  table.append(el("thead", {}, el("tr", {}, el("th", {}, "layer ↓ ╲ after →"), ...heads)));
+  const names = rows.map((row) => el("th", { scope: "row" }, row));
+  const lines = names.map((name) => {
     const own = run.reading.pieces.map(() => {
       const cell = el("td", { role: "gridcell" }, el("bdi", {}, ""));
       cells.push(cell);
       return cell;
     });
-    return el("tr", {}, names[line], ...own);
+    return el("tr", {}, name, ...own);
   });
   table.append(el("tbody", {}, ...lines));
   const pick = (place) => {
-    const row = order[Math.floor(place / count)];
+    const row = Math.floor(place / count);
     store.set({ row, position: place % count, layer: Math.max(0, Math.min(row - 1, run.layers - 1)) });
   };
   roving(table, cells, count, { show: () => {}, lock: pick, unlock: () => {} });
   const key = el("div");
-  body.append(el("div", { class: "scroll" }, table), key);
   let drawn = null;
   let marked = null;
+  const scroll = scrolling([table], () => marked);
+  body.append(scroll.node, key);
   store.on((state) => {
     const shown = run.readable(state.shown);
     const token = [shown, run.reading, run.second];
     if (!drawn || token.some((part, at) => part !== drawn[at])) fillCells(shown);
     drawn = token;
     if (marked) marked.classList.remove("at");
-    marked = cells[(rows.length - 1 - state.row) * count + state.position];
+    marked = cells[state.row * count + state.position];
     marked.classList.add("at");
+    scroll.reveal();
     heads.forEach((head, at) => head.classList.toggle("at", at === state.position));
-    names.forEach((name, at) => name.classList.toggle("at", order[at] === state.row));
+    names.forEach((name, at) => name.classList.toggle("at", at === state.row));
   });
 
   function fillCells(shown) {
@@ -179,9 +195,9 @@ function lensPanel(run, store, save) {
     heads.forEach((head, at) => {
       head.title = head.firstChild.textContent = reading.pieces[at];
     });
-    order.forEach((row, line) =>
+    rows.forEach((name, row) =>
       run.reading.pieces.forEach((_, position) => {
-        const cell = cells[line * count + position];
+        const cell = cells[row * count + position];
         const best = reading.lens.candidates[row][position];
         const change = shown === "difference" ? run.second.change[row][position] : null;
         const [text, share] = best ? best[0] : ["", 0];
@@ -189,7 +205,7 @@ function lensPanel(run, store, save) {
         cell.firstChild.textContent = change === null ? text : value;
         fill(cell, change === null ? AMOUNT(share) : signed(0.5 + change / 2));
         const said = change === null ? `${isolate(text)} ${value}` : `${value} for ${isolate(run.reading.about[position])}`;
-        cell.title = `${rows[row]}, after ${isolate(reading.pieces[position])}@${position}: ${said}`;
+        cell.title = `${name}, after ${isolate(reading.pieces[position])}@${position}: ${said}`;
         cell.setAttribute("aria-label", cell.title);
       }),
     );
@@ -239,11 +255,11 @@ function headsPanel(run, store, save, live) {
   const { layers, heads } = run.reading.attention;
   const grid = el("div", { class: "headgrid", role: "group", "aria-label": "heads" });
   grid.style.gridTemplateColumns = `max-content repeat(${heads.length}, minmax(12px, 44px))`;
-  grid.append(el("span", {}, ""), ...heads.map((head) => el("span", {}, String(head))));
-  const places = [...layers].reverse().flatMap((layer) => heads.map((head) => ({ layer, head })));
+  grid.append(el("span", {}, "layer ↓ ╲ head →"), ...heads.map((head) => el("span", {}, String(head))));
+  const places = layers.flatMap((layer) => heads.map((head) => ({ layer, head })));
   const items = places.map(() => el("button", { type: "button", class: "cell" }));
-  [...layers].reverse().forEach((layer, row) =>
-    grid.append(el("span", {}, `layer ${layer}`), ...items.slice(row * heads.length, (row + 1) * heads.length)),
+  layers.forEach((layer, row) =>
+    grid.append(el("span", {}, String(layer)), ...items.slice(row * heads.length, (row + 1) * heads.length)),
   );
   roving(grid, items, heads.length, { show: () => {}, lock: (at) => store.set(places[at]), unlock: () => {} });
   const key = el("div");
@@ -269,7 +285,7 @@ function headsPanel(run, store, save, live) {
       const known = value !== null && value !== undefined && Number.isFinite(value);
       fill(item, known ? colour(value / measure.most) : [217, 217, 217]);
       item.textContent = known && heads.length <= 8 ? number(value, Math.abs(measure.most) >= 10 ? 1 : 2) : "";
-      item.title = `layer ${places[at].layer} head ${places[at].head}: ${known ? number(value, 3) : "not measured"}`;
+      item.title = `${headName(places[at].layer, places[at].head)}: ${known ? number(value, 3) : "not measured"}`;
       item.setAttribute("aria-label", item.title);
       item.classList.toggle("at", places[at].layer === state.layer && places[at].head === state.head);
     });

@@ -1,7 +1,6 @@
 // A table of coloured cells: patching results, a lens, a confusion matrix.
 //
-// data: title, notes, rows, columns (labels), row_axis, column_axis, value_name, flip (the last row
-//   on top), first (position of the first column, may be missing), scale ("viridis", "diverging" or
+// data: title, notes, rows, columns (labels), row_axis, column_axis, value_name, first (position of the first column, may be missing), scale ("viridis", "diverging" or
 //   "teals"), low and high (printed at its ends), legend (what it shows, value_name if missing), and
 //   for each [row][column]: text, level (0 to 255, null for not measured), under (small text, may be
 //   missing), bars (rows of [name, share, value], may be missing), lines (texts, may be missing).
@@ -15,7 +14,6 @@ function mount(element, data, host) {
   const { body, say } = frame(element, data);
   const repeated = new Set(data.columns.filter((name, at) => data.columns.indexOf(name) !== at));
   const colour = scaleOf(data.scale);
-  const rows = data.rows.map((_, at) => (data.flip ? data.rows.length - 1 - at : at));
   const crowded = data.columns.length > CROWDED && !data.bars;
   const upright = crowded || data.columns.some((name) => name.length > 9);
   const side = el("div", { class: "side" });
@@ -27,9 +25,9 @@ function mount(element, data, host) {
     const name = isolate(data.columns[column]);
     return repeated.has(data.columns[column]) ? `${name}@${column + (data.first || 0)}` : name;
   };
-  const corner = el("th", { class: "corner" }, `${data.row_axis} ╲ ${data.column_axis}`);
-  const lines = rows.map((row) => {
-    const name = el("th", { scope: "row", title: data.rows[row] }, el("bdi", {}, data.rows[row]));
+  const corner = el("th", { class: "corner" }, `${data.row_axis} ↓ ╲ ${data.column_axis} →`);
+  const lines = data.rows.map((text, row) => {
+    const name = el("th", { scope: "row", title: text }, el("bdi", {}, text));
     return el("tr", {}, name, ...data.columns.map((_, column) => cell(row, column)));
   });
   const table = el("table", { role: "grid", class: "grid", "aria-label": data.title });
@@ -64,21 +62,21 @@ function mount(element, data, host) {
   }
 
   const where = (number) => [
-    rows[Math.floor(number / data.columns.length)],
+    Math.floor(number / data.columns.length),
     number % data.columns.length,
   ];
   const choice = selection((chosen, locked) => {
     const [row, column] = where(chosen);
     cells.forEach((node, at) => node.setAttribute("aria-selected", String(at === chosen && locked)));
     heads.forEach((node, at) => node.classList.toggle("at", at === column));
-    lines.forEach((node, at) => node.firstChild.classList.toggle("at", rows[at] === row));
+    lines.forEach((node, at) => node.firstChild.classList.toggle("at", at === row));
     cells.forEach((node, at) => node.classList.toggle("shown", at === chosen));
     say(words(row, column) + (locked ? " Locked; Esc unlocks." : ""));
     details(row, column);
     if (locked && host) host.emit("cell", { row, column });
   }, null);
   roving(table, cells, data.columns.length, choice);
-  if (data.bars) choice.show(data.columns.length - 1);
+  if (data.bars) choice.show(cells.length - 1); // what the model says at last
 
   function details(row, column) {
     if (!data.bars && !data.lines) return;

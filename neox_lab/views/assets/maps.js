@@ -7,7 +7,7 @@ function panelsOf(data, bytes) {
   const panel = (layer, head, weights, measures) => ({
     layer,
     head,
-    name: head === "mean" ? `layer ${layer} mean of heads` : `layer ${layer} head ${head}`,
+    name: head === "mean" ? `layer ${layer}, mean of heads` : headWords(layer, head),
     weights,
     measures,
     weight: (query, key) =>

@@ -18,6 +18,7 @@ from neox_lab.experiments.detection import heads as detect_heads
 from neox_lab.experiments.metrics import LogitMetric, logit_difference
 from neox_lab.experiments.patching import ablate, sweep
 from neox_lab.family import GPTNeoXForCausalLM
+from neox_lab.head_names import head_name
 from neox_lab.hooks.hooking import HookList
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.results import Result
@@ -214,7 +215,7 @@ def _changed(asked: Asked, source: Tensor | None, how: str) -> Answer:
         ]
         for tokens, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
-    data = {"name": f"head {layer}.{head} {how}", "candidates": candidates}
+    data = {"name": f"{head_name(layer, head)} {how}", "candidates": candidates}
     return Answer("switched", data, None)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from neox_lab.errors import InputError, NeoxLabError
 from neox_lab.experiments.lens import LensResult, logit_lens
 from neox_lab.family import GPTNeoXForCausalLM
+from neox_lab.head_names import head_name
 from neox_lab.hooks.cache import ActivationCache
 from neox_lab.views import attention
 from neox_lab.views.explorer import ReadingView, Shares
@@ -121,7 +122,7 @@ def _named(name: str) -> str:
     place = _place(name)
     if place is None:
         return {"embed": "embedding", "bias": "biases"}[name]
-    return f"MLP {place[0]}" if place[1] is None else f"head {place[0]}.{place[1]}"
+    return f"MLP{place[0]}" if place[1] is None else head_name(*place)
 
 
 def expected(model: GPTNeoXForCausalLM, ids: Tensor, about: Tensor) -> Tensor:

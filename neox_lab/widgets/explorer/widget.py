@@ -15,6 +15,7 @@ from neox_lab.family.tree import headline
 from neox_lab.results import Result
 from neox_lab.views import View, label
 from neox_lab.views.explorer import ExplorerView, ReadingView
+from neox_lab.views.tokens import sentence
 from neox_lab.widgets.branches import Branches
 from neox_lab.widgets.explorer import questions
 from neox_lab.widgets.explorer.calls import as_python
@@ -223,7 +224,7 @@ class ExplorerWidget(LiveWidget):
         view = self._view()
         self._publish(job, now=True, message="", reading={})
         pairs = examples(self._model)
-        names = [label(prompt, EXAMPLE_LIMIT) for prompt, _ in pairs]
+        names = [sentence(prompt, EXAMPLE_LIMIT) for prompt, _ in pairs]
         now = (given.prompt, given.second)
         row = choices(
             "examples", "Try:", names, pairs.index(now) if now in pairs else -1, "example"
@@ -345,7 +346,7 @@ class ExplorerWidget(LiveWidget):
             code=as_python(self._model, reading, self._other, self.revision),
             revision=self.revision,
             others=self._others(),
-            title=f"Explorer: {label(reading.prompt, 60)}",
+            title=f"Explorer: {sentence(reading.prompt, 60)}",
         )
 
     def _others(self) -> dict[str, ReadingView | None]:
