@@ -11,6 +11,7 @@ from torch import Tensor
 from neox_lab.checks import shown
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError, TokenizerError
+from neox_lab.notices import tell_of_length
 
 if TYPE_CHECKING:
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
@@ -36,7 +37,8 @@ class TextHelpers:
     def to_tokens(self, text: str | list[str]) -> Tensor:
         """Token ids ``[batch, pos]`` on the model's device; shorter texts are padded.
 
-        No token is put in front: GPT-NeoX models are trained without one.
+        No token is put in front: GPT-NeoX models are trained without one. A text longer than
+        ``config.max_position_embeddings`` is told of by a ``NeoxLabWarning``.
 
         Raises:
             InputError: the text is empty.
@@ -64,7 +66,7 @@ class TextHelpers:
         """
         tokenizer = self._tokenizer()
         if isinstance(text, str):
-            return tokenizer.pieces(tokenizer(text).input_ids)
+            return tokenizer.pieces(tokenizer(text, verbose=False).input_ids)
         if isinstance(text, Tensor):
             if text.is_meta or text.layout is not torch.strided:
                 raise InputError("text is a tensor without data, or a sparse one.")
@@ -80,7 +82,7 @@ class TextHelpers:
             raise InputError(
                 f"{shown(text, 80)} is neither text nor token ids [pos] or [batch, pos]."
             )
-        return [tokenizer.pieces(tokenizer(row).input_ids) for row in text]
+        return [tokenizer.pieces(tokenizer(row, verbose=False).input_ids) for row in text]
 
     @overload
     def to_string(self, tokens: list[int] | int) -> str: ...
@@ -118,6 +120,8 @@ class TextHelpers:
     def prepare_inputs(self, inputs: Inputs) -> dict[str, Tensor]:
         """Arguments of ``forward`` for whatever the user gave.
 
+        More tokens than ``config.max_position_embeddings`` are told of by a ``NeoxLabWarning``.
+
         Returns:
             ``input_ids`` (with ``attention_mask`` for texts), or ``inputs_embeds``.
 
@@ -131,6 +135,7 @@ class TextHelpers:
                     raise InputError(
                         f"Vectors have shape {list(inputs.shape)}; expected [batch, pos, d_model]."
                     )
+                tell_of_length(inputs.shape[1], self.config.max_position_embeddings)
                 return {"inputs_embeds": inputs}
             if inputs.dim() != 2:
                 raise InputError(
@@ -141,6 +146,7 @@ class TextHelpers:
                 raise InputError("inputs is a tensor without data, or a sparse one.")
             if inputs.dtype == torch.bool or inputs.is_complex():
                 raise InputError(f"inputs is a {inputs.dtype} tensor; expected token ids.")
+            tell_of_length(inputs.shape[1], self.config.max_position_embeddings)
             return {"input_ids": inputs.to(self.device).long()}
         if isinstance(inputs, str) or (
             isinstance(inputs, list | tuple) and inputs and all(isinstance(t, str) for t in inputs)
@@ -191,8 +197,10 @@ class TextHelpers:
             raise InputError(
                 f"{shown(text, 80)} is no text; expected a string or a list of strings."
             )
-        batch = self._tokenizer()(texts, padding=len(texts) > 1, return_tensors="pt")
+        padding = len(texts) > 1
+        batch = self._tokenizer()(texts, padding=padding, return_tensors="pt", verbose=False)
         ids = batch["input_ids"]
+        tell_of_length(ids.shape[1], self.config.max_position_embeddings)
         if ids.shape[1] == 0:
             raise InputError("The text is empty: there is no token to run the model on.")
         return {

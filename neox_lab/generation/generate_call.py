@@ -29,6 +29,7 @@ from neox_lab.generation.stopping import (
     StopStrings,
 )
 from neox_lab.generation.streamers import BaseStreamer
+from neox_lab.notices import tell_of_length
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel
@@ -193,7 +194,8 @@ def settle_lengths(
         by_hand: whether somebody set ``max_length``; otherwise there are 20 new tokens, or as
             many as the model has positions for.
         prompt: where the text begins.
-        max_positions: positions the model was made for.
+        max_positions: positions the model was made for; a ``NeoxLabWarning`` tells of a text that
+            may become longer.
 
     Raises:
         GenerationError: the prompt leaves no room for a new token.
@@ -214,6 +216,7 @@ def settle_lengths(
         _require_room(apart, settings.max_length)
         settings.max_length -= apart
     _require_room(length, settings.max_length)
+    tell_of_length(settings.max_length + apart, max_positions, "The text may come to have")
     if settings.min_new_tokens is not None:
         settings.min_length = settings.min_new_tokens + length
     elif apart:

@@ -168,7 +168,7 @@ def _encode(
             "A text can only be continued by a model with a tokenizer. Load both with "
             "nl.load(...), set model.tokenizer, or pass token ids."
         )
-    rows = tokenizer([text] if isinstance(text, str) else list(text))["input_ids"]
+    rows = tokenizer([text] if isinstance(text, str) else list(text), verbose=False)["input_ids"]
     if min(len(row) for row in rows) == 0:
         raise GenerationError("A text is empty: there is no token to continue from.")
     filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else pad_token(settings)

@@ -8,13 +8,13 @@ that were encoded before.
 from __future__ import annotations
 
 import itertools
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from tokenizers import Encoding
 
+from neox_lab import notices
 from neox_lab.errors import TokenizerError
 from neox_lab.padding import pad_row
 from neox_lab.tokenizer import arguments, pipeline
@@ -271,10 +271,9 @@ class Encoder(Decoder):
     def _warn_of_length(self, encodings: list[Encoding]) -> None:
         longest = max(map(len, encodings), default=0)
         if longest > self.model_max_length:
-            warnings.warn(
+            notices.tell(
                 f"A text has {longest} tokens, more than the model's {self.model_max_length}: "
-                "the model may fail on it. Shorten it, or call the tokenizer with truncation=True.",
-                stacklevel=5,
+                "the model may fail on it. Shorten it, or call the tokenizer with truncation=True."
             )
 
     def _pad_encodings(

@@ -26,6 +26,7 @@ import anywidget
 import traitlets
 
 from neox_lab.errors import InputError, NeoxLabError
+from neox_lab.notices import gathered
 from neox_lab.results import Result
 from neox_lab.views import View
 from neox_lab.widgets.panels import script
@@ -193,7 +194,11 @@ class LiveWidget(anywidget.AnyWidget):
         try:
             job.check()
             self._publish(job, now=True, phase="running")
-            work(job)
+            with gathered() as notices:
+                work(job)
+            if notices:
+                said = str(self._pending.get("message", self.message))
+                self._publish(job, message=" ".join([said, *notices]).strip())
             self._publish(job, now=True, phase="done")
         except Stopped:
             self._publish(job, now=True, phase="stopped", message="Stopped.")

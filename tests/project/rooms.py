@@ -24,6 +24,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
         "checks.py memory.py padding.py progress.py",
         "small tools: values in range, memory, rows of one length, bars",
     ),
+    ("notices.py", "what must be known about an answer"),
     ("frames.py", "tables of numbers and of any text"),
     ("kinship.py", "being taken for transformers' classes"),
     ("head_names.py", "how a head is called"),

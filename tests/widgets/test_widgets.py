@@ -686,3 +686,29 @@ def test_a_run_without_a_browser_keeps_the_last_cells_result(tmp_path: Path) -> 
     kept = [out.get("data", {}).get("text/html", "") for out in outputs]
     assert any('class="neox-current"' in html for html in kept)
     assert any("image/png" in out.get("data", {}) for out in outputs)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda model, text: nl.widgets.attention(model, text),
+        lambda model, text: nl.widgets.logit_lens(model, text),
+        lambda model, text: nl.widgets.generation(model, text),
+        lambda model, text: nl.widgets.patching(model, text + " king", text + " man", " a", " the"),
+        lambda model, text: nl.explore(model, text),
+    ],
+    ids=["attention", "logit_lens", "generation", "patching", "explore"],
+)
+def test_a_text_too_long_for_the_model_is_told_in_the_widget(
+    make: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    model = nl.load()
+    model.config.max_position_embeddings = 40
+    for text, told in (("The king went to the city. " * 6 + "The", True), (PROMPT, False)):
+        widget = make(model, text)
+        widget.run()
+        widget.wait(LONG)
+        assert ("made for 40" in widget.message) == told, widget.message
+        assert widget.message.count("made for 40") <= 2
+        widget.close()
+    assert not [w for w in recwarn if "made for" in str(w.message)]  # no red block
