@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.family.weights import LayerWeights, StackedWeights, WeightViews
-from neox_lab.kernels.linear import Linear
 from neox_lab.model.block import Block
 from neox_lab.model.parts import plain_layer_norm
 
@@ -160,8 +159,8 @@ class FoldedWeights(StackedWeights):
     def as_model(self) -> GPTNeoXForCausalLM:
         """A language model of these weights, a copy, in evaluation mode.
 
-        Its unembedding has a bias, which this package's own classes do not write to files: a
-        checkpoint of it needs that said by whoever loads it. Tied embeddings are untied.
+        Its unembedding has a bias (``config.embed_out_bias``), which other libraries' GPT-NeoX has
+        not: they cannot load what it saves. Tied embeddings are untied.
 
         Raises:
             ConfigError: the model has no unembedding.
@@ -170,9 +169,9 @@ class FoldedWeights(StackedWeights):
 
         unembedding, bias = self.W_U, self.b_U
         config = GPTNeoXConfig.from_dict(self.config.to_dict())
-        config.tie_word_embeddings, config.attention_bias = False, True
+        config.update({"tie_word_embeddings": False, "attention_bias": True})
+        config.update({"embed_out_bias": True})
         made = GPTNeoXForCausalLM(config)
-        made.embed_out = Linear(*unembedding.shape)
         made.to(unembedding.device, unembedding.dtype).eval()
         made.embed_out.weight.copy_(unembedding.T)
         made.embed_out.bias.copy_(bias)

@@ -138,7 +138,8 @@ class GPTNeoXForCausalLM(GenerationMixin, GPTNeoXWithHead):
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         super().__init__(config)
-        self.embed_out: nn.Linear = Linear(config.hidden_size, config.vocab_size, bias=False)
+        bias = bool(getattr(config, "embed_out_bias", False))  # of folded models, see ``folded``
+        self.embed_out: nn.Linear = Linear(config.hidden_size, config.vocab_size, bias=bias)
         self._set_up(config)
 
     @property
