@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOME = {
+    "FactoredMatrix": "neox_lab.family.factored",
     "GPTNeoXConfig": "neox_lab.config",
     "GPTNeoXTokenizerFast": "neox_lab.tokenizer",
     "GPTNeoXModel": "neox_lab.family",
@@ -25,6 +26,7 @@ _HOME = {
     "GPTNeoXForSequenceClassification": "neox_lab.family",
     "GPTNeoXForTokenClassification": "neox_lab.family",
     "explore": "neox_lab.widgets.explorer",
+    "folded": "neox_lab.family.folded",
     "from_transformers": "neox_lab.family",
     "load": "neox_lab.family",
     "SplicedPoint": "neox_lab.hooks",
@@ -46,6 +48,7 @@ _ROOMS = {
 }
 
 __all__ = [
+    "FactoredMatrix",
     "GPTNeoXConfig",
     "GPTNeoXForCausalLM",
     "GPTNeoXForQuestionAnswering",
@@ -59,6 +62,7 @@ __all__ = [
     "detect",
     "errors",
     "explore",
+    "folded",
     "from_transformers",
     "generation",
     "gym",
@@ -88,6 +92,8 @@ if TYPE_CHECKING:
         from_transformers,
         load,
     )
+    from neox_lab.family.factored import FactoredMatrix
+    from neox_lab.family.folded import folded
     from neox_lab.hooks import SplicedPoint, reads_only
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
     from neox_lab.widgets.explorer import explore

@@ -10,7 +10,7 @@ d_model]`` be what the head's layer reads, after its layer norm, of each token s
 A head that copies has positive eigenvalues and a score near 1. In layer 0 X is the embedding, as in
 the paper. Later layers read what earlier ones made of it (as Wang et al., 2022, arXiv:2211.00593,
 do for the first MLP): heads that copy perfectly can score 0 on the bare embedding. Layer norms are
-folded into the weights (``neox_lab.family.folded``).
+folded into the weights (``nl.folded``).
 """
 
 from __future__ import annotations

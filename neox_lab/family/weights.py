@@ -243,7 +243,7 @@ class StackedWeights:
         """How strongly each head reads what each head of an earlier layer writes.
 
         ‖OV₁ X₂‖ / (‖OV₁‖ ‖X₂‖) with X = QK, QKᵀ or OV for mode Q, K or V (Elhage et al., 2021);
-        published figures use folded weights (``neox_lab.family.folded``).
+        published figures use folded weights (``nl.folded``).
 
         Returns:
             ``[layer, head, layer, head]``, writer first; 0 where the writer is not earlier.

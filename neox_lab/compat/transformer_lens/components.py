@@ -23,7 +23,7 @@ class Component:
     def __getattr__(self, name: str) -> HookPoint:
         """A hook point of this part."""
         if name.startswith("hook_"):
-            return self.model.hook_point(f"{self.name}.{name}")
+            return self.model.points_of(f"{self.name}.{name}")[0]
         raise AttributeError(f"{self.name} has no {name!r}.")
 
     def __repr__(self) -> str:

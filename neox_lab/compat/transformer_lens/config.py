@@ -6,6 +6,9 @@ from collections.abc import Callable
 from pathlib import PurePath
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from neox_lab.errors import ConfigError, nearest
 from neox_lab.family import GPTNeoXForCausalLM
 
@@ -27,7 +30,7 @@ _OF_MODEL: dict[str, Callable[[GPTNeoXForCausalLM], object]] = {
     "attn_scale": lambda model: model.config.head_size**0.5,
     "device": lambda model: model.device,
     "dtype": lambda model: model.dtype,
-    "n_params": lambda model: sum(p.numel() for p in model.backbone.layers.parameters()),
+    "n_params": lambda model: sum(map(torch.numel, _matrices(model))),
     "model_name": lambda model: PurePath(model.config.name_or_path).name,
     "tokenizer_name": lambda model: model.config.name_or_path,
 }
@@ -51,6 +54,11 @@ _ALWAYS: dict[str, object] = {
     "window_size": None,
 }
 _SWITCHES = ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in")
+
+
+def _matrices(model: GPTNeoXForCausalLM) -> list[Tensor]:
+    """What TransformerLens counts: neither embeddings nor biases."""
+    return [weight for weight in model.backbone.layers.parameters() if weight.dim() > 1]
 
 
 class HookedTransformerConfig:

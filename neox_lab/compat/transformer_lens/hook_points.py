@@ -6,15 +6,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
-from typing import Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from torch import Tensor
 
 from neox_lab.checks import check, one_of
+from neox_lab.compat.transformer_lens.names import earlier_name
 from neox_lab.errors import HookError
 from neox_lab.family import GPTNeoXForCausalLM
-from neox_lab.hooks.hooking import HookList
-from neox_lab.hooks.names import Name, ShortForm, exact, find
+from neox_lab.hooks.hooking import HookList, reads_only
+from neox_lab.hooks.names import Name, find
 from neox_lab.model.hook_points import HookFunction
 from neox_lab.model.hook_points import HookPoint as NativePoint
 
@@ -144,9 +145,14 @@ class Hooks:
         """Every hook point, in the order of the forward pass."""
         return list(self.hook_dict.values())
 
-    def hook_point(self, name: str | ShortForm) -> HookPoint:
-        """The hook point of one name, alias or short form."""
-        return self.hook_dict[exact(name, self.native.hook_points)]
+    def points_of(self, name: Name) -> list[HookPoint]:
+        """The hook points of a name, alias, short form or function of names.
+
+        Raises:
+            HookNameError: it matches none.
+        """
+        found = find(earlier_name(name), self.native.hook_points)
+        return [self.hook_dict[point.name] for point in found]
 
     def add_hook(
         self,
@@ -182,7 +188,7 @@ class Hooks:
         is_permanent: bool = False,
         prepend: bool = False,
     ) -> list[tuple[HookPoint, LensHandle]]:
-        points = [self.hook_dict[point.name] for point in find(name, self.native.hook_points)]
+        points = self.points_of(name)
         return [(point, point.add_hook(hook, dir, is_permanent, prepend)) for point in points]
 
     def reset_hooks(
@@ -240,6 +246,66 @@ class Hooks:
             if clear_contexts:
                 for point, _ in added:
                     point.clear_context()
+
+    def get_caching_hooks(
+        self,
+        names_filter: Name | Iterable[Name] | None = None,
+        incl_bwd: bool = False,
+        device: str | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+    ) -> tuple[dict[str, Tensor], list[tuple[str, AnyHook]], list[tuple[str, AnyHook]]]:
+        """Hooks that keep tensors in a dict, and gradients as ``<name>_grad``; none is added.
+
+        Args:
+            names_filter: what to keep; None for all.
+            incl_bwd: keep gradients, too.
+            device: keep tensors there.
+            remove_batch_dim: keep the first row, without its axis.
+            cache: the dict; None for a new one.
+
+        Returns:
+            The dict, hooks on tensors and hooks on gradients.
+        """
+        kept: dict[str, Tensor] = {} if cache is None else cache
+        row = 0 if remove_batch_dim else slice(None)
+
+        @reads_only
+        def keep(tensor: Tensor, hook: HookPoint) -> None:
+            kept[hook.name] = tensor.detach().to(device)[row]
+
+        @reads_only
+        def keep_gradient(gradient: Tensor, hook: HookPoint) -> None:
+            kept[f"{hook.name}_grad"] = gradient.detach().to(device)[row]
+
+        names = self.names_of(names_filter)
+        backward = names if incl_bwd else []
+        return kept, [(n, keep) for n in names], [(n, keep_gradient) for n in backward]
+
+    def names_of(self, names_filter: Name | Iterable[Name] | None) -> list[str]:
+        """The hook names that a ``names_filter`` asks for, in the order of the forward pass."""
+        one = isinstance(names_filter, str | tuple) or callable(names_filter)
+        asked: Any = ["*"] if names_filter is None else [names_filter] if one else names_filter
+        wanted = {point.name for name in asked for point in self.points_of(name)}
+        return [name for name in self.hook_dict if name in wanted]
+
+    def add_caching_hooks(
+        self,
+        names_filter: Name | Iterable[Name] | None = None,
+        incl_bwd: bool = False,
+        device: str | None = None,
+        remove_batch_dim: bool = False,
+        cache: dict[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
+        """Add the hooks of ``get_caching_hooks``; every run from now on fills the dict."""
+        kept, forward, backward = self.get_caching_hooks(
+            names_filter, incl_bwd, device, remove_batch_dim, cache
+        )
+        for name, hook in forward:
+            self.add_hook(name, hook)
+        for name, hook in backward:
+            self.add_hook(name, hook, "bwd")
+        return kept
 
     @contextmanager
     def in_force(self) -> Iterator[None]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
+from torch import Tensor
 
 from neox_lab.checks import shown
+from neox_lab.compat.transformer_lens import state
 from neox_lab.compat.transformer_lens.components import Block, Embed, LayerNorm, Unembed
 from neox_lab.compat.transformer_lens.config import HookedTransformerConfig
 from neox_lab.compat.transformer_lens.generation import Generates
@@ -245,6 +247,30 @@ class HookedTransformer(Runs, Generates):
             self.process_weights_(
                 fold_ln, center_writing_weights, center_unembed, fold_value_biases
             )
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every weight by TransformerLens's name of it; ``native.state_dict()`` has ours."""
+        return state.state_dict(self)
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> None:
+        """Write weights into the model's own; see ``state_dict`` for their names.
+
+        Raises:
+            CheckpointError: they do not fit; nothing is written then.
+        """
+        state.load_state_dict(self, state_dict, strict)
+
+    def load_and_process_state_dict(
+        self,
+        state_dict: Mapping[str, Tensor],
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        fold_value_biases: bool = True,
+    ) -> None:
+        """``load_state_dict``, then ``process_weights_``."""
+        self.load_state_dict(state_dict, strict=False)
+        self.process_weights_(fold_ln, center_writing_weights, center_unembed, fold_value_biases)
 
     def to(self, device_or_dtype: Any, print_details: bool = True) -> Self:
         """Move or convert the weights; ``print_details`` has no meaning."""

@@ -199,7 +199,7 @@ class Runs(Hooks, Texts):
         with self.in_force():
             output, kept = self.native.run_with_cache(
                 inputs,
-                names_filter=names_filter,
+                names_filter=None if names_filter is None else self.names_of(names_filter),
                 device=device,
                 pos_slice=pos_slice,
                 incl_bwd=answer if incl_bwd else False,

@@ -1,0 +1,247 @@
+"""The door by itself: hooks that stay, parts that can be called, weights by name.
+
+Numbers are compared with the native calls; ``test_hooked_transformer`` compares them with
+TransformerLens.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import SIZES, randomize, same, tokens
+from torch import Tensor
+
+import neox_lab as nl
+import neox_lab.compat.transformer_lens as tl
+from neox_lab.compat.transformer_lens import HookedTransformer, HookPoint
+from neox_lab.compat.transformer_lens.loading import CHECKPOINTS, checkpoint_step, full_name
+from neox_lab.errors import CheckpointError, ConfigError, HookError, HookNameError, InputError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+FLAGS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
+
+
+def native(**overrides: object) -> nl.GPTNeoXForCausalLM:
+    model = nl.GPTNeoXForCausalLM(nl.GPTNeoXConfig(**SIZES | overrides)).eval()
+    randomize(model)
+    return model
+
+
+@pytest.fixture(params=[True, False], ids=["parallel", "sequential"])
+def model(request: pytest.FixtureRequest) -> HookedTransformer:
+    return nl.compat.transformer_lens(native(use_parallel_residual=request.param))
+
+
+def test_the_module_can_be_called_and_imported_from() -> None:
+    ours = native()
+    assert nl.compat.transformer_lens is tl is sys.modules["neox_lab.compat.transformer_lens"]
+    assert tl(ours).native is ours
+    folded = tl(ours, **dict.fromkeys(FLAGS, True))
+    assert folded.native is not ours and folded.cfg.normalization_type == "LNPre"
+    assert tl.TransformerBridge is tl.HookedTransformer is HookedTransformer
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = tl.no_such
+    with pytest.raises(InputError, match="as nl"):
+        tl(nl.GPTNeoXModel(nl.GPTNeoXConfig(**SIZES)))
+
+
+def test_hooks_stay_until_they_are_taken_away(model: HookedTransformer) -> None:
+    plain = model(tokens())
+    seen: list[str] = []
+
+    def double(tensor: Tensor, hook: HookPoint) -> Tensor:
+        seen.append(hook.name)
+        hook.ctx["runs"] = int(str(hook.ctx.get("runs", 0))) + 1
+        assert hook.layer() == 1
+        return 2 * tensor
+
+    model.add_hook("blocks.1.hook_resid_post", double)
+    for runs in (1, 2):
+        assert not torch.equal(model(tokens()), plain)
+        assert model.hook_dict["blocks.1.hook_resid_post"].ctx == {"runs": runs}
+    model.reset_hooks()
+    assert torch.equal(model(tokens()), plain) and len(seen) == 2
+    assert model.hook_dict["blocks.1.hook_resid_post"].ctx == {}
+
+    model.add_perma_hook(lambda name: name.endswith("1.hook_resid_post"), double)
+    model.reset_hooks()
+    assert not torch.equal(model(tokens()), plain)
+    model.reset_hooks(including_permanent=True)
+    assert torch.equal(model(tokens()), plain)
+
+
+def test_hooks_of_a_block_go_and_others_stay(model: HookedTransformer) -> None:
+    order: list[str] = []
+
+    def note(tensor: Tensor, hook: HookPoint, name: str) -> None:
+        order.append(name)
+
+    name = "blocks.0.attn.hook_z"
+    model.add_hook(name, partial(note, name="first"))
+    model.blocks[0].attn.hook_z.add_hook(partial(note, name="before"), prepend=True)
+    model.run_with_hooks(tokens(), fwd_hooks=[(name, partial(note, name="once"))])
+    assert order == ["before", "first", "once"]
+    with pytest.raises(ZeroDivisionError), model.hooks(fwd_hooks=[(name, partial(note, name="x"))]):
+        raise ZeroDivisionError
+    model(tokens())
+    assert order[3:] == ["before", "first"]
+    with pytest.raises(HookNameError), model.hooks([(name, note), ("no_such_hook", note)]):
+        pass
+    assert len(model.hook_dict[name].fwd_hooks) == 2
+    with model.hooks([(name, partial(note, name="kept"))], reset_hooks_end=False):
+        pass
+    assert len(model.hook_dict[name].fwd_hooks) == 3
+    with pytest.raises(HookError, match="fwd"):
+        model.add_hook(name, note, dir="forward")  # type: ignore[arg-type]
+    with pytest.raises(HookError, match="no layer"):
+        model.hook_embed.layer()
+
+
+def test_gradients_at_hooks(model: HookedTransformer) -> None:
+    name, found = "blocks.1.hook_resid_pre", {}
+
+    def keep(gradient: Tensor, hook: HookPoint) -> None:
+        found[hook.name] = gradient.clone()
+
+    model.add_hook(name, keep, dir="bwd")
+    model(tokens(), return_type="loss").backward()
+    model.reset_hooks()
+    _, cache = model.run_with_cache(tokens(), return_type="loss", incl_bwd=True)
+    same(found[name], cache[f"{name}_grad"])
+    kept = model.add_caching_hooks(["hook_embed", name], incl_bwd=True)
+    loss = model(tokens(), return_type="loss")
+    loss.backward()
+    assert set(kept) == {"hook_embed", name, "hook_embed_grad", f"{name}_grad"}
+    same(kept[f"{name}_grad"], found[name])
+
+
+def test_parts_can_be_called(model: HookedTransformer) -> None:
+    logits, cache = model.run_with_cache(tokens())
+    same(model.embed(tokens()), cache["hook_embed"])
+    for layer, block in enumerate(model.blocks):
+        before, after = cache["resid_pre", layer], cache["resid_post", layer]
+        same(block(before), after)
+        with model.hooks([(f"blocks.{layer}.hook_resid_post", lambda x, hook: 0 * x)]):
+            assert not bool(block(before).any())
+        middle = before if model.cfg.parallel_attn_mlp else cache["resid_mid", layer]
+        same(block.mlp(block.ln2(middle)), cache["mlp_out", layer])
+    same(model.unembed(model.ln_final(cache["resid_post", -1])), logits)
+    same(model(cache["resid_pre", 1], start_at_layer=1), logits)
+    same(model.blocks[1].attn.OV.AB, model.OV[1].AB)
+    assert model.blocks[0].attn.W_Q.data_ptr() == model.native.blocks[0].W_Q.data_ptr()
+    with pytest.raises(AttributeError, match="no_such"):
+        _ = model.blocks[0].no_such
+
+
+@pytest.mark.parametrize("names", ["blocks.0.hook_out", ["blocks.1.attn.o.hook_in"], None])
+def test_names_of_version_4(model: HookedTransformer, names: Any) -> None:
+    earlier = {"blocks.0.hook_out": "blocks.0.hook_resid_post"}
+    _, cache = model.run_with_cache(tokens(), names_filter=names)
+    if names is None:
+        assert set(cache) == set(model.hook_dict)
+    else:
+        assert list(cache) == [
+            earlier.get(names if isinstance(names, str) else "", "") or "blocks.1.attn.hook_z"
+        ]
+
+
+def test_weights_by_name(model: HookedTransformer) -> None:
+    other = tl(native(use_parallel_residual=model.cfg.parallel_attn_mlp))
+    randomize(other.native, seed=1)
+    weights = copy.deepcopy(model.state_dict())
+    plain = model(tokens())
+    assert not torch.allclose(other(tokens()), plain)
+    other.load_state_dict(weights)
+    assert torch.equal(other(tokens()), plain)
+    bad = weights | {"blocks.0.attn.W_Q": weights["embed.W_E"]}
+    for wrong, words in (
+        ({"embed.W_X": plain}, "unknown"),
+        ({}, "missing"),
+        (bad, "shape"),
+        (weights | {"unembed.b_U": torch.ones(211)}, "no place"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            other.load_state_dict(wrong)
+    assert torch.equal(other(tokens()), plain)
+    folded = tl(model.native, fold_ln=True)
+    assert not [name for name in folded.state_dict() if ".ln" in name or "ln_" in name]
+    other.load_and_process_state_dict(weights)
+    same(other(tokens()).log_softmax(-1), plain.log_softmax(-1), 2e-5)
+
+
+def test_a_copy_has_hooks_of_its_own(model: HookedTransformer) -> None:
+    model.add_hook("hook_embed", _zero)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(tokens()), model(tokens()))
+        twin.reset_hooks()
+        assert not torch.equal(twin(tokens()), model(tokens()))
+        assert twin.native is not model.native and twin.cfg.n_layers == 3
+
+
+def _zero(tensor: Tensor, hook: HookPoint) -> Tensor:
+    return 0 * tensor
+
+
+def test_switches_change_nothing_and_the_rest_cannot_be_set(model: HookedTransformer) -> None:
+    for name in ("use_attn_result", "use_split_qkv_input", "use_attn_in", "use_hook_mlp_in"):
+        getattr(model, f"set_{name}")(True)
+        assert getattr(model.cfg, name) is True
+    with pytest.raises(ConfigError, match="n_layers"):
+        model.cfg.n_layers = 2
+    with pytest.raises(AttributeError, match="n_layers"):
+        _ = model.cfg.n_layer
+    assert model.cfg.to_dict()["d_vocab"] == 211 and "d_vocab=211" in repr(model.cfg)
+    assert model.cfg.n_params == sum(
+        model.W_Q[0].numel() * 4 * 3 if name == "W_Q" else 2 * model.W_in.numel()
+        for name in ("W_Q", "W_in")
+    )
+
+
+def test_methods_that_change_the_model_return_the_door(model: HookedTransformer) -> None:
+    assert model.eval() is model and model.to("cpu") is model and model.train() is model
+    assert model.native.training
+    assert model.to(torch.float64) is model and model.cfg.dtype == torch.float64
+
+
+def test_hooks_act_while_writing() -> None:
+    model = tl(nl.load())
+    text = "The king went to the city of"
+    plain = model.generate(text, max_new_tokens=3, do_sample=False)
+    shapes: list[int] = []
+
+    def count(tensor: Tensor, hook: HookPoint) -> Tensor:
+        shapes.append(tensor.shape[1])
+        return 0 * tensor
+
+    model.add_hook("blocks.0.hook_resid_post", count)
+    assert model.generate(text, max_new_tokens=3, do_sample=False) != plain
+    assert shapes == [model.to_tokens(text).shape[1], 1, 1]
+
+
+def test_names_of_models_and_checkpoints(tmp_path: Path) -> None:
+    assert full_name("pythia-70m") == "EleutherAI/pythia-70m"
+    assert full_name("EleutherAI/pythia-70m") == "EleutherAI/pythia-70m"
+    assert full_name(str(tmp_path)) == str(tmp_path)
+    assert len(CHECKPOINTS) == 154
+    assert checkpoint_step(-1, None) == 143_000 and checkpoint_step(None, 512) == 512
+    assert checkpoint_step(None, None) is None
+    for index, value in ((1, 1), (154, None), (None, 3)):
+        with pytest.raises(ConfigError):
+            checkpoint_step(index, value)
+
+
+def test_losses_need_tokens_and_types_are_known(model: HookedTransformer) -> None:
+    stream = model(tokens(), stop_at_layer=1)
+    with pytest.raises(InputError, match="tokens="):
+        model(stream, start_at_layer=1, return_type="loss")
+    loss = model(stream, start_at_layer=1, return_type="loss", tokens=tokens())
+    same(loss, model(tokens(), return_type="loss"))
+    with pytest.raises(InputError, match="logits"):
+        model(tokens(), return_type="logit")
