@@ -6,6 +6,7 @@ in another way, as a widget does, gathers the notices of its own thread and show
 
 from __future__ import annotations
 
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
@@ -14,7 +15,9 @@ from contextvars import ContextVar
 from types import FrameType
 
 from neox_lab.errors import NeoxLabWarning
+from neox_lab.progress import in_notebook
 
+_log = logging.getLogger("neox_lab")
 _OURS = ("neox_lab", "torch", "contextlib")  # between a user's line and what is to be told
 _gathering: ContextVar[list[str] | None] = ContextVar("gathering", default=None)
 
@@ -50,6 +53,19 @@ def _users_line() -> int:
     while frame is not None and str(frame.f_globals.get("__name__")).split(".")[0] in _OURS:
         frame, level = frame.f_back, level + 1
     return level
+
+
+def mention(text: str) -> None:
+    """Say what is as it should be, and still good to know; nobody is warned.
+
+    In a notebook it is a line of ordinary output, in a terminal a line beside the output; a log of
+    level ``INFO`` has it everywhere.
+    """
+    _log.info(text)
+    if in_notebook():
+        print(text)
+    elif sys.stderr.isatty():
+        print(text, file=sys.stderr)
 
 
 @contextmanager

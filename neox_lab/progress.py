@@ -89,7 +89,7 @@ class Progress:
     def _show(self, text: str) -> None:
         """Replace the line, wherever this runs."""
         self._shown = True
-        if _in_notebook():
+        if in_notebook():
             from IPython.display import display
 
             shown = {"text/plain": text}
@@ -121,7 +121,7 @@ def _bar(share: float) -> str:
     return f"▕{(('█' * full) + part).ljust(WIDTH)}▏"
 
 
-def _in_notebook() -> bool:
+def in_notebook() -> bool:
     """Whether a Jupyter kernel runs this; nothing is imported to find out."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython is not None else None

@@ -39,6 +39,8 @@ from neox_lab.checks import check, one_of
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import CheckpointError, ConfigError, DeviceError, ShapeError
 from neox_lab.hub import DEFAULTS, HubOptions, PathOrId, pin
+from neox_lab.model.output_heads import OUTPUT_HEADS
+from neox_lab.notices import mention
 
 logger = logging.getLogger("neox_lab")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -131,7 +133,13 @@ def load_into(
     report = LoadingReport(missing, found.unexpected, mismatched)
     # What comes with the package is named by its place in it, the same on every machine.
     named = str(source).replace(str(PACKAGE), PACKAGE.name)
-    if not report.complete:
+    if _only_a_new_head(report, model_class, config):
+        # Which is what somebody asked for, and nothing to worry about.
+        mention(
+            f"The head of this {model_class.__name__} ({', '.join(report.missing_keys)}) is new: "
+            f"{named} has none. Train it, as nl.tasks does, before its answers mean anything."
+        )
+    elif not report.complete:
         logger.warning("%s is not complete in %s:\n%s", model_class.__name__, named, report)
     elif of_the_network(report.unexpected_keys):
         logger.warning(
@@ -144,6 +152,20 @@ def load_into(
     elif report.unexpected_keys:
         logger.info("%s from %s:\n%s", model_class.__name__, named, report)
     return model, report
+
+
+def _only_a_new_head(
+    report: LoadingReport, model_class: Callable[..., object], config: GPTNeoXConfig
+) -> bool:
+    """Whether all that is missing is a head to be trained, of which the checkpoint never spoke."""
+    modules = {head.module for head in OUTPUT_HEADS.values() if head.outputs != "vocab"}
+    return (
+        bool(report.missing_keys)
+        and not report.mismatched_keys
+        and not of_the_network(report.unexpected_keys)
+        and {name.partition(".")[0] for name in report.missing_keys} <= modules
+        and model_class.__name__ not in (config.architectures or ())
+    )
 
 
 def _check_layers(config: GPTNeoXConfig, tensors: TensorSource) -> None:

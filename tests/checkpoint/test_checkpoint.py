@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from small_hub import STEP, Repository, SmallHub
 
 import neox_lab as nl
+from neox_lab import notices
 from neox_lab.checkpoint import load_into
 from neox_lab.checkpoint.loading import to_device
 from neox_lab.errors import CheckpointError, ConfigError, ShapeError
@@ -207,8 +208,9 @@ def test_tied_embeddings(tmp_path: Path, case: str, caplog: pytest.LogCaptureFix
 def test_the_built_in_model_is_named_alike_on_every_machine(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", logger="neox_lab")
     nl.load(head="token-classification", labels=["O", "B-X"])
-    assert " neox_lab/gym/weights:" in caplog.text
+    assert " neox_lab/gym/weights has none" in caplog.text
 
 
 def test_missing_parameters_are_initialised_and_reported(
@@ -267,6 +269,53 @@ def test_a_head_that_is_left_out_is_no_warning(
     theirs_saved(tmp_path)
     nl.GPTNeoXModel.from_pretrained(tmp_path)
     assert not [record for record in caplog.records if record.levelname == "WARNING"]
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("GPTNeoXForSequenceClassification", {"score.weight"}),
+        ("GPTNeoXForTokenClassification", {"classifier.weight", "classifier.bias"}),
+        ("GPTNeoXForQuestionAnswering", {"qa_outputs.weight", "qa_outputs.bias"}),
+    ],
+)
+def test_a_head_to_be_trained_is_mentioned_and_one_that_is_lost_is_said_aloud(
+    tmp_path: Path,
+    name: str,
+    keys: set[str],
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(notices, "in_notebook", lambda: True)
+    caplog.set_level("INFO", logger="neox_lab")
+    theirs_saved(tmp_path)
+    capsys.readouterr()
+    model, info = getattr(nl, name).from_pretrained(tmp_path, output_loading_info=True)
+    assert info["missing_keys"] == keys
+    out, err = capsys.readouterr()
+    assert out.startswith(f"The head of this {name} (") and "is new" in out
+    assert all(key in out for key in keys) and out.count("\n") == 1 and "new" not in err
+    assert [record.levelname for record in caplog.records] == ["INFO"] * len(caplog.records)
+
+    caplog.clear()
+    model.save_pretrained(tmp_path / "own")  # this one says that it has the head
+    path = tmp_path / "own" / "model.safetensors"
+    save_file({k: v for k, v in load_file(path).items() if k not in keys}, path)
+    _, info = getattr(nl, name).from_pretrained(tmp_path / "own", output_loading_info=True)
+    assert info["missing_keys"] == keys
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "is not complete" in caplog.text and not capsys.readouterr().out
+
+
+def test_a_new_head_does_not_hide_what_else_is_missing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    theirs_saved(tmp_path)
+    rewrite(tmp_path, lambda tensors: tensors.pop("gpt_neox.final_layer_norm.bias"))
+    nl.GPTNeoXForSequenceClassification.from_pretrained(tmp_path)
+    assert "final_layer_norm.bias" in caplog.text and "score.weight" in caplog.text
+    assert caplog.records[-1].levelname == "WARNING"
 
 
 def test_key_mapping_and_state_dict(tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_notebook_gets_one_output_that_is_empty_at_the_end(
         seen.append(shown)
         return Handle()
 
-    monkeypatch.setattr(progress, "_in_notebook", lambda: True)
+    monkeypatch.setattr(progress, "in_notebook", lambda: True)
     monkeypatch.setattr(display, "display", shows)
 
     def work() -> None:
