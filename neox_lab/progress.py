@@ -61,10 +61,10 @@ class Progress:
         """The line as it is now."""
         seconds = self._clock() - self._start
         rate = (self.done - self._before) / seconds if seconds > 0 else 0.0
-        parts = [f"{self.done:,} {self.unit}{'' if self.done == 1 else 's'}"]
+        parts = [f"{self.done:,} {self.unit if self.done == 1 else plural(self.unit)}"]
         if self.total:
             share = min(1.0, self.done / self.total)
-            parts[0] = f"{_bar(share)} {self.done:,}/{self.total:,} {self.unit}s"
+            parts[0] = f"{_bar(share)} {self.done:,}/{self.total:,} {plural(self.unit)}"
         parts.append(f"{rate:.3g}/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s each")
         if self.total and rate:
             parts.append(f"{duration(max(0, self.total - self.done) / rate)} left")
@@ -102,6 +102,11 @@ class Progress:
             self._width = len(text)
             sys.stderr.write(f"\r{text}{blank}" + ("" if text else "\r"))
             sys.stderr.flush()
+
+
+def plural(unit: str) -> str:
+    """Several of what is counted."""
+    return unit + ("es" if unit.endswith("ch") else "s")
 
 
 def duration(seconds: float) -> str:

@@ -81,6 +81,7 @@ class ClassificationWidget(HeadWidget):
 
     kinds = ("bars",)
     head = "sequence-classification"
+    unit = traitlets.Unicode("label").tag(sync=True)
     text = traitlets.Unicode().tag(sync=True, control="area", label="Text")
 
     def __init__(

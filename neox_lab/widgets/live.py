@@ -52,7 +52,8 @@ class LiveWidget(anywidget.AnyWidget):
         phase: ``idle``, ``waiting`` (for the worker), ``running``, ``done``, ``stopped`` or
             ``failed``.
         message: what is going on, or went wrong, in words.
-        progress: steps done and steps in all; zeros where nobody knows.
+        progress: how much is done, and of how much; zeros where nobody knows.
+        unit: what ``progress`` counts, in the singular.
         panels: what is drawn, see ``panels.panel``.
         pins: how many results are pinned below.
         request: what the browser asks for: ``{"id": …, "action": …}`` and arguments.
@@ -67,6 +68,7 @@ class LiveWidget(anywidget.AnyWidget):
     phase = traitlets.Unicode("idle").tag(sync=True)
     message = traitlets.Unicode("").tag(sync=True)
     progress: Any = traitlets.List([0, 0]).tag(sync=True)
+    unit = traitlets.Unicode("token").tag(sync=True)
     panels: Any = traitlets.List().tag(sync=True)
     slot = traitlets.Unicode().tag(sync=True)
     request = traitlets.Dict().tag(sync=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import traitlets
 from stage import Stage
 
 import neox_lab as nl
+from neox_lab.widgets.live import LiveWidget
+from neox_lab.widgets.worker import Job
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -168,3 +172,36 @@ def test_nothing_is_drawn_twice_for_nothing(model: Any, staged: Any, page: Any) 
     page.locator('[role="gridcell"]').nth(3).click()
     stage.until(lambda: widget.cell and widget.phase == "done")
     assert page.locator('[data-panel="map"] > div').evaluate("node => node.mark") == 1
+
+
+class Counting(LiveWidget):
+    """A widget that counts as far as a test lets it."""
+
+    kinds = ("grid",)
+    unit = traitlets.Unicode("patch").tag(sync=True)
+
+    def __init__(self) -> None:
+        self.further = [threading.Event() for _ in range(3)]
+        super().__init__(heading="Counting")
+
+    def _answer(self, job: Job, given: Any) -> None:
+        for step, further in enumerate(self.further):
+            self._publish(job, now=True, progress=[1_000 * step, 2_000])
+            assert further.wait(120)
+
+
+def test_progress_has_a_unit_and_says_how_long_it_takes(page: Any) -> None:
+    stage = Stage(page, Counting())
+    words = page.locator(".words")
+    page.get_by_role("button", name="Run").click()
+    stage.until(lambda: words.inner_text() == "0 of 2,000 patches")
+    page.wait_for_timeout(1_200)
+    stage.widget.further[0].set()
+    stage.until(lambda: words.inner_text().startswith("1,000 of 2,000 patches · "))
+    assert 1 <= int(words.inner_text().split(" · ")[1].removesuffix(" s left")) <= 120
+    stage.widget.further[1].set()
+    stage.until(lambda: words.inner_text() == "2,000 of 2,000 patches")
+    stage.widget.further[2].set()
+    stage.done()
+    assert words.inner_text() == ""
+    stage.widget.close()

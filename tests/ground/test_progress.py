@@ -113,3 +113,8 @@ def test_durations_are_read_at_a_glance(seconds: float, said: str) -> None:
 def test_nothing_is_imported_for_it() -> None:
     code = "import sys, neox_lab.progress; assert 'IPython' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_several_of_what_is_counted() -> None:
+    assert Progress(total=2, unit="patch").line().split(" · ")[0].endswith(" 0/2 patches")
+    assert Progress(unit="path", done=3).line().startswith("3 paths")

@@ -1,6 +1,6 @@
 // The frame of every live widget: a form, buttons, a line of words, and the views' own pictures.
 //
-// Traits read: heading, verb, controls, phase, message, progress, panels, slot, and one for each
+// Traits read: heading, verb, controls, phase, message, progress, unit, panels, slot, and one for each
 // control. Traits written: those of the controls, and request: {id, action, ...arguments}.
 // A panel is {key, asset, data, on, beside}; MOUNTS[asset](element, data, host) draws it. What a
 // picture emits becomes a request if `on` says so: host.emit(event, detail) -> {action: on[event],
@@ -31,6 +31,15 @@ const stops = (node) => [...inside(node).querySelectorAll("button, select, input
 function held(node) {
   const root = inside(node);
   return stops(node).indexOf(root.activeElement ?? root.getRootNode().activeElement);
+}
+
+/** Seconds in words, as in progress.py: 8 s, 3:05 min, 2:00 h. */
+function duration(seconds) {
+  const whole = Math.round(seconds);
+  const two = (number) => String(Math.floor(number)).padStart(2, "0");
+  if (whole < 60) return `${whole} s`;
+  if (whole < 3600) return `${Math.floor(whole / 60)}:${two(whole % 60)} min`;
+  return `${Math.floor(whole / 3600)}:${two((whole % 3600) / 60)} h`;
 }
 
 function make(tag, attributes = {}, ...children) {
@@ -83,6 +92,17 @@ function render({ model, el }) {
   const pictures = make("div", { class: "pictures" });
   section.append(heading, form, pictures);
 
+  let begun = { done: 0, time: Date.now() }; // when the present work was first heard of
+  const counted = (done, all) => {
+    const [first, last] = [done, all].map((count) => count.toLocaleString("en"));
+    const unit = model.get("unit");
+    return `${first} of ${last} ${unit}${unit.endsWith("ch") ? "es" : "s"}`;
+  };
+  const left = (done, all) => {
+    const each = (Date.now() - begun.time) / 1000 / (done - begun.done);
+    return done > begun.done && all > done ? ` · ${duration(each * (all - done))} left` : "";
+  };
+
   // What tells of the kernel's end also tells of its being there; a widget is shown while it is.
   let gone = false;
   const ended = () => {
@@ -101,7 +121,9 @@ function render({ model, el }) {
     bar.hidden = !busy;
     if (all) [bar.max, bar.value] = [all, done];
     else bar.removeAttribute("value");
-    const said = { waiting: "Waiting for other work …", running: all ? `${done} of ${all}` : "Working …" };
+    if (phase !== "running" || !all || done < begun.done) begun = { done, time: Date.now() };
+    const going = all ? `${counted(done, all)}${left(done, all)}` : "Working …";
+    const said = { waiting: "Waiting for other work …", running: going };
     words.textContent = gone ? GONE : model.get("message") || said[phase] || "";
   };
   for (const name of ["phase", "message", "progress"]) on(`change:${name}`, state);
