@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOME = {
+    "ActivationCache": "neox_lab.hooks.cache",
     "FactoredMatrix": "neox_lab.family.factored",
     "GPTNeoXConfig": "neox_lab.config",
     "GPTNeoXTokenizerFast": "neox_lab.tokenizer",
@@ -25,6 +26,7 @@ _HOME = {
     "GPTNeoXForQuestionAnswering": "neox_lab.family",
     "GPTNeoXForSequenceClassification": "neox_lab.family",
     "GPTNeoXForTokenClassification": "neox_lab.family",
+    "HookPoint": "neox_lab.model.hook_points",
     "explore": "neox_lab.widgets.explorer",
     "folded": "neox_lab.family.folded",
     "from_transformers": "neox_lab.family",
@@ -48,6 +50,7 @@ _ROOMS = {
 }
 
 __all__ = [
+    "ActivationCache",
     "FactoredMatrix",
     "GPTNeoXConfig",
     "GPTNeoXForCausalLM",
@@ -56,6 +59,7 @@ __all__ = [
     "GPTNeoXForTokenClassification",
     "GPTNeoXModel",
     "GPTNeoXTokenizerFast",
+    "HookPoint",
     "SplicedPoint",
     "attribution",
     "compat",
@@ -95,6 +99,8 @@ if TYPE_CHECKING:
     from neox_lab.family.factored import FactoredMatrix
     from neox_lab.family.folded import folded
     from neox_lab.hooks import SplicedPoint, reads_only
+    from neox_lab.hooks.cache import ActivationCache
+    from neox_lab.model.hook_points import HookPoint
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
     from neox_lab.widgets.explorer import explore
 

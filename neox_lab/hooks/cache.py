@@ -115,15 +115,24 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
             return self._tensors[full]
         if full in self._makers:
             return self._makers[full](self)
+        if full.endswith("_grad"):
+            raise HookNameError(
+                f"{full!r} is not in this cache: a run keeps gradients if it is told of what, with "
+                "run_with_cache(.., incl_bwd=True) of output.loss, or incl_bwd= a function from "
+                "the output to a scalar."
+            )
         raise HookNameError(
             f"{full!r} is not in this cache, which holds {len(self)} activations. It was left out "
             "by names_filter, or the run did not reach it (start_at_layer, stop_at_layer)."
         )
 
     def _full_name(self, name: str | ShortForm) -> str:
-        if isinstance(name, str) and name.endswith("_grad"):
-            return exact(name.removesuffix("_grad"), self.points) + "_grad"
-        return exact(name, self.points)
+        short = name[0] if isinstance(name, tuple) and name else name
+        if not isinstance(short, str) or not short.endswith("_grad"):
+            return exact(name, self.points)
+        short = short.removesuffix("_grad")
+        asked: Any = (short, *name[1:]) if isinstance(name, tuple) else short
+        return exact(asked, self.points) + "_grad"
 
     def __contains__(self, name: object) -> bool:
         """True if the tensor can be had; names, aliases and short forms all count."""

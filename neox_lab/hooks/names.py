@@ -1,14 +1,16 @@
 """From what a user writes to hook points.
 
 A hook point can be asked for by its name (``blocks.3.attn.hook_pattern``), a Hugging Face module
-path (``gpt_neox.layers.3.attention``), a short form (``("pattern", 3)``), a glob
-(``blocks.*.hook_resid_post``) or a predicate on names. Whatever matches nothing is an error that
-says which names come near, because a hook that is nowhere is a result that is silently wrong.
+path (``gpt_neox.layers.3.attention``), a short form (``("pattern", 3)``, ``"pattern3"``), a glob
+(``blocks.*.hook_resid_post``) or a predicate on names. A short name alone (``"pattern"``) is every
+point of that name where several may be asked for. Whatever matches nothing is an error that says
+which names come near, because a hook that is nowhere is a result that is silently wrong.
 """
 
 from __future__ import annotations
 
 import numbers
+import re
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
@@ -21,6 +23,24 @@ ShortForm = tuple[str, int] | tuple[str, int, str]
 Name = str | ShortForm | Callable[[str], bool]
 """What stands for one or more hook points."""
 
+_SHORT_NAMES = {
+    "attn": "pattern",
+    "attn_logits": "attn_scores",
+    "key": "k",
+    "query": "q",
+    "value": "v",
+    "mlp_pre": "pre",
+    "mlp_post": "post",
+}
+_PARTS = {"a": "attn", "attention": "attn", "m": "mlp", "b": "", "block": "", "blocks": ""}
+"""What TransformerLens's short forms may call things besides their names."""
+_IN_ONE_WORD = re.compile(r"([a-z_]+?)([0-9]+)([a-z][a-z0-9]*)?")
+
+_QUERIES_KEYS_VALUES = (
+    "That module's output is three tensors here: attn.hook_q, attn.hook_k and attn.hook_v of the "
+    "block, [batch, pos, head, d_head] each; torch.cat([q, k, v], dim=-1).flatten(2) is the "
+    "module's own."
+)
 _PARALLEL_HAS_NO_MIDDLE = (
     "This model's blocks are parallel (use_parallel_residual=True): attention and MLP both read "
     "hook_resid_pre, so there is no residual stream between them and no hook_resid_mid. What "
@@ -52,7 +72,8 @@ def find(name: Name, points: Mapping[str, HookPoint]) -> list[HookPoint]:
         )
     if any(character in name for character in "*?["):
         return _glob(name, points)
-    return [points[exact(name, points)]]
+    full = _full_name(name, points)
+    return [points[full]] if full else _called(name, points) or [points[exact(name, points)]]
 
 
 def find_all(names: Name | Iterable[Name], points: Mapping[str, HookPoint]) -> list[HookPoint]:
@@ -78,12 +99,37 @@ def exact(name: str | ShortForm, points: Mapping[str, HookPoint]) -> str:
         raise HookNameError(
             f"{shown(name)} names no hook point; expected a string or a short form."
         )
+    if full := _full_name(name, points):
+        return full
+    called = _called(name, points)
+    outside = [point for point in called if point.layer is None]
+    for found in (called, outside):
+        if len(found) == 1:
+            return found[0].name
+    if called:
+        raise HookNameError(
+            f"{name!r} is at {len(called)} hook points, {called[0].name!r} first; one is asked for "
+            f"here. Name the layer, as in ({name!r}, {called[0].layer})."
+        )
+    if word := _IN_ONE_WORD.fullmatch(name):
+        short, layer, part = word.groups()
+        asked = (short, int(layer)) if part is None else (short, int(layer), part)
+        if _called(short, points):
+            return _from_short_form(asked, points)
+    raise _unknown(name, points)
+
+
+def _full_name(name: str, points: Mapping[str, HookPoint]) -> str | None:
+    """The name that ``name`` is, or is an alias of."""
     if name in points:
         return name
-    for point in points.values():
-        if name in point.aliases:
-            return point.name
-    raise _unknown(name, points)
+    return next((point.name for point in points.values() if name in point.aliases), None)
+
+
+def _called(name: str, points: Mapping[str, HookPoint]) -> list[HookPoint]:
+    """The hook points whose name ends in ``.hook_<name>``, in whatever block."""
+    hook = f"hook_{_SHORT_NAMES.get(name, name)}"
+    return [point for point in points.values() if point.name.rpartition(".")[2] == hook]
 
 
 def _glob(pattern: str, points: Mapping[str, HookPoint]) -> list[HookPoint]:
@@ -111,8 +157,10 @@ def _from_short_form(name: ShortForm, points: Mapping[str, HookPoint]) -> str:
         raise HookNameError(
             f"{name!r} asks for layer {name[1]}; this model has layers 0 to {layers - 1}."
         )
-    hook = name[0] if name[0].startswith("hook_") else f"hook_{name[0]}"
-    part = f".{name[2]}" if len(name) == 3 else ""
+    short = _SHORT_NAMES.get(name[0], name[0])
+    hook = short if short.startswith("hook_") else f"hook_{short}"
+    part = _PARTS.get(name[2], name[2]) if len(name) == 3 else ""
+    part = f".{part}" if part else ""
     prefix = f"blocks.{layer}{part}."
     found = [full for full in points if full.startswith(prefix) and full.endswith(f".{hook}")]
     if len(found) == 1:
@@ -129,6 +177,12 @@ def _unknown(name: str, points: Mapping[str, HookPoint], asked: str | None = Non
     asked = asked or shown(name)
     if name.endswith("hook_resid_mid") and not any(n.endswith("hook_resid_mid") for n in points):
         return HookNameError(f"No hook point {asked}. {_PARALLEL_HAS_NO_MIDDLE}")
+    if "query_key_value" in name:
+        return HookNameError(f"No hook point {asked}. {_QUERIES_KEYS_VALUES}")
+    if name.endswith("final_layer_norm"):
+        return HookNameError(
+            f"No hook point {asked}: without a head its output is output.last_hidden_state."
+        )
     known = [*points, *(alias for point in points.values() for alias in point.aliases)]
     near = nearest(name, known)
     return HookNameError(f"No hook point {asked} in this model.{near} See model.hook_table().")

@@ -130,7 +130,12 @@ ROWS: tuple[Row, ...] = (
         "what each head writes, without the shared bias",
         follows_from="blocks.{l}.attn.hook_z",
     ),
-    Row("blocks.{l}.hook_attn_out", _STREAM, "what attention writes", "layers.{l}.attention"),
+    Row(
+        "blocks.{l}.hook_attn_out",
+        _STREAM,
+        "what attention writes",
+        "layers.{l}.attention layers.{l}.attention.dense",
+    ),
     Row(
         "blocks.{l}.hook_resid_mid",
         _STREAM,
@@ -157,14 +162,25 @@ ROWS: tuple[Row, ...] = (
         "layers.{l}.post_attention_layernorm",
         follows_from=_MLP_IN,
     ),
-    Row("blocks.{l}.mlp.hook_pre", "batch pos d_mlp", "neurons before the activation function"),
+    Row(
+        "blocks.{l}.mlp.hook_pre",
+        "batch pos d_mlp",
+        "neurons before the activation function",
+        "layers.{l}.mlp.dense_h_to_4h",
+    ),
     Row(
         "blocks.{l}.mlp.hook_post",
         "batch pos d_mlp",
         "neurons after the activation function",
+        "layers.{l}.mlp.act",
         follows_from="blocks.{l}.mlp.hook_pre",
     ),
-    Row("blocks.{l}.hook_mlp_out", _STREAM, "what the MLP writes", "layers.{l}.mlp"),
+    Row(
+        "blocks.{l}.hook_mlp_out",
+        _STREAM,
+        "what the MLP writes",
+        "layers.{l}.mlp layers.{l}.mlp.dense_4h_to_h",
+    ),
     Row(
         "blocks.{l}.hook_resid_post",
         _STREAM,
@@ -182,8 +198,9 @@ WIRINGS = ("sequential", "parallel")
 def head_rows(head: OutputHead) -> tuple[Row, Row]:
     """What an output head reads and what it returns."""
     aliases = " ".join((head.module, *head.aliases))
+    read, norm = f"what {head.reader} reads", "gpt_neox.final_layer_norm"
     return (
-        Row(f"{head.hook}.hook_in", _STREAM, f"what {head.reader} reads", only=head.name),
+        Row(f"{head.hook}.hook_in", _STREAM, read, norm, only=head.name),
         Row(f"{head.hook}.hook_out", f"batch pos {head.axis}", head.meaning, aliases, head.name),
     )
 
