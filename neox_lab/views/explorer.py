@@ -7,6 +7,8 @@ own keeps it in the fragment of its address, so that a link leads to what somebo
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LABEL_LIMIT = 24
+ANSWERS = ("attribution", "patching", "switched", "writing")
+"""Answers that bring the calls that made them, as in ``assets/explorer.js``; effects do, too."""
 GIVEN_UP = ("writing", "attribution", "effects", "patching", "switched", "compared")
 """Answers in the order in which they stay out of a page that would be too large, the last first."""
 
@@ -97,6 +101,16 @@ class ReadingView:
         }
 
 
+def chosen(state: Mapping[str, object], name: str, count: int, otherwise: int = -1) -> int:
+    """A number that a browser said, below ``count``; what cannot be is ``otherwise``.
+
+    As ``within`` of ``assets/explorer.js``.
+    """
+    value = state.get(name)
+    fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count
+    return value if fits and isinstance(value, int) else otherwise % count
+
+
 class ExplorerView(View):
     """One run of a model in linked panels.
 
@@ -105,7 +119,8 @@ class ExplorerView(View):
         state: what is selected, see ``assets/explorer.js``; what is missing is chosen.
         parts: answers by name, as the script takes them.
         model: the model in words.
-        code: Python that makes the same, with ``{position}``, ``{layer}`` and ``{head}`` in it.
+        code: Python that makes the same, with ``{position}``, ``{layer}``, ``{head}`` and
+            ``{revision}`` in it, where these go; answers bring their own.
         revision: which checkpoint of a training this is; empty if there is only one.
         others: readings of the same prompt by other checkpoints, None for those not run, all in
             the order of training, this one among them.
@@ -139,6 +154,28 @@ class ExplorerView(View):
     def frame(self) -> pd.DataFrame:
         """The lens, one row for each candidate; ``reading.attention.frame`` has the patterns."""
         return self.reading.lens.frame
+
+    @property
+    def python(self) -> str:
+        """The calls that make what is shown, with what is selected in them."""
+        view = self.reading
+        counts = {
+            "position": (len(view.lens.pieces), -1),
+            "layer": (len(view.attention.layers), -1),
+            "head": (len(view.attention.heads), 0),
+        }
+        code = self.code.replace("{revision}", json.dumps(self.revision))
+        for name, (count, otherwise) in counts.items():
+            code = code.replace(f"{{{name}}}", str(chosen(self.state, name, count, otherwise)))
+        answers = [*self.parts.get("effects", {}).values()]
+        answers += [self.parts.get(name, {}) for name in ANSWERS]
+        return "\n\n".join([code, *(found["code"] for found in answers if "code" in found)])
+
+    def selecting(self, state: Mapping[str, object]) -> ExplorerView:
+        """The same with something else selected."""
+        other = copy.copy(self)
+        other.state = dict(state)
+        return other
 
     @property
     def alt_text(self) -> str:

@@ -227,6 +227,9 @@ def test_live_questions_reach_their_panels(model: Any, staged: Any, page: Any) -
     page.get_by_role("button", name="patch the stream").click()
     stage.until(lambda: widget.patching and widget.phase == "done")
     assert page.locator('[aria-label="patching"] td').count() == 4 * 15
+    page.locator('[aria-label="the prompt"] .token').nth(3).click()
+    stage.until(lambda: widget.state.get("position") == 3)
+    assert page.locator("pre").text_content() == widget.result.python
     page.get_by_role("button", name="write on").click()
     stage.until(lambda: widget.writing and widget.phase == "done")
     written = page.locator('[aria-label="What it writes on"]')
@@ -283,4 +286,6 @@ def test_a_slider_runs_the_checkpoint(model: Any, staged: Any, page: Any) -> Non
     assert page.locator('[aria-label="the prompt"] .token').count() == len(expected)
     early = widget.result.reading.lens.candidates[-1][END][0]
     page.wait_for_timeout(200)
+    assert page.locator("pre").text_content() == widget.result.python
+    assert 'nl.load(revision="step0")' in widget.result.python
     assert page.locator(LAST).nth(END).inner_text() == nl.views.label(early, 24)

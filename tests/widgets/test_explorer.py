@@ -13,6 +13,7 @@ import pytest
 
 import neox_lab as nl
 from neox_lab.errors import InputError
+from neox_lab.views.explorer import ExplorerView
 from neox_lab.views.live import LIMIT, json_text
 from neox_lab.widgets.explorer import ExplorerWidget
 
@@ -199,14 +200,83 @@ def test_every_panel_is_saved_in_three_forms(widget: ExplorerWidget, panel: str)
             assert len(list(csv.reader(io.StringIO(content.decode())))) > 1
 
 
-def test_the_same_in_python_runs(widget: ExplorerWidget) -> None:
-    assert widget.result is not None
-    code = widget.result.data()["code"]
-    for name, value in {"position": 3, "layer": 1, "head": 2}.items():
-        code = code.replace(f"{{{name}}}", str(value))
+def python(widget: ExplorerWidget) -> dict[str, Any]:
+    """What the copied code makes, run as it stands."""
+    assert isinstance(widget.result, ExplorerView)
     found: dict[str, Any] = {}
-    exec(code, found)  # our own text, which users are to run
+    exec(widget.result.python, found)  # our own text, which users are to run
+    return found
+
+
+def test_the_same_in_python_makes_what_every_panel_shows(model: Any) -> None:
+    widget = nl.explore(model, PROMPT, SECOND)
+    widget.wait()
+    request(widget, "select", state={"layer": 1, "head": 2, "position": 4, "row": 1})
+    for what in ("ablation", "heads", "induction", "attribution", "off", "resid_pre", "writing"):
+        ask(widget, what)
+    request(widget, "branch", position=2, rank=1)
+    widget.wait()
+    request(widget, "select", state={"layer": 2, "head": 1, "position": 3, "row": 2})
+    found, shown = python(widget), reading(widget)
     assert found["prompt"] == PROMPT and found["second"] == SECOND
+    for lens, panel in (("lens", shown["lens"]), ("second_lens", widget.compared["lens"])):
+        share = found[lens].top_probability[:, 0]
+        cells = [[[one[1] for one in cell] for cell in row] for row in panel["candidates"]]
+        assert np.allclose(share, cells, atol=1e-4), lens
+    assert isinstance(widget.result, ExplorerView)
+    pattern = widget.result.reading.attention.head(2, 1)
+    assert found["pattern"].title == pattern.title == "Attention in layer 2, head 1"
+    assert np.allclose(found["pattern"].patterns, pattern.patterns, atol=1e-6)
+    for shares, panel in (("shares", shown), ("second_shares", widget.compared)):
+        values = panel["shares"]["values"][3]
+        parts = dict(zip(found[shares].labels["component"], found[shares].values, strict=True))
+        called = {"embedding": "embed", "biases": "bias"}
+        names = [called.get(name, name) for name in panel["shares"]["names"]]
+        assert np.allclose([parts[name] for name in names], values, atol=1e-3, rtol=5e-3)
+        assert found[shares].total == pytest.approx(sum(values), abs=2e-2)
+    effects = widget.effects
+    for name, values in (
+        ("switched off, by head", found["ablated"].effect()),
+        ("patched, by head", found["patched"].normalized()),
+        ("induction score", found["detected"].values),
+    ):
+        assert np.allclose(effects[name]["values"], values, atol=1e-3), name
+    assert np.allclose(widget.attribution["values"], found["occluded"].values[0], atol=1e-3)
+    assert np.allclose(widget.patching["values"], found["swept"].normalized(), atol=1e-3)
+    switched = [cell[0][1] for cell in widget.switched["candidates"]]
+    assert np.allclose(switched, found["switched"].detach().amax(-1), atol=1e-4)
+    text = [model.tokenizer.piece_text(int(token)) for token in found["written"][0, -16:]]
+    assert [nl.views.label(piece, 24) for piece in text] == [
+        token["text"] for token in widget.writing["tokens"]
+    ]
+
+
+def test_the_same_in_python_of_a_head_taken_from_the_second_prompt(model: Any) -> None:
+    widget = nl.explore(model, PROMPT, SECOND)
+    widget.wait()
+    request(widget, "select", state={"layer": 1, "head": 2})
+    ask(widget, "swap")
+    shown = [cell[0][1] for cell in widget.switched["candidates"]]
+    assert np.allclose(shown, python(widget)["switched"].detach().amax(-1), atol=1e-4)
+
+
+def test_the_same_in_python_names_both_models_and_the_checkpoint(model: Any) -> None:
+    early = nl.load(revision="step512")
+    widget = nl.explore(model, PROMPT, against=early)
+    widget.wait()
+    shares = widget.compared["lens"]["candidates"]
+    walk = nl.explore(model, PROMPT, revisions={"a": lambda: early, "b": lambda: model})
+    walk.wait()
+    assert isinstance(walk.result, ExplorerView)
+    assert 'the function for "b"' in walk.result.python and "nl.load(" not in walk.result.python
+    found: dict[str, Any] = {"model": model}
+    exec(walk.result.python, found)
+    walk = nl.explore(model, PROMPT, revisions=["step512", "step18000"])
+    walk.wait()
+    request(walk, "go_to", name="step512")
+    walk.wait()
+    lens = python(walk)["lens"].top_probability[:, 0, :, 0]
+    assert np.allclose(lens, [[cell[0][1] for cell in row] for row in shares], atol=1e-4)
 
 
 @pytest.mark.parametrize("text", ["{layer} {head} 'x' \\", '</script>"\n{position}', "a\\{head}"])
@@ -214,7 +284,8 @@ def test_no_prompt_is_taken_for_code(model: Any, text: str) -> None:
     widget = nl.explore(model, text)
     widget.wait()
     assert widget.result is not None
-    code = widget.result.data()["code"]
+    assert isinstance(widget.result, ExplorerView)
+    code = widget.result.python
     line = next(line for line in code.splitlines() if line.startswith("prompt = "))
     assert "{" not in line
     found: dict[str, Any] = {}
@@ -240,7 +311,8 @@ def test_a_slider_over_training(model: Any) -> None:
     revisions = widget.result.data()["revisions"]
     assert revisions["names"] == names and revisions["chosen"] == "step0"
     assert set(revisions["readings"]) == {"step0", "step18000"}  # those that were run
-    assert 'revision="step0"'.replace('"', "'") in widget.result.data()["code"]
+    assert isinstance(widget.result, ExplorerView)
+    assert 'nl.load(revision="step0")' in widget.result.python
     request(widget, "go_to", name="step7")
     assert "no revision 'step7'" in widget.message
     with pytest.raises(InputError, match="at least two"):

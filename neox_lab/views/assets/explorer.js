@@ -8,7 +8,7 @@
 //   parts: what was asked for so far: compared (a reading, with same and change [row][pos]), effects,
 //     attribution, patching, writing, switched
 //   revisions (may be missing): names, chosen, readings ({name: reading} of those that were run)
-//   code: Python that makes the same, with {position}, {layer} and {head} in it
+//   code: Python that makes the same, with {position}, {layer}, {head} and {revision} in it; an answer may have code of its own
 // A live host has emit(event, detail): "state", "ask", "save", "branch", "show", "revision"; and
 // part(name, act), which tells what was asked for when it has come, another reading included.
 
@@ -57,7 +57,7 @@ async function mount(element, data, host) {
   if (there("writing")) panels.push(writingPanel(run, store, save, ask("write on", "writing"), emit));
   grid.append(...panels);
   const steps = data.revisions ? [slider(data.revisions, run, store, emit)] : [];
-  body.append(el("div", { class: "above" }, el("span", {}, data.model), ...steps, views.group), grid, python(data, store));
+  body.append(el("div", { class: "above" }, el("span", {}, data.model), ...steps, views.group), grid, python(data, run, store));
   body.classList.add("explorer-body");
   const wanted = ["effects", "attribution", "patching", "writing", "switched", "compared", "reading"];
   if (host) for (const name of wanted) host.part(name, (part) => took(name, part));
@@ -70,6 +70,7 @@ async function mount(element, data, host) {
     if (name === "reading") {
       if (!there) return;
       run.reading = await run.open(part);
+      if (run.moved) run.moved();
     } else if (there) {
       const fresh = Object.keys(part).filter((key) => !(key in (run.parts[name] || {})));
       if (name === "effects" && fresh.length) store.state.measure = fresh.at(-1); // what was asked for last
@@ -87,15 +88,18 @@ function slider({ names, chosen, readings }, run, store, emit) {
   const parts = run.parts;
   const second = run.second;
   input.value = names.indexOf(chosen);
+  run.revision = chosen;
   input.addEventListener("input", async () => {
     const name = names[Number(input.value)];
     shown.textContent = name;
     if (emit.live) return;
     if (!readings[name]) return void (shown.textContent = `${name} (not kept here)`);
+    run.revision = name;
     [run.parts, run.second] = name === chosen ? [parts, second] : [{}, null]; // answers are of one model
     run.reading = await run.open(readings[name]);
     store.draw();
   });
+  run.moved = () => (run.revision = names[Number(input.value)]);
   input.addEventListener("change", () => emit("revision", { name: names[Number(input.value)] }));
   return el("label", { class: "revision" }, "revision ", input, shown);
 }
@@ -164,14 +168,20 @@ function jumps(body, panels) {
   });
 }
 
+const ANSWERS = ["attribution", "patching", "switched", "writing"]; // with code of their own
+
 /** The calls that make what is shown, to take to a notebook. */
-function python(data, store) {
+function python(data, run, store) {
   const text = el("pre", {});
   const copy = el("button", { type: "button", class: "mini" }, "copy");
   copy.addEventListener("click", () => navigator.clipboard.writeText(text.textContent).then(() => (copy.textContent = "copied")));
   store.on((state) => {
-    const shown = { position: state.position, layer: state.layer, head: state.head };
-    text.textContent = data.code.replace(/\{(position|layer|head)\}/g, (_, name) => shown[name]);
+    const shown = { position: state.position, layer: state.layer, head: state.head, revision: JSON.stringify(run.revision) };
+    const { effects, ...others } = run.parts; // each brings its calls, about what was selected then
+    const asked = ANSWERS.map((name) => others[name] || {});
+    const made = [...Object.values(effects || {}), ...asked].flatMap((answer) => answer.code || []);
+    const code = data.code.replace(/\{(position|layer|head|revision)\}/g, (_, name) => shown[name]);
+    text.textContent = [code, ...made].join("\n\n");
     copy.textContent = "copy";
   });
   return el("details", {}, el("summary", {}, "The same in Python"), copy, text);

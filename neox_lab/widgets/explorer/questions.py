@@ -24,6 +24,7 @@ from neox_lab.model.hook_points import HookPoint
 from neox_lab.results import Result
 from neox_lab.views import View, label
 from neox_lab.views.live import rounded
+from neox_lab.widgets.explorer.calls import hooked
 from neox_lab.widgets.explorer.reading import CANDIDATES, Reading
 from neox_lab.widgets.explorer.selection import Selection
 
@@ -75,6 +76,20 @@ class Asked:
         )
 
     @property
+    def metric_code(self) -> str:
+        """The call that makes ``metric``."""
+        token = int(self.first.about[self.chosen.position])
+        return f"nl.patching.logit_difference({token}, pos={self.chosen.position})"
+
+    def swept(self, name: str, site: str) -> str:
+        """The calls that patch ``site`` from the second prompt."""
+        correct, wrong = int(self.first.about[-1]), int(self.other().about[-1])
+        return (
+            f"difference = nl.patching.logit_difference({correct}, {wrong})\n"
+            f'{name} = nl.patching.sweep(model, prompt, second, difference, "{site}")'
+        )
+
+    @property
     def token(self) -> str:
         """That token, for people."""
         return f"“{label(self.first.view.about[self.chosen.position], 24)}”"
@@ -119,11 +134,12 @@ class Asked:
 def ablation(asked: Asked) -> Answer:
     """The logit lost when one head after the other gives its mean over the prompt."""
     result = ablate(asked.model, asked.first.ids, asked.metric, progress=asked.report)
+    code = f"ablated = nl.patching.ablate(model, prompt, {asked.metric_code})"
     note = (
         f"Change of the logit of {asked.token} after token {asked.chosen.position} when a head "
         "gives its mean over the prompt everywhere instead: blue is lost."
     )
-    return _heads(asked, "switched off, by head", result, result.effect(), True, note)
+    return _heads(asked, "switched off, by head", result, result.effect(), True, note, code)
 
 
 def heads(asked: Asked) -> Answer:
@@ -136,7 +152,8 @@ def heads(asked: Asked) -> Answer:
         "Share of the difference between both prompts that comes back when a head's output is "
         "taken from the first prompt in a run on the second: 1 is all of it."
     )
-    return _heads(asked, "patched, by head", result, result.normalized(), True, note)
+    code = asked.swept("patched", "z_all_pos")
+    return _heads(asked, "patched, by head", result, result.normalized(), True, note, code)
 
 
 def induction(asked: Asked) -> Answer:
@@ -146,13 +163,21 @@ def induction(asked: Asked) -> Answer:
         "Measured on repeated random tokens, not on this prompt: attention on the token after the "
         "last occurrence."
     )
-    return _heads(asked, "induction score", result, result.values, False, note)
+    return _heads(
+        asked,
+        "induction score",
+        result,
+        result.values,
+        False,
+        note,
+        "detected = nl.detect.heads(model)",
+    )
 
 
 def _heads(
-    asked: Asked, name: str, result: Result, values: Tensor, signed: bool, note: str
+    asked: Asked, name: str, result: Result, values: Tensor, signed: bool, note: str, code: str
 ) -> Answer:
-    found = {"values": rounded(values.numpy(), 4), "signed": signed, "note": note}
+    found = {"values": rounded(values.numpy(), 4), "signed": signed, "note": note, "code": code}
     return Answer("effects", {**asked.effects, name: found}, result)
 
 
@@ -166,6 +191,7 @@ def patching(asked: Asked, site: str) -> Answer:
         "that comes back."
     )
     data = {"site": site, "values": rounded(result.normalized().numpy(), 4), "note": note}
+    data["code"] = asked.swept("swept", site)
     return Answer("patching", data, result)
 
 
@@ -176,6 +202,7 @@ def attribution(asked: Asked) -> Answer:
         "values": rounded(result.values[0].numpy(), 4),
         "note": f"What the logit of {asked.token} after token {asked.chosen.position} loses when "
         "a token's embedding gives way to the mean of all.",
+        "code": f"occluded = nl.attribution.occlusion(model, prompt, {asked.metric_code})",
     }
     return Answer("attribution", data, result)
 
@@ -216,6 +243,7 @@ def _changed(asked: Asked, source: Tensor | None, how: str) -> Answer:
         for tokens, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
     ]
     data = {"name": f"{head_name(layer, head)} {how}", "candidates": candidates}
+    data["code"] = hooked(layer, head, source is not None)
     return Answer("switched", data, None)
 
 

@@ -37,6 +37,7 @@ class Revisions:
     Attributes:
         names: of all, in the order of training.
         chosen: the name of ``model``.
+        by_name: whether their names are all it takes to load them.
 
     Raises:
         InputError: fewer than two names.
@@ -50,6 +51,7 @@ class Revisions:
             raise InputError(f"revisions={given!r}; expected at least two names, or a mapping.")
         self.names = tuple(given)
         self.chosen = self.names[-1]
+        self.by_name = not isinstance(given, Mapping)
         self._loads = dict(given) if isinstance(given, Mapping) else _by_name(model, self.names)
         self._now, self._model = self.chosen, model
 

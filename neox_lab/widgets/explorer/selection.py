@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from neox_lab.views.explorer import chosen
 from neox_lab.widgets.explorer.reading import Reading
 
 
@@ -35,16 +36,11 @@ class Selection:
         """
         view = reading.view
 
-        def at(name: str, count: int, other: int = -1) -> int:
-            value = state.get(name)
-            fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < count
-            return value if fits and isinstance(value, int) else other % count
-
         measure = state.get("measure")
         return cls(
-            position=at("position", reading.length),
-            row=at("row", len(view.lens.row_labels)),
-            layer=at("layer", len(view.attention.layers)),
-            head=at("head", len(view.attention.heads), 0),
+            position=chosen(state, "position", reading.length),
+            row=chosen(state, "row", len(view.lens.row_labels)),
+            layer=chosen(state, "layer", len(view.attention.layers)),
+            head=chosen(state, "head", len(view.attention.heads), 0),
             measure=measure if isinstance(measure, str) else "",
         )

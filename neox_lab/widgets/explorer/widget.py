@@ -18,7 +18,7 @@ from neox_lab.views.explorer import ExplorerView, ReadingView
 from neox_lab.views.tokens import sentence
 from neox_lab.widgets.branches import Branches
 from neox_lab.widgets.explorer import questions
-from neox_lab.widgets.explorer.calls import as_python
+from neox_lab.widgets.explorer.calls import as_python, continued
 from neox_lab.widgets.explorer.examples import examples
 from neox_lab.widgets.explorer.questions import Answer, Asked
 from neox_lab.widgets.explorer.reading import Reading, compare, read
@@ -123,7 +123,11 @@ class ExplorerWidget(LiveWidget):
 
     def select(self, state: dict) -> None:  # type: ignore[type-arg]  # checked as it stands
         """Note what is selected; the picture needs no kernel for that."""
-        self.state = dict(state)
+        with self._lock:
+            self.state = dict(state)
+            if isinstance(self._result, ExplorerView):
+                self._result = view = self._result.selecting(self.state)
+                self._shown = (view,)
 
     def ask(self, what: str) -> None:
         """Ask a question about what is selected.
@@ -319,7 +323,11 @@ class ExplorerWidget(LiveWidget):
             }
             for token in written.branches[written.shown].tokens
         ]
+        branch = written.branches[written.shown]
+        given = 0 if branch.origin is None else branch.start + 1
+        code = continued(NEW_TOKENS - given, [token.token for token in branch.tokens[:given]])
         found = {"tokens": tokens, "branches": written.names(), "shown": written.shown}
+        found["code"] = code
         self._answers["writing"] = written.view()
         self._publish(job, now=True, writing=found, progress=[done, NEW_TOKENS])
         self._keep(job)
@@ -338,12 +346,13 @@ class ExplorerWidget(LiveWidget):
         """Everything there is, as a view that needs no kernel."""
         reading = self._read()
         found: Mapping[str, Any] = {name: getattr(self, name) for name in PARTS}
+        revised = None if self._revisions is None else self._revisions.by_name
         return ExplorerView(
             reading.view,
             self.state,
             {name: part for name, part in found.items() if part},
             model=headline(self._model),
-            code=as_python(self._model, reading, self._other, self.revision),
+            code=as_python(self._model, reading, self._other, revised, self._against),
             revision=self.revision,
             others=self._others(),
             title=f"Explorer: {sentence(reading.prompt, 60)}",
