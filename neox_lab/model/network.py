@@ -158,6 +158,27 @@ class Network(nn.Module):
                 residual = block(residual, rotation, visible, store, tap)
         return residual
 
+    def attend_alone(
+        self, layer: int, normalized: Tensor, mask: Tensor | None = None, taps: Taps = NO_TAPS
+    ) -> Tensor:
+        """What attention of one block writes, of what its layer norm returned.
+
+        Args:
+            layer: number of the block, from 0.
+            normalized: ``[batch, pos, d_model]``, at positions 0 and up.
+            mask: padding, see ``attention_mask``.
+            taps: hook points.
+
+        Returns:
+            ``[batch, pos, d_model]``.
+        """
+        batch, length, _ = normalized.shape
+        positions = torch.arange(length, device=normalized.device)[None]
+        visible = attention_mask(mask, batch, length, 0, normalized.dtype, normalized.device)
+        attention, rotation = self.block(layer).attention, self.rotary.angles(positions)
+        written: Tensor = attention(normalized, rotation, visible, None, taps.block(layer))
+        return written
+
     def normalize(self, residual: Tensor, taps: Taps = NO_TAPS) -> Tensor:
         """The final layer norm: from ``[..., d_model]`` to what the heads read."""
         return layer_norm(

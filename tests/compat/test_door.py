@@ -130,14 +130,31 @@ def test_parts_can_be_called(model: HookedTransformer) -> None:
         same(block(before), after)
         with model.hooks([(f"blocks.{layer}.hook_resid_post", lambda x, hook: 0 * x)]):
             assert not bool(block(before).any())
+        normalised = block.ln1(before)
+        same(block.attn(normalised, normalised, normalised), cache["attn_out", layer])
         middle = before if model.cfg.parallel_attn_mlp else cache["resid_mid", layer]
         same(block.mlp(block.ln2(middle)), cache["mlp_out", layer])
     same(model.unembed(model.ln_final(cache["resid_post", -1])), logits)
     same(model(cache["resid_pre", 1], start_at_layer=1), logits)
     same(model.blocks[1].attn.OV.AB, model.OV[1].AB)
     assert model.blocks[0].attn.W_Q.data_ptr() == model.native.blocks[0].W_Q.data_ptr()
+    with pytest.raises(InputError, match="hook_k_input"):
+        model.blocks[0].attn(logits[..., :64], logits[..., 1:65])
     with pytest.raises(AttributeError, match="no_such"):
         _ = model.blocks[0].no_such
+
+
+@torch.no_grad()
+def test_reading_goes_on_where_it_stopped(model: HookedTransformer) -> None:
+    whole = model(tokens())
+    cache = tl.HookedTransformerKeyValueCache.init_cache(model.cfg, model.cfg.device, 3)
+    same(model(tokens()[:, :5], past_kv_cache=cache), whole[:, :5])
+    cache.freeze()
+    for _ in range(2):
+        same(model(tokens()[:, 5:], past_kv_cache=cache), whole[:, 5:])
+    cache.unfreeze()
+    same(model(tokens()[:, 5:7], past_kv_cache=cache), whole[:, 5:7])
+    same(model(tokens()[:, 7:], past_kv_cache=cache), whole[:, 7:])
 
 
 @pytest.mark.parametrize("names", ["blocks.0.hook_out", ["blocks.1.attn.o.hook_in"], None])

@@ -139,7 +139,9 @@ def test_generation(models: tuple[HookedTransformer, Any], arguments: dict[str, 
         same(*texts)
 
 
-@pytest.mark.parametrize("off", [None, *FLAGS])
+@pytest.mark.parametrize(
+    "off", [None, *(pytest.param(flag, marks=pytest.mark.slow) for flag in FLAGS)]
+)
 def test_processed_weights(checkpoint: tuple[str, Boot], off: str | None) -> None:
     folder, boot = checkpoint
     flags = {flag: flag != off for flag in FLAGS}

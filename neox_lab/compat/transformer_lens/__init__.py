@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from neox_lab.compat.transformer_lens.config import HookedTransformerConfig
     from neox_lab.compat.transformer_lens.hook_points import HookPoint
+    from neox_lab.compat.transformer_lens.key_value_caching import HookedTransformerKeyValueCache
     from neox_lab.compat.transformer_lens.model import HookedTransformer, TransformerBridge
     from neox_lab.family import GPTNeoXForCausalLM
 
@@ -30,11 +31,18 @@ _HOME = {
     "HookPoint": "hook_points",
     "HookedTransformer": "model",
     "HookedTransformerConfig": "config",
+    "HookedTransformerKeyValueCache": "key_value_caching",
     "TransformerBridge": "model",
 }
 _MODULES = ("hook_points",)
 
-__all__ = ["HookPoint", "HookedTransformer", "HookedTransformerConfig", "TransformerBridge"]
+__all__ = [
+    "HookPoint",
+    "HookedTransformer",
+    "HookedTransformerConfig",
+    "HookedTransformerKeyValueCache",
+    "TransformerBridge",
+]
 
 
 class _Door(ModuleType):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from neox_lab.compat.transformer_lens.hook_points import HookPoint
+from neox_lab.errors import InputError
 
 if TYPE_CHECKING:
     from neox_lab.compat.transformer_lens.model import HookedTransformer
@@ -116,6 +117,34 @@ class Attention(BlockPart):
     def OV(self) -> Any:  # noqa: N802
         """What its heads move ``[head, d_model, d_model]``, a FactoredMatrix."""
         return self.model.native.OV[self.layer]
+
+    def __call__(
+        self,
+        query_input: Tensor,
+        key_input: Tensor | None = None,
+        value_input: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> Tensor:
+        """What it adds to the stream ``[batch, pos, d_model]``, from what ``ln1`` returned.
+
+        Args:
+            query_input: ``[batch, pos, d_model]``.
+            key_input: the same tensor, or None.
+            value_input: likewise; inputs that differ are put in with hooks.
+            attention_mask: 0 for padding ``[batch, pos]``.
+
+        Raises:
+            InputError: inputs that differ.
+        """
+        if any(own is not None and own is not query_input for own in (key_input, value_input)):
+            raise InputError(
+                "attn() takes one input for queries, keys and values; give other inputs with hooks "
+                "at hook_q_input, hook_k_input or hook_v_input."
+            )
+        native = self.model.native
+        with self.model.in_force():
+            taps = native.hook_stack.taps()
+            return native.backbone.attend_alone(self.layer, query_input, attention_mask, taps)
 
 
 class MLP(BlockPart):

@@ -28,7 +28,7 @@ _OF_MODEL: dict[str, Callable[[GPTNeoXForCausalLM], object]] = {
     "rotary_dim": lambda model: model.config.rotary_ndims,
     "rotary_base": lambda model: model.config.rotary_emb_base,
     "attn_scale": lambda model: model.config.head_size**0.5,
-    "device": lambda model: model.device,
+    "device": lambda model: str(model.device),
     "dtype": lambda model: model.dtype,
     "n_params": lambda model: sum(map(torch.numel, _matrices(model))),
     "model_name": lambda model: PurePath(model.config.name_or_path).name,

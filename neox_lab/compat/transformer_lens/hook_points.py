@@ -141,6 +141,10 @@ class Hooks:
     """Every hook point by name, in the order of the forward pass."""
 
     @property
+    def mod_dict(self) -> dict[str, HookPoint]:
+        """Every hook point by name; modules have no entries here."""
+        return self.hook_dict
+
     def hook_points(self) -> list[HookPoint]:
         """Every hook point, in the order of the forward pass."""
         return list(self.hook_dict.values())
@@ -206,12 +210,12 @@ class Hooks:
         self, direction: Direction = "both", including_permanent: bool = False
     ) -> None:
         """Take all hooks away, and leave what they remember in ``ctx``."""
-        for point in self.hook_points:
+        for point in self.hook_points():
             point.remove_hooks(direction, including_permanent)
 
     def clear_contexts(self) -> None:
         """Empty every hook point's ``ctx``."""
-        for point in self.hook_points:
+        for point in self.hook_points():
             point.clear_context()
 
     @contextmanager
@@ -310,8 +314,8 @@ class Hooks:
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """Place the hooks that were added on the model, for one run."""
-        forward = [pair for point in self.hook_points for pair in point.placed("fwd")]
-        backward = [pair for point in self.hook_points for pair in point.placed("bwd")]
+        forward = [pair for point in self.hook_points() for pair in point.placed("fwd")]
+        backward = [pair for point in self.hook_points() for pair in point.placed("bwd")]
         with self.native.hooks(forward, backward, must_fire=False):
             yield
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from neox_lab.checks import check, one_of
 from neox_lab.compat.transformer_lens.cache import ActivationCache
 from neox_lab.compat.transformer_lens.hook_points import AddedHooks, Hooks
+from neox_lab.compat.transformer_lens.key_value_caching import HookedTransformerKeyValueCache
 from neox_lab.compat.transformer_lens.text import Side, Text, Texts
 from neox_lab.errors import InputError
 from neox_lab.family.losses import text_loss
@@ -37,6 +38,7 @@ class Runs(Hooks, Texts):
         stop_at_layer: int | None = None,
         attention_mask: Tensor | None = None,
         tokens: Tensor | None = None,
+        past_kv_cache: HookedTransformerKeyValueCache | None = None,
         **arguments: object,
     ) -> Any:
         """Run the model, with the hooks that are in force.
@@ -53,6 +55,7 @@ class Runs(Hooks, Texts):
             stop_at_layer: layer to stop before; the residual stream there is returned then.
             attention_mask: 0 for padding ``[batch, pos]``.
             tokens: what the loss is of, where ``input`` is a residual stream.
+            past_kv_cache: what was read before ``input``; it is extended unless it is frozen.
             arguments: any other of the model's forward pass.
 
         Raises:
@@ -60,6 +63,8 @@ class Runs(Hooks, Texts):
         """
         given = self._arguments(input, prepend_bos, padding_side, attention_mask)
         given |= {"start_at_layer": start_at_layer, "stop_at_layer": stop_at_layer, **arguments}
+        if past_kv_cache is not None:
+            given["past_key_values"] = past_kv_cache.for_run()
         with self.in_force():
             output = self.native(**given)
         return self._answer(output, given, tokens, return_type, loss_per_token)
