@@ -21,7 +21,11 @@ from torch import Tensor
 import neox_lab as nl
 import neox_lab.compat.transformer_lens as tl
 from neox_lab.compat.transformer_lens import HookedTransformer, HookPoint
-from neox_lab.compat.transformer_lens.loading import CHECKPOINTS, checkpoint_step, full_name
+from neox_lab.compat.transformer_lens.loading_from_pretrained import (
+    CHECKPOINTS,
+    checkpoint_step,
+    full_name,
+)
 from neox_lab.errors import CheckpointError, ConfigError, HookError, HookNameError, InputError
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -252,6 +256,25 @@ def test_names_of_models_and_checkpoints(tmp_path: Path) -> None:
     for index, value in ((1, 1), (154, None), (None, 3)):
         with pytest.raises(ConfigError):
             checkpoint_step(index, value)
+
+
+def test_arguments_of_loading() -> None:
+    ours = native()
+    load = HookedTransformer.from_pretrained
+    model = load("in memory", hf_model=ours, n_devices=1, refactor_factored_attn_matrices=False)
+    same(model(tokens()).log_softmax(-1), ours(tokens()).logits.log_softmax(-1), 2e-5)
+    raw = HookedTransformer.from_pretrained_no_processing("in memory", hf_model=ours)
+    assert raw.native is ours
+    for wrong in ({"fold_lm": True}, {"n_ctx": 8}, {"refactor_factored_attn_matrices": True}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            load("in memory", hf_model=ours, **wrong)
+    with pytest.raises(ConfigError, match="GPTNeoXForCausalLM"):
+        load(hf_model=nl.GPTNeoXModel(ours.config))  # type: ignore[arg-type]
+    assert tl.loading.get_checkpoint_labels("pythia-70m")[0][-1] == 143_000
+    built_in = load(None, default_prepend_bos=True, default_padding_side="left")
+    ids = built_in.to_tokens(["The king", "The king went to"])
+    assert ids[0, 0] == built_in.tokenizer.pad_token_id
+    assert ids[1, 0] == built_in.tokenizer.bos_token_id
 
 
 def test_losses_need_tokens_and_types_are_known(model: HookedTransformer) -> None:

@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from neox_lab.compat.transformer_lens.config import HookedTransformerConfig
     from neox_lab.compat.transformer_lens.hook_points import HookPoint
-    from neox_lab.compat.transformer_lens.key_value_caching import HookedTransformerKeyValueCache
     from neox_lab.compat.transformer_lens.model import HookedTransformer, TransformerBridge
+    from neox_lab.compat.transformer_lens.past_key_value_caching import (
+        HookedTransformerKeyValueCache,
+    )
     from neox_lab.family import GPTNeoXForCausalLM
 
 _HERE = __name__
@@ -31,10 +33,15 @@ _HOME = {
     "HookPoint": "hook_points",
     "HookedTransformer": "model",
     "HookedTransformerConfig": "config",
-    "HookedTransformerKeyValueCache": "key_value_caching",
+    "HookedTransformerKeyValueCache": "past_key_value_caching",
     "TransformerBridge": "model",
 }
-_MODULES = ("hook_points",)
+_MODULES = ("hook_points", "loading_from_pretrained", "past_key_value_caching")
+
+_ALIASES = {
+    "TransformerLensKeyValueCache": "HookedTransformerKeyValueCache",
+    "loading": "loading_from_pretrained",
+}
 
 __all__ = [
     "HookPoint",
@@ -89,6 +96,7 @@ sys.modules[__name__].__class__ = _Door
 
 def __getattr__(name: str) -> object:
     """Import a name when it is first asked for."""
+    name = _ALIASES.get(name, name)
     if name in _MODULES:
         return importlib.import_module(f"{_HERE}.{name}")
     if name not in _HOME:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import torch
@@ -15,7 +15,11 @@ from neox_lab.compat.transformer_lens.components import Block, Embed, LayerNorm,
 from neox_lab.compat.transformer_lens.config import HookedTransformerConfig
 from neox_lab.compat.transformer_lens.generation import Generates
 from neox_lab.compat.transformer_lens.hook_points import HookPoint
-from neox_lab.compat.transformer_lens.loading import checkpoint_step, native_model
+from neox_lab.compat.transformer_lens.loading_from_pretrained import (
+    checkpoint_step,
+    native_model,
+    refuse_unknown,
+)
 from neox_lab.compat.transformer_lens.running import Runs
 from neox_lab.compat.transformer_lens.text import Side
 from neox_lab.errors import InputError
@@ -92,7 +96,7 @@ class HookedTransformer(Runs, Generates):
         default_padding_side: Side | None = None,
         dtype: torch.dtype | str = torch.float32,
         revision: str | None = None,
-        **ignored: object,
+        **others: object,
     ) -> Self:
         """A model with processed weights.
 
@@ -111,12 +115,12 @@ class HookedTransformer(Runs, Generates):
             default_padding_side: None leaves the tokenizer's.
             dtype: of the weights.
             revision: branch or commit on the hub.
-            ignored: arguments that mean nothing to GPT-NeoX models, such as
-                ``refactor_factored_attn_matrices``.
+            others: arguments of TransformerLens's that mean nothing here, such as ``n_devices``.
 
         Raises:
-            ConfigError: both kinds of checkpoint, or one that does not exist.
+            ConfigError: both kinds of checkpoint, one that does not exist, or unknown arguments.
         """
+        refuse_unknown(others)
         step = checkpoint_step(checkpoint_index, checkpoint_value)
         if step is not None:
             revision = f"step{step}"
@@ -251,6 +255,10 @@ class HookedTransformer(Runs, Generates):
     def state_dict(self) -> dict[str, Tensor]:
         """Every weight by TransformerLens's name of it; ``native.state_dict()`` has ours."""
         return state.state_dict(self)
+
+    def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """What ``state_dict`` has; gradients are with ``native.named_parameters()``."""
+        return iter(self.state_dict().items())
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> None:
         """Write weights into the model's own; see ``state_dict`` for their names.

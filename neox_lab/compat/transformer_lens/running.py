@@ -10,7 +10,7 @@ from torch import Tensor
 from neox_lab.checks import check, one_of
 from neox_lab.compat.transformer_lens.cache import ActivationCache
 from neox_lab.compat.transformer_lens.hook_points import AddedHooks, Hooks
-from neox_lab.compat.transformer_lens.key_value_caching import HookedTransformerKeyValueCache
+from neox_lab.compat.transformer_lens.past_key_value_caching import HookedTransformerKeyValueCache
 from neox_lab.compat.transformer_lens.text import Side, Text, Texts
 from neox_lab.errors import InputError
 from neox_lab.family.losses import text_loss

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-from neox_lab.checks import check, whole
-from neox_lab.errors import ConfigError
+from neox_lab.checks import check, shown, whole
+from neox_lab.errors import ConfigError, nearest
 from neox_lab.family import GPTNeoXForCausalLM, from_transformers, load
 from neox_lab.family.conversion import (
     ForeignModel,
@@ -17,6 +18,19 @@ from neox_lab.family.conversion import (
 
 CHECKPOINTS = (0, *(2**power for power in range(10)), *range(1000, 144_000, 1000))
 """The steps after which every Pythia model was saved."""
+
+_WITHOUT_MEANING: dict[str, tuple[object, ...]] = {
+    "refactor_factored_attn_matrices": (False,),
+    "n_devices": (1,),
+    "move_to_device": (True,),
+    "load_weights": (True,),
+    "trust_remote_code": (True, False),
+    "first_n_layers": (),
+    "n_ctx": (),
+    "hf_config_overrides": (),
+    "device_map": (),
+}
+_FLAGS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases", "dtype")
 
 
 def full_name(name: str | None) -> str | None:
@@ -44,6 +58,29 @@ def checkpoint_step(index: int | None, value: int | None) -> int | None:
             "after every 1000 up to 143000."
         )
     return value
+
+
+def get_checkpoint_labels(model_name: str, **_: object) -> tuple[list[int], str]:
+    """After how many steps each checkpoint was saved, and the word ``"step"``.
+
+    Args:
+        model_name: of a Pythia model; they are all alike.
+    """
+    return list(CHECKPOINTS), "step"
+
+
+def refuse_unknown(arguments: Mapping[str, object]) -> None:
+    """Let arguments pass that mean nothing to GPT-NeoX models here, and no others.
+
+    Raises:
+        ConfigError: an unknown one, or one that asks for what there is not.
+    """
+    for name, value in arguments.items():
+        if name not in _WITHOUT_MEANING:
+            known = [*_WITHOUT_MEANING, *_FLAGS]
+            raise ConfigError(f"from_pretrained() has no {name!r}.{nearest(name, known)}")
+        if value not in (None, *_WITHOUT_MEANING[name]):
+            raise ConfigError(f"{name}={shown(value, 60)} asks for what this package has not.")
 
 
 def native_model(
