@@ -52,15 +52,19 @@ def name_not_finite(what: str, places: Iterable[str]) -> None:
         what: such as ``"The loss"``.
         places: where it is: texts, pairs, cells, heads.
     """
-    listed = list(places)
-    if listed:
-        more = f" and {len(listed) - _NAMED} more" if len(listed) > _NAMED else ""
+    if listed := list(places):
         warnings.warn(
-            f"{what} is NaN or infinite at {', '.join(listed[:_NAMED])}{more}; so is what is "
+            f"{what} is NaN or infinite at {some_of(listed)}; so is what is "
             "computed from it. model.check() names weights that are not finite.",
             NeoxLabWarning,
             stacklevel=3,
         )
+
+
+def some_of(places: Sequence[str]) -> str:
+    """The first few of them, and how many more there are."""
+    more = f" and {len(places) - _NAMED} more" if len(places) > _NAMED else ""
+    return f"{', '.join(places[:_NAMED])}{more}"
 
 
 def check(name: str, value: object, kind: Kind[Value], error: type[NeoxLabError]) -> Value:

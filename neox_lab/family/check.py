@@ -41,10 +41,7 @@ def check(model: HookedModel, tokens: Tensor | None = None) -> pd.DataFrame:
     Raises:
         InputError: ids of another shape.
     """
-    name_not_finite(
-        "A weight",
-        (name for name, weight in model.named_parameters() if not _is_finite(weight)),
-    )
+    name_not_finite("A weight", weights_not_finite(model))
     if tokens is None:
         vocab = model.config.vocab_size
         tokens = torch.arange(6, device=model.device)[None] * (vocab // 7) + vocab // 11
@@ -59,6 +56,11 @@ def check(model: HookedModel, tokens: Tensor | None = None) -> pd.DataFrame:
                 rows.append(_try(model, tokens, point, sizes, baseline))
                 bar.update()
         return make_frame(rows)
+
+
+def weights_not_finite(model: HookedModel) -> list[str]:
+    """Names of the weights that hold NaN or infinity."""
+    return [name for name, weight in model.named_parameters() if not _is_finite(weight)]
 
 
 def _is_finite(weight: Tensor) -> bool:

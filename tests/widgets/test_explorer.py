@@ -385,3 +385,38 @@ def test_odd_arguments_are_refused_in_words(model: Any, given: dict[str, Any]) -
         nl.explore(model, **{"prompt": PROMPT, **given})
     with pytest.raises(InputError, match="does not predict tokens"):
         nl.explore(None, PROMPT)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("weight", "at", "first", "named"),
+    [
+        ("gpt_neox.layers.2.mlp.dense_h_to_4h.bias", (0,), "blocks.2.mlp.hook_pre, at token 0", 1),
+        ("gpt_neox.layers.1.attention.query_key_value.weight", (0, 0), "blocks.1.attn.hook_q,", 1),
+        ("gpt_neox.embed_in.weight", "queen", "hook_embed, at token 1 (“·qu”)", 1),
+        ("gpt_neox.final_layer_norm.bias", (3,), "unembed.hook_in, at token 0", 1),
+        ("embed_out.weight", (7, 7), "unembed.hook_out, at token 0", 1),
+        ("gpt_neox.layers.3.mlp.dense_4h_to_h.weight", "large", "blocks.3.hook_mlp_out, at", 0),
+    ],
+)
+def test_a_run_that_is_not_finite_says_where_it_breaks(
+    weight: str, at: Any, first: str, named: int
+) -> None:
+    model = nl.load()
+    text, values = " king queen", dict(model.named_parameters())[weight].data
+    if at == "queen":
+        values[int(model.to_tokens(" queen")[0, 0])] = np.inf
+    elif at == "large":  # all weights are finite, what they make is not
+        values[:] = 3e38
+    else:
+        values[at] = np.nan
+    widget = nl.explore(model, text)
+    with pytest.raises(InputError):
+        widget.wait()
+    assert first in widget.message
+    assert (f"among the weights: {weight}." in widget.message) == bool(named)
+    assert ("All weights are finite" in widget.message) != bool(named)
+    if at == "queen":  # another prompt does not meet it
+        widget.set_state({"prompt": " king"})
+        request(widget, "run")
+        widget.wait()
+        assert widget.phase == "done" and widget.message == ""

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from neox_lab.checks import some_of
 from neox_lab.errors import InputError, NeoxLabError
 from neox_lab.experiments.lens import LensResult, logit_lens
 from neox_lab.family import GPTNeoXForCausalLM
+from neox_lab.family.check import weights_not_finite
 from neox_lab.head_names import head_name
 from neox_lab.hooks.cache import ActivationCache
-from neox_lab.views import attention
+from neox_lab.views import attention, label
 from neox_lab.views.explorer import ReadingView, Shares
 from neox_lab.views.live import rounded
 
@@ -54,14 +56,17 @@ def read(model: GPTNeoXForCausalLM, prompt: str) -> Reading:
     """Run ``model`` on ``prompt``.
 
     Raises:
-        InputError: an empty prompt, or one of more than 256 tokens.
+        InputError: an empty prompt, one of more than 256 tokens, or one on which the run is NaN
+            or infinite.
     """
     ids, config = tokens_of(model, prompt), model.config
     layers = config.num_hidden_layers
+    names = ("hook_embed", "blocks.*.hook_mlp_out", "blocks.*.attn.hook_z", "ln_final.hook_scale")
+    output, cache = model.run_with_cache(ids, names_filter=[*names, "blocks.*.attn.hook_pattern"])
+    if not output.logits.isfinite().all():
+        raise InputError(_where_it_breaks(model, ids, model.to_str_tokens(prompt)))
     lens = logit_lens(model, ids, top_k=CANDIDATES)
     about = lens.top[-1, 0, :, 0]
-    names = ("hook_embed", "blocks.*.hook_mlp_out", "blocks.*.attn.hook_z", "ln_final.hook_scale")
-    _, cache = model.run_with_cache(ids, names_filter=[*names, "blocks.*.attn.hook_pattern"])
     view = ReadingView(
         prompt=prompt,
         attention=attention(cache, model.to_str_tokens(prompt)),
@@ -70,6 +75,30 @@ def read(model: GPTNeoXForCausalLM, prompt: str) -> Reading:
         shares=_shares(cache, about, layers * (config.num_attention_heads + 1), config.hidden_size),
     )
     return Reading(prompt, ids, about, lens, view)
+
+
+def _where_it_breaks(model: GPTNeoXForCausalLM, ids: Tensor, pieces: list[str]) -> str:
+    """Which activation of a run is the first that is not finite, and which weights are not."""
+    _, cache = model.run_with_cache(ids)
+    first = "what the model gives out"
+    for name, value in cache.items():  # in the order of the run
+        # Scores are minus infinity wherever a token must not look.
+        bad = value.isnan() | (value == torch.inf) | ((value == -torch.inf) & ("score" not in name))
+        if bad.any():
+            axis = 2 if value.ndim == 4 and ("score" in name or "pattern" in name) else 1
+            at = int(bad.movedim(axis, 0).flatten(1).any(dim=1).nonzero()[0])
+            first = f"{name}, at token {at} (“{label(pieces[at], 24)}”)"
+            break
+    weights = weights_not_finite(model)
+    why = (
+        f"Not finite among the weights: {some_of(weights)}."
+        if weights
+        else "All weights are finite, so numbers grew too large on the way; try dtype float32."
+    )
+    return (
+        f"On this prompt the model's run is NaN or infinite, so that there is nothing to show. The "
+        f"first activation that is: {first}. {why}"
+    )
 
 
 def tokens_of(model: GPTNeoXForCausalLM, prompt: str) -> Tensor:
