@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contrast import poorly_readable
 from pages import watch
 from table_model import TableModel
 
@@ -49,6 +50,7 @@ HOSTILE = [
     "",
     "long" * 2_500,
 ]
+POINTED_AT = "button.token, button.head, td, .piece, .line, circle, summary, .readout button"
 WORDS = [" The", " ship", " left", " the", " harbour", " of", " Bergen"]
 
 
@@ -189,13 +191,19 @@ def test_text_can_be_read_in_light_and_dark(
     context = chromium.new_context(color_scheme=scheme, offline=True)
     page = context.new_page()
     wrong = watch(page)
-    opened(page, files(name, WORDS))
+    live = opened(page, files(name, WORDS))
     paper, ink = page.evaluate(
         "(() => {const s = getComputedStyle(document.querySelector('.neox-live').shadowRoot"
         ".querySelector('section')); return [s.backgroundColor, s.color]})()"
     )
     light, dark = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (paper, ink))
     assert (light > 600 and dark < 150) if scheme == "light" else (light < 150 and dark > 600)
+    assert not poorly_readable(page, 5)
+    # The explorer makes tokens faint that a chosen one cannot see.
+    for place in live.locator(POINTED_AT).all()[: 0 if name == "explorer" else 2]:
+        place.dispatch_event("pointerover")
+        place.dispatch_event("click")
+        assert not poorly_readable(page)
     context.close()
     assert not wrong, wrong
 

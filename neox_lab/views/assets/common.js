@@ -141,7 +141,7 @@ let amount = teals;
 /** Take the colours that fit a page's background, as the browser computed it. */
 function standOn(background) {
   const [red, green, blue] = (background.match(/[\d.]+/g) || []).map(Number);
-  if (blue === undefined || ink([red, green, blue]) === INK) return; // light, as they are
+  if (blue === undefined || ink([red, green, blue]) === BLACK) return; // light, as they are
   ground = [red, green, blue];
   amount = ramp([ground, "#0f5450", "#21918c", "#6bbab5", "#b9dfdc"]);
   const less = ramp([ground, "#2166a5", "#5aa6d8", "#c6dff0"]);
@@ -158,7 +158,7 @@ const signedTint = (value, most) =>
 
 const BLUE = hex("#56b4e9");
 const ORANGE = hex("#e69f00");
-const INK = "#1a1a1a";
+const BLACK = "#000000"; // only with it does one of the two always reach 4.5 to 1
 
 /** Black or white, whichever reads better on a colour (contrast as in WCAG 2.1). */
 function ink(colour) {
@@ -166,7 +166,7 @@ function ink(colour) {
     const c = channel / 255;
     return c > 0.04045 ? ((c + 0.055) / 1.055) ** 2.4 : c / 12.92;
   });
-  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? INK : "#ffffff";
+  return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] > 0.179 ? BLACK : "#ffffff";
 }
 
 /** Colour an element's background and let its text be read on it; without a colour, neither. */
