@@ -38,6 +38,7 @@ _ROOMS = {
     "attribution": "neox_lab.experiments.attribution",
     "compat": "neox_lab.compat",
     "detect": "neox_lab.experiments.detection",
+    "dynamics": "neox_lab.dynamics",
     "errors": "neox_lab.errors",
     "generation": "neox_lab.generation",
     "gym": "neox_lab.gym",
@@ -64,6 +65,7 @@ __all__ = [
     "attribution",
     "compat",
     "detect",
+    "dynamics",
     "errors",
     "explore",
     "folded",
@@ -83,7 +85,7 @@ __all__ = [
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from neox_lab import compat, errors, generation, gym, tasks, views, widgets
+    from neox_lab import compat, dynamics, errors, generation, gym, tasks, views, widgets
     from neox_lab.config import GPTNeoXConfig
     from neox_lab.experiments import attribution, lens, patching, probing
     from neox_lab.experiments import detection as detect

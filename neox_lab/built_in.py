@@ -14,7 +14,8 @@ import os
 from pathlib import Path
 
 from neox_lab.checks import TEXT, check, or_none, shown
-from neox_lab.errors import CheckpointError, nearest
+from neox_lab.errors import CheckpointError
+from neox_lab.steps import nearest_revisions
 
 _WEIGHTS = Path(__file__).parent / "gym" / "weights"
 
@@ -43,7 +44,7 @@ def weights_directory(revision: str | None = None, head: str = "causal-lm") -> P
     if revision not in known:
         raise CheckpointError(
             f"The built-in model has no revision {shown(revision)}; it has "
-            f"{', '.join(known)}, main.{nearest(revision, known)}"
+            f"{', '.join(known)}, main.{nearest_revisions(revision, known)}"
         )
     return _WEIGHTS if revision == known[-1] else _WEIGHTS / "revisions" / revision
 

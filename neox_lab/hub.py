@@ -24,6 +24,7 @@ from neox_lab.checks import TEXT, check, or_none, shown
 from neox_lab.errors import CheckpointError, nearest
 from neox_lab.files import set_aside, write_bytes, write_text
 from neox_lab.hub_answers import check_bytes, check_commit, check_etag, check_name, is_commit
+from neox_lab.steps import nearest_revisions
 
 logger = logging.getLogger("neox_lab")
 
@@ -121,10 +122,10 @@ def pin(source: PathOrId, options: HubOptions = DEFAULTS) -> HubOptions:
     check("revision", options.revision, or_none(TEXT), CheckpointError)
     repository, revision = os.fspath(source), options.revision or "main"
     check_name(revision, "revision")
-    cache = _repository_cache(repository, options)
+    cache = repository_cache(repository, options)
     if is_commit(revision) and (cache / "snapshots" / revision).is_dir():
         return dataclasses.replace(options, pinned=True)
-    if not _network_allowed(options):
+    if not network_allowed(options):
         return _pin_to_cache(repository, revision, cache, options, error=None)
 
     from huggingface_hub import HfApi
@@ -134,10 +135,10 @@ def pin(source: PathOrId, options: HubOptions = DEFAULTS) -> HubOptions:
             repository, revision=revision, timeout=_RESOLVE_TIMEOUT
         )
     except Exception as error:  # each version of huggingface_hub has other network errors
-        if _hub_answered(error):
-            raise _explained(error, repository, revision) from error
+        if hub_answered(error):
+            raise explained(error, repository, revision) from error
         return _pin_to_cache(repository, revision, cache, options, error)
-    commit = check_commit(info.sha, _hub_of(repository))
+    commit = check_commit(info.sha, hub_of(repository))
     _remember(cache, revision, commit)
     return dataclasses.replace(options, revision=commit, pinned=True)
 
@@ -204,7 +205,7 @@ def list_files(source: PathOrId, options: HubOptions = DEFAULTS) -> list[str]:
     directory = local_directory(source)
     if directory is None:
         repository = os.fspath(source)
-        if _network_allowed(options):
+        if network_allowed(options):
             from huggingface_hub import HfApi
 
             try:
@@ -215,7 +216,7 @@ def list_files(source: PathOrId, options: HubOptions = DEFAULTS) -> list[str]:
                 return []
             prefix = f"{options.subfolder}/" if options.subfolder else ""
             return sorted(name[len(prefix) :] for name in names if name.startswith(prefix))
-        directory = _repository_cache(repository, options) / "snapshots" / (options.revision or "")
+        directory = repository_cache(repository, options) / "snapshots" / (options.revision or "")
     folder = directory / options.subfolder
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
@@ -231,7 +232,7 @@ def _download(repository: str, filename: str, options: HubOptions) -> Path | Non
 
     name = f"{options.subfolder}/{filename}" if options.subfolder else filename
     check_name(name, "file")
-    network = _network_allowed(options)
+    network = network_allowed(options)
     if network and not options.force_download:
         known = try_to_load_from_cache(
             repository, name, cache_dir=options.cache_dir, revision=options.revision
@@ -257,10 +258,10 @@ def _download(repository: str, filename: str, options: HubOptions) -> Path | Non
         )
     except EntryNotFoundError as error:
         if network:  # it was there a moment ago
-            raise _out_of_reach(repository, options.revision, error) from error
+            raise out_of_reach(repository, options.revision, error) from error
         return None
     except Exception as error:  # refused, interrupted, disk full: all end the load
-        raise _explained(error, repository, options.revision or "main") from error
+        raise explained(error, repository, options.revision or "main") from error
     if etag is not None:
         check_bytes(path, etag)
     return path
@@ -283,33 +284,39 @@ def _etag(repository: str, name: str, options: HubOptions) -> str | None:
         try:
             found = get_hf_file_metadata(url, token=options.token, timeout=timeout)
         except EntryNotFoundError:
-            _remember_absent(_repository_cache(repository, options), commit, name)
+            _remember_absent(repository_cache(repository, options), commit, name)
             return None
         except Exception as error:  # each version of huggingface_hub has other network errors
-            if _hub_answered(error):
-                raise _explained(error, repository, commit) from error
+            if hub_answered(error):
+                raise explained(error, repository, commit) from error
             if timeout == _LAST_TIMEOUT:
-                raise _out_of_reach(repository, commit, error) from error
+                raise out_of_reach(repository, commit, error) from error
         else:
             break
-    check_commit(found.commit_hash, _hub_of(repository))
-    return check_etag(found.etag, _hub_of(repository))
+    check_commit(found.commit_hash, hub_of(repository))
+    return check_etag(found.etag, hub_of(repository))
 
 
-def _hub_of(repository: str) -> str:
+def hub_of(repository: str) -> str:
+    """What an answer came from, for messages."""
     from huggingface_hub import constants
 
     return f"What answers for {repository!r} at {constants.ENDPOINT}"
 
 
-def _network_allowed(options: HubOptions) -> bool:
+def network_allowed(options: HubOptions) -> bool:
+    """Whether options and environment allow to ask the hub."""
     from huggingface_hub import constants
 
     return not (options.local_files_only or constants.HF_HUB_OFFLINE)
 
 
-def _repository_cache(repository: str, options: HubOptions) -> Path:
-    """The folder of one model in the hub's cache, which holds ``refs`` and ``snapshots``."""
+def repository_cache(repository: str, options: HubOptions) -> Path:
+    """The folder of one model in the hub's cache, which holds ``refs`` and ``snapshots``.
+
+    Raises:
+        CheckpointError: it is no possible id.
+    """
     from huggingface_hub import constants
     from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
@@ -330,7 +337,7 @@ def _pin_to_cache(
     """Options for a load from the cache alone, at the commit last seen for ``revision``."""
     reference = cache / "refs" / revision
     if not reference.is_file():
-        raise _out_of_reach(repository, revision, error) from error
+        raise out_of_reach(repository, revision, error) from error
     if error is not None:
         logger.warning(
             "The hub cannot be reached (%s); %s is taken from the cache.", error, repository
@@ -363,7 +370,7 @@ def _remember_absent(cache: Path, commit: str, name: str) -> None:
         logger.info("Could not write %s: %s", mark, error)
 
 
-def _hub_answered(error: Exception) -> bool:
+def hub_answered(error: Exception) -> bool:
     """Whether the hub itself refused, as opposed to not being reached or being down."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -375,14 +382,24 @@ def _describe(source: PathOrId, options: HubOptions) -> str:
     where = f"subfolder {options.subfolder!r} of " if options.subfolder else ""
     if local_directory(source) is not None:
         return f"{where}directory {os.fspath(source)!r}"
-    cached = "" if _network_allowed(options) else " (looking only in the local cache)"
+    cached = "" if network_allowed(options) else " (looking only in the local cache)"
     revision = options.revision or "main"
     return f"{where}hub model {os.fspath(source)!r} at {revision!r}{cached}"
 
 
-def _out_of_reach(
-    repository: str, revision: str | None, error: Exception | None
-) -> CheckpointError:
+def _branches(repository: str) -> list[str]:
+    """Branches and tags on the hub, for messages; may be empty."""
+    from huggingface_hub import HfApi
+
+    try:
+        found = HfApi().list_repo_refs(repository)
+    except Exception:  # a better message is no reason for a second failure
+        return []
+    return [each.name for each in (*found.branches, *found.tags)]
+
+
+def out_of_reach(repository: str, revision: str | None, error: Exception | None) -> CheckpointError:
+    """What to say of a revision that is neither in the cache nor to be had."""
     if error is None:
         reason = "network use is switched off (local_files_only or HF_HUB_OFFLINE)"
     else:
@@ -395,15 +412,18 @@ def _out_of_reach(
     )
 
 
-def _explained(error: Exception, repository: str, revision: str) -> CheckpointError:
-    """The hub's refusal in plain words."""
+def explained(error: Exception, repository: str, revision: str) -> CheckpointError:
+    """The hub's refusal in plain words, with the revisions closest to one that it does not have."""
     from huggingface_hub import errors
 
     what = f"{repository!r} at revision {revision!r}"
     if isinstance(error, errors.GatedRepoError):
         text = f"{what} is gated: accept its terms on the hub's page, then pass token=."
     elif isinstance(error, errors.RevisionNotFoundError):
-        text = f"The hub has {repository!r}, but no revision (branch, tag, commit) {revision!r}."
+        text = (
+            f"The hub has {repository!r}, but no revision (branch, tag, commit) {revision!r}."
+            f"{nearest_revisions(revision, _branches(repository))}"
+        )
     elif isinstance(error, errors.RepositoryNotFoundError):
         text = (
             f"The hub shows no model {repository!r}, and there is no directory of that name: "

@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+LARGE = (".bin", ".safetensors")
 MAIN, STEP, OTHER = "a" * 40, "b" * 40, "c" * 40
 
 
@@ -62,6 +63,7 @@ class SmallHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repositories: dict[str, Repository] = {}
         self.requests: list[str] = []
+        self.sent: list[int] = []  # bytes of each answer
         self.down = False
 
     @property
@@ -113,6 +115,7 @@ class Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)
         self.send_header("Content-Length", str(len(body)))
+        self.server.sent.append(sum(map(len, self._headers_buffer)) + len(body))
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
@@ -126,8 +129,11 @@ class Handler(BaseHTTPRequestHandler):
             _, _, identifier, commit, filename = path.split("/", 4)
             repository = self.server.repositories[identifier.replace("--", "/")]
             data = repository.commits[commit][filename]
-            return self.reply(200, data[::-1] if filename in repository.damaged else data)
-        if kind == "api":
+            return self.send_part(data[::-1] if filename in repository.damaged else data)
+        if kind == "api" and path.endswith("/refs"):
+            identifier = path.removeprefix("/api/models/").removesuffix("/refs")
+            revision, filename = "main", "refs"
+        elif kind == "api":
             owner, name, what, revision = path.removeprefix("/api/models/").split("/", 3)
             identifier, filename = f"{owner}/{name}", what
         elif "/resolve/" not in path:
@@ -151,13 +157,25 @@ class Handler(BaseHTTPRequestHandler):
             return self.reply(200, self.listing(identifier, named, files, filename))
         self.send_file(identifier, commit, files, filename, repository.headers)
 
+    def send_part(self, data: bytes) -> None:
+        """A file from another place, or the part of it that is asked for."""
+        wanted = self.headers.get("Range")
+        if wanted is None:
+            return self.reply(200, data)
+        first, last = wanted.removeprefix("bytes=").split("-")
+        part = data[int(first) : int(last or len(data)) + 1]
+        told = f"bytes {first}-{int(first) + len(part) - 1}/{len(data)}"
+        self.reply(206, part, Content_Range=told)
+
     def listing(self, identifier: str, commit: str, files: dict[str, bytes], what: str) -> bytes:
-        if what == "tree":
-            entries = [
-                {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
-                for name, data in files.items()
+        if what == "refs":
+            branches = [
+                {"name": name, "ref": f"refs/heads/{name}", "targetCommit": target}
+                for name, target in self.server.repositories[identifier].refs.items()
             ]
-            return json.dumps(entries).encode()
+            return json.dumps({"branches": branches, "converts": [], "tags": []}).encode()
+        if what == "tree":
+            return json.dumps([_entry(name, data) for name, data in files.items()]).encode()
         siblings = [{"rfilename": name} for name in files]
         return json.dumps({"id": identifier, "sha": commit, "siblings": siblings}).encode()
 
@@ -173,9 +191,19 @@ class Handler(BaseHTTPRequestHandler):
         if name not in files:
             return self.reply(404, X_Error_Code="EntryNotFound", **told)
         data = files[name]
-        if name.endswith(".bin"):  # large files are redirected to another place
+        if name.endswith(LARGE):  # large files are redirected to another place
             told = {"X_Linked_Etag": f'"{hashlib.sha256(data).hexdigest()}"', **told}
             port, folder = self.server.server_address[1], identifier.replace("/", "--")
             place = f"http://localhost:{port}/cdn/{folder}/{commit}/{name}"
             return self.reply(302, Location=place, X_Linked_Size=str(len(data)), **told)
         self.reply(200, data, **{"ETag": f'"{hashlib.sha1(data).hexdigest()}"', **told})
+
+
+def _entry(name: str, data: bytes) -> dict[str, Any]:
+    """A file in a listing, with hashes as the hub gives them."""
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    entry: dict[str, Any] = {"type": "file", "path": name, "size": len(data), "oid": blob}
+    if name.endswith(LARGE):
+        digest = hashlib.sha256(data).hexdigest()
+        entry["lfs"] = {"oid": digest, "size": len(data), "pointerSize": 134}
+    return entry

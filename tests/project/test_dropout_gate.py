@@ -154,7 +154,17 @@ NO_QUESTIONS = {
     *(f"tasks.{head}.train" for head in ("answering", "classification", "language", "tagging")),
     *(f"tasks.{head}.prepare" for head in ("answering", "classification", "language", "tagging")),
 }
-ROOMS = ("attribution", "detect", "gym", "lens", "patching", "probing", "tasks", "views")
+ROOMS = (
+    "attribution",
+    "detect",
+    "dynamics",
+    "gym",
+    "lens",
+    "patching",
+    "probing",
+    "tasks",
+    "views",
+)
 
 
 def public_functions(room: ModuleType, path: str) -> Iterator[str]:

@@ -1,0 +1,20 @@
+"""Questions over training: the same measure at many revisions of a model, after an audit of these.
+
+    nl.dynamics.revisions("EleutherAI/pythia-70m")      # which there are, and what each holds
+    nl.dynamics.audit("EleutherAI/pythia-2.8b")         # which are not what their names say
+    nl.dynamics.run(nl.gym.evaluate)                    # the built-in model's tasks over training
+
+Every function takes an id on the hub, a directory of checkpoints, or nothing: the built-in model.
+"""
+
+from __future__ import annotations
+
+from neox_lab.dynamics.auditing import AuditResult, audit
+from neox_lab.dynamics.listing import revisions
+
+__all__ = ["AuditResult", "audit", "revisions"]
+
+
+def __dir__() -> list[str]:
+    """Public names, for completion."""
+    return sorted({*globals(), *__all__})
