@@ -21,7 +21,10 @@ from neox_lab.compat.transformer_lens.names import earlier_name
 bridges = pytest.importorskip(
     "transformer_lens.model_bridge", reason="needs transformer_lens, which is not installed"
 )
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 TEXT = "The cat sat on the mat. When Mary"
 TEXTS = ["The cat sat", "When Mary and John went to the store"]
