@@ -155,6 +155,7 @@ class Hooked:
         lean: bool = False,
         budget: int | str | None = None,
         spill: str | os.PathLike[str] | None = None,
+        keep_graph: bool = False,
         **forward_arguments: Any,
     ) -> tuple[Any, ActivationCache]:
         """Run once and keep activations.
@@ -177,10 +178,12 @@ class Hooked:
             budget: bytes, or a size such as ``"2 GB"``; None means nine tenths of the free memory.
             spill: a file to write the cache to, memory-mapped, if it exceeds the budget. It takes
                 its name when the run is over.
+            keep_graph: record the output's graph where gradients are enabled, as any other run
+                does, so that the output can be backpropagated; what is cached has none.
             forward_arguments: passed to ``forward``.
 
         Returns:
-            What ``forward`` returns, and the cache. Without ``incl_bwd`` no graph is recorded.
+            What ``forward`` returns, and the cache. Without ``keep_graph`` the output has no graph.
 
         Raises:
             HookNameError: ``names_filter`` names no hook point.
@@ -199,7 +202,8 @@ class Hooked:
             pieces=self.pieces_of(arguments),
         )
         recording.reserve(budget, spill)
-        return recording.run(incl_bwd)
+        graph = check("keep_graph", keep_graph, SWITCH, HookError)
+        return recording.run(incl_bwd, keep_graph=graph)
 
     def cache_size(
         self: HookedModel,

@@ -243,21 +243,28 @@ class Recording:
             yield file
             self._check_spilled()
 
-    def run(self, incl_bwd: bool | Callable[[Any], Tensor]) -> tuple[Any, ActivationCache]:
+    def run(
+        self, incl_bwd: bool | Callable[[Any], Tensor], *, keep_graph: bool = False
+    ) -> tuple[Any, ActivationCache]:
         """Run the model; return its output and the filled cache.
+
+        Args:
+            incl_bwd: what to backpropagate from, see ``run_backward``.
+            keep_graph: leave it to the caller's mode whether a graph is recorded.
 
         Raises:
             HookError: something has another size than was planned for; no file is left then.
             CheckpointError: the file exists or cannot be made.
         """
         placement = Placement(self.model.hook_points, (), ())
+        records = self.gradients or (keep_graph and torch.is_grad_enabled())
         with self._room() as file:
             watchers = self.cache.watchers(self.stored, self.keeping, file)
             if self.gradients:
                 watchers += self.cache.gradient_watchers(self.stored, self.keeping)
             placement.entries.append(("run_with_cache", watchers))
             with (
-                torch.enable_grad() if self.gradients else torch.no_grad(),
+                torch.set_grad_enabled(records),
                 self.model.hook_stack.placed(placement, must_fire=False),
             ):
                 output = self.model(**self.arguments)

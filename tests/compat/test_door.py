@@ -126,6 +126,20 @@ def test_gradients_at_hooks(model: HookedTransformer) -> None:
     same(kept[f"{name}_grad"], found[name])
 
 
+def test_what_ran_with_a_cache_can_be_backpropagated(model: HookedTransformer) -> None:
+    model(tokens(), return_type="loss").backward()
+    expected = {name: p.grad.clone() for name, p in model.native.named_parameters()}
+    model.zero_grad()
+    loss, cache = model.run_with_cache(tokens(), return_type="loss")
+    assert not any(cache[name].requires_grad for name in cache)
+    loss.backward()
+    for name, parameter in model.native.named_parameters():
+        same(parameter.grad, expected[name])
+    with torch.no_grad():
+        assert not model.run_with_cache(tokens(), return_type="loss")[0].requires_grad
+    assert not model.native.run_with_cache(tokens())[0].logits.requires_grad
+
+
 def test_parts_can_be_called(model: HookedTransformer) -> None:
     logits, cache = model.run_with_cache(tokens())
     same(model.embed(tokens()), cache["hook_embed"])
@@ -191,6 +205,8 @@ def test_weights_by_name(model: HookedTransformer) -> None:
         with pytest.raises(CheckpointError, match=words):
             other.load_state_dict(wrong)
     assert torch.equal(other(tokens()), plain)
+    with pytest.raises(RuntimeError, match="leaf"):
+        dict(model.named_parameters())["blocks.0.attn.W_Q"].requires_grad = False
     folded = tl(model.native, fold_ln=True)
     assert not [name for name in folded.state_dict() if ".ln" in name or "ln_" in name]
     other.load_and_process_state_dict(weights)
@@ -258,7 +274,7 @@ def test_names_of_models_and_checkpoints(tmp_path: Path) -> None:
             checkpoint_step(index, value)
 
 
-def test_arguments_of_loading() -> None:
+def test_arguments_of_loading(tmp_path: Path) -> None:
     ours = native()
     load = HookedTransformer.from_pretrained
     model = load("in memory", hf_model=ours, n_devices=1, refactor_factored_attn_matrices=False)
@@ -271,6 +287,9 @@ def test_arguments_of_loading() -> None:
     with pytest.raises(ConfigError, match="GPTNeoXForCausalLM"):
         load(hf_model=nl.GPTNeoXModel(ours.config))  # type: ignore[arg-type]
     assert tl.loading.get_checkpoint_labels("pythia-70m")[0][-1] == 143_000
+    ours.save_pretrained(tmp_path)
+    cfg = tl.loading_from_pretrained.get_pretrained_model_config(str(tmp_path))
+    assert cfg.d_model == 64 and cfg.n_params == raw.cfg.n_params
     built_in = load(None, default_prepend_bos=True, default_padding_side="left")
     ids = built_in.to_tokens(["The king", "The king went to"])
     assert ids[0, 0] == built_in.tokenizer.pad_token_id

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from neox_lab.checks import check, shown, whole
+from neox_lab.compat.transformer_lens.config import HookedTransformerConfig
+from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import ConfigError, nearest
 from neox_lab.family import GPTNeoXForCausalLM, from_transformers, load
 from neox_lab.family.conversion import (
@@ -67,6 +69,25 @@ def get_checkpoint_labels(model_name: str, **_: object) -> tuple[list[int], str]
         model_name: of a Pythia model; they are all alike.
     """
     return list(CHECKPOINTS), "step"
+
+
+def get_official_model_name(model_name: str) -> str:
+    """The hub's name of a model."""
+    return full_name(model_name) or model_name
+
+
+def get_pretrained_model_config(
+    model_name: str, revision: str | None = None, **_: object
+) -> HookedTransformerConfig:
+    """A model's configuration; no weights are read.
+
+    Args:
+        model_name: as for ``from_pretrained``.
+        revision: branch or commit on the hub.
+    """
+    config = GPTNeoXConfig.from_pretrained(get_official_model_name(model_name), revision=revision)
+    with torch.device("meta"):
+        return HookedTransformerConfig(GPTNeoXForCausalLM(config))
 
 
 def refuse_unknown(arguments: Mapping[str, object]) -> None:

@@ -257,8 +257,11 @@ class HookedTransformer(Runs, Generates):
         return state.state_dict(self)
 
     def named_parameters(self) -> Iterator[tuple[str, Tensor]]:
-        """What ``state_dict`` has; gradients are with ``native.named_parameters()``."""
-        return iter(self.state_dict().items())
+        """Every weight by TransformerLens's name of it, most of them parts of a larger one.
+
+        ``requires_grad`` and ``grad`` are with the whole ones, ``native.named_parameters()``.
+        """
+        return iter(state.named_weights(self).items())
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> None:
         """Write weights into the model's own; see ``state_dict`` for their names.

@@ -208,6 +208,7 @@ class Runs(Hooks, Texts):
                 device=device,
                 pos_slice=pos_slice,
                 incl_bwd=answer if incl_bwd else False,
+                keep_graph=not incl_bwd,
                 **named | arguments,
             )
         if clear_contexts:

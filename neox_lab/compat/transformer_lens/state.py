@@ -13,13 +13,18 @@ from neox_lab.errors import CheckpointError, nearest
 if TYPE_CHECKING:
     from neox_lab.compat.transformer_lens.model import HookedTransformer
 
-_ATTENTION = ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")
-_MLP = ("W_in", "W_out", "b_in", "b_out")
+_ATTENTION = ("W_Q", "W_O", "b_Q", "b_O", "W_K", "W_V", "b_K", "b_V")
+_MLP = ("W_in", "b_in", "W_out", "b_out")
 _NO_WEIGHTS = ("IGNORE", "mask", "rotary_sin", "rotary_cos")
 
 
 def state_dict(model: HookedTransformer) -> dict[str, Tensor]:
     """Every weight by name; views of the model's own, except for biases that it does not have."""
+    return {name: weight.detach() for name, weight in named_weights(model).items()}
+
+
+def named_weights(model: HookedTransformer) -> dict[str, Tensor]:
+    """What ``state_dict`` has, through which gradients reach the model's own weights."""
     found = {"embed.W_E": model.native.W_E}
     for block in model.blocks:
         found |= {f"{norm.name}.w": norm.w for norm in (block.ln1, block.ln2)}
@@ -32,7 +37,7 @@ def state_dict(model: HookedTransformer) -> dict[str, Tensor]:
     else:
         found |= {"ln_final.w": norm.w, "ln_final.b": norm.b}
     found |= {"unembed.W_U": model.native.W_U, "unembed.b_U": model.native.b_U}
-    return {name: weight.detach() for name, weight in found.items()}
+    return found
 
 
 @torch.no_grad()
