@@ -112,7 +112,9 @@ def __getattr__(name: str) -> object:
     if name in _ROOMS:
         return importlib.import_module(_ROOMS[name])
     if name not in _HOME:
-        raise AttributeError(f"module 'neox_lab' has no attribute {name!r}")
+        from neox_lab.other_names import PACKAGE, ours
+
+        raise AttributeError(f"module 'neox_lab' has no attribute {name!r}.{ours(name, PACKAGE)}")
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -58,6 +58,7 @@ from neox_lab.config.spellings import (
 from neox_lab.errors import CheckpointError, ConfigError, nearest
 from neox_lab.files import StrPath, read_json, write_text
 from neox_lab.hub import HubOptions, PathOrId, find_file, written
+from neox_lab.other_names import CONFIG, ours
 
 ACTIVATIONS = (
     "gelu",
@@ -352,7 +353,7 @@ class GPTNeoXConfig:
         foreign = self.__dict__.get("_foreign", {})
         if name in foreign:
             return foreign[name]
-        hint = "" if name.startswith("_") else nearest(name, dir(self))
+        hint = "" if name.startswith("_") else ours(name, CONFIG) or nearest(name, dir(self))
         if name in GENERATION_PARAMETERS:
             hint = " It is a setting of text generation: see generation_defaults."
         raise AttributeError(f"GPTNeoXConfig has no attribute {name!r}.{hint}")

@@ -19,6 +19,7 @@ from neox_lab.model.hook_points import HookPoint, Taps, Watcher
 from neox_lab.model.key_value_cache import BorrowedCache, KeyValueCache, is_cache
 from neox_lab.model.network import Network, layer_span
 from neox_lab.model.outputs import BaseModelOutputWithPast
+from neox_lab.other_names import refuse
 
 _log = logging.getLogger("neox_lab")
 
@@ -275,9 +276,11 @@ def _ignore(names: Iterable[str]) -> None:
     """Warn of arguments without a meaning; those that training hands every model go in silence.
 
     Raises:
-        TypeError: one of them looks like a misspelt argument of ``forward``.
+        TypeError: one of them looks like a misspelt argument of ``forward``, or is one that only
+            TransformerLens has.
     """
     unknown = [name for name in names if name not in _OF_TRAINING]
+    refuse("forward", unknown)
     known = [*RunArguments.__annotations__, *_OF_TRAINING, "return_dict"]
     for name in unknown:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from neox_lab.hooks.hooking import HookStack
 from neox_lab.hooks.table import hook_points
 from neox_lab.kinship import Kin
 from neox_lab.model.network import Network
+from neox_lab.other_names import MODEL, ours
 
 
 class GPTNeoXPreTrainedModel(
@@ -58,6 +59,43 @@ class GPTNeoXPreTrainedModel(
 
     config: GPTNeoXConfig
     name_or_path: str
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        """``forward``, with hooks; a text, or a list of texts, may stand for the token ids.
+
+        Args:
+            arguments: as ``forward`` takes them. A text becomes ids, and several are padded and
+                masked, as ``run_with_cache`` does it.
+            named: of ``forward``.
+
+        Returns:
+            What ``forward`` returns.
+
+        Raises:
+            InputError: no text and no tensor, or an empty text.
+            TokenizerError: a text, and the model has no tokenizer.
+        """
+        if arguments and isinstance(arguments[0], str | list | tuple):
+            prepared = self.prepare_inputs(arguments[0])  # type: ignore[arg-type]
+            arguments = (prepared.pop("input_ids"), *arguments[1:])
+            named = prepared | named
+        return super().__call__(*arguments, **named)
+
+    def __getattr__(self, name: str) -> Tensor | nn.Module:
+        """A module, parameter or buffer; called where an object has no such attribute itself.
+
+        Raises:
+            AttributeError: there is none; what TransformerLens calls otherwise is told.
+        """
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:  # every forward pass comes here
+            return modules[name]
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if not (hint := ours(name, MODEL)):
+                raise
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.{hint}")
 
     def _set_up(self, config: GPTNeoXConfig) -> None:
         """Finish construction: configuration, hooks, initial weights, tied weights."""

@@ -22,6 +22,7 @@ from neox_lab.hooks.splicing import SplicedFunction, SplicedPoint, splice
 from neox_lab.hooks.storage import Keeping, PosSlice
 from neox_lab.hooks.table import axis_sizes
 from neox_lab.model.hook_points import HookPoint
+from neox_lab.other_names import names_ours
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +63,7 @@ class Hooked:
         )
         return WholeTexts(make_frame(rows))
 
+    @names_ours
     @contextmanager
     def hooks(
         self, fwd_hooks: HookList = (), bwd_hooks: HookList = (), *, must_fire: bool = True
@@ -116,6 +118,7 @@ class Hooked:
         with self.hook_stack.placed(placement, must_fire):
             yield self
 
+    @names_ours
     def run_with_hooks(
         self: HookedModel,
         inputs: Inputs,
@@ -141,6 +144,7 @@ class Hooked:
         with self.hooks(fwd_hooks, bwd_hooks, must_fire=must_fire):
             return self(**self.prepare_inputs(inputs) | forward_arguments)
 
+    @names_ours
     def run_with_cache(
         self: HookedModel,
         inputs: Inputs,

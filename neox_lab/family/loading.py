@@ -22,6 +22,7 @@ from neox_lab.family.heads import (
 )
 from neox_lab.hub import HubOptions, pin
 from neox_lab.model.output_heads import OUTPUT_HEADS
+from neox_lab.other_names import names_ours
 
 Name = str | os.PathLike[str] | None
 
@@ -64,6 +65,7 @@ def load(
     device: torch.device | str | int | None = ...,
     labels: Sequence[str] | None = ...,
 ) -> GPTNeoXPreTrainedModel: ...
+@names_ours
 def load(
     name: Name = None,
     head: str = "causal-lm",

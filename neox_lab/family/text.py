@@ -12,6 +12,7 @@ from neox_lab.checks import shown
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError, TokenizerError
 from neox_lab.notices import tell_of_length
+from neox_lab.other_names import names_ours
 
 if TYPE_CHECKING:
     from neox_lab.tokenizer import GPTNeoXTokenizerFast
@@ -34,6 +35,7 @@ class TextHelpers:
         """Where the weights are."""
         raise NotImplementedError
 
+    @names_ours
     def to_tokens(self, text: str | list[str]) -> Tensor:
         """Token ids ``[batch, pos]`` on the model's device; shorter texts are padded.
 
@@ -52,6 +54,7 @@ class TextHelpers:
     def to_str_tokens(self, text: list[str]) -> list[list[str]]: ...
     @overload
     def to_str_tokens(self, text: Tensor) -> list[str] | list[list[str]]: ...
+    @names_ours
     def to_str_tokens(self, text: str | list[str] | Tensor) -> list[str] | list[list[str]]:
         """Each token's own text, such as ``["The", " cat"]``; a list of lists for several texts.
 

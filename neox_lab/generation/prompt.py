@@ -15,6 +15,7 @@ from neox_lab.errors import GenerationError, TokenizerError, nearest
 from neox_lab.generation.generation_config import GenerationConfig
 from neox_lab.generation.settings import IGNORED, REFUSED, SETTINGS
 from neox_lab.model.key_value_cache import KeyValueCache, given_cache, is_cache
+from neox_lab.other_names import ARGUMENTS, ours
 from neox_lab.padding import pad_rows
 
 if TYPE_CHECKING:
@@ -101,9 +102,10 @@ def split_arguments(
             )
         else:
             known = [*SETTINGS, *MODEL_ARGUMENTS, *others]
+            meant = ours(name, ARGUMENTS) or nearest(name, known)
             raise GenerationError(
                 f"generate() got {name!r}, which is neither a setting of generation nor an input "
-                f"of the model.{nearest(name, known)}"
+                f"of the model.{meant}"
             )
     return settings, model_arguments
 

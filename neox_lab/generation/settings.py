@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from neox_lab.checks import SWITCH, Kind, check, number, one_of, whole
 from neox_lab.errors import GenerationError, nearest
+from neox_lab.other_names import ARGUMENTS, ours
 
 _log = logging.getLogger("neox_lab")
 
@@ -196,5 +197,6 @@ def check_setting(name: str, value: object) -> None:
 
 
 def no_setting(name: str) -> str:
-    """The sentence that says so, and names the nearest ones."""
-    return f"There is no generation setting {name!r}.{nearest(name, SETTINGS)}"
+    """The sentence that says so, and names what is meant, or the nearest ones."""
+    meant = ours(name, ARGUMENTS) or nearest(name, SETTINGS)
+    return f"There is no generation setting {name!r}.{meant}"

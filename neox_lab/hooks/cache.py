@@ -34,6 +34,7 @@ from neox_lab.hooks.storage import Keeping
 from neox_lab.model.hook_points import HookPoint, Watcher
 from neox_lab.model.identity import identity, refuse_another
 from neox_lab.model.outputs import ModelOutput
+from neox_lab.other_names import CACHE, ours
 from neox_lab.selections import Selection, read, take
 
 if TYPE_CHECKING:
@@ -133,6 +134,16 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         short = short.removesuffix("_grad")
         asked: Any = (short, *name[1:]) if isinstance(name, tuple) else short
         return exact(asked, self.points) + "_grad"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """Called where there is no such attribute.
+
+            Raises:
+                AttributeError: always; what TransformerLens calls otherwise is told.
+            """
+            raise AttributeError(f"ActivationCache has no attribute {name!r}.{ours(name, CACHE)}")
 
     def __contains__(self, name: object) -> bool:
         """True if the tensor can be had; names, aliases and short forms all count."""

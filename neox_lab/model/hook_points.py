@@ -23,12 +23,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from neox_lab.errors import HookError
+from neox_lab.other_names import HOOK, ours
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,16 @@ class HookPoint:
     step: int | None = field(default=None, compare=False)
     positions: Tensor | None = field(default=None, compare=False, repr=False)
     generated: int = field(default=0, compare=False)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """Called where there is no such attribute.
+
+            Raises:
+                AttributeError: always; what TransformerLens calls otherwise is told.
+            """
+            raise AttributeError(f"HookPoint has no attribute {name!r}.{ours(name, HOOK)}")
 
     def during(self, step: int | None, positions: Tensor | None, generated: int) -> HookPoint:
         """This point in one step of a generation.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from neox_lab.checks import shown
 from neox_lab.errors import InputError
 from neox_lab.kinship import Kin
 from neox_lab.model.key_value_cache import KeyValueCache
@@ -91,12 +92,35 @@ class ModelOutput(Kin, OrderedDict[str, Any]):
         setattr(self, name, value)
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        """A field by name, or by position among the fields that are not None."""
+        """A field by name, or by position among the fields that are not None.
+
+        Raises:
+            TypeError: positions along axes, which a field has and an output has not.
+        """
         if not isinstance(key, str):
-            return self.to_tuple()[key]
+            try:
+                return self.to_tuple()[key]
+            except TypeError:
+                raise TypeError(f"{self._is_no_tensor()}[{_as_written(key)}].") from None
         if key not in self:
             raise KeyError(f"{key!r}; this {type(self).__name__} has {', '.join(self)}")
         return super().__getitem__(_OTHER_NAMES.get(key, key))
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            """Called where there is no such attribute.
+
+            Raises:
+                AttributeError: always; what tensors have is looked for in a field.
+            """
+            if hasattr(Tensor, name) and not name.startswith("_"):
+                raise AttributeError(f"{self._is_no_tensor()}.{name}.")
+            raise AttributeError(f"{type(self).__name__} has no field {name!r}.")
+
+    def _is_no_tensor(self) -> str:
+        fields = [name for name, value in self.items() if isinstance(value, Tensor) and value.dim()]
+        return f"A {type(self).__name__} holds tensors and is none: write output.{fields[0]}"
 
     def __contains__(self, name: object) -> bool:
         """True if the field ``name`` is set."""
@@ -124,6 +148,16 @@ class ModelOutput(Kin, OrderedDict[str, Any]):
 
 # The dataclass has taken the name for an argument of its constructor.
 ModelOutput.cache = property(lambda output: output.past_key_values)  # type: ignore[assignment]
+
+
+def _as_written(key: object) -> str:
+    """What stood between the brackets."""
+    if isinstance(key, tuple):
+        return ", ".join(map(_as_written, key))
+    if isinstance(key, slice):
+        ends = ["" if end is None else str(end) for end in (key.start, key.stop)]
+        return ":".join(ends if key.step is None else [*ends, str(key.step)])
+    return "..." if key is Ellipsis else shown(key, 40)
 
 
 def _pairs(given: object) -> list[tuple[str, object]] | None:

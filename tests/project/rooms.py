@@ -20,6 +20,7 @@ CONTRACT = "neox_lab.family.contract"
 
 FLOORS: tuple[tuple[str, str], ...] = (
     ("errors.py", "what can go wrong, in one tree"),
+    ("other_names.py", "what TransformerLens calls things, for messages"),
     (
         "checks.py memory.py padding.py progress.py",
         "small tools: values in range, memory, rows of one length, bars",
