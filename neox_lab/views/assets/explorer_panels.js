@@ -53,7 +53,7 @@ function scrolling(children, chosen) {
     else if (at.left < name.right) node.scrollLeft -= name.right - at.left + 4;
   };
   new ResizeObserver(reveal).observe(node);
-  return { node, reveal };
+  return { node, reveal: () => queueMicrotask(reveal) }; // once every panel has its new content
 }
 
 /** A row of buttons of which one is pressed. */
