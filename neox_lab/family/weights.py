@@ -11,7 +11,7 @@ stored one. GPT-NeoX stores queries, keys and values in one matrix whose rows ar
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -31,7 +31,8 @@ from neox_lab.model.parts import Affine, affine, embeddings, refuse_hooks
 class LayerWeights:
     """Weights of one block.
 
-    Matrices are views of the parameters, which take part in gradients; to write into one, use
+    Matrices are views of the parameters, which take part in gradients and show the parameters'
+    as their ``grad``; to write into one, use
     ``with torch.no_grad(): model.blocks[0].W_Q[2] = 0``. Biases a model does not have
     (``attention_bias=False``) read as zeros. Where an adapter (LoRA) or another module stands in
     a matrix's place, it is the matrix that this amounts to, a copy; HookError if it is none.
@@ -43,15 +44,16 @@ class LayerWeights:
 
     def _qkv(self, part: int) -> Tensor:
         attention = self.block.attention
-        weight = attention.reading().weight.reshape(attention.heads, 3, attention.d_head, -1)
-        return weight[:, part].transpose(1, 2)
+        grouped = (attention.heads, 3, attention.d_head, -1)
+        weight = attention.reading().weight
+        return _seen(weight, lambda w: w.reshape(grouped)[:, part].transpose(1, 2))
 
     def _qkv_bias(self, part: int) -> Tensor:
         attention = self.block.attention
         weight, bias = attention.reading()
         if bias is None:
             return weight.new_zeros(attention.heads, attention.d_head)
-        return bias.view(attention.heads, 3, -1)[:, part]
+        return _seen(bias, lambda b: b.view(attention.heads, 3, -1)[:, part])
 
     @property
     def W_Q(self) -> Tensor:  # noqa: N802
@@ -87,8 +89,8 @@ class LayerWeights:
     def W_O(self) -> Tensor:  # noqa: N802
         """From what a head read to the residual stream, ``[head, d_head, d_model]``."""
         attention = self.block.attention
-        weight = attention.writing().weight.reshape(-1, attention.heads, attention.d_head)
-        return weight.permute(1, 2, 0)
+        grouped = (-1, attention.heads, attention.d_head)
+        return _seen(attention.writing().weight, lambda w: w.reshape(grouped).permute(1, 2, 0))
 
     @property
     def b_O(self) -> Tensor:  # noqa: N802
@@ -99,7 +101,7 @@ class LayerWeights:
     @property
     def W_in(self) -> Tensor:  # noqa: N802
         """Residual stream to neurons, ``[d_model, d_mlp]``."""
-        return self.block.neurons().reading().weight.T
+        return _seen(self.block.neurons().reading().weight, torch.t)
 
     @property
     def b_in(self) -> Tensor:
@@ -110,13 +112,31 @@ class LayerWeights:
     @property
     def W_out(self) -> Tensor:  # noqa: N802
         """Neurons to residual stream, ``[d_mlp, d_model]``."""
-        return self.block.neurons().writing().weight.T
+        return _seen(self.block.neurons().writing().weight, torch.t)
 
     @property
     def b_out(self) -> Tensor:
         """Bias that the MLP adds to the residual stream, ``[d_model]``."""
         weight, bias = self.block.neurons().writing()
         return weight.new_zeros(len(weight)) if bias is None else bias
+
+    @property
+    def QK(self) -> FactoredMatrix:  # noqa: N802
+        """What heads look for ``[head, d_model, d_model]``; see ``StackedWeights``."""
+        return FactoredMatrix(self.W_Q, self.W_K.mT)
+
+    @property
+    def OV(self) -> FactoredMatrix:  # noqa: N802
+        """What heads move ``[head, d_model, d_model]``; see ``StackedWeights``."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+
+def _seen(weight: Tensor, view: Callable[[Tensor], Tensor]) -> Tensor:
+    """A view of a parameter; its ``grad`` is the same view of the parameter's."""
+    seen = view(weight)
+    if weight.is_leaf and weight.grad is not None:
+        seen.grad = view(weight.grad)
+    return seen
 
 
 class StackedWeights:
@@ -331,7 +351,7 @@ class WeightViews(StackedWeights):
                 f"model.{name}.weight [label, d_model] = {list(weight.shape)}; W_U needs "
                 "head='causal-lm'."
             )
-        return weight.T
+        return _seen(weight, torch.t)
 
     @property
     def b_U(self) -> Tensor:  # noqa: N802

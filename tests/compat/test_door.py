@@ -234,6 +234,9 @@ def test_switches_change_nothing_and_the_rest_cannot_be_set(model: HookedTransfo
         model.cfg.n_layers = 2
     with pytest.raises(AttributeError, match="n_layers"):
         _ = model.cfg.n_layer
+    for wrong in ({"n_layers": 2}, {"model": nl.GPTNeoXModel(nl.GPTNeoXConfig(**SIZES))}):
+        with pytest.raises(ConfigError, match="describes a model"):
+            tl.HookedTransformerConfig(**wrong)
     assert model.cfg.to_dict()["d_vocab"] == 211 and "d_vocab=211" in repr(model.cfg)
     assert model.cfg.n_params == sum(
         model.W_Q[0].numel() * 4 * 3 if name == "W_Q" else 2 * model.W_in.numel()
@@ -294,6 +297,39 @@ def test_arguments_of_loading(tmp_path: Path) -> None:
     ids = built_in.to_tokens(["The king", "The king went to"])
     assert ids[0, 0] == built_in.tokenizer.pad_token_id
     assert ids[1, 0] == built_in.tokenizer.bos_token_id
+
+
+def test_labels_and_caches_of_version_4(model: HookedTransformer) -> None:
+    labels = tokens().clone()
+    labels[:, :5] = -100
+    losses = model(tokens(), return_type="loss", loss_per_token=True)
+    same(model(tokens(), return_type="loss", labels=labels), losses[:, 4:].mean())
+    logits, cache = model(tokens()[:, :5], return_type="logits_and_cache")
+    rest, _ = model(tokens()[:, 5:], return_type="logits_and_cache", past_key_values=cache)
+    same(torch.cat([logits, rest], dim=1), model(tokens()))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+def test_gradients_of_weights_by_name(model: HookedTransformer) -> None:
+    model(tokens(), return_type="loss").backward()
+    qkv = model.native.gpt_neox.layers[1].attention.query_key_value
+    grouped = qkv.weight.grad.view(4, 3, 16, 64)
+    for part, name in enumerate("QKV"):
+        found = getattr(model.blocks[1].attn, f"W_{name}").grad
+        assert torch.equal(found, grouped[:, part].transpose(1, 2))
+        bias = getattr(model.blocks[1].attn, f"b_{name}").grad
+        assert torch.equal(bias, qkv.bias.grad.view(4, 3, 16)[:, part])
+    block, layer = model.blocks[1], model.native.gpt_neox.layers[1]
+    assert torch.equal(block.mlp.W_in.grad, layer.mlp.dense_h_to_4h.weight.grad.T)
+    assert torch.equal(block.mlp.W_out.grad, layer.mlp.dense_4h_to_h.weight.grad.T)
+    written = layer.attention.dense.weight.grad  # [d_model, head * d_head]
+    assert torch.equal(block.attn.W_O.grad.flatten(0, 1), written.T)
+    assert torch.equal(model.unembed.W_U.grad, model.native.embed_out.weight.grad.T)
+    assert model.embed.W_E.grad is model.native.gpt_neox.embed_in.weight.grad
+    gradient = torch.autograd.grad(model.W_Q.square().sum(), qkv.weight)[0]
+    assert bool(gradient.any())  # a view still takes part in gradients
+    model.zero_grad()
+    assert model.unembed.W_U.grad is None
 
 
 def test_losses_need_tokens_and_types_are_known(model: HookedTransformer) -> None:

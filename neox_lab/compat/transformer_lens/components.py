@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from neox_lab.family.weights import LayerWeights
 
 
+_WEIGHTS = ("W_", "b_", "QK", "OV")
+
+
 class Component:
     """Part of a model; its hook points are attributes, such as ``blocks[0].attn.hook_q``."""
 
@@ -100,23 +103,11 @@ class BlockPart(Component):
 
     def __getattr__(self, name: str) -> Any:
         """A weight or a hook point of this part."""
-        return (
-            getattr(self.weights, name) if name[:2] in ("W_", "b_") else super().__getattr__(name)
-        )
+        return getattr(self.weights, name) if name[:2] in _WEIGHTS else super().__getattr__(name)
 
 
 class Attention(BlockPart):
     """Attention: ``W_Q``, ``W_K``, ``W_V``, ``W_O``, their biases, ``QK`` and ``OV``."""
-
-    @property
-    def QK(self) -> Any:  # noqa: N802
-        """What its heads look for ``[head, d_model, d_model]``, a FactoredMatrix."""
-        return self.model.native.QK[self.layer]
-
-    @property
-    def OV(self) -> Any:  # noqa: N802
-        """What its heads move ``[head, d_model, d_model]``, a FactoredMatrix."""
-        return self.model.native.OV[self.layer]
 
     def __call__(
         self,

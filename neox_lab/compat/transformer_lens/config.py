@@ -71,13 +71,24 @@ class HookedTransformerConfig:
 
     def __init__(
         self,
-        model: GPTNeoXForCausalLM,
+        model: GPTNeoXForCausalLM | None = None,
         *,
         default_prepend_bos: bool = False,
         checkpoint_index: int | None = None,
         checkpoint_value: int | None = None,
+        **settings: object,
     ) -> None:
-        """The configuration of ``model``."""
+        """The configuration of ``model``.
+
+        Raises:
+            ConfigError: no language model of this package.
+        """
+        if not isinstance(model, GPTNeoXForCausalLM) or settings:
+            raise ConfigError(
+                "HookedTransformerConfig describes a model that is there. For a new one: "
+                "HookedTransformer(nl.GPTNeoXForCausalLM(nl.GPTNeoXConfig(hidden_size=..., ...))); "
+                "other architectures than GPT-NeoX are not here."
+            )
         self.__dict__.update(
             dict.fromkeys(_SWITCHES, False),
             _model=model,

@@ -218,6 +218,15 @@ class HookedTransformer(Runs, Generates):
         """``["L0H0", "L0H1", ..]``; also answers to being called, as it was a method once."""
         return HeadLabels(self.native.all_head_labels)
 
+    @property
+    def attn_head_labels(self) -> list[str]:
+        """``all_head_labels``: every layer has attention."""
+        return self.native.all_head_labels
+
+    def tl_parameters(self) -> dict[str, Tensor]:
+        """``named_parameters`` as a dict."""
+        return dict(self.named_parameters())
+
     def process_weights_(
         self,
         fold_ln: bool = True,

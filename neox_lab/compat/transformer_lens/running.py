@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from neox_lab.compat.transformer_lens.model import HookedTransformer
 
 Input: TypeAlias = "Text | Tensor"
-ReturnType: TypeAlias = Literal["logits", "loss", "both"] | None
+ReturnType: TypeAlias = Literal["logits", "loss", "both", "logits_and_cache"] | None
+_RETURN_TYPES = ("logits", "loss", "both", "logits_and_cache")
 
 
 class Runs(Hooks, Texts):
@@ -39,6 +40,7 @@ class Runs(Hooks, Texts):
         attention_mask: Tensor | None = None,
         tokens: Tensor | None = None,
         past_kv_cache: HookedTransformerKeyValueCache | None = None,
+        labels: Tensor | None = None,
         **arguments: object,
     ) -> Any:
         """Run the model, with the hooks that are in force.
@@ -46,8 +48,8 @@ class Runs(Hooks, Texts):
         Args:
             input: a text, several, token ids ``[pos]`` or ``[batch, pos]``, or with
                 ``start_at_layer`` a residual stream ``[batch, pos, d_model]``.
-            return_type: ``"logits"`` ``[batch, pos, vocab]``, ``"loss"`` in nats, ``"both"``, or
-                None for None.
+            return_type: ``"logits"`` ``[batch, pos, vocab]``, ``"loss"`` in nats, ``"both"``,
+                ``"logits_and_cache"`` (the cache for ``past_key_values=``), or None for None.
             loss_per_token: the loss of each token but the first, ``[batch, pos - 1]``.
             prepend_bos: as for ``to_tokens``.
             padding_side: as for ``to_tokens``; what is padded on the right is not masked.
@@ -56,6 +58,7 @@ class Runs(Hooks, Texts):
             attention_mask: 0 for padding ``[batch, pos]``.
             tokens: what the loss is of, where ``input`` is a residual stream.
             past_kv_cache: what was read before ``input``; it is extended unless it is frozen.
+            labels: what the loss is of instead, ``[batch, pos]``, with -100 where none counts.
             arguments: any other of the model's forward pass.
 
         Raises:
@@ -65,9 +68,11 @@ class Runs(Hooks, Texts):
         given |= {"start_at_layer": start_at_layer, "stop_at_layer": stop_at_layer, **arguments}
         if past_kv_cache is not None:
             given["past_key_values"] = past_kv_cache.for_run()
+        given["use_cache"] = return_type == "logits_and_cache"
         with self.in_force():
             output = self.native(**given)
-        return self._answer(output, given, tokens, return_type, loss_per_token)
+        wanted = tokens if labels is None else labels
+        return self._answer(output, given, wanted, return_type, loss_per_token)
 
     forward = __call__
 
@@ -99,11 +104,13 @@ class Runs(Hooks, Texts):
         per_token: bool,
     ) -> Any:
         """What a call returns, of what the native forward pass did."""
-        check("return_type", return_type or "logits", one_of("logits", "loss", "both"), InputError)
+        check("return_type", return_type or "logits", one_of(*_RETURN_TYPES), InputError)
         if given.get("stop_at_layer") is not None:
             return output.last_hidden_state
         if return_type is None or return_type == "logits":
             return None if return_type is None else output.logits
+        if return_type == "logits_and_cache":
+            return output.logits, output.past_key_values
         tokens = given.get("input_ids") if tokens is None else tokens
         if tokens is None:
             raise InputError("A loss needs tokens: pass tokens= beside a residual stream.")
