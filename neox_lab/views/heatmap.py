@@ -258,7 +258,7 @@ class HeatmapView(View):
         """What the colours mean."""
         parts = [f"Colour: {label(self.value_name, LEGEND_LIMIT)}."]
         if self.centre is not None:
-            parts.append(f"White is {self.centre:g}, blue is less, orange is more.")
+            parts.append(f"Blank is {self.centre:g}, blue is less, orange is more.")
         if not self.measured.all():
             parts.append("Grey was not measured.")
         if self._is_nan().any():

@@ -70,10 +70,18 @@ def _bare(name: str) -> str:
 
 
 def fragment(kind: str, data: Mapping[str, Any], picture: str, tables: str) -> str:
-    """A view's HTML: what needs no script first, then what makes it answer to a pointer."""
+    """A view's HTML: what needs no script first, then what makes it answer to a pointer.
+
+    The tables are open until the script runs; then the view tells each number where it is.
+    """
+    numbers = (
+        f'<details class="neox-tables" open><summary>The numbers</summary>\n{tables}\n</details>'
+        if tables
+        else ""
+    )
     return (
         f'<div class="neox-view" data-kind="{kind}">\n<div class="neox-picture">{picture}</div>\n'
-        f'{tables}\n<p class="neox-asleep"><small>{ASLEEP}</small></p>\n'
+        f'{numbers}\n<p class="neox-asleep"><small>{ASLEEP}</small></p>\n'
         f'<script type="application/json">{json_text(data)}</script>\n'
         f"<script>{script(kind)}</script>\n</div>"
     )

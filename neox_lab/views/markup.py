@@ -143,7 +143,8 @@ table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabu
 th { color: var(--soft); font-weight: 600; border-bottom: 1px solid var(--line); }
 th { white-space: nowrap; } th, td { padding: .22rem .7rem .22rem 0; vertical-align: top; }
 tbody tr + tr td { border-top: 1px solid var(--stripe); }
-summary { cursor: pointer; padding: .3rem 0; } small { color: var(--soft); }
+summary { cursor: pointer; padding: .3rem 0; } .neox-tables > summary { color: var(--soft); }
+small { color: var(--soft); }
 """
 
 

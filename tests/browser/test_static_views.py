@@ -21,6 +21,7 @@ from neox_lab.views import (
     HeatmapView,
     LensView,
     Line,
+    Piece,
     PredictionsView,
     ScatterView,
     StripView,
@@ -206,6 +207,20 @@ def test_text_can_be_read_in_light_and_dark(
         assert not poorly_readable(page)
     context.close()
     assert not wrong, wrong
+
+
+def test_no_line_of_words_is_empty_and_no_number_is_there_twice(page: Any, files: Any) -> None:
+    empty = StripView([Piece("nothing is marked here")]).to_html(standalone=True)
+    (files("tags", WORDS).parent / "nothing.html").write_text(empty)
+    for name in [*NAMES, "nothing"]:
+        path = files(name, WORDS) if name in NAMES else files("tags", WORDS).parent / "nothing.html"
+        live = opened(page, path)
+        line = live.locator(".status").first
+        assert line.inner_text().strip() or not line.is_visible(), name
+        for table in page.locator(".neox-tables table").all()[:1]:
+            assert not table.is_visible(), name  # the view says it all
+            page.locator(".neox-tables > summary").click()
+            assert table.is_visible() or table.locator("xpath=ancestor::details[2]").count(), name
 
 
 # What each view answers

@@ -229,7 +229,7 @@ class Sanitised(HTMLParser):
     KEPT = frozenset(
         "div p strong u sub span small table thead tbody tr th td details summary img br".split()
     )
-    ATTRIBUTES = frozenset({"class", "style", "title", "src", "alt", "width", "data-kind"})
+    ATTRIBUTES = frozenset({"class", "style", "title", "src", "alt", "width", "data-kind", "open"})
 
     def __init__(self) -> None:
         super().__init__()

@@ -35,7 +35,8 @@ function mount(element, data) {
     if (data.pieces) attribute(data.attributions[place]);
   }, null);
   roving(chart, items, 1, choice);
-  if (data.pieces) choice.show(data.values.indexOf(Math.max(...data.values)));
+  if (!data.pieces) say("Point at a bar, or move to one with Tab and the arrow keys.");
+  else choice.show(data.values.indexOf(Math.max(...data.values)));
 
   /** The text, each token orange where it speaks for the class and blue where against. */
   function attribute(shares) {

@@ -1,4 +1,4 @@
-// Bring the view this script stands in to life, once; the picture makes room, the tables stay.
+// Bring the view this script stands in to life, once; the picture makes room, the tables fold.
 // Front ends that move scripts elsewhere get all views of this kind that still wait.
 
 const script = document.currentScript;
@@ -11,7 +11,10 @@ for (const view of own ? [own] : document.querySelectorAll(`.neox-view[data-kind
   view.prepend(stage);
   view.querySelector(".neox-asleep")?.remove();
   Promise.resolve(mount(stage, data)).then(
-    () => (view.querySelector(".neox-picture").style.display = "none"),
+    () => {
+      view.querySelector(".neox-picture").style.display = "none";
+      view.querySelector(".neox-tables")?.removeAttribute("open");
+    },
     (error) => {
       stage.remove(); // the picture is still there
       throw error;

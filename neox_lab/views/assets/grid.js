@@ -77,6 +77,7 @@ function mount(element, data, host) {
   }, null);
   roving(table, cells, data.columns.length, choice);
   if (data.bars) choice.show(cells.length - 1); // what the model says at last
+  else say("Point at a field, or move to one with Tab and the arrow keys.");
 
   function details(row, column) {
     if (!data.bars && !data.lines) return;
