@@ -27,6 +27,7 @@ _HOME = {
     "GPTNeoXForSequenceClassification": "neox_lab.family",
     "GPTNeoXForTokenClassification": "neox_lab.family",
     "HookPoint": "neox_lab.model.hook_points",
+    "check_prompts": "neox_lab.experiments.prompt_doctor.doctor",
     "explore": "neox_lab.widgets.explorer",
     "folded": "neox_lab.family.folded",
     "from_transformers": "neox_lab.family",
@@ -63,6 +64,7 @@ __all__ = [
     "HookPoint",
     "SplicedPoint",
     "attribution",
+    "check_prompts",
     "compat",
     "detect",
     "dynamics",
@@ -89,6 +91,7 @@ if TYPE_CHECKING:
     from neox_lab.config import GPTNeoXConfig
     from neox_lab.experiments import attribution, lens, patching, probing
     from neox_lab.experiments import detection as detect
+    from neox_lab.experiments.prompt_doctor.doctor import check_prompts
     from neox_lab.family import (
         GPTNeoXForCausalLM,
         GPTNeoXForQuestionAnswering,

@@ -15,6 +15,7 @@
     └── GenerationError     (ValueError)   an argument of ``generate`` is unknown or contradictory
 
     NeoxLabWarning          (UserWarning)  an answer is there, and something about it must be known
+    └── PromptWarning                      prompts or answers that make it mean something else
 
 Each class also inherits the built-in exception named beside it, so code that was written
 against another library and catches ``ValueError`` or ``OSError`` keeps working. Messages say
@@ -33,6 +34,10 @@ class NeoxLabError(Exception):
 
 class NeoxLabWarning(UserWarning):
     """Something about an answer must be known; the message names it."""
+
+
+class PromptWarning(NeoxLabWarning):
+    """Prompts or answers make a number mean something else; ``nl.check_prompts`` tells all."""
 
 
 class ConfigError(NeoxLabError, ValueError):

@@ -22,6 +22,7 @@ from neox_lab.experiments.patching.prompts import (
     read_prompts,
     source_columns,
 )
+from neox_lab.experiments.prompt_doctor.inside import warn_of_prompts
 from neox_lab.model.output_heads import answers_per_text
 
 if TYPE_CHECKING:
@@ -156,12 +157,14 @@ class Pair:
 
 
 def batch(model: HookedModel, inputs: PromptsLike, metric: Metric) -> Batch:
-    """``inputs`` prepared for ``model``, and ``metric`` bound to them.
+    """``inputs`` prepared for ``model``, and ``metric`` bound to them; see ``warn_of_prompts``.
 
     Raises:
         InputError: inputs that are not text or token ids, or a metric that does not fit.
     """
-    return _ready(model, read_prompts(model, inputs, "inputs"), metric)
+    ready = _ready(model, read_prompts(model, inputs, "inputs"), metric)
+    warn_of_prompts(model, metric, {"prompt": ready.prompts})
+    return ready
 
 
 def pair(
@@ -171,7 +174,7 @@ def pair(
     metric: Metric,
     positions: Positions | None = None,
 ) -> Pair:
-    """Both batches, checked to correspond.
+    """Both batches, checked to correspond; see also ``warn_of_prompts``.
 
     Args:
         model: any class with a head.
@@ -187,6 +190,8 @@ def pair(
     sides = read_prompts(model, clean, "clean"), read_prompts(model, corrupted, "corrupted")
     check_pairs(model, *sides, named=positions is not None)
     batches = _ready(model, sides[0], metric), _ready(model, sides[1], metric)
+    both = {"clean": sides[0], "corrupted": sides[1]}
+    warn_of_prompts(model, metric, both, named=positions is not None)
     if positions is None:
         return Pair(*batches, None, None)
     found = source_columns(positions, *sides)

@@ -23,6 +23,7 @@ from neox_lab.views.heatmap import HeatmapView
 from neox_lab.views.lens import LensView
 from neox_lab.views.model_views import attention, hooks
 from neox_lab.views.notebooks import clean_notebook, notebook_faults
+from neox_lab.views.pairs import PairView
 from neox_lab.views.predictions import PredictionsView
 from neox_lab.views.report_page import report, write_report
 from neox_lab.views.scatter import ScatterView
@@ -40,6 +41,7 @@ __all__ = [
     "HeatmapView",
     "LensView",
     "Line",
+    "PairView",
     "Piece",
     "PredictionsView",
     "ScatterView",

@@ -269,7 +269,7 @@ class StripView(View):
         """The pieces with what they carry; the first ones of a very long text."""
         room, pieces = CHARACTERS, []
         for piece in self.pieces[:PIECES]:
-            pieces.append(_live_piece(piece))
+            pieces.append(live_piece(piece))
             room -= len(str(pieces[-1]))
             if room < 0:
                 break
@@ -341,7 +341,7 @@ class StripView(View):
         return spots, line + 1
 
 
-def _live_piece(piece: Piece) -> dict[str, Any]:
+def live_piece(piece: Piece) -> dict[str, Any]:
     """One piece for ``assets/strip.js``."""
     text = readable(piece.text).replace("⏎", "⏎\n")
     made: dict[str, Any] = {"text": shorten(text, LONGEST), "kind": None}

@@ -568,6 +568,7 @@ def test_mistakes_are_explained() -> None:
     assert not model.hook_stack.placements
 
 
+@pytest.mark.filterwarnings("ignore::neox_lab.errors.PromptWarning")
 @pytest.mark.parametrize("parallel", [True, False])
 def test_gradients_are_whole_where_a_metric_reads_padding(parallel: bool) -> None:
     """Padding in front attends evenly, so no gradient comes back through its scores."""

@@ -14,6 +14,8 @@ from patching_oracle import one_by_one, prompts, small
 import neox_lab as nl
 from neox_lab.experiments.patching.sites import SITES
 
+# Padding is read on purpose here, by functions that read everything.
+pytestmark = pytest.mark.filterwarnings("ignore::neox_lab.errors.PromptWarning")
 difference = nl.patching.logit_difference(3, 7)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from base64 import b64decode
 from typing import Any
 
@@ -126,6 +127,15 @@ def test_the_difference_is_of_the_firsts_tokens(model: Any, widget: ExplorerWidg
     change = (shares[1] - shares[0]).diagonal(dim1=1, dim2=2)
     assert widget.compared["same"]
     assert np.allclose(widget.compared["change"], change, atol=2e-3)
+
+
+def test_prompts_that_mislead_are_told_of_in_words(model: Any) -> None:
+    widget = nl.explore(model, "The cat\u00a0saw a", "The dog\u00a0saw a")
+    widget.wait(60)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ask(widget, "ablation")
+    assert "odd_characters: Token" in widget.message
 
 
 def test_prompts_of_unequal_length_are_shown_and_not_patched(model: Any) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -564,6 +565,18 @@ def test_a_cell_run_again_is_the_sweeps_cell(sharp: Any, site: str) -> None:
     assert found["corrupted"] == pytest.approx(result.corrupted, abs=2e-4)
     assert [p["key"] for p in widget.panels] == ["map", "clean", "corrupted", "patched"]
     assert not sharp.hook_stack.placements
+
+
+def test_patching_tells_of_prompts_that_mislead_in_its_own_line(sharp: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        widget = nl.widgets.patching(sharp, f"{CLEAN} ", f"{CORRUPTED} ", " a", " the")
+        widget.wait(60)
+    assert widget.message.startswith("Click a field")
+    assert "trailing_space: The prompt ends in a space" in widget.message
+    sound = nl.widgets.patching(sharp, CLEAN, CORRUPTED, " a", " the")
+    sound.wait(60)
+    assert "mislead" not in sound.message
 
 
 def test_patching_the_whole_prompt_writes_the_clean_continuation(sharp: Any) -> None:

@@ -29,6 +29,7 @@ from neox_lab.experiments.patching.sources import (
     Source,
     SourcePrompts,
 )
+from neox_lab.experiments.prompt_doctor.inside import warn_of_prompts
 from neox_lab.hooks.cache import ActivationCache
 from neox_lab.hooks.table import axis_sizes
 from neox_lab.selections import Selection
@@ -55,7 +56,8 @@ def sweep(
     Exact: each number is that of a forward pass of its own (Meng et al., ROME, arXiv:2202.05262;
     Zhang and Nanda, "Towards best practices of activation patching", arXiv:2309.16042), but only
     what can differ is computed, see
-    ``batched_forward`` (and ``hooked_forward``).
+    ``batched_forward`` (and ``hooked_forward``). Prompts and answers that make the numbers mean
+    something else are told in a ``PromptWarning``, see ``nl.check_prompts``.
 
     Args:
         model: any of the classes with a head, in evaluation mode.
@@ -97,6 +99,7 @@ def sweep(
     into, out_of = ("corrupted", "clean") if direction == "denoising" else ("clean", "corrupted")
     given: dict[str, PromptsOrCache] = {"clean": clean, "corrupted": corrupted}
     patched = read_prompts(model, given[into], into)
+    told = {into: patched}
     sites = _sites(model, site, entries)
     if positions is not None and direction == "noising":
         positions = {n: at[::-1] if isinstance(at, tuple) else at for n, at in positions.items()}
@@ -109,6 +112,7 @@ def sweep(
         prompts = read_prompts(model, cache, out_of)
         sides = (prompts, patched) if direction == "denoising" else (patched, prompts)
         check_pairs(model, *sides, named=positions is not None)
+        told = {"clean": sides[0], "corrupted": sides[1]}
         source = SourcePrompts(prompts)
         if positions is not None:
             columns = source_columns(positions, prompts, patched)
@@ -116,7 +120,9 @@ def sweep(
                 refuse_moved(sites)
             source = AlignedPrompts(model, prompts, columns, metric)
     question = Question(model, patched, source, metric, sites, positions)
-    return build_result(question, Runner(question, budget).run(progress), direction)
+    runner = Runner(question, budget)
+    warn_of_prompts(model, metric, told, named=positions is not None)
+    return build_result(question, runner.run(progress), direction)
 
 
 def ablate(
@@ -161,7 +167,9 @@ def ablate(
     sites = _sites(model, site, entries)
     source = ablation_source(model, patched, sites, value, reference, seed)
     question = Question(model, patched, source, metric, sites, positions)
-    return build_result(question, Runner(question, budget).run(progress), "ablation")
+    runner = Runner(question, budget)
+    warn_of_prompts(model, metric, {"prompt": patched})
+    return build_result(question, runner.run(progress), "ablation")
 
 
 def _sites(

@@ -2,7 +2,8 @@
 //
 // data: title, notes, kinds ({name: colour}), pieces: text, and for those that are marked kind,
 //   note (printed below), strength (0 to 1), details (rows of [name, value]) and marks (rows of
-//   [name, share, value], drawn as thin bars below the text).
+//   [name, share, value], drawn as thin bars below the text); under: the piece below it, where two
+//   texts are compared token by token.
 
 const MARKS = ["#2a8bc9", "#d9661f", "#009e73"];
 
@@ -11,10 +12,10 @@ function mount(element, data) {
   const flow = el("p", { class: "flow", dir: "auto" });
   const marked = [];
   const said = [];
-  for (const piece of data.pieces) {
+  const put = (parent, piece) => {
     if (piece.kind === null && !piece.marks) {
-      flow.append(el("bdi", {}, piece.text));
-      continue;
+      parent.append(el("bdi", {}, piece.text));
+      return;
     }
     const node = el("span", { class: "piece", role: "button" }, el("bdi", {}, piece.text));
     if (piece.kind !== null) {
@@ -24,9 +25,22 @@ function mount(element, data) {
     if (piece.marks) node.append(thin(piece.marks));
     const note = piece.marks ? printed(piece.marks) : piece.note;
     if (note) node.append(el("small", {}, note));
-    flow.append(node);
+    parent.append(node);
     marked.push(node);
     said.push(describe(piece));
+  };
+  for (const piece of data.pieces) {
+    if (!piece.under) {
+      put(flow, piece);
+      continue;
+    }
+    const column = el("span", { class: "column" });
+    for (const each of [piece, piece.under]) {
+      const cell = el("span", { class: "cell" });
+      put(cell, each);
+      column.append(cell);
+    }
+    flow.append(column);
   }
   body.append(legend(data), flow);
   if (!marked.length) return;

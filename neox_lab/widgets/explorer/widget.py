@@ -10,6 +10,7 @@ from typing import Any
 import traitlets
 
 from neox_lab.errors import InputError
+from neox_lab.experiments.prompt_doctor.inside import findings_go_to
 from neox_lab.family import GPTNeoXForCausalLM
 from neox_lab.family.tree import headline
 from neox_lab.results import Result
@@ -284,12 +285,14 @@ class ExplorerWidget(LiveWidget):
         asked = Asked(
             self._model, reading, other, self._against is None, chosen, dict(self.effects), report
         )
-        answer = ANSWERS[what](asked)
+        found: list[str] = []
+        with findings_go_to(found.append):
+            answer = ANSWERS[what](asked)
         if not getattr(answer.result, "complete", True):
             raise Stopped
         if answer.result is not None:
             self._answers[answer.part] = answer.result
-        told: dict[str, object] = {answer.part: answer.data}
+        told: dict[str, object] = {answer.part: answer.data, "message": " ".join(found)}
         if answer.part == "effects":
             told["state"] = {**self.state, "measure": list(answer.data)[-1]}
         self._publish(job, now=True, **told)
