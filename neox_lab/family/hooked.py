@@ -73,7 +73,8 @@ class Hooked:
         Args:
             fwd_hooks: pairs ``(name, function)``. ``function(tensor, hook)`` returns None to leave
                 the tensor (or to have edited it in place), or a tensor to replace it.
-                ``hook.name`` and ``hook.layer`` say where it is called.
+                ``hook.name`` and ``hook.layer`` say where it is called. A function that takes
+                ``hook`` by keyword only is called so. Errors raised in it say where.
             bwd_hooks: likewise, called with gradients when the run is backpropagated.
             must_fire: raise if the model runs and a hook is never reached.
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from neox_lab.checks import shown
 from neox_lab.errors import HookError, HookNameError, nearest
-from neox_lab.hooks.hooking import reads_only
+from neox_lab.hooks.hooking import as_called, reads_only
 from neox_lab.hooks.names import ShortForm, exact
 from neox_lab.model.hook_points import HookFunction, HookPoint, fitting
 
@@ -44,16 +44,18 @@ def only(
         A hook for ``fwd_hooks``. In a run outside generation all is prompt, and step 0.
 
     Raises:
-        HookError: an unknown part; or, when it runs, a replacement that does not fit.
+        HookError: an unknown part, or a function that takes no hook point; or, when it runs, a
+            replacement that does not fit.
     """
     if not isinstance(part, str | None) or part not in (None, "prompt", "generated"):
         raise HookError(f"part={shown(part)}; expected 'prompt', 'generated' or None.")
+    called = as_called(function)
 
     def limited(tensor: Tensor, hook: HookPoint) -> Tensor | None:
         if steps is not None and (hook.step or 0) not in steps:
             return None
         if part is None:
-            return function(tensor, hook)
+            return called(tensor, hook)
         axis = _axis(hook)
         generated = min(hook.generated, tensor.shape[axis])
         before = tensor.shape[axis] - generated
@@ -61,7 +63,7 @@ def only(
         if length == 0:
             return None
         section = tensor.narrow(axis, start, length)
-        replacement = function(section, _at(hook, start, length, part))
+        replacement = called(section, _at(hook, start, length, part))
         if replacement is None:
             return None  # edits in place have gone through the view
         try:

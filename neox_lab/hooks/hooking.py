@@ -11,6 +11,7 @@ anything is placed, and a hook that the model ran past without ever reaching is 
 from __future__ import annotations
 
 import functools
+import inspect
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Literal, TypeVar, cast
 
 from torch import Tensor
 
+from neox_lab.checks import shown
 from neox_lab.errors import HookError, HookNeverFiredError, NeoxLabWarning
 from neox_lab.hooks.names import Name, find
 from neox_lab.model.hook_points import NO_TAPS, HookFunction, HookPoint, Taps, Watcher
@@ -78,7 +80,8 @@ class Placement:
 
         Raises:
             HookNameError: a name matches no hook point.
-            HookError: an entry is not a pair of name and function.
+            HookError: an entry is not a pair of name and function, or the function does not take
+                a tensor and a hook point.
         """
         self.runs = 0
         self.thread, self.runs_elsewhere = threading.get_ident(), 0
@@ -97,7 +100,8 @@ class Placement:
         points: Mapping[str, HookPoint],
     ) -> None:
         writes = not getattr(function, _MARK, False)
-        watchers = [Watcher(point, function, direction, writes) for point in find(name, points)]
+        called = as_called(function)
+        watchers = [Watcher(point, called, direction, writes) for point in find(name, points)]
         self.entries.append((name, watchers))
 
     @property
@@ -138,6 +142,43 @@ def _pairs(hooks: HookList, argument: str) -> Iterator[tuple[Name, HookFunction]
                 "[('blocks.0.hook_resid_pre', my_function)]."
             )
         yield entry[0], entry[1]
+
+
+def as_called(function: Callable[..., Tensor | None]) -> HookFunction:
+    """A hook as the network calls it: with the hook point as second argument.
+
+    Args:
+        function: takes the hook point second, or by the keyword ``hook``.
+
+    Raises:
+        HookError: it takes neither.
+    """
+    try:
+        outside = inspect.signature(function, follow_wrapped=False)
+        inside = inspect.signature(function)  # of what it hands its arguments to
+    except (TypeError, ValueError):  # one of C's that says nothing of its arguments
+        return function
+    if _takes(outside, 0, 0) and (_takes(inside, 0, 0) or not _takes(outside, 0, hook=0)):
+        return function
+    if _takes(outside, 0, hook=0):
+
+        @functools.wraps(function)
+        def by_keyword(tensor: Tensor, point: HookPoint) -> Tensor | None:
+            return function(tensor, hook=point)
+
+        return by_keyword
+    raise HookError(
+        f"The hook {shown(function, 80)} takes {inside}; a hook is called with a tensor and the "
+        "hook point: def my_hook(tensor, hook)."
+    )
+
+
+def _takes(signature: inspect.Signature, *given: object, **named: object) -> bool:
+    try:
+        signature.bind(*given, **named)
+    except TypeError:
+        return False
+    return True
 
 
 class HookStack(threading.local):

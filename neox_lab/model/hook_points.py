@@ -206,13 +206,25 @@ def _visit(tensor: Tensor, watchers: Sequence[Watcher], tap: Tap) -> Tensor:
     """Show ``tensor`` to each watcher in turn, following replacements."""
     for watcher in watchers:
         watcher.reached += 1
-        if watcher.direction == "backward":
-            tensor = _watch_gradient(tensor, watcher)
-        elif watcher.writes:
-            tensor = _offer(tensor, watcher, tap)
-        else:
-            _show(tensor, watcher)
+        try:
+            if watcher.direction == "backward":
+                tensor = _watch_gradient(tensor, watcher)
+            elif watcher.writes:
+                tensor = _offer(tensor, watcher, tap)
+            else:
+                _show(tensor, watcher)
+        except Exception as error:
+            _name_point(error, watcher)
+            raise
     return tensor
+
+
+def _name_point(error: Exception, watcher: Watcher) -> None:
+    """Say below an error's message at which hook point it was raised."""
+    if watcher.point.name not in str(error):
+        function = watcher.function
+        called = getattr(function, "__qualname__", None) or type(function).__name__
+        error.add_note(f"It was raised in the hook {called} at {watcher.point.name!r}.")
 
 
 def _show(tensor: Tensor, watcher: Watcher) -> None:
@@ -251,9 +263,13 @@ def _watch_gradient(tensor: Tensor, watcher: Watcher) -> Tensor:
         )
 
     def on_gradient(gradient: Tensor) -> Tensor | None:
-        if watcher.writes:
-            return _gradient_offer(gradient, watcher)
-        _show(gradient, watcher)
+        try:
+            if watcher.writes:
+                return _gradient_offer(gradient, watcher)
+            _show(gradient, watcher)
+        except Exception as error:
+            _name_point(error, watcher)
+            raise
         return None
 
     # A view of its own, because one tensor may stand at several hook points (the input of a
