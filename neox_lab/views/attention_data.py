@@ -19,6 +19,7 @@ from neox_lab.views.tokens import label
 WEIGHTS = 720_000  # characters for the weights, of a fragment of a million bytes
 MOST_PACKED = 40  # weights a character could hold at best; more need not be tried
 LABEL_LIMIT = 40
+ABOVE = ", and in a live widget the choice of a layer above does"
 
 
 class Part(NamedTuple):
@@ -102,7 +103,7 @@ def _note(view: AttentionPatterns, part: Part) -> str:
             listed = ", ".join(str(every[at]) for at in chosen)
             said += (
                 f" To stay small this shows only {name} {listed} of {len(every)}; "
-                f".{name[:-1]}(…) shows any."
+                f".{name[:-1]}(…) shows any{ABOVE if name == 'layers' else ''}."
             )
     if part.first:
         kept = len(view.pieces) - part.first

@@ -7,10 +7,14 @@ from types import SimpleNamespace
 import traitlets
 
 from neox_lab import views
+from neox_lab.checks import check, one_of
+from neox_lab.errors import InputError
 from neox_lab.family.contract import HookedModel
 from neox_lab.widgets.live import LiveWidget
 from neox_lab.widgets.panels import panel
 from neox_lab.widgets.worker import Job
+
+EVERY = "all"
 
 
 class AttentionWidget(LiveWidget):
@@ -18,17 +22,21 @@ class AttentionWidget(LiveWidget):
 
     Attributes:
         text: what the model reads.
+        layer: the layer whose heads are shown, as text, or ``all``; of long texts one layer shows
+            heads that all of them together leave no room for.
         selected: what was locked last: ``{"layer": …, "head": … or "mean", "token": … or None}``.
     """
 
     kinds = ("attention",)
     actions = (*LiveWidget.actions, "select")
     text = traitlets.Unicode().tag(sync=True, control="text", label="Text")
+    layer = traitlets.Unicode(EVERY).tag(sync=True, control="choice", runs=True, label="Layer")
     selected = traitlets.Dict().tag(sync=True)
 
     def __init__(self, model: HookedModel, text: str) -> None:
         self._model = model
-        super().__init__(heading="Attention", verb="Read", text=text)
+        layers = [EVERY, *map(str, range(model.config.num_hidden_layers))]
+        super().__init__(options={"layer": layers}, heading="Attention", verb="Read", text=text)
         self.run()
 
     def select(
@@ -38,7 +46,11 @@ class AttentionWidget(LiveWidget):
         self.selected = {"layer": layer, "head": head, "token": token}
 
     def _answer(self, job: Job, given: SimpleNamespace) -> None:
-        view = views.attention(self._model, given.text)
+        layers = [str(layer) for layer in range(self._model.config.num_hidden_layers)]
+        number = None
+        if given.layer != EVERY:
+            number = layers.index(check("Layer", given.layer, one_of(*layers), InputError))
+        view = views.attention(self._model, given.text, layer=number)
         self._show(job, view, [panel("maps", view, {"select": "select"})])
 
 

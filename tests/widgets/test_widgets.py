@@ -18,7 +18,7 @@ import torch
 
 import neox_lab as nl
 from neox_lab.errors import InputError
-from neox_lab.views import HeatmapView, TextView
+from neox_lab.views import AttentionView, HeatmapView, TextView, attention_data
 from neox_lab.widgets.live import INTERVAL, LiveWidget
 from neox_lab.widgets.panels import panel
 from neox_lab.widgets.static_output import Kept, together
@@ -725,3 +725,31 @@ def test_a_text_too_long_for_the_model_is_told_in_the_widget(
         assert widget.message.count("made for 40") <= 2
         widget.close()
     assert not [w for w in recwarn if "made for" in str(w.message)]  # no red block
+
+
+def test_a_layer_that_is_left_out_of_a_long_text_can_be_chosen(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_data, "WEIGHTS", 2_000)
+    monkeypatch.setattr(attention_data.attention_data, "__defaults__", (2_000,))
+    widget = nl.widgets.attention(model, "The king went to the city. " * 12)
+    widget.wait(LONG)
+    data = widget.panels[0]["data"]
+    layers = model.config.num_hidden_layers
+    assert len(data["layers"]) < layers
+    note = data["notes"][0]
+    assert f"of {layers}" in note and ".layer(…)" in note and "above" in note
+    (control,) = (each for each in widget.controls if each["name"] == "layer")
+    assert control["options"] == ["all", *map(str, range(layers))]
+    (missing, *_) = set(range(layers)) - set(data["layers"])
+    widget.set_state({"layer": str(missing)})
+    ask(widget, "run")
+    view = widget.wait(LONG)
+    assert isinstance(view, AttentionView)
+    assert view.layers == widget.panels[0]["data"]["layers"] == [missing]
+    whole = nl.views.attention(model, "The king went to the city. " * 12)
+    np.testing.assert_allclose(view.patterns[0], whole.patterns[missing], atol=1e-5)
+    widget.set_state({"layer": "-1"})
+    ask(widget, "run")
+    with pytest.raises(InputError, match="Layer"):
+        widget.wait(LONG)
