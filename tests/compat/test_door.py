@@ -136,7 +136,7 @@ def test_what_ran_with_a_cache_can_be_backpropagated(model: HookedTransformer) -
     for name, parameter in model.native.named_parameters():
         same(parameter.grad, expected[name])
     with torch.no_grad():
-        assert not model.run_with_cache(tokens(), return_type="loss")[0].requires_grad
+        assert not model.run_with_cache(tokens())[0].requires_grad
     assert not model.native.run_with_cache(tokens())[0].logits.requires_grad
 
 

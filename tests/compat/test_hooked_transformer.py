@@ -16,7 +16,7 @@ from oracle import pair
 from torch import Tensor
 
 from neox_lab.compat.transformer_lens import HookedTransformer
-from neox_lab.compat.transformer_lens.names import earlier_name
+from neox_lab.compat.transformer_lens.module_names import earlier_name
 
 bridges = pytest.importorskip(
     "transformer_lens.model_bridge", reason="needs transformer_lens, which is not installed"

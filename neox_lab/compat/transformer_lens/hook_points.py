@@ -11,7 +11,7 @@ from typing import Any, Literal, Self, TypeAlias
 from torch import Tensor
 
 from neox_lab.checks import check, one_of
-from neox_lab.compat.transformer_lens.names import earlier_name
+from neox_lab.compat.transformer_lens.module_names import earlier_name
 from neox_lab.errors import HookError
 from neox_lab.family import GPTNeoXForCausalLM
 from neox_lab.hooks.hooking import HookList, reads_only
