@@ -22,11 +22,11 @@ _OURS = ("neox_lab", "torch", "contextlib")  # between a user's line and what is
 _gathering: ContextVar[list[str] | None] = ContextVar("gathering", default=None)
 
 
-def tell(text: str) -> None:
+def tell(text: str, category: type[NeoxLabWarning] = NeoxLabWarning) -> None:
     """Warn of ``text``, or hand it to whoever gathers notices; to them each only once."""
     gathered = _gathering.get()
     if gathered is None:
-        warnings.warn(text, NeoxLabWarning, stacklevel=_users_line())
+        warnings.warn(text, category, stacklevel=_users_line())
     elif text not in gathered:
         gathered.append(text)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from neox_lab.checks import require_model
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import HookError
-from neox_lab.experiments.prompt_doctor.inside import findings_go_to, ignore
+from neox_lab.notices import gathered
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -70,7 +70,7 @@ def with_same_splices(model: HookedModel, exact: Callable[[], Tensor]) -> Callab
                 "model again, so call it where the result was made, inside the with block."
             )
         refuse_dropout(model)
-        with findings_go_to(ignore):  # told when the result was made
+        with gathered():  # told when the result was made
             return exact()
 
     return checked

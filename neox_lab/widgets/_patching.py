@@ -13,7 +13,6 @@ from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import logit_difference
 from neox_lab.experiments.patching import PatchResult, sweep
 from neox_lab.experiments.patching.sites import SITES, Site
-from neox_lab.experiments.prompt_doctor.inside import findings_go_to
 from neox_lab.family.contract import LanguageModel
 from neox_lab.hooks.hooking import HookList
 from neox_lab.model.hook_points import HookFunction, HookPoint
@@ -110,16 +109,15 @@ class PatchingWidget(LiveWidget):
                 raise KeyboardInterrupt  # how a sweep is ended
             self._publish(job, progress=[done, total])
 
-        metric, told = logit_difference(given.correct, given.wrong), list[str]()
-        with findings_go_to(told.append):
-            result = sweep(
-                self._model, given.clean, given.corrupted, metric, given.site, progress=report
-            )
+        metric = logit_difference(given.correct, given.wrong)
+        result = sweep(
+            self._model, given.clean, given.corrupted, metric, given.site, progress=report
+        )
         self._sweep, self._asked, self.cell, self.differences = result, given, None, {}
         self._show(job, result, [panel("map", result.view(), CLICK)], now=True)
         if not result.complete:
             raise Stopped
-        self._publish(job, message=" ".join(["Click a field to run it again and read on.", *told]))
+        self._publish(job, message="Click a field to run it again and read on.")
 
     def _run_again(self, job: Job, result: PatchResult, asked: SimpleNamespace, cell: Cell) -> None:
         site = SITES[result.site[0]]

@@ -19,6 +19,7 @@ from neox_lab.experiments.prompt_doctor import inside
 from neox_lab.experiments.prompt_doctor.checks import CHECKS, Check, Finding, Spot, findings
 from neox_lab.experiments.prompt_doctor.doctor import with_differences
 from neox_lab.experiments.prompt_doctor.items import Item, Reader
+from neox_lab.notices import gathered
 
 START, PADDING = 0, 1
 
@@ -491,15 +492,13 @@ def test_checks_run_nothing_inside_questions(built_in: Any, monkeypatch: Any) ->
         raise AssertionError("a forward pass")
 
     monkeypatch.setattr(type(built_in), "forward", refuse)
-    heard: list[str] = []
-    with inside.findings_go_to(heard.append):
+    with gathered() as heard:
         inside.warn_of_prompts(built_in, METRIC, _sides(built_in, f"{A} ", f"{B} "))
     assert len(heard) == 1
 
 
 def test_a_listener_hears_instead_of_everybody(built_in: Any) -> None:
-    heard: list[str] = []
-    with warnings.catch_warnings(), inside.findings_go_to(heard.append):
+    with warnings.catch_warnings(), gathered() as heard:
         warnings.simplefilter("error")
         nl.patching.sweep(built_in, f"{A} ", f"{B} ", METRIC, progress=False)
     assert len(heard) == 1

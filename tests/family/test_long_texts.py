@@ -16,7 +16,7 @@ from neox_lab.errors import NeoxLabWarning
 from neox_lab.experiments.metrics import logit_difference
 from neox_lab.notices import gathered, tell
 
-LONG = "The king went to the city. " * 3
+LONG = "The king went to the city." + " The king went to the city." * 2
 SHORT = "The king went to the city."
 
 

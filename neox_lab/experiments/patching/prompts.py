@@ -17,6 +17,7 @@ from torch import Tensor
 from neox_lab.checks import shown
 from neox_lab.data.positions import TokenPosition
 from neox_lab.errors import InputError
+from neox_lab.notices import tell_of_length
 from neox_lab.padding import pad_rows
 from neox_lab.selections import one_each
 
@@ -123,6 +124,8 @@ def read_prompts(model: HookedModel, given: PromptsLike, name: str) -> Prompts:
             f"{name} has {', '.join(unknown)}, which would be left out; expected input_ids and "
             "attention_mask."
         )
+    if isinstance(given, Mapping):  # others are told of where they are made into tokens
+        tell_of_length(ids.shape[1], model.config.max_position_embeddings)
     mask = prepared.get("attention_mask")
     if mask is not None:
         if mask.shape != ids.shape:

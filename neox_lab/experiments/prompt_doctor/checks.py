@@ -192,11 +192,11 @@ def _tokens(item: Item) -> Iterator[tuple[str, int | None, int]]:
 
 
 def too_long(item: Item) -> Iterator[Spot]:
-    """More tokens than the model was trained on."""
+    """More tokens than the model was made for."""
     most = item.reader.length
     for side in item.sides:
         if len(side.ids) > most:
-            wrong = f"The prompt has {len(side.ids)} tokens; the model was trained on up to {most}."
+            wrong = f"The prompt has {len(side.ids)} tokens; the model was made for {most}."
             yield Spot(side.name, most, wrong)
 
 
@@ -406,7 +406,7 @@ CHECKS: tuple[Check, ...] = (
         "too_long",
         "warning",
         too_long,
-        "Shorten the prompt; angles beyond the trained length are new to the model.",
+        "Shorten the prompt: what the model says beyond that length is not to be trusted.",
     ),
     Check(
         "odd_characters",

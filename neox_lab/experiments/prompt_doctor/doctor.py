@@ -16,6 +16,7 @@ from neox_lab.experiments.prompt_doctor.checks import findings
 from neox_lab.experiments.prompt_doctor.items import AnswersLike, Item, Reader, make_items
 from neox_lab.experiments.prompt_doctor.padding import padding_read
 from neox_lab.experiments.prompt_doctor.report import PromptReport
+from neox_lab.notices import gathered
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -55,14 +56,16 @@ def check_prompts(
     """
     require_model(model)
     name = "prompt" if corrupted is None else "clean"
-    sides = {name: read_prompts(model, clean, "clean")}
-    if corrupted is not None:
-        sides["corrupted"] = read_prompts(model, corrupted, "corrupted")
-        if len(sides["corrupted"].ids) != len(sides["clean"].ids):
-            raise InputError(
-                f"There are {len(sides['clean'].ids)} clean and {len(sides['corrupted'].ids)} "
-                "corrupted prompts; each clean prompt needs its own corrupted one."
-            )
+    with gathered():  # of texts that are too long the report tells
+        sides = {name: read_prompts(model, clean, "clean")}
+        if corrupted is not None:
+            sides["corrupted"] = read_prompts(model, corrupted, "corrupted")
+    counts = {side: len(prompts.ids) for side, prompts in sides.items()}
+    if len(set(counts.values())) > 1:
+        raise InputError(
+            f"There are {counts['clean']} clean and {counts['corrupted']} corrupted prompts; each "
+            "clean prompt needs its own corrupted one."
+        )
     reader = Reader(model)
     items = make_items(reader, sides, answers, padding_read=padding_read(reader, answers, sides))
     items = with_differences(model, items)

@@ -1,42 +1,34 @@
-"""The checks inside questions: one warning, or a line where somebody else listens.
+"""The checks inside questions: one notice of what makes the answer mean something else.
 
-    warn_of_prompts(model, metric, clean=prompts, corrupted=others)
-
-    with findings_go_to(found.append):      # a widget shows them in words
-        nl.patching.sweep(...)
+    warn_of_prompts(model, metric, {"clean": prompts, "corrupted": others})
 
 Tokens are read and nothing is run. Errors are not told here, because questions refuse them in their
-own words, and notes are left to ``nl.check_prompts``.
+own words; notes are left to ``nl.check_prompts``, and lengths are told where a text is read.
 """
 
 from __future__ import annotations
 
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from neox_lab.errors import NeoxLabError, PromptWarning
 from neox_lab.experiments.prompt_doctor.checks import Finding, findings
 from neox_lab.experiments.prompt_doctor.items import Reader, make_items
 from neox_lab.experiments.prompt_doctor.padding import padding_read
+from neox_lab.notices import tell
 
 if TYPE_CHECKING:
     from neox_lab.experiments.patching.prompts import Prompts
     from neox_lab.family.contract import HookedModel
 
 NAMED = 3
-"""Items, and kinds of findings, that are named in a warning."""
-
-_listener: ContextVar[Callable[[str], object] | None] = ContextVar("prompt_findings", default=None)
+"""Items, and kinds of findings, that are named in a notice."""
 
 
 def warn_of_prompts(
     model: HookedModel, metric: object, sides: Mapping[str, Prompts], named: bool = False
 ) -> None:
-    """Warn once of prompts and answers that make a number mean something else.
+    """Tell once of prompts and answers that make a number mean something else.
 
     Args:
         model: who reads them.
@@ -49,28 +41,9 @@ def warn_of_prompts(
         items = make_items(reader, sides, metric, named, padding_read(reader, metric, sides))
     except NeoxLabError:  # the question refuses that in its own words
         return
-    found = [finding for finding in findings(items) if finding.severity == "warning"]
-    if not found:
-        return
-    listener, words = _listener.get(), in_short(found, len(items))
-    if listener is None:
-        warnings.warn(words, PromptWarning, stacklevel=_outside())
-    else:
-        listener(words)
-
-
-@contextmanager
-def findings_go_to(listener: Callable[[str], object]) -> Iterator[None]:
-    """Hand what would be warned of to ``listener`` for a ``with`` block, in this thread."""
-    before = _listener.set(listener)
-    try:
-        yield
-    finally:
-        _listener.reset(before)
-
-
-def ignore(words: str) -> None:
-    """A listener for questions that are asked again about prompts that were told of."""
+    found = [f for f in findings(items) if f.severity == "warning" and f.check != "too_long"]
+    if found:
+        tell(in_short(found, len(items)), PromptWarning)
 
 
 def in_short(found: list[Finding], count: int) -> str:
@@ -98,13 +71,3 @@ def in_short(found: list[Finding], count: int) -> str:
         "nl.check_prompts(model, clean, corrupted, metric) lists all that was found, with what to "
         "do."
     )
-
-
-def _outside() -> int:
-    """The stack level of the first caller that is neither this package nor PyTorch."""
-    level, frame = 1, sys._getframe(1)
-    while frame.f_back is not None:
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("neox_lab", "torch"):
-            break
-        level, frame = level + 1, frame.f_back
-    return level

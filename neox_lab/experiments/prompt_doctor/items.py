@@ -35,7 +35,7 @@ class Reader:
     Attributes:
         tokenizer: the model's; None if it has none.
         vocab: rows of the embedding.
-        length: tokens of the longest texts it was trained on, or is stretched to.
+        length: tokens that it was made for.
         writes: whether a token is expected to follow the prompt.
         starts: tokens that begin, or separate, texts.
         padding: the token that fills rows up, unless it is one of ``starts``.
@@ -44,8 +44,7 @@ class Reader:
     def __init__(self, model: HookedModel) -> None:
         self.tokenizer = tokenizer = model.tokenizer
         self.vocab = model.config.vocab_size
-        factor = (model.config.rope_parameters or {}).get("factor") or 1
-        self.length = int(model.config.max_position_embeddings * factor)
+        self.length = model.config.max_position_embeddings
         self.writes = getattr(model, "head", None) == "causal-lm"
         self.starts: set[int] = set()
         self.padding: int | None = None

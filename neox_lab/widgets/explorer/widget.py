@@ -10,7 +10,6 @@ from typing import Any
 import traitlets
 
 from neox_lab.errors import InputError
-from neox_lab.experiments.prompt_doctor.inside import findings_go_to
 from neox_lab.family import GPTNeoXForCausalLM
 from neox_lab.family.tree import headline
 from neox_lab.results import Result
@@ -285,14 +284,12 @@ class ExplorerWidget(LiveWidget):
         asked = Asked(
             self._model, reading, other, self._against is None, chosen, dict(self.effects), report
         )
-        found: list[str] = []
-        with findings_go_to(found.append):
-            answer = ANSWERS[what](asked)
+        answer = ANSWERS[what](asked)
         if not getattr(answer.result, "complete", True):
             raise Stopped
         if answer.result is not None:
             self._answers[answer.part] = answer.result
-        told: dict[str, object] = {answer.part: answer.data, "message": " ".join(found)}
+        told: dict[str, object] = {answer.part: answer.data}
         if answer.part == "effects":
             told["state"] = {**self.state, "measure": list(answer.data)[-1]}
         self._publish(job, now=True, **told)
