@@ -24,6 +24,7 @@ from neox_lab.checks import TEXT, check, or_none, shown
 from neox_lab.errors import CheckpointError, nearest
 from neox_lab.files import set_aside, write_bytes, write_text
 from neox_lab.hub_answers import check_bytes, check_commit, check_etag, check_name, is_commit
+from neox_lab.hub_models import nearest_models
 from neox_lab.steps import nearest_revisions
 
 logger = logging.getLogger("neox_lab")
@@ -406,7 +407,7 @@ def out_of_reach(repository: str, revision: str | None, error: Exception | None)
         reason = f"the hub cannot be reached ({type(error).__name__}: {error})"
     return CheckpointError(
         f"{repository!r} at revision {revision or 'main'!r} is not in the local cache, "
-        f"and {reason}. "
+        f"and {reason}.{nearest_models(repository)} "
         "Give a local directory instead, or download the model once with a network and then set "
         "HF_HUB_OFFLINE=1, or call neox_lab.load() for the built-in model, which needs no network."
     )
@@ -427,7 +428,7 @@ def explained(error: Exception, repository: str, revision: str) -> CheckpointErr
     elif isinstance(error, errors.RepositoryNotFoundError):
         text = (
             f"The hub shows no model {repository!r}, and there is no directory of that name: "
-            "check the spelling; for a private model pass token=."
+            f"check the spelling; for a private model pass token=.{nearest_models(repository)}"
         )
     else:
         text = f"Fetching {what} failed: {type(error).__name__}: {error}"

@@ -21,6 +21,7 @@ from neox_lab.family.heads import (
     GPTNeoXForTokenClassification,
 )
 from neox_lab.hub import HubOptions, pin
+from neox_lab.hub_models import full_name
 from neox_lab.model.output_heads import OUTPUT_HEADS
 from neox_lab.other_names import names_ours
 
@@ -77,7 +78,9 @@ def load(
     """A model in evaluation mode, with its tokenizer as ``model.tokenizer``.
 
     Args:
-        name: a directory or hub id; None is the small built-in model, which needs no network.
+        name: a directory or hub id; None is the small built-in model, which needs no network. The
+            organisation of a well-known model may be left out: ``"pythia-70m"`` is
+            ``"EleutherAI/pythia-70m"``, unless there is a directory of that name.
         head: ``base``, ``causal-lm``, ``question-answering``, ``sequence-classification`` or
             ``token-classification``.
         revision: branch, tag or commit on the hub; for the built-in model one of
@@ -105,7 +108,7 @@ def load(
         name = weights_directory(revision, head if labels is None else "causal-lm")
         revision = None
     else:
-        text_source = name
+        name = text_source = _full_name(name)
     # One commit for model and tokenizer, even if the branch moves in between.
     revision = pin(name, HubOptions(revision=revision)).revision
     on_cpu = to_device(device).type == "cpu"
@@ -118,6 +121,13 @@ def load(
     )
     model.tokenizer = GPTNeoXTokenizerFast.from_pretrained(text_source, revision=revision)
     return model
+
+
+def _full_name(name: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    """A hub id with its organisation, where a model is known by the rest; else as it is."""
+    if not isinstance(name, str) or os.path.exists(name):
+        return name
+    return full_name(name) or name
 
 
 def _label_settings(head: str, labels: Sequence[str] | None) -> dict[str, Any]:

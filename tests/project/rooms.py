@@ -34,7 +34,10 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("dropout.py", "one gate at the door of every question"),
     ("files.py", "files whole or absent, sizes in words"),
     ("safetensors_files.py", "tensors with a description, in one kind of file"),
-    ("hub_answers.py steps.py", "what a hub may answer; what names of revisions say"),
+    (
+        "hub_answers.py steps.py hub_models.py",
+        "what a hub may answer; names of revisions and of models",
+    ),
     ("hub.py hub_upload.py", "where files come from, and go to"),
     ("hub_revisions.py", "which revisions a hub has, and what each holds"),
     ("config/ tokenizer/", "what a model is; text to tokens and back"),
