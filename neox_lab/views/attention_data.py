@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from neox_lab.views.attention_patterns import AttentionPatterns
 from neox_lab.views.live import packed, rounded
-from neox_lab.views.tokens import label
+from neox_lab.views.tokens import label, told
 
 WEIGHTS = 720_000  # characters for the weights, of a fragment of a million bytes
 MOST_PACKED = 40  # weights a character could hold at best; more need not be tried
@@ -38,7 +38,7 @@ def attention_data(view: AttentionPatterns, room: int = WEIGHTS) -> dict[str, An
         room: characters that the weights may take.
     """
     part, weights = _fitting(view, room)
-    pieces = view.pieces[part.first :]
+    pieces = told(view.pieces)[part.first :]
     measured = view.head_frame[["entropy", "first", "previous"]].to_numpy()
     shape = len(view.layers), len(view.heads), 3
     measures = rounded(measured.reshape(shape)[np.ix_(part.layers, part.heads)], 3)

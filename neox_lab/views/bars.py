@@ -15,7 +15,7 @@ from neox_lab.views.drawing import AMOUNT, HEADING, LESS, MORE, SOFT, Sheet, num
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
 from neox_lab.views.strips import WIDTH, StripView, largest_of
-from neox_lab.views.tokens import figure_text, figure_texts, isolated, label, labels
+from neox_lab.views.tokens import figure_text, figure_texts, isolated, label, labels, told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -153,7 +153,7 @@ class BarsView(View):
             shown = max(1, min(len(self.pieces), LIVE_CELLS // len(made["names"])))
             if shown < len(self.pieces):
                 notes.append(f"Only the first {shown} of {len(self.pieces)} tokens.")
-            made["pieces"] = [label(piece, 2 * NAME_LIMIT) for piece in self.pieces[:shown]]
+            made["pieces"] = [label(piece, 2 * NAME_LIMIT) for piece in told(self.pieces[:shown])]
             made["attributions"] = rounded(self.attributions[kept, :shown], 3)
             made["most"] = largest_of(self.attributions)
         return made

@@ -22,7 +22,7 @@ from neox_lab.views.heatmap import downwards, levels
 from neox_lab.views.marks import Marks
 from neox_lab.views.markup import Table
 from neox_lab.views.predictions import percent
-from neox_lab.views.tokens import figure_text, isolated, label, labels
+from neox_lab.views.tokens import figure_text, isolated, label, labels, told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -141,7 +141,7 @@ class LensView(View):
             "title": self.title,
             "notes": notes,
             "rows": [label(name, TABLE_LIMIT) for name in self.row_labels],
-            "columns": [label(piece, TABLE_LIMIT) for piece in self.pieces[first:]],
+            "columns": [label(piece, TABLE_LIMIT) for piece in told(self.pieces)[first:]],
             "first": first,
             "row_axis": "layer",
             "column_axis": "token",

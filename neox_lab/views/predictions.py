@@ -12,7 +12,7 @@ from neox_lab.selections import whole_number
 from neox_lab.views.base import View, texts
 from neox_lab.views.drawing import AMOUNT, HEADING, SOFT, Sheet, text_width
 from neox_lab.views.markup import Table
-from neox_lab.views.tokens import figure_text, figure_texts, isolated, label, labels, shorten
+from neox_lab.views.tokens import figure_text, figure_texts, isolated, label, labels, shorten, told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -132,7 +132,9 @@ class PredictionsView(View):
                     entries, None if at + 1 == len(self.pieces) else self.pieces[at + 1]
                 ),
             }
-            for at, (piece, entries) in enumerate(zip(self.pieces, self.candidates, strict=True))
+            for at, (piece, entries) in enumerate(
+                zip(told(self.pieces), self.candidates, strict=True)
+            )
         ]
         notes = ["Point at a token to see what was expected after it."]
         if first:

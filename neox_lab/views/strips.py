@@ -37,7 +37,17 @@ from neox_lab.views.drawing import (
 )
 from neox_lab.views.markup import Table
 from neox_lab.views.predictions import percent
-from neox_lab.views.tokens import figure_text, html_text, isolated, label, readable, shorten
+from neox_lab.views.tokens import (
+    FRAGMENT,
+    characters,
+    figure_text,
+    html_text,
+    isolated,
+    label,
+    readable,
+    shorten,
+    told,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -251,8 +261,8 @@ class StripView(View):
     def _running_text(self) -> str:
         """The text as text, its marked pieces tinted, underlined and named."""
         parts = []
-        for piece in self.pieces[:RUNNING]:
-            shown = html_text(readable(piece.text)).replace("⏎", "⏎<br>")
+        for piece, text in zip(self.pieces, self._texts(RUNNING), strict=False):
+            shown = html_text(readable(text)).replace("⏎", "⏎<br>")
             if piece.kind is None:
                 parts.append(shown)
                 continue
@@ -265,11 +275,23 @@ class StripView(View):
         more = f" <small>… and {rest} more pieces</small>" if rest > 0 else ""
         return f"<p>{''.join(parts)}{more}</p>\n"
 
+    def _texts(self, count: int) -> list[str]:
+        """The first pieces' texts: of a character in unmarked pieces the first one has it whole."""
+        texts = [piece.text for piece in self.pieces[:count]]
+        marked = [piece.kind is not None or bool(piece.marks) for piece in self.pieces[:count]]
+        shown = told(texts)
+        for character, owners in characters(texts):
+            if not any(marked[at] for at in owners):
+                for at in owners:
+                    shown[at] = texts[at] = FRAGMENT.sub("", texts[at])
+                shown[owners[0]] = texts[owners[0]] = texts[owners[0]] + character
+        return shown
+
     def data(self) -> dict[str, Any]:
         """The pieces with what they carry; the first ones of a very long text."""
         room, pieces = CHARACTERS, []
-        for piece in self.pieces[:PIECES]:
-            pieces.append(live_piece(piece))
+        for piece, text in zip(self.pieces, self._texts(PIECES), strict=False):
+            pieces.append(live_piece(dataclasses.replace(piece, text=text)))
             room -= len(str(pieces[-1]))
             if room < 0:
                 break

@@ -16,7 +16,7 @@ from neox_lab.views.base import View, texts
 from neox_lab.views.drawing import AMOUNT, HEADING, SOFT, Sheet, amounts, text_width
 from neox_lab.views.markup import Table
 from neox_lab.views.predictions import LIVE, TOKEN_LIMIT, candidate_rows, percent, ranked
-from neox_lab.views.tokens import figure_text, html_text, isolated, label, readable, shorten
+from neox_lab.views.tokens import figure_text, html_text, isolated, label, readable, shorten, told
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,15 +135,20 @@ class TextView(View):
     def data(self) -> dict[str, Any]:
         """The tokens with their probabilities and alternatives; the last of a very long text."""
         first = max(0, len(self.prompt) + len(self.continuation) - LIVE)
+        shown = told([*self.prompt, *self.continuation])
         pieces: list[dict[str, Any]] = [
             {"text": label(piece, TOKEN_LIMIT), "given": True, "share": None, "alternatives": []}
-            for piece in self.prompt
+            for piece in shown[: len(self.prompt)]
         ]
-        for piece, share, others in zip(
-            self.continuation, self.probabilities, self.alternatives, strict=True
+        for piece, text, share, others in zip(
+            self.continuation,
+            shown[len(self.prompt) :],
+            self.probabilities,
+            self.alternatives,
+            strict=True,
         ):
             rows = candidate_rows(others, piece)
-            made = {"text": label(piece, TOKEN_LIMIT), "given": False, "note": percent(share)}
+            made = {"text": label(text, TOKEN_LIMIT), "given": False, "note": percent(share)}
             pieces.append({**made, "share": round(share, 4), "alternatives": rows})
         notes = ["Dotted: the prompt. Below each token added its probability."]
         if first:

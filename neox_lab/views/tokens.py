@@ -27,6 +27,7 @@ VISIBLE = {"\n": "⏎", "\t": "⇥"}
 INVISIBLE_CATEGORIES = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zs", "Zl", "Zp"})
 RIGHT_TO_LEFT = frozenset({"R", "AL", "AN"})
 ROUNDS = 3  # tries to cut different texts differently
+FRAGMENT = re.compile("⟨([89A-F][0-9A-F])⟩")  # a byte that is no character by itself
 MARK = re.compile(r"⟨[^⟨⟩]*⟩|.", re.DOTALL)
 
 
@@ -86,6 +87,45 @@ def shorten(text: str, limit: int) -> str:
         room -= len(mark)
         (front if at_front else back).append(mark)
     return "".join([*front, ELLIPSIS, *reversed(back)])
+
+
+def characters(pieces: Sequence[str]) -> list[tuple[str, list[int]]]:
+    """Each character that several pieces make together, and which pieces, in the text's order.
+
+    Args:
+        pieces: tokens in the order of the text; bytes that are no whole character as ``⟨E2⟩``.
+    """
+    parts: list[tuple[int, int]] = []  # a byte or, for text between bytes, -1; and its piece
+    for at, piece in enumerate(pieces):
+        for mark in MARK.findall(piece) if "⟨" in piece else "x":
+            fragment = FRAGMENT.fullmatch(mark)
+            parts.append((int(fragment[1], 16) if fragment else -1, at))
+    found = []
+    start = 0
+    while start < len(parts):
+        size = next((size for size in (4, 3, 2) if _is_character(parts[start : start + size])), 1)
+        run = parts[start : start + size]
+        owners = sorted({at for _, at in run})
+        if len(owners) > 1:
+            found.append((bytes(byte for byte, _ in run).decode(), owners))
+        start += size
+    return found
+
+
+def _is_character(parts: Sequence[tuple[int, int]]) -> bool:
+    """Whether these bytes are exactly one character."""
+    try:
+        return len(bytes(byte for byte, _ in parts).decode()) == 1 and len(parts) > 1
+    except ValueError:  # no byte, or no UTF-8
+        return False
+
+
+def told(pieces: Sequence[str]) -> list[str]:
+    """Pieces for rows of tokens; a byte says which character it is of: ``⟨E2⟩ of €``."""
+    made = dict.fromkeys(range(len(pieces)), "")
+    for character, owners in characters(pieces):
+        made |= {at: made[at] + character for at in owners}
+    return [f"{piece} of {made[at]}" if made[at] else piece for at, piece in enumerate(pieces)]
 
 
 def labels(pieces: Sequence[str], limit: int) -> list[str]:

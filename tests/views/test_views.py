@@ -64,6 +64,7 @@ from neox_lab.views.tokens import (
     labels,
     sentence,
     shorten,
+    told,
 )
 
 HOSTILE = [
@@ -1326,3 +1327,39 @@ def test_the_first_layer_is_on_top_of_every_picture() -> None:
         assert rows[0].min() < rows[1].min(), view.title
         assert view.data()["row_axis"] == "layer" and view.data()["rows"][0] == "0"
     assert lens.tables()[0].rows[0][0] == "0"
+
+
+BYTES = ["a", " ⟨F0⟩⟨9F⟩", "⟨98⟩⟨80⟩⟨E6⟩", "⟨97⟩", "⟨A5⟩b", "⟨E6⟩", "c", "⟨97⟩"]
+"""“a 😀日bc” in pieces of characters, with two bytes that make none."""
+
+
+def test_bytes_say_which_character_they_make_and_stay_tokens() -> None:
+    shown = ["a", " ⟨F0⟩⟨9F⟩ of 😀", "⟨98⟩⟨80⟩⟨E6⟩ of 😀日", "⟨97⟩ of 日", "⟨A5⟩b of 日"]
+    assert told(BYTES) == [*shown, "⟨E6⟩", "c", "⟨97⟩"]
+    named = [label(text) for text in told(BYTES)]
+    count = len(BYTES)
+    row = [("x", 0.5)]
+    views_of = {
+        "attention": AttentionView(causal(1, 1, count), BYTES).data()["pieces"],
+        "lens": LensView(
+            [[["a"]] * count], np.ones((1, count, 1)), np.ones((1, count)), ["0"], BYTES
+        ).data()["columns"],
+        "bars": BarsView(["n"], [1.0], pieces=BYTES, attributions=[[1] * count]).data()["pieces"],
+        "predictions": [p["text"] for p in PredictionsView(BYTES, [row] * count).data()["pieces"]],
+        "text": [
+            piece["text"] for piece in TextView(BYTES[:3], BYTES[3:], [0.5] * 5).data()["pieces"]
+        ],
+    }
+    for where, texts in views_of.items():
+        assert [text.split(" of ")[-1][-1] for text in texts] == [n[-1] for n in named], where
+        assert where == "lens" or texts == named, where  # whose columns are narrow
+    plain = StripView([Piece(piece) for piece in BYTES])
+    assert "".join(piece["text"] for piece in plain.data()["pieces"]) == "a 😀日bc".replace(
+        "c", "⟨E6⟩c⟨97⟩"
+    )
+    assert "a 😀日b" in plain._running_text() and len(plain.data()["pieces"]) == count
+    strip = StripView.values(BYTES, [1.0] * count)
+    assert [piece["text"].strip() for piece in strip.data()["pieces"]] == [
+        t.strip() for t in told(BYTES)
+    ]
+    assert told(["日", "⟨E6⟩", "⟨97⟩"]) == ["日", "⟨E6⟩", "⟨97⟩"]
