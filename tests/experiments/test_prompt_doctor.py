@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 import neox_lab as nl
 from neox_lab.errors import InputError, PromptWarning
 from neox_lab.experiments.prompt_doctor import inside
-from neox_lab.experiments.prompt_doctor.checks import CHECKS, Check, Finding, Spot, findings
+from neox_lab.experiments.prompt_doctor.checks import (
+    CHECKS,
+    Check,
+    Finding,
+    Spot,
+    as_markdown,
+    findings,
+)
 from neox_lab.experiments.prompt_doctor.doctor import with_differences
 from neox_lab.experiments.prompt_doctor.items import Item, Reader
 from neox_lab.notices import gathered
@@ -528,6 +535,11 @@ def test_adding_a_check_is_one_row(monkeypatch: Any) -> None:
     monkeypatch.setattr(checks, "CHECKS", (*CHECKS, row))
     assert found(_small(), "HELLO") == {"shouting"}
     assert found(_small(), "hello") == set()
+
+
+def test_the_page_has_the_table() -> None:
+    page = Path(__file__).parents[2] / "docs" / "prompts.md"
+    assert as_markdown() in page.read_text(encoding="utf-8")
 
 
 # The picture.

@@ -14,6 +14,7 @@ TASKS = (
     "add a view",
     "add a rotary type",
     "add a metric",
+    "add a prompt check",
     "mend the tokenizer",
     "add a task head",
     "add a widget",

@@ -328,7 +328,7 @@ def _moved(clean: Sequence[int], corrupted: Sequence[int]) -> tuple[int, int] | 
     that), and where as many stand at their places as could be matched by moving them.
     """
     differ = [at for at, (a, b) in enumerate(zip(clean, corrupted, strict=True)) if a != b]
-    if not differ or differ[-1] - differ[0] > LONGEST or sorted(clean) == sorted(corrupted):
+    if len(differ) < 2 or differ[-1] - differ[0] > LONGEST or sorted(clean) == sorted(corrupted):
         return None
     first, end = differ[0], differ[-1] + 1
     matcher = SequenceMatcher(None, clean[first:end], corrupted[first:end], autojunk=False)
@@ -472,3 +472,16 @@ CHECKS: tuple[Check, ...] = (
     ),
 )
 """All checks, in the order in which they are told."""
+
+
+def as_markdown() -> str:
+    """The table of ``docs/prompts.md``."""
+    lines = ["| check | severity | what it finds | what to do |", "|---|---|---|---|"]
+    for check in CHECKS:
+        found = (check.find.__doc__ or "").partition("\n")[0]
+        lines.append(f"| `{check.name}` | {check.severity} | {found} | {check.advice} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(as_markdown())

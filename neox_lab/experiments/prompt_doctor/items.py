@@ -54,6 +54,7 @@ class Reader:
             padding = tokenizer.pad_token_id
             self.padding = None if padding in self.starts else padding
         self._texts: dict[int, bytes] = {}
+        self._tokens: dict[str, tuple[int, ...]] = {}
 
     def bytes_of(self, token: int) -> bytes:
         """What a token stands for; nothing for one that the tokenizer does not have."""
@@ -71,7 +72,9 @@ class Reader:
         """The tokens of a text, without anything around it."""
         if self.tokenizer is None:
             return ()
-        return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+        if text not in self._tokens:  # items have answers in common, and encoding takes longest
+            self._tokens[text] = tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
+        return self._tokens[text]
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """Each token for people, whatever it is."""
