@@ -42,6 +42,8 @@ class PairView(StripView):
         InputError: no text, more than two, or a severity that is none.
     """
 
+    note_limit = 40
+
     def __init__(
         self,
         texts: Mapping[str, Sequence[str]],
@@ -133,7 +135,9 @@ class PairView(StripView):
     def _width(self, column: tuple[Piece, ...]) -> float:
         """The inches that a column takes."""
         texts = [text_width(_text(piece), SIZE) for piece in column]
-        notes = [text_width(figure_text(label(p.note), 14), 6.5) for p in column if p.note]
+        notes = [
+            text_width(figure_text(label(p.note), self.note_limit), 6.5) for p in column if p.note
+        ]
         return max(texts + notes) + 0.08
 
 

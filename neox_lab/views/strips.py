@@ -106,6 +106,7 @@ class StripView(View):
     """
 
     asset = "strip"
+    note_limit = 14  # characters of a note in a picture
 
     def __init__(
         self,
@@ -341,7 +342,7 @@ class StripView(View):
                 x + 0.02, y + 0.28 + 0.06 * row, bar, 0.05, facecolor=colour, linewidth=0
             )
         if piece.note:
-            note = figure_text(label(piece.note), 14)
+            note = figure_text(label(piece.note), self.note_limit)
             sheet.text(x + width / 2, y + 0.36, note, 6.5, color=SOFT, ha="center")
 
     def _flow(self) -> tuple[list[tuple[Piece, str, float, float, float]], int]:
@@ -352,7 +353,11 @@ class StripView(View):
             whole = piece.kind is not None or piece.marks
             for word in [piece.text] if whole else _words(piece.text):
                 text = figure_text(label(word) if whole else label(word).strip("·"), 60)
-                notes = text_width(figure_text(label(piece.note), 14), 6.5) if piece.note else 0
+                notes = (
+                    text_width(figure_text(label(piece.note), self.note_limit), 6.5)
+                    if piece.note
+                    else 0
+                )
                 width = max(text_width(text, SIZE), notes) + 0.08
                 if x and x + width > WIDTH:
                     x, line = 0.0, line + 1
