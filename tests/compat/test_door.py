@@ -22,9 +22,7 @@ import neox_lab as nl
 import neox_lab.compat.transformer_lens as tl
 from neox_lab.compat.transformer_lens import HookedTransformer, HookPoint
 from neox_lab.compat.transformer_lens.loading_from_pretrained import (
-    CHECKPOINTS,
     checkpoint_step,
-    full_name,
 )
 from neox_lab.errors import CheckpointError, ConfigError, HookError, HookNameError, InputError
 
@@ -265,14 +263,14 @@ def test_hooks_act_while_writing() -> None:
     assert shapes == [model.to_tokens(text).shape[1], 1, 1]
 
 
-def test_names_of_models_and_checkpoints(tmp_path: Path) -> None:
-    assert full_name("pythia-70m") == "EleutherAI/pythia-70m"
-    assert full_name("EleutherAI/pythia-70m") == "EleutherAI/pythia-70m"
-    assert full_name(str(tmp_path)) == str(tmp_path)
-    assert len(CHECKPOINTS) == 154
+def test_names_of_models_and_checkpoints() -> None:
+    assert tl.loading.get_official_model_name("pythia-70m") == "EleutherAI/pythia-70m"
+    assert tl.loading.get_official_model_name("somebody/pythia") == "somebody/pythia"
+    labels, kind = tl.loading.get_checkpoint_labels("pythia-70m")
+    assert len(labels) == 154 and kind == "step" and labels[10:12] == [512, 1000]
     assert checkpoint_step(-1, None) == 143_000 and checkpoint_step(None, 512) == 512
     assert checkpoint_step(None, None) is None
-    for index, value in ((1, 1), (154, None), (None, 3)):
+    for index, value in ((1, 1), (154, None)):
         with pytest.raises(ConfigError):
             checkpoint_step(index, value)
 
@@ -289,7 +287,6 @@ def test_arguments_of_loading(tmp_path: Path) -> None:
             load("in memory", hf_model=ours, **wrong)
     with pytest.raises(ConfigError, match="GPTNeoXForCausalLM"):
         load(hf_model=nl.GPTNeoXModel(ours.config))  # type: ignore[arg-type]
-    assert tl.loading.get_checkpoint_labels("pythia-70m")[0][-1] == 143_000
     ours.save_pretrained(tmp_path)
     cfg = tl.loading_from_pretrained.get_pretrained_model_config(str(tmp_path))
     assert cfg.d_model == 64 and cfg.n_params == raw.cfg.n_params

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
@@ -17,6 +16,7 @@ from neox_lab.family.conversion import (
     ForeignTokenizer,
     tokenizer_from_transformers,
 )
+from neox_lab.hub_models import full_name
 
 CHECKPOINTS = (0, *(2**power for power in range(10)), *range(1000, 144_000, 1000))
 """The steps after which every Pythia model was saved."""
@@ -35,18 +35,11 @@ _WITHOUT_MEANING: dict[str, tuple[object, ...]] = {
 _FLAGS = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases", "dtype")
 
 
-def full_name(name: str | None) -> str | None:
-    """The hub's name of a model: ``"pythia-70m"`` is ``"EleutherAI/pythia-70m"``."""
-    if name is None or "/" in name or Path(name).exists():
-        return name
-    return f"EleutherAI/{name}"
-
-
 def checkpoint_step(index: int | None, value: int | None) -> int | None:
     """After how many steps a checkpoint was saved; None if none is asked for.
 
     Raises:
-        ConfigError: both are given, or there is no such checkpoint.
+        ConfigError: both are given, or there is no such index.
     """
     if index is not None and value is not None:
         raise ConfigError("Pass checkpoint_index or checkpoint_value, not both.")
@@ -54,11 +47,6 @@ def checkpoint_step(index: int | None, value: int | None) -> int | None:
         most = len(CHECKPOINTS) - 1
         kind = whole(least=-most - 1, most=most)
         return CHECKPOINTS[check("checkpoint_index", index, kind, ConfigError)]
-    if value is not None and value not in CHECKPOINTS:
-        raise ConfigError(
-            f"checkpoint_value={value!r}; Pythia was saved after 0, 1, 2, 4, ... 512 steps and "
-            "after every 1000 up to 143000."
-        )
     return value
 
 
@@ -72,7 +60,7 @@ def get_checkpoint_labels(model_name: str, **_: object) -> tuple[list[int], str]
 
 
 def get_official_model_name(model_name: str) -> str:
-    """The hub's name of a model."""
+    """The hub's name of a model: ``"pythia-70m"`` is ``"EleutherAI/pythia-70m"``."""
     return full_name(model_name) or model_name
 
 
@@ -118,7 +106,7 @@ def native_model(
         ConfigError: the model in memory is no language model.
     """
     if given is None:
-        model = load(full_name(name), revision=revision, dtype=dtype, device=device)
+        model = load(name, revision=revision, dtype=dtype, device=device)
         if tokenizer is not None:
             model.tokenizer = tokenizer_from_transformers(tokenizer)
         return model
