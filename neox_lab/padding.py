@@ -42,3 +42,38 @@ def pad_rows(
     padded = torch.tensor([pad_row(row, longest, fill, side) for row in rows], dtype=torch.long)
     mask = torch.tensor([pad_row([1] * len(row), longest, 0, side) for row in rows])
     return padded.reshape(len(rows), longest), mask.long().reshape(len(rows), longest)
+
+
+def mask_of(ids: Tensor, pad_token_id: int | None, side: str = "right") -> Tensor:
+    """The attention mask of rows that were filled up: 0 for padding at one end, 1 for the rest.
+
+    Args:
+        ids: token ids ``[batch, pos]``.
+        pad_token_id: what rows were filled up with; the same token inside a text counts as text.
+        side: where it stands, "right" or "left".
+    """
+    text = ids != (-1 if pad_token_id is None else pad_token_id)
+    if side == "left":
+        return (text.cumsum(dim=-1) > 0).to(ids.dtype)
+    return (text.flip(-1).cumsum(dim=-1).flip(-1) > 0).to(ids.dtype)
+
+
+def joined_rows(
+    texts: Sequence[Sequence[int]], length: int, separator: int, fill: int | None = None
+) -> Tensor:
+    """Texts one after another, cut into rows of one length.
+
+    Args:
+        texts: token ids of each.
+        length: tokens of a row; what does not fill the last one is left out.
+        separator: stands between two texts.
+        fill: fills up the only row if the texts are shorter; None for ``separator``.
+
+    Returns:
+        ``[row, length]``, int64 on the CPU; no rows without texts.
+    """
+    joined = [token for text in texts for token in (*text, separator)][:-1]
+    if joined and len(joined) < length:
+        joined = pad_row(joined, length, separator if fill is None else fill)
+    rows = len(joined) // length
+    return torch.tensor(joined[: rows * length], dtype=torch.long).view(rows, length)

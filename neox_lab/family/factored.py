@@ -162,7 +162,7 @@ class FactoredMatrix:
 
     def collapse_l(self) -> Tensor:
         """diag(S) Vᵀ, ``[.., rank, columns]``: equal to the matrix up to a rotation on the left."""
-        return self.S[..., :, None] * self.Vh
+        return self.S[..., :, None] * self.V.mT
 
     def collapse_r(self) -> Tensor:
         """U diag(S), ``[.., rows, rank]``: equal to the matrix up to a rotation on the right."""

@@ -20,23 +20,46 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from neox_lab.compat.transformer_lens import (
+        evals,
+        head_detector,
+        hook_points,
+        patching,
+        utilities,
+        utils,
+    )
+    from neox_lab.compat.transformer_lens.cache import ActivationCache
     from neox_lab.compat.transformer_lens.config import HookedTransformerConfig
+    from neox_lab.compat.transformer_lens.factored_matrix import FactoredMatrix
     from neox_lab.compat.transformer_lens.hook_points import HookPoint
     from neox_lab.compat.transformer_lens.model import HookedTransformer, TransformerBridge
     from neox_lab.compat.transformer_lens.past_key_value_caching import (
         HookedTransformerKeyValueCache,
     )
+    from neox_lab.compat.transformer_lens.svd_interpreter import SVDInterpreter
     from neox_lab.family import GPTNeoXForCausalLM
 
 _HERE = __name__
 _HOME = {
+    "ActivationCache": "cache",
+    "FactoredMatrix": "factored_matrix",
     "HookPoint": "hook_points",
     "HookedTransformer": "model",
     "HookedTransformerConfig": "config",
     "HookedTransformerKeyValueCache": "past_key_value_caching",
+    "SVDInterpreter": "svd_interpreter",
     "TransformerBridge": "model",
 }
-_MODULES = ("hook_points", "loading_from_pretrained", "past_key_value_caching")
+_MODULES = (
+    "evals",
+    "head_detector",
+    "hook_points",
+    "loading_from_pretrained",
+    "past_key_value_caching",
+    "patching",
+    "utilities",
+    "utils",
+)
 
 _ALIASES = {
     "TransformerLensKeyValueCache": "HookedTransformerKeyValueCache",
@@ -44,11 +67,20 @@ _ALIASES = {
 }
 
 __all__ = [
+    "ActivationCache",
+    "FactoredMatrix",
     "HookPoint",
     "HookedTransformer",
     "HookedTransformerConfig",
     "HookedTransformerKeyValueCache",
+    "SVDInterpreter",
     "TransformerBridge",
+    "evals",
+    "head_detector",
+    "hook_points",
+    "patching",
+    "utilities",
+    "utils",
 ]
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from neox_lab.compat.transformer_lens.factored_matrix import FactoredMatrix
 from neox_lab.compat.transformer_lens.hook_points import HookPoint
 from neox_lab.errors import InputError
 
@@ -136,6 +137,16 @@ class Attention(BlockPart):
         with self.model.in_force():
             taps = native.hook_stack.taps()
             return native.backbone.attend_alone(self.layer, query_input, attention_mask, taps)
+
+    @property
+    def QK(self) -> FactoredMatrix:  # noqa: N802
+        """What its heads look for ``[head, d_model, d_model]``."""
+        return FactoredMatrix(self.weights.W_Q, self.weights.W_K.mT)
+
+    @property
+    def OV(self) -> FactoredMatrix:  # noqa: N802
+        """What its heads move ``[head, d_model, d_model]``."""
+        return FactoredMatrix(self.weights.W_V, self.weights.W_O)
 
 
 class MLP(BlockPart):

@@ -13,6 +13,7 @@ from neox_lab.checks import shown
 from neox_lab.compat.transformer_lens import state
 from neox_lab.compat.transformer_lens.components import Block, Embed, LayerNorm, Unembed
 from neox_lab.compat.transformer_lens.config import HookedTransformerConfig
+from neox_lab.compat.transformer_lens.factored_matrix import FactoredMatrix
 from neox_lab.compat.transformer_lens.generation import Generates
 from neox_lab.compat.transformer_lens.hook_points import HookPoint
 from neox_lab.compat.transformer_lens.loading_from_pretrained import (
@@ -212,6 +213,16 @@ class HookedTransformer(Runs, Generates):
     def unembed(self) -> Unembed:
         """From the residual stream to logits."""
         return Unembed(self, "unembed")
+
+    @property
+    def QK(self) -> FactoredMatrix:  # noqa: N802
+        """What heads look for, ``[layer, head, d_model, d_model]``."""
+        return FactoredMatrix(*self.native.QK.pair)
+
+    @property
+    def OV(self) -> FactoredMatrix:  # noqa: N802
+        """What heads move, ``[layer, head, d_model, d_model]``."""
+        return FactoredMatrix(*self.native.OV.pair)
 
     @property
     def all_head_labels(self) -> HeadLabels:
