@@ -192,6 +192,21 @@ function bars(rows, colour) {
   return el("table", { class: "bars" }, el("tbody", {}, ...cells));
 }
 
+/** A table that scrolls by itself, with the selected cell in sight however wide it is. */
+function scrolling(children, chosen) {
+  const node = el("div", { class: "scroll" }, ...children);
+  const reveal = () => {
+    const cell = chosen();
+    if (!cell || !cell.isConnected) return;
+    const [at, room] = [cell.getBoundingClientRect(), node.getBoundingClientRect()];
+    const name = cell.parentNode.firstChild.getBoundingClientRect(); // stays where it is, on top
+    if (at.right > room.right) node.scrollLeft += at.right - room.right + 4;
+    else if (at.left < name.right) node.scrollLeft -= name.right - at.left + 4;
+  };
+  new ResizeObserver(reveal).observe(node);
+  return { node, reveal: () => queueMicrotask(reveal) }; // once every panel has its new content
+}
+
 // What plots share.
 
 /** An element of a drawing. */

@@ -41,21 +41,6 @@ function card(name, sentence, { keys, save, wide } = {}) {
   return { node, body, say: (text) => (said.textContent = text) };
 }
 
-/** A table that scrolls inside its card, with the selected cell in sight however wide it is. */
-function scrolling(children, chosen) {
-  const node = el("div", { class: "scroll" }, ...children);
-  const reveal = () => {
-    const cell = chosen();
-    if (!cell || !cell.isConnected) return;
-    const [at, room] = [cell.getBoundingClientRect(), node.getBoundingClientRect()];
-    const name = cell.parentNode.firstChild.getBoundingClientRect(); // stays where it is, on top
-    if (at.right > room.right) node.scrollLeft += at.right - room.right + 4;
-    else if (at.left < name.right) node.scrollLeft -= name.right - at.left + 4;
-  };
-  new ResizeObserver(reveal).observe(node);
-  return { node, reveal: () => queueMicrotask(reveal) }; // once every panel has its new content
-}
-
 /** A row of buttons of which one is pressed. */
 function switches(name, options, chosen, choose) {
   const group = el("div", { class: "switches", role: "group", "aria-label": name });

@@ -34,7 +34,8 @@ function mount(element, data, host) {
   table.classList.toggle("crowded", crowded);
   table.classList.toggle("upright", upright);
   table.append(el("thead", {}, el("tr", {}, corner, ...heads)), el("tbody", {}, ...lines));
-  body.append(el("div", { class: "scroll" }, table), side);
+  const scroll = scrolling([table], () => cells[choice.state.place]);
+  body.append(scroll.node, side);
   body.parentNode.insertBefore(legend(data), body);
 
   function cell(row, column) {

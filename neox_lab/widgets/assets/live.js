@@ -88,7 +88,7 @@ function render({ model, el }) {
   const bar = make("progress", { "aria-label": "progress" });
   const words = make("p", { class: "words", role: "status", "aria-live": "polite" });
   const pins = make("div", { class: "pins" });
-  form.append(make("div", { class: "buttons" }, run, stop, pin, bar, words), pins);
+  form.append(make("div", { class: "buttons" }, run, stop, pin, bar), words, pins);
   const pictures = make("div", { class: "pictures" });
   section.append(heading, form, pictures);
 
@@ -145,7 +145,7 @@ function render({ model, el }) {
     const keys = new Set(panels.map((panel) => panel.key));
     for (const [key, entry] of drawn)
       if (!keys.has(key)) leave(entry), entry.node.remove(), drawn.delete(key);
-    for (const panel of panels) draw(panel);
+    panels.forEach(draw);
   });
 
   /** No longer tell a picture what comes. */
@@ -154,13 +154,14 @@ function render({ model, el }) {
     entry.parts = [];
   }
 
-  function draw({ key, asset, data, on: wanted, beside }) {
+  function draw({ key, asset, data, on: wanted, beside }, number) {
     const text = JSON.stringify([asset, data]);
     if (!drawn.has(key))
       drawn.set(key, { node: make("div", { "data-panel": key }), text: "", parts: [] });
     const entry = drawn.get(key);
     entry.node.className = beside ? "beside" : "";
-    pictures.append(entry.node);
+    const there = pictures.children[number]; // a node that is moved loses the focus inside
+    if (there !== entry.node) pictures.insertBefore(entry.node, there || null);
     if (entry.text === text) return;
     entry.text = text;
     const fresh = make("div");
@@ -175,7 +176,8 @@ function render({ model, el }) {
     };
     const host = Object.keys(wanted).length ? { emit, part } : undefined;
     const fresher = count > 0 && !entry.shown; // it came because somebody here asked
-    const place = held(entry.node);
+    const now = held(entry.node);
+    if (now >= 0) entry.place = now; // else what an earlier drawing still has to give back
     const height = entry.node.offsetHeight; // what stands below does not jump while we draw
     entry.node.style.minHeight = `${height}px`;
     entry.node.replaceChildren(fresh);
@@ -185,9 +187,18 @@ function render({ model, el }) {
       .finally(() => {
         entry.node.style.minHeight = "";
         entry.shown = true;
-        if (place >= 0) stops(entry.node).at(Math.min(place, stops(entry.node).length - 1))?.focus({ preventScroll: true });
+        if (entry.node.firstChild === fresh) giveBack(entry);
         if (fresher) entry.node.scrollIntoView({ block: "nearest" });
       });
+  }
+
+  /** Focus what stands where the focus was, or what comes before it, unless it has gone elsewhere. */
+  function giveBack(entry) {
+    const { place = -1 } = entry;
+    entry.place = -1;
+    const lost = !outer.shadowRoot.activeElement && [null, document.body].includes(document.activeElement);
+    const able = stops(entry.node).slice(0, place + 1).filter((stop) => !stop.disabled);
+    if (place >= 0 && lost) able.at(-1)?.focus({ preventScroll: true });
   }
 
   let saved = (model.get("download") || {}).id;
