@@ -1,0 +1,89 @@
+"""What notebooks say beside what they show: sentences follow from stored outputs, links lead on."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+pytestmark = pytest.mark.skipif(not NOTEBOOKS, reason="needs the repository's notebooks")
+
+
+def cells(name: str) -> list[dict[str, Any]]:
+    document = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))
+    found: list[dict[str, Any]] = document["cells"]
+    return found
+
+
+def said(cell: dict[str, Any]) -> str:
+    """What a cell's stored outputs say as plain text."""
+    outputs = cell.get("outputs", [])
+    texts = [out.get("text") or out.get("data", {}).get("text/plain", "") for out in outputs]
+    return "\n".join("".join(text) for text in texts)
+
+
+def output(name: str, within: str) -> str:
+    """The outputs of the only cell whose source holds some words."""
+    found = [cell for cell in cells(name) if within in "".join(cell["source"])]
+    assert len(found) == 1, (name, within)
+    return said(found[0])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_lead_on(path: Path) -> None:
+    texts = ["".join(cell["source"]) for cell in cells(path.stem) if cell["cell_type"] != "code"]
+    links = [link for text in texts for link in re.findall(r"\]\(([^):]+\.ipynb)\)", text)]
+    assert [link for link in links if not (FOLDER / link).exists()] == []
+    assert "Next" in texts[-1], "the last words say where to go on"
+    after = texts[-1][texts[-1].index("Next") :]
+    assert re.search(r"\[\d\d_\w+\]\(\d\d_\w+\.ipynb\)", after), "as a link"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_stored_pictures_are_of_the_present_views(path: Path) -> None:
+    shown = "\n".join(map(said, cells(path.stem)))
+    assert "entropy (nats)" not in shown, "views say bits"
+    assert "the deepest on top" not in shown, "layers run from top to bottom"
+    odd = re.compile(r"layer \d+ head \d|\bhead [1-9]\d*\.\d(?!\d)")
+    assert odd.findall(shown) == [], "a head is L3H0, or layer 3, head 0"
+
+
+def test_01_says_of_beams_what_it_prints() -> None:
+    shown = output("01_generate", "num_beams=4, num_return_sequences=2")
+    greedy = float(re.findall(r"greedy +(-?[\d.]+)", shown)[0])
+    beams = [float(total) for total in re.findall(r"beam +(-?[\d.]+)", shown)]
+    assert ("is more likely" in shown) == (max(beams) > greedy)
+    assert ("is less likely" in shown) == (max(beams) <= greedy)
+
+
+def test_04_says_of_layers_what_it_prints() -> None:
+    shown = output("04_logit_lens", "means = frame.groupby")
+    rows = re.findall(r"^\w+ +[\d.]+ +([\d.]+) +[\d.]+$", shown, re.MULTILINE)
+    distances = [float(row) for row in rows]
+    assert len(distances) == 5 and distances[-1] == 0
+    assert ("Each layer comes closer" in shown) == (distances == sorted(distances, reverse=True))
+    table = output("04_logit_lens", "result = nl.lens.logit_lens(model, prompt)")
+    labels = re.findall(r"^  (\d_pre|final) ", table, re.MULTILINE)
+    assert labels == ["0_pre", "1_pre", "2_pre", "3_pre", "final"], "the last row is the model's"
+
+
+def test_00_says_of_patching_what_it_prints() -> None:
+    shown = output("00_start_here", 'metric, "resid_pre", progress=False)')
+    places = re.findall(r"at token (\d+), in the last at (\d+) of 0 to (\d+)", shown)
+    first, last, end = map(int, places[0])
+    rows = re.findall(r"^ +(\d) +(\d+) .* (-?[\d.]+)$", shown, re.MULTILINE)
+    largest = {layer: int(pos) for layer, pos, _ in reversed(rows)}  # the strongest comes first
+    assert (largest["0"], largest["3"]) == (first, last)
+    assert last == end, "the text speaks of the last token"
+
+
+def test_22_prints_calls_that_run() -> None:
+    shown = output("22_explorer", "print(explorer.result.python)")
+    compile(shown, "copied", "exec")
+    assert not re.search(r"\{\w+\}", shown), "no place is left open"
+    assert shown.startswith("import neox_lab as nl\n")
