@@ -178,7 +178,7 @@ def test_names_of_version_4(model: HookedTransformer, names: Any) -> None:
     earlier = {"blocks.0.hook_out": "blocks.0.hook_resid_post"}
     _, cache = model.run_with_cache(tokens(), names_filter=names)
     if names is None:
-        behind_switches = ("hook_result", "_input", "hook_attn_in", "hook_mlp_in")
+        behind_switches = ("hook_result", "_input", "hook_attn_in")
         listed = {name for name in model.hook_dict if not name.endswith(behind_switches)}
         assert set(cache) == listed
         assert all(name in cache for name in model.hook_dict)

@@ -17,7 +17,7 @@ from neox_lab.hooks.names import ShortForm
 if TYPE_CHECKING:
     from neox_lab.compat.transformer_lens.model import HookedTransformer
 
-_BEHIND_SWITCHES = ("hook_result", "_input", "hook_attn_in", "hook_mlp_in")
+_BEHIND_SWITCHES = ("hook_result", "_input", "hook_attn_in")
 """What a run keeps there only if ``set_use_attn_result`` and the like were called."""
 _log = logging.getLogger("neox_lab")
 
