@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel
 
 MOST_TOKENS = 256
-DEFAULT_PROMPT = "The people of the United States have given to the Government of the"
+DEFAULT_PROMPT = "The best school of Sweden is in"
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ def test_the_tour_of_the_built_in_model() -> None:
     tour = take(nl.load(), DEFAULT_PROMPT, new_tokens=3)
     assert tour.activations == len(nl.load().hook_names)
     assert tour.clean >= float(tour.occlusion.min())
+    assert tour.continuation.startswith(" Stockholm") and tour.clean > -0.1, "one it does well"
     told = sections(tour, nl.load())[-1][1] or ""
     for words in (tour.patching.title, told):  # what was replaced, and with what
         assert "<|endoftext|>" in words
