@@ -31,6 +31,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -247,6 +248,38 @@ def reserve(path: StrPath, size: int) -> None:
         zeros = bytes(1 << 20)
         for start in range(file.tell(), size, len(zeros)):
             file.write(zeros[: size - start])
+
+
+@contextmanager
+def alone(path: StrPath) -> Iterator[None]:
+    """Keep a file locked for the time of a block; the system unlocks it when the process ends.
+
+    Args:
+        path: a file that nothing else is kept in; it is made if need be and stays.
+
+    Raises:
+        BlockingIOError: another process, or another block of this one, has locked it.
+        OSError: it cannot be made.
+    """
+    with open(path, "ab") as file:
+        _lock(file.fileno())
+        yield
+
+
+def _lock(descriptor: int) -> None:
+    """Lock an open file, where its file system can, or say that somebody else has."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+            raise BlockingIOError(errno.EAGAIN, "locked by another process") from error
 
 
 def set_aside(folder: StrPath, *names: str) -> Path | None:

@@ -132,7 +132,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.send_part(data[::-1] if filename in repository.damaged else data)
         if kind == "api" and path.endswith("/refs"):
             identifier = path.removeprefix("/api/models/").removesuffix("/refs")
-            revision, filename = "main", "refs"
+            known = self.server.repositories.get(identifier)
+            revision, filename = next(iter(known.refs if known else ["main"])), "refs"
         elif kind == "api":
             owner, name, what, revision = path.removeprefix("/api/models/").split("/", 3)
             identifier, filename = f"{owner}/{name}", what

@@ -11,8 +11,20 @@ from __future__ import annotations
 
 from neox_lab.dynamics.auditing import AuditResult, audit
 from neox_lab.dynamics.listing import revisions
+from neox_lab.dynamics.result import DynamicsResult
+from neox_lab.dynamics.running import read, run
+from neox_lab.dynamics.tensors import TensorMeasure, tensor_measure
 
-__all__ = ["AuditResult", "audit", "revisions"]
+__all__ = [
+    "AuditResult",
+    "DynamicsResult",
+    "TensorMeasure",
+    "audit",
+    "read",
+    "revisions",
+    "run",
+    "tensor_measure",
+]
 
 
 def __dir__() -> list[str]:

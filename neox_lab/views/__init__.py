@@ -27,6 +27,7 @@ from neox_lab.views.pairs import PairView
 from neox_lab.views.predictions import PredictionsView
 from neox_lab.views.report_page import report, write_report
 from neox_lab.views.scatter import ScatterView
+from neox_lab.views.slider import SliderView
 from neox_lab.views.strips import Piece, StripView
 from neox_lab.views.text import TextView
 from neox_lab.views.tokens import label
@@ -45,6 +46,7 @@ __all__ = [
     "Piece",
     "PredictionsView",
     "ScatterView",
+    "SliderView",
     "StripView",
     "TextView",
     "TreeView",

@@ -212,9 +212,10 @@ class CurvesView(View):
         plot.set_axisbelow(True)
         plot.spines[["top", "right"]].set_visible(False)
         if self.x_names is not None:
-            plot.set_xticks(
-                range(len(self.x_names)), [figure_text(label(n), 16) for n in self.x_names]
-            )
+            names = [figure_text(label(n), 16) for n in self.x_names]
+            room = max(text_width(name, 7) for name in names) + 0.12
+            every = math.ceil(len(names) * room / WIDE)
+            plot.set_xticks(range(0, len(names), every), names[::every])
 
     def _name_ends(self, sheet: Sheet, plot: Axes, panel: int, bottom: float, high: float) -> None:
         """The name and last value of each line of a panel, where the line ends."""

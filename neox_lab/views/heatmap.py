@@ -56,6 +56,8 @@ class HeatmapView(View):
         title: the headline.
         measured: True for each cell that was measured, ``[row, column]``; None if all were. NaN in
             such a cell is said to be NaN.
+        scale: the values at the ends of the colours, where several maps share them; None takes them
+            from the values.
 
     Raises:
         InputError: these do not fit together.
@@ -74,6 +76,7 @@ class HeatmapView(View):
         centre: float | None = 0.0,
         title: str | None = None,
         measured: object = None,
+        scale: tuple[float, float] | None = None,
     ) -> None:
         self.values = array(values, "row column", "values")
         whole = np.ones(self.values.shape) if measured is None else measured
@@ -95,7 +98,10 @@ class HeatmapView(View):
         self.row_axis, self.column_axis, self.value_name = row_axis, column_axis, value_name
         self.centre = check("centre", centre, or_none(FINITE), InputError)
         finite = self.values[np.isfinite(self.values)]
-        self._decimals = decimals(float(np.abs(finite).max()) if finite.size else 0.0)
+        self.scale = scale
+        self._decimals = decimals(
+            max((abs(float(v)) for v in scale or finite.ravel()), default=0.0)
+        )
         super().__init__(title, f"{value_name} by {row_axis} and {column_axis}")
 
     @property
@@ -189,6 +195,9 @@ class HeatmapView(View):
         from matplotlib.colors import Normalize
 
         finite = self.values[np.isfinite(self.values)]
+        if self.scale is not None:
+            name = matplotlib.colormaps["viridis"] if self.centre is None else diverging()
+            return name, Normalize(*self.scale)
         if self.centre is None:
             low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
             return matplotlib.colormaps["viridis"], Normalize(low, high if high > low else low + 1)

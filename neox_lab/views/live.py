@@ -35,7 +35,12 @@ ASSETS = Path(__file__).parent / "assets"
 BUDGET, LIMIT = 1_000_000, 2_000_000  # bytes of a fragment: what it should and what it may have
 
 
-_PARTS = {"attention": ("maps",), "explorer": ("maps", "explorer_panels", "explorer_answers")}
+_PARTS = {
+    "attention": ("maps",),
+    "explorer": ("maps", "explorer_panels", "explorer_answers"),
+    "grid": ("cells",),
+    "slider": ("cells",),
+}
 """What a kind's script needs beside ``common``, in this order."""
 
 _SHARED = {"boot", "common", *(name for names in _PARTS.values() for name in names)}

@@ -24,6 +24,7 @@ from neox_lab.views import (
     Piece,
     PredictionsView,
     ScatterView,
+    SliderView,
     StripView,
     TextView,
     TreeView,
@@ -90,6 +91,10 @@ def every_view(pieces: list[str]) -> dict[str, View]:
     three = np.broadcast_to([0.5, 0.3, 0.1], (2, count, 3))
     candidates = [[[pieces[at], pieces[0], pieces[1]] for at in range(count)]] * 2
     tags = ["B-PER", "I-PER", "O"] * count
+    maps = {
+        name: HeatmapView(grid * scale, pieces[:2], pieces, "layer", "position", "difference")
+        for name, scale in zip(pieces[:3], (1, 2, 3), strict=True)
+    }
     return {
         "attention": AttentionView(causal(2, 2, count), pieces),
         "heatmap": HeatmapView(grid, pieces[:2], pieces, "layer", "position", "difference"),
@@ -112,6 +117,7 @@ def every_view(pieces: list[str]) -> dict[str, View]:
             x_names=pieces[:3],
             levels={"chance": 0.5},
         ),
+        "slider": SliderView(maps, "step"),
         "scatter": ScatterView(grid[0], grid[1], pieces, "exact", "estimated"),
         "explorer": explorer(pieces),
         "tree": TreeView(["name", "meaning"], {pieces[0]: [[p, p] for p in pieces]}),
@@ -306,6 +312,20 @@ def test_cells_are_read_with_pointer_and_keys(page: Any, files: Any) -> None:
     page.keyboard.press("Escape")
     page.keyboard.press("ArrowRight")
     assert status(page) == f"layer ·ship, position ·the: difference {_said(values[1, 3])}"
+
+
+def test_a_slider_shows_the_map_of_its_place(page: Any, files: Any) -> None:
+    live = opened(page, files("slider", WORDS))
+    maps = list(every_view(WORDS)["slider"].maps.values())
+    assert status(page) == "step ·left"  # the last of them
+    live.locator("input").focus()
+    for number in (1, 0):
+        page.keyboard.press("ArrowLeft")
+        cells = live.locator("td")
+        assert cells.count() == maps[number].values.size
+        cells.nth(2).hover()
+        value = _said(maps[number].values[0, 2])
+        assert status(page) == f"layer ·The, position ·left: difference {value}"
 
 
 def _said(value: float) -> str:

@@ -37,6 +37,7 @@ from neox_lab.views import (
     Piece,
     PredictionsView,
     ScatterView,
+    SliderView,
     StripView,
     TextView,
     TreeView,
@@ -105,10 +106,12 @@ def hostile_views() -> list[View]:
     cells = [[HOSTILE] * count] * 2
     each = np.full((2, count, count), 1 / count)
     line = Line([0, 1, 2], [1, 2, 3], [0, 1, 2], [2, 3, 4])
+    heat = HeatmapView(grid, HOSTILE[:2], HOSTILE, "<layer>", "$position$", "a & b")
     return [
         AttentionView(causal(2, 2, count), HOSTILE, title="<b>$t$</b>"),
         AttentionView(causal(1, 1, count), HOSTILE),
-        HeatmapView(grid, HOSTILE[:2], HOSTILE, "<layer>", "$position$", "a & b"),
+        heat,
+        SliderView(dict.fromkeys(HOSTILE, heat), "<step>", "$t$"),
         PredictionsView(HOSTILE, candidates),
         TextView(HOSTILE, HOSTILE, list(shares)),
         TextView(HOSTILE, HOSTILE, list(shares), alternatives=candidates),

@@ -1,0 +1,190 @@
+"""What a measure is, and what its answer becomes: rows that can be kept as JSON.
+
+Everything an answer says goes through JSON before it is used, in the first run as in one that goes
+on after it was killed, so both give the same frame.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import types
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from neox_lab.checks import plain, shown
+from neox_lab.errors import InputError
+from neox_lab.results import GridResult, Result
+
+Measure = Callable[[Any], object]
+"""What is asked of each model."""
+
+OWN_COLUMNS = ("revision", "step", "tokens", "weights", "fault", "error")
+_SIMPLE = (str, bytes, int, float, complex, bool, types.NoneType)
+
+
+def recorded(answer: object) -> tuple[list[dict[str, Any]], dict[str, Any] | None]:
+    """An answer as rows, and as a map if it is one.
+
+    Args:
+        answer: a number, a mapping of names to numbers or texts, a frame or a result.
+
+    Returns:
+        Rows of what JSON can hold; and of a result whose cells are shown as a map, that map.
+
+    Raises:
+        InputError: it is something else.
+    """
+    rows = [_row(row) for row in _rows(answer)]
+    return rows, _map(answer) if isinstance(answer, GridResult) else None
+
+
+def _rows(answer: object) -> list[Mapping[Any, object]]:
+    """One mapping a row.
+
+    Raises:
+        InputError: the answer has no rows.
+    """
+    metrics = getattr(answer, "metrics", None)
+    if isinstance(answer, Result) and isinstance(metrics, Mapping):
+        return [metrics]
+    if isinstance(answer, Result):
+        answer = answer.frame
+    if hasattr(answer, "to_dict") and hasattr(answer, "columns"):
+        found: list[Mapping[Any, object]] = answer.to_dict("records")
+        return found
+    if isinstance(answer, tuple) and hasattr(answer, "_asdict"):
+        answer = answer._asdict()
+    if isinstance(answer, Mapping):
+        return [answer]
+    number = plain(answer)
+    if isinstance(number, int | float):
+        return [{"value": number}]
+    raise InputError(
+        f"The measure returned {shown(answer)}; expected a number, a mapping of names to numbers, "
+        "a frame, or a result of this package."
+    )
+
+
+def _row(row: Mapping[Any, object]) -> dict[str, Any]:
+    """A row as JSON gives it back.
+
+    Raises:
+        InputError: a name is no text, or a value is nothing that JSON holds.
+    """
+    made = {}
+    for name, value in row.items():
+        if not isinstance(name, str):
+            raise InputError(f"The measure's answer has a column {shown(name)}; expected a text.")
+        name = f"measured_{name}" if name in OWN_COLUMNS else name
+        made[name] = None if type(value).__name__ in ("NAType", "NaTType") else plain(value)
+    try:
+        return dict(json.loads(json.dumps(made)))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"The measure's answer cannot be kept: {error} ({shown(made)}).") from None
+
+
+def _map(result: GridResult) -> dict[str, Any] | None:
+    """What a heat map of a result shows; None where its picture is another."""
+    from neox_lab.views import HeatmapView
+
+    view = result.view()
+    if not isinstance(view, HeatmapView):
+        return None
+    return {
+        "values": view.values.tolist(),
+        "measured": view.measured.tolist(),
+        "row_labels": view.row_labels,
+        "column_labels": view.column_labels,
+        "row_axis": view.row_axis,
+        "column_axis": view.column_axis,
+        "value_name": view.value_name,
+        "centre": view.centre,
+        "title": view.title,
+    }
+
+
+def name_of(measure: Measure) -> str:
+    """What a measure is called.
+
+    Args:
+        measure: the function.
+    """
+    if isinstance(measure, functools.partial):
+        return name_of(measure.func)
+    name = str(getattr(measure, "__name__", type(measure).__name__))
+    return "measure" if name == "<lambda>" else name
+
+
+def fingerprint(measure: Measure) -> str:
+    """What tells one measure from another, so that their answers are not mixed in one folder.
+
+    It holds the function's code, the simple values and the functions of its module that it uses,
+    and the arguments that are bound to it. Of other objects only the type counts.
+
+    Args:
+        measure: the function.
+    """
+    text = "\n".join(_parts(measure, set()))
+    return f"{name_of(measure)} {hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:16]}"
+
+
+def _parts(value: object, seen: set[int]) -> Iterator[str]:
+    """All that a value consists of, in one order."""
+    if isinstance(value, _SIMPLE):
+        yield repr(value)
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, functools.partial):
+        yield from _parts([value.func, value.args, value.keywords], seen)
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _parts([key, each], seen)
+    elif isinstance(value, set | frozenset):
+        yield from sorted(" ".join(_parts(each, set(seen))) for each in value)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _parts(each, seen)
+    elif isinstance(value, types.CodeType):
+        yield f"{value.co_code.hex()} {value.co_names}"
+        yield from _parts(value.co_consts, seen)
+    elif isinstance(value, types.MethodType):
+        yield from _parts([value.__func__, value.__self__], seen)
+    elif isinstance(value, types.FunctionType):
+        yield from _function(value, seen)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        yield type(value).__qualname__
+        yield from _parts([getattr(value, f.name) for f in dataclasses.fields(value)], seen)
+    else:
+        yield str(getattr(value, "__qualname__", type(value).__qualname__))
+
+
+def _function(function: types.FunctionType, seen: set[int]) -> Iterator[str]:
+    """A function: its code, its defaults, what it closes over, what it uses of its module."""
+    yield f"{function.__module__}.{function.__qualname__}"
+    if function.__module__.startswith("neox_lab."):
+        return
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append(cell.cell_contents)
+        except ValueError:  # not yet filled
+            continue
+    yield from _parts([function.__code__, function.__defaults__, function.__kwdefaults__], seen)
+    yield from _parts(cells, seen)
+    for name in _names(function.__code__):
+        if name in function.__globals__:
+            used = function.__globals__[name]
+            if not isinstance(used, types.ModuleType | type):
+                yield name
+                yield from _parts(used, seen)
+
+
+def _names(code: types.CodeType) -> list[str]:
+    """Names of the module that a code and those inside it use."""
+    inside = [each for each in code.co_consts if isinstance(each, types.CodeType)]
+    return sorted({*code.co_names, *(name for each in inside for name in _names(each))})

@@ -1,0 +1,144 @@
+"""What a run keeps: one record for each revision, in memory or in a folder.
+
+In a folder, ``run.json`` says of which model and measure the records are, and each record is a file
+of its own that is whole or absent. A run that was killed goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from neox_lab.dynamics.sources import Revision
+from neox_lab.errors import CheckpointError
+from neox_lab.files import alone, read_json, write_text
+
+FORMAT = "neox_lab dynamics 1"
+_MANIFEST = "run.json"
+Record = dict[str, Any]
+"""What is known of one revision: ``revision``, ``step``, ``tokens``, ``version``, ``weights``,
+``rows``, ``map`` and ``error``."""
+
+
+class Records:
+    """Records by the names of revisions.
+
+    Args:
+        folder: where to keep them; None for memory alone.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self._found: dict[str, Record] = {}
+
+    def get(self, revision: Revision) -> Record | None:
+        """The record of a revision as it is now, if it was measured without an error."""
+        record = self._found.get(revision.name)
+        if record is None or record.get("version") != revision.version or record.get("error"):
+            return None
+        return record
+
+    def put(self, record: Record) -> None:
+        """Keep a record.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self.folder is not None:
+            write_text(self._place(str(record["revision"])), json.dumps(record))
+        self._found[str(record["revision"])] = record
+
+    def all(self) -> list[Record]:
+        """All records."""
+        return list(self._found.values())
+
+    def read(self) -> None:
+        """Take what the folder holds; a file that is no record counts as absent."""
+        if self.folder is None:
+            return
+        for path in sorted(self.folder.glob("*.record.json")):
+            try:
+                record = read_json(path)
+            except CheckpointError:
+                continue
+            if isinstance(record.get("rows"), list) and isinstance(record.get("revision"), str):
+                self._found[record["revision"]] = record
+
+    def _place(self, name: str) -> Path:
+        assert self.folder is not None
+        return self.folder / f"{quote(name, safe='')}.record.json"
+
+
+@contextmanager
+def opened(to: str | os.PathLike[str] | None, manifest: dict[str, Any]) -> Iterator[Records]:
+    """The records of a run, with those of an earlier one of the same measure and model.
+
+    Args:
+        to: the folder; None keeps them in memory.
+        manifest: what the run is of.
+
+    Raises:
+        CheckpointError: the folder holds something else, another run writes into it, or it cannot
+            be written.
+    """
+    if to is None:
+        yield Records(None)
+        return
+    folder = Path(to).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
+        if others and _MANIFEST not in others:
+            raise CheckpointError(
+                f"{str(folder)!r} holds other things ({', '.join(sorted(others)[:3])}); give a new "
+                "or empty folder, or that of an earlier run."
+            )
+        with alone(folder / ".lock"):
+            _same_run(folder, manifest)
+            records = Records(folder)
+            records.read()
+            yield records
+    except BlockingIOError as error:
+        raise CheckpointError(
+            f"Another run writes into {str(folder)!r}; wait for it, or give another folder."
+        ) from error
+
+
+def _same_run(folder: Path, manifest: dict[str, Any]) -> None:
+    """Begin a run in a folder, or see that the one it holds is the same.
+
+    Raises:
+        CheckpointError: it is another.
+    """
+    place = folder / _MANIFEST
+    if not place.exists():
+        write_text(place, json.dumps({"format": FORMAT, **manifest}, indent=1))
+        return
+    found = read_manifest(folder)
+    wrong = [name for name, value in manifest.items() if found.get(name) != value]
+    if wrong:
+        told = ", ".join(f"{name} {found.get(name)!r}, now {manifest[name]!r}" for name in wrong)
+        raise CheckpointError(
+            f"{str(folder)!r} holds a run of another kind: {told}. Give another folder. A measure "
+            "counts as another when its code, or a value that it uses, has changed."
+        )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What a folder says about its run.
+
+    Raises:
+        CheckpointError: it is no folder of a run.
+    """
+    found = read_json(folder / _MANIFEST)
+    if found.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{str(folder)!r} is no folder of a run that this version reads: its format is "
+            f"{found.get('format')!r}, expected {FORMAT!r}."
+        )
+    return found

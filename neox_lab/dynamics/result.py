@@ -1,0 +1,223 @@
+"""What one measure says at many steps: a frame, curves, and maps with a slider."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from neox_lab.checks import check, one_of, or_none
+from neox_lab.dynamics.listing import whole_numbers
+from neox_lab.dynamics.measures import OWN_COLUMNS
+from neox_lab.dynamics.records import Record
+from neox_lab.errors import InputError
+from neox_lab.frames import make_frame
+from neox_lab.results import Result
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.views import CurvesView, SliderView, View
+
+LINES = 10  # of one picture
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicsResult(Result):
+    """One measure over training.
+
+    Attributes:
+        model: whose revisions.
+        measure: what the function is called.
+        frame: the rows of each answer, by step: ``revision``, ``step``, ``tokens`` (missing where
+            nobody knows), the answer's own columns, ``weights`` (12 digits, equal for equal files),
+            ``fault`` (why the revision is not what its name says; "" where nothing is known
+            against it) and ``error`` (why there is no answer, "" where there is one).
+        maps: of answers that are maps, what each shows, by revision; empty for others.
+    """
+
+    model: str
+    measure: str
+    frame: pd.DataFrame
+    maps: dict[str, dict[str, Any]]
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns of ``frame`` that hold the measure's numbers."""
+        return [name for name in self._own() if self._is_number(name)]
+
+    def view(self) -> View:
+        """Maps with a slider over the steps where answers are maps, curves otherwise.
+
+        Raises:
+            InputError: there is nothing to draw.
+        """
+        return self.slider() if self.maps else self.curves()
+
+    def curves(self, column: str | None = None) -> CurvesView:
+        """A number over the steps, which stand at equal distances.
+
+        Where answers have several rows, each has a line; of more than ten lines these are shown
+        that change most.
+
+        Args:
+            column: which number; None for all where answers are single rows, else for the first.
+
+        Raises:
+            InputError: there is no such column, or no number.
+        """
+        from neox_lab.views import CurvesView
+
+        if not self.columns:
+            raise InputError(f"No answer has a number; there is {', '.join(self._own()) or 'none'}")
+        check("column", column, or_none(one_of(*self.columns)), InputError)
+        names = list(dict.fromkeys(self.frame["revision"]))
+        lines = self._lines(column, {name: at for at, name in enumerate(names)})
+        steps = dict(zip(self.frame["revision"], self.frame["step"], strict=True))
+        title = f"{self.measure} over training: {self.model}"
+        shown = sorted(lines, key=lambda name: -_range(lines[name].y))[:LINES]
+        if len(shown) < len(lines):
+            title += f" ({LINES} of {len(lines)} lines, those that change most)"
+        axis = next(iter(lines)) if len(lines) == 1 else column or "value"
+        if len(lines) > 1 and column is None and self._several_rows():
+            axis = self.columns[0]
+        return CurvesView(
+            title,
+            {name: line for name, line in lines.items() if name in shown},
+            "step",
+            axis,
+            [_step_text(name, steps[name]) for name in names],
+        )
+
+    def slider(self) -> SliderView:
+        """The answers as maps of one scale, with a slider over the steps.
+
+        Raises:
+            InputError: answers are no maps.
+        """
+        from neox_lab.views import HeatmapView, SliderView
+
+        if not self.maps:
+            raise InputError("These answers are no maps; curves() shows numbers.")
+        steps = dict(zip(self.frame["revision"], self.frame["step"], strict=True))
+        made = {_step_text(name, steps[name]): HeatmapView(**m) for name, m in self.maps.items()}
+        return SliderView(made, "step", f"{self.measure} over training: {self.model}")
+
+    def _own(self) -> list[str]:
+        return [name for name in self.frame.columns if name not in OWN_COLUMNS]
+
+    def _is_number(self, name: str) -> bool:
+        import pandas as pd
+
+        kinds = pd.api.types
+        column = self.frame[name]
+        return kinds.is_numeric_dtype(column) and not kinds.is_bool_dtype(column)
+
+    def _several_rows(self) -> bool:
+        return bool(self.frame["revision"].duplicated().any())
+
+    def _lines(self, column: str | None, at: Mapping[str, int]) -> dict[str, Any]:
+        """What is drawn, by name."""
+        from neox_lab.views import Line
+
+        good = self.frame[self.frame["error"] == ""]
+        if not self._several_rows():
+            x = [at[name] for name in good["revision"]]
+            names = [column] if column else [n for n in self.columns if not self._is_interval(n)]
+            return {name: Line(x, good[name], *self._interval(good, name)) for name in names}
+        measured = [n for n in self.columns if good[n].dtype.kind == "f"] or self.columns
+        value = column or measured[0]
+        keys = [n for n in self._own() if n not in measured and n != value]
+        keys = [n for n in keys if good.groupby("revision")[n].nunique().max() > 1]
+        lines = {}
+        groups = good.groupby(keys, sort=False, dropna=False) if keys else [((), good)]
+        for key, rows in groups:
+            rows = rows.drop_duplicates("revision")
+            x = [at[name] for name in rows["revision"]]
+            lines[_name(keys, key)] = Line(x, rows[value], *self._interval(rows, value))
+        return lines
+
+    def _is_interval(self, name: str) -> bool:
+        stem, _, end = name.rpartition("_")
+        return end in ("low", "high") and (stem or name) in self.columns
+
+    def _interval(self, rows: pd.DataFrame, name: str) -> tuple[Any, ...]:
+        ends = [f"{name}_low", f"{name}_high"]
+        return tuple(rows[end] for end in ends) if set(ends) <= set(rows.columns) else ()
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """``frame`` as CSV.
+
+        Args:
+            path: where to write it too (``*.csv``).
+
+        Raises:
+            InputError: ``path`` has another ending.
+        """
+        from neox_lab.frames import csv_text
+        from neox_lab.views.base import utf8, write_file
+
+        text = csv_text(self.frame)
+        if path is not None:
+            write_file(path, ".csv", utf8(text))
+        return text
+
+
+def gathered(
+    model: str, measure: str, records: Sequence[Record], faults: Mapping[str, Sequence[str]]
+) -> DynamicsResult:
+    """The result of some records.
+
+    Args:
+        model: whose revisions.
+        measure: what it is called.
+        records: in the order of the frame.
+        faults: of revisions by name.
+    """
+    rows: list[dict[str, Any]] = []
+    own = dict.fromkeys(name for record in records for row in record["rows"] for name in row)
+    for record in records:
+        head = {name: record[name] for name in ("revision", "step", "tokens")}
+        tail = {
+            "weights": record["weights"],
+            "fault": "; ".join(faults.get(str(record["revision"]), ())),
+            "error": record["error"],
+        }
+        rows += [
+            head | {name: row.get(name) for name in own} | tail for row in record["rows"] or [{}]
+        ]
+    frame = make_frame(rows, ["revision", "step", "tokens", *own, "weights", "fault", "error"])
+    maps = {str(record["revision"]): record["map"] for record in records if record["map"]}
+    same = {json.dumps([m["row_labels"], m["column_labels"]]) for m in maps.values()}
+    return DynamicsResult(
+        model,
+        measure,
+        whole_numbers(frame, "step", "tokens"),
+        maps if len(same) == 1 else {},
+    )
+
+
+def _name(keys: Sequence[str], key: Hashable) -> str:
+    """A line's name: ``layer 1, head 3``; of texts the text alone."""
+    values = key if isinstance(key, tuple) else (key,)
+    parts = [
+        str(value) if isinstance(value, str) else f"{name} {value}"
+        for name, value in zip(keys, values, strict=True)
+    ]
+    return ", ".join(parts) or "value"
+
+
+def _range(values: object) -> float:
+    numbers = np.asarray(values, dtype=float)
+    finite = numbers[np.isfinite(numbers)]
+    return float(finite.max() - finite.min()) if finite.size else 0.0
+
+
+def _step_text(name: str, step: object) -> str:
+    import pandas as pd
+
+    return name if pd.isna(step) else str(step)  # type: ignore[call-overload]
