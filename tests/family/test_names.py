@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+import tokenizers
 import torch
 import transformers
 from oracle import CLASSES, SIZES, pair, same, tokens
@@ -263,6 +264,50 @@ def test_what_goes_with_a_model_of_transformers_comes_too(tmp_path: Path) -> Non
     assert ours.tokenizer is not None
     assert ours.tokenizer("The king went").input_ids == tokenizer("The king went").input_ids
     assert nl.from_transformers(theirs, built_in).tokenizer is built_in
+
+
+@every_class
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_tied_and_narrow_weights_come_as_they_are(kind: str, dtype: torch.dtype) -> None:
+    theirs, _ = pair(kind, **SMALL, tie_word_embeddings=True, num_labels=3)
+    theirs = theirs.to(dtype)
+    ours = nl.from_transformers(theirs)
+    theirs.tie_weights()
+    weights = {name.replace("lm_head", "embed_out"): w for name, w in theirs.state_dict().items()}
+    assert set(ours.state_dict()) == set(weights)
+    for name, weight in ours.state_dict().items():
+        assert weight.dtype == dtype and torch.equal(weight, weights[name]), name
+    if kind == CAUSAL:
+        assert ours.get_parameter("embed_out.weight") is ours.get_input_embeddings().weight
+
+
+TEXT = "The king went  to\n\n the city, n\u00e9? 12345 @@new"
+
+
+@pytest.mark.parametrize("kind", ["file", "object", "left", "added", "GPTNeoXTokenizerFast"])
+def test_tokenizers_that_were_never_saved_come_too(kind: str, tmp_path: Path) -> None:
+    built_in = nl.load().tokenizer
+    assert built_in is not None
+    built_in.save_pretrained(tmp_path)
+    file, end = str(tmp_path / "tokenizer.json"), {"eos_token": "<|endoftext|>"}
+    fast = transformers.PreTrainedTokenizerFast
+    if kind == "object":
+        tokenizer = fast(tokenizer_object=tokenizers.Tokenizer.from_file(file), **end)
+    elif kind == "GPTNeoXTokenizerFast":
+        tokenizer = transformers.GPTNeoXTokenizerFast(tokenizer_file=file, **end)
+    else:
+        side = "left" if kind == "left" else "right"
+        tokenizer = fast(tokenizer_file=file, padding_side=side, **end)
+    if kind == "added":
+        assert tokenizer.add_tokens(["@@new"]) == 1
+    assert not tokenizer.name_or_path
+    theirs, _ = pair(CAUSAL, **SMALL | {"vocab_size": len(tokenizer)})
+    ours = nl.from_transformers(theirs, tokenizer).tokenizer
+    assert ours is not None
+    assert ours(TEXT).input_ids == tokenizer(TEXT)["input_ids"]
+    assert ours.decode(ours(TEXT).input_ids) == tokenizer.decode(tokenizer(TEXT)["input_ids"])
+    assert ours.padding_side == tokenizer.padding_side
+    assert ours.eos_token == tokenizer.eos_token
 
 
 def test_what_is_no_such_model_is_refused() -> None:
