@@ -3,6 +3,7 @@
     nl.dynamics.revisions("EleutherAI/pythia-70m")      # which there are, and what each holds
     nl.dynamics.audit("EleutherAI/pythia-2.8b")         # which are not what their names say
     nl.dynamics.run(nl.gym.evaluate)                    # the built-in model's tasks over training
+    nl.dynamics.compare(early, late, texts)             # two revisions that are loaded
 
 Every function takes an id on the hub, a directory of checkpoints, or nothing: the built-in model.
 """
@@ -10,6 +11,7 @@ Every function takes an id on the hub, a directory of checkpoints, or nothing: t
 from __future__ import annotations
 
 from neox_lab.dynamics.auditing import AuditResult, audit
+from neox_lab.dynamics.comparing import ComparisonResult, compare
 from neox_lab.dynamics.listing import revisions
 from neox_lab.dynamics.result import DynamicsResult
 from neox_lab.dynamics.running import read, run
@@ -17,9 +19,11 @@ from neox_lab.dynamics.tensors import TensorMeasure, tensor_measure
 
 __all__ = [
     "AuditResult",
+    "ComparisonResult",
     "DynamicsResult",
     "TensorMeasure",
     "audit",
+    "compare",
     "read",
     "revisions",
     "run",

@@ -55,6 +55,7 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
     "attribution.occlusion": lambda model: nl.attribution.occlusion(model, CLEAN, METRIC),
     "detect.copying_scores": lambda model: nl.detect.copying_scores(model),
     "detect.heads": lambda model: nl.detect.heads(model),
+    "dynamics.compare": lambda model: nl.dynamics.compare(nl.load(), model, CLEAN),
     "lens.logit_lens": lambda model: nl.lens.logit_lens(model, CLEAN),
     "patching.ablate": lambda model: nl.patching.ablate(model, CLEAN, METRIC, progress=False),
     "patching.edge_sweep": lambda model: nl.patching.edge_sweep(
