@@ -1,7 +1,7 @@
 """Every line of ``docs/coming-from.md`` runs, and where both sides give numbers they agree.
 
-Our lines run on the built-in model under the name of Pythia's smallest. Those of transformers run
-in transformers, where it is installed.
+Our lines run on the built-in model under the name of Pythia's smallest. TransformerLens's lines run
+through the door, and those of transformers in transformers, where it is installed.
 """
 
 from __future__ import annotations
@@ -100,9 +100,19 @@ def walk(name: str, there: dict[str, Any] | None) -> int:
     return count
 
 
-@pytest.mark.parametrize("name", ["TransformerLens", "nnsight", "pyvene", "baukit"])
+@pytest.mark.parametrize("name", ["nnsight", "pyvene", "baukit"])
 def test_our_lines(name: str, hub: Path) -> None:
     walk(name, None)
+
+
+def test_transformer_lens(hub: Path) -> None:
+    from neox_lab.compat import transformer_lens
+
+    there = start()
+    door = transformer_lens.HookedTransformer
+    there["model"] = door.from_pretrained_no_processing("pythia-70m")
+    there |= {"HookedTransformer": door, "transformer_lens": transformer_lens}
+    assert walk("TransformerLens", there) > 20
 
 
 @pytest.mark.skipif(

@@ -32,10 +32,12 @@ class LensHandle:
     Attributes:
         hook: the function.
         is_permanent: it stays when hooks are reset.
+        context_level: the level it was added at, by which it can be reset.
     """
 
     hook: AnyHook
     is_permanent: bool = False
+    context_level: int | None = None
 
 
 class HookPoint:
@@ -74,6 +76,7 @@ class HookPoint:
         hook: AnyHook,
         dir: Literal["fwd", "bwd"] = "fwd",
         is_permanent: bool = False,
+        level: int | None = None,
         prepend: bool = False,
     ) -> LensHandle:
         """Let every run from now on call ``hook(tensor, hook=point)`` here.
@@ -82,13 +85,14 @@ class HookPoint:
             hook: returns None to leave the tensor, or a tensor to replace it.
             dir: ``"bwd"`` for gradients.
             is_permanent: it stays when hooks are reset.
+            level: a number by which it can be reset.
             prepend: run it before those that are there.
 
         Raises:
             HookError: another direction.
         """
         check("dir", dir, one_of("fwd", "bwd"), HookError)
-        handle = LensHandle(hook, is_permanent)
+        handle = LensHandle(hook, is_permanent, level)
         there = self._handles(dir)[0]
         there.insert(0 if prepend else len(there), handle)
         return handle
@@ -97,10 +101,23 @@ class HookPoint:
         """``add_hook`` with ``is_permanent=True``."""
         return self.add_hook(hook, dir, is_permanent=True)
 
-    def remove_hooks(self, dir: Direction = "fwd", including_permanent: bool = False) -> None:
-        """Take hooks away, permanent ones only if asked to."""
+    def remove_hooks(
+        self, dir: Direction = "fwd", including_permanent: bool = False, level: int | None = None
+    ) -> None:
+        """Take hooks away, permanent ones only if asked to.
+
+        Args:
+            dir: ``"both"`` for those on tensors and those on gradients.
+            including_permanent: take permanent ones away, too, of whatever level.
+            level: take only those of this level away; None for all.
+        """
         for handles in self._handles(dir):
-            handles[:] = [h for h in handles if h.is_permanent and not including_permanent]
+            handles[:] = [
+                each
+                for each in handles
+                if not including_permanent
+                and (each.is_permanent or level not in (None, each.context_level))
+            ]
 
     def remove(self, handle: LensHandle) -> None:
         """Take one hook away; nothing happens where it is gone already."""
@@ -164,6 +181,7 @@ class Hooks:
         hook: AnyHook,
         dir: Literal["fwd", "bwd"] = "fwd",
         is_permanent: bool = False,
+        level: int | None = None,
         prepend: bool = False,
     ) -> None:
         """Let every run from now on call a hook; see ``HookPoint.add_hook``.
@@ -173,12 +191,13 @@ class Hooks:
             hook: called as ``hook(tensor, hook=point)``.
             dir: ``"bwd"`` for gradients.
             is_permanent: it stays when hooks are reset.
+            level: a number by which it can be reset.
             prepend: run it before those that are there.
 
         Raises:
             HookNameError: the name matches no hook point.
         """
-        self._add(name, hook, dir, is_permanent, prepend)
+        self._add(name, hook, dir, is_permanent, level, prepend)
 
     def add_perma_hook(self, name: Name, hook: AnyHook, dir: Literal["fwd", "bwd"] = "fwd") -> None:
         """``add_hook`` with ``is_permanent=True``."""
@@ -190,28 +209,35 @@ class Hooks:
         hook: AnyHook,
         dir: Literal["fwd", "bwd"],
         is_permanent: bool = False,
+        level: int | None = None,
         prepend: bool = False,
     ) -> list[tuple[HookPoint, LensHandle]]:
         points = self.points_of(name)
-        return [(point, point.add_hook(hook, dir, is_permanent, prepend)) for point in points]
+        return [
+            (point, point.add_hook(hook, dir, is_permanent, level, prepend)) for point in points
+        ]
 
     def reset_hooks(
         self,
         clear_contexts: bool = True,
         direction: Direction = "both",
         including_permanent: bool = False,
+        level: int | None = None,
     ) -> None:
-        """Take all hooks away, permanent ones only if asked to."""
+        """Take all hooks away, or those of a level; permanent ones only if asked to."""
         if clear_contexts:
             self.clear_contexts()
-        self.remove_all_hook_fns(direction, including_permanent)
+        self.remove_all_hook_fns(direction, including_permanent, level)
 
     def remove_all_hook_fns(
-        self, direction: Direction = "both", including_permanent: bool = False
+        self,
+        direction: Direction = "both",
+        including_permanent: bool = False,
+        level: int | None = None,
     ) -> None:
         """Take all hooks away, and leave what they remember in ``ctx``."""
         for point in self.hook_points():
-            point.remove_hooks(direction, including_permanent)
+            point.remove_hooks(direction, including_permanent, level)
 
     def clear_contexts(self) -> None:
         """Empty every hook point's ``ctx``."""

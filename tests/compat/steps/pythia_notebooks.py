@@ -264,3 +264,14 @@ def frozen(tl, raw):
 def checkpoint_of_training(tl):
     model = tl.HookedTransformer.from_pretrained(MODEL, checkpoint_value=512, device="cpu")
     return model.cfg.checkpoint_value, model(TEXT, return_type="loss")
+
+
+@step
+def hooks_taken_away_by_their_level(tl, model):
+    model.add_hook("blocks.0.hook_mlp_out", lambda value, hook: 0 * value, level=1)
+    model.add_hook("blocks.1.hook_mlp_out", lambda value, hook: 0 * value, "fwd", False, 2)
+    both = model(TEXT, return_type="loss")
+    model.reset_hooks(level=2)
+    one = model(TEXT, return_type="loss")
+    model.reset_hooks()
+    return both, one, model(TEXT, return_type="loss")
