@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neox_lab.checks import name_not_finite
+from neox_lab.errors import GenerationError
 from neox_lab.generation.generation_config import GenerationConfig
 from neox_lab.generation.model_stepper import ModelStepper, StepOutput
 from neox_lab.generation.processors import LogitsProcessorList
@@ -37,10 +39,28 @@ class Step:
 
 
 def choose(scores: Tensor, sample: bool) -> Tensor:
-    """One token a row ``[batch]``: the best, or drawn with probability softmax(scores)."""
+    """One token a row ``[batch]``: the best, or drawn with probability softmax(scores).
+
+    Raises:
+        GenerationError: there is nothing to draw from, because scores are not finite.
+    """
     if not sample:
         return scores.argmax(dim=-1)
-    return torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
+    try:
+        return torch.multinomial(scores.softmax(dim=-1), num_samples=1).squeeze(1)
+    except RuntimeError as error:
+        if bool(scores.softmax(dim=-1).isfinite().all()):
+            raise
+        raise GenerationError(
+            f"The score of the next token is NaN or infinite at {', '.join(_not_finite(scores))}: "
+            "there is nothing to draw from. model.check() names weights that are not finite."
+        ) from error
+
+
+def _not_finite(scores: Tensor) -> list[str]:
+    """The rows of ``[batch, vocab]`` that have NaN, or no probabilities, for people."""
+    broken = ~scores.softmax(dim=-1).isfinite().all(dim=-1)
+    return [f"text {row}" for row in broken.nonzero().flatten().tolist()]
 
 
 def one_by_one(
@@ -78,4 +98,6 @@ def one_by_one(
         ids = torch.cat((ids, tokens[:, None]), dim=1)
         finished = finished | stopping(ids, scores)
         going_on = not bool(finished.all())
+        if not going_on:  # what is NaN once stays so in the keys and values that later steps read
+            name_not_finite("The score of the next token", _not_finite(scores))
         yield Step(ids, 1, (scores,), (logits,), output, not going_on)
