@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from neox_lab.checkpoint.files import find_weights
 from neox_lab.dynamics.sources import Hub, Revision, Source, digest
+from neox_lab.files import read_json, write_text
 from neox_lab.hub import HubOptions, find_file, repository_cache
 
 _BLOCK = 1 << 23
+_NOTE = ".downloaded-{}.json"
 
 
 class Fetcher:
@@ -20,12 +23,31 @@ class Fetcher:
     Args:
         source: where revisions are.
         keep: False to delete again what was downloaded for a revision.
+        notes: a folder for notes of what is to be deleted, should this process be killed.
     """
 
-    def __init__(self, source: Source, keep: bool) -> None:
-        self.source, self.keep = source, keep
-        self._before: dict[str, set[Path]] = {}
+    def __init__(self, source: Source, keep: bool, notes: Path | None = None) -> None:
+        self.source, self.keep, self.notes = source, keep, notes
+        self._before: dict[str, set[Path]] = {}  # by commit, what there was of it
         self._own: set[Path] = set()  # what lies in the cache because of this run
+        self._blobs: set[Path] | None = None
+        if isinstance(source, Hub):
+            self._cache = repository_cache(source.name, HubOptions())
+
+    def clean(self) -> None:
+        """Delete what a run that was killed had downloaded and would have deleted.
+
+        Raises:
+            OSError: it cannot be deleted.
+        """
+        if self.keep or self.notes is None:
+            return
+        for note in self.notes.glob(_NOTE.format("*")):
+            found = read_json(note)
+            self._before[str(found["commit"])] = {Path(path) for path in found["files"]}
+            self._blobs = {Path(path) for path in found["blobs"]}
+            self._release(str(found["commit"]))
+        self._blobs = None
 
     def fetch(self, revision: Revision) -> str | None:
         """Get the files of a revision.
@@ -53,29 +75,35 @@ class Fetcher:
         Raises:
             OSError: it cannot be deleted.
         """
-        if self.keep or revision.name not in self._before:
-            return
-        assert isinstance(self.source, Hub)
-        kept = self._before.pop(revision.name)
-        links = [path for path in self._snapshot(revision) if path not in kept]
+        if not self.keep and revision.place in self._before:
+            self._release(revision.place)
+
+    def _release(self, commit: str) -> None:
+        kept = self._before.pop(commit)
+        links = [path for path in self._snapshot(commit) if path not in kept]
         targets = {path.resolve() for path in links}
-        self._own |= {path for path in targets if path not in self._blobs}
+        self._own |= {path for path in targets if path not in (self._blobs or ())}
         for path in links:
             path.unlink(missing_ok=True)
         used = {path.resolve() for path in (self._cache / "snapshots").rglob("*")}
         for path in (targets & self._own) - used:
             path.unlink(missing_ok=True)
             self._own.discard(path)
+        if self.notes is not None:
+            (self.notes / _NOTE.format(commit)).unlink(missing_ok=True)
 
     def _note(self, revision: Revision) -> None:
         """Remember what was there before."""
-        if self.keep or not isinstance(self.source, Hub):
+        if self.keep:
             return
-        if not self._before and not self._own:
-            self._cache = repository_cache(self.source.name, HubOptions())
+        if self._blobs is None:
             self._blobs = {path.resolve() for path in (self._cache / "blobs").glob("*")}
-        self._before.setdefault(revision.name, set(self._snapshot(revision)))
+        before = self._before.setdefault(revision.place, set(self._snapshot(revision.place)))
+        if self.notes is not None:
+            content = {"commit": revision.place, "files": before, "blobs": self._blobs}
+            text = json.dumps(content, default=lambda paths: sorted(map(str, paths)))
+            write_text(self.notes / _NOTE.format(revision.place), text)
 
-    def _snapshot(self, revision: Revision) -> Iterator[Path]:
-        folder = self._cache / "snapshots" / revision.place
+    def _snapshot(self, commit: str) -> Iterator[Path]:
+        folder = self._cache / "snapshots" / commit
         return (path for path in folder.rglob("*") if path.is_file())

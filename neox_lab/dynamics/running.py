@@ -44,12 +44,14 @@ class Job:
         measure: what is asked.
         options: how models are loaded.
         keep: False to delete what was downloaded.
+        notes: the folder of the run, if it has one.
     """
 
     source: Source
     measure: Measure
     options: Mapping[str, Any] = field(default_factory=dict)
     keep: bool = True
+    notes: Path | None = None
 
     @property
     def fetches(self) -> bool:
@@ -97,7 +99,7 @@ class Job:
 
     def whole(self, revision: Revision) -> Record:
         """Fetch, measure and release one revision, all by itself."""
-        fetcher = Fetcher(self.source, self.keep)
+        fetcher = Fetcher(self.source, self.keep, self.notes)
         try:
             weights = fetcher.fetch(revision) if self.fetches else None
             return self.record(revision, weights)
@@ -163,7 +165,9 @@ def run(
     source = source_of(name)
     there = source.revisions()
     chosen = choose(source, there, steps)
-    job = Job(source, measure, {"head": head, "dtype": dtype, "device": device}, keep == "all")
+    options = {"head": head, "dtype": dtype, "device": device}
+    notes = None if to is None else Path(to).expanduser()
+    job = Job(source, measure, options, keep == "all", notes)
     manifest = {
         "model": source.shown,
         "measure": fingerprint(measure),
@@ -174,6 +178,7 @@ def run(
     if before is not None:
         warn_of(source, before, chosen)
     with opened(to, manifest) as records:
+        Fetcher(source, job.keep, notes).clean()
         todo = [each for each in chosen if records.get(each) is None]
         bar = Progress(len(chosen), "revision", len(chosen) - len(todo), silent=not progress)
         with bar:
@@ -312,7 +317,7 @@ def _measure_all(
 
 def _one_by_one(job: Job, todo: Sequence[Revision]) -> Generator[Record, None, None]:
     """The records of revisions in their order; the next one is fetched meanwhile."""
-    fetcher = Fetcher(job.source, job.keep)
+    fetcher = Fetcher(job.source, job.keep, job.notes)
     fetch = fetcher.fetch if job.fetches else lambda _: None
     with ThreadPoolExecutor(1, "fetching") as thread:
         ahead = [thread.submit(fetch, todo[0])] if todo else []

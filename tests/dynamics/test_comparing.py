@@ -62,6 +62,7 @@ def test_against_formulas(models: list[Any]) -> None:
     assert whole["parameter"].tolist() == [name for name, _ in one.named_parameters()]
 
 
+@torch.no_grad()
 def test_a_model_and_itself_and_pictures(models: list[Any]) -> None:
     result = nl.dynamics.compare(models[0], models[0], TEXTS[0])
     assert (result.frame["kl"] == 0).all() and (result.weights["difference"] == 0).all()

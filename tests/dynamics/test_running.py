@@ -413,6 +413,32 @@ def test_what_was_downloaded_is_deleted_and_nothing_else(hub: SmallHub, tmp_path
     assert nl.load("lab/model", revision="step512") is not None
 
 
+def test_what_a_killed_run_downloaded_is_deleted_by_the_next(hub: SmallHub, tmp_path: Path) -> None:
+    names = {"step0": "step0", "step512": "step512", "step1250": "step1250"}
+    hub.repositories["lab/model"] = repository(names)
+    nl.load("lab/model", revision="step1250")
+    folder = tmp_path / "run"
+
+    class KilledError(BaseException):
+        """As sudden as a signal: nothing that was downloaded is deleted."""
+
+    def measure(model: Any) -> float:
+        raise KilledError
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nl.dynamics.running.Fetcher, "release", lambda *_: None)
+        patch.setattr(nl.dynamics.running, "fingerprint", lambda _: "the same")
+        with pytest.raises(KilledError):
+            run(measure, "lab/model", "all", keep="none", to=folder)
+    assert len(weights_in(tmp_path)) >= 2
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nl.dynamics.running, "fingerprint", lambda _: "the same")
+        result = run(embedding_norm, "lab/model", ["step1250"], keep="none", to=folder)
+    assert len(result.frame) == 1
+    assert len(weights_in(tmp_path)) == 1, "what was there before stays"
+    assert not list(folder.glob(".downloaded-*"))
+
+
 def test_a_revision_that_cannot_be_had(hub: SmallHub) -> None:
     names = {"step0": "step0", "step512": "step512", "step1250": "step1250"}
     hub.repositories["lab/model"] = repository(names)
