@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import logging
-import warnings
 from collections.abc import Callable, Collection, Iterable
 from typing import Any, TypedDict, Unpack
 
@@ -19,6 +18,7 @@ from neox_lab.model.hook_points import HookPoint, Taps, Watcher
 from neox_lab.model.key_value_cache import BorrowedCache, KeyValueCache, is_cache
 from neox_lab.model.network import Network, layer_span
 from neox_lab.model.outputs import BaseModelOutputWithPast
+from neox_lab.notices import tell
 from neox_lab.other_names import refuse
 
 _log = logging.getLogger("neox_lab")
@@ -287,10 +287,7 @@ def _ignore(names: Iterable[str]) -> None:
         if name not in _OF_OTHERS and close:
             raise TypeError(f"forward() has no argument {name!r}. Did you mean {close[0]!r}?")
     if unknown:
-        warnings.warn(
-            f"forward() of a GPT-NeoX model makes nothing of {', '.join(unknown)}: ignored.",
-            stacklevel=2,
-        )
+        tell(f"forward() of a GPT-NeoX model makes nothing of {', '.join(unknown)}: ignored.")
 
 
 def _default(value: bool | None, otherwise: bool) -> bool:

@@ -77,6 +77,14 @@ def test_compiled_and_copied(built_in: Any) -> None:
             assert torch.equal(other(TEXTS[0]).logits, wanted)
 
 
+def test_a_warning_stands_at_the_line_of_the_user(built_in: Any) -> None:
+    ids = built_in.to_tokens(TEXTS[0])
+    for call in (lambda: built_in(ids, head_mask=None), lambda: built_in.forward(ids, length=3)):
+        with pytest.warns(UserWarning, match="makes nothing of") as caught:
+            call()
+        assert [warning.filename for warning in caught] == [__file__]
+
+
 # ------------------------------------------------------------------ other names: what is said
 
 
