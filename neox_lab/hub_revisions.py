@@ -42,8 +42,9 @@ class StoredFile:
 
     Attributes:
         size: bytes.
-        content: what it holds, as a hash: of equal files it is equal. ``sha256:`` of the bytes, or
-            ``git:`` for small files on the hub, which hashes these in its own way.
+        content: what it holds, as a hash: of equal files it is equal. ``sha256:`` of the bytes,
+            ``git:`` for small files on the hub, which hashes these in its own way, or
+            ``sha256-of-parts:`` for large files in a directory.
     """
 
     size: int

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,6 @@ from neox_lab.dynamics.sources import Hub, Revision, Source, digest
 from neox_lab.files import read_json, write_text
 from neox_lab.hub import HubOptions, find_file, repository_cache
 
-_BLOCK = 1 << 23
 _NOTE = ".downloaded-{}.json"
 
 
@@ -58,15 +58,15 @@ class Fetcher:
         Raises:
             CheckpointError: they cannot be had.
         """
-        if not isinstance(self.source, Hub):  # hashing reads them
+        if not isinstance(self.source, Hub):
+            for path in find_weights(revision.place, HubOptions()).paths:
+                _read_ahead(path)
             return digest(self.source.contents([revision])[revision.name])
         self._note(revision)
         options = HubOptions(revision=revision.place, pinned=True)
         find_file(self.source.name, "config.json", options)
         for path in find_weights(self.source.name, options).paths:
-            with path.open("rb", buffering=0) as file:
-                while file.read(_BLOCK):
-                    pass
+            _read_ahead(path)
         return digest(self.source.contents([revision]).get(revision.name, {}))
 
     def release(self, revision: Revision) -> None:
@@ -107,3 +107,10 @@ class Fetcher:
     def _snapshot(self, commit: str) -> Iterator[Path]:
         folder = self._cache / "snapshots" / commit
         return (path for path in folder.rglob("*") if path.is_file())
+
+
+def _read_ahead(path: Path) -> None:
+    """Ask the system to read a file into memory, where it takes such advice."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)

@@ -20,7 +20,8 @@ def revisions(name: PathOrId | None = None) -> pd.DataFrame:
     """Which revisions there are, and what each holds; no weights are fetched.
 
     Of a repository on the hub this asks for metadata alone: one request for the names, and one for
-    each commit that nobody asked about before. Files in a directory are read and hashed.
+    each commit that nobody asked about before. Files in a directory are hashed,
+    large ones in parts unless these are equal in two revisions.
 
     Args:
         name: an id on the hub, a directory whose folders are checkpoints (``step1000``,

@@ -11,7 +11,7 @@ import json
 import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -37,6 +37,8 @@ _WEIGHTS = re.compile(
     r"(-(?P<part>\d+)-of-(?P<parts>\d+))?\.(?P<format>safetensors|bin)"
 )
 _THREADS = 4
+_BLOCK, _BLOCKS = 1 << 16, 128  # bytes of a part, and parts of a large file
+_PARTS = "sha256-of-parts:"
 
 
 @dataclass(frozen=True)
@@ -247,31 +249,60 @@ def _tokens(folder: Path, step: int | None) -> int | None:
 def _hashed(revisions: Iterable[Revision]) -> dict[str, Files]:
     """The files of directories with hashes of what they hold.
 
+    Of a large file only parts are hashed; where those of two files agree, all of both is compared.
+
     Raises:
         CheckpointError: a file cannot be read.
     """
     revisions = list(revisions)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        return dict(zip((r.name for r in revisions), pool.map(_files, revisions), strict=True))
+    try:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            made = dict(zip((r.name for r in revisions), pool.map(_files, revisions), strict=True))
+        return _told_apart(revisions, made)
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {error.filename!r}: {error}") from error
+
+
+def _told_apart(revisions: Sequence[Revision], made: dict[str, Files]) -> dict[str, Files]:
+    """The same files, with other hashes where the parts agree and the whole does not."""
+    alike: dict[str, set[Path]] = {}
+    for each in revisions:
+        for name, file in made[each.name].items():
+            if file.content.startswith(_PARTS):
+                path = Path(each.place, name).resolve()
+                alike.setdefault(file.content, set()).add(path)
+    for content, paths in alike.items():
+        if len(paths) > 1 and len({_content(path, whole=True) for path in paths}) > 1:
+            for each in revisions:
+                for name, file in made[each.name].items():
+                    if file.content == content:
+                        told = _content(Path(each.place, name), whole=True)
+                        made[each.name][name] = StoredFile(file.size, told)
+    return made
 
 
 def _files(revision: Revision) -> Files:
-    try:
-        return {
-            path.name: StoredFile(path.stat().st_size, _content(path))
-            for path in sorted(Path(revision.place).iterdir())
-            if path.is_file() and not path.name.startswith(".")
-        }
-    except OSError as error:
-        raise CheckpointError(f"Cannot read {revision.place!r}: {error}") from error
+    return {
+        path.name: StoredFile(path.stat().st_size, _content(path))
+        for path in sorted(Path(revision.place).iterdir())
+        if path.is_file() and not path.name.startswith(".")
+    }
 
 
-def _content(path: Path) -> str:
+def _content(path: Path, whole: bool = False) -> str:
     found = os.stat(path)
-    return _hash(path.resolve(), found.st_size, found.st_mtime_ns, found.st_ino)
+    whole = whole or found.st_size <= _BLOCK * _BLOCKS
+    return _hash(path.resolve(), found.st_size, found.st_mtime_ns, found.st_ino, whole)
 
 
 @cache
-def _hash(path: Path, size: int, time: int, inode: int) -> str:  # the latter say it is unchanged
+def _hash(path: Path, size: int, time: int, inode: int, whole: bool) -> str:
+    """The hash of a file that is unchanged as long as size, time and inode are."""
     with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        if whole:
+            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        parts = hashlib.sha256(str(size).encode())
+        for number in range(_BLOCKS):  # the first and the last bytes among them
+            file.seek((size - _BLOCK) * number // (_BLOCKS - 1))
+            parts.update(file.read(_BLOCK))
+        return f"{_PARTS}{parts.hexdigest()}"

@@ -256,6 +256,21 @@ def test_a_directory_of_checkpoints(tmp_path: Path) -> None:
     assert nl.dynamics.audit(str(folder)).missing == (600,)
 
 
+def test_large_files_that_differ_in_one_place(tmp_path: Path) -> None:
+    """As when all but one layer was frozen: the parts that are hashed agree, the files do not."""
+    data = bytearray(os.urandom(1 << 20) * 40)
+    for step in (1, 2, 3):
+        (tmp_path / f"step{step}").mkdir()
+        data[300_000] = 3 if step == 3 else 1  # between two parts
+        (tmp_path / f"step{step}" / "pytorch_model.bin").write_bytes(data)
+    result = nl.dynamics.audit(tmp_path)
+    assert faults(result) == {
+        "step1": "same weights as step2",
+        "step2": "same weights as step1",
+    }
+    assert result.frame["weights"].nunique() == 2
+
+
 def test_a_directory_without_steps(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no folders of checkpoints with steps"):
         nl.dynamics.revisions(weights_directory())
