@@ -50,7 +50,6 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
 
     Attributes:
         points: every hook point of the model, by name.
-        model: the model that ran; None for a cache loaded from a file without one.
         attention_mask: ``[batch, pos]`` with 1 for text and 0 for padding; 4-D where the run had
             such a mask, or texts packed by their positions; or None.
         pieces: the token strings of the first row, or None where no tokenizer was at hand.
@@ -71,7 +70,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
     ) -> None:
         """An empty cache for a model with these hook points."""
         self.points = points
-        self.model = model
+        self._model = model
         self.attention_mask = attention_mask
         self.pieces = pieces
         self.input_ids, self.position_ids = input_ids, position_ids
@@ -261,10 +260,10 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
 
     def _pieces_now(self) -> list[str] | None:
         """The token strings of the first row, if they can be known."""
-        if self.model is None or self.input_ids is None:
+        if self._model is None or self.input_ids is None:
             return None
         rows = self.input_ids if self.has_batch_dim else self.input_ids[None]
-        return self.model.pieces_of({"input_ids": rows}) if len(rows) else None
+        return self._model.pieces_of({"input_ids": rows}) if len(rows) else None
 
     def __copy__(self) -> Self:
         """A cache that shares its activations with this one."""
@@ -311,10 +310,15 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
 
     def _identity(self) -> object:
         """Which model ran; None where it is not known, or its weights have changed since."""
-        if self.model is None or self._weights_seen is None:
+        if self._model is None or self._weights_seen is None:
             return self._stored_identity
-        same = unchanged(self.model.parameters(), self._weights_seen)
-        return identity(self.model) if same else None
+        same = unchanged(self._model.parameters(), self._weights_seen)
+        return identity(self._model) if same else None
+
+    @property
+    def model(self) -> HookedModel | None:
+        """The model that ran; None for a cache loaded from a file without one."""
+        return self._model
 
     def check_model(self, model: HookedModel) -> None:
         """Compare the model that ran with the one that these activations are put into.
@@ -336,10 +340,10 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
             )
         ran: Any = None
         changed = False
-        if self.model is not None and self._weights_seen is not None:
-            changed = not unchanged(self.model.parameters(), self._weights_seen)
+        if self._model is not None and self._weights_seen is not None:
+            changed = not unchanged(self._model.parameters(), self._weights_seen)
         if not changed:
-            if self.model is model:
+            if self._model is model:
                 return
             ran = self._identity()
             if ran is None:

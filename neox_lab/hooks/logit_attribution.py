@@ -63,7 +63,7 @@ class LogitShares(Mapping[str, Tensor]):
     """Activations by name, with what it takes to weigh their parts against each other."""
 
     points: Mapping[str, HookPoint]
-    model: HookedModel | None
+    _model: HookedModel | None
     has_batch_dim: bool = True
     """False where the activations are of one row, and have no axis for it."""
 
@@ -358,12 +358,12 @@ class LogitShares(Mapping[str, Tensor]):
         Raises:
             HookError: the cache does not know it.
         """
-        if self.model is None:
+        if self._model is None:
             raise HookError(
                 "This needs the model's weights. Pass the model when loading the cache: "
                 "ActivationCache.load(path, model=model)."
             )
-        return self.model
+        return self._model
 
     @property
     def _network(self) -> Network:

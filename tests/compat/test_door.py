@@ -7,6 +7,7 @@ TransformerLens.
 from __future__ import annotations
 
 import copy
+import importlib
 import pickle
 import sys
 from functools import partial
@@ -52,6 +53,20 @@ def test_the_module_can_be_called_and_imported_from() -> None:
         _ = tl.no_such
     with pytest.raises(InputError, match="as nl"):
         tl(nl.GPTNeoXModel(nl.GPTNeoXConfig(**SIZES)))
+
+
+def test_modules_that_are_named_after_a_class() -> None:
+    names = ("ActivationCache", "FactoredMatrix", "HookedTransformer", "HookedTransformerConfig")
+    for name in (*names, "SVDInterpreter"):
+        module = importlib.import_module(f"neox_lab.compat.transformer_lens.{name}")
+        assert getattr(module, name) is getattr(tl, name)
+        assert isinstance(getattr(tl, name), type)
+        assert not hasattr(module, "no_such")
+    from neox_lab.compat.transformer_lens.FactoredMatrix import FactoredMatrix
+    from neox_lab.compat.transformer_lens.model_bridge import TransformerBridge
+
+    assert FactoredMatrix is tl.FactoredMatrix
+    assert tl.model_bridge.TransformerBridge is TransformerBridge is HookedTransformer
 
 
 def test_hooks_stay_until_they_are_taken_away(model: HookedTransformer) -> None:
@@ -221,6 +236,28 @@ def test_a_copy_has_hooks_of_its_own(model: HookedTransformer) -> None:
         twin.reset_hooks()
         assert not torch.equal(twin(tokens()), model(tokens()))
         assert twin.native is not model.native and twin.cfg.n_layers == 3
+    attention, norm = model.blocks[1].attn, model.ln_final
+    for again in (copy.copy, copy.deepcopy, lambda part: pickle.loads(pickle.dumps(part))):
+        assert torch.equal(again(attention).W_Q, attention.W_Q)
+        assert torch.equal(again(norm).w, norm.w)
+    with pytest.raises(AttributeError, match=r"blocks\.1\.attn has no 'no_such'"):
+        _ = attention.no_such
+
+
+def test_names_in_a_tuple_or_a_list(model: HookedTransformer) -> None:
+    two = ["blocks.0.hook_mlp_out", "blocks.2.attn.hook_z"]
+    for names in (two, tuple(two), lambda name: name in two):
+        assert list(model.run_with_cache(tokens(), names_filter=names)[1].cache_dict) == two
+    one = model.run_with_cache(tokens(), names_filter=("z", 2))[1]
+    assert list(one.cache_dict) == two[1:]
+
+
+def test_a_cache_knows_the_door_it_came_through(model: HookedTransformer) -> None:
+    cache = model.run_with_cache(tokens())[1]
+    assert cache.model is model and cache.model.cfg.d_model == 64
+    assert tl.ActivationCache(cache.cache_dict, model).model is model
+    native_cache = model.native.run_with_cache(tokens())[1]
+    assert native_cache.model is model.native
 
 
 def _zero(tensor: Tensor, hook: HookPoint) -> Tensor:

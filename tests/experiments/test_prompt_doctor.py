@@ -188,6 +188,9 @@ def test_trailing_spaces(real: Any, prompt: str, answer: str | None, bad: bool) 
         ("The war lasted from 1732 to the year 17", "45", False),  # Hanna et al., 2023
         ("At 12:", "30", False),
         ("Answer:", "Paris", True),
+        ("The end.", "Paris", True),
+        ("https://www.", "google", False),
+        ("model = model.", "fit", False),
         ("The city of", "London", True),
         ("(", "Paris", False),
         ("The city of", ".", False),
@@ -412,6 +415,11 @@ def _single_words(model: Any) -> list[str]:
 METRIC = nl.patching.logit_difference(" Paris", " king")
 
 
+def both_caches(model: Any, clean: Any, corrupted: Any) -> list[Any]:
+    names = ["blocks.*.attn.hook_z", "blocks.*.hook_resid_pre"]
+    return [model.run_with_cache(text, names_filter=names)[1] for text in (clean, corrupted)]
+
+
 def questions(model: Any, clean: Any, corrupted: Any) -> dict[str, Any]:
     tokens = model.to_tokens(corrupted)
     return {
@@ -434,6 +442,12 @@ def questions(model: Any, clean: Any, corrupted: Any) -> dict[str, Any]:
         "act_patch": lambda: nl.patching.get_act_patch_resid_pre(
             model, tokens, model.run_with_cache(clean)[1], METRIC
         ),
+        "direct_path": lambda: nl.patching.get_act_patch_direct_path(
+            model, tokens, *both_caches(model, clean, corrupted), METRIC, 0, 1, verbose=False
+        ),
+        "direct_paths": lambda: nl.patching.get_act_patch_direct_path_all_sources(
+            model, tokens, *both_caches(model, clean, corrupted), METRIC, verbose=False
+        ),
         "block_every": lambda: nl.patching.get_act_patch_block_every(
             model, tokens, model.run_with_cache(clean)[1], METRIC
         ),
@@ -442,7 +456,7 @@ def questions(model: Any, clean: Any, corrupted: Any) -> dict[str, Any]:
 
 NAMES = (
     *("sweep", "noising", "ablate", "path_patch", "edge_sweep", "attribution_patch"),
-    *("direct", "occlusion", "act_patch", "block_every"),
+    *("direct", "occlusion", "act_patch", "block_every", "direct_path", "direct_paths"),
 )
 
 

@@ -9,7 +9,8 @@ and a model that is already loaded is taken through the door with a call::
 
     model = nl.compat.transformer_lens(nl.load("EleutherAI/pythia-70m"))
 
-The module itself answers to that call, so the library keeps the one name it has there.
+The module itself answers to that call, so the library keeps the one name it has there. Modules that
+are named after a class there can be imported from: ``transformer_lens.FactoredMatrix``.
 """
 
 from __future__ import annotations
@@ -60,6 +61,16 @@ _MODULES = (
     "utilities",
     "utils",
 )
+
+_NAMED_AFTER_A_CLASS = {
+    "ActivationCache": "cache",
+    "FactoredMatrix": "factored_matrix",
+    "HookedTransformer": "model",
+    "HookedTransformerConfig": "config",
+    "SVDInterpreter": "svd_interpreter",
+    "model_bridge": "model",
+}
+"""Modules of TransformerLens, and where their contents are here; as attributes they are classes."""
 
 _ALIASES = {
     "TransformerLensKeyValueCache": "HookedTransformerKeyValueCache",
@@ -123,13 +134,28 @@ class _Door(ModuleType):
         return hooked
 
 
+class _Elsewhere(ModuleType):
+    """A module of TransformerLens whose contents are in a module of another name here."""
+
+    def __getattr__(self, name: str) -> object:
+        """What the other module has."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        home = _NAMED_AFTER_A_CLASS[self.__name__.rsplit(".", 1)[-1]]
+        return getattr(importlib.import_module(f"{_HERE}.{home}"), name)
+
+
 sys.modules[__name__].__class__ = _Door
+# Import takes what stands there and, unlike after finding a file, leaves the class of this name.
+sys.modules.update(
+    {f"{_HERE}.{name}": _Elsewhere(f"{_HERE}.{name}") for name in _NAMED_AFTER_A_CLASS}
+)
 
 
 def __getattr__(name: str) -> object:
     """Import a name when it is first asked for."""
     name = _ALIASES.get(name, name)
-    if name in _MODULES:
+    if name in _MODULES or name == "model_bridge":
         return importlib.import_module(f"{_HERE}.{name}")
     if name not in _HOME:
         raise AttributeError(f"module {_HERE!r} has no attribute {name!r}")

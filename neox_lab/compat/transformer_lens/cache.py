@@ -43,7 +43,13 @@ class ActivationCache(NativeCache):
         else:
             super().__init__(model.native.hook_points, model=model.native)
             self._tensors = cache_dict if isinstance(cache_dict, dict) else dict(cache_dict)
+        self._hooked = model
         self.has_batch_dim = self.has_batch_dim and has_batch_dim
+
+    @property
+    def model(self) -> HookedTransformer:  # type: ignore[override]  # the same, with its names there
+        """Which ran."""
+        return self._hooked
 
     @property
     def cache_dict(self) -> dict[str, Tensor]:

@@ -29,7 +29,8 @@ class Component:
         """A hook point of this part."""
         if name.startswith("hook_"):
             return self.model.points_of(f"{self.name}.{name}")[0]
-        raise AttributeError(f"{self.name} has no {name!r}.")
+        # Copying asks before there is a name.
+        raise AttributeError(f"{self.__dict__.get('name', 'A component')} has no {name!r}.")
 
     def __repr__(self) -> str:
         """The name."""

@@ -314,7 +314,10 @@ class Hooks:
 
     def names_of(self, names_filter: Name | Iterable[Name] | None) -> list[str]:
         """The hook names that a ``names_filter`` asks for, in the order of the forward pass."""
-        one = isinstance(names_filter, str | tuple) or callable(names_filter)
+        short = isinstance(names_filter, tuple) and not all(
+            isinstance(n, str) for n in names_filter
+        )
+        one = short or isinstance(names_filter, str) or callable(names_filter)
         asked: Any = ["*"] if names_filter is None else [names_filter] if one else names_filter
         wanted = {point.name for name in asked for point in self.points_of(name)}
         return [name for name in self.hook_dict if name in wanted]

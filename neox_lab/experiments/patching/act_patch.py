@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from neox_lab.experiments.metrics import Metric
-from neox_lab.experiments.patching.prompts import PromptsLike, read_prompts
+from neox_lab.experiments.patching.prompts import Prompts, PromptsLike, read_prompts
 from neox_lab.experiments.patching.result_builder import build_result
 from neox_lab.experiments.patching.runner import Question, Runner, check_ready
 from neox_lab.experiments.patching.runs import blocks_of
 from neox_lab.experiments.patching.sites import find_sites
 from neox_lab.experiments.patching.sources import GivenActivations, check_padding
 from neox_lab.experiments.patching.sweeps import sweep
+from neox_lab.experiments.prompt_doctor.inside import warn_of_prompts
 from neox_lab.experiments.splices import check_splices
 
 if TYPE_CHECKING:
@@ -103,7 +104,6 @@ get_act_patch_block_every = _sweep_of("resid_pre", "attn_out", "mlp_out")
 """``[3, layer, pos]``"""
 
 
-@torch.no_grad()
 def get_act_patch_direct_path(
     model: HookedModel,
     corrupted_tokens: PromptsLike,
@@ -137,24 +137,43 @@ def get_act_patch_direct_path(
         HookError: hooks are in place, or a function is spliced in.
         InputError: a cache's run was padded in other places.
     """
+    prompts = read_prompts(model, corrupted_tokens, "corrupted_tokens")
+    warn_of_prompts(model, patching_metric, {"corrupted": prompts})
+    caches = (clean_cache, corrupted_cache)
+    return _direct_path(
+        model, prompts, caches, patching_metric, src_layer, src_head, component, verbose
+    )
+
+
+@torch.no_grad()
+def _direct_path(
+    model: HookedModel,
+    patched: Prompts,
+    caches: tuple[ActivationCache, ActivationCache],
+    patching_metric: Metric,
+    src_layer: int,
+    src_head: int,
+    component: Literal["q", "k", "v"],
+    verbose: bool,
+) -> Tensor:
+    """``get_act_patch_direct_path`` of prompts that were looked at; the clean cache first."""
     check_ready(model)
     check_splices(model, (), "Direct paths are computed from weights and cached streams alone.")
-    for cache in (clean_cache, corrupted_cache):
+    for cache in caches:
         cache.check_model(model)
     blocks = blocks_of(model)
     sender = blocks[src_layer].attention
     weight = sender.writing().weight.reshape(-1, sender.heads, sender.d_head)[:, src_head]
-    z, own = (cache["z", src_layer][:, :, src_head] for cache in (clean_cache, corrupted_cache))
+    z, own = (cache["z", src_layer][:, :, src_head] for cache in caches)
     change = (z - own) @ weight.t()  # [batch, pos, d_model]
 
     def activations(hook: str, layer: int) -> Tensor:
         block = blocks[layer]
-        resid_pre = corrupted_cache["resid_pre", layer]
+        resid_pre = caches[1]["resid_pre", layer]
         read = resid_pre + change if layer > src_layer else resid_pre
         return block.attention.project(block.input_layernorm(read))["qkv".index(component)]
 
-    patched = read_prompts(model, corrupted_tokens, "corrupted_tokens")
-    for cache in (clean_cache, corrupted_cache):
+    for cache in caches:
         check_padding(cache, patched)
     sites = find_sites(f"{component}_all_pos", model.config.use_parallel_residual)
     question = Question(model, patched, GivenActivations(activations), patching_metric, sites)
@@ -174,18 +193,11 @@ def get_act_patch_direct_path_all_sources(
 ) -> Tensor:
     """``get_act_patch_direct_path`` from every head, ``[layer, head, layer, head]``."""
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
+    prompts = read_prompts(model, corrupted_tokens, "corrupted_tokens")
+    warn_of_prompts(model, patching_metric, {"corrupted": prompts})
+    caches = (clean_cache, corrupted_cache)
     found = [
-        get_act_patch_direct_path(
-            model,
-            corrupted_tokens,
-            clean_cache,
-            corrupted_cache,
-            patching_metric,
-            layer,
-            head,
-            component,
-            verbose,
-        )
+        _direct_path(model, prompts, caches, patching_metric, layer, head, component, verbose)
         for layer in range(layers)
         for head in range(heads)
     ]

@@ -239,7 +239,8 @@ def answer_space(item: Item) -> Iterator[Spot]:
         return
     for answer in item.answers:
         first = answer.text[:1]
-        goes_on = first.isdigit() and (before.isdigit() or before in ".,:")
+        number = first.isdigit() and (before.isdigit() or before in ".,:")
+        goes_on = number or (before == "." and first.islower())  # 1.5, model.fit, www.example
         if not answer.typed or not first.isalnum() or goes_on:
             continue
         if len(reader.encode(" " + answer.text)) == 1:
