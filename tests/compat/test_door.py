@@ -252,6 +252,47 @@ def test_names_in_a_tuple_or_a_list(model: HookedTransformer) -> None:
     assert list(one.cache_dict) == two[1:]
 
 
+class Squares(tl.HookedRootModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hook_square = HookPoint()
+        self.inner = torch.nn.ModuleDict({"hook_sum": HookPoint()})
+        self.setup()
+
+    def forward(self, x: Tensor) -> Tensor:
+        total: Tensor = self.inner["hook_sum"](self.hook_square(x * x) + 3).sum()
+        return total
+
+
+def test_a_module_of_ones_own() -> None:
+    module, x = Squares(), torch.tensor([2.0, 5.0], requires_grad=True)
+    assert list(module.hook_dict) == ["hook_square", "inner.hook_sum"]
+    total, cache = module.run_with_cache(x, incl_bwd=True)
+    assert total.item() == 35 and list(cache) == [
+        *module.hook_dict,
+        *(f"{name}_grad" for name in reversed(module.hook_dict)),
+    ]
+    assert cache["hook_square"].tolist() == [4, 25] and x.grad is not None
+    assert cache["hook_square_grad"].tolist() == [1, 1] and x.grad.tolist() == [4, 10]
+    double = [("inner.*", lambda gradient, hook: 2 * gradient)]
+    with module.hooks(bwd_hooks=double):
+        assert torch.autograd.grad(module(x), x)[0].tolist() == [8, 20]
+    half = [(lambda name: name == "hook_square", lambda tensor, hook: tensor / 2)]
+    assert module.run_with_hooks(x, fwd_hooks=half).item() == 20.5
+    with pytest.raises(RuntimeError, match="mine"):
+        module.run_with_hooks(x, fwd_hooks=[("hook_square", _raise)])
+    assert module(x).item() == 35 and not any(p.has_hooks() for p in module.hook_points())
+    module.add_perma_hook("hook_square", _zero)
+    module.reset_hooks()
+    assert module(x).item() == copy.deepcopy(module)(x).item() == 6
+    with pytest.raises(HookNameError, match="hook_square"):
+        module.add_hook("hook_sqare", _zero)
+
+
+def _raise(tensor: Tensor, hook: HookPoint) -> None:
+    raise RuntimeError("mine")
+
+
 def test_a_cache_knows_the_door_it_came_through(model: HookedTransformer) -> None:
     cache = model.run_with_cache(tokens())[1]
     assert cache.model is model and cache.model.cfg.d_model == 64

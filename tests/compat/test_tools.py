@@ -351,8 +351,8 @@ PATCHES = (
 def test_patching(models: tuple[HookedTransformer, Any], name: str) -> None:
     found = []
     for tool, model in zip(ask("patching"), models, strict=True):
-        clean = model.run_with_cache(model.to_tokens(TEXT[:40]))[1]
-        corrupted = model.to_tokens(OTHER[:40])
+        clean = model.run_with_cache(model.to_tokens(TEXT[:20]))[1]
+        corrupted = model.to_tokens(OTHER[:20])
         found.append(getattr(tool, f"get_act_patch_{name}")(model, corrupted, clean, metric))
     same(*found)
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from neox_lab.compat.transformer_lens.cache import ActivationCache
     from neox_lab.compat.transformer_lens.config import HookedTransformerConfig
     from neox_lab.compat.transformer_lens.factored_matrix import FactoredMatrix
-    from neox_lab.compat.transformer_lens.hook_points import HookPoint
+    from neox_lab.compat.transformer_lens.hook_points import HookedRootModule, HookPoint
     from neox_lab.compat.transformer_lens.model import HookedTransformer, TransformerBridge
     from neox_lab.compat.transformer_lens.past_key_value_caching import (
         HookedTransformerKeyValueCache,
@@ -45,6 +45,7 @@ _HOME = {
     "ActivationCache": "cache",
     "FactoredMatrix": "factored_matrix",
     "HookPoint": "hook_points",
+    "HookedRootModule": "hook_points",
     "HookedTransformer": "model",
     "HookedTransformerConfig": "config",
     "HookedTransformerKeyValueCache": "past_key_value_caching",
@@ -81,6 +82,7 @@ __all__ = [
     "ActivationCache",
     "FactoredMatrix",
     "HookPoint",
+    "HookedRootModule",
     "HookedTransformer",
     "HookedTransformerConfig",
     "HookedTransformerKeyValueCache",

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import wraps
+from fnmatch import fnmatchcase
+from functools import partial, wraps
 from typing import Any, Literal, Self, TypeAlias
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from neox_lab.checks import check, one_of
 from neox_lab.compat.transformer_lens.module_names import earlier_name
-from neox_lab.errors import HookError
+from neox_lab.errors import HookError, HookNameError, nearest
 from neox_lab.family import GPTNeoXForCausalLM
 from neox_lab.hooks.hooking import HookList, reads_only
 from neox_lab.hooks.names import Name, find
@@ -40,8 +41,10 @@ class LensHandle:
     context_level: int | None = None
 
 
-class HookPoint:
+class HookPoint(nn.Module):
     """One named place of one model, with the hooks that were added there.
+
+    In a module of one's own, see ``HookedRootModule``, it is called with the tensor of its place.
 
     Attributes:
         name: full name, such as ``blocks.3.attn.hook_q``.
@@ -50,8 +53,9 @@ class HookPoint:
         bwd_hooks: hooks on its gradient.
     """
 
-    def __init__(self, name: str) -> None:
-        """A point without hooks."""
+    def __init__(self, name: str = "") -> None:
+        """A point without hooks; in a ``HookedRootModule`` ``setup`` names it."""
+        super().__init__()
         self.name = name
         self.ctx: dict[object, object] = {}
         self.fwd_hooks: list[LensHandle] = []
@@ -60,6 +64,17 @@ class HookPoint:
     def __repr__(self) -> str:
         """The name."""
         return f"HookPoint({self.name!r})"
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """The tensor, or what the hooks put in its place."""
+        for handle in list(self.fwd_hooks):
+            changed = handle.hook(tensor, hook=self)
+            tensor = tensor if changed is None else changed
+        if self.bwd_hooks and tensor.requires_grad:
+            tensor = tensor.view_as(tensor)  # its own gradient, where what is given is a leaf
+            for handle in self.bwd_hooks:
+                tensor.register_hook(partial(handle.hook, hook=self))  # type: ignore[no-untyped-call]
+        return tensor
 
     def layer(self) -> int:
         """Number of the block.
@@ -156,6 +171,7 @@ class Hooks:
     native: GPTNeoXForCausalLM
     hook_dict: dict[str, HookPoint]
     """Every hook point by name, in the order of the forward pass."""
+    __call__: Callable[..., Any]
 
     @property
     def mod_dict(self) -> dict[str, HookPoint]:
@@ -277,6 +293,22 @@ class Hooks:
                 for point, _ in added:
                     point.clear_context()
 
+    def run_with_hooks(
+        self,
+        *model_args: Any,
+        fwd_hooks: AddedHooks = (),
+        bwd_hooks: AddedHooks = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Run once with hooks added; see ``hooks``, and for the other arguments the call.
+
+        Backward hooks belong to this run's graph and fire when it is backpropagated.
+        """
+        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
+            return self(*model_args, **model_kwargs)
+
     def get_caching_hooks(
         self,
         names_filter: Name | Iterable[Name] | None = None,
@@ -298,7 +330,7 @@ class Hooks:
             The dict, hooks on tensors and hooks on gradients.
         """
         kept: dict[str, Tensor] = {} if cache is None else cache
-        row = 0 if remove_batch_dim else slice(None)
+        row = 0 if remove_batch_dim else ...
 
         @reads_only
         def keep(tensor: Tensor, hook: HookPoint) -> None:
@@ -347,6 +379,65 @@ class Hooks:
         backward = [pair for point in self.hook_points() for pair in point.placed("bwd")]
         with self.native.hooks(forward, backward, must_fire=False):
             yield
+
+
+class HookedRootModule(nn.Module, Hooks):
+    """A module of one's own with hook points, which run as ``self.hook_square(x * x)``.
+
+    ``setup()``, called at the end of ``__init__``, gives every ``HookPoint`` its name.
+    """
+
+    def setup(self) -> None:
+        """Name the hook points after where they are in this module."""
+        named = self.named_modules()
+        self.hook_dict = {name: part for name, part in named if isinstance(part, HookPoint)}
+        for name, point in self.hook_dict.items():
+            point.name = name
+
+    def points_of(self, name: Name) -> list[HookPoint]:
+        """The hook points of a name, glob or function of names.
+
+        Raises:
+            HookNameError: it matches none.
+        """
+        wanted = name if callable(name) else partial(fnmatchcase, pat=str(name))
+        found = [point for own, point in self.hook_dict.items() if wanted(own)]
+        if not found:
+            hint = "" if callable(name) else nearest(str(name), self.hook_dict)
+            raise HookNameError(f"{name!r} matches no hook point of this module.{hint}")
+        return found
+
+    def run_with_cache(
+        self,
+        *model_args: Any,
+        names_filter: Name | Iterable[Name] | None = None,
+        device: str | None = None,
+        remove_batch_dim: bool = False,
+        incl_bwd: bool = False,
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        **model_kwargs: Any,
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """Run once and keep the tensors at hook points, by name.
+
+        Args:
+            model_args: of ``forward``, as are ``model_kwargs``.
+            names_filter: what to keep; None for all.
+            device: keep tensors there.
+            remove_batch_dim: keep the first row, without its axis.
+            incl_bwd: backpropagate from what is returned, a scalar, and keep gradients, too.
+            reset_hooks_end: take the hooks that keep tensors away again.
+            clear_contexts: empty the ``ctx`` of these hook points.
+            model_kwargs: see ``model_args``.
+        """
+        kept, forward, backward = self.get_caching_hooks(
+            names_filter, incl_bwd, device, remove_batch_dim
+        )
+        with self.hooks(forward, backward, reset_hooks_end, clear_contexts):
+            output = self(*model_args, **model_kwargs)
+            if incl_bwd:
+                output.backward()
+        return output, kept
 
 
 def _take_away(added: Iterable[tuple[HookPoint, LensHandle]]) -> None:

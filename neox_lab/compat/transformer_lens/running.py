@@ -9,7 +9,7 @@ from torch import Tensor
 
 from neox_lab.checks import check, one_of
 from neox_lab.compat.transformer_lens.cache import ActivationCache
-from neox_lab.compat.transformer_lens.hook_points import AddedHooks, Hooks
+from neox_lab.compat.transformer_lens.hook_points import Hooks
 from neox_lab.compat.transformer_lens.past_key_value_caching import HookedTransformerKeyValueCache
 from neox_lab.compat.transformer_lens.text import Side, Text, Texts
 from neox_lab.errors import InputError
@@ -139,22 +139,6 @@ class Runs(Hooks, Texts):
         with self.in_force():
             output = self.native(**given, stop_at_layer=0)
         return output.last_hidden_state, given.get("input_ids"), None, given["attention_mask"]
-
-    def run_with_hooks(
-        self,
-        *model_args: Any,
-        fwd_hooks: AddedHooks = (),
-        bwd_hooks: AddedHooks = (),
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-        **model_kwargs: Any,
-    ) -> Any:
-        """Run once with hooks added; see ``hooks``, and for the other arguments the call.
-
-        Backward hooks belong to this run's graph and fire when it is backpropagated.
-        """
-        with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
-            return self(*model_args, **model_kwargs)
 
     def run_with_cache(
         self,
