@@ -39,7 +39,8 @@ from pathlib import Path
 from typing import Any
 
 from neox_lab import interrupts
-from neox_lab.errors import CheckpointError, NeoxLabError
+from neox_lab.checks import shown
+from neox_lab.errors import CheckpointError, InputError, NeoxLabError
 
 StrPath = str | os.PathLike[str]
 """Where a file or directory is."""
@@ -50,6 +51,34 @@ _UNITS |= {f"{letter}I": 1024**power for power, letter in enumerate("KMGTP", sta
 
 _TEMPORARY, _OLD = ".tmp", ".old"
 _LEFT_OVER = 3600.0  # seconds; what nobody has touched for so long, nobody is writing any more
+
+
+def path_of(name: str, value: object) -> Path:
+    """The path that a user gave.
+
+    Args:
+        name: what the user calls it.
+        value: what the user gave.
+
+    Raises:
+        InputError: it is no path.
+    """
+    if isinstance(value, str | os.PathLike):
+        text = os.fspath(value)
+        if isinstance(text, str) and text and _can_be_a_name(text):
+            return Path(text)
+    raise InputError(f"{name}={shown(value)}; expected the path of a file or folder.")
+
+
+def _can_be_a_name(path: str) -> bool:
+    """Whether the system takes it for one, be something there or not."""
+    try:
+        os.lstat(path)
+    except ValueError:  # a null, half a character
+        return False
+    except OSError as error:
+        return error.errno != errno.ENAMETOOLONG
+    return True
 
 
 class Stage:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from neox_lab.checks import SWITCH, check, one_of, shown
+from neox_lab.checks import SWITCH, Kind, check, one_of, or_none, plain, several, shown
 from neox_lab.dynamics.auditing import warn_of
 from neox_lab.dynamics.faults import Faults, find_faults
 from neox_lab.dynamics.fetching import Fetcher
@@ -25,9 +25,15 @@ from neox_lab.dynamics.tensors import TensorMeasure
 from neox_lab.errors import CheckpointError, InputError, NeoxLabWarning
 from neox_lab.family.heads import CLASSES
 from neox_lab.family.loading import load
+from neox_lab.files import path_of
 from neox_lab.hub import PathOrId
 from neox_lab.progress import Progress
 from neox_lab.steps import nearest_revisions
+
+EXPECTED_STEPS = "'log', 'all' or a list of steps and names of revisions"
+EXECUTOR: Kind[Executor | None] = or_none(
+    Kind("an executor, as of concurrent.futures", lambda value: isinstance(value, Executor))
+)
 
 _ENOUGH = 3  # revisions at which the measure itself fails before it is taken to be wrong
 
@@ -162,17 +168,19 @@ def run(
     check("keep", keep, one_of("all", "none"), InputError)
     check("head", head, one_of(*CLASSES), InputError)
     check("progress", progress, SWITCH, InputError)
+    check("executor", executor, EXECUTOR, InputError)
+    to = None if to is None else path_of("to", to)
     source = source_of(name)
     there = source.revisions()
     chosen = choose(source, there, steps)
     options = {"head": head, "dtype": dtype, "device": device}
-    notes = None if to is None else Path(to).expanduser()
+    notes = None if to is None else to.expanduser()
     job = Job(source, measure, options, keep == "all", notes)
     manifest = {
         "model": source.shown,
         "measure": fingerprint(measure),
         "head": head,
-        "dtype": None if dtype is None else str(dtype),
+        "dtype": None if dtype is None else shown(dtype),
     }
     before = _faults(source, there) if isinstance(source, Hub) else None
     if before is not None:
@@ -202,8 +210,9 @@ def read(folder: str | os.PathLike[str]) -> DynamicsResult:
 
     Raises:
         CheckpointError: it is no such folder.
+        InputError: it is no path.
     """
-    place = Path(folder).expanduser()
+    place = path_of("folder", folder).expanduser()
     manifest = read_manifest(place)
     records = Records(place)
     records.read()
@@ -236,17 +245,16 @@ def choose(source: Source, there: Sequence[Revision], steps: object) -> list[Rev
                 f"{', '.join(each.name for each in there[:10])}."
             )
         return stepped if steps == "all" else _doubling(stepped)
-    try:
-        wanted = list(steps)  # type: ignore[call-overload]
-    except TypeError:
-        wanted = []
-    if not wanted:
-        raise InputError(f"steps={shown(steps)}; expected 'log', 'all' or a list of steps.")
+    wanted = plain(several("steps", steps, EXPECTED_STEPS, InputError))
+    if not isinstance(wanted, list) or not wanted:
+        raise InputError(f"steps={shown(steps)}; expected {EXPECTED_STEPS}.")
     chosen: dict[str, Revision] = {}
     for each in wanted:
-        found = [r for r in there if r.name == each or (r.step == each and each is not None)]
-        if not found or isinstance(each, bool):
-            name = each if isinstance(each, str) else f"step{each}"
+        if isinstance(each, bool) or not isinstance(each, str | int):
+            raise InputError(f"steps has {shown(each)}; expected {EXPECTED_STEPS}.")
+        found = [revision for revision in there if each in (revision.name, revision.step)]
+        if not found:
+            name = each if isinstance(each, str) else f"step{shown(each)}"
             raise CheckpointError(
                 f"{source.shown} has no revision {name!r}."
                 f"{nearest_revisions(name, [r.name for r in there])}"

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from neox_lab.checkpoint.files import INDEX_SUFFIX, WHOLE_FILES, find_weights, read_index
 from neox_lab.checkpoint.reading import open_weights
+from neox_lab.checks import shown
 from neox_lab.dynamics.sources import Hub, Revision, Source
 from neox_lab.errors import CheckpointError, InputError, nearest
 from neox_lab.hub import HubOptions, explained, find_file, network_allowed
@@ -84,9 +85,11 @@ def tensor_measure(*names: str, function: Callable[..., object]) -> TensorMeasur
         InputError: no names, or no function.
     """
     if not names or not all(isinstance(name, str) for name in names):
-        raise InputError(f"names={names!r}; expected names of tensors.")
+        raise InputError(f"names={shown(names)}; expected names of tensors.")
     if not callable(function):
-        raise InputError(f"function={function!r}; expected a function of {len(names)} tensors.")
+        raise InputError(
+            f"function={shown(function)}; expected a function of {len(names)} tensors."
+        )
     return TensorMeasure(names, function)
 
 

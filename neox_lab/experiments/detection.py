@@ -157,6 +157,11 @@ def pattern_score(
         InputError: shapes that do not fit, or an unknown measure.
     """
     check("measure", measure, one_of("mul", "abs"), InputError)
+    check("exclude_first_token", exclude_first_token, SWITCH, InputError)
+    check("exclude_own_token", exclude_own_token, SWITCH, InputError)
+    for name, given in {"attention": attention, "pattern": pattern}.items():
+        if not isinstance(given, Tensor) or given.dim() < 2 or given.device.type == "meta":
+            raise InputError(f"{name}={shown(given)}; expected a tensor [.., query_pos, key_pos].")
     if attention.shape[-2:] != pattern.shape or pattern.shape[0] != pattern.shape[-1]:
         raise InputError(
             f"attention has shape {list(attention.shape)}, pattern {list(pattern.shape)}; expected "

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from neox_lab.checks import check, name_not_finite, one_of, require_model, several, whole
+from neox_lab.checks import check, name_not_finite, one_of, require_model, several, shown, whole
 from neox_lab.errors import InputError
 from neox_lab.experiments.parts_alone import check_parts
 from neox_lab.experiments.patching.prompts import refuse_other_angles
@@ -236,7 +236,7 @@ def predictions(
     Raises:
         InputError: other logits, or ``top_k`` is no number of tokens.
     """
-    if not isinstance(logits, Tensor) or logits.dim() != 1:
+    if not isinstance(logits, Tensor) or logits.dim() != 1 or logits.device.type == "meta":
         raise InputError("logits must be those of one position, [vocab], such as logits[0, -1].")
     if top_k is not None:
         top_k = check("top_k", top_k, whole(least=0), InputError)
@@ -245,6 +245,8 @@ def predictions(
     log_probability = logits.log_softmax(dim=-1)[order]
     columns: dict[str, object] = {"rank": range(len(order)), "token": order.tolist()}
     if tokenizer is not None:
+        if isinstance(tokenizer, type) or not hasattr(tokenizer, "piece_text"):
+            raise InputError(f"tokenizer={shown(tokenizer)}; expected a model's .tokenizer.")
         columns["text"] = [str(tokenizer.piece_text(token)) for token in order.tolist()]
     columns["logit"] = logits[order].tolist()
     columns["log_probability"] = log_probability.tolist()

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from neox_lab.checks import SWITCH, check, require_model
 from neox_lab.config import GPTNeoXConfig
+from neox_lab.errors import InputError
 from neox_lab.family.weights import LayerWeights, StackedWeights, WeightViews
 from neox_lab.model.block import Block
 from neox_lab.model.parts import plain_layer_norm
@@ -209,10 +211,15 @@ def folded(
         center_writing_weights: what is written has a mean of zero over d_model.
         center_unembed: the unembedding has a mean of zero over the vocabulary.
         fold_value_biases: ``b_V`` moves into ``b_O``.
+
+    Raises:
+        InputError: no model of this package, or what is neither True nor False.
     """
-    return FoldedWeights(
-        model, Folding(fold_ln, center_writing_weights, center_unembed, fold_value_biases)
-    )
+    require_model(model)
+    flags = {"fold_ln": fold_ln, "center_writing_weights": center_writing_weights}
+    flags |= {"center_unembed": center_unembed, "fold_value_biases": fold_value_biases}
+    checked = {name: check(name, value, SWITCH, InputError) for name, value in flags.items()}
+    return FoldedWeights(model, Folding(**checked))
 
 
 def _fold(norm: nn.LayerNorm, matrix: Tensor) -> Tensor:

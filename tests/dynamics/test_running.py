@@ -144,11 +144,11 @@ def test_doubling_steps() -> None:
         ([1100], "no revision 'step1100'.*'step1000' and 'step1250'"),
         (["step1100"], "'step1000' and 'step1250'"),
         (["mian"], "Did you mean 'main'"),
-        ([True], "no revision 'stepTrue'"),
+        ([True], "steps has True"),
         ([], "expected 'log', 'all' or a list"),
         ("al", "Did you mean 'all'"),
         (5, "expected 'log', 'all' or a list"),
-        ([None], "no revision"),
+        ([None], "steps has None"),
     ],
 )
 def test_wrong_steps(steps: Any, words: str) -> None:

@@ -229,12 +229,12 @@ def test_single_entries(metric: Any) -> None:
         same(zero.values[:, 2], position_by_position(model, clean, clean, metric, name, value))
         for site, wrong in (
             *(("z", [1]), (name, [30]), (name, []), (name, [2, 2]), (name, [1, -29])),
-            *((name, [1.5]), (name, [True, False]), (name, True), (name, (1, 2))),
+            *((name, [1.5]), (name, [True, False]), (name, True), (name, (2, 1))),
         ):
             with pytest.raises(InputError, match="entries"):
                 swept(model, clean, corrupted, metric, site, entries=wrong)
         mask = torch.arange(30) % 7 == 4
-        for same_ones in (mask, slice(4, None, 7), [4, 11, 18, -5], range(4, 30, 7)):
+        for same_ones in (mask, slice(4, None, 7), (4, None, 7), [4, 11, 18, -5], range(4, 30, 7)):
             got = swept(model, clean, corrupted, metric, name, entries=same_ones)
             assert got.labels["latent"] == ["4", "11", "18", "25"]
             one = swept(model, clean, corrupted, metric, name, entries=11)

@@ -47,8 +47,8 @@ ASKING: dict[str, Any] = {
     "watermarking_config": {},
 }
 """Settings that put a processor into the line, with a value that asks for it."""
-OF_ARGUMENTS = {"PrefixConstrained", "ClassifierFreeGuidance"}
-"""Made for functions and prompts that the user brings."""
+OF_ARGUMENTS = {"PrefixConstrained", "ClassifierFreeGuidance", "FrequencyPenalty"}
+"""Made for functions and prompts that the user brings, or brought ready made."""
 
 
 def made(**asked: Any) -> set[type]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from calls_of_newer_rooms import newer_calls
 from patching_oracle import small
 
 import neox_lab as nl
@@ -281,6 +282,7 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         ),
         "decode": (MODEL.tokenizer.decode, {"token_ids": [3], "skip_special_tokens": False}),
         "GPTNeoXConfig": (nl.GPTNeoXConfig, _settings()),
+        **newer_calls(MODEL, folder),
     }
 
 

@@ -24,6 +24,7 @@ ELSEWHERE = {
     "write_report": "writes; see report",
     "revisions": "takes nothing",
     "planted": "takes nothing",
+    "tensor_measure": "takes names one after another, as _tensor_measure",
     "reads_only": "a decorator of functions",
     "explore": "makes a widget, as all of nl.widgets do",
     "logit_difference": "called with a model, as _difference",

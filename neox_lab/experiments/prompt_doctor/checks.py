@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
+from neox_lab.checks import shown
 from neox_lab.experiments.prompt_doctor.items import Item, Reader
 
 LONGEST = 400
@@ -166,7 +167,7 @@ def unknown_ids(item: Item) -> Iterator[Spot]:
     """Ids that the model has no row for."""
     for name, at, token in _tokens(item):
         if not 0 <= token < item.reader.vocab:
-            wrong = f"Id {token} is outside the vocabulary of {item.reader.vocab}."
+            wrong = f"Id {shown(token)} is outside the vocabulary of {item.reader.vocab}."
             yield Spot(name, at, wrong)
 
 

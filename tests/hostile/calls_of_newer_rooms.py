@@ -1,0 +1,111 @@
+"""Good calls of what came after ``calls.py`` was long: prompts, training, patching one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import neox_lab as nl
+
+Call = tuple[Callable[..., Any], dict[str, Any]]
+
+
+def newer_calls(model: Any, folder: Path) -> dict[str, Call]:
+    """Functions by name, with arguments that are right."""
+    name = folder / "revisions"
+    for step in (0, 8):
+        model.save_pretrained(name / f"step{step}")
+        model.tokenizer.save_pretrained(name / f"step{step}")
+    done = folder / "run"
+    nl.dynamics.run(_measure, name, "all", to=done, progress=False)
+    return {
+        "check_prompts": (
+            nl.check_prompts,
+            {"model": model, "clean": "abcd", "corrupted": "abed", "answers": ("a", "b")},
+        ),
+        "folded": (
+            nl.folded,
+            {"model": model, "fold_ln": True, "center_writing_weights": True}
+            | {"center_unembed": True, "fold_value_biases": False},
+        ),
+        "dynamics.audit": (nl.dynamics.audit, {"name": name}),
+        "dynamics.compare": (
+            nl.dynamics.compare,
+            {"model_a": model, "model_b": model, "texts": "abcd"},
+        ),
+        "dynamics.read": (nl.dynamics.read, {"folder": done}),
+        "dynamics.revisions": (nl.dynamics.revisions, {"name": name}),
+        "dynamics.run": (
+            nl.dynamics.run,
+            {"measure": _measure, "name": name, "steps": "all", "head": "causal-lm"}
+            | {"dtype": None, "device": None, "keep": "all", "to": None, "executor": None}
+            | {"progress": False},
+        ),
+        "dynamics.tensor_measure": (_tensor_measure, {"name": "x", "function": _measure}),
+        **_calls_of_single_patches(model),
+    }
+
+
+def _calls_of_single_patches(model: Any) -> dict[str, Call]:
+    logits = model("abcd").logits.detach()
+    pattern = torch.eye(4).expand(1, 3, 4, 4)
+    corrupted, clean = torch.zeros(1, 4, 3, 4, 4), torch.ones(1, 4, 3, 4, 4)
+    found: dict[str, Call] = {
+        "lens.predictions": (
+            nl.lens.predictions,
+            {"logits": logits[0, -1], "tokenizer": model.tokenizer, "top_k": 2},
+        ),
+        "lens.singular_vectors": (
+            nl.lens.singular_vectors,
+            {"model": model, "matrix": "OV", "layer": 0, "head": 0, "count": 2},
+        ),
+        "detect.pattern_score": (
+            nl.detect.pattern_score,
+            {"attention": pattern, "pattern": pattern[0, 0], "measure": "mul"}
+            | {"exclude_first_token": False, "exclude_own_token": False},
+        ),
+        "patching.make_df_from_ranges": (
+            nl.patching.make_df_from_ranges,
+            {"column_max_ranges": [1, 2], "column_names": ["layer", "pos"]},
+        ),
+        "patching.generic_activation_patch": (
+            nl.patching.generic_activation_patch,
+            {"model": model, "corrupted_tokens": model.to_tokens("abed")}
+            | {"clean_cache": model.run_with_cache("abcd")[1], "patching_metric": _total}
+            | {"patch_setter": nl.patching.layer_pos_patch_setter}
+            | {"activation_name": "resid_pre", "index_axis_names": ["layer", "pos"]}
+            | {"index_df": None, "return_index_df": False},
+        ),
+    }
+    places = {
+        "layer_pos": (0, 1),
+        "layer_pos_head_vector": (0, 1, 2),
+        "layer_head_vector": (0, 2),
+        "layer_head_pattern": (0, 2),
+        "layer_head_pos_pattern": (0, 2, 1),
+        "layer_head_dest_src_pos_pattern": (0, 2, 1, 0),
+    }
+    for name, index in places.items():
+        setter = getattr(nl.patching, f"{name}_patch_setter")
+        four = "pattern" in name
+        found[f"patching.{name}_patch_setter"] = (
+            setter,
+            {"corrupted_activation": corrupted[:, 0] if four else corrupted[..., 0]}
+            | {"index": index, "clean_activation": clean[:, 0] if four else clean[..., 0]},
+        )
+    return found
+
+
+def _total(logits: torch.Tensor) -> torch.Tensor:
+    return logits.sum()
+
+
+def _measure(model: Any) -> float:
+    return 1.0
+
+
+def _tensor_measure(name: Any, function: Any) -> object:
+    return nl.dynamics.tensor_measure(name, function=function)
