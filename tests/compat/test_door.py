@@ -293,6 +293,49 @@ def _raise(tensor: Tensor, hook: HookPoint) -> None:
     raise RuntimeError("mine")
 
 
+SETTINGS: dict[str, Any] = {
+    **{"n_layers": 2, "d_model": 16, "n_ctx": 24, "d_head": 8, "d_vocab": 30, "act_fn": "relu"},
+    **{"positional_embedding_type": "rotary", "rotary_dim": 4, "seed": 5, "d_vocab_out": 30},
+}
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_a_new_model_of_a_configuration(parallel: bool) -> None:
+    cfg = tl.HookedTransformerConfig(**SETTINGS, parallel_attn_mlp=parallel, use_attn_result=True)
+    assert cfg.device == "cpu" and cfg.use_attn_result
+    new = HookedTransformer(cfg)
+    assert new.cfg is cfg and new(torch.arange(9)).shape == (1, 9, 30)
+    config = new.native.config
+    assert (config.num_attention_heads, config.intermediate_size) == (2, 64)
+    assert (config.use_parallel_residual, config.rotary_ndims) == (parallel, 4)
+    assert config.initializer_range == 0.2 and 0.15 < new.W_Q.std() < 0.25
+    again = HookedTransformer(tl.HookedTransformerConfig.from_dict(cfg.to_dict()))
+    assert torch.equal(again(torch.arange(9)), new(torch.arange(9)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"positional_embedding_type": "standard"}, "='standard' makes a model of another kind"),
+        ({"normalization_type": None}, "expected 'LN'"),
+        ({"attn_only": True}, "attn_only=True"),
+        ({"n_heads": 3}, "d_head=8"),
+        ({"d_vocab_out": 29}, "expected 30"),
+        ({"n_layers": None}, "needs n_layers"),
+        ({"act_fn": "solu_ln"}, "solu_ln"),
+        ({"d_vocba": 3}, "Did you mean 'd_vocab'"),
+        ({"attn_scale": 1.0}, "attn_scale"),
+    ],
+    ids=str,
+)
+def test_other_models_than_gpt_neox_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        tl.HookedTransformerConfig(**SETTINGS | change)
+    kept = {n: v for n, v in SETTINGS.items() if n != "positional_embedding_type"}
+    with pytest.raises(ConfigError, match="standard"):
+        tl.HookedTransformerConfig(**kept)
+
+
 def test_a_cache_knows_the_door_it_came_through(model: HookedTransformer) -> None:
     cache = model.run_with_cache(tokens())[1]
     assert cache.model is model and cache.model.cfg.d_model == 64
@@ -313,9 +356,8 @@ def test_switches_change_nothing_and_the_rest_cannot_be_set(model: HookedTransfo
         model.cfg.n_layers = 2
     with pytest.raises(AttributeError, match="n_layers"):
         _ = model.cfg.n_layer
-    for wrong in ({"n_layers": 2}, {"model": nl.GPTNeoXModel(nl.GPTNeoXConfig(**SIZES))}):
-        with pytest.raises(ConfigError, match="describes a model"):
-            tl.HookedTransformerConfig(**wrong)
+    with pytest.raises(ConfigError, match="a language model"):
+        tl.HookedTransformerConfig(nl.GPTNeoXModel(nl.GPTNeoXConfig(**SIZES)))
     assert model.cfg.to_dict()["d_vocab"] == 211 and "d_vocab=211" in repr(model.cfg)
     assert model.cfg.n_params == sum(
         model.W_Q[0].numel() * 4 * 3 if name == "W_Q" else 2 * model.W_in.numel()

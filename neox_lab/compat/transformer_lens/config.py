@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from neox_lab.compat.transformer_lens.new_models import gpt_neox_config
 from neox_lab.errors import ConfigError, nearest
 from neox_lab.family import GPTNeoXForCausalLM
 
@@ -78,30 +79,60 @@ class HookedTransformerConfig:
         checkpoint_value: int | None = None,
         **settings: object,
     ) -> None:
-        """The configuration of ``model``.
+        """The configuration of ``model``, or of a model that is still to be made.
+
+        Args:
+            model: a language model; None for a new one.
+            default_prepend_bos: put the beginning-of-text token before texts.
+            checkpoint_index: of which checkpoint the weights are.
+            checkpoint_value: likewise.
+            settings: of a new model, by TransformerLens's names: ``n_layers=``, ``d_model=``;
+                ``positional_embedding_type="rotary"`` among them. ``HookedTransformer(cfg)`` makes
+                the model, on ``device=`` and after ``torch.manual_seed(seed)``.
 
         Raises:
-            ConfigError: no language model of this package.
+            ConfigError: no language model of this package, or settings of another kind of model.
         """
-        if not isinstance(model, GPTNeoXForCausalLM) or settings:
+        switches = {name: settings.pop(name, False) for name in _SWITCHES}
+        seed, device = settings.pop("seed", None), settings.pop("device", None)
+        if model is None:
+            with torch.device("meta"):
+                model = GPTNeoXForCausalLM(gpt_neox_config(settings))
+        elif not isinstance(model, GPTNeoXForCausalLM) or settings:
             raise ConfigError(
-                "HookedTransformerConfig describes a model that is there. For a new one: "
-                "HookedTransformer(nl.GPTNeoXForCausalLM(nl.GPTNeoXConfig(hidden_size=..., ...))); "
-                "other architectures than GPT-NeoX are not here."
+                "HookedTransformerConfig takes a language model of this package, or settings."
             )
         self.__dict__.update(
-            dict.fromkeys(_SWITCHES, False),
+            switches,
             _model=model,
+            seed=seed,
             default_prepend_bos=default_prepend_bos,
             normalization_type="LN",
             checkpoint_index=checkpoint_index,
             checkpoint_value=checkpoint_value,
             from_checkpoint=checkpoint_value is not None,
         )
+        if model.device.type == "meta":
+            self.__dict__["device"] = str(device or "cpu")
+
+    @classmethod
+    def from_dict(cls, config_dict: Mapping[str, Any]) -> Self:
+        """The configuration of a new model, from settings in a dictionary; see ``__init__``."""
+        return cls(**config_dict)
+
+    def new_model(self) -> GPTNeoXForCausalLM:
+        """A model of this configuration, with weights drawn at random."""
+        if self.seed is not None:
+            torch.manual_seed(self.seed)
+        model = GPTNeoXForCausalLM(self.__dict__["_model"].config).eval()
+        model = model.to(self.device)
+        self.follow(model, folded=False)
+        return model
 
     def follow(self, model: GPTNeoXForCausalLM, *, folded: bool) -> None:
         """Become the configuration of a model with processed weights."""
         self.__dict__["_model"] = model
+        self.__dict__.pop("device", None)  # it is the model's from now on
         if folded:
             self.__dict__["normalization_type"] = "LNPre"
 
@@ -129,11 +160,11 @@ class HookedTransformerConfig:
     def __dir__(self) -> list[str]:
         """Every name, for completion."""
         own = [name for name in self.__dict__ if not name.startswith("_")]
-        return sorted([*own, *_OF_MODEL, *_ALWAYS, "follow", "to_dict"])
+        return sorted([*own, *_OF_MODEL, *_ALWAYS, "follow", "from_dict", "new_model", "to_dict"])
 
     def to_dict(self) -> dict[str, object]:
         """Every setting by name."""
-        names = (name for name in dir(self) if name not in ("follow", "to_dict"))
+        names = (name for name in dir(self) if not hasattr(type(self), name))
         return {name: getattr(self, name) for name in names}
 
     def __repr__(self) -> str:

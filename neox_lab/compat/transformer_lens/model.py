@@ -25,7 +25,11 @@ from neox_lab.compat.transformer_lens.running import Runs
 from neox_lab.compat.transformer_lens.text import Side
 from neox_lab.errors import InputError
 from neox_lab.family import GPTNeoXForCausalLM
-from neox_lab.family.conversion import ForeignModel, ForeignTokenizer
+from neox_lab.family.conversion import (
+    ForeignModel,
+    ForeignTokenizer,
+    tokenizer_from_transformers,
+)
 from neox_lab.family.folded import folded
 from neox_lab.family.text import tokenizer_of
 from neox_lab.tokenizer import GPTNeoXTokenizerFast
@@ -47,7 +51,8 @@ class HookedTransformer(Runs, Generates):
 
     def __init__(
         self,
-        model: GPTNeoXForCausalLM,
+        model: GPTNeoXForCausalLM | HookedTransformerConfig,
+        tokenizer: ForeignTokenizer | None = None,
         *,
         default_prepend_bos: bool = False,
         checkpoint_index: int | None = None,
@@ -56,7 +61,8 @@ class HookedTransformer(Runs, Generates):
         """The door to ``model``, whose weights it shares.
 
         Args:
-            model: a language model.
+            model: a language model, or the configuration of a new one.
+            tokenizer: of a new model.
             default_prepend_bos: put the beginning-of-text token before texts.
             checkpoint_index: for ``cfg``.
             checkpoint_value: for ``cfg``.
@@ -64,17 +70,25 @@ class HookedTransformer(Runs, Generates):
         Raises:
             InputError: no language model of this package.
         """
+        given = model
+        if isinstance(model, HookedTransformerConfig):
+            model = model.new_model()
+            model.tokenizer = None if tokenizer is None else tokenizer_from_transformers(tokenizer)
         if not isinstance(model, GPTNeoXForCausalLM):
             raise InputError(
                 f"model is {shown(model, 60)}; expected a GPTNeoXForCausalLM, as nl.load(name) "
                 "returns it, or HookedTransformer.from_pretrained(name)."
             )
         self.native = model
-        self.cfg = HookedTransformerConfig(
-            model,
-            default_prepend_bos=default_prepend_bos,
-            checkpoint_index=checkpoint_index,
-            checkpoint_value=checkpoint_value,
+        self.cfg = (
+            given
+            if isinstance(given, HookedTransformerConfig)
+            else HookedTransformerConfig(
+                model,
+                default_prepend_bos=default_prepend_bos,
+                checkpoint_index=checkpoint_index,
+                checkpoint_value=checkpoint_value,
+            )
         )
         self.hook_dict = {name: HookPoint(name) for name in model.hook_names}
         self._tokenizer = model.tokenizer
