@@ -386,6 +386,28 @@ def test_hooks_act_while_writing() -> None:
     assert shapes == [model.to_tokens(text).shape[1], 1, 1]
 
 
+def test_hooks_take_hooks_away_within_a_run(model: HookedTransformer) -> None:
+    seen: list[str] = []
+
+    def once(tensor: Tensor, hook: HookPoint) -> Tensor:
+        seen.append("once")
+        hook.remove_hooks()
+        return 0 * tensor
+
+    plain, zeroed = (
+        model(tokens()),
+        model.run_with_hooks(tokens(), fwd_hooks=[("hook_embed", _zero)]),
+    )
+    model.add_hook("hook_embed", once)
+    model.add_hook("blocks.1.hook_mlp_out", lambda tensor, hook: seen.append("later"))
+    made = model.generate(tokens()[:1], max_new_tokens=3, do_sample=False, stop_at_eos=False)
+    assert seen == ["once", *["later"] * 3]
+    assert made[0, -3] == zeroed[0, -1].argmax()
+    model.add_hook("hook_embed", lambda tensor, hook: model.reset_hooks())
+    assert torch.equal(model(tokens()), plain)
+    assert len(seen) == 4
+
+
 def test_names_of_models_and_checkpoints() -> None:
     assert tl.loading.get_official_model_name("pythia-70m") == "EleutherAI/pythia-70m"
     assert tl.loading.get_official_model_name("somebody/pythia") == "somebody/pythia"

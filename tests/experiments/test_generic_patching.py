@@ -81,7 +81,7 @@ def test_what_cannot_be_patched(case: tuple[Any, Tensor, ActivationCache]) -> No
     given = (model, corrupted, clean, metric, P.layer_pos_patch_setter, "resid_pre")
     with pytest.raises(InputError, match="one of the two"):
         P.generic_activation_patch(*given)
-    with pytest.raises(InputError, match="'layr'.*Did you mean 'layer'"):
+    with pytest.raises(InputError, match=r"'layr'.*Did you mean 'layer'"):
         P.generic_activation_patch(*given, ("layr", "pos"))
     with pytest.raises(InputError, match="expected 2 numbers"):
         P.generic_activation_patch(*given, ("layer", "pos", "head"))

@@ -63,7 +63,9 @@ class Generates(Hooks, Texts):
             "return_type", return_type, one_of("input", "str", "tokens", "tensor"), GenerationError
         )
         as_text = return_type == "str" or (return_type == "input" and not isinstance(input, Tensor))
-        eos = self.tokenizer.eos_token_id if eos_token_id is None else eos_token_id
+        eos = eos_token_id
+        if eos is None and (stop_at_eos or self.native.tokenizer is not None):
+            eos = self.tokenizer.eos_token_id
         draws = do_sample and temperature != 0
         if draws:
             cut = {"top_k": top_k} if top_k is not None else {"top_p": top_p or 1.0, "top_k": 0}
@@ -78,7 +80,7 @@ class Generates(Hooks, Texts):
                 max_new_tokens=max_new_tokens,
                 do_sample=draws,
                 eos_token_id=eos if stop_at_eos else None,
-                pad_token_id=eos if isinstance(eos, int) else eos[0],
+                pad_token_id=eos[0] if isinstance(eos, list) else eos,
                 use_cache=use_past_kv_cache,
                 **arguments,
             )

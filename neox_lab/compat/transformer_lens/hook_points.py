@@ -155,12 +155,15 @@ class HookPoint(nn.Module):
 
     def placed(self, dir: Literal["fwd", "bwd"]) -> HookList:
         """The hooks of a direction as this package takes them."""
-        return [(self.name, self._with_keyword(each.hook)) for each in self._handles(dir)[0]]
+        return [(self.name, self._while_there(each, dir)) for each in self._handles(dir)[0]]
 
-    def _with_keyword(self, function: AnyHook) -> HookFunction:
-        @wraps(function)
+    def _while_there(self, handle: LensHandle, dir: Literal["fwd", "bwd"]) -> HookFunction:
+        there = self._handles(dir)[0]
+
+        @wraps(handle.hook)
         def call(tensor: Tensor, _point: NativePoint) -> Tensor | None:
-            return function(tensor, hook=self)
+            # Hooks take themselves, and others, away within a run.
+            return handle.hook(tensor, hook=self) if handle in there else None
 
         return call
 
@@ -201,6 +204,8 @@ class Hooks:
         prepend: bool = False,
     ) -> None:
         """Let every run from now on call a hook; see ``HookPoint.add_hook``.
+
+        What a hook adds is called from the next run on, and ``generate`` is one run.
 
         Args:
             name: a hook name, or a function of names.
