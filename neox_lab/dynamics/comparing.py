@@ -44,8 +44,8 @@ class ComparisonResult(Result):
             and ``cosine``.
         activations: one row a site, over all tokens of the texts: ``site``, ``layer``, ``cka`` and
             ``squared_difference`` (mean over tokens and entries).
-        predictions: one row a token: ``text``, ``pos``, ``token``, and ``kl``, KL(first ‖ second)
-            of what may follow it, in bits.
+        predictions: one row a token: ``text``, ``pos``, ``token``, and ``kl_bits``, KL(first ‖
+            second) of what may follow it, in bits.
     """
 
     weights: pd.DataFrame
@@ -80,7 +80,7 @@ class ComparisonResult(Result):
         if rows.empty:
             raise InputError(f"text={text}; there are {self.predictions['text'].nunique()} texts")
         title = "How much the next token's prediction differs"
-        return StripView.values(list(rows["token"]), rows["kl"], title, "KL in bits")
+        return StripView.values(list(rows["token"]), rows["kl_bits"], title, "KL in bits")
 
     def _layers(self) -> CurvesView:
         from neox_lab.views import CurvesView, Line
@@ -148,7 +148,7 @@ def compare(
         kl = _kl(one[0], other[0]).tolist()
         pieces = model_a.to_str_tokens(torch.tensor(text))
         for pos, (piece, value) in enumerate(zip(pieces, kl, strict=True)):
-            rows.append({"text": number, "pos": pos, "token": piece, "kl": value})
+            rows.append({"text": number, "pos": pos, "token": piece, "kl_bits": value})
         for name, alike in sums.items():
             alike.add(one[1][name], other[1][name])
     activations = [

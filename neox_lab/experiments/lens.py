@@ -89,8 +89,7 @@ class LensResult(Result):
     def frame(self) -> pd.DataFrame:
         """One row for each layer, text and position; padding is left out.
 
-        ``entropy`` and ``kl`` are in nats, as the tensors are; ``entropy_bits`` is what pictures
-        show.
+        ``entropy_bits`` and ``kl_bits`` are in bits, as in pictures; the tensors are in nats.
         """
         rows = []
         layers, batch, length = self.entropy.shape
@@ -112,9 +111,8 @@ class LensResult(Result):
             "token": self.pieces[row][pos],
             "prediction": None if self.top_probability[at].isnan().any() else self.piece_of[best],
             "probability": float(self.top_probability[at][0]),
-            "entropy": float(self.entropy[at]),
             "entropy_bits": float(self.entropy[at]) / math.log(2),
-            "kl": float(self.kl[at]),
+            "kl_bits": float(self.kl[at]) / math.log(2),
             "next_probability": float(self.next_probability[at]),
             "next_rank": int(self.next_rank[at]),
         }

@@ -39,7 +39,7 @@ def attention_data(view: AttentionPatterns, room: int = WEIGHTS) -> dict[str, An
     """
     part, weights = _fitting(view, room)
     pieces = told(view.pieces)[part.first :]
-    measured = view.head_frame[["entropy", "first", "previous"]].to_numpy()
+    measured = view.head_frame[["entropy_bits", "first", "previous"]].to_numpy()
     shape = len(view.layers), len(view.heads), 3
     measures = rounded(measured.reshape(shape)[np.ix_(part.layers, part.heads)], 3)
     return {

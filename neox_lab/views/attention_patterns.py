@@ -95,7 +95,7 @@ class AttentionPatterns:
     def head_frame(self) -> pd.DataFrame:
         """One row for each head: where it looks on average over all queries but the first.
 
-        Columns: layer, head, entropy (bits, mean over queries), first (mean weight on token 0),
+        Columns: layer, head, entropy_bits (mean over queries), first (mean weight on token 0),
         previous (mean weight on the token before), and the strongest pair: strongest_query_pos,
         strongest_key_pos, strongest_weight. The first query has no choice and is left out; a text
         of one token has nothing else, and its numbers are NaN.
@@ -107,7 +107,7 @@ class AttentionPatterns:
                 query, key = strongest(pattern, 1)[0] if len(pattern) > 1 else (0, 0)
                 where = (query, key, float(pattern[query, key]))
                 rows.append((layer, head, *measures(pattern), *where))
-        names = ["layer", "head", "entropy", "first", "previous"]
+        names = ["layer", "head", "entropy_bits", "first", "previous"]
         best = ["strongest_query_pos", "strongest_key_pos", "strongest_weight"]
         return make_frame(rows, columns=names + best)
 

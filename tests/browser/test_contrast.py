@@ -50,4 +50,8 @@ def test_every_widget_can_be_read(model: Any, page: Any, name: str) -> None:
             stage.sync()  # pictures take their colours from the page when they are drawn
             page.wait_for_timeout(100)
         assert not poorly_readable(page, 5), f"{name}, dark: {dark}"
+        if name == "explore":  # tokens behind the selected one, which it cannot see
+            page.locator(".token").nth(1).click()
+            assert page.locator(".token.unseen").count()
+            assert not poorly_readable(page, 5), f"explorer at its second token, dark: {dark}"
     widget.close()

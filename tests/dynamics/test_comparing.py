@@ -39,7 +39,7 @@ def test_against_formulas(models: list[Any]) -> None:
     for number, row in enumerate(ids):
         p, q = (model(row).logits[0].double().log_softmax(-1) for model in models)
         kl = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(-1)
-        mine = result.frame[result.frame["text"] == number]["kl"].to_numpy()
+        mine = result.frame[result.frame["text"] == number]["kl_bits"].to_numpy()
         np.testing.assert_allclose(mine, kl / math.log(2), rtol=1e-5)
     caches = [[model.run_with_cache(row)[1] for row in ids] for model in models]
     for layer in range(4):
@@ -65,7 +65,7 @@ def test_against_formulas(models: list[Any]) -> None:
 @torch.no_grad()
 def test_a_model_and_itself_and_pictures(models: list[Any]) -> None:
     result = nl.dynamics.compare(models[0], models[0], TEXTS[0])
-    assert (result.frame["kl"] == 0).all() and (result.weights["difference"] == 0).all()
+    assert (result.frame["kl_bits"] == 0).all() and (result.weights["difference"] == 0).all()
     np.testing.assert_allclose(result.activations["cka"], 1)
     result = nl.dynamics.compare(*models, TEXTS)
     for part in ("predictions", "activations", "weights"):

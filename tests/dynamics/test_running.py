@@ -77,9 +77,9 @@ def test_answers_of_every_kind() -> None:
     assert loss.frame[list(metrics)].iloc[0].to_dict() == metrics
     lens = run(lambda model: nl.lens.logit_lens(model, TEXT), steps=[0])
     same(
-        lens.frame[["layer", "entropy"]],
-        nl.lens.logit_lens(nl.load(revision="step0"), TEXT).frame[["layer", "entropy"]].astype(
-            {"entropy": np.float64}
+        lens.frame[["layer", "entropy_bits"]],
+        nl.lens.logit_lens(nl.load(revision="step0"), TEXT).frame[["layer", "entropy_bits"]].astype(
+            {"entropy_bits": np.float64}
         ),
     )  # fmt: skip
 

@@ -75,7 +75,7 @@ def test_frame_and_files(model: Any, tmp_path: Any) -> None:
     assert result.frame["entropy_bits"].tolist() == pytest.approx(
         (result.entropy[result.mask.expand_as(result.entropy)] / np.log(2)).tolist()
     )
-    assert {"kl", "entropy", "p(⟨3⟩)", "rank(⟨3⟩)"} <= set(result.frame.columns)
+    assert {"kl_bits", "entropy_bits", "p(⟨3⟩)", "rank(⟨3⟩)"} <= set(result.frame.columns)
     assert result.to_png(tmp_path / "lens.png").startswith(b"\x89PNG")
     assert "text/html" in result._repr_mimebundle_()
     with pytest.raises(AttributeError, match="nonsense"):

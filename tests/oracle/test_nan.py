@@ -285,7 +285,7 @@ def test_the_lens() -> None:
         entropy = torch.special.entr(chances).sum(-1)
         got = found.entropy[layer, :1, : ids.shape[1]].double()
         torch.testing.assert_close(got, entropy, rtol=0, atol=1e-4)
-    bad = found.frame[found.frame["entropy"].isna()]
+    bad = found.frame[found.frame["entropy_bits"].isna()]
     assert set(bad["text"]) == {1} and bad["prediction"].isna().all()
     assert (bad["next_rank"] == -1).all() and (bad["rank( cat)"] == -1).all()
     assert found.view(1).to_html()

@@ -414,10 +414,10 @@ def test_each_head_is_measured_over_all_queries_but_the_first() -> None:
     previous = np.eye(4, k=-1) + np.diag([1, 0, 0, 0])
     view = AttentionView(np.stack([uniform, previous])[None], WORDS[:4])
     uniform_row, previous_row = (row for _, row in view.head_frame.iterrows())
-    assert uniform_row["entropy"] == pytest.approx((1 + np.log2(3) + 2) / 3)
+    assert uniform_row["entropy_bits"] == pytest.approx((1 + np.log2(3) + 2) / 3)
     assert uniform_row["first"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3)
     assert uniform_row["previous"] == pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3)
-    assert (previous_row["entropy"], previous_row["previous"]) == (0, 1)
+    assert (previous_row["entropy_bits"], previous_row["previous"]) == (0, 1)
     assert previous_row["first"] == pytest.approx(1 / 3)
     rows = view.tables()[0].rows
     assert rows[1][2:5] == ["0.00", "33 %", "100 %"]

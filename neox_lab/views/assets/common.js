@@ -156,6 +156,8 @@ const tint = (colour, strength) => mix(ground, colour, 0.15 + 0.5 * strength);
 const signedTint = (value, most) =>
   Math.abs(value) > most / 100 ? tint(value < 0 ? LESS : MORE, Math.abs(value) / most) : null;
 
+const DEEPEST = 0.55; // of the scale of amounts, for a token of probability 1
+
 const BLUE = hex("#56b4e9");
 const ORANGE = hex("#e69f00");
 const BLACK = "#000000"; // only with it does one of the two always reach 4.5 to 1

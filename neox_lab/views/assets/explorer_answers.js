@@ -136,7 +136,7 @@ function attributionPanel(run, store, save, live) {
     strip.replaceChildren(
       ...found.values.map((value, at) => {
         const item = el("button", { type: "button", class: "token" }, el("bdi", {}, run.reading.pieces[at]), el("small", {}, number(value)));
-        fill(item, Math.abs(value) / most > 0.02 ? signed(0.5 + value / most / 2) : null);
+        fill(item, signedTint(value, most));
         item.addEventListener("click", () => store.set({ key: at }));
         return item;
       }),
@@ -217,7 +217,7 @@ function writingPanel(run, store, save, live, emit) {
     };
     const items = found.tokens.map(({ text, share }, at) => {
       const item = el("button", { type: "button", class: "token" }, el("bdi", {}, text), el("small", {}, percent(share)));
-      fill(item, mix(ground, [33, 145, 140], 0.75 * share));
+      fill(item, amount(DEEPEST * share));
       item.addEventListener("click", () => open(at));
       return item;
     });

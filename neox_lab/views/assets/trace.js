@@ -7,8 +7,6 @@
 // host.emit("branch", {position, rank}): a widget's user wants alternative `rank` (from 0) instead
 //   of the token `position` (from 0 after the prompt).
 
-const DEEPEST = 0.55; // of the scale of amounts, for a token of probability 1
-
 function mount(element, data, host) {
   const { body, say } = frame(element, data);
   const items = data.pieces.map((piece) => {

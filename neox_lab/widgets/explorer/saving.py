@@ -98,7 +98,7 @@ def _heads(reading: Reading, chosen: Selection, effects: Mapping[str, Any]) -> V
     else:
         frame = attention.head_frame
         column = {"on the first token": "first", "on the previous token": "previous"}
-        taken = column.get(chosen.measure, "entropy")
+        taken = column.get(chosen.measure, "entropy_bits")
         values = frame[taken].to_numpy().reshape(len(attention.layers), -1).tolist()
         name = chosen.measure if chosen.measure in column else "entropy (bits)"
         centre = None
