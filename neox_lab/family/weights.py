@@ -263,7 +263,9 @@ class StackedWeights:
         """How strongly each head reads what each head of an earlier layer writes.
 
         ‖OV₁ X₂‖ / (‖OV₁‖ ‖X₂‖) with X = QK, QKᵀ or OV for mode Q, K or V (Elhage et al., 2021);
-        published figures use folded weights (``nl.folded``).
+        published figures use folded weights (``nl.folded``). Biases are left out, and so is the
+        rotation: scores of Q and K are those at relative distance 0. Random matrices score about
+        1 / √d_model, not 0.
 
         Returns:
             ``[layer, head, layer, head]``, writer first; 0 where the writer is not earlier.
