@@ -10,7 +10,7 @@
     │   └── DataError                      rows of a table are wrong; the message names them
     ├── TrainingError       (RuntimeError) training cannot go on: the loss is not a number
     ├── HookError           (ValueError)   a hook would read or write something that makes no sense
-    │   ├── HookNameError   (LookupError)  no hook point has that name
+    │   ├── HookNameError   (KeyError)     no hook point has that name
     │   └── HookNeverFiredError            a hook was placed but its point was not reached
     └── GenerationError     (ValueError)   an argument of ``generate`` is unknown or contradictory
 
@@ -76,8 +76,10 @@ class HookError(NeoxLabError, ValueError):
     """A hook would read or write something that makes no sense."""
 
 
-class HookNameError(HookError, LookupError):
+class HookNameError(HookError, KeyError):
     """No hook point of this model has that name."""
+
+    __str__ = Exception.__str__  # a KeyError would print the message in quotes
 
 
 class HookNeverFiredError(HookError):

@@ -151,8 +151,10 @@ def as_called(function: Callable[..., Tensor | None]) -> HookFunction:
         function: takes the hook point second, or by the keyword ``hook``.
 
     Raises:
-        HookError: it takes neither.
+        HookError: it takes neither, or is no function.
     """
+    if not callable(function):
+        raise HookError(f"The hook {shown(function, 80)} is no function.")
     try:
         outside = inspect.signature(function, follow_wrapped=False)
         inside = inspect.signature(function)  # of what it hands its arguments to

@@ -33,6 +33,18 @@ def model() -> Any:
     return nl.load()
 
 
+def look_around(page: Any) -> None:
+    """Select a head, a cell, then a token with others behind it, which it cannot see."""
+    for panel, place in (
+        (".headgrid .cell", 5),
+        (".lens tbody td", 2),
+        ('[aria-label="the prompt"] .token', 1),
+    ):
+        page.locator(panel).nth(place).click()
+        assert not poorly_readable(page, 5), panel
+    assert page.locator(".token.unseen").count() > 0
+
+
 @pytest.mark.parametrize("name", MAKERS)
 def test_every_widget_can_be_read(model: Any, page: Any, name: str) -> None:
     widget = MAKERS[name](model)
@@ -50,8 +62,6 @@ def test_every_widget_can_be_read(model: Any, page: Any, name: str) -> None:
             stage.sync()  # pictures take their colours from the page when they are drawn
             page.wait_for_timeout(100)
         assert not poorly_readable(page, 5), f"{name}, dark: {dark}"
-        if name == "explore":  # tokens behind the selected one, which it cannot see
-            page.locator(".token").nth(1).click()
-            assert page.locator(".token.unseen").count()
-            assert not poorly_readable(page, 5), f"explorer at its second token, dark: {dark}"
+        if name == "explore":
+            look_around(page)
     widget.close()

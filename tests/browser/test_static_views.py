@@ -191,6 +191,20 @@ def test_hostile_tokens_are_text_and_nothing_runs(page: Any, files: Any, name: s
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_what_stands_below_keeps_its_place_under_the_pointer(
+    page: Any, files: Any, name: str
+) -> None:
+    """Else the pointer is over something else, which says something else, without end."""
+    live = opened(page, files(name, WORDS))
+    heights = []
+    for place in live.locator("[role=gridcell], button.token, .piece, .head").all()[:12]:
+        place.hover(force=True)
+        page.wait_for_timeout(40)
+        heights.append(page.evaluate("document.querySelector('.neox-live').offsetHeight"))
+    assert heights == sorted(heights)
+
+
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read_in_light_and_dark(
     chromium: Any, files: Any, name: str, scheme: str

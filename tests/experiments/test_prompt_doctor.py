@@ -556,6 +556,17 @@ def test_the_page_has_the_table() -> None:
     assert as_markdown() in page.read_text(encoding="utf-8")
 
 
+def test_the_lines_of_the_page_run(real: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "prompts.md"
+    lines = page.read_text(encoding="utf-8").split("```")[1].removeprefix("python")
+    monkeypatch.setattr(nl, "load", lambda name: real)
+    names: dict[str, Any] = {}
+    exec(lines, names)
+    rows = names["report"].frame.query("check == 'trailing_space'")
+    assert set(rows["item"]) == {1}
+    assert 1 in names["report"].bad_items
+
+
 # The picture.
 
 

@@ -196,6 +196,9 @@ def test_names_in_a_generation_cache(model: Any) -> None:
     assert "2 activations, 3 steps" in repr(cache)
     with pytest.raises(HookNameError, match="not kept"):
         cache["blocks.2.hook_resid_post"]
+    assert "blocks.2.hook_resid_post" not in cache
+    assert cache.get("blocks.2.hook_resid_post", 5) == 5
+    assert cache.get("nonsense") is None
     with pytest.raises(HookNameError):
         model.generate_with_cache(tokens(1, 4), "blocks.9.hook_z")
     for refused in ({"num_beams": 2}, {"use_cache": False}, {"prompt_lookup_num_tokens": 2}):

@@ -306,8 +306,13 @@ def test_names_in_a_cache(model: Any) -> None:
     assert "nonsense" not in cache
     with pytest.raises(HookNameError, match="names_filter"):
         cache["k", 0]
-    with pytest.raises(HookNameError, match=r"Did you mean 'blocks.0.attn.hook_q'"):
+    with pytest.raises(HookNameError, match=r"Did you mean 'blocks.0.attn.hook_q'") as told:
         cache["blocks.0.attn.hok_q"]
+    assert str(told.value).startswith("No hook point"), "not in the quotes of a KeyError"
+    for absent in ("blocks.0.attn.hook_k", "blocks.0.attn.hok_q", ("k", 0), "hook_embed_grad"):
+        assert cache.get(absent) is None
+        assert cache.get(absent, 5) == 5
+    assert cache.get(("q", 0)) is cache["blocks.0.attn.hook_q"]
     assert len(cache) == 1
     assert cache._ipython_key_completions_() == ["blocks.0.attn.hook_q"]
 

@@ -18,7 +18,7 @@ async function mount(element, data, host) {
     describe(query, key);
   });
   const strip = el("div", { class: "tokens", role: "group", "aria-label": "tokens" });
-  const lists = el("div", { class: "side" });
+  const lists = steady(el("div", { class: "side" }));
   const items = text.map((piece) => {
     const item = el("button", { type: "button", class: "token" }, el("bdi", {}, piece));
     item.append(el("small", {}, ""));

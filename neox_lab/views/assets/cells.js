@@ -10,7 +10,7 @@ function cells(body, say, data, host) {
   const colour = scaleOf(data.scale);
   const crowded = data.columns.length > CROWDED && !data.bars;
   const upright = crowded || data.columns.some((name) => name.length > 9);
-  const side = el("div", { class: "side" });
+  const side = steady(el("div", { class: "side" }));
   const nodes = [];
   const heads = data.columns.map((name, at) =>
     el("th", { scope: "col", title: name }, el("bdi", {}, crowded && at % 5 ? "" : name)),

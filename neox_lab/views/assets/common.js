@@ -23,7 +23,23 @@ function frame(element, data) {
   outer.attachShadow({ mode: "open" }).append(el("style", {}, STYLE), section);
   element.replaceChildren(outer);
   standOn(getComputedStyle(section).backgroundColor);
+  steady(status);
   return { body, say: (text) => (status.textContent = text) };
+}
+
+/**
+ * Let a node grow with what it says but not shrink. Else what stands below moves under the pointer,
+ * which then points at something else, which says something else, without end.
+ */
+function steady(node) {
+  let width = 0;
+  new ResizeObserver(() => {
+    if (!node.offsetWidth) return; // hidden
+    if (node.offsetWidth !== width) node.style.minHeight = ""; // other lines: begin anew
+    width = node.offsetWidth;
+    node.style.minHeight = `${Math.ceil(node.getBoundingClientRect().height)}px`;
+  }).observe(node);
+  return node;
 }
 
 /**

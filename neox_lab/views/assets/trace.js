@@ -17,7 +17,7 @@ function mount(element, data, host) {
     return item;
   });
   const strip = el("div", { class: "tokens", role: "group", "aria-label": "tokens" }, ...items);
-  const side = el("div", { class: "side" });
+  const side = steady(el("div", { class: "side" }));
   body.append(el("div", { class: "reading" }, strip, side));
 
   const choice = selection((place, locked) => {
