@@ -50,7 +50,7 @@ REACTS = {  # something to click in the static view that stays, and what then is
     "tagging": (".flow .piece", "aria-pressed"),
     "explorer": (".headgrid .cell", ""),
 }
-SAYS = {"explorer": "layer 3, head 0"}  # in its line of words after that; others that it is locked
+SAYS = {"explorer": "layer 0, head 0"}  # in its line of words after that; others that it is locked
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def use(notebook: Any) -> None:
 
     explorer = cell["explorer"]
     explorer.locator(".headgrid .cell").nth(5).click()
-    notebook.until("explorer.state.get('layer') == 2 and explorer.state.get('head') == 1")
+    notebook.until("explorer.state.get('layer') == 1 and explorer.state.get('head') == 1")
     explorer.get_by_role("button", name="switch this head off").click()
     notebook.until("explorer.switched and explorer.phase == 'done'")
     explorer.get_by_role("button", name="patch the stream").click()
