@@ -66,7 +66,7 @@ def _setter(indices: int, place: Callable[..., tuple[int | slice, ...]], doc: st
         part = place(*(check("index", number, whole(), InputError) for number in given[1:]))
         try:
             corrupted_activation[part] = clean_activation[part]
-        except (IndexError, RuntimeError) as error:
+        except (IndexError, RuntimeError, TypeError) as error:
             raise InputError(
                 f"index={shown(given)} of activations {list(corrupted_activation.shape)} and "
                 f"{list(clean_activation.shape)}: {error}"
