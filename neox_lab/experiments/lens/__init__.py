@@ -1,0 +1,19 @@
+"""Lenses: what the model would say if it stopped after each layer.
+
+Every block adds to one residual stream, and the unembedding reads that stream at the end. Reading
+it earlier, through the same final layer norm and the same unembedding, shows how the prediction
+takes shape (nostalgebraist, "interpreting GPT: the logit lens", 2020). The last row of a lens on
+the residual stream is the model's real prediction.
+
+For attention and MLP outputs the same reading says what that one part, by itself, would predict.
+"""
+
+from __future__ import annotations
+
+from neox_lab.experiments.lens.logit import logit_lens
+from neox_lab.experiments.lens.reading import LENS_SITES
+from neox_lab.experiments.lens.result import LensResult
+from neox_lab.experiments.lens.svd import singular_vectors
+from neox_lab.experiments.lens.top_tokens import predictions
+
+__all__ = ["LENS_SITES", "LensResult", "logit_lens", "predictions", "singular_vectors"]
