@@ -46,6 +46,7 @@ _ROOMS = {
     "lens": "neox_lab.experiments.lens",
     "patching": "neox_lab.experiments.patching",
     "probing": "neox_lab.experiments.probing",
+    "sae": "neox_lab.sae",
     "tasks": "neox_lab.tasks",
     "views": "neox_lab.views",
     "widgets": "neox_lab.widgets",
@@ -79,6 +80,7 @@ __all__ = [
     "patching",
     "probing",
     "reads_only",
+    "sae",
     "tasks",
     "views",
     "widgets",
@@ -87,7 +89,7 @@ __all__ = [
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from neox_lab import compat, dynamics, errors, generation, gym, tasks, views, widgets
+    from neox_lab import compat, dynamics, errors, generation, gym, sae, tasks, views, widgets
     from neox_lab.config import GPTNeoXConfig
     from neox_lab.experiments import attribution, lens, patching, probing
     from neox_lab.experiments import detection as detect

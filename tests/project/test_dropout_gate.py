@@ -163,6 +163,7 @@ ROOMS = (
     "lens",
     "patching",
     "probing",
+    "sae",
     "tasks",
     "views",
 )

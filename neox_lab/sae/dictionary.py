@@ -1,0 +1,233 @@
+"""A dictionary: features that a tensor of the network is a sparse sum of.
+
+    codes = encode(x)                                    few features, each with an activation
+    x ≈ decode(codes) = sum of activation * W_dec[feature] + b_dec
+
+An autoencoder writes back what it read (``site_out == site_in``). A transcoder reads what goes into
+an MLP and writes what comes out of it, perhaps with a linear path ``W_skip`` beside the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from neox_lab.errors import ConfigError, InputError
+from neox_lab.sae.activations import Activation
+from neox_lab.sae.codes import Codes, joined
+from neox_lab.sae.normalisation import Normalise, unchanged
+
+DENSE = 2**24
+"""Numbers of the matrix [token, latent] that exist at a time while encoding: 64 MB in float32."""
+
+
+class Weights(NamedTuple):
+    """The tensors of a dictionary.
+
+    Attributes:
+        W_enc: ``[d_in, latent]``.
+        b_enc: ``[latent]``.
+        W_dec: ``[latent, d_out]``.
+        b_dec: ``[d_out]``.
+        W_skip: ``[d_out, d_in]``, or None.
+    """
+
+    W_enc: Tensor
+    b_enc: Tensor
+    W_dec: Tensor
+    b_dec: Tensor
+    W_skip: Tensor | None = None
+
+    def check(self) -> None:
+        """Refuse tensors that do not fit together or are not finite.
+
+        Raises:
+            ConfigError: names the tensor.
+        """
+        if self.W_enc.dim() != 2 or self.W_dec.dim() != 2:
+            raise ConfigError("W_enc must be [d_in, latent] and W_dec [latent, d_out].")
+        (d_in, latents), d_out = self.W_enc.shape, self.W_dec.shape[1]
+        expected = {
+            "b_enc": [latents],
+            "W_dec": [latents, d_out],
+            "b_dec": [d_out],
+            "W_skip": [d_out, d_in],
+        }
+        for name, tensor in self._asdict().items():
+            if tensor is None:
+                continue
+            if name in expected and list(tensor.shape) != expected[name]:
+                raise ConfigError(
+                    f"{name} is {list(tensor.shape)}; beside W_enc {[d_in, latents]} it must be "
+                    f"{expected[name]}."
+                )
+            if not tensor.isfinite().all():
+                raise ConfigError(f"{name} holds NaN or infinite numbers.")
+
+
+class Dictionary(nn.Module):
+    """Features at one place of the network.
+
+    Attributes:
+        W_enc: ``[d_in, latent]``.
+        b_enc: ``[latent]``.
+        W_dec: ``[latent, d_out]``.
+        b_dec: ``[d_out]``.
+        W_skip: ``[d_out, d_in]``, or None.
+        activation: which features are active.
+        subtracts_b_dec: ``b_dec`` is taken from the input first.
+        normalise: what is done to the input first; undone at the end, except in transcoders.
+        site_in: hook point it reads.
+        site_out: hook point it writes.
+        kind: what it is called, such as ``"TopK"``.
+        sources: where each fact about it came from.
+    """
+
+    W_skip: Tensor | None
+    activation: Activation
+
+    def __init__(
+        self,
+        weights: Weights,
+        activation: Activation,
+        *,
+        site_in: str,
+        site_out: str | None = None,
+        subtracts_b_dec: bool = False,
+        normalise: Normalise = unchanged,
+        kind: str,
+        sources: Mapping[str, str] | None = None,
+    ) -> None:
+        """Check that the tensors fit together; see the class for what they are.
+
+        Raises:
+            ConfigError: shapes that do not fit, or numbers that are not finite.
+        """
+        super().__init__()
+        self.site_in = site_in
+        self.site_out = site_in if site_out is None else site_out
+        self.subtracts_b_dec, self.normalise, self.kind = subtracts_b_dec, normalise, kind
+        self.sources = dict(sources or {})
+        weights.check()
+        # Held as [latent, d_in], so that a feature is a row of both matrices.
+        self.encoder = nn.Parameter(weights.W_enc.T.contiguous())
+        self.b_enc = nn.Parameter(weights.b_enc)
+        self.W_dec = nn.Parameter(weights.W_dec.contiguous())
+        self.b_dec = nn.Parameter(weights.b_dec)
+        self.W_skip = None if weights.W_skip is None else nn.Parameter(weights.W_skip)
+        self.activation = activation
+        if subtracts_b_dec and self.d_in != self.d_out:
+            raise ConfigError("b_dec can be taken from the input only where both have one width.")
+
+    @property
+    def W_enc(self) -> Tensor:  # noqa: N802
+        """``[d_in, latent]``."""
+        return self.encoder.T
+
+    @property
+    def latents(self) -> int:
+        """How many features there are."""
+        return self.encoder.shape[0]
+
+    @property
+    def d_in(self) -> int:
+        """Width of what it reads."""
+        return self.encoder.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """Width of what it writes."""
+        return self.W_dec.shape[1]
+
+    @property
+    def is_transcoder(self) -> bool:
+        """It writes elsewhere than it reads."""
+        return self.site_in != self.site_out
+
+    def encode(self, x: Tensor) -> Codes:
+        """The active features of tokens.
+
+        Args:
+            x: ``[*tokens, d_in]``, what stands at ``site_in``.
+
+        Returns:
+            Codes ``[*tokens, slot]``, in the dictionary's dtype.
+
+        Raises:
+            InputError: another width.
+        """
+        if x.shape[-1] != self.d_in:
+            raise InputError(
+                f"x is {list(x.shape)}; this dictionary reads {self.site_in}, "
+                f"[*tokens, {self.d_in}]."
+            )
+        read, _ = self.normalise(x.to(self.encoder.dtype))
+        tokens = read.reshape(-1, self.d_in)
+        step = max(1, DENSE // self.latents)
+        codes = joined([self.activation(self.pre(part)) for part in torch.split(tokens, step)])
+        shape = (*x.shape[:-1], codes.indices.shape[-1])
+        return Codes(codes.indices.view(shape), codes.values.view(shape), self.latents)
+
+    def pre(self, read: Tensor) -> Tensor:
+        """What the features are chosen from, ``[token, latent]``, of normalised input."""
+        if self.subtracts_b_dec:
+            read = read - self.b_dec
+        return torch.nn.functional.linear(read, self.encoder, self.b_enc)
+
+    def decode(self, codes: Codes, x: Tensor | None = None) -> Tensor:
+        """What the features stand for.
+
+        Args:
+            codes: ``[*tokens, slot]``.
+            x: what was encoded, ``[*tokens, d_in]``; needed by skip paths and by normalisations of
+                each token, which are undone with it.
+
+        Returns:
+            ``[*tokens, d_out]``, in the dtype of ``x``, or in the dictionary's.
+
+        Raises:
+            InputError: codes of another dictionary, or ``x`` is needed.
+        """
+        if codes.latents != self.latents:
+            raise InputError(f"The codes are of {codes.latents} features; here are {self.latents}.")
+        if x is None and (self.W_skip is not None or self.normalise is not unchanged):
+            raise InputError("Give decode the x that was encoded: it has a part in the output.")
+        written = self._sum(codes) + self.b_dec
+        if x is None:
+            return written
+        original = x.to(self.encoder.dtype)
+        if not self.is_transcoder:
+            factor, shift = self.normalise(original)[1]
+            written = factor * written + shift
+        if self.W_skip is not None:
+            written = written + torch.nn.functional.linear(original, self.W_skip)
+        return written.to(x.dtype)
+
+    def _sum(self, codes: Codes) -> Tensor:
+        """Rows of ``W_dec`` times their activations, summed, ``[*tokens, d_out]``."""
+        values = codes.values
+        scale = getattr(self.activation, "scale", None)
+        if scale is not None:
+            values = values / scale[codes.indices]
+        slots = codes.indices.shape[-1]
+        if slots == 0:
+            return self.W_dec.new_zeros(*codes.indices.shape[:-1], self.d_out)
+        bags = torch.nn.functional.embedding_bag(
+            codes.indices.reshape(-1, slots),
+            self.W_dec,
+            per_sample_weights=values.reshape(-1, slots).to(self.W_dec.dtype),
+            mode="sum",
+        )
+        return bags.view(*codes.indices.shape[:-1], self.d_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``decode(encode(x), x)``."""
+        return self.decode(self.encode(x), x)
+
+    def __repr__(self) -> str:
+        """What it is in one line."""
+        where = self.site_in + (f" -> {self.site_out}" if self.is_transcoder else "")
+        return f"Dictionary({self.kind}, {self.latents:,} features of {where}, d={self.d_in})"
