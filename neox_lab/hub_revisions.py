@@ -45,10 +45,12 @@ class StoredFile:
         content: what it holds, as a hash: of equal files it is equal. ``sha256:`` of the bytes,
             ``git:`` for small files on the hub, which hashes these in its own way, or
             ``sha256-of-parts:`` for large files in a directory.
+        tensors: the same of the tensors alone, where the file could be opened.
     """
 
     size: int
     content: str
+    tensors: str | None = None
 
 
 Files = dict[str, StoredFile]

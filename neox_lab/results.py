@@ -279,12 +279,7 @@ class GridResult(Result):
         Raises:
             InputError: ``path`` has another ending.
         """
-        from neox_lab.views.base import utf8, write_file
-
-        text = csv_text(self.frame)
-        if path is not None:
-            write_file(path, ".csv", utf8(text))
-        return text
+        return frame_as_csv(self.frame, path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything, but no model, to a safetensors file.
@@ -328,6 +323,24 @@ class GridResult(Result):
     def _read_earlier(cls, path: Path) -> dict[str, object] | None:
         """What a file of an earlier format holds, by the names of fields; None if it is none."""
         return None
+
+
+def frame_as_csv(frame: pd.DataFrame, path: str | os.PathLike[str] | None) -> str:
+    """A table as CSV, for results whose ``frame`` says more than their picture.
+
+    Args:
+        frame: the table.
+        path: where to write it too (``*.csv``), or None.
+
+    Raises:
+        InputError: ``path`` has another ending.
+    """
+    from neox_lab.views.base import utf8, write_file
+
+    text = csv_text(frame)
+    if path is not None:
+        write_file(path, ".csv", utf8(text))
+    return text
 
 
 def _plain(tensor: Tensor) -> Tensor:

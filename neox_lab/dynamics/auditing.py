@@ -79,10 +79,11 @@ def audit(name: PathOrId | None = None) -> AuditResult:
     """Find revisions that are not what their names say, before an answer rests on them.
 
     It compares the hashes of files, so nothing is loaded, and of a repository on the hub nothing
-    but metadata is fetched. It finds the same weights under different steps, shards of two steps in
-    one revision, steps that have the weights of ``main`` and are not the last, weights or shards
-    that are not there, and missing steps: Pythia's are known, elsewhere a regular spacing must not
-    be broken. Equal tensors in files that differ otherwise are not found.
+    but metadata is fetched; of safetensors files on this machine it compares the tensors. It finds
+    the same weights under different steps, shards of two steps in one revision, steps that have
+    the weights of ``main`` and are not the last, weights or shards that are not there, and missing
+    steps: Pythia's are known, elsewhere a regular spacing must not be broken. On the hub, equal
+    tensors in files that differ otherwise are not found.
 
     Args:
         name: an id on the hub, a directory of checkpoints, or None for the built-in model.

@@ -82,12 +82,15 @@ def named(names: Sequence[str]) -> str:
 
 
 Weights = dict[str, dict[str, str]]
-"""Hashes of the files of weights, by format and name."""
+"""Hashes of the files of weights, of their tensors where these are known, by format and name."""
 
 
 def _by_format(files: Files) -> Weights:
     found = weight_files(files)
-    return {form: {n: f.content for n, f in stored.items()} for form, stored in found.items()}
+    return {
+        form: {name: file.tensors or file.content for name, file in stored.items()}
+        for form, stored in found.items()
+    }
 
 
 def _incomplete(faults: Faults, judged: Sequence[Revision], weights: Mapping[str, Weights]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from neox_lab.files import alone, read_json, write_text
 
 FORMAT = "neox_lab dynamics 1"
 _MANIFEST = "run.json"
+_FAULTS = "faults.json"
 Record = dict[str, Any]
 """What is known of one revision: ``revision``, ``step``, ``tokens``, ``version``, ``weights``,
 ``rows``, ``map`` and ``error``."""
@@ -68,6 +69,25 @@ class Records:
                 continue
             if isinstance(record.get("rows"), list) and isinstance(record.get("revision"), str):
                 self._found[record["revision"]] = record
+
+    def put_faults(self, faults: Mapping[str, Sequence[str]]) -> None:
+        """Keep what is wrong with revisions, by their names.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self.folder is not None:
+            write_text(self.folder / _FAULTS, json.dumps(faults))
+
+    def faults(self) -> dict[str, list[str]]:
+        """What is known to be wrong with revisions, by their names."""
+        if self.folder is None or not (self.folder / _FAULTS).is_file():
+            return {}
+        try:
+            found = read_json(self.folder / _FAULTS)
+        except CheckpointError:
+            return {}
+        return {name: list(told) for name, told in found.items() if isinstance(told, list)}
 
     def _place(self, name: str) -> Path:
         assert self.folder is not None

@@ -16,7 +16,7 @@ from neox_lab.dynamics.measures import OWN_COLUMNS
 from neox_lab.dynamics.records import Record
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
-from neox_lab.results import Result
+from neox_lab.results import Result, frame_as_csv
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -158,13 +158,7 @@ class DynamicsResult(Result):
         Raises:
             InputError: ``path`` has another ending.
         """
-        from neox_lab.frames import csv_text
-        from neox_lab.views.base import utf8, write_file
-
-        text = csv_text(self.frame)
-        if path is not None:
-            write_file(path, ".csv", utf8(text))
-        return text
+        return frame_as_csv(self.frame, path)
 
 
 def gathered(

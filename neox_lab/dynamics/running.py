@@ -189,15 +189,16 @@ def run(
         Fetcher(source, job.keep, notes).clean()
         todo = [each for each in chosen if records.get(each) is None]
         bar = Progress(len(chosen), "revision", len(chosen) - len(todo), silent=not progress)
+        if before is not None:
+            records.put_faults(before.of)
         with bar:
             _measure_all(job, todo, records, executor, bar)
         found = {record["revision"]: record for record in records.all()}
+        faults = before or _of_files(job, chosen)  # these have been hashed on the way
+        records.put_faults(faults.of)
     ordered = [found[each.name] for each in chosen]
     _warn_of_errors(ordered)
-    faults = before
-    if faults is None:  # the files have been hashed on the way
-        faults = find_faults(chosen, source.contents(chosen)) if job.fetches else Faults()
-        faults.sentences.clear()
+    if before is None:
         warn_of(source, faults, chosen)
     return gathered(source.shown, name_of(measure), ordered, faults.of)
 
@@ -221,7 +222,7 @@ def read(folder: str | os.PathLike[str]) -> DynamicsResult:
         raise CheckpointError(f"The run in {str(place)!r} has not measured anything yet.")
     found.sort(key=lambda each: (each["step"] is None, each["step"] or 0, each["revision"]))
     measure = str(manifest.get("measure", "measure")).split(" ")[0]
-    return gathered(str(manifest.get("model", "")), measure, found, {})
+    return gathered(str(manifest.get("model", "")), measure, found, records.faults())
 
 
 def choose(source: Source, there: Sequence[Revision], steps: object) -> list[Revision]:
@@ -278,6 +279,15 @@ def _doubling(stepped: Sequence[Revision]) -> list[Revision]:
 
 def _faults(source: Source, there: Sequence[Revision]) -> Faults:
     return find_faults(there, source.contents(there), source.expected_steps)
+
+
+def _of_files(job: Job, chosen: Sequence[Revision]) -> Faults:
+    """What the files of a directory say, if they were read."""
+    if not job.fetches:
+        return Faults()
+    faults = find_faults(chosen, job.source.contents(chosen))
+    faults.sentences.clear()
+    return faults
 
 
 def _measure_all(

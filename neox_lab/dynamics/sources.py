@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
 from neox_lab import built_in
 from neox_lab.errors import CheckpointError
@@ -270,39 +271,66 @@ def _told_apart(revisions: Sequence[Revision], made: dict[str, Files]) -> dict[s
         for name, file in made[each.name].items():
             if file.content.startswith(_PARTS):
                 path = Path(each.place, name).resolve()
-                alike.setdefault(file.content, set()).add(path)
+                alike.setdefault(file.tensors or file.content, set()).add(path)
     for content, paths in alike.items():
-        if len(paths) > 1 and len({_content(path, whole=True) for path in paths}) > 1:
+        if len(paths) > 1 and len({_stored(path, whole=True) for path in paths}) > 1:
             for each in revisions:
                 for name, file in made[each.name].items():
-                    if file.content == content:
-                        told = _content(Path(each.place, name), whole=True)
-                        made[each.name][name] = StoredFile(file.size, told)
+                    if content in (file.tensors, file.content):
+                        made[each.name][name] = _stored(Path(each.place, name), whole=True)
     return made
 
 
 def _files(revision: Revision) -> Files:
     return {
-        path.name: StoredFile(path.stat().st_size, _content(path))
+        path.name: _stored(path)
         for path in sorted(Path(revision.place).iterdir())
         if path.is_file() and not path.name.startswith(".")
     }
 
 
-def _content(path: Path, whole: bool = False) -> str:
+def _stored(path: Path, whole: bool = False) -> StoredFile:
     found = os.stat(path)
     whole = whole or found.st_size <= _BLOCK * _BLOCKS
-    return _hash(path.resolve(), found.st_size, found.st_mtime_ns, found.st_ino, whole)
+    hashes = _hashes(path.resolve(), found.st_size, found.st_mtime_ns, found.st_ino, whole)
+    return StoredFile(found.st_size, *hashes)
 
 
 @cache
-def _hash(path: Path, size: int, time: int, inode: int, whole: bool) -> str:
-    """The hash of a file that is unchanged as long as size, time and inode are."""
+def _hashes(path: Path, size: int, time: int, inode: int, whole: bool) -> tuple[str, str | None]:
+    """Hashes of a file and of its tensors; it is unchanged as long as size, time and inode are."""
     with path.open("rb") as file:
+        described, start = _described(file, size) if path.suffix == ".safetensors" else (b"", 0)
+        content, tensors = hashlib.sha256(), hashlib.sha256(described)
+        file.seek(0)
         if whole:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
-        parts = hashlib.sha256(str(size).encode())
-        for number in range(_BLOCKS):  # the first and the last bytes among them
-            file.seek((size - _BLOCK) * number // (_BLOCKS - 1))
-            parts.update(file.read(_BLOCK))
-        return f"{_PARTS}{parts.hexdigest()}"
+            head = file.read(start)
+            content.update(head)
+            while block := file.read(1 << 20):
+                content.update(block)
+                tensors.update(block)
+        else:
+            content.update(str(size).encode())
+            tensors.update(str(size - start).encode())
+            for number in range(_BLOCKS):  # the first and the last bytes among them
+                for found, first in ((content, 0), (tensors, start)):
+                    file.seek(first + (size - first - _BLOCK) * number // (_BLOCKS - 1))
+                    found.update(file.read(_BLOCK))
+    kind = "sha256:" if whole else _PARTS
+    return kind + content.hexdigest(), f"tensors-{kind}{tensors.hexdigest()}" if start else None
+
+
+def _described(file: BinaryIO, size: int) -> tuple[bytes, int]:
+    """Names, shapes and places of tensors, and where their bytes begin; 0 if nothing says so.
+
+    A file begins with the length of its JSON in 8 bytes, the lowest first.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    try:
+        header = json.loads(file.read(length)) if length <= size - 8 else None
+    except ValueError:  # of what is no safetensors file, all bytes count
+        header = None
+    if not isinstance(header, dict):
+        return b"", 0
+    header.pop("__metadata__", None)
+    return json.dumps(header, sort_keys=True).encode(), 8 + length

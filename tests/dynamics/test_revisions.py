@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_hub import Repository, SmallHub
 
 import neox_lab as nl
@@ -269,6 +270,21 @@ def test_large_files_that_differ_in_one_place(tmp_path: Path) -> None:
         "step2": "same weights as step1",
     }
     assert result.frame["weights"].nunique() == 2
+
+
+@pytest.mark.parametrize("numbers", [8, 5_000_000])
+def test_equal_tensors_with_other_notes_beside_them(tmp_path: Path, numbers: int) -> None:
+    tensor = torch.randn(numbers, generator=torch.Generator().manual_seed(0))
+    for step in (1, 2, 3, 4):
+        (tmp_path / f"step{step}").mkdir()
+        if step == 3:
+            tensor[numbers // 3] += 1
+        tensors = {"w" if step < 4 else "v": tensor}
+        notes = {"format": "pt", "step": str(step)}
+        save_file(tensors, tmp_path / f"step{step}" / "model.safetensors", notes)
+    result = nl.dynamics.audit(tmp_path)
+    assert faults(result) == {"step1": "same weights as step2", "step2": "same weights as step1"}
+    assert result.frame["weights"].nunique() == 4, "files are named by all their bytes"
 
 
 def test_a_directory_without_steps(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import functools
 import json
 import os
 import random
+import shutil
 import signal
 import time
 import weakref
@@ -274,6 +275,15 @@ def test_a_folder_keeps_what_was_asked(tmp_path: Path) -> None:
     assert nl.dynamics.read(tmp_path / "heads") == heads
     assert run(nl.detect.heads, steps=[0, 1250], to=tmp_path / "heads") == heads
     assert not calls
+
+
+def test_faults_are_kept_with_the_answers(tmp_path: Path) -> None:
+    for step in (1, 2):
+        shutil.copytree(weights_directory(), tmp_path / "model" / f"step{step}")
+    with pytest.warns(NeoxLabWarning, match="not what their names say"):
+        result = run(embedding_norm, tmp_path / "model", "all", to=tmp_path / "run")
+    assert result.frame["fault"].tolist() == ["same weights as step2", ""]
+    assert nl.dynamics.read(tmp_path / "run") == result
 
 
 def test_folders_that_are_refused(tmp_path: Path) -> None:
