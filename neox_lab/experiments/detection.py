@@ -23,7 +23,8 @@ a text counts by how many it has; ``result.samples`` has each text's own score.
 All heads are measured in one pass, and each attention pattern is dropped as soon as it was added
 up, so memory does not grow with the number of layers or texts.
 
-How a head attends does not say what it copies; ``copying_scores`` does (see ``copying``).
+How a head attends does not say what it copies; ``copying_scores`` does (see ``copying``). What it
+attends to over a corpus, whatever the pattern, is ``head_statistics``.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError, nearest
 from neox_lab.experiments.copying import copying_scores
 from neox_lab.experiments.detection_result import HeadsResult
+from neox_lab.experiments.head_statistics import HeadStatisticsResult, head_statistics
 from neox_lab.family.base import GPTNeoXPreTrainedModel
 from neox_lab.family.contract import HookedModel
 from neox_lab.family.text import Inputs
@@ -53,9 +55,11 @@ Pattern = str | Tensor | Callable[[Tensor], Tensor]
 __all__ = [
     "MEASURES",
     "PATTERNS",
+    "HeadStatisticsResult",
     "HeadsResult",
     "copying_scores",
     "duplicate_token",
+    "head_statistics",
     "heads",
     "induction",
     "pattern_score",

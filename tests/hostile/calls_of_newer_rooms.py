@@ -31,6 +31,10 @@ def newer_calls(model: Any, folder: Path) -> dict[str, Call]:
             {"model": model, "fold_ln": True, "center_writing_weights": True}
             | {"center_unembed": True, "fold_value_biases": False},
         ),
+        "detect.head_statistics": (
+            nl.detect.head_statistics,
+            {"model": model, "texts": ["abcd", "abe"], "batch_size": 2, "seed": 0},
+        ),
         "dynamics.audit": (nl.dynamics.audit, {"name": name}),
         "dynamics.compare": (
             nl.dynamics.compare,

@@ -463,6 +463,7 @@ def test_no_public_question_is_left_out() -> None:
         "previous_token": "a pattern of one text",
         "repeated_tokens": "makes texts of one length",
         "heads": "tested by itself",
+        "head_statistics": "tested by itself, with padding on either side",
         "pattern_score": "reads attention of one text",
         "predictions": "reads logits of one position",
         "singular_vectors": "reads weights",

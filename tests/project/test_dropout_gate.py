@@ -54,6 +54,7 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
     ),
     "attribution.occlusion": lambda model: nl.attribution.occlusion(model, CLEAN, METRIC),
     "detect.copying_scores": lambda model: nl.detect.copying_scores(model),
+    "detect.head_statistics": lambda model: nl.detect.head_statistics(model, CLEAN),
     "detect.heads": lambda model: nl.detect.heads(model),
     "dynamics.compare": lambda model: nl.dynamics.compare(nl.load(), model, CLEAN),
     "lens.logit_lens": lambda model: nl.lens.logit_lens(model, CLEAN),
