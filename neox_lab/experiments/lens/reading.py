@@ -91,17 +91,20 @@ def read(
         for log_probs in _predictions(model, cache, site, unembed, translate)
     ]
     columns = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
+    best = columns["top"][-1, ..., 0] if site in ENDS else final.argmax(dim=-1).cpu()
     labels = _labels(site, last + 1)
     bad = (columns["top_probability"].isnan().any(dim=-1) & own.cpu()).nonzero().tolist()
     name_not_finite("The prediction", (f"{labels[i]}, text {row}, pos {at}" for i, row, at in bad))
     decode = functools.lru_cache(maxsize=None)(functools.partial(_piece, model.tokenizer))
-    shown = {*columns["top"].flatten().tolist(), *watched}
+    shown = {*columns["top"].flatten().tolist(), *best.flatten().tolist(), *watched}
     return LensResult(
         name=name,
         site=site,
         labels=labels,
         pieces=[[decode(token) for token in row] for row in ids.tolist()],
         mask=own.cpu(),
+        prediction=best.masked_fill((final.isnan().any(dim=-1) | ~own).cpu(), -1),
+        vocab_size=final.shape[-1],
         watched=watched,
         piece_of={token: decode(token) for token in shown},
         **columns,
@@ -146,7 +149,6 @@ def _read(
     next_log = log_probs.gather(-1, following.clamp(min=0)[..., None])
     unknown = log_probs.isnan().any(dim=-1)
     next_rank = (log_probs > next_log).sum(dim=-1).masked_fill(at_end | unknown, -1)
-    next_probability = next_log[..., 0].exp().masked_fill(at_end, float("nan"))
     columns = log_probs[..., watched]
     ranks = [(log_probs > columns[..., n : n + 1]).sum(dim=-1) for n in range(len(watched))]
     rank = torch.stack(ranks, dim=-1) if ranks else columns.long()
@@ -156,9 +158,9 @@ def _read(
         "top_probability": probability.exp(),
         "entropy": entropy,
         "kl": kl,
-        "next_probability": next_probability,
+        "next_log_probability": next_log[..., 0].masked_fill(at_end, float("nan")),
         "next_rank": next_rank,
-        "watched_probability": columns.exp(),
+        "watched_log_probability": columns,
         "watched_rank": rank,
     }
 
