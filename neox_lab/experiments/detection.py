@@ -24,7 +24,8 @@ All heads are measured in one pass, and each attention pattern is dropped as soo
 up, so memory does not grow with the number of layers or texts.
 
 How a head attends does not say what it copies; ``copying_scores`` does (see ``copying``). What it
-attends to over a corpus, whatever the pattern, is ``head_statistics``.
+attends to over a corpus, whatever the pattern, is ``head_statistics``, and which heads of earlier
+layers it reads, by the weights, ``composition``.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from neox_lab.checks import COUNT, SEED, SWITCH, check, one_of, require_model, s
 from neox_lab.data.batches import by_length
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError, nearest
+from neox_lab.experiments.composition import CompositionResult, composition
 from neox_lab.experiments.copying import copying_scores
 from neox_lab.experiments.detection_result import HeadsResult
 from neox_lab.experiments.head_statistics import HeadStatisticsResult, head_statistics
@@ -55,8 +57,10 @@ Pattern = str | Tensor | Callable[[Tensor], Tensor]
 __all__ = [
     "MEASURES",
     "PATTERNS",
+    "CompositionResult",
     "HeadStatisticsResult",
     "HeadsResult",
+    "composition",
     "copying_scores",
     "duplicate_token",
     "head_statistics",

@@ -31,6 +31,11 @@ def newer_calls(model: Any, folder: Path) -> dict[str, Call]:
             {"model": model, "fold_ln": True, "center_writing_weights": True}
             | {"center_unembed": True, "fold_value_biases": False},
         ),
+        "detect.composition": (
+            nl.detect.composition,
+            {"model": nl.gym.planted(), "kind": "K", "distances": [1, 2]}
+            | {"biases": False, "seed": 0},
+        ),
         "detect.head_statistics": (
             nl.detect.head_statistics,
             {"model": model, "texts": ["abcd", "abe"], "batch_size": 2, "seed": 0},

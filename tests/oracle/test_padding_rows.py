@@ -457,6 +457,7 @@ def test_no_public_question_is_left_out() -> None:
         "side_logit": "a metric",
         "span_logit": "a metric",
         "tag_logit": "a metric",
+        "composition": "reads weights",
         "copying_scores": "reads weights",
         "duplicate_token": "a pattern of one text",
         "induction": "a pattern of one text",

@@ -147,6 +147,7 @@ IN_EVALUATION_MODE: dict[str, tuple[str, Callable[[Any], object]]] = {
 }
 """They turn dropout off themselves, for as long as they take."""
 NO_QUESTIONS = {
+    "detect.composition",  # weights alone
     "detect.repeated_tokens",  # tokens alone
     "lens.singular_vectors",  # weights alone
     "tasks.classification.measure",  # ``evaluate`` of examples that are prepared
