@@ -41,6 +41,7 @@ _ROOMS = {
     "detect": "neox_lab.experiments.detection",
     "dynamics": "neox_lab.dynamics",
     "errors": "neox_lab.errors",
+    "features": "neox_lab.features",
     "generation": "neox_lab.generation",
     "gym": "neox_lab.gym",
     "lens": "neox_lab.experiments.lens",
@@ -71,6 +72,7 @@ __all__ = [
     "dynamics",
     "errors",
     "explore",
+    "features",
     "folded",
     "from_transformers",
     "generation",
@@ -89,7 +91,18 @@ __all__ = [
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from neox_lab import compat, dynamics, errors, generation, gym, sae, tasks, views, widgets
+    from neox_lab import (
+        compat,
+        dynamics,
+        errors,
+        features,
+        generation,
+        gym,
+        sae,
+        tasks,
+        views,
+        widgets,
+    )
     from neox_lab.config import GPTNeoXConfig
     from neox_lab.experiments import attribution, lens, patching, probing
     from neox_lab.experiments import detection as detect

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from neox_lab.hooks.cache import ActivationCache
     from neox_lab.hooks.hooking import HookList, HookStack
     from neox_lab.hooks.names import Name, ShortForm
-    from neox_lab.hooks.splicing import SplicedFunction, SplicedPoint
+    from neox_lab.hooks.splicing import Spliceable, SplicedFunction, SplicedPoint
     from neox_lab.hooks.storage import PosSlice
     from neox_lab.model.network import Network
     from neox_lab.model.parts import Affine
@@ -111,6 +111,14 @@ class HookedNetwork(Protocol):
         must_fire: bool = True,
     ) -> AbstractContextManager[object]:
         """Put a function into the network for a ``with`` block; see ``Hooked``."""
+
+    def spliced(
+        self,
+        *dictionaries: Spliceable | Sequence[Spliceable],
+        error: bool = True,
+        must_fire: bool = True,
+    ) -> AbstractContextManager[object]:
+        """Put dictionaries of features into the network for a ``with`` block; see ``Hooked``."""
 
     def run_with_hooks(
         self,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from neox_lab.checks import SWITCH, check
+from neox_lab.checks import SWITCH, check, shown
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import HookError
 from neox_lab.frames import make_frame
@@ -18,7 +18,13 @@ from neox_lab.hooks.cache import ActivationCache
 from neox_lab.hooks.hooking import HookList, HookStack, Placement
 from neox_lab.hooks.names import Name, ShortForm
 from neox_lab.hooks.recording import Recording
-from neox_lab.hooks.splicing import SplicedFunction, SplicedPoint, splice
+from neox_lab.hooks.splicing import (
+    Spliceable,
+    SplicedFunction,
+    SplicedPoint,
+    splice,
+    spliced_in,
+)
 from neox_lab.hooks.storage import Keeping, PosSlice
 from neox_lab.hooks.table import axis_sizes
 from neox_lab.model.hook_points import HookPoint
@@ -117,6 +123,55 @@ class Hooked:
         known = axis_sizes(self.config, batch=1, pos=1)
         placement = splice(self.hook_points, site, function, points, sizes or {}, known)
         with self.hook_stack.placed(placement, must_fire):
+            yield self
+
+    @contextmanager
+    def spliced(
+        self,
+        *dictionaries: Spliceable | Sequence[Spliceable],
+        error: bool = True,
+        must_fire: bool = True,
+    ) -> Iterator[Self]:
+        """Put dictionaries of features into the network, for a ``with`` block.
+
+            with model.spliced(dictionary):
+                _, cache = model.run_with_cache("The cat sat on the mat")
+                cache["blocks.3.hook_mlp_out.hook_sae_acts"]      # [batch, pos, latent]
+
+        At the site that a dictionary writes, ``site_out``, there are then hook points like any
+        other:
+
+        - ``hook_sae_input``: what it reads, before any normalisation;
+        - ``hook_sae_acts``: activations of the features. The matrix exists only if this is watched;
+        - ``hook_sae_recons``: what the features write, with the dictionary's bias;
+        - ``hook_sae_error``: what stood at the site minus what the unedited features write.
+
+        The site goes on with ``hook_sae_recons + hook_sae_error``: nothing edited, with the tensor
+        it had; with ``hook_sae_acts`` of feature f changed by δ, with δ · W_dec[f] more. A
+        transcoder reads at its ``site_in`` what the MLP reads, hooks there included.
+
+        Args:
+            dictionaries: ``nl.sae.Dictionary`` objects, or lists of them.
+            error: add what a dictionary misses. False leaves what the features write alone, and no
+                ``hook_sae_error``.
+            must_fire: raise if the model runs and a site is never reached.
+
+        Yields:
+            The model.
+
+        Raises:
+            HookNameError: the model has no such site, such as a missing layer, or ``resid_mid`` of
+                parallel blocks.
+            HookError: a dictionary of another width, two at one site, or no dictionary.
+            HookNeverFiredError: at the end of the block, see ``must_fire``.
+        """
+        known = axis_sizes(self.config, batch=1, pos=1)
+        check("error", error, SWITCH, HookError)
+        with ExitStack() as stack:
+            for each in _flat(dictionaries):
+                points = self.hook_points
+                placement = spliced_in(points, each.splice(points, known, error), known)
+                stack.enter_context(self.hook_stack.placed(placement, must_fire))
             yield self
 
     @names_ours
@@ -241,3 +296,20 @@ class Hooked:
         from neox_lab.family.check import check
 
         return check(self, tokens)
+
+
+def _flat(dictionaries: Iterable[Spliceable | Sequence[Spliceable]]) -> list[Spliceable]:
+    """What is to be spliced in, one after another.
+
+    Raises:
+        HookError: nothing, or something that cannot.
+    """
+    nested = (each if isinstance(each, Sequence) else [each] for each in dictionaries)
+    found = [one for each in nested for one in each]
+    wrong = [each for each in found if not callable(getattr(each, "splice", None))]
+    if wrong or not found:
+        raise HookError(
+            f"spliced() takes dictionaries of features, such as nl.sae.load gives; got "
+            f"{shown(wrong[0]) if wrong else 'none'}."
+        )
+    return found

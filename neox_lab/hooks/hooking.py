@@ -71,6 +71,9 @@ class Placement:
         entries: pairs of what the user named and the watchers that stand there.
         added: hook points that exist as long as the placement is in force, by the name of the
             point they stand behind.
+        last: watchers that are called after those of all placements, with what the network goes
+            on with.
+        weights: leaves of functions that are placed; a cache's gradients leave their ``.grad``.
     """
 
     def __init__(
@@ -87,6 +90,8 @@ class Placement:
         self.thread, self.runs_elsewhere = threading.get_ident(), 0
         self.entries: list[tuple[Name, list[Watcher]]] = []
         self.added: dict[str, list[HookPoint]] = {}
+        self.last: list[Watcher] = []
+        self.weights: list[Tensor] = []
         for name, function in _pairs(fwd_hooks, "fwd_hooks"):
             self._add(name, function, "forward", points)
         for name, function in _pairs(bwd_hooks, "bwd_hooks"):
@@ -203,7 +208,9 @@ class HookStack(threading.local):
             return NO_TAPS
         for placement in self.placements:
             placement.runs += 1
-        return Taps(watcher for placement in self.placements for watcher in placement.watchers)
+        taps = Taps(watcher for placement in self.placements for watcher in placement.watchers)
+        last = [watcher for placement in self.placements for watcher in placement.last]
+        return taps.with_more(last) if last else taps
 
     def _count_for_other_threads(self) -> None:
         """Note in placements of other threads that a run passes them by."""
@@ -227,6 +234,11 @@ class HookStack(threading.local):
     def spliced(self) -> list[str]:
         """Where functions with hook points of their own are in force."""
         return [site for placement in self.splices for site in placement.added]
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """Weights of what is spliced in."""
+        return [weight for placement in self.placements for weight in placement.weights]
 
     def extended(self, points: dict[str, HookPoint]) -> dict[str, HookPoint]:
         """The hook points of a model, and those that placements in force add."""

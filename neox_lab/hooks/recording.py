@@ -270,7 +270,8 @@ class Recording:
                 output = self.model(**self.arguments)
         if self.gradients:
             with torch.enable_grad():
-                run_backward(output, incl_bwd, self.model.parameters())
+                weights = [*self.model.parameters(), *self.model.hook_stack.weights]
+                run_backward(output, incl_bwd, weights)
         if self.replay is not None:
             for name, maker in self.replay.makers(self.lazy, self.first, self.last):
                 self.cache.make_on_access(name, maker)

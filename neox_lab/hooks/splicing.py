@@ -31,7 +31,7 @@ below a function at ``ln_final.hook_normalized``, refuses it by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -107,6 +107,56 @@ SplicedFunction = Callable[[Tensor, SiteTap], "Tensor | None"]
 """From the tensor at a site to its replacement, or None to leave it."""
 
 
+class Reading(NamedTuple):
+    """A second place that a spliced function needs the tensor of.
+
+    Attributes:
+        site: name of the hook point.
+        function: given its tensor, as the network goes on with it.
+    """
+
+    site: str
+    function: Callable[[Tensor], None]
+
+
+class Spliced(NamedTuple):
+    """What puts itself into the network: the arguments of ``spliced_function``, and a reading.
+
+    Attributes:
+        site: the hook point the function stands at.
+        function: what stands there.
+        points: its own hook points.
+        sizes: lengths of axes that only these have.
+        reading: where it reads besides, or None.
+        weights: leaves that a gradient may reach.
+    """
+
+    site: str
+    function: SplicedFunction
+    points: Sequence[SplicedPoint]
+    sizes: Mapping[str, int]
+    reading: Reading | None = None
+    weights: Sequence[Tensor] = ()
+
+
+class Spliceable(Protocol):
+    """What ``model.spliced`` takes, such as a dictionary of features."""
+
+    def splice(
+        self, points: Mapping[str, HookPoint], known: Mapping[str, int], error: bool
+    ) -> Spliced:
+        """How it goes into a network.
+
+        Args:
+            points: the network's hook points.
+            known: lengths of the network's own axes.
+            error: what it misses is added.
+
+        Raises:
+            HookError: it does not fit.
+        """
+
+
 class _Splice(Watcher):
     """A spliced function at its site."""
 
@@ -122,6 +172,37 @@ class _Splice(Watcher):
     def call(self, tensor: Tensor, tap: Tap) -> Tensor | None:
         """Run the function on a private copy of the site's tensor."""
         return self.spliced(tensor, SiteTap(tap, self.inside, self.points))
+
+
+def spliced_in(
+    points: Mapping[str, HookPoint], spliced: Spliced, known: Mapping[str, int]
+) -> Placement:
+    """A placement that puts something into the network; see ``Hooked.spliced``.
+
+    Args:
+        points: the model's hook points.
+        spliced: what goes where.
+        known: lengths of the network's own axes, see ``axis_sizes``.
+
+    Raises:
+        HookNameError: no such site.
+        HookError: something stands there that has the same points.
+    """
+    site, function, own, sizes, reading, weights = spliced
+    if taken := [point.name for point in own if f"{site}.{point.name}" in points]:
+        raise HookError(
+            f"At {site!r} another dictionary is spliced in already ({taken[0]}). Two at one site "
+            "would each undo the other; leave the with block of the first."
+        )
+    placement = splice(points, site, function, own, sizes, known)
+    placement.weights += weights
+    if reading is not None:
+
+        def read(tensor: Tensor, _: HookPoint) -> None:
+            reading.function(tensor)
+
+        placement.last.append(Watcher(points[reading.site], read, writes=False))
+    return placement
 
 
 def splice(

@@ -16,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from neox_lab.errors import ConfigError, InputError
+from neox_lab.hooks.splicing import Spliced
+from neox_lab.model.hook_points import HookPoint
 from neox_lab.sae.activations import Activation
 from neox_lab.sae.codes import Codes, joined
 from neox_lab.sae.normalisation import Normalise, unchanged
+from neox_lab.sae.splicing import splice
 
 DENSE = 2**24
 """Numbers of the matrix [token, latent] that exist at a time while encoding: 64 MB in float32."""
@@ -222,6 +225,48 @@ class Dictionary(nn.Module):
             mode="sum",
         )
         return bags.view(*codes.indices.shape[:-1], self.d_out)
+
+    def written(self, before: Tensor, after: Tensor, x: Tensor) -> Tensor:
+        """How the output changes with the activations.
+
+        Args:
+            before: activations, ``[*tokens, latent]``.
+            after: other activations, of the same shape.
+            x: what was encoded, ``[*tokens, d_in]``.
+
+        Returns:
+            ``[*tokens, d_out]``, in the dtype of ``before``: for each feature its change times its
+            row of ``W_dec``, at the scale of the input.
+        """
+        change, rows = after - before, self.rows
+        if not change.requires_grad:  # few features change, unless all are looked through
+            changed = (change != 0).flatten(0, -2).any(dim=0).nonzero()[:, 0]
+            change, rows = change[..., changed], rows[changed]
+        written = change.to(rows.dtype) @ rows
+        if not self.is_transcoder:
+            written = self.normalise(x.to(rows.dtype))[1][0] * written
+        return written.to(before.dtype)
+
+    @property
+    def rows(self) -> Tensor:
+        """What a feature of activation 1 writes, before normalisation is undone."""
+        scale = getattr(self.activation, "scale", None)
+        return self.W_dec if scale is None else self.W_dec / scale[:, None]
+
+    def splice(
+        self, points: Mapping[str, HookPoint], known: Mapping[str, int], error: bool
+    ) -> Spliced:
+        """How it goes into a network; ``model.spliced(dictionary)`` asks.
+
+        Args:
+            points: the network's hook points.
+            known: lengths of the network's own axes.
+            error: what it misses is added.
+
+        Raises:
+            HookError: it does not fit there.
+        """
+        return splice(self, points, known, error)
 
     def forward(self, x: Tensor) -> Tensor:
         """``decode(encode(x), x)``."""

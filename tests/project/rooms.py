@@ -52,6 +52,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("data/", "tables, padding, batches, activations of many texts, statistics"),
     ("experiments/", "questions: patching, paths, attribution, lens, detection, probing"),
     ("sae/", "dictionaries of features: read, proven, spliced in, trained"),
+    ("features/", "questions about features: where active, to what effect, in which circuit"),
     ("dynamics/", "questions over training: revisions, their audit, one measure at many steps"),
     ("tasks/", "train, evaluate and use the heads"),
     ("gym/", "the built-in model's world, training and tests"),

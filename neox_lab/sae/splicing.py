@@ -1,0 +1,156 @@
+"""A dictionary in the network: its activations, its output and its error as hook points.
+
+    codes  = encode(x)                       of what stands at site_in
+    error  = target - decode(codes)          target: what stands at site_out; never of edited codes
+    output = recons + error
+
+With the error nothing is lost, and nothing edited the site keeps its tensor. An edit of the
+activations changes the output by what the dictionary writes for it, and nothing takes that back
+(the error that is made from edited activations would: SAELens's issue 326).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from neox_lab.errors import HookError
+from neox_lab.hooks.names import exact
+from neox_lab.hooks.splicing import Reading, SiteTap, Spliced, SplicedPoint
+from neox_lab.hooks.table import shape_at
+from neox_lab.model.hook_points import HookPoint
+from neox_lab.model.parts import at_least_float32
+
+if TYPE_CHECKING:
+    from neox_lab.sae.dictionary import Dictionary
+
+INPUT, ACTS, RECONS, ERROR = (f"hook_sae_{part}" for part in ("input", "acts", "recons", "error"))
+
+
+def splice(
+    dictionary: Dictionary, points: Mapping[str, HookPoint], known: Mapping[str, int], error: bool
+) -> Spliced:
+    """How a dictionary goes into a network, see ``Hooked.spliced``.
+
+    Args:
+        dictionary: the dictionary.
+        points: the network's hook points.
+        known: lengths of the network's own axes.
+        error: what the dictionary misses is added.
+
+    Raises:
+        HookNameError: the network has no such site.
+        HookError: another width, or a site that cannot be read before the other is written.
+    """
+    read = points[exact(dictionary.site_in, points)]
+    written = points[exact(dictionary.site_out, points)]
+    for point, width, verb in (
+        (read, dictionary.d_in, "reads"),
+        (written, dictionary.d_out, "writes"),
+    ):
+        shape = shape_at(point, known)
+        if point.axes[:2] != ("batch", "pos") or math.prod(shape[2:]) != width:
+            raise HookError(
+                f"{dictionary!r} {verb} tensors [batch, pos, {width}]; at {point.name!r} stands "
+                f"[{', '.join(point.axes)}], with {math.prod(shape[2:]):,} numbers at a position. "
+                "It belongs to another model or another site."
+            )
+    order = list(points)
+    transcoder = read.name != written.name
+    if transcoder and (
+        read.layer != written.layer or order.index(read.name) > order.index(written.name)
+    ):
+        raise HookError(
+            f"{dictionary!r} reads {read.name!r} and writes {written.name!r}; a dictionary can be "
+            "spliced in where it reads earlier than it writes, in the same block."
+        )
+    function = SplicedDictionary(dictionary, transcoder, error)
+    return Spliced(
+        written.name,
+        function,
+        _points(read, written, error),
+        {"latent": dictionary.latents},
+        Reading(read.name, function.read) if transcoder else None,
+        [*dictionary.parameters()],
+    )
+
+
+def _points(read: HookPoint, written: HookPoint, error: bool) -> list[SplicedPoint]:
+    """Its hook points, in the order in which tensors pass them."""
+    into, out = (" ".join(point.axes) for point in (read, written))
+    found = [
+        SplicedPoint(INPUT, into, f"what the dictionary reads at {read.name}", True),
+        SplicedPoint(ACTS, "batch pos latent", "activations of the dictionary's features", True),
+        SplicedPoint(RECONS, out, "what the features write, with the dictionary's bias", True),
+    ]
+    if error:
+        found.append(SplicedPoint(ERROR, out, "what the unedited features miss", True))
+    return found
+
+
+class SplicedDictionary:
+    """The function that stands at ``site_out``."""
+
+    def __init__(self, dictionary: Dictionary, transcoder: bool, error: bool) -> None:
+        """A dictionary, whether it reads elsewhere than it writes, and whether its error stays."""
+        self.dictionary, self.transcoder, self.error = dictionary, transcoder, error
+        self.names = (INPUT, ACTS, RECONS, ERROR) if error else (INPUT, ACTS, RECONS)
+        self._read: Tensor | None = None
+
+    def read(self, tensor: Tensor) -> None:
+        """Keep what stands at ``site_in`` until ``site_out`` is reached in the same block."""
+        self._read = tensor
+
+    def __call__(self, tensor: Tensor, tap: SiteTap) -> Tensor | None:
+        """The site's new tensor, or None to leave it.
+
+        Raises:
+            HookError: ``site_in`` was not passed before.
+        """
+        x = self._source(tensor)
+        if self.error and not tap.watched(*self.names):
+            return None  # what the features write and what they miss sum to what is there
+        target = at_least_float32(tensor)
+        recons, after = self._features(at_least_float32(x), target, tap)
+        written = tap(RECONS, after)
+        if not self.error:
+            return written.to(tensor.dtype)
+        error = target - recons
+        missed = tap(ERROR, error)
+        if written is recons and missed is error:
+            return None
+        return (written + missed).to(tensor.dtype)
+
+    def _source(self, tensor: Tensor) -> Tensor:
+        """What the dictionary reads."""
+        if not self.transcoder:
+            return tensor
+        x, self._read = self._read, None
+        if x is None:
+            raise HookError(
+                f"{self.dictionary!r} is spliced in, and nothing passed {self.dictionary.site_in!r}"
+                " before it: a module of another kind stands there."
+            )
+        return x
+
+    def _features(self, x: Tensor, target: Tensor, tap: SiteTap) -> tuple[Tensor, Tensor]:
+        """What the features write: unedited, and after edits of input and activations."""
+        dictionary = self.dictionary
+        flat = x.flatten(2)
+        codes = dictionary.encode(flat)
+        recons = dictionary.decode(codes, flat).to(target.dtype).view_as(target)
+        after = recons
+        edited = tap(INPUT, x)
+        if edited is not x:
+            flat = edited.flatten(2)
+            codes = dictionary.encode(flat)
+            after = dictionary.decode(codes, flat).to(target.dtype).view_as(target)
+        if tap.watched(ACTS):
+            acts = codes.dense().to(target.dtype)
+            new = tap(ACTS, acts)
+            if new is not acts:
+                after = after + dictionary.written(acts, new, flat).view_as(target)
+        return recons, after
