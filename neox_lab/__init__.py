@@ -36,6 +36,7 @@ _HOME = {
     "reads_only": "neox_lab.hooks",
 }
 _ROOMS = {
+    "activations": "neox_lab.activations",
     "attribution": "neox_lab.experiments.attribution",
     "compat": "neox_lab.compat",
     "detect": "neox_lab.experiments.detection",
@@ -65,6 +66,7 @@ __all__ = [
     "GPTNeoXTokenizerFast",
     "HookPoint",
     "SplicedPoint",
+    "activations",
     "attribution",
     "check_prompts",
     "compat",
@@ -92,6 +94,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from neox_lab import (
+        activations,
         compat,
         dynamics,
         errors,

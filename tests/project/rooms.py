@@ -50,6 +50,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("built_in.py", "where the built-in model lies"),
     ("family/", "the contract of a hooked model; the five classes; nl.load"),
     ("data/", "tables, padding, batches, activations of many texts, statistics"),
+    ("activations/", "activations of texts in a folder: collected once, read many times"),
     ("experiments/", "questions: patching, paths, attribution, lens, detection, probing"),
     ("sae/", "dictionaries of features: read, proven, spliced in, trained"),
     ("features/", "questions about features: where active, to what effect, in which circuit"),

@@ -43,6 +43,9 @@ def _act_patch(name: str) -> Callable[[Any], object]:
 
 
 QUESTIONS: dict[str, Callable[[Any], object]] = {
+    "activations.collect": lambda model: nl.activations.collect(
+        model, TEXTS, "resid_post", "never made"
+    ),
     "attribution.attribution_patch": lambda model: nl.attribution.attribution_patch(
         model, CLEAN, CORRUPTED, METRIC
     ),
@@ -158,6 +161,7 @@ NO_QUESTIONS = {
     *(f"tasks.{head}.prepare" for head in ("answering", "classification", "language", "tagging")),
 }
 ROOMS = (
+    "activations",
     "attribution",
     "detect",
     "dynamics",
