@@ -51,6 +51,7 @@ def collect(
         OSError: the disk has no room.
     """
     refuse_dropout(model)
+    texts = [texts] if isinstance(texts, str) else texts
     names = site_names(model, sites)
     batch_size = check("batch_size", batch_size, whole(above=0), InputError)
     folder = Path(to)

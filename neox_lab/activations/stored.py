@@ -24,7 +24,7 @@ def digest(path: Path) -> str:
 
 
 class Stored:
-    """Activations in a folder; shards are mapped into memory, not read.
+    """Activations in a folder; a site is read whole into memory when it is asked for.
 
     Attributes:
         folder: where they lie.
