@@ -30,6 +30,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 import sys
 import time
@@ -279,6 +280,18 @@ def reserve(path: StrPath, size: int) -> None:
             file.write(zeros[: size - start])
 
 
+def free_space(path: StrPath) -> int:
+    """Bytes that are free on the disk where something lies, or will lie.
+
+    Args:
+        path: it or its folders need not be there yet.
+    """
+    place = Path(path).absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
 @contextmanager
 def alone(path: StrPath) -> Iterator[None]:
     """Keep a file locked for the time of a block; the system unlocks it when the process ends.
@@ -359,6 +372,21 @@ def _remove_left_over(target: Path) -> None:
             if _is_beside(entry.name, target.name):
                 if time.time() - entry.stat(follow_symlinks=False).st_ctime > _LEFT_OVER:
                     os.unlink(entry.path)
+
+
+def remove_unfinished(folder: StrPath) -> None:
+    """Remove what killed processes left of files that they were writing, however young.
+
+    Args:
+        folder: where nobody else writes now, see ``alone``.
+
+    Raises:
+        OSError: something of it cannot be removed.
+    """
+    ending = f"({re.escape(_TEMPORARY)}|{re.escape(_OLD)})"
+    for path in Path(folder).iterdir():
+        if re.fullmatch(rf"\..+\.[0-9a-f]{{16}}{ending}", path.name):
+            path.unlink()
 
 
 def parse_json(text: str | bytes) -> Any:

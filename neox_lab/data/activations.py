@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from neox_lab.data.tables import check_lengths, refuse
 from neox_lab.errors import HookNameError, InputError
 from neox_lab.family.contract import HookedModel
 from neox_lab.files import reserve
+from neox_lab.hooks.cache import ActivationCache
 from neox_lab.hooks.names import find_all
 from neox_lab.hooks.table import axis_sizes, shape_at
 
@@ -56,6 +58,48 @@ def site_names(model: HookedModel, sites: str | Sequence[str]) -> list[str]:
     if not names:
         raise HookNameError("no site was named")
     return list(dict.fromkeys(names))
+
+
+def row_shapes(model: HookedModel, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """The shape of what one position has at each site.
+
+    Args:
+        model: whose sites they are.
+        names: see ``site_names``.
+    """
+    sizes = axis_sizes(model.config, batch=1, pos=1)
+    return {name: shape_at(model.hook_points[name], sizes)[2:] for name in names}
+
+
+@torch.inference_mode()
+def read_batch(
+    model: HookedModel, ids: Sequence[Sequence[int]], names: Sequence[str]
+) -> tuple[ActivationCache, Tensor]:
+    """Activations of one batch, from a run that goes as far as the last site needs.
+
+    Args:
+        model: what reads it.
+        ids: tokens of each text, of one rotary regime (see ``batches.by_length``).
+        names: see ``site_names``.
+
+    Returns:
+        The cache, on the model's device, and a mask ``[batch, pos]`` that is 1 for text.
+    """
+    batch, mask = pad_rows(ids, 0)  # on the right, where causal attention never reaches
+    _, cache = model.run_with_cache(batch.to(model.device), list(names), **_extent(model, names))
+    return cache, mask
+
+
+def _extent(model: HookedModel, names: Sequence[str]) -> dict[str, Any]:
+    """How far a run must go for the last of some sites: arguments of ``forward``."""
+    places = list(model.hook_points)
+    last = model.hook_points[max(names, key=places.index)]
+    if last.layer is not None:
+        return {"stop_at_layer": last.layer + 1}
+    if last.name == "hook_embed":
+        return {"stop_at_layer": 0}
+    of_head = last.name.endswith((".hook_in", ".hook_out"))
+    return {"logits_to_keep": 1} if model.head == "causal-lm" and not of_head else {}
 
 
 @contextmanager
@@ -92,7 +136,7 @@ def collected(
     refuse("There is nothing to read", empty, "Leave these texts out.")
     check_lengths(ids, model.config.max_position_embeddings, "Shorten these texts.")
     read = None if isinstance(pos, str) and pos == "mean" else positions(pos, lengths)
-    sizes = _sizes(model, names)
+    sizes = {name: math.prod(shape) for name, shape in row_shapes(model, names).items()}
     with tempfile.TemporaryDirectory() as folder:
         in_files = 4 * len(texts) * sum(sizes.values()) > memory
         arrays = {
@@ -120,10 +164,7 @@ def _vectors(
     pos: Tensor | None,
 ) -> Iterator[tuple[str, Tensor]]:
     """Vectors ``[batch, d]`` of one batch, name by name: at ``pos`` ``[batch]``, or the means."""
-    batch, mask = pad_rows(ids, 0)  # on the right, where causal attention never reaches
-    layers = [model.hook_points[name].layer for name in names]
-    last = None if None in layers else max(layer for layer in layers if layer is not None) + 1
-    _, cache = model.run_with_cache(batch.to(model.device), list(names), stop_at_layer=last)
+    cache, mask = read_batch(model, ids, names)
     for name in names:
         values = cache[name].float().flatten(2).cpu()
         if pos is None:
@@ -131,12 +172,6 @@ def _vectors(
             yield name, text.sum(dim=1) / mask.sum(dim=1, keepdim=True)
         else:
             yield name, values[torch.arange(len(ids)), pos]
-
-
-def _sizes(model: HookedModel, names: Sequence[str]) -> dict[str, int]:
-    """How many numbers a position has at each hook."""
-    sizes = axis_sizes(model.config, batch=1, pos=1)
-    return {name: math.prod(shape_at(model.hook_points[name], sizes)) for name in names}
 
 
 def _empty(shape: tuple[int, int], path: Path | None) -> NDArray[np.float32]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ def newer_calls(model: Any, folder: Path) -> dict[str, Call]:
         model.tokenizer.save_pretrained(name / f"step{step}")
     done = folder / "run"
     nl.dynamics.run(_measure, name, "all", to=done, progress=False)
+    nl.activations.collect(model, ["abcd", "bc"], "resid_post", folder / "stored", progress=False)
+    kept = {"model": model, "texts": ["abcd", "bc"], "sites": "resid_post", "dtype": "float16"}
+    kept |= {"pos": "all", "skip_first": 1, "context": 3, "max_tokens": 5}
     return {
+        "activations.collect": (_collect, {**kept, "batch_size": 2, "progress": False}),
+        "activations.open": (nl.activations.open, {"folder": folder / "stored", "verify": True}),
+        "activations.plan": (nl.activations.plan, {**kept, "to": "."}),
         "check_prompts": (
             nl.check_prompts,
             {"model": model, "clean": "abcd", "corrupted": "abed", "answers": ("a", "b")},
@@ -56,6 +63,11 @@ def newer_calls(model: Any, folder: Path) -> dict[str, Call]:
         "dynamics.tensor_measure": (_tensor_measure, {"name": "x", "function": _measure}),
         **_calls_of_single_patches(model),
     }
+
+
+def _collect(**given: Any) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        return nl.activations.collect(to=folder, **given)
 
 
 def _calls_of_single_patches(model: Any) -> dict[str, Call]:

@@ -22,6 +22,7 @@ SMALL, LARGE = 700, 25_000
 
 ELSEWHERE = {
     "write_report": "writes; see report",
+    "collect": "writes; called for a new folder, as _collect",
     "revisions": "takes nothing",
     "planted": "takes nothing",
     "tensor_measure": "takes names one after another, as _tensor_measure",

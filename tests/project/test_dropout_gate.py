@@ -150,6 +150,7 @@ IN_EVALUATION_MODE: dict[str, tuple[str, Callable[[Any], object]]] = {
 }
 """They turn dropout off themselves, for as long as they take."""
 NO_QUESTIONS = {
+    "activations.plan",  # texts alone
     "detect.composition",  # weights alone
     "detect.repeated_tokens",  # tokens alone
     "lens.singular_vectors",  # weights alone
