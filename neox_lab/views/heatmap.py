@@ -39,6 +39,7 @@ TOP = 10  # cells told in the table
 CELLS = 12_000  # cells of a live view
 GRID_LIMIT = 600  # cells up to which the whole grid is a table as well
 LABEL_LIMIT, LEGEND_LIMIT = 16, 48  # characters of a label in a table, of a name in the legend
+NOTE_LIMIT = 120
 GREY = (0.85, 0.85, 0.85, 1.0)
 
 
@@ -58,6 +59,7 @@ class HeatmapView(View):
             such a cell is said to be NaN.
         scale: the values at the ends of the colours, where several maps share them; None takes them
             from the values.
+        note: a sentence to stand below the headline, before what the colours mean.
 
     Raises:
         InputError: these do not fit together.
@@ -77,6 +79,7 @@ class HeatmapView(View):
         title: str | None = None,
         measured: object = None,
         scale: tuple[float, float] | None = None,
+        note: str = "",
     ) -> None:
         self.values = array(values, "row column", "values")
         whole = np.ones(self.values.shape) if measured is None else measured
@@ -89,6 +92,7 @@ class HeatmapView(View):
         if 0 in self.values.shape:
             raise InputError(f"values must not be empty; got shape {self.values.shape}")
         names = {"row_axis": row_axis, "column_axis": column_axis, "value_name": value_name}
+        self.note = check("note", note, TEXT, InputError)
         for name, given in names.items():
             check(name, given, TEXT, InputError)
         if len({row_axis, column_axis, value_name}) < 3:
@@ -265,7 +269,8 @@ class HeatmapView(View):
 
     def _legend(self) -> str:
         """What the colours mean."""
-        parts = [f"Colour: {label(self.value_name, LEGEND_LIMIT)}."]
+        parts = [label(self.note, NOTE_LIMIT)] if self.note else []
+        parts += [f"Colour: {label(self.value_name, LEGEND_LIMIT)}."]
         if self.centre is not None:
             parts.append(f"Blank is {self.centre:g}, blue is less, orange is more.")
         if not self.measured.all():

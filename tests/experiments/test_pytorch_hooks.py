@@ -76,6 +76,7 @@ QUESTIONS: dict[str, Callable[[Any], Any]] = {
     "occlusion": lambda model: nl.attribution.occlusion(model, ids(), METRIC).values,
     "direct": lambda model: nl.attribution.direct_logit_attribution(model, ids(), METRIC).values,
     "lens": lambda model: nl.lens.logit_lens(model, ids()),
+    "direct shares": lambda model: nl.lens.direct(model, ids(), 3, 7).shares,
     "heads": lambda model: nl.detect.heads(model, inputs=ids().repeat(1, 2)),
     "copying": lambda model: nl.detect.copying_scores(model),
     "generate": _generated(),

@@ -189,6 +189,7 @@ def test_what_would_be_wrong_is_refused_by_name(site: str) -> None:
         lambda: path_patch(*given),
         lambda: nl.attribution.attribution_patch(*given, "edges"),
         lambda: nl.attribution.direct_logit_attribution(model, clean, 3, 7),
+        lambda: nl.lens.direct(model, clean["input_ids"], 3, 7),
     ]
     if not site.startswith("blocks"):
         questions += [

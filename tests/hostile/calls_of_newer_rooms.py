@@ -75,6 +75,10 @@ def _calls_of_single_patches(model: Any) -> dict[str, Call]:
     pattern = torch.eye(4).expand(1, 3, 4, 4)
     corrupted, clean = torch.zeros(1, 4, 3, 4, 4), torch.ones(1, 4, 3, 4, 4)
     found: dict[str, Call] = {
+        "lens.direct": (
+            nl.lens.direct,
+            {"model": model, "inputs": "abcd", "token": "a", "minus": 1},
+        ),
         "lens.predictions": (
             nl.lens.predictions,
             {"logits": logits[0, -1], "tokenizer": model.tokenizer, "top_k": 2},

@@ -152,6 +152,35 @@ def test_direct_logit_attribution(name: str, side: str) -> None:
     close(got.per_row.sum(dim=1), question.metric(run.logits), FLOAT32)
 
 
+@pytest.mark.parametrize("name", NETWORKS)
+def test_direct_shares_at_every_position(name: str) -> None:
+    """On ids, and so without a mask; padding is tested where rows stand alone."""
+    model, question, _, corrupted = asked(name, "none")
+    network, run = question.network, question.run(question.corrupted)
+    paths = Paths64(question)
+    unembed = network.weights.get("embed_out.weight", network.weights["embed_in.weight"])
+    for minus in (None, 7):
+        got = nl.lens.direct(model, corrupted["input_ids"], 3, minus)
+        along = unembed[3] - (0 if minus is None else unembed[7])
+        along = along * network.weights["final_layer_norm.weight"]
+        wanted = run.logits[..., 3] - (0 if minus is None else run.logits[..., 7])
+        close(got.logit, wanted, FLOAT32)
+        total = torch.zeros_like(wanted)
+        for part, share in zip(got.parts, got.shares, strict=True):
+            if part.kind in ("embed", "mlp", "head"):
+                wrote = paths.written(run, part.name)
+            elif part.kind == "attention":
+                wrote = run[f"blocks.{part.layer}.hook_attn_out"]
+            else:
+                total += share * (part.kind == "bias")
+                continue
+            centred = wrote - wrote.mean(dim=-1, keepdim=True)
+            close(share, (centred / run["ln_final.hook_scale"]) @ along, FLOAT32)
+            total += share * (part.kind != "head")
+        close(total, wanted, FLOAT32)
+        assert got.error < 1e-4
+
+
 @pytest.mark.parametrize("side", SIDES)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_logit_lens(name: str, side: str) -> None:

@@ -240,11 +240,22 @@ def logit_lens(given: Given) -> Answer:
         for site in ("resid_pre", "resid_post", "attn_out", "mlp_out"):
             result = nl.lens.logit_lens(given.model, texts, site, watch=["a", "b"])
             columns = [v for v in vars(result).values() if isinstance(v, Tensor) and v.dim() > 2]
+            columns.append(result.depth[None])
             for row in given.rows:
                 answer[row] += [given.own(values[:, row], row, 1) for values in columns]
                 frame = result.frame[result.frame["text"] == row]
                 answer[row] += [torch.tensor(frame["next_probability"].to_numpy())]
     return answer
+
+
+def direct(given: Given) -> Answer:
+    with given.tokenized() as texts:
+        result = nl.lens.direct(given.model, texts, "a", "b")
+    frame = result.frame
+    shares = [frame[frame["text"] == row]["share"].to_numpy() for row in given.rows]
+    return [
+        [given.own(result.shares[:, row], row, 1), torch.tensor(shares[row])] for row in given.rows
+    ]
 
 
 def generate(given: Given) -> Answer:
@@ -366,6 +377,7 @@ QUESTIONS: dict[str, Callable[[Given], Answer]] = {
     "attribution.integrated_gradients": of_tokens(nl.attribution.integrated_gradients),
     "attribution.occlusion": of_tokens(nl.attribution.occlusion),
     "lens.logit_lens": logit_lens,
+    "lens.direct": direct,
     "generate": generate,
     "likelihood.perplexity": perplexity,
     "likelihood.continuations": continuations,

@@ -60,6 +60,7 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
     "detect.head_statistics": lambda model: nl.detect.head_statistics(model, CLEAN),
     "detect.heads": lambda model: nl.detect.heads(model),
     "dynamics.compare": lambda model: nl.dynamics.compare(nl.load(), model, CLEAN),
+    "lens.direct": lambda model: nl.lens.direct(model, CLEAN, 0),
     "lens.logit_lens": lambda model: nl.lens.logit_lens(model, CLEAN),
     "patching.ablate": lambda model: nl.patching.ablate(model, CLEAN, METRIC, progress=False),
     "patching.edge_sweep": lambda model: nl.patching.edge_sweep(

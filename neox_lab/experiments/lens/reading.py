@@ -95,7 +95,7 @@ def read(
     labels = _labels(site, last + 1)
     bad = (columns["top_probability"].isnan().any(dim=-1) & own.cpu()).nonzero().tolist()
     name_not_finite("The prediction", (f"{labels[i]}, text {row}, pos {at}" for i, row, at in bad))
-    decode = functools.lru_cache(maxsize=None)(functools.partial(_piece, model.tokenizer))
+    decode = functools.lru_cache(maxsize=None)(functools.partial(token_text, model.tokenizer))
     shown = {*columns["top"].flatten().tolist(), *best.flatten().tolist(), *watched}
     return LensResult(
         name=name,
@@ -165,6 +165,6 @@ def _read(
     }
 
 
-def _piece(tokenizer: GPTNeoXTokenizerFast | None, token: int) -> str:
+def token_text(tokenizer: GPTNeoXTokenizerFast | None, token: int) -> str:
     """One token's text, or its number where there is no tokenizer."""
     return f"⟨{token}⟩" if tokenizer is None else str(tokenizer.piece_text(token))

@@ -199,14 +199,17 @@ class LensResult(Result):
         Returns:
             ``layer``, ``surprise_bits``, ``low`` and ``high`` (a 95 % bootstrap interval: of
             several texts whole texts are drawn, of one text its positions), ``entropy_bits`` at
-            the same positions, and ``positions`` and ``texts``, how many there were. Positions
-            with a NaN in any layer are left out of all.
+            the same positions, and ``positions`` and ``texts``, how many there were. What is NaN
+            anywhere is NaN in the mean, as everywhere.
 
         Raises:
-            InputError: there is no such position.
+            InputError: no token follows another.
         """
+        follows = self.mask.clone()
+        follows[:, :-1] &= self.mask[:, 1:]
+        follows[:, -1] = False
         bits = self.entropy / math.log(2)
-        return mean_surprise(self.surprise_bits, bits, self.labels, seed)
+        return mean_surprise(self.surprise_bits, bits, follows, self.labels, seed)
 
     def surprise_view(self, seed: int = 0) -> CurvesView:
         """``mean_surprise`` as a curve over the layers, beside the entropy, which is expected.
@@ -215,7 +218,7 @@ class LensResult(Result):
             seed: of the draws for the interval.
 
         Raises:
-            InputError: nothing follows any token.
+            InputError: no token follows another.
         """
         return surprise_curve(self.mean_surprise(seed), self.vocab_size, self.name, self.site)
 

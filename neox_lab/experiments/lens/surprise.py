@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from neox_lab.data.statistics import bootstrap_interval, statistic_interval
+from neox_lab.checks import SEED, check
+from neox_lab.data.statistics import mean_interval, statistic_interval
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 
@@ -18,52 +19,59 @@ if TYPE_CHECKING:
     from neox_lab.views import CurvesView
 
 
-def mean_surprise(surprise: Tensor, entropy: Tensor, labels: list[str], seed: int) -> pd.DataFrame:
-    """Means over the positions whose surprise is known in every row.
+def mean_surprise(
+    surprise: Tensor, entropy: Tensor, follows: Tensor, labels: list[str], seed: int
+) -> pd.DataFrame:
+    """Means over the positions that a token follows.
 
     Args:
-        surprise: bits ``[layer, batch, pos]``, NaN where nothing follows or nobody knows.
+        surprise: bits ``[layer, batch, pos]``.
         entropy: bits, of the same shape.
+        follows: whether a token follows, ``[batch, pos]``.
         labels: names of the rows.
         seed: of the draws for the interval.
 
     Returns:
-        ``layer``, ``surprise_bits``, ``low`` and ``high`` (a 95 % bootstrap interval: of several
-        texts whole texts are drawn, of one text its positions), ``entropy_bits`` at the same
-        positions, and ``positions`` and ``texts``, how many there were.
+        What ``LensResult.mean_surprise`` does.
 
     Raises:
         InputError: there is no such position.
     """
-    known = surprise.isfinite().all(dim=0)
-    if not known.any():
-        raise InputError("Nothing follows any token here, or every prediction is NaN.")
-    texts = known.any(dim=1).nonzero().flatten().tolist()
-    values = surprise[:, known].double().T  # [position, layer]
-    if len(texts) == 1:
-        low, high = (end.tolist() for end in bootstrap_interval(values, seed=seed))
-    else:
-        counts = known[texts].sum(dim=1).double().numpy()
-        sums = surprise.where(known, 0).double().sum(dim=2)[:, texts].numpy()
-        ends = [_of_texts(row, counts, seed) for row in sums]
-        low, high = (list(side) for side in zip(*ends, strict=True))
+    seed = check("seed", seed, SEED, InputError)
+    if not follows.any():
+        raise InputError("No token follows another here, so there is no surprise to average.")
+    values = surprise[:, follows].double()  # [layer, position]
+    counts = follows.sum(dim=1)
+    ends = [_interval(row, counts[counts > 0].tolist(), seed) for row in values]
     return make_frame(
         {
             "layer": labels,
-            "surprise_bits": values.mean(dim=0).tolist(),
-            "low": low,
-            "high": high,
-            "entropy_bits": entropy[:, known].double().mean(dim=1).tolist(),
-            "positions": [len(values)] * len(labels),
-            "texts": [len(texts)] * len(labels),
+            "surprise_bits": values.mean(dim=1).tolist(),
+            "low": [low for low, _ in ends],
+            "high": [high for _, high in ends],
+            "entropy_bits": entropy[:, follows].double().mean(dim=1).tolist(),
+            "positions": [int(counts.sum())] * len(labels),
+            "texts": [int((counts > 0).sum())] * len(labels),
         }
     )
 
 
-def _of_texts(sums: np.ndarray, counts: np.ndarray, seed: int) -> tuple[float, float]:
-    """Interval of the mean over positions when texts are drawn, each with all its positions."""
+def _interval(values: Tensor, counts: list[int], seed: int) -> tuple[float, float]:
+    """Interval of the mean over positions, those of each text together; NaN where one is.
+
+    Args:
+        values: ``[position]``, text after text.
+        counts: how many positions each text has.
+        seed: of the draws.
+    """
+    if not values.isfinite().all():
+        return math.nan, math.nan
+    if len(counts) == 1:
+        return mean_interval(values.numpy(), seed)
+    sizes = np.array(counts)
+    sums = np.add.reduceat(values.numpy(), np.cumsum(sizes) - sizes)
     return statistic_interval(
-        len(sums), lambda drawn: float(sums[drawn].sum() / counts[drawn].sum()), seed=seed
+        len(sums), lambda drawn: float(sums[drawn].sum() / sizes[drawn].sum()), seed=seed
     )
 
 
