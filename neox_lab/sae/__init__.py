@@ -4,5 +4,19 @@ from __future__ import annotations
 
 from neox_lab.sae.codes import Codes
 from neox_lab.sae.dictionary import Dictionary, Weights
+from neox_lab.sae.planting import Planted, planted
+from neox_lab.sae.recipes import Recipe
+from neox_lab.sae.training import train
+from neox_lab.sae.training_result import HeldOut, TrainedDictionary
 
-__all__ = ["Codes", "Dictionary", "Weights"]
+__all__ = [
+    "Codes",
+    "Dictionary",
+    "HeldOut",
+    "Planted",
+    "Recipe",
+    "TrainedDictionary",
+    "Weights",
+    "planted",
+    "train",
+]

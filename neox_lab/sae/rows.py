@@ -1,0 +1,260 @@
+"""What dictionaries are trained on: rows of activations, in batches whose order a seed decides.
+
+rows_of(tensor, ...)                  [row, d], in memory
+rows_of((x, y), ...)                  what is read and what is written, for transcoders
+rows_of(model, ..., texts=texts)      every token of texts, computed now, kept in memory
+rows_of(stored, ...)                  nl.activations on the disk
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from neox_lab.checks import check, number, require_model, shown
+from neox_lab.data.batches import by_length
+from neox_lab.data.encoding import pad_rows, token_ids
+from neox_lab.data.tables import check_lengths
+from neox_lab.dropout import refuse_dropout
+from neox_lab.errors import InputError
+from neox_lab.family.contract import HookedModel
+from neox_lab.hooks.names import ShortForm, exact
+
+Site = str | ShortForm
+SAMPLE = 16_384  # rows from which means and norms are estimated
+
+
+class Stored(Protocol):
+    """What is asked of activations on the disk; ``nl.activations`` opens such."""
+
+    @property
+    def document(self) -> Tensor:
+        """Document of every row ``[row]``."""
+
+    def __len__(self) -> int:
+        """How many rows there are."""
+
+    def site_name(self, site: object) -> str:
+        """The hook name of a site that was collected."""
+
+    def batches(
+        self, sites: list[str], batch_size: int, *, seed: int | None
+    ) -> Iterator[dict[str, Tensor]]:
+        """Every row once, by site, shuffled with a seed; as they stand for None."""
+
+    def split(self, held_out: float, seed: int) -> tuple[Stored, Stored]:
+        """Two parts without a document in common."""
+
+
+class Part(NamedTuple):
+    """Rows in memory.
+
+    Attributes:
+        x: what is read ``[row, d_in]``.
+        y: what is to be written ``[row, d_out]``.
+        document: of each row ``[row]``.
+    """
+
+    x: Tensor
+    y: Tensor
+    document: Tensor
+
+    def take(self, rows: Tensor) -> Part:
+        """Some rows, by number or mask."""
+        return Part(self.x[rows], self.y[rows], self.document[rows])
+
+
+class Rows(Protocol):
+    """Rows to train on and rows to measure on.
+
+    Attributes:
+        site_in: hook point, or what the user called it.
+        site_out: likewise.
+        held_out: rows of documents that are not trained on, in memory.
+        what: where they come from, in words.
+    """
+
+    site_in: str
+    site_out: str
+    held_out: Part
+    what: str
+
+    def __len__(self) -> int:
+        """How many there are to train on."""
+
+    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Each once, in an order of this epoch's own: what is read and what is to be written."""
+
+
+class InMemory:
+    """Rows in memory, see ``Rows``."""
+
+    def __init__(self, part: Part, held_out: Part, sites: tuple[str, str], what: str) -> None:
+        self.part, self.held_out, self.what = part, held_out, what
+        self.site_in, self.site_out = sites
+
+    def __len__(self) -> int:
+        return len(self.part.x)
+
+    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``Rows``."""
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        for rows in torch.split(torch.randperm(len(self), generator=generator), batch_size):
+            x = self.part.x[rows]
+            yield x, x if self.part.y is self.part.x else self.part.y[rows]
+
+
+class OnDisk:
+    """Rows of ``nl.activations``, see ``Rows``."""
+
+    def __init__(self, train: Stored, held_out: Stored, sites: tuple[str, str], what: str) -> None:
+        self.train, self.what = train, what
+        self.site_in, self.site_out = sites
+        names = list(dict.fromkeys(sites))
+        parts = list(held_out.batches(names, SAMPLE, seed=None))
+        x, y = (torch.cat([part[name].float().flatten(1) for part in parts]) for name in sites)
+        self.held_out = Part(x, y, held_out.document)
+
+    def __len__(self) -> int:
+        return len(self.train)
+
+    def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """See ``Rows``."""
+        names = list(dict.fromkeys((self.site_in, self.site_out)))
+        for batch in self.train.batches(names, batch_size, seed=seed * 1_000_003 + number):
+            yield batch[self.site_in].flatten(1), batch[self.site_out].flatten(1)
+
+
+def rows_of(
+    source: object,
+    texts: Sequence[str] | None,
+    site: Site | None,
+    site_out: Site | None,
+    held_out: float,
+    seed: int,
+) -> Rows:
+    """The rows of a source; see ``train`` for the arguments.
+
+    Raises:
+        InputError: nothing that has rows, or rows that are not finite or too few.
+        HookNameError: the model has no such site.
+    """
+    held_out = check("held_out", held_out, number(above=0, below=1), InputError)
+    if isinstance(source, Tensor | tuple | list):
+        if texts is not None:
+            raise InputError("texts are read by a model; the source is activations already.")
+        return _of_tensors(source, site, site_out, held_out, seed)
+    if site is None:
+        raise InputError("site is missing: which hook point, such as ('resid_post', 2)?")
+    if hasattr(source, "batches") and hasattr(source, "split"):
+        stored: Stored = source  # type: ignore[assignment]
+        sites = (stored.site_name(site), stored.site_name(site if site_out is None else site_out))
+        return OnDisk(*stored.split(held_out, seed), sites, repr(source))
+    require_model(source)
+    model: HookedModel = source  # type: ignore[assignment]
+    if texts is None or isinstance(texts, str) or len(texts) < 2:
+        raise InputError(f"texts={shown(texts)}; expected at least two texts for the model to read")
+    sites = (
+        exact(site, model.hook_points),
+        exact(site if site_out is None else site_out, model.hook_points),
+    )
+    part = tokens_of(model, texts, *sites)
+    name = str(model.config.name_or_path or "a model")
+    return _divided(part, sites, f"{len(texts):,} texts of {name}", held_out, seed)
+
+
+def tokens_of(
+    model: HookedModel, texts: Sequence[str], site: str, site_out: str, batch_size: int = 32
+) -> Part:
+    """Activations of every token of texts, in the order of the texts.
+
+    Args:
+        model: with a tokenizer.
+        texts: what it reads, at most as long as it can.
+        site: hook name of what is read.
+        site_out: and of what is written.
+        batch_size: texts in one forward pass.
+
+    Raises:
+        InputError: dropout is on, or there is no token.
+        DataError: a text is longer than the model can read.
+    """
+    refuse_dropout(model)
+    ids = token_ids(model, texts)
+    check_lengths(ids, model.config.max_position_embeddings, "Shorten these texts.")
+    lengths = [len(row) for row in ids]
+    names = list(dict.fromkeys((site, site_out)))
+    layers = [model.hook_points[name].layer for name in names]
+    last = None if None in layers else max(layer for layer in layers if layer is not None) + 1
+    found: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(ids) for name in names}
+    for rows in by_length(model, [max(1, length) for length in lengths], batch_size):
+        rows = [row for row in rows if lengths[row]]
+        if not rows:
+            continue
+        batch, _ = pad_rows([ids[row] for row in rows], 0)  # where causal attention never looks
+        _, cache = model.run_with_cache(batch.to(model.device), names, stop_at_layer=last)
+        for name in names:
+            for row, values in zip(rows, cache[name].float().flatten(2), strict=True):
+                found[name][row] = values[: lengths[row]].clone()
+    kept = [row for row, length in enumerate(lengths) if length]
+    if not kept:
+        raise InputError("no text has a token")
+    joined = {name: torch.cat([found[name][row] for row in kept]) for name in names}
+    counts = torch.tensor([lengths[row] for row in kept])
+    return Part(joined[site], joined[site_out], torch.tensor(kept).repeat_interleave(counts))
+
+
+def _of_tensors(
+    source: object, site: Site | None, site_out: Site | None, held_out: float, seed: int
+) -> Rows:
+    """Rows of one tensor, or of a pair of them; each is a document of its own."""
+    pair = source if isinstance(source, tuple | list) else (source, source)
+    if len(pair) != 2 or not all(isinstance(each, Tensor) for each in pair):
+        raise InputError(f"source={shown(source)}; expected a tensor, or a pair (x, y) of tensors.")
+    x, y = pair
+    for name, tensor in (("x", x), ("y", y)):
+        if tensor.dim() != 2 or not tensor.is_floating_point() or not tensor.shape[1]:
+            raise InputError(
+                f"{name} is {tensor.dtype} {list(tensor.shape)}; expected floating-point "
+                "activations [row, d]."
+            )
+    if len(x) != len(y):
+        raise InputError(f"x has {len(x)} rows and y {len(y)}; a row of one belongs to one.")
+    for name, value in (("site", site), ("site_out", site_out)):
+        if value is not None and not isinstance(value, str):
+            raise InputError(f"{name}={shown(value)}; of tensors, a site is a name.")
+    first = str(site or "activations")
+    second = str(site_out or (first if x is y else "outputs"))
+    if (x is y) != (first == second):
+        raise InputError("An autoencoder has one tensor and one site, a transcoder two of each.")
+    document = torch.arange(len(x))
+    return _divided(Part(x, y, document), (first, second), "a tensor", held_out, seed)
+
+
+def _divided(part: Part, sites: tuple[str, str], what: str, held_out: float, seed: int) -> InMemory:
+    """Rows to train on and rows of other documents to measure on.
+
+    Raises:
+        InputError: rows that are not finite, or too few documents.
+    """
+    for tensor in (part.x, part.y):
+        finite = torch.isfinite(tensor).all(1)
+        if not finite.all():
+            row = int((~finite).nonzero()[0])
+            raise InputError(
+                f"{int((~finite).sum())} of {len(tensor)} rows are NaN or infinite, the first is "
+                f"row {row}"
+            )
+    documents = torch.unique(part.document)
+    count = max(1, round(held_out * len(documents)))
+    if count >= len(documents):
+        raise InputError(f"{len(documents)} documents; some to train on and some to measure on.")
+    order = torch.randperm(len(documents), generator=torch.Generator().manual_seed(seed))
+    tested = torch.isin(part.document, documents[order[:count]])
+    train, test = part.take(~tested), part.take(tested)
+    if sites[0] == sites[1]:
+        train, test = train._replace(y=train.x), test._replace(y=test.x)
+    return InMemory(train, test, sites, what)

@@ -1,0 +1,225 @@
+"""Training as a whole: planted truth, runs that go on, sources of rows, and bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import neox_lab as nl
+from neox_lab.errors import CheckpointError, HookNameError, InputError, TrainingError
+from neox_lab.sae import Recipe, TrainedDictionary, train, training
+from neox_lab.sae.recipes import KINDS
+from neox_lab.sae.rows import rows_of, tokens_of
+from neox_lab.sae.training_result import measured
+
+TEXTS = [f"The {word} is in the box. Mary has the {word}." for word in ("key", "map", "pen", "cup")]
+
+
+def activations(rows: int = 600, d: int = 12) -> Tensor:
+    return nl.sae.planted(features=30, d_model=d, active=2, rows=rows, noise=0.01).activations
+
+
+def small(source: Any = None, **settings: Any) -> TrainedDictionary:
+    source = activations() if source is None else source
+    return train(source, **({"latents": 24, "k": 3, "steps": 12, "batch_size": 64} | settings))
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+def test_planted_features_are_found(kind: Any) -> None:
+    planted = nl.sae.planted(features=64, d_model=32, active=2, rows=30_000)
+    trained = train(
+        planted.activations, latents=128, kind=kind, k=2, steps=700, batch_size=512,
+        recipe=Recipe(learning_rate=5e-3, dead_after=10_000),
+    )  # fmt: skip
+    assert planted.recovered(trained.dictionary) >= 0.95
+    others = nl.sae.planted(features=64, d_model=32, active=2, rows=10, seed=1)
+    assert others.recovered(trained.dictionary) < 0.6  # features that were not planted
+    assert planted.control(128) < 0.6
+    assert trained.held_out.fvu < 0.25
+
+
+def test_planted_activations_are_sums_of_their_features() -> None:
+    planted = nl.sae.planted(features=30, d_model=12, active=2, rows=9000)
+    made = planted.coefficients.to_dense() @ planted.directions
+    torch.testing.assert_close(planted.activations, made)
+    assert float((planted.coefficients.to_dense() > 0).sum(1).float().mean()) == pytest.approx(
+        2, abs=0.1
+    )
+    assert planted.recovered(planted.directions) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_learns(kind: Any) -> None:
+    trained = small(kind=kind, steps=150, recipe=Recipe(learning_rate=3e-3, sparsity=1))
+    first, last = trained.frame["fvu"].iloc[:10].mean(), trained.frame["fvu"].iloc[-10:].mean()
+    assert last < 0.7 * first
+    assert trained.dictionary.kind.lower() == kind
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_seed_makes_a_training(kind: Any) -> None:
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    one, other = small(kind=kind), small(kind=kind)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert one == other
+    for name, tensor in one.dictionary.state_dict().items():
+        assert torch.equal(tensor, other.dictionary.state_dict()[name]), name
+    assert small(kind=kind, seed=1) != one
+
+
+class KilledError(Exception):
+    """What ends a process, as far as a test can tell."""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_that_was_killed_ends_with_the_same_numbers(
+    kind: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_EVERY", 5)
+    whole = small(kind=kind, steps=31)
+    take = training._Run._take
+
+    def killed(self: Any, x: Tensor, y: Tensor) -> None:
+        if self.step in (13, 27) and self.step not in seen:
+            seen.append(self.step)
+            raise KilledError
+        take(self, x, y)
+
+    seen: list[int] = []
+    monkeypatch.setattr(training._Run, "_take", killed)
+    for _ in range(2):  # in the first epoch, of 9 batches, and the third
+        with pytest.raises(KilledError):
+            small(kind=kind, steps=31, to=tmp_path / "run")
+    again = small(kind=kind, steps=31, to=tmp_path / "run")
+    assert seen == [13, 27]
+    assert again == whole
+    for name, tensor in whole.dictionary.state_dict().items():
+        assert torch.equal(tensor, again.dictionary.state_dict()[name]), name
+    assert small(kind=kind, steps=31, to=tmp_path / "run") == whole  # nothing is left to do
+
+
+def test_a_stopped_run_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take = training._Run._take
+
+    def stopped(self: Any, x: Tensor, y: Tensor) -> None:
+        take(self, x, y)
+        if self.step == 4:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training._Run, "_take", stopped)
+        part = small(to=tmp_path / "run")
+    assert part.interrupted and len(part.frame) == 4
+    assert "stopped at step 4" in part.view().title
+    whole = small(to=tmp_path / "run")
+    assert not whole.interrupted and whole == small()
+
+
+def test_a_folder_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
+    small(to=tmp_path / "run")
+    for change in ({"k": 4}, {"seed": 1}, {"source": activations() + 1}):
+        with pytest.raises(CheckpointError, match="other settings"):
+            small(to=tmp_path / "run", **change)
+    file = tmp_path / "run" / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+    with pytest.raises(CheckpointError):
+        small(to=tmp_path / "run")
+
+
+def test_held_out_numbers_are_the_formula_on_rows_not_trained_on() -> None:
+    x = activations()
+    trained = small(x, steps=60)
+    rows = rows_of(x, None, None, None, 0.1, 0)
+    held = rows.held_out.x
+    assert len(held) == trained.held_out.rows == 60
+    train_rows = torch.cat([batch for batch, _ in rows.epoch(0, 64, 0)])
+    assert len(train_rows) == 540
+    assert not (held[:, None] == train_rows[None]).all(-1).any()
+    again = trained.dictionary(held)
+    fvu = (held - again).square().sum() / (held - held.mean(0)).square().sum()
+    assert trained.held_out.fvu == pytest.approx(float(fvu.detach()), rel=1e-5)
+    codes = trained.dictionary.encode(held)
+    assert trained.held_out.l0 == pytest.approx(float((codes.values > 0).sum() / 60))
+    assert trained.held_out.fvu_low < trained.held_out.fvu < trained.held_out.fvu_high
+
+
+def test_a_models_tokens_are_rows_and_documents_stay_together() -> None:
+    model = nl.load()
+    name = "blocks.1.hook_resid_post"
+    part = tokens_of(model, TEXTS, name, name, batch_size=3)
+    for number, text in enumerate(TEXTS):
+        _, cache = model.run_with_cache(text, [name])
+        torch.testing.assert_close(
+            part.x[part.document == number], cache[name][0].detach(), rtol=1e-4, atol=1e-4
+        )
+    rows = rows_of(model, TEXTS, ("resid_post", 1), None, 0.25, 0)
+    assert len(rows.held_out.document.unique()) == 1
+    trained = small(model, texts=TEXTS, site=("resid_post", 1), held_out=0.25)
+    assert trained.dictionary.site_in == trained.dictionary.site_out == name
+    assert "4 texts" in trained.dictionary.sources["weights"]
+
+
+def test_a_transcoder_learns_what_a_layer_does() -> None:
+    model = nl.load()
+    site = "blocks.1.mlp.hook_in"
+    part = tokens_of(model, TEXTS * 3, site, "blocks.1.hook_mlp_out")
+    for source in (model, (part.x, part.y)):
+        texts = TEXTS * 3 if source is model else None
+        names = (site, "blocks.1.hook_mlp_out")
+        trained = small(
+            source, texts=texts, site=names[0], site_out=names[1], skip=True, steps=80,
+            recipe=Recipe(learning_rate=3e-3),
+        )  # fmt: skip
+        assert trained.dictionary.is_transcoder and trained.dictionary.W_skip is not None
+        assert trained.frame["fvu"].iloc[-1] < 0.5 * trained.frame["fvu"].iloc[0]
+        assert measured(trained.dictionary, part).fvu < 0.6
+
+
+def test_the_result_is_a_frame_and_curves() -> None:
+    trained = small()
+    columns = ["step", "loss", "fvu", "l0", "dead", "learning_rate"]
+    assert list(trained.frame.columns) == columns
+    assert trained.frame["step"].tolist() == list(range(1, 13))
+    view = trained.view()
+    assert view.panels == ["FVU", "L0", "dead"]
+    assert "held-out" in view.title and trained._repr_mimebundle_()["text/html"]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"latents": 0}, "latents=0"),
+        ({"k": 25}, "k=25 of latents=24"),
+        ({"kind": "top"}, "topk"),
+        ({"steps": 0}, "steps=0"),
+        ({"held_out": 1.0}, "held_out"),
+        ({"skip": True}, "transcoders"),
+        ({"texts": ["a"]}, "read by a model"),
+        ({"source": torch.ones(3, 4, 5)}, r"\[row, d\]"),
+        ({"source": torch.zeros(9, 4)}, "all zero"),
+        ({"source": torch.full((9, 4), torch.nan)}, "NaN"),
+        ({"source": torch.ones(1, 4)}, "1 documents"),
+        ({"source": (torch.ones(4, 4), torch.ones(5, 4))}, "4 rows and y 5"),
+        ({"source": "model"}, "site is missing"),
+        ({"source": "model", "site": "resid_post"}, "expected a model"),
+        ({"recipe": "fast"}, "Recipe"),
+    ],
+)
+def test_bad_arguments_are_named(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        small(**change)
+
+
+def test_a_site_that_the_model_lacks_is_named() -> None:
+    with pytest.raises(HookNameError):
+        small(nl.load(), texts=TEXTS, site="resid_past")
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="learning_rate"):
+        small(kind="relu", steps=200, recipe=Recipe(learning_rate=1e30))
