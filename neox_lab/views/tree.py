@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from neox_lab.checks import several, shown
+from neox_lab.checks import SWITCH, check, several, shown
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View
@@ -28,6 +28,7 @@ class TreeView(View):
         columns: what the cells of a row are; the first one is the row's name.
         groups: rows of texts by heading.
         title: the headline.
+        folded: whether a notebook shows several groups folded at first.
 
     Raises:
         InputError: there is no row, or one of another length than ``columns``.
@@ -40,7 +41,9 @@ class TreeView(View):
         columns: Sequence[str],
         groups: Mapping[str, Sequence[Sequence[str]]],
         title: str | None = None,
+        folded: bool = True,
     ) -> None:
+        self.folded = check("folded", folded, SWITCH, InputError)
         self.columns = several("columns", columns, "a list of names", InputError)
         if not isinstance(groups, Mapping):
             raise InputError(f"groups={shown(groups)}; expected rows by the name of their group")
@@ -90,7 +93,8 @@ class TreeView(View):
         total = sum(map(len, self.groups.values()))
         cut = f"To stay small this shows only the first {LIVE_ROWS} of {total} rows."
         notes = [cut] if total > LIVE_ROWS else []
-        return {"title": self.title, "notes": notes, "columns": self.columns, "groups": groups}
+        made = {"title": self.title, "notes": notes, "columns": self.columns, "groups": groups}
+        return made | {"folded": self.folded}
 
     def _draw(self) -> Sheet:
         drawn = [
@@ -105,7 +109,10 @@ class TreeView(View):
         for name, rows in drawn:
             lines += [(name, []), *(("", row) for row in rows)]
         shown = lines[:DRAWN]
-        sheet = Sheet(0.15 + sum(wide), HEADING + STEP * len(shown))
+        headings = [
+            1.15 * text_width(figure_text(label(name), CELL_LIMIT), 8) for name in self.groups
+        ]
+        sheet = Sheet(max(0.15 + sum(wide), *headings), HEADING + STEP * len(shown))
         cut = f" The first {DRAWN} of {len(lines)} lines." if len(lines) > DRAWN else ""
         sheet.heading(0, figure_text(self.title), figure_text(" · ".join(self.columns)) + cut)
         for at, (heading, row) in enumerate(shown):

@@ -121,6 +121,9 @@ def every_view(pieces: list[str]) -> dict[str, View]:
         "scatter": ScatterView(grid[0], grid[1], pieces, "exact", "estimated"),
         "explorer": explorer(pieces),
         "tree": TreeView(["name", "meaning"], {pieces[0]: [[p, p] for p in pieces]}),
+        "open tree": TreeView(
+            ["name", "meaning"], {p: [[p, p]] for p in pieces if p}, folded=False
+        ),
         "hooks": hooks(
             TableModel([*pieces, *(f"blocks.{at}.{p}" for at in (0, 1) for p in pieces)])
         ),
@@ -473,6 +476,16 @@ def test_rows_are_found_by_words(page: Any, files: Any) -> None:
     live.locator("input").fill("BERG")
     assert status(page) == "1 found"
     assert live.locator("tbody tr:visible").all_inner_texts() == ["·Bergen\t·Bergen"]
+
+
+def test_groups_that_are_not_folded_are_open_again_after_a_search(page: Any, files: Any) -> None:
+    live = opened(page, files("open tree", WORDS))
+    rows = live.locator("tbody tr:visible")
+    assert rows.count() == len(set(WORDS))
+    live.locator("input").fill("bergen")
+    assert rows.count() == 1
+    live.locator("input").fill("")
+    assert rows.count() == len(set(WORDS))
 
 
 def test_hook_points_fold_and_are_found_by_click_and_by_keys(page: Any, files: Any) -> None:

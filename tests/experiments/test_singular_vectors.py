@@ -41,6 +41,7 @@ def test_what_is_not_there(model: Any) -> None:
         (("OV", 0, 4), "head=4"),
         (("QK", 0), "W_out"),
         (("W_in", 3), "layer=3"),
+        (("W_in", 0, 2), "the MLP, which has no heads"),
         (("OV", 0, 0, 17), "count=17"),
     ):
         with pytest.raises(InputError, match=message):

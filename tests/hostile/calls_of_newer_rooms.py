@@ -87,6 +87,11 @@ def _calls_of_single_patches(model: Any) -> dict[str, Call]:
             nl.lens.singular_vectors,
             {"model": model, "matrix": "OV", "layer": 0, "head": 0, "count": 2},
         ),
+        "lens.svd": (
+            nl.lens.svd,
+            {"model": model, "matrix": "OV", "layer": 0, "head": 0}
+            | {"count": 2, "top_k": 3, "seed": 0},
+        ),
         "detect.pattern_score": (
             nl.detect.pattern_score,
             {"attention": pattern, "pattern": pattern[0, 0], "measure": "mul"}

@@ -480,6 +480,7 @@ def test_no_public_question_is_left_out() -> None:
         "pattern_score": "reads attention of one text",
         "predictions": "reads logits of one position",
         "singular_vectors": "reads weights",
+        "svd": "reads weights",
         "generic_activation_patch": "runs the prompts it is given",
         "make_df_from_ranges": "counts",
         **dict.fromkeys((n for n in vars(nl.patching) if n.endswith("_setter")), "copies"),

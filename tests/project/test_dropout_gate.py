@@ -155,6 +155,7 @@ NO_QUESTIONS = {
     "detect.composition",  # weights alone
     "detect.repeated_tokens",  # tokens alone
     "lens.singular_vectors",  # weights alone
+    "lens.svd",  # weights alone
     "tasks.classification.measure",  # ``evaluate`` of examples that are prepared
     "tasks.harness.adapter",  # see the test of its answers
     "tasks.likelihood.encoded_pair",

@@ -921,6 +921,9 @@ def test_rows_need_a_text_for_each_column() -> None:
     view = TreeView(["name", "shape"], {"g": [["a", "[1]"]], "h": [["b", ""]]})
     assert view.data()["groups"][1]["rows"] == [["b", ""]]  # nothing, not an empty token
     assert view.frame["group"].tolist() == ["g", "h"]
+    assert view.data()["folded"]
+    wide = TreeView(["name"], {"a heading much longer than its rows and the title": [["a"]]})
+    assert Image.open(io.BytesIO(wide.to_png(dpi=100))).width > 300  # it is not cut
     for groups in ({}, {"g": [["a"]]}):
         with pytest.raises(InputError, match="a text for each of"):
             TreeView(["name", "shape"], groups)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from neox_lab.checks import check, one_of
 from neox_lab.errors import InputError
-from neox_lab.experiments.lens.svd import singular_vectors
+from neox_lab.experiments.lens.matrices import singular_vectors
 
 if TYPE_CHECKING:
     from neox_lab.compat.transformer_lens.model import HookedTransformer

@@ -6,24 +6,28 @@ takes shape (nostalgebraist, "interpreting GPT: the logit lens", 2020). The last
 the residual stream is the model's real prediction.
 
 For attention and MLP outputs the same reading says what that one part, by itself, would predict.
-What each part adds to a logit (``direct``) is exact, and adds up.
+What each part adds to a logit (``direct``) is exact, and adds up. ``svd`` takes weight matrices
+apart into directions, and reads each in tokens.
 """
 
 from __future__ import annotations
 
 from neox_lab.experiments.lens.direct import DirectResult, direct
 from neox_lab.experiments.lens.logit import logit_lens
+from neox_lab.experiments.lens.matrices import singular_vectors, svd
 from neox_lab.experiments.lens.reading import LENS_SITES
 from neox_lab.experiments.lens.result import LensResult
-from neox_lab.experiments.lens.svd import singular_vectors
+from neox_lab.experiments.lens.svd_result import SVDResult
 from neox_lab.experiments.lens.top_tokens import predictions
 
 __all__ = [
     "LENS_SITES",
     "DirectResult",
     "LensResult",
+    "SVDResult",
     "direct",
     "logit_lens",
     "predictions",
     "singular_vectors",
+    "svd",
 ]

@@ -1,6 +1,7 @@
 // A table in groups that fold, and a field that finds rows: a model's hook points.
 //
-// data: title, notes, columns, groups: name, rows (lists of texts, the first one a name).
+// data: title, notes, columns, folded (at first), groups: name, rows (lists of texts, the first one
+// a name).
 
 function mount(element, data) {
   const { body, say } = frame(element, data);
@@ -18,7 +19,8 @@ function mount(element, data) {
     node.append(el("div", { class: "scroll" }, table));
     return { node, count, lines, texts: rows.map((row) => row.join(" ").toLowerCase()) };
   });
-  if (groups.length === 1) groups[0].node.open = true;
+  const open = groups.length === 1 || !data.folded;
+  for (const { node } of groups) node.open = open;
   const search = el("input", { type: "search", placeholder: "Find …", "aria-label": "find rows" });
   search.addEventListener("keydown", (event) => event.stopPropagation());
   search.addEventListener("input", () => find(true));
@@ -38,7 +40,7 @@ function mount(element, data) {
         here += fits;
       });
       count.textContent = words.length ? `${here} of ${lines.length}` : `${lines.length}`;
-      if (opening) node.open = words.length > 0 && here > 0;
+      if (opening) node.open = words.length ? here > 0 : open;
       found += here;
     }
     say(words.length ? `${found} found` : `${found} in all`);
