@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ParamSpec
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ from neox_lab.notices import gathered
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
 
+Asked = ParamSpec("Asked")
 IN_BLOCKS = ("blocks.*",)
 IN_NETWORK = ("hook_embed*", "blocks.*")
 """Everything below the final layer norm."""
@@ -56,14 +57,16 @@ def check_splices(model: HookedModel, allowed: Sequence[str], why: str) -> None:
             )
 
 
-def with_same_splices(model: HookedModel, exact: Callable[[], Tensor]) -> Callable[[], Tensor]:
+def with_same_splices(
+    model: HookedModel, exact: Callable[Asked, Tensor]
+) -> Callable[Asked, Tensor]:
     """``exact``, if it is asked of the network of now.
 
     It raises HookError unless the functions spliced in now still are, InputError with dropout on.
     """
     before = model.hook_stack.splices
 
-    def checked() -> Tensor:
+    def checked(*asked: Asked.args, **named: Asked.kwargs) -> Tensor:
         if model.hook_stack.splices != before:
             raise HookError(
                 "Other functions are spliced in than when this result was made. check() runs the "
@@ -71,6 +74,6 @@ def with_same_splices(model: HookedModel, exact: Callable[[], Tensor]) -> Callab
             )
         refuse_dropout(model)
         with gathered():  # told when the result was made
-            return exact()
+            return exact(*asked, **named)
 
     return checked

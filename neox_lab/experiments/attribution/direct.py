@@ -8,7 +8,7 @@ difference of logits, is a sum of one share for each of them, and of biases.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 By = Literal["component", "layer", "head", "mlp", "neuron"]
 _BY = ("component", "layer", "head", "mlp", "neuron")
+_PARTS = (
+    "hook_embed",
+    *(f"blocks.*.{x}" for x in ("attn.hook_z", "mlp.hook_post", "hook_attn_out", "hook_mlp_out")),
+)
 Parts = Iterator[tuple[list[str], Tensor]]
 """Names, and what each of them wrote where the metric reads: ``[part, batch, term, d_model]``."""
 
@@ -87,7 +91,7 @@ def direct_logit_attribution(
         metric = metrics.head_logit(model.head, metric, wrong, pos)
     ready = batch(model, inputs, metric)
     assert isinstance(ready.metric, BoundMetric)
-    final = _Final.of(ready, ready.metric)
+    final = FinalStream.of(ready, ready.metric, _PARTS)
     neurons = final.largest_neurons(top_k) if by == "neuron" else []
     names, per_row = _over_parts(final, by, neurons, final.share)
     axes, labels = _axes(model, by, names)
@@ -127,7 +131,7 @@ def _axes(
 
 
 def _over_parts(
-    final: _Final, by: By, neurons: list[list[int]], weigh: Callable[[Tensor, bool], Tensor]
+    final: FinalStream, by: By, neurons: list[list[int]], weigh: Callable[[Tensor, bool], Tensor]
 ) -> tuple[list[str], Tensor]:
     """Names of the parts, and a number for each of them, float32 on the CPU ``[batch, part]``."""
     names: list[str] = []
@@ -139,7 +143,7 @@ def _over_parts(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Final:
+class FinalStream:
     """What the head reads where the metric reads, and what it was put together from.
 
     Attributes:
@@ -161,16 +165,14 @@ class _Final:
     per_row: Tensor
 
     @classmethod
-    def of(cls, ready: Batch, metric: BoundMetric) -> _Final:
-        """Run the model once."""
+    def of(cls, ready: Batch, metric: BoundMetric, names: Sequence[str]) -> FinalStream:
+        """Run the model once, and keep what stands at ``names`` besides."""
         model = ready.model
         last = f"blocks.{model.config.num_hidden_layers - 1}.hook_resid_post"
-        inside = ("attn.hook_z", "mlp.hook_post", "hook_attn_out", "hook_mlp_out")
-        wanted = ["hook_embed", *(f"blocks.*.{name}" for name in inside), last]
-        output, cache = model.run_with_cache(ready.ids, wanted, **ready.arguments)
+        output, cache = model.run_with_cache(ready.ids, [*names, last], **ready.arguments)
         rows = torch.arange(len(ready.ids), device=ready.ids.device)[:, None]
         at = {name: tensor[rows, metric.positions].float() for name, tensor in cache.items()}
-        stream = at.pop(last)
+        stream = at[last]
         norm = plain_layer_norm(model.backbone.final_layer_norm, "final_layer_norm")
         head_weight, head_bias = model.output_map
         weight = head_weight[metric.outputs].float() * metric.weights[:, None]

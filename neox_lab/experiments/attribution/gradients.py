@@ -7,7 +7,7 @@ reads from it may be the same numbers, but each has its own gradient. Weights ge
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -41,7 +41,11 @@ class Run(NamedTuple):
 
 
 def run(
-    batch: Batch, names: Sequence[str], reading: Sequence[str] = (), embeds: Tensor | None = None
+    batch: Batch,
+    names: Sequence[str],
+    reading: Sequence[str] = (),
+    embeds: Tensor | None = None,
+    replaced: Mapping[str, Tensor] | None = None,
 ) -> Run:
     """Run ``batch`` and backpropagate its metric to hook points.
 
@@ -50,8 +54,10 @@ def run(
         names: full hook names.
         reading: hook names whose activations are wanted without a gradient.
         embeds: embeddings to run on instead of the tokens' own, ``[batch, pos, d_model]``.
+        replaced: for some of ``names``, what stands there instead.
     """
     seen: dict[str, Tensor] = {}
+    given = replaced or {}
 
     def begin(tensor: Tensor, _: HookPoint) -> Tensor:
         """Let gradients end at the embeddings, whether or not weights want any."""
@@ -59,8 +65,11 @@ def run(
         seen["hook_embed"] = start.detach().requires_grad_()
         return seen["hook_embed"]
 
-    def keep(tensor: Tensor, point: HookPoint) -> None:
+    def keep(tensor: Tensor, point: HookPoint) -> Tensor:
+        if point.name in given:
+            tensor = given[point.name].to(tensor).detach().requires_grad_()
         seen[point.name] = tensor  # a copy of its own, which only what comes after it reads
+        return tensor
 
     @reads_only
     def read(tensor: Tensor, point: HookPoint) -> None:

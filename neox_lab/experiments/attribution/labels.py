@@ -24,6 +24,8 @@ def _part_name(row: Mapping[Hashable, object]) -> str:
     if "layer" in row:
         layer = row["layer"]
         parts.append(head_name(layer, row["head"]) if "head" in row else f"L{layer}")
+    if "latent" in row:
+        parts.append(f"f{row['latent']}")
     for pos, token in (("pos", "token"), ("source_pos", "source_token")):
         if pos in row:
             parts.append(f"{row[token]}@{row[pos]}")

@@ -111,7 +111,8 @@ def _cell(site: Site, variants: Variants) -> tuple[Tensor | slice, ...]:
     """Where each variant is patched: an index of the axes after the batch."""
     if site.entries:
         entries = torch.tensor(site.entries, device=variants.head.device)
-        return variants.pos, entries[variants.head]
+        pos = slice(None) if site.place == "all" else variants.pos
+        return pos, entries[variants.head]
     if site.is_pattern:
         axes = ["head", "pos", "source_pos"]
     else:

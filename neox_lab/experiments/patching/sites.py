@@ -129,6 +129,7 @@ def find_sites(
     points: Mapping[str, HookPoint] | None = None,
     entries: Selection = None,
     sizes: Mapping[str, int] | None = None,
+    all_pos: bool = False,
 ) -> list[Site]:
     """The sites asked for.
 
@@ -138,6 +139,7 @@ def find_sites(
         points: hook points that may be named, too.
         entries: of their last axis, see ``Site``; None for all in one cell.
         sizes: lengths of the network's axes, if there are entries.
+        all_pos: of hook points with entries, a cell is an entry at all positions together.
 
     Raises:
         InputError: an unknown site, none at all, several whose cells do not correspond, or
@@ -151,6 +153,10 @@ def find_sites(
     sites = [_find_site(name, parallel, points or {}) for name in names]
     if entries is not None:
         sites = [_by_entry(site, entries, points or {}, sizes or {}) for site in sites]
+    if all_pos and entries is None:
+        raise InputError("positions='all' is for entries of a hook point; name them: entries=[..].")
+    if all_pos:
+        sites = [replace(site, axes=site.axes[1:], place="all") for site in sites]
     axes = {tuple(sorted(site.axes)) for site in sites}
     if len(axes) != 1:
         shown = ", ".join(f"{site.name} ({', '.join(site.axes)})" for site in sites)

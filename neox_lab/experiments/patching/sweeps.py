@@ -46,7 +46,7 @@ def sweep(
     site: SiteName | Sequence[SiteName] = "resid_pre",
     *,
     direction: Literal["denoising", "noising"] = "denoising",
-    positions: Positions | None = None,
+    positions: Positions | Literal["all"] | None = None,
     entries: Selection = None,
     budget: int = BUDGET,
     progress: bool | ProgressReport = True,
@@ -76,7 +76,7 @@ def sweep(
             ``"noising"`` corrupted ones into the clean run.
         positions: names of positions to patch instead of every one: ``{"subject": 3}``,
             ``{"subject": [3, 5]}`` for each pair, or ``{"subject": (clean, corrupted)}``, counted
-            in each text's own tokens.
+            in each text's own tokens. ``"all"``, with ``entries``: all of them together.
         entries: with a hook point ``[batch, pos, own axis]`` as the site: numbers along its own
             axis, such as neurons or latents, or a slice or mask of it. Cells are then
             ``(pos, own axis)``, each one entry.
@@ -100,7 +100,7 @@ def sweep(
     given: dict[str, PromptsOrCache] = {"clean": clean, "corrupted": corrupted}
     patched = read_prompts(model, given[into], into)
     told = {into: patched}
-    sites = _sites(model, site, entries)
+    sites, positions = _sites(model, site, entries, positions)
     if positions is not None and direction == "noising":
         positions = {n: at[::-1] if isinstance(at, tuple) else at for n, at in positions.items()}
     source: Source
@@ -133,7 +133,7 @@ def ablate(
     value: Value = "mean",
     *,
     reference: PromptsLike | None = None,
-    positions: Positions | None = None,
+    positions: Positions | Literal["all"] | None = None,
     entries: Selection = None,
     seed: int = 0,
     budget: int = BUDGET,
@@ -164,7 +164,7 @@ def ablate(
     """
     check_ready(model)
     patched = read_prompts(model, inputs, "inputs")
-    sites = _sites(model, site, entries)
+    sites, positions = _sites(model, site, entries, positions)
     source = ablation_source(model, patched, sites, value, reference, seed)
     question = Question(model, patched, source, metric, sites, positions)
     runner = Runner(question, budget)
@@ -173,13 +173,20 @@ def ablate(
 
 
 def _sites(
-    model: HookedModel, asked: SiteName | Sequence[SiteName], entries: Selection
-) -> list[Site]:
-    """The sites asked for, see ``find_sites``.
+    model: HookedModel,
+    asked: SiteName | Sequence[SiteName],
+    entries: Selection,
+    positions: Positions | Literal["all"] | None,
+) -> tuple[list[Site], Positions | None]:
+    """The sites asked for, see ``find_sites``, and positions with names.
 
     Raises:
         InputError: entries that a hook point does not have.
     """
     sizes = axis_sizes(model.config, batch=1, pos=1)
     parallel = model.config.use_parallel_residual
-    return find_sites(asked, parallel, model.hook_points, entries, sizes)
+    all_pos = isinstance(positions, str) and positions == "all"
+    sites = find_sites(asked, parallel, model.hook_points, entries, sizes, all_pos)
+    if positions == "all":
+        return sites, None
+    return sites, positions

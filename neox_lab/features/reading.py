@@ -1,0 +1,55 @@
+"""Which features of a dictionary are active in texts, for every question about them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from neox_lab.checks import require_model, shown
+from neox_lab.errors import InputError
+from neox_lab.experiments.patching.prompts import Prompts
+from neox_lab.hooks.names import exact
+from neox_lab.sae import Codes, Dictionary
+from neox_lab.sae.splicing import INPUT
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
+
+
+def require_dictionary(dictionary: object) -> None:
+    """Refuse what is no dictionary.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(dictionary, Dictionary):
+        raise InputError(
+            f"dictionary={shown(dictionary)}; expected a Dictionary, such as nl.sae.load gives."
+        )
+
+
+def written_site(model: HookedModel, dictionary: Dictionary) -> str:
+    """Full name of the hook point that a dictionary writes, where its own points stand.
+
+    Raises:
+        InputError: no model, or no dictionary.
+        HookNameError: the model has no such site.
+    """
+    require_model(model)
+    require_dictionary(dictionary)
+    return exact(dictionary.site_out, model.hook_points)
+
+
+@torch.no_grad()
+def encoded(model: HookedModel, dictionary: Dictionary, prompts: Prompts) -> Codes:
+    """Codes ``[batch, pos, slot]`` of texts, padding included.
+
+    Raises:
+        InputError: no dictionary.
+        HookError: it does not fit the model.
+    """
+    name = f"{written_site(model, dictionary)}.{INPUT}"
+    with model.spliced(dictionary):
+        _, cache = model.run_with_cache(prompts.ids, name, attention_mask=prompts.mask)
+    return dictionary.encode(cache[name].flatten(2))
