@@ -198,6 +198,22 @@ def test_random_models_score_the_baseline(kind: str) -> None:
     assert torch.equal(other.values[found.is_computed], scores)
 
 
+def test_the_built_in_model_reads_the_previous_token_where_induction_is_done() -> None:
+    """From weights alone: the head that looks one back, to the heads that score for induction."""
+    model = nl.load()
+    best = nl.detect.composition(model, "K").top(4)
+    back = nl.detect.heads(model, "previous_token").top(1).iloc[0]
+    finders = nl.detect.heads(model, "induction").top(4)
+    assert set(best["writer"]) == {f"L{back['layer']:.0f}H{back['head']:.0f}"}
+    assert set(best["reader"]) == {
+        f"L{layer}H{head}" for layer, head in zip(finders["layer"], finders["head"], strict=True)
+    }
+    young = nl.load(revision=nl.gym.revisions()[0])
+    z = nl.detect.composition(young, "K").frame["z"]
+    assert z.abs().max() < 4
+    assert 0.7 < z.std() < 1.4, "before training scores spread as those of random matrices"
+
+
 def test_frame_view_and_file(model: Any, tmp_path: Path) -> None:
     state = torch.random.get_rng_state()
     found = nl.detect.composition(model, "Q")

@@ -87,3 +87,28 @@ def test_22_prints_calls_that_run() -> None:
     compile(shown, "copied", "exec")
     assert not re.search(r"\{\w+\}", shown), "no place is left open"
     assert shown.startswith("import neox_lab as nl\n")
+
+
+def test_06_says_of_weights_and_texts_what_it_prints() -> None:
+    shown = output("06_induction_heads", "young = nl.detect.composition")
+    before, after = map(float, re.findall(r"training: ([\d.]+) spreads", shown))
+    assert before < 4 < 10 < after, "before training no pair is far from random matrices"
+    pairs = re.findall(r"^\d +(L\dH\d) +(L\dH\d) ", shown, re.MULTILINE)
+    assert len(pairs) == 4
+    found = output("06_induction_heads", "induction.top(4)")
+    finders = re.findall(r"^\d +(\d) +(\d) ", found, re.MULTILINE)
+    assert {reader for _, reader in pairs} == {f"L{layer}H{head}" for layer, head in finders}
+    looks = output("06_induction_heads", 'looks.top(3, "previous_token")')
+    back = re.findall(r"^0 .* (L\dH\d)$", looks, re.MULTILINE)
+    assert {writer for writer, _ in pairs} == set(back), "one token back in texts as well"
+    table = output("06_induction_heads", 'one = looks.frame[(looks.frame["layer"]')
+    rows = re.findall(r"(entropy_bits|distance) +(True|False) +([\d.]+)", table)
+    means = {(name, first): float(mean) for name, first, mean in rows}
+    for name in ("entropy_bits", "distance"):
+        assert means[name, "False"] < means[name, "True"], "less far back, and surer"
+    spectrum = output("06_induction_heads", "moves.spectrum()")
+    own = float(re.findall(r"^  OV of L1H\d +([\d.]+)", spectrum, re.MULTILINE)[0])
+    drawn = float(re.findall(r"^  random matrix +([\d.]+)", spectrum, re.MULTILINE)[0])
+    assert own < drawn, "less of its norm than that of a random matrix"
+    shares = output("06_induction_heads", "largest share of an induction head")
+    assert 0.2 < float(re.findall(r"neurons: ([\d.]+)", shares)[0]) < 0.3, "a quarter"
