@@ -55,6 +55,9 @@ def run(
         reading: hook names whose activations are wanted without a gradient.
         embeds: embeddings to run on instead of the tokens' own, ``[batch, pos, d_model]``.
         replaced: for some of ``names``, what stands there instead.
+
+    Raises:
+        InputError: the metric has no gradient.
     """
     seen: dict[str, Tensor] = {}
     given = replaced or {}
@@ -89,6 +92,11 @@ def run(
     with torch.enable_grad():
         output = batch.model.run_with_hooks(batch.ids, hooks, **batch.arguments)
         value, rows = batch.measure(output_logits(output))
+        if not value.requires_grad:
+            raise InputError(
+                "The metric has no gradient at the logits, as a count or an argmax has none. Use "
+                "one that changes smoothly, such as logit_difference, or exact runs."
+            )
         wanted = [seen[name] for name in names]
         gradients = torch.autograd.grad(
             value if rows is None else rows.sum(), wanted, allow_unused=True, materialize_grads=True

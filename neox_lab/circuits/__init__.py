@@ -1,0 +1,12 @@
+"""Circuits: the edges of the network that a behaviour needs, found, scored and put to the test.
+
+scores = nl.circuits.scores(model, clean, corrupted, metric)      each edge's effect
+circuit = scores.circuit(edges=200)                               the edges that matter most
+circuit.evaluate()                                                does it do the job alone?
+"""
+
+from __future__ import annotations
+
+from neox_lab.circuits.scores import EdgeScores, scores
+
+__all__ = ["EdgeScores", "scores"]

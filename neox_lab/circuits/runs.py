@@ -1,0 +1,181 @@
+"""The clean prompts, run with some edges of the network carrying something else.
+
+Along an edge inside the circuit a reader sees what the writer writes in this very run. Along every
+other edge it sees what the writer is replaced by, such as what it wrote for the corrupted prompts:
+
+    input of reader v  =  residual stream  +  Σ over edges u→v outside (replacement_u - written_u)
+
+One forward pass goes through the layers once, whatever the number of edges: before a layer reads,
+one product over all writers so far gives what all its readers see. Several circuits run side by
+side as copies of the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from neox_lab.checks import check, one_of
+from neox_lab.errors import InputError
+from neox_lab.experiments import graph
+from neox_lab.experiments.prompt_pairs import Batch, Pair
+from neox_lab.hooks import reads_only
+from neox_lab.model.hook_points import HookFunction, HookPoint
+from neox_lab.model.parts import at_least_float32
+
+if TYPE_CHECKING:
+    from neox_lab.hooks.cache import ActivationCache
+
+Ablation = Literal["resample", "zero", "mean", "mean_by_pos"]
+ABLATIONS = ("resample", "zero", "mean", "mean_by_pos")
+
+NUMBERS_AT_ONCE = 2**26
+"""Numbers of what all writers wrote that are held at a time: 256 MB in float32."""
+
+
+class CircuitRuns:
+    """Runs of one batch of clean prompts under circuits.
+
+    Attributes:
+        batch: the clean prompts, with the metric.
+        writers: rows of a circuit's table.
+        readers: its columns.
+        clean: the metric of the whole model, ``[sample]``: one for each pair if the metric has
+            that, else one.
+    """
+
+    def __init__(self, both: Pair, ablation: str) -> None:
+        """Run the prompts that replacements come from.
+
+        Args:
+            both: its ``clean`` side is where replacements come from, its ``corrupted`` side what
+                gets them: the clean prompts, since here circuits are cut out of the clean run.
+            ablation: what stands outside the circuit: ``"resample"``, the other prompt's
+                activations; ``"mean"``, their mean over all tokens; ``"mean_by_pos"``, the same
+                column by column; ``"zero"``.
+
+        Raises:
+            InputError: an unknown ablation.
+            HookError: a function is spliced in between heads and MLPs.
+        """
+        check("ablation", ablation, one_of(*ABLATIONS), InputError)
+        self.batch: Batch = both.corrupted
+        self.model = self.batch.model
+        graph.check_whole(self.model)
+        self.layers = self.model.config.num_hidden_layers
+        self.writers, self.readers = graph.writers(self.model), graph.readers(self.model)
+        self._rows = {node: row for row, node in enumerate(self.writers)}
+        self._columns = {node: column for column, node in enumerate(self.readers)}
+        self.last = f"blocks.{self.layers - 1}.hook_resid_post"
+        hooks = list(dict.fromkeys(node.writing_hook for node in self.writers))
+        found = self._activations(both.clean, hooks)
+        made = {name: _replacement(both, found[name], ablation) for name in hooks}
+        self.replacements = torch.stack(
+            [node.part_of(made[node.writing_hook]) for node in self.writers]
+        )  # [writer, batch, pos, d_model]
+        own = self._activations(self.batch, [self.last])
+        self.clean = at_least_float32(self.batch.measure_streams(own[self.last])[0]).cpu()
+
+    def _activations(self, batch: Batch, names: list[str]) -> ActivationCache:
+        with torch.no_grad():
+            _, cache = self.model.run_with_cache(
+                batch.ids, names, stop_at_layer=self.layers, attention_mask=batch.prompts.mask
+            )
+        return cache
+
+    @property
+    def at_once(self) -> int:
+        """Circuits in one forward pass."""
+        return max(1, NUMBERS_AT_ONCE // self.replacements.numel())
+
+    def measure(self, kept: Tensor) -> Tensor:
+        """The metric under circuits.
+
+        Args:
+            kept: True for the edges of each, ``[circuit, writer, reader]``.
+
+        Returns:
+            ``[circuit, sample]``, on the CPU.
+        """
+        return torch.cat(list(self.measured(kept)))
+
+    def measured(self, kept: Tensor) -> Iterator[Tensor]:
+        """The same in parts, each as soon as it is known."""
+        for some in kept.split(self.at_once):  # type: ignore[no-untyped-call]
+            yield self._measure(some)
+
+    @torch.no_grad()
+    def _measure(self, kept: Tensor) -> Tensor:
+        run = _Run(self, kept)
+        arguments = self.batch.repeated(len(kept))
+        ids = arguments.pop("input_ids")
+        stream = self.model.run_with_hooks(ids, run.hooks(), **arguments, stop_at_layer=self.layers)
+        return at_least_float32(self.batch.measure_streams(stream.last_hidden_state)).cpu()
+
+
+class _Run:
+    """One forward pass: what each writer's replacement differs by, filled as they write."""
+
+    def __init__(self, runs: CircuitRuns, kept: Tensor) -> None:
+        self.runs, self.count = runs, len(kept)
+        weight = runs.replacements
+        self.cut = (~kept).to(weight)  # [circuit, writer, reader]
+        shape = (len(runs.writers), self.count, *weight.shape[1:])
+        self.changes = weight.new_zeros(shape)  # [writer, circuit, batch, pos, d_model]
+
+    def hooks(self) -> list[tuple[str, HookFunction]]:
+        """Everything that watches and changes the run."""
+        found: list[tuple[str, HookFunction]] = [("hook_embed", self.wrote)]
+        for layer in range(self.runs.layers):
+            prefix = f"blocks.{layer}."
+            found += [(f"{prefix}hook_{part}_input", self.read) for part in "qkv"]
+            found.append((f"{prefix}hook_mlp_in", self.read))
+            found.append((f"{prefix}attn.hook_result", self.wrote))
+            found.append((f"{prefix}hook_mlp_out", self.wrote))
+        return [*found, (self.runs.last, self.read)]
+
+    @reads_only
+    def wrote(self, tensor: Tensor, point: HookPoint) -> None:
+        """Note by how much the replacements of some writers differ from what they wrote."""
+        for node, row in self.runs._rows.items():
+            if node.writing_hook == point.name:
+                own = node.part_of(tensor).view(self.changes.shape[1:])
+                torch.sub(self.runs.replacements[row], own, out=self.changes[row])
+
+    def read(self, tensor: Tensor, point: HookPoint) -> Tensor:
+        """What readers see: the stream, with replacements along the edges that are cut."""
+        columns = [c for node, c in self.runs._columns.items() if node.reading_hook == point.name]
+        before = [
+            row
+            for node, row in self.runs._rows.items()
+            if node.precedes(
+                self.runs.readers[columns[0]], self.runs.model.config.use_parallel_residual
+            )
+        ]
+        first, last = before[0], before[-1] + 1  # writers come in the order in which they write
+        cut = self.cut[:, first:last, columns]
+        changes = self.changes[first:last]
+        if tensor.dim() == 4:  # [circuit * batch, pos, head, d_model]
+            added = torch.einsum("cwh,wcbpd->cbphd", cut, changes)
+        else:
+            added = torch.einsum("cw,wcbpd->cbpd", cut[:, :, 0], changes)
+        return tensor + added.reshape(tensor.shape)
+
+
+def _replacement(both: Pair, found: Tensor, ablation: str) -> Tensor:
+    """What stands for the activations at one hook, in the columns of the clean prompts."""
+    if ablation == "resample":
+        return both.aligned(found)
+    shape = (*both.corrupted.ids.shape, *found.shape[2:])
+    if ablation == "zero":
+        return found.new_zeros(shape)
+    own = both.clean.own
+    if ablation == "mean":
+        return found[own].mean(dim=0).expand(shape)
+    own = own.view(*own.shape, *[1] * (found.dim() - 2))
+    total = torch.where(own, found, 0).sum(dim=0)
+    mean = total / own.sum(dim=0).clamp(min=1).to(found.dtype)
+    return both.aligned(mean.expand_as(found))

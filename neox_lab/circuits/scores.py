@@ -1,0 +1,228 @@
+"""How much each edge of the network matters, exactly and by estimates.
+
+A score is the effect on the metric of *removing* the edge: the metric of the clean prompts when
+the reader sees along this one edge what the writer writes for the corrupted prompts, minus the
+metric of the clean run. An edge that helps has a negative score, whatever the method:
+
+    exact           one run for each edge
+    eap             (u' - u) · ∂metric/∂v at the clean run: two runs forward, one back
+    both-ends       the same, with the mean of the gradients at the clean and the corrupted run
+    eap-ig          the gradient averaged over embeddings between clean and corrupted
+    ig-activations  the gradient averaged while the writer's own output goes from u to u'
+
+u and u' are what the writer writes for clean and corrupted prompts, v is what the reader reads. EAP
+is Syed et al., 2023, arXiv:2310.10348; EAP-IG Hanna et al., 2024, arXiv:2403.17806, there with the
+places k/m of the left rule, here with Gauss and Legendre's. Of ``ig-activations`` the sum over a
+writer's edges is the exact effect of replacing all that it writes, which tells how good the
+integral is. ``scores.check()`` sets any of them beside the exact numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from neox_lab.checks import check, one_of, whole
+from neox_lab.circuits.edges import edge_table
+from neox_lab.errors import InputError
+from neox_lab.experiments import graph
+from neox_lab.experiments.attribution import gradients
+from neox_lab.experiments.attribution.gradients import MOST_STEPS
+from neox_lab.experiments.attribution.result import AttributionResult
+from neox_lab.experiments.metrics import Metric, metric_name
+from neox_lab.experiments.patching.prompts import PromptsLike
+from neox_lab.experiments.paths.path_patching import edge_sweep
+from neox_lab.experiments.prompt_pairs import Pair, pair
+from neox_lab.experiments.splices import with_same_splices
+from neox_lab.model.hook_points import HookFunction, HookPoint
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
+
+Method = Literal["exact", "eap", "eap-ig", "ig-activations", "both-ends"]
+METHODS: tuple[Method, ...] = ("exact", "eap", "eap-ig", "ig-activations", "both-ends")
+EXACT_UNIT = "change of {} when the edge is removed"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EdgeScores(AttributionResult):
+    """What removing each edge does to the metric; see the module.
+
+    ``values`` is ``[writer, reader]``; ``is_computed`` is True where the model has an edge, and
+    ``total`` what removing all edges does: the metric of the corrupted minus that of the clean
+    prompts.
+
+    Attributes:
+        method: how they were found.
+        parallel: the wiring.
+    """
+
+    method: str
+    parallel: bool
+    _both: Pair | None = dataclasses.field(default=None, compare=False)
+
+
+@torch.inference_mode(False)
+def scores(
+    model: HookedModel,
+    clean: PromptsLike,
+    corrupted: PromptsLike,
+    metric: Metric,
+    method: Method = "eap-ig",
+    *,
+    steps: int = 5,
+) -> EdgeScores:
+    """Score every edge of the model.
+
+    Args:
+        model: any class with a head.
+        clean: the prompts with the behaviour.
+        corrupted: what edges carry when they are removed; as many tokens, pair by pair, with the
+            same roles in the same places (``nl.check_prompts`` looks).
+        metric: ``logit_difference(..)`` or another of ``neox_lab.experiments.metrics``, or a
+            function from logits to a scalar.
+        method: see the module.
+        steps: gradients that ``"eap-ig"`` and ``"ig-activations"`` average, for each writer of the
+            latter.
+
+    Returns:
+        A score for each edge, as the mean over pairs; with ``per_row`` for each pair.
+
+    Raises:
+        InputError: an unknown method, pairs of unequal length or without difference, or a metric
+            that does not fit, such as one without a gradient where one is needed.
+        HookError: a function is spliced in between heads and MLPs.
+    """
+    check("method", method, one_of(*METHODS), InputError)
+    steps = check("steps", steps, whole(least=1, most=MOST_STEPS), InputError)
+    graph.check_whole(model)
+    both = pair(model, corrupted, clean, metric)
+
+    def exact() -> Tensor:
+        return edge_sweep(model, corrupted, clean, metric, progress=False).effect()
+
+    question = _Question(both)
+    if method == "exact":
+        sweep = edge_sweep(model, corrupted, clean, metric)
+        values, per_row = sweep.effect(), None
+        if sweep.samples is not None and sweep.base_samples is not None:
+            per_row = sweep.samples - sweep.base_samples[:, None, None]
+        ends = sweep.base, sweep.clean
+    else:
+        found = question.estimate(method, steps)
+        values = found.sum(dim=0) if question.rows is None else found.mean(dim=0)
+        per_row, ends = None if question.rows is None else found, question.ends
+    table = edge_table(question.writers, question.readers, question.parallel)
+    return EdgeScores(
+        values=values.masked_fill(~table, torch.nan),
+        computed=table,
+        axes=("writer", "reader"),
+        labels={
+            "writer": [node.name for node in question.writers],
+            "reader": [node.name for node in question.readers],
+        },
+        total=ends[1] - ends[0],
+        per_row=None if per_row is None else per_row.masked_fill(~table, torch.nan),
+        title=f"Edges by {method}",
+        value_name=("" if method == "exact" else "estimated ")
+        + EXACT_UNIT.format(metric_name(metric)),
+        facts={"clean": ends[0], "corrupted": ends[1], "steps": float(steps)},
+        method=method,
+        parallel=question.parallel,
+        _exact=with_same_splices(model, exact),
+        _both=both,
+    )
+
+
+class _Question:
+    """Both runs of one question, and the estimates that gradients give.
+
+    Attributes:
+        both: its ``corrupted`` side are the clean prompts, which edges are removed from.
+        rows: the metric of each clean prompt, or None if the metric does not know rows.
+        ends: the metric of the clean and of the corrupted prompts.
+    """
+
+    def __init__(self, both: Pair) -> None:
+        self.both, self.model = both, both.corrupted.model
+        self.parallel = self.model.config.use_parallel_residual
+        self.writers, self.readers = graph.writers(self.model), graph.readers(self.model)
+        self.written = list(dict.fromkeys(node.writing_hook for node in self.writers))
+        self.read = list(dict.fromkeys(node.reading_hook for node in self.readers))
+
+    def estimate(self, method: str, steps: int) -> Tensor:
+        """Scores of each pair ``[pair, writer, reader]``, or of all together ``[1, ..]``."""
+        clean, corrupted = self.both.corrupted, self.both.clean
+        value, self.rows, own = gradients.activations(clean, self.written)
+        other_value, _, other = gradients.activations(corrupted, self.written)
+        self.ends = float(value), float(other_value)
+        changes = torch.stack(
+            [node.part_of(other[node.writing_hook] - own[node.writing_hook]).float()
+             for node in self.writers]
+        )  # fmt: skip
+        embeddings = own["hook_embed"], other["hook_embed"]
+        if method == "ig-activations":
+            return self._by_writer(own, other, changes, steps)
+        if method == "eap":
+            slopes = gradients.run(clean, self.read).gradients
+        elif method == "both-ends":
+            ends = [gradients.run(clean, self.read, embeds=e).gradients for e in embeddings]
+            slopes = {name: (ends[0][name] + ends[1][name]) / 2 for name in self.read}
+        else:
+            slopes = gradients.along_path(clean, self.read, *embeddings, steps)
+        return self._products(changes, slopes, range(len(self.writers)))
+
+    def _products(
+        self, changes: Tensor, slopes: dict[str, Tensor], rows: range | list[int]
+    ) -> Tensor:
+        """Changes of some writers times the slopes of the readers after them, for each pair."""
+        scores = changes.new_zeros(changes.shape[1], len(self.writers), len(self.readers))
+        for column, reader in enumerate(self.readers):
+            before = [at for at in rows if self.writers[at].precedes(reader, self.parallel)]
+            if before:
+                slope = reader.part_of(slopes[reader.reading_hook]).float()
+                scores[:, before, column] = torch.einsum("wbpd,bpd->bw", changes[before], slope)
+        return (scores if self.rows is not None else scores.sum(dim=0, keepdim=True)).cpu()
+
+    def _by_writer(
+        self, own: dict[str, Tensor], other: dict[str, Tensor], changes: Tensor, steps: int
+    ) -> Tensor:
+        """The integral for each writer by itself: its output goes from u to u', nobody else's."""
+        total = torch.zeros(())
+        for row, node in enumerate(self.writers):
+            if not changes[row].any():
+                continue
+            reading = [
+                name
+                for name in self.read
+                if any(
+                    reader.reading_hook == name and node.precedes(reader, self.parallel)
+                    for reader in self.readers
+                )
+            ]
+            slopes: dict[str, Tensor] = {}
+            for place, weight in zip(*gradients.quadrature(steps), strict=True):
+                found = self._with_output(node, place * changes[row], reading)
+                for name, slope in found.items():
+                    slopes[name] = slopes.get(name, 0) + weight * slope
+            total = total + self._products(changes, slopes, [row])
+        return total
+
+    def _with_output(
+        self, node: graph.Node, change: Tensor, reading: list[str]
+    ) -> dict[str, Tensor]:
+        """Gradients at hooks of the clean run in which a writer's output is changed."""
+
+        def write(tensor: Tensor, _: HookPoint) -> Tensor:
+            if node.kind != "head":
+                return tensor + change.to(tensor)
+            changed = torch.zeros_like(tensor)
+            changed[:, :, node.head] = change
+            return tensor + changed
+
+        hooks: list[tuple[str, HookFunction]] = [(node.writing_hook, write)]
+        with self.model.hooks(hooks):
+            return gradients.run(self.both.corrupted, reading).gradients
