@@ -7,6 +7,9 @@ circuit.evaluate()                                                does it do the
 
 from __future__ import annotations
 
+from neox_lab.circuits.circuit import Circuit
+from neox_lab.circuits.curve import FaithfulnessCurve
+from neox_lab.circuits.evaluation import Evaluation
 from neox_lab.circuits.scores import EdgeScores, scores
 
-__all__ = ["EdgeScores", "scores"]
+__all__ = ["Circuit", "EdgeScores", "Evaluation", "FaithfulnessCurve", "scores"]

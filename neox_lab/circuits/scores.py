@@ -20,13 +20,16 @@ integral is. ``scores.check()`` sets any of them beside the exact numbers.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
-from neox_lab.checks import check, one_of, whole
+from neox_lab.checks import SWITCH, check, number, one_of, whole
 from neox_lab.circuits.edges import edge_table
+from neox_lab.circuits.prompts import Asked
+from neox_lab.circuits.runs import Ablation
 from neox_lab.errors import InputError
 from neox_lab.experiments import graph
 from neox_lab.experiments.attribution import gradients
@@ -35,15 +38,20 @@ from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.prompts import PromptsLike
 from neox_lab.experiments.paths.path_patching import edge_sweep
-from neox_lab.experiments.prompt_pairs import Pair, pair
+from neox_lab.experiments.prompt_pairs import Pair
 from neox_lab.experiments.splices import with_same_splices
 from neox_lab.model.hook_points import HookFunction, HookPoint
 
 if TYPE_CHECKING:
+    from neox_lab.circuits.circuit import Circuit
+    from neox_lab.circuits.curve import FaithfulnessCurve
     from neox_lab.family.contract import HookedModel
 
 Method = Literal["exact", "eap", "eap-ig", "ig-activations", "both-ends"]
 METHODS: tuple[Method, ...] = ("exact", "eap", "eap-ig", "ig-activations", "both-ends")
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The shares of all edges at which MIB evaluates circuits."""
+
 EXACT_UNIT = "change of {} when the edge is removed"
 
 
@@ -62,7 +70,99 @@ class EdgeScores(AttributionResult):
 
     method: str
     parallel: bool
-    _both: Pair | None = dataclasses.field(default=None, compare=False)
+    _asked: Asked | None = dataclasses.field(default=None, compare=False)
+
+    def circuit(
+        self,
+        edges: int | None = None,
+        share: float | None = None,
+        *,
+        method: Literal["threshold", "greedy"] = "threshold",
+        helping: bool = False,
+    ) -> Circuit:
+        """The edges that matter most, as a circuit.
+
+        Edges that lie on no way from the embedding to the logits are left out, so that there may be
+        fewer than asked for; the scores stay as they are.
+
+        Args:
+            edges: how many.
+            share: or which share of all edges, from 0 to 1.
+            method: ``"threshold"``: those of the largest score; ``"greedy"``: grown from the
+                logits, each time the largest that leads to a part which is in already.
+            helping: rank edges by how much they help (the most negative scores), rather than by
+                how much they matter either way.
+
+        Raises:
+            InputError: not exactly one of ``edges`` and ``share``, or one out of range.
+        """
+        from neox_lab.circuits.circuit import chosen
+        from neox_lab.circuits.selection import greedy, highest
+
+        table = self.is_computed
+        count = self._count(edges, share)
+        check("method", method, one_of("threshold", "greedy"), InputError)
+        check("helping", helping, SWITCH, InputError)
+        weight = -self.values if helping else self.values.abs()
+        found = chosen(self, table, "", self._asked, self.parallel)
+        writers, readers = found.writers, found.readers
+        if method == "greedy":
+            kept = greedy(weight, table, count, writers, readers)
+        else:
+            kept = highest(weight, table, count)
+        order = "most helpful" if helping else "largest"
+        name = f"Circuit of the {count:,} {order} edges by {self.method}"
+        name += ", grown from the logits" if method == "greedy" else ""
+        return dataclasses.replace(found, computed=kept, name=name).pruned()
+
+    def faithfulness(
+        self,
+        shares: Sequence[float] = SHARES,
+        *,
+        method: Literal["threshold", "greedy"] = "threshold",
+        helping: bool = False,
+        clean: PromptsLike | None = None,
+        corrupted: PromptsLike | None = None,
+        metric: Metric | None = None,
+        model: HookedModel | None = None,
+        ablation: Ablation = "resample",
+        random: int = 5,
+        seed: int = 0,
+    ) -> FaithfulnessCurve:
+        """How faithful circuits of many sizes are, beside random ones of the same size.
+
+        Args:
+            shares: of all edges, each from 0 to 1.
+            method: see ``circuit``.
+            helping: see ``circuit``; MIB's CPR ranks like this, its CMD by magnitude.
+            clean: see ``Circuit.evaluate``; give prompts that no score was made from.
+            corrupted: see ``Circuit.evaluate``.
+            metric: see ``Circuit.evaluate``.
+            model: see ``Circuit.evaluate``.
+            ablation: see ``Circuit.evaluate``.
+            random: random circuits for each size.
+            seed: of these, and of the intervals.
+
+        Raises:
+            InputError: an argument makes no sense.
+            HookError: a function is spliced in between heads and MLPs.
+        """
+        from neox_lab.circuits.curve import curve
+
+        return curve(
+            self, shares, method, helping, clean, corrupted, metric, model,
+            ablation=ablation, random=random, seed=seed,
+        )  # fmt: skip
+
+    def _count(self, edges: int | None, share: float | None) -> int:
+        """How many edges are meant."""
+        most = int(self.is_computed.sum())
+        if (edges is None) == (share is None):
+            raise InputError("Give either edges= (a number) or share= (of all edges, 0 to 1).")
+        if edges is not None:
+            return check("edges", edges, whole(least=1, most=most), InputError)
+        share = check("share", share, number(above=0, most=1), InputError)
+        return max(1, int(share * most))
 
 
 @torch.inference_mode(False)
@@ -99,7 +199,8 @@ def scores(
     check("method", method, one_of(*METHODS), InputError)
     steps = check("steps", steps, whole(least=1, most=MOST_STEPS), InputError)
     graph.check_whole(model)
-    both = pair(model, corrupted, clean, metric)
+    asked = Asked(model, clean, corrupted, metric)
+    both = asked.pair()
 
     def exact() -> Tensor:
         return edge_sweep(model, corrupted, clean, metric, progress=False).effect()
@@ -133,7 +234,7 @@ def scores(
         method=method,
         parallel=question.parallel,
         _exact=with_same_splices(model, exact),
-        _both=both,
+        _asked=asked,
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from torch import Tensor
 
@@ -82,6 +82,29 @@ class Node:
         """
         own = self.kind == "head" and reader.kind == "mlp" and not parallel
         return self.layer < reader.layer or (own and self.layer == reader.layer)
+
+
+def node_of(name: str, layers: int) -> Node:
+    """The node of a name.
+
+    Args:
+        name: as in ``Node.name``.
+        layers: blocks of the model.
+
+    Raises:
+        InputError: no node is called so.
+    """
+    if name in ("embed", "logits"):
+        return Node("embed", -1) if name == "embed" else Node("logits", layers)
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise InputError(
+            f"No node is called {name!r}; names are embed, L0H1, L0H1.q, MLP0, logits."
+        )
+    if found["mlp"] is not None:
+        return Node("mlp", int(found["mlp"]))
+    part = cast(Part, found["part"] or "")
+    return Node("head", int(found["layer"]), int(found["head"]), part)
 
 
 def check_whole(model: HookedModel) -> None:

@@ -1,0 +1,199 @@
+"""A circuit: some edges of the network, and what can be asked of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from neox_lab.circuits.edges import edge_table, without_dangling
+from neox_lab.circuits.prompts import Asked
+from neox_lab.errors import InputError
+from neox_lab.experiments.graph import Node, node_of
+from neox_lab.results import GridResult
+
+if TYPE_CHECKING:
+    from neox_lab.circuits.evaluation import Evaluation
+    from neox_lab.experiments.metrics import Metric
+    from neox_lab.experiments.patching.prompts import PromptsLike
+    from neox_lab.family.contract import HookedModel
+    from neox_lab.views import View
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Circuit(GridResult):
+    """Edges from writers to readers.
+
+    ``values`` is ``[writer, reader]``: the score of each edge, for what it is worth; ``computed``
+    is True for the edges of the circuit. ``frame`` has a row for each of them.
+
+    Attributes:
+        parallel: the wiring of its model.
+        name: how it was found.
+    """
+
+    parallel: bool
+    name: str
+    _asked: Asked | None = dataclasses.field(default=None, compare=False)
+
+    @property
+    def kept(self) -> Tensor:
+        """True for the edges of the circuit, ``[writer, reader]``."""
+        return self.is_computed
+
+    @property
+    def edges(self) -> int:
+        """How many edges it has."""
+        return int(self.kept.sum())
+
+    @property
+    def all_edges(self) -> int:
+        """How many its model has."""
+        return int(edge_table(self.writers, self.readers, self.parallel).sum())
+
+    @property
+    def writers(self) -> list[Node]:
+        """Rows of ``kept``."""
+        layers = self._layers
+        return [node_of(name, layers) for name in self.labels["writer"]]
+
+    @property
+    def readers(self) -> list[Node]:
+        """Columns of ``kept``."""
+        layers = self._layers
+        return [node_of(name, layers) for name in self.labels["reader"]]
+
+    @property
+    def _layers(self) -> int:
+        return sum(name.startswith("MLP") for name in self.labels["writer"])
+
+    @property
+    def nodes(self) -> list[str]:
+        """Parts that an edge begins or ends at, such as ``"L3H2"``, in the order of the model."""
+        kept = self.kept
+        ends = {self.labels["writer"][row] for row in kept.any(dim=1).nonzero().flatten().tolist()}
+        for column in kept.any(dim=0).nonzero().flatten().tolist():
+            ends.add(self.labels["reader"][column].split(".")[0])
+        return [name for name in [*self.labels["writer"], "logits"] if name in ends]
+
+    def pruned(self) -> Circuit:
+        """The circuit without edges that lie on no way from the embedding to the logits."""
+        kept = without_dangling(self.kept, self.writers, self.readers)
+        return dataclasses.replace(self, computed=kept)
+
+    def overlap(self, other: Circuit) -> dict[str, float]:
+        """How much of two circuits is the same.
+
+        Args:
+            other: of a model of the same shape.
+
+        Returns:
+            ``shared`` edges; ``jaccard``, shared of all edges of both; ``expected``, the Jaccard
+            index of two circuits of these sizes drawn edge by edge at random.
+
+        Raises:
+            InputError: a circuit of a model of another shape.
+        """
+        if not isinstance(other, Circuit) or other.labels != self.labels:
+            raise InputError("overlap needs a circuit of a model with the same layers and heads.")
+        shared = int((self.kept & other.kept).sum())
+        either = int((self.kept | other.kept).sum())
+        chance = self.edges * other.edges / max(1, self.all_edges)
+        return {
+            "shared": float(shared),
+            "jaccard": shared / either if either else 1.0,
+            "expected": chance / max(1e-9, self.edges + other.edges - chance),
+        }
+
+    def evaluate(
+        self,
+        clean: PromptsLike | None = None,
+        corrupted: PromptsLike | None = None,
+        metric: Metric | None = None,
+        *,
+        model: HookedModel | None = None,
+        ablation: str = "resample",
+        random: int = 20,
+        seed: int = 0,
+    ) -> Evaluation:
+        """Run the prompts with everything outside the circuit ablated.
+
+        Args:
+            clean: prompts, such as held-out ones; None for those it was found with.
+            corrupted: their other side.
+            metric: the metric; None for the one it was found with.
+            model: another model of the same shape, such as another revision.
+            ablation: what readers see along edges outside the circuit: what the writer writes for
+                the corrupted prompt (``"resample"``), its mean over these prompts (``"mean"``, or
+                ``"mean_by_pos"`` column by column), or ``"zero"``.
+            random: circuits at random of as many edges, to compare with.
+            seed: of these, and of the intervals.
+
+        Returns:
+            The metric of the whole model, of the circuit, of all but the circuit, of nothing and of
+            random circuits; faithfulness of each, with an interval over prompts.
+
+        Raises:
+            InputError: an empty circuit, a model of another shape, or arguments that make no sense.
+            HookError: a function is spliced in between heads and MLPs.
+        """
+        from neox_lab.circuits.evaluation import evaluate
+
+        return evaluate(
+            self, clean, corrupted, metric, model, ablation=ablation, random=random, seed=seed
+        )
+
+    def view(self) -> View:
+        """The edges as a table of bars."""
+        from neox_lab.views import BarsView
+
+        top = self.top(24)
+        names = [f"{row['writer']} → {row['reader']}" for row in top.to_dict("records")]
+        note = f"{self.edges:,} of {self.all_edges:,} edges; the {len(top)} of the largest score"
+        return BarsView(names, top["value"].tolist(), self.name, note)
+
+
+def check_circuit(circuit: Circuit, writers: list[str], readers: list[str]) -> None:
+    """Refuse a circuit that is empty or of a model of another shape.
+
+    Args:
+        circuit: the circuit.
+        writers: names of the model's writers.
+        readers: names of its readers.
+
+    Raises:
+        InputError: it is.
+    """
+    if circuit.labels != {"writer": writers, "reader": readers}:
+        raise InputError(
+            f"The circuit belongs to a model with {len(circuit.labels['writer'])} writers and "
+            f"{len(circuit.labels['reader'])} readers; this one has {len(writers)} and "
+            f"{len(readers)}, or names them otherwise."
+        )
+    if not bool(circuit.kept.any()):
+        raise InputError("The circuit has no edge. Choose more edges, or a lower threshold.")
+
+
+def chosen(
+    like: GridResult, kept: Tensor, name: str, asked: Asked | None, parallel: bool
+) -> Circuit:
+    """A circuit of some of the edges that were scored.
+
+    Args:
+        like: scores.
+        kept: True for the edges ``[writer, reader]``.
+        name: how they were found.
+        asked: the prompts.
+        parallel: the wiring.
+    """
+    return Circuit(
+        values=like.values.nan_to_num(),
+        computed=kept.to(torch.bool),
+        axes=like.axes,
+        labels=like.labels,
+        parallel=parallel,
+        name=name,
+        _asked=asked,
+    )

@@ -1,0 +1,154 @@
+"""Does a circuit do the job alone, is anything left outside it, and would others do as well?"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from neox_lab.checks import SEED, check, whole
+from neox_lab.circuits.circuit import Circuit, check_circuit
+from neox_lab.circuits.edges import edge_table
+from neox_lab.circuits.faithfulness import faithfulness
+from neox_lab.circuits.prompts import prompts_of
+from neox_lab.circuits.runs import CircuitRuns
+from neox_lab.circuits.selection import random_circuit
+from neox_lab.errors import InputError
+from neox_lab.experiments.metrics import Metric, metric_name
+from neox_lab.experiments.patching.prompts import PromptsLike
+from neox_lab.frames import make_frame
+from neox_lab.results import Result, frame_as_csv
+
+if TYPE_CHECKING:
+    import os
+
+    import pandas as pd
+
+    from neox_lab.family.contract import HookedModel
+    from neox_lab.views import BarsView
+
+WHOLE, CIRCUIT, REST, NOTHING = "whole model", "circuit", "all but the circuit", "nothing"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation(Result):
+    """A circuit on prompts.
+
+    Attributes:
+        frame: one row each for the whole model, the circuit, all but the circuit, nothing, and
+            every random circuit: ``run``, ``edges``, ``metric`` (mean over prompts), and
+            ``faithfulness`` with ``low`` and ``high``, a 95 % interval over prompts. A circuit is
+            complete when what is left without it does nothing: the faithfulness of "all but the
+            circuit" is 0.
+        samples: the metric of every prompt, a row for each of ``frame``, ``[run, sample]``.
+        name: what was evaluated.
+        ablation: what stood outside the circuit.
+        metric: what was measured.
+    """
+
+    frame: pd.DataFrame
+    samples: Tensor
+    name: str
+    ablation: str
+    metric: str
+
+    @property
+    def faithfulness(self) -> float:
+        """Of the circuit."""
+        return self._of(CIRCUIT)
+
+    @property
+    def left_outside(self) -> float:
+        """Faithfulness of all but the circuit; 0 where the circuit is complete."""
+        return self._of(REST)
+
+    @property
+    def random(self) -> pd.DataFrame:
+        """The rows of random circuits."""
+        rows = self.frame["run"].str.startswith("random")
+        return self.frame[rows].reset_index(drop=True)
+
+    @property
+    def better_than_random(self) -> float:
+        """Share of random circuits that are less faithful: further from 1; NaN without any."""
+        if self.random.empty:
+            return float("nan")
+        own = abs(self.faithfulness - 1)
+        return float(((self.random["faithfulness"] - 1).abs() > own).mean())
+
+    def _of(self, run: str) -> float:
+        return float(self.frame.loc[self.frame["run"] == run, "faithfulness"].iloc[0])
+
+    def view(self) -> BarsView:
+        """Faithfulness of each, with random circuits as one bar of their mean."""
+        from neox_lab.views import BarsView
+
+        shown = self.frame[self.frame["run"].isin([CIRCUIT, REST])]
+        names, values = shown["run"].tolist(), shown["faithfulness"].tolist()
+        others = self.random["faithfulness"]
+        if len(others):
+            names.append(f"random circuits (mean of {len(others)})")
+            values.append(float(others.mean()))
+            names.append("random circuits (best)")
+            values.append(float(others.max()))
+        own = shown.iloc[0]
+        note = (
+            f"Faithfulness of the circuit {own['faithfulness']:.2f} [{own['low']:.2f}, "
+            f"{own['high']:.2f}] with {own['edges']:,} edges; outside: {self.ablation}. 1 is the "
+            "whole model, 0 is nothing."
+        )
+        return BarsView(names, values, f"{self.name}: faithfulness", note)
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """``frame`` as CSV.
+
+        Args:
+            path: where to write it too (``*.csv``).
+
+        Raises:
+            InputError: ``path`` has another ending.
+        """
+        return frame_as_csv(self.frame, path)
+
+
+def evaluate(
+    circuit: Circuit,
+    clean: PromptsLike | None,
+    corrupted: PromptsLike | None,
+    metric: Metric | None,
+    model: HookedModel | None,
+    *,
+    ablation: str,
+    random: int,
+    seed: int,
+) -> Evaluation:
+    """See ``Circuit.evaluate``."""
+    random = check("random", random, whole(least=0, most=100_000), InputError)
+    seed = check("seed", seed, SEED, InputError)
+    both = prompts_of(circuit._asked, clean, corrupted, metric, model)
+    runs = CircuitRuns(both, ablation)
+    check_circuit(circuit, [w.name for w in runs.writers], [r.name for r in runs.readers])
+    table = edge_table(runs.writers, runs.readers, circuit.parallel)
+    generator = torch.Generator().manual_seed(seed)
+    others = [
+        random_circuit(table, circuit.edges, runs.writers, runs.readers, generator)
+        for _ in range(random)
+    ]
+    names = [WHOLE, CIRCUIT, REST, NOTHING, *(f"random {at + 1}" for at in range(random))]
+    tables = torch.stack([table, circuit.kept, table & ~circuit.kept, table & False, *others])
+    samples = runs.measure(tables)
+    ratio = faithfulness(samples, samples[0], samples[3], seed)
+    frame = make_frame(
+        {
+            "run": names,
+            "edges": tables.flatten(1).sum(dim=1).tolist(),
+            "metric": samples.double().mean(dim=1).tolist(),
+            "faithfulness": ratio.value.tolist(),
+            "low": ratio.low.tolist(),
+            "high": ratio.high.tolist(),
+        }
+    )
+    name = circuit.name or "Circuit"
+    return Evaluation(frame, samples, name, ablation, metric_name(both.corrupted.metric))

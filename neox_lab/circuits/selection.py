@@ -1,0 +1,103 @@
+"""From scores to a circuit, and circuits at random to compare with."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from neox_lab.experiments.graph import Node
+
+
+def highest(weight: Tensor, table: Tensor, count: int) -> Tensor:
+    """The edges of the largest weight.
+
+    Args:
+        weight: how much each counts ``[writer, reader]``.
+        table: True where there is an edge.
+        count: how many.
+
+    Returns:
+        True for the edges that are chosen, ``[writer, reader]``.
+    """
+    order = weight.masked_fill(~table, -torch.inf).flatten().argsort(descending=True, stable=True)
+    kept = torch.zeros_like(table).flatten()
+    kept[order[:count]] = True
+    return (kept.view_as(table)) & table
+
+
+def greedy(
+    weight: Tensor, table: Tensor, count: int, writers: Sequence[Node], readers: Sequence[Node]
+) -> Tensor:
+    """Edges one after another, the largest among those that lead to a part that is in already.
+
+    It begins at the logits, so that every edge leads to them; edges whose writer hears nothing
+    remain until ``without_dangling`` takes them.
+    """
+    columns: dict[tuple[str, int, int], list[int]] = {}
+    for column, node in enumerate(readers):
+        columns.setdefault((node.kind, node.layer, node.head), []).append(column)
+    kept, inside = torch.zeros_like(table), set[tuple[str, int, int]]()
+    waiting: list[tuple[float, int, int]] = []
+
+    def enter(key: tuple[str, int, int]) -> None:
+        if key in inside:
+            return
+        inside.add(key)
+        for column in columns.get(key, ()):
+            for row in table[:, column].nonzero().flatten().tolist():
+                heapq.heappush(waiting, (-float(weight[row, column]), row, column))
+
+    logits = readers[-1]
+    enter((logits.kind, logits.layer, logits.head))
+    while waiting and count > 0:
+        _, row, column = heapq.heappop(waiting)
+        kept[row, column], count = True, count - 1
+        node = writers[row]
+        enter((node.kind, node.layer, node.head))
+    return kept
+
+
+def random_circuit(
+    table: Tensor,
+    count: int,
+    writers: Sequence[Node],
+    readers: Sequence[Node],
+    generator: torch.Generator,
+) -> Tensor:
+    """Edges of random ways from the embedding to the logits, about ``count`` of them.
+
+    A handful of edges drawn one by one leads nowhere and does nothing, which is an easy null to
+    beat. Here every edge lies on a whole way: from the logits back, each time to one of the writers
+    before, all as likely. Ways are added as long as the circuit comes closer to ``count`` edges.
+    """
+    columns: dict[tuple[str, int, int], list[int]] = {}
+    for column, node in enumerate(readers):
+        columns.setdefault((node.kind, node.layer, node.head), []).append(column)
+
+    def draw(among: Sequence[int]) -> int:
+        return among[int(torch.randint(len(among), (), generator=generator))]
+
+    before = [table[:, column].nonzero().flatten().tolist() for column in range(len(readers))]
+    chosen: set[tuple[int, int]] = set()
+    failures = 0
+    while len(chosen) < count and failures < 1000:
+        column, way = len(readers) - 1, set[tuple[int, int]]()
+        while True:
+            row = draw(before[column])
+            way.add((row, column))
+            node = writers[row]
+            if node.kind == "embed":
+                break
+            column = draw(columns[node.kind, node.layer, node.head])
+        joined = chosen | way
+        if abs(len(joined) - count) < abs(len(chosen) - count):
+            failures, chosen = failures + (len(joined) == len(chosen)), joined
+        else:
+            failures += 1
+    kept = torch.zeros_like(table)
+    for row, column in chosen:
+        kept[row, column] = True
+    return kept
