@@ -38,6 +38,7 @@ _HOME = {
 _ROOMS = {
     "activations": "neox_lab.activations",
     "attribution": "neox_lab.experiments.attribution",
+    "circuits": "neox_lab.circuits",
     "compat": "neox_lab.compat",
     "detect": "neox_lab.experiments.detection",
     "dynamics": "neox_lab.dynamics",
@@ -69,6 +70,7 @@ __all__ = [
     "activations",
     "attribution",
     "check_prompts",
+    "circuits",
     "compat",
     "detect",
     "dynamics",
@@ -95,6 +97,7 @@ if TYPE_CHECKING:
 
     from neox_lab import (
         activations,
+        circuits,
         compat,
         dynamics,
         errors,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
+from neox_lab.checks import require_model
 from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import Metric
 from neox_lab.experiments.patching.prompts import PromptsLike
@@ -37,6 +38,7 @@ class Asked:
         Raises:
             InputError: the prompts or the metric do not fit.
         """
+        require_model(self.model)
         return pair(self.model, self.corrupted, self.clean, self.metric)
 
 
@@ -79,7 +81,7 @@ def prompts_of(
         known.corrupted if corrupted is None else corrupted,
         known.metric if metric is None else metric,
     )
-    if asked == known:
+    if all(given is None for given in (clean, metric, model)):
         with gathered():  # told when they were first read
             return asked.pair()
     return asked.pair()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from calls_of_circuits import calls_of_circuits
 
 import neox_lab as nl
 
@@ -62,6 +63,7 @@ def newer_calls(model: Any, folder: Path) -> dict[str, Call]:
         ),
         "dynamics.tensor_measure": (_tensor_measure, {"name": "x", "function": _measure}),
         **_calls_of_single_patches(model),
+        **calls_of_circuits(model),
     }
 
 

@@ -54,6 +54,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("experiments/", "questions: patching, paths, attribution, lens, detection, probing"),
     ("sae/", "dictionaries of features: read, proven, spliced in, trained"),
     ("features/", "questions about features: where active, to what effect, in which circuit"),
+    ("circuits/", "circuits: edges scored, chosen, tested against chance"),
     ("dynamics/", "questions over training: revisions, their audit, one measure at many steps"),
     ("tasks/", "train, evaluate and use the heads"),
     ("gym/", "the built-in model's world, training and tests"),

@@ -56,6 +56,7 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
         model, CLEAN, METRIC, steps=2
     ),
     "attribution.occlusion": lambda model: nl.attribution.occlusion(model, CLEAN, METRIC),
+    "circuits.scores": lambda model: nl.circuits.scores(model, CLEAN, CORRUPTED, METRIC),
     "detect.copying_scores": lambda model: nl.detect.copying_scores(model),
     "detect.head_statistics": lambda model: nl.detect.head_statistics(model, CLEAN),
     "detect.heads": lambda model: nl.detect.heads(model),
@@ -166,6 +167,7 @@ NO_QUESTIONS = {
 ROOMS = (
     "activations",
     "attribution",
+    "circuits",
     "detect",
     "dynamics",
     "gym",
