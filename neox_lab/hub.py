@@ -48,6 +48,7 @@ class HubOptions:
         local_files_only: use the cache and never the network.
         token: access token; True for the stored one, False for none.
         pinned: set by ``pin``: ``revision`` is a commit the hub or the cache has confirmed.
+        repo_type: ``model``, ``dataset`` or ``space``: what the id names.
     """
 
     revision: str | None = None
@@ -57,6 +58,7 @@ class HubOptions:
     local_files_only: bool = False
     token: str | bool | None = None
     pinned: bool = False
+    repo_type: str = "model"
 
     @classmethod
     def take(cls, kwargs: dict[str, Any]) -> HubOptions:
@@ -132,8 +134,11 @@ def pin(source: PathOrId, options: HubOptions = DEFAULTS) -> HubOptions:
     from huggingface_hub import HfApi
 
     try:
-        info = HfApi(token=options.token).model_info(
-            repository, revision=revision, timeout=_RESOLVE_TIMEOUT
+        info = HfApi(token=options.token).repo_info(
+            repository,
+            revision=revision,
+            repo_type=options.repo_type,
+            timeout=_RESOLVE_TIMEOUT,
         )
     except Exception as error:  # each version of huggingface_hub has other network errors
         if hub_answered(error):
@@ -211,7 +216,7 @@ def list_files(source: PathOrId, options: HubOptions = DEFAULTS) -> list[str]:
 
             try:
                 names = HfApi(token=options.token).list_repo_files(
-                    repository, revision=options.revision
+                    repository, revision=options.revision, repo_type=options.repo_type
                 )
             except Exception:  # a better message is no reason for a second failure
                 return []
@@ -236,7 +241,11 @@ def _download(repository: str, filename: str, options: HubOptions) -> Path | Non
     network = network_allowed(options)
     if network and not options.force_download:
         known = try_to_load_from_cache(
-            repository, name, cache_dir=options.cache_dir, revision=options.revision
+            repository,
+            name,
+            cache_dir=options.cache_dir,
+            revision=options.revision,
+            repo_type=options.repo_type,
         )
         if known is _CACHED_NO_EXIST:
             return None
@@ -251,6 +260,7 @@ def _download(repository: str, filename: str, options: HubOptions) -> Path | Non
                 repository,
                 name,
                 revision=options.revision,
+                repo_type=options.repo_type,
                 cache_dir=options.cache_dir,
                 force_download=options.force_download and network,
                 local_files_only=not network,
@@ -280,7 +290,7 @@ def _etag(repository: str, name: str, options: HubOptions) -> str | None:
     from huggingface_hub.errors import EntryNotFoundError
 
     commit = options.revision or "main"
-    url = hf_hub_url(repository, name, revision=commit)
+    url = hf_hub_url(repository, name, revision=commit, repo_type=options.repo_type)
     for timeout in (_RESOLVE_TIMEOUT, _LAST_TIMEOUT):
         try:
             found = get_hf_file_metadata(url, token=options.token, timeout=timeout)
@@ -329,7 +339,7 @@ def repository_cache(repository: str, options: HubOptions) -> Path:
             f"(they look like 'EleutherAI/pythia-70m'): {error!s:.300}"
         ) from error
     cache = Path(options.cache_dir or constants.HF_HUB_CACHE).expanduser()
-    return cache / ("models--" + repository.replace("/", "--"))
+    return cache / f"{options.repo_type}s--{repository.replace('/', '--')}"
 
 
 def _pin_to_cache(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -124,6 +125,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.server.down:
             return self.reply(503)
         path = unquote(urlsplit(self.path).path)
+        path = path.replace("/api/spaces/", "/api/models/space:")  # a Space is "space:owner/name"
+        path = re.sub("^/spaces/", "/space:", path)
         kind = "api" if path.startswith("/api/models/") else "file"
         if path.startswith("/cdn/"):
             _, _, identifier, commit, filename = path.split("/", 4)

@@ -85,6 +85,11 @@ def _calls_of_single_patches(model: Any) -> dict[str, Call]:
             nl.lens.predictions,
             {"logits": logits[0, -1], "tokenizer": model.tokenizer, "top_k": 2},
         ),
+        "lens.tuned_lens": (
+            nl.lens.tuned_lens,
+            {"model": model, "inputs": "abcd", "lens": _zero_lens(model), "site": "resid_pre"}
+            | {"watch": ["a"], "top_k": 2},
+        ),
         "lens.singular_vectors": (
             nl.lens.singular_vectors,
             {"model": model, "matrix": "OV", "layer": 0, "head": 0, "count": 2},
@@ -129,6 +134,11 @@ def _calls_of_single_patches(model: Any) -> dict[str, Call]:
             | {"index": index, "clean_activation": clean[:, 0] if four else clean[..., 0]},
         )
     return found
+
+
+def _zero_lens(model: Any) -> nl.lens.TunedLens:
+    layers, width = model.config.num_hidden_layers, model.config.hidden_size
+    return nl.lens.TunedLens(torch.zeros(layers, width, width), torch.zeros(layers, width))
 
 
 def _total(logits: torch.Tensor) -> torch.Tensor:

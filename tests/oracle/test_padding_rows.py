@@ -258,6 +258,24 @@ def direct(given: Given) -> Answer:
     ]
 
 
+def tuned_lens(given: Given) -> Answer:
+    answer: Answer = [[] for _ in given.rows]
+    layers, width = given.model.config.num_hidden_layers, given.model.config.hidden_size
+    generator = torch.Generator().manual_seed(2)
+    weight, bias = (
+        torch.randn(layers, *shape, generator=generator) * 0.2
+        for shape in ((width, width), (width,))
+    )
+    lens = nl.lens.TunedLens(weight, bias)
+    with given.tokenized() as texts:
+        for site in ("resid_pre", "resid_post"):
+            result = nl.lens.tuned_lens(given.model, texts, lens, site)
+            for row in given.rows:
+                columns = (result.kl, result.entropy, result.top_probability)
+                answer[row] += [given.own(values[:, row], row, 1) for values in columns]
+    return answer
+
+
 def generate(given: Given) -> Answer:
     """New tokens, by one beam and by three, with everything on that searches the text."""
     settings: dict[str, Any] = {"max_new_tokens": 7, "repetition_penalty": 1.3}
@@ -378,6 +396,7 @@ QUESTIONS: dict[str, Callable[[Given], Answer]] = {
     "attribution.occlusion": of_tokens(nl.attribution.occlusion),
     "lens.logit_lens": logit_lens,
     "lens.direct": direct,
+    "lens.tuned_lens": tuned_lens,
     "generate": generate,
     "likelihood.perplexity": perplexity,
     "likelihood.continuations": continuations,

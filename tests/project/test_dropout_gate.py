@@ -42,6 +42,12 @@ def _act_patch(name: str) -> Callable[[Any], object]:
     return ask
 
 
+def zero_lens(model: Any) -> nl.lens.TunedLens:
+    """A tuned lens that translates nothing."""
+    layers, width = model.config.num_hidden_layers, model.config.hidden_size
+    return nl.lens.TunedLens(torch.zeros(layers, width, width), torch.zeros(layers, width))
+
+
 QUESTIONS: dict[str, Callable[[Any], object]] = {
     "activations.collect": lambda model: nl.activations.collect(
         model, TEXTS, "resid_post", "never made"
@@ -63,6 +69,7 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
     "dynamics.compare": lambda model: nl.dynamics.compare(nl.load(), model, CLEAN),
     "lens.direct": lambda model: nl.lens.direct(model, CLEAN, 0),
     "lens.logit_lens": lambda model: nl.lens.logit_lens(model, CLEAN),
+    "lens.tuned_lens": lambda model: nl.lens.tuned_lens(model, CLEAN, zero_lens(model)),
     "patching.ablate": lambda model: nl.patching.ablate(model, CLEAN, METRIC, progress=False),
     "patching.edge_sweep": lambda model: nl.patching.edge_sweep(
         model, CLEAN, CORRUPTED, METRIC, ["L0H0"], ["logits"], progress=False

@@ -19,15 +19,20 @@ from neox_lab.experiments.lens.reading import LENS_SITES
 from neox_lab.experiments.lens.result import LensResult
 from neox_lab.experiments.lens.svd_result import SVDResult
 from neox_lab.experiments.lens.top_tokens import predictions
+from neox_lab.experiments.lens.tuned import TunedLens, tuned_lens
+from neox_lab.experiments.lens.tuned_result import TunedLensResult
 
 __all__ = [
     "LENS_SITES",
     "DirectResult",
     "LensResult",
     "SVDResult",
+    "TunedLens",
+    "TunedLensResult",
     "direct",
     "logit_lens",
     "predictions",
     "singular_vectors",
     "svd",
+    "tuned_lens",
 ]
