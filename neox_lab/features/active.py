@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neox_lab.checks import check, whole
+from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError
 from neox_lab.experiments.patching.prompts import PromptsLike, read_prompts
 from neox_lab.features.reading import encoded, written_site
@@ -100,13 +101,15 @@ class ActiveFeatures(Result):
         first = dataclasses.replace(self, frame=self.frame[self.frame["text"] == 0])
         latents = first.features["latent"].tolist()[:SHOWN] or [0]
         total = f", the {len(latents)} of largest activation" if len(self.frame) else ": none"
+        values = np.stack([self.activations(latent) for latent in latents])
         return HeatmapView(
-            np.stack([self.activations(latent) for latent in latents]),
+            values,
             [f"f{latent}" for latent in latents],
             self.pieces[0],
             "feature",
             "position",
             "activation",
+            centre=0.0 if (values < 0).any() else None,
             title=f"Active features of {self.site}{total}",
         )
 
@@ -124,10 +127,11 @@ def active(model: HookedModel, dictionary: Dictionary, inputs: PromptsLike) -> A
         A table of features by token; ``strip(latent)`` shows one of them in its text.
 
     Raises:
-        InputError: inputs that are no texts, no model, or no dictionary.
+        InputError: inputs that are no texts, no model, no dictionary, or dropout is on.
         HookError: the dictionary does not fit the model.
     """
     site = written_site(model, dictionary)
+    refuse_dropout(model)
     prompts = read_prompts(model, inputs, "inputs")
     codes = encoded(model, dictionary, prompts)
     own, tokenizer = prompts.own.cpu(), model.tokenizer

@@ -166,7 +166,14 @@ def _estimated(exchange: Exchange, summed: bool, steps: int) -> FeatureEffects:
     if own.rows is not None:
         values, per_row = shares.mean(dim=0), shares
     return _result(
-        exchange, summed, values, per_row, None, "gradient", float(own.value), {"steps": steps}
+        exchange,
+        summed,
+        values,
+        per_row,
+        None,
+        "gradient",
+        float(own.value),
+        {"steps": float(steps)},
     )
 
 

@@ -108,9 +108,14 @@ class SplicedDictionary:
         """The site's new tensor, or None to leave it.
 
         Raises:
-            HookError: ``site_in`` was not passed before.
+            HookError: ``site_in`` was not passed before, or the dictionary is on another device.
         """
-        x = self._source(tensor)
+        x, device = self._source(tensor), self.dictionary.W_dec.device
+        if tensor.device != device:
+            raise HookError(
+                f"{self.dictionary!r} is on {device}, the model on {tensor.device}; move one: "
+                f"dictionary.to({str(tensor.device)!r})."
+            )
         if self.error and not tap.watched(*self.names):
             return None  # what the features write and what they miss sum to what is there
         target = at_least_float32(tensor)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from calls_of_circuits import calls_of_circuits
+from dictionaries import random_dictionary
 
 import neox_lab as nl
 
@@ -62,9 +64,31 @@ def newer_calls(model: Any, folder: Path) -> dict[str, Call]:
             | {"progress": False},
         ),
         "dynamics.tensor_measure": (_tensor_measure, {"name": "x", "function": _measure}),
+        **_calls_of_features(model),
         **_calls_of_single_patches(model),
         **calls_of_circuits(model),
     }
+
+
+def _calls_of_features(model: Any) -> dict[str, Call]:
+    dictionary = random_dictionary(model.config.hidden_size, "blocks.0.hook_mlp_out")
+    given = {"model": model, "dictionary": dictionary, "inputs": "abcd"}
+    measured = given | {"metric": nl.patching.logit_difference("a", "b"), "progress": False}
+    return {
+        "features.active": (nl.features.active, given),
+        "features.direct": (nl.features.direct, {**given, "correct": "a", "wrong": 1, "pos": -1}),
+        "features.effects": (
+            nl.features.effects,
+            {**measured, "corrupted": "abed", "method": "gradient", "steps": 2, "summed": True},
+        ),
+        "features.effects one by one": (nl.features.effects, {**measured, "budget": 20}),
+        "model.spliced": (partial(_spliced, model), {"dictionary": dictionary, "error": True}),
+    }
+
+
+def _spliced(model: Any, dictionary: Any, error: Any) -> Any:
+    with model.spliced(dictionary, error=error):
+        return model("abcd").logits
 
 
 def _collect(**given: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from dictionaries import random_dictionary
 from settings64 import CLASSES, build, close
 from torch import Tensor
 
@@ -28,6 +29,7 @@ OTHERS = ["hullo there", "a bat", "the dugs rxn"]
 REFERENCE = ["now what is", "abc", "something to read"]
 SIDES = ("left", "right")
 CAUSAL = nl.patching.logit_difference("a", "b")
+MLP = "blocks.0.hook_mlp_out"
 SITE_NAMES = [name for name in SITES if name != "resid_mid"]
 
 
@@ -183,6 +185,44 @@ def ablate(given: Given) -> Answer:
             for kind in kinds
         ]
     return [[samples(given, result, row) for result in found] for row in given.rows]
+
+
+def effects(given: Given) -> Answer:
+    dictionary = random_dictionary(given.model.config.hidden_size, MLP, kind="ReLU").double()
+    answer: Answer = [[] for _ in given.rows]
+    for method, steps in (("exact", 0), ("gradient", 0), ("gradient", 3)):
+        for corrupted in (None, given.corrupted):
+            found = nl.features.effects(
+                *(given.model, dictionary, given.inputs, CAUSAL, corrupted),
+                method=method,
+                steps=steps,
+                progress=False,
+            )
+            latents = list(map(int, found.labels["latent"]))
+            for row in given.rows:  # which features are active in other rows says nothing
+                every = found.per_row.new_zeros(found.per_row.shape[1], dictionary.latents)
+                every[:, latents] = found.per_row[row]
+                answer[row].append(given.own(every, row, 0))
+    return answer
+
+
+def direct_shares(given: Given) -> Answer:
+    dictionary = random_dictionary(given.model.config.hidden_size, MLP, kind="ReLU").double()
+    found = nl.features.direct(given.model, dictionary, given.inputs, "a", "b", -2)
+    names = found.labels["component"]
+    return [
+        [{n: round(float(s), 4) for n, s in zip(names, shares, strict=True) if abs(s) > 1e-9}]
+        for shares in found.per_row
+    ]
+
+
+def active(given: Given) -> Answer:
+    dictionary = random_dictionary(given.model.config.hidden_size, MLP).double()
+    found = nl.features.active(given.model, dictionary, given.inputs)
+    return [
+        [found.pieces[row], *(torch.tensor(found.activations(n, row)) for n in range(40))]
+        for row in given.rows
+    ]
 
 
 def path_patch(given: Given) -> Answer:
@@ -394,6 +434,9 @@ QUESTIONS: dict[str, Callable[[Given], Answer]] = {
     "attribution.direct_logit_attribution": direct_logit_attribution,
     "attribution.integrated_gradients": of_tokens(nl.attribution.integrated_gradients),
     "attribution.occlusion": of_tokens(nl.attribution.occlusion),
+    "features.active": active,
+    "features.direct": direct_shares,
+    "features.effects": effects,
     "lens.logit_lens": logit_lens,
     "lens.direct": direct,
     "lens.tuned_lens": tuned_lens,
@@ -427,7 +470,7 @@ def test_a_row_of_a_padded_batch_is_the_row_alone(
         alone = ask(Given(model, [row], side))
         assert len(together[row]) == len(alone[0]) > 0
         for got, wanted in zip(together[row], alone[0], strict=True):
-            if isinstance(wanted, list | str):
+            if isinstance(wanted, list | str | dict):
                 assert got == wanted
             else:
                 close(got, wanted)

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from dictionaries import random_dictionary
 
 import neox_lab as nl
 from neox_lab.dropout import refuse_dropout
@@ -48,6 +49,10 @@ def zero_lens(model: Any) -> nl.lens.TunedLens:
     return nl.lens.TunedLens(torch.zeros(layers, width, width), torch.zeros(layers, width))
 
 
+def _dictionary(model: Any) -> nl.sae.Dictionary:
+    return random_dictionary(model.config.hidden_size)
+
+
 QUESTIONS: dict[str, Callable[[Any], object]] = {
     "activations.collect": lambda model: nl.activations.collect(
         model, TEXTS, "resid_post", "never made"
@@ -67,6 +72,11 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
     "detect.head_statistics": lambda model: nl.detect.head_statistics(model, CLEAN),
     "detect.heads": lambda model: nl.detect.heads(model),
     "dynamics.compare": lambda model: nl.dynamics.compare(nl.load(), model, CLEAN),
+    "features.active": lambda model: nl.features.active(model, _dictionary(model), CLEAN),
+    "features.direct": lambda model: nl.features.direct(model, _dictionary(model), CLEAN, 5, 6),
+    "features.effects": lambda model: nl.features.effects(
+        model, _dictionary(model), CLEAN, METRIC, progress=False
+    ),
     "lens.direct": lambda model: nl.lens.direct(model, CLEAN, 0),
     "lens.logit_lens": lambda model: nl.lens.logit_lens(model, CLEAN),
     "lens.tuned_lens": lambda model: nl.lens.tuned_lens(model, CLEAN, zero_lens(model)),
@@ -177,6 +187,7 @@ ROOMS = (
     "circuits",
     "detect",
     "dynamics",
+    "features",
     "gym",
     "lens",
     "patching",
