@@ -21,6 +21,7 @@ from neox_lab.views.curves import CurvesView, Line
 from neox_lab.views.explorer import ExplorerView
 from neox_lab.views.heatmap import HeatmapView
 from neox_lab.views.lens import LensView
+from neox_lab.views.lens_pair import LensPairView
 from neox_lab.views.model_views import attention, hooks
 from neox_lab.views.notebooks import clean_notebook, notebook_faults
 from neox_lab.views.pairs import PairView
@@ -40,6 +41,7 @@ __all__ = [
     "CurvesView",
     "ExplorerView",
     "HeatmapView",
+    "LensPairView",
     "LensView",
     "Line",
     "PairView",

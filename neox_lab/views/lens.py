@@ -33,6 +33,7 @@ TABLE_LIMIT = 16  # characters of a token in a table
 CANDIDATE_LIMIT = 40  # characters of a candidate among others
 CANDIDATES = 9_000  # candidates of a live view
 WIDE, HIGH = 0.78, 0.3  # inches of a field
+CORNER = 0.09  # inches of the mark of a field
 MOST_COLUMNS = 24  # positions drawn; the last ones of a longer text
 
 
@@ -113,12 +114,7 @@ class LensView(View):
         rows = [
             [
                 self.row_labels[row],
-                ", ".join(
-                    f"{isolated(label(piece, TABLE_LIMIT))} {number(float(probability), 2)}"
-                    for piece, probability in zip(
-                        self.candidates[row][-1], self.probabilities[row, -1], strict=True
-                    )
-                ),
+                self.likeliest(row, -1),
                 number(float(self.entropy[row, -1]) * BITS, 2),
             ]
             for row in range(len(self.row_labels))
@@ -126,6 +122,15 @@ class LensView(View):
         names = [("layer", "l"), ("likeliest next tokens", "l"), ("entropy (bits)", "r")]
         last = isolated(label(self.pieces[-1], TABLE_LIMIT))
         return [Table(f"After the last token, {last}", names, rows)]
+
+    def likeliest(self, row: int, pos: int) -> str:
+        """The candidates of one field with their probabilities, for a table."""
+        return ", ".join(
+            f"{isolated(label(piece, TABLE_LIMIT))} {number(float(probability), 2)}"
+            for piece, probability in zip(
+                self.candidates[row][pos], self.probabilities[row, pos], strict=True
+            )
+        )
 
     def data(self) -> dict[str, Any]:
         """Every field with its candidates; the last tokens of a very long text."""
@@ -169,43 +174,77 @@ class LensView(View):
         }
 
     def _draw(self) -> Sheet:
+        width, height = self.extent()
+        sheet = Sheet(max(width + 0.2, 4.5), HEADING + 0.05 + height + 0.75)
+        first = max(0, len(self.pieces) - MOST_COLUMNS)
+        sheet.heading(0, figure_text(self.title), figure_text(self._legend(first)))
+        self.draw_on(sheet, 0, HEADING + 0.05)
+        draw_scale(sheet, self._left, HEADING + 0.05 + height + 0.35)
+        return sheet
+
+    @property
+    def _left(self) -> float:
+        """The inches left of the fields."""
+        return 0.35 + Marks.fit(self.row_labels, HIGH).widest
+
+    def extent(self) -> tuple[float, float]:
+        """The inches that fields and their names take, to the right and downwards."""
+        pieces = self.pieces[-MOST_COLUMNS:]
+        below = Marks.fit(pieces, WIDE).height(45)
+        return self._left + len(pieces) * WIDE, len(self.row_labels) * HIGH + below + 0.22
+
+    def draw_on(self, sheet: Sheet, x: float, top: float, marked: object = None) -> None:
+        """The fields and their names on a sheet that has other things too.
+
+        Args:
+            sheet: where.
+            x: inches from the left of the sheet.
+            top: inches from its top.
+            marked: True for each field whose corner is marked, ``[layer, pos]``.
+        """
         import matplotlib
         from matplotlib.colors import Normalize
 
         first = max(0, len(self.pieces) - MOST_COLUMNS)
         pieces, layers = self.pieces[first:], len(self.row_labels)
-        columns = len(pieces)
-        beside = Marks.fit(self.row_labels, HIGH)
-        below = Marks.fit(pieces, WIDE)
-        left, top = 0.35 + beside.widest, HEADING + 0.05
-        bottom = top + layers * HIGH + below.height(45) + 0.22
-        sheet = Sheet(max(left + columns * WIDE + 0.2, 4.5), bottom + 0.75)
-        sheet.heading(0, figure_text(self.title), figure_text(self._legend(first)))
-        palette, norm = matplotlib.colormaps["viridis"], Normalize(0, 1)
-        colours = np.asarray(palette(norm(self.probabilities[:, first:, 0])))
+        columns, left = len(pieces), x + self._left
+        norm = Normalize(0, 1)
+        colours = np.asarray(
+            matplotlib.colormaps["viridis"](norm(self.probabilities[:, first:, 0]))
+        )
         sheet.map(left, top, columns * WIDE, layers * HIGH, colours)
         sheet.frames([(left, top)], columns * WIDE, layers * HIGH)
+        corners = np.zeros(self.entropy.shape) if marked is None else np.asarray(marked)
         for (row, column), _ in np.ndenumerate(colours[:, :, 0]):
             piece = self.candidates[row][first + column][0]
             shown = figure_text(label(piece), CELL_LIMIT)
             size = min(7.5, 7.5 * WIDE * 0.92 / text_width(shown, 7.5))
-            x, y = left + (column + 0.5) * WIDE, top + (row + 0.5) * HIGH
+            right, y = left + (column + 1) * WIDE, top + row * HIGH
             style = {"ha": "center", "va": "center_baseline"}
-            sheet.text(x, y, shown, size, color=ink_on(colours[row, column]), **style)
-        beside.beside(sheet, left, top)
+            ink = ink_on(colours[row, column])
+            sheet.text(right - WIDE / 2, y + HIGH / 2, shown, size, color=ink, **style)
+            if corners[row, first + column]:
+                sheet.axes.fill([right - CORNER, right, right], [y, y, y + CORNER], color=ink, lw=0)
+        Marks.fit(self.row_labels, HIGH).beside(sheet, left, top)
+        below = Marks.fit(pieces, WIDE)
         below.below(sheet, left, top + layers * HIGH, 45)
-        sheet.text(
-            left + columns * WIDE / 2, bottom - 0.02, "token read", 8, color=SOFT, ha="center"
-        )
-        middle = top + layers * HIGH / 2
+        bottom = top + layers * HIGH + below.height(45) + 0.2
+        sheet.text(left + columns * WIDE / 2, bottom, "token read", 8, color=SOFT, ha="center")
         style = {"color": SOFT, "va": "center", "ha": "center"}
-        sheet.text(0.12, middle, downwards("layer"), 8, rotation=90.0, **style)
-        ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
-        name = "probability of the likeliest token"
-        sheet.scale(left, bottom + 0.35, 2.6, ticks, list(map(str, ticks)), palette, norm, name)
-        return sheet
+        middle = top + layers * HIGH / 2
+        sheet.text(x + 0.12, middle, downwards("layer"), 8, rotation=90.0, **style)
 
     def _legend(self, first: int) -> str:
         """What a field is, and what is left out."""
         text = "In each field: the likeliest next token at this layer."
         return f"{text} The last {MOST_COLUMNS} tokens of {len(self.pieces)}." if first else text
+
+
+def draw_scale(sheet: Sheet, x: float, y: float) -> None:
+    """What the colours of a lens mean, at a point."""
+    import matplotlib
+    from matplotlib.colors import Normalize
+
+    ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
+    name, palette = "probability of the likeliest token", matplotlib.colormaps["viridis"]
+    sheet.scale(x, y, 2.6, ticks, list(map(str, ticks)), palette, Normalize(0, 1), name)

@@ -39,6 +39,7 @@ _PARTS = {
     "attention": ("maps",),
     "explorer": ("maps", "explorer_panels", "explorer_answers"),
     "grid": ("cells",),
+    "lens_pair": ("cells",),
     "slider": ("cells",),
 }
 """What a kind's script needs beside ``common``, in this order."""

@@ -60,7 +60,7 @@ class PairView(StripView):
             raise InputError(f"a mark has a severity that is none of {', '.join(COLOURS)}")
         self.names = list(texts)
         rows = [list(texts[name]) for name in self.names]
-        spots = _columns(*rows) if len(rows) == 2 else [(at,) for at in range(len(rows[0]))]
+        spots = matched(*rows) if len(rows) == 2 else [(at,) for at in range(len(rows[0]))]
         self.columns = [
             tuple(_piece(rows, self.names, side, spot, marks) for side in range(len(self.names)))
             for spot in spots
@@ -167,8 +167,17 @@ def _piece(
     return Piece(text)
 
 
-def _columns(first: list[str], second: list[str]) -> list[tuple[int | None, ...]]:
-    """Which tokens stand below each other."""
+def matched(first: list[str], second: list[str]) -> list[tuple[int | None, ...]]:
+    """Which tokens of two texts belong together, in order.
+
+    Args:
+        first: tokens.
+        second: tokens.
+
+    Returns:
+        Pairs of positions, None where there is no token on a side: the same positions where both
+        texts have as many tokens, else what a comparison of both matches.
+    """
     if len(first) == len(second) or max(len(first), len(second)) > COMPARED:
         return list(zip_longest(range(len(first)), range(len(second))))
     blocks = SequenceMatcher(None, first, second, autojunk=False).get_opcodes()

@@ -215,6 +215,12 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             {"candidates": [[["a"]]], "probabilities": [[[0.5]]], "entropy": [[1.0]]}
             | {"row_labels": ["r"], "pieces": ["a"], "title": "t"},
         ),
+        "views.LensPairView": (
+            view.LensPairView,
+            {"first": lens.view(), "second": lens.view(), "pairs": [(0, 0)]}
+            | {"least": [[0.1]] * len(lens.labels), "most": [[0.2]] * len(lens.labels)}
+            | {"names": ("a", "b"), "title": "t"},
+        ),
         "views.Line": (view.Line, {"x": [0], "y": [0.0], "low": None, "high": None}),
         "views.Piece": (
             view.Piece,

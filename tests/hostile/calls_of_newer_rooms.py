@@ -98,9 +98,12 @@ def _collect(**given: Any) -> Any:
 
 def _calls_of_single_patches(model: Any) -> dict[str, Call]:
     logits = model("abcd").logits.detach()
+    lens = nl.lens.logit_lens(model, "abcd")
     pattern = torch.eye(4).expand(1, 3, 4, 4)
     corrupted, clean = torch.zeros(1, 4, 3, 4, 4), torch.ones(1, 4, 3, 4, 4)
     found: dict[str, Call] = {
+        "lens.compare": (nl.lens.compare, {"first": lens, "second": lens, "names": ("a", "b")}),
+        "lens.LensResult.mean_surprise": (lens.mean_surprise, {"seed": 0}),
         "lens.direct": (
             nl.lens.direct,
             {"model": model, "inputs": "abcd", "token": "a", "minus": 1},

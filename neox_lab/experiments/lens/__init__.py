@@ -12,6 +12,7 @@ apart into directions, and reads each in tokens.
 
 from __future__ import annotations
 
+from neox_lab.experiments.lens.comparison import LensComparison, compare
 from neox_lab.experiments.lens.direct import DirectResult, direct
 from neox_lab.experiments.lens.logit import logit_lens
 from neox_lab.experiments.lens.matrices import singular_vectors, svd
@@ -25,10 +26,12 @@ from neox_lab.experiments.lens.tuned_result import TunedLensResult
 __all__ = [
     "LENS_SITES",
     "DirectResult",
+    "LensComparison",
     "LensResult",
     "SVDResult",
     "TunedLens",
     "TunedLensResult",
+    "compare",
     "direct",
     "logit_lens",
     "predictions",

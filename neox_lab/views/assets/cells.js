@@ -4,7 +4,10 @@ const scaleOf = (name) => ({ viridis, diverging: signed, teals: amount })[name];
 const GREY = [217, 217, 217];
 const CROWDED = 34; // columns with numbers in their cells
 
-/** Fill `body` with the table of cells; `say` speaks of the cell that is looked at. */
+/**
+ * Fill `body` with the table of cells; `say` speaks of the cell that is looked at. What comes back
+ * shows a cell that another table asks for: `host.looked(row, column)` is told of each look here.
+ */
 function cells(body, say, data, host) {
   const repeated = new Set(data.columns.filter((name, at) => data.columns.indexOf(name) !== at));
   const colour = scaleOf(data.scale);
@@ -36,6 +39,7 @@ function cells(body, say, data, host) {
     const node = el("td", { role: "gridcell" }, el("bdi", {}, crowded ? "" : data.text[row][column]));
     if (data.under) node.append(el("small", {}, data.under[row][column]));
     fill(node, level === null ? GREY : colour(level / 255));
+    if (data.marked && data.marked[row][column]) node.classList.add("marked");
     node.setAttribute("aria-label", words(row, column));
     nodes.push(node);
     return node;
@@ -52,26 +56,38 @@ function cells(body, say, data, host) {
     const at = place(row, column);
     const under = data.under ? ` (${data.under[row][column]})` : "";
     const value = `${data.value_name} ${isolate(data.text[row][column])}${under}`;
-    return `${at}: ${value}`;
+    const mark = data.marked && data.marked[row][column] ? `, ${data.mark}` : "";
+    return `${at}: ${value}${mark}`;
   }
 
   const where = (number) => [
     Math.floor(number / data.columns.length),
     number % data.columns.length,
   ];
+  let asked = false; // by another table
   const choice = selection((chosen, locked) => {
     const [row, column] = where(chosen);
     nodes.forEach((node, at) => node.setAttribute("aria-selected", String(at === chosen && locked)));
     heads.forEach((node, at) => node.classList.toggle("at", at === column));
     lines.forEach((node, at) => node.firstChild.classList.toggle("at", at === row));
     nodes.forEach((node, at) => node.classList.toggle("shown", at === chosen));
-    say(words(row, column) + (locked ? " Locked; Esc unlocks." : ""));
     details(row, column);
-    if (locked && host) host.emit("cell", { row, column });
+    if (asked) return;
+    say(words(row, column) + (locked ? " Locked; Esc unlocks." : ""));
+    if (locked && host && host.emit) host.emit("cell", { row, column });
+    if (host && host.looked) host.looked(row, column);
   }, null);
   roving(table, nodes, data.columns.length, choice);
   if (data.bars) choice.show(nodes.length - 1); // what the model says at last
   else say("Point at a field, or move to one with Tab and the arrow keys.");
+
+  return {
+    ask(row, column) {
+      asked = true;
+      choice.show(row * data.columns.length + column);
+      asked = false;
+    },
+  };
 
   function details(row, column) {
     if (!data.bars && !data.lines) return;
