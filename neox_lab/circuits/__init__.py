@@ -10,6 +10,6 @@ from __future__ import annotations
 from neox_lab.circuits.circuit import Circuit
 from neox_lab.circuits.curve import FaithfulnessCurve
 from neox_lab.circuits.evaluation import Evaluation
-from neox_lab.circuits.scores import EdgeScores, scores
+from neox_lab.circuits.scoring import EdgeScores, scores
 
 __all__ = ["Circuit", "EdgeScores", "Evaluation", "FaithfulnessCurve", "scores"]

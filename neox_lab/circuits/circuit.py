@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from neox_lab.circuits.edges import edge_table, without_dangling
+from neox_lab.circuits.evaluation import Evaluation, evaluate
 from neox_lab.circuits.prompts import Asked
 from neox_lab.errors import InputError
 from neox_lab.experiments.graph import Node, node_of
 from neox_lab.results import GridResult
 
 if TYPE_CHECKING:
-    from neox_lab.circuits.evaluation import Evaluation
     from neox_lab.experiments.metrics import Metric
     from neox_lab.experiments.patching.prompts import PromptsLike
     from neox_lab.family.contract import HookedModel
@@ -139,10 +139,18 @@ class Circuit(GridResult):
             InputError: an empty circuit, a model of another shape, or arguments that make no sense.
             HookError: a function is spliced in between heads and MLPs.
         """
-        from neox_lab.circuits.evaluation import evaluate
-
         return evaluate(
-            self, clean, corrupted, metric, model, ablation=ablation, random=random, seed=seed
+            self.kept,
+            self.labels,
+            self.name,
+            self._asked,
+            clean,
+            corrupted,
+            metric,
+            model,
+            ablation=ablation,
+            random=random,
+            seed=seed,
         )
 
     def view(self) -> View:
@@ -153,27 +161,6 @@ class Circuit(GridResult):
         names = [f"{row['writer']} → {row['reader']}" for row in top.to_dict("records")]
         note = f"{self.edges:,} of {self.all_edges:,} edges; the {len(top)} of the largest score"
         return BarsView(names, top["value"].tolist(), self.name, note)
-
-
-def check_circuit(circuit: Circuit, writers: list[str], readers: list[str]) -> None:
-    """Refuse a circuit that is empty or of a model of another shape.
-
-    Args:
-        circuit: the circuit.
-        writers: names of the model's writers.
-        readers: names of its readers.
-
-    Raises:
-        InputError: it is.
-    """
-    if circuit.labels != {"writer": writers, "reader": readers}:
-        raise InputError(
-            f"The circuit belongs to a model with {len(circuit.labels['writer'])} writers and "
-            f"{len(circuit.labels['reader'])} readers; this one has {len(writers)} and "
-            f"{len(readers)}, or names them otherwise."
-        )
-    if not bool(circuit.kept.any()):
-        raise InputError("The circuit has no edge. Choose more edges, or a lower threshold.")
 
 
 def chosen(

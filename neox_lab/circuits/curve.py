@@ -19,7 +19,9 @@ import numpy as np
 import torch
 
 from neox_lab.checks import SEED, check, number, several, whole
-from neox_lab.circuits.evaluation import NOTHING, WHOLE
+from neox_lab.circuits.circuit import Circuit
+from neox_lab.circuits.edges import edge_table
+from neox_lab.circuits.evaluation import NOTHING, WHOLE, check_fit
 from neox_lab.circuits.faithfulness import faithfulness
 from neox_lab.circuits.prompts import prompts_of
 from neox_lab.circuits.runs import CircuitRuns
@@ -35,8 +37,6 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
-    from neox_lab.circuits.circuit import Circuit
-    from neox_lab.circuits.scores import EdgeScores
     from neox_lab.family.contract import HookedModel
     from neox_lab.views import CurvesView
 
@@ -119,11 +119,26 @@ class FaithfulnessCurve(Result):
         return frame_as_csv(self.frame, path)
 
 
+def checked_shares(shares: object) -> list[float]:
+    """Shares of all edges, the smallest first.
+
+    Args:
+        shares: what a user gave.
+
+    Raises:
+        InputError: they are none.
+    """
+    listed = several("shares", shares, "shares of all edges", InputError)
+    wanted = sorted(check("shares", s, number(above=0, most=1), InputError) for s in listed)
+    if not wanted:
+        raise InputError("shares is empty; give at least one, such as 0.01.")
+    return wanted
+
+
 def curve(
-    scores: EdgeScores,
-    shares: Sequence[float],
-    select: str,
-    helping: bool,
+    circuits: Sequence[Circuit],
+    requested: Sequence[float],
+    name: str,
     clean: PromptsLike | None,
     corrupted: PromptsLike | None,
     metric: Metric | None,
@@ -133,19 +148,13 @@ def curve(
     random: int,
     seed: int,
 ) -> FaithfulnessCurve:
-    """See ``EdgeScores.faithfulness``."""
-    listed = several("shares", shares, "shares of all edges", InputError)
-    wanted = sorted(check("shares", s, number(above=0, most=1), InputError) for s in listed)
-    if not wanted:
-        raise InputError("shares is empty; give at least one, such as 0.01.")
+    """See ``EdgeScores.faithfulness``; ``circuits`` are those of the ``requested`` shares."""
     random = check("random", random, whole(least=0, most=100_000), InputError)
     seed = check("seed", seed, SEED, InputError)
-    runs = CircuitRuns(prompts_of(scores._asked, clean, corrupted, metric, model), ablation)
-    circuits: list[Circuit] = [
-        scores.circuit(share=share, method=select, helping=helping)  # type: ignore[arg-type]
-        for share in wanted
-    ]
-    table = scores.is_computed
+    runs = CircuitRuns(prompts_of(circuits[0]._asked, clean, corrupted, metric, model), ablation)
+    table = edge_table(runs.writers, runs.readers, runs.parallel)
+    for circuit in circuits:
+        check_fit(circuit.kept | table, circuit.labels, runs)
     generator = torch.Generator().manual_seed(seed)
     others = [
         random_circuit(table, circuit.edges, runs.writers, runs.readers, generator)
@@ -155,16 +164,17 @@ def curve(
     tables = [table, table & False, *(circuit.kept for circuit in circuits), *others]
     samples = runs.measure(torch.stack(tables))
     ratio = faithfulness(samples, samples[0], samples[1], seed)
-    found, last = slice(2, 2 + len(wanted)), 2 + len(wanted)
-    null = ratio.value[last:].view(len(wanted), random) if random else None
-    missing = [math.nan] * len(wanted)
+    found, last = slice(2, 2 + len(requested)), 2 + len(requested)
+    null = ratio.value[last:].view(len(requested), random) if random else None
+    total = int(table.sum())
+    missing = [math.nan] * len(requested)
     edges = [circuit.edges for circuit in circuits]
     frame = make_frame(
         {
-            "requested": wanted,
-            "requested_edges": [scores._count(None, share) for share in wanted],
+            "requested": requested,
+            "requested_edges": [max(1, int(share * total)) for share in requested],
             "edges": edges,
-            "share": [count / int(table.sum()) for count in edges],
+            "share": [count / total for count in edges],
             "metric": samples[found].double().mean(dim=1).tolist(),
             "faithfulness": ratio.value[found].tolist(),
             "low": ratio.low[found].tolist(),
@@ -175,7 +185,6 @@ def curve(
         }
     )
     ends = {WHOLE: float(samples[0].double().mean()), NOTHING: float(samples[1].double().mean())}
-    name = f"Circuits by {scores.method}" + (", grown" if select == "greedy" else "")
     return FaithfulnessCurve(frame, name, ablation, ends)
 
 

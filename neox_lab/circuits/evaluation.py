@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from neox_lab.checks import SEED, check, whole
-from neox_lab.circuits.circuit import Circuit, check_circuit
 from neox_lab.circuits.edges import edge_table
 from neox_lab.circuits.faithfulness import faithfulness
-from neox_lab.circuits.prompts import prompts_of
+from neox_lab.circuits.prompts import Asked, prompts_of
 from neox_lab.circuits.runs import CircuitRuns
 from neox_lab.circuits.selection import random_circuit
 from neox_lab.errors import InputError
@@ -114,7 +113,10 @@ class Evaluation(Result):
 
 
 def evaluate(
-    circuit: Circuit,
+    kept: Tensor,
+    labels: dict[str, list[str]],
+    name: str,
+    asked: Asked | None,
     clean: PromptsLike | None,
     corrupted: PromptsLike | None,
     metric: Metric | None,
@@ -124,20 +126,20 @@ def evaluate(
     random: int,
     seed: int,
 ) -> Evaluation:
-    """See ``Circuit.evaluate``."""
+    """See ``Circuit.evaluate``; ``labels`` name the rows and columns of ``kept``."""
     random = check("random", random, whole(least=0, most=100_000), InputError)
     seed = check("seed", seed, SEED, InputError)
-    both = prompts_of(circuit._asked, clean, corrupted, metric, model)
+    both = prompts_of(asked, clean, corrupted, metric, model)
     runs = CircuitRuns(both, ablation)
-    check_circuit(circuit, [w.name for w in runs.writers], [r.name for r in runs.readers])
-    table = edge_table(runs.writers, runs.readers, circuit.parallel)
+    check_fit(kept, labels, runs)
+    table = edge_table(runs.writers, runs.readers, runs.parallel)
     generator = torch.Generator().manual_seed(seed)
     others = [
-        random_circuit(table, circuit.edges, runs.writers, runs.readers, generator)
+        random_circuit(table, int(kept.sum()), runs.writers, runs.readers, generator)
         for _ in range(random)
     ]
     names = [WHOLE, CIRCUIT, REST, NOTHING, *(f"random {at + 1}" for at in range(random))]
-    tables = torch.stack([table, circuit.kept, table & ~circuit.kept, table & False, *others])
+    tables = torch.stack([table, kept, table & ~kept, table & False, *others])
     samples = runs.measure(tables)
     ratio = faithfulness(samples, samples[0], samples[3], seed)
     frame = make_frame(
@@ -150,5 +152,32 @@ def evaluate(
             "high": ratio.high.tolist(),
         }
     )
-    name = circuit.name or "Circuit"
-    return Evaluation(frame, samples, name, ablation, metric_name(both.corrupted.metric))
+    return Evaluation(
+        frame, samples, name or "Circuit", ablation, metric_name(both.corrupted.metric)
+    )
+
+
+def check_fit(kept: Tensor, labels: dict[str, list[str]], runs: CircuitRuns) -> None:
+    """Refuse a circuit that is empty or of a model of another shape or wiring.
+
+    Args:
+        kept: its edges ``[writer, reader]``.
+        labels: names of rows and columns.
+        runs: of the model.
+
+    Raises:
+        InputError: it is.
+    """
+    writers, readers = ([node.name for node in nodes] for nodes in (runs.writers, runs.readers))
+    if labels != {"writer": writers, "reader": readers}:
+        raise InputError(
+            f"The circuit belongs to a model with {len(labels['writer'])} writers and "
+            f"{len(labels['reader'])} readers; this one has {len(writers)} and {len(readers)}."
+        )
+    if bool((kept & ~edge_table(runs.writers, runs.readers, runs.parallel)).any()):
+        raise InputError(
+            "The circuit has edges that this model has not: from a head to the MLP of its own "
+            "layer. It belongs to a model with sequential blocks; this one's are parallel."
+        )
+    if not bool(kept.any()):
+        raise InputError("The circuit has no edge. Choose more edges, or a lower threshold.")

@@ -66,6 +66,7 @@ class CircuitRuns:
         self.model = self.batch.model
         graph.check_whole(self.model)
         self.layers = self.model.config.num_hidden_layers
+        self.parallel = self.model.config.use_parallel_residual
         self.writers, self.readers = graph.writers(self.model), graph.readers(self.model)
         self._rows = {node: row for row, node in enumerate(self.writers)}
         self._columns = {node: column for column, node in enumerate(self.readers)}
@@ -151,9 +152,7 @@ class _Run:
         before = [
             row
             for node, row in self.runs._rows.items()
-            if node.precedes(
-                self.runs.readers[columns[0]], self.runs.model.config.use_parallel_residual
-            )
+            if node.precedes(self.runs.readers[columns[0]], self.runs.parallel)
         ]
         first, last = before[0], before[-1] + 1  # writers come in the order in which they write
         cut = self.cut[:, first:last, columns]

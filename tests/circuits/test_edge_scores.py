@@ -12,7 +12,7 @@ from torch import Tensor
 
 from neox_lab.circuits import scores
 from neox_lab.circuits.runs import CircuitRuns
-from neox_lab.circuits.scores import METHODS
+from neox_lab.circuits.scoring import METHODS
 from neox_lab.errors import InputError
 from neox_lab.experiments.prompt_pairs import pair
 

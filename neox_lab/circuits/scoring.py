@@ -27,9 +27,12 @@ import torch
 from torch import Tensor
 
 from neox_lab.checks import SWITCH, check, number, one_of, whole
+from neox_lab.circuits.circuit import Circuit, chosen
+from neox_lab.circuits.curve import FaithfulnessCurve, checked_shares, curve
 from neox_lab.circuits.edges import edge_table
 from neox_lab.circuits.prompts import Asked
 from neox_lab.circuits.runs import Ablation
+from neox_lab.circuits.selection import greedy, highest
 from neox_lab.errors import InputError
 from neox_lab.experiments import graph
 from neox_lab.experiments.attribution import gradients
@@ -43,8 +46,6 @@ from neox_lab.experiments.splices import with_same_splices
 from neox_lab.model.hook_points import HookFunction, HookPoint
 
 if TYPE_CHECKING:
-    from neox_lab.circuits.circuit import Circuit
-    from neox_lab.circuits.curve import FaithfulnessCurve
     from neox_lab.family.contract import HookedModel
 
 Method = Literal["exact", "eap", "eap-ig", "ig-activations", "both-ends"]
@@ -96,9 +97,6 @@ class EdgeScores(AttributionResult):
         Raises:
             InputError: not exactly one of ``edges`` and ``share``, or one out of range.
         """
-        from neox_lab.circuits.circuit import chosen
-        from neox_lab.circuits.selection import greedy, highest
-
         table = self.is_computed
         count = self._count(edges, share)
         check("method", method, one_of("threshold", "greedy"), InputError)
@@ -147,10 +145,11 @@ class EdgeScores(AttributionResult):
             InputError: an argument makes no sense.
             HookError: a function is spliced in between heads and MLPs.
         """
-        from neox_lab.circuits.curve import curve
-
+        wanted = checked_shares(shares)
+        circuits = [self.circuit(share=each, method=method, helping=helping) for each in wanted]
+        name = f"Circuits by {self.method}" + (", grown" if method == "greedy" else "")
         return curve(
-            self, shares, method, helping, clean, corrupted, metric, model,
+            circuits, wanted, name, clean, corrupted, metric, model,
             ablation=ablation, random=random, seed=seed,
         )  # fmt: skip
 
