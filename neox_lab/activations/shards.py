@@ -13,7 +13,7 @@ from torch import Tensor
 from neox_lab.activations.manifest import Manifest, Shard
 from neox_lab.errors import CheckpointError
 from neox_lab.files import reserve
-from neox_lab.safetensors_files import layout
+from neox_lab.safetensors_files import DTYPES, layout
 
 _MENDING = "Bring the file back from a copy, or collect into another folder."
 
@@ -60,10 +60,14 @@ def check_shard(path: Path, manifest: Manifest, shard: Shard) -> None:
         )
     try:
         with safe_open(path, "pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            slices = {name: file.get_slice(name) for name in file.keys()}
+            found = {
+                name: (tuple(each.get_shape()), DTYPES.get(each.get_dtype()))
+                for name, each in slices.items()
+            }
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{str(path)!r} cannot be read: {error}. {_MENDING}") from error
-    if shapes != {name: shape for name, (shape, _) in manifest.tensors(shard.rows).items()}:
+    if found != manifest.tensors(shard.rows):
         raise CheckpointError(
             f"{str(path)!r} holds other tensors than the manifest says. {_MENDING}"
         )
