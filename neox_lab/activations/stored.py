@@ -218,12 +218,13 @@ class Stored:
         Raises:
             InputError: it has none here.
         """
+        number = check("document", document, SEED, InputError)
         numbers, _, counts = self._stretches
-        at = (numbers == check("document", document, SEED, InputError)).nonzero()[:, 0]
-        if not len(at):
-            raise InputError(f"document {document} has no rows here; see .documents")
-        end = int(self._ends[at[-1]])
-        return range(end - int(counts[at].sum()), end)
+        low, high = (int(torch.searchsorted(numbers, number, right=side)) for side in (False, True))
+        if low == high:
+            raise InputError(f"document {number} has no rows here; see .documents")
+        end = int(self._ends[high - 1])
+        return range(end - int(counts[low:high].sum()), end)
 
     @overload
     def batches(

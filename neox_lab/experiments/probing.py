@@ -15,12 +15,14 @@ direction shows whether anything downstream listens.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neox_lab.activations.stored import Stored
 from neox_lab.checks import COUNT, check, one_of, several, whole
 from neox_lab.data.activations import collected, site_names
 from neox_lab.data.encoding import token_ids
@@ -29,6 +31,7 @@ from neox_lab.data.statistics import mean_interval, statistic_interval
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import DataError, InputError, NeoxLabWarning
 from neox_lab.experiments.probing_result import Array, Probe, ProbeResult
+from neox_lab.experiments.probing_stored import of_documents, vectors_of
 from neox_lab.family.contract import HookedModel
 from neox_lab.selections import one_each
 
@@ -41,7 +44,7 @@ CONTROLS = 3  # shufflings of the labels over which the control is averaged
 
 def probe(
     model: HookedModel,
-    texts: Sequence[str],
+    texts: Sequence[str] | Stored,
     labels: Sequence[Any],
     sites: str | Sequence[str] = "resid_post",
     pos: TextPosition = -1,
@@ -58,7 +61,8 @@ def probe(
 
     Args:
         model: any of the classes, with a tokenizer.
-        texts: what it reads.
+        texts: what it reads; or activations of them that were collected before (see
+            ``nl.activations``), whose documents are the texts: then nothing is run.
         labels: one for each text: names or whole numbers for classes, floats for a quantity.
         sites: such as ``"resid_post"`` (of every layer), a hook name, a glob, or several.
         pos: position in each text's own tokens (-1 is the last), ``"mean"``, or one for each text.
@@ -74,6 +78,7 @@ def probe(
     Raises:
         DataError: labels and texts differ in number, one class only, or too few texts or groups.
         InputError: dropout is on, an unknown method, or a position that a text does not have.
+        CheckpointError: activations of another model.
         HookNameError: no such site.
     """
     refuse_dropout(model)
@@ -81,25 +86,45 @@ def probe(
     batch_size = check("batch_size", batch_size, COUNT, InputError)
     memory = check("memory", memory, whole(least=0), InputError)
     seed = check("seed", seed, whole(least=0, most=2**32 - 1), InputError)
-    texts = several("texts", texts, "a list of texts", InputError)
     labels = several("labels", labels, "a label for each text", InputError)
     if groups is not None:
         groups = several("groups", groups, "a group for each text", InputError)
     names = site_names(model, sites)
-    kinds, targets = _targets(labels, len(texts))
+    source, read = _source(model, texts, names, pos, batch_size, memory)
+    if isinstance(texts, Stored):
+        labels = of_documents("labels", labels, texts)
+        groups = None if groups is None else of_documents("groups", list(groups), texts)
+    kinds, targets = _targets(labels, len(read))
     if method == "difference" and not kinds:
         raise InputError("method='difference' compares classes; these labels are numbers")
-    parts = _parts(targets, kinds, _together(_as_read(model, texts, pos), groups), seed)
+    parts = _parts(targets, kinds, _together(read, groups), seed)
     random = np.random.default_rng(seed)
     shuffled = [random.permutation(targets[parts[0]]) for _ in range(CONTROLS)]
     probes = []
-    with collected(model, texts, names, pos, batch_size=batch_size, memory=memory) as found:
+    with source as found:
         for name in names:
             probes.append(_fitted(name, found[name], targets, kinds, parts, shuffled, method))
     test = targets[parts[2]]
     baseline = float(np.bincount(test.astype(int)).max() / len(test)) if kinds else 0.0
     counts = (len(parts[0]), len(parts[1]), len(parts[2]))
     return ProbeResult(probes, kinds, baseline, pos, counts)
+
+
+def _source(
+    model: HookedModel,
+    texts: Sequence[str] | Stored,
+    names: Sequence[str],
+    pos: TextPosition,
+    batch_size: int,
+    memory: int,
+) -> tuple[AbstractContextManager[Mapping[str, NDArray[np.float32]], bool | None], NDArray[Any]]:
+    """Where the vectors of each site come from, and which texts were read alike."""
+    if isinstance(texts, Stored):
+        vectors = vectors_of(model, texts, names, pos)
+        return nullcontext(vectors), vectors.as_read()
+    texts = several("texts", texts, "a list of texts", InputError)
+    found = collected(model, texts, names, pos, batch_size=batch_size, memory=memory)
+    return found, _as_read(model, texts, pos)
 
 
 def _targets(labels: Sequence[Any], count: int) -> tuple[list[Any], Array]:
