@@ -9,11 +9,12 @@ rows_of(stored, ...)                  nl.activations on the disk
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from neox_lab.activations import Stored
 from neox_lab.checks import check, number, require_model, shown
 from neox_lab.data.batches import by_length
 from neox_lab.data.encoding import pad_rows, token_ids
@@ -24,29 +25,8 @@ from neox_lab.family.contract import HookedModel
 from neox_lab.hooks.names import ShortForm, exact
 
 Site = str | ShortForm
+Texts = Sequence[str] | Sequence[list[int]]
 SAMPLE = 16_384  # rows from which means and norms are estimated
-
-
-class Stored(Protocol):
-    """What is asked of activations on the disk; ``nl.activations`` opens such."""
-
-    @property
-    def document(self) -> Tensor:
-        """Document of every row ``[row]``."""
-
-    def __len__(self) -> int:
-        """How many rows there are."""
-
-    def site_name(self, site: object) -> str:
-        """The hook name of a site that was collected."""
-
-    def batches(
-        self, sites: list[str], batch_size: int, *, seed: int | None
-    ) -> Iterator[dict[str, Tensor]]:
-        """Every row once, by site, shuffled with a seed; as they stand for None."""
-
-    def split(self, held_out: float, seed: int) -> tuple[Stored, Stored]:
-        """Two parts without a document in common."""
 
 
 class Part(NamedTuple):
@@ -113,7 +93,7 @@ class OnDisk:
     def __init__(self, train: Stored, held_out: Stored, sites: tuple[str, str], what: str) -> None:
         self.train, self.what = train, what
         self.site_in, self.site_out = sites
-        names = list(dict.fromkeys(sites))
+        names: list[str | tuple[str, int]] = list(dict.fromkeys(sites))
         parts = list(held_out.batches(names, SAMPLE, seed=None))
         x, y = (torch.cat([part[name].float().flatten(1) for part in parts]) for name in sites)
         self.held_out = Part(x, y, held_out.document)
@@ -123,14 +103,14 @@ class OnDisk:
 
     def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``Rows``."""
-        names = list(dict.fromkeys((self.site_in, self.site_out)))
+        names: list[str | tuple[str, int]] = list(dict.fromkeys((self.site_in, self.site_out)))
         for batch in self.train.batches(names, batch_size, seed=seed * 1_000_003 + number):
             yield batch[self.site_in].flatten(1), batch[self.site_out].flatten(1)
 
 
 def rows_of(
     source: object,
-    texts: Sequence[str] | None,
+    texts: Texts | None,
     site: Site | None,
     site_out: Site | None,
     held_out: float,
@@ -149,10 +129,10 @@ def rows_of(
         return _of_tensors(source, site, site_out, held_out, seed)
     if site is None:
         raise InputError("site is missing: which hook point, such as ('resid_post', 2)?")
-    if hasattr(source, "batches") and hasattr(source, "split"):
-        stored: Stored = source  # type: ignore[assignment]
-        sites = (stored.site_name(site), stored.site_name(site if site_out is None else site_out))
-        return OnDisk(*stored.split(held_out, seed), sites, repr(source))
+    if isinstance(source, Stored):
+        sites = (source.site_name(site), source.site_name(site if site_out is None else site_out))
+        what = f"{len(source):,} rows of {source.manifest.model}"
+        return OnDisk(*source.split(held_out, seed), sites, what)
     require_model(source)
     model: HookedModel = source  # type: ignore[assignment]
     if texts is None or isinstance(texts, str) or len(texts) < 2:
@@ -167,13 +147,13 @@ def rows_of(
 
 
 def tokens_of(
-    model: HookedModel, texts: Sequence[str], site: str, site_out: str, batch_size: int = 32
+    model: HookedModel, texts: Texts, site: str, site_out: str, batch_size: int = 32
 ) -> Part:
     """Activations of every token of texts, in the order of the texts.
 
     Args:
-        model: with a tokenizer.
-        texts: what it reads, at most as long as it can.
+        model: with a tokenizer, if there are texts.
+        texts: what it reads, or its token ids, at most as long as it can.
         site: hook name of what is read.
         site_out: and of what is written.
         batch_size: texts in one forward pass.
@@ -183,7 +163,7 @@ def tokens_of(
         DataError: a text is longer than the model can read.
     """
     refuse_dropout(model)
-    ids = token_ids(model, texts)
+    ids = _ids(model, texts)
     check_lengths(ids, model.config.max_position_embeddings, "Shorten these texts.")
     lengths = [len(row) for row in ids]
     names = list(dict.fromkeys((site, site_out)))
@@ -205,6 +185,25 @@ def tokens_of(
     joined = {name: torch.cat([found[name][row] for row in kept]) for name in names}
     counts = torch.tensor([lengths[row] for row in kept])
     return Part(joined[site], joined[site_out], torch.tensor(kept).repeat_interleave(counts))
+
+
+def _ids(model: HookedModel, texts: Texts) -> list[list[int]]:
+    """Token ids of texts that are texts or token ids.
+
+    Raises:
+        InputError: they are something else, or tokens that the model does not have.
+    """
+    if all(isinstance(text, str) for text in texts):
+        return token_ids(model, cast(Sequence[str], texts))
+    size = model.config.vocab_size
+    for row, text in enumerate(texts):
+        good = isinstance(text, list) and all(type(i) is int and 0 <= i < size for i in text)
+        if not good:
+            raise InputError(
+                f"text {row} is {shown(text)}; expected texts, or lists of token ids below "
+                f"{size}."
+            )
+    return cast(list[list[int]], list(texts))
 
 
 def _of_tensors(

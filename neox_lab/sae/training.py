@@ -17,7 +17,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -25,13 +25,14 @@ import torch
 from torch import Tensor
 
 from neox_lab import interrupts
+from neox_lab.activations import Stored
 from neox_lab.checks import COUNT, SEED, SWITCH, check, one_of
 from neox_lab.errors import CheckpointError, InputError, TrainingError
 from neox_lab.family.contract import HookedModel
 from neox_lab.files import StrPath, alone, path_of
 from neox_lab.progress import Progress
 from neox_lab.sae.recipes import KINDS, Kind, Recipe, Trainee
-from neox_lab.sae.rows import SAMPLE, Rows, Site, Stored, rows_of
+from neox_lab.sae.rows import SAMPLE, Rows, Site, Texts, rows_of
 from neox_lab.sae.training_result import COLUMNS, TrainedDictionary, measured
 from neox_lab.safetensors_files import FileFormat
 
@@ -42,7 +43,7 @@ SAVE_EVERY = 200  # steps
 
 def train(
     source: HookedModel | Stored | Tensor | tuple[Tensor, Tensor],
-    texts: Sequence[str] | None = None,
+    texts: Texts | None = None,
     *,
     site: Site | None = None,
     site_out: Site | None = None,
@@ -65,7 +66,7 @@ def train(
     Args:
         source: a model that reads ``texts``; or activations collected by ``nl.activations``; or a
             tensor of them ``[row, d]``; or a pair of tensors for a transcoder.
-        texts: what the model reads; every token is a row.
+        texts: what the model reads, or lists of token ids; every token is a row.
         site: hook point that is read, such as ``("resid_post", 2)``; a name of your own for
             tensors.
         site_out: hook point that is written, for a transcoder, such as ``("mlp_out", 2)``; None

@@ -164,6 +164,30 @@ def test_a_models_tokens_are_rows_and_documents_stay_together() -> None:
     assert "4 texts" in trained.dictionary.sources["weights"]
 
 
+def test_activations_on_the_disk_are_rows(tmp_path: Path) -> None:
+    model = nl.load()
+    sites = ["blocks.1.mlp.hook_in", "blocks.1.hook_mlp_out"]
+    stored = nl.activations.collect(model, TEXTS * 3, sites, tmp_path / "rows", progress=False)
+    rows = rows_of(stored, None, ("mlp_out", 1), None, 0.25, 0)
+    train_rows = torch.cat([x for x, _ in rows.epoch(0, 10, 0)])
+    assert len(train_rows) == len(rows) == len(stored) - len(rows.held_out.x)
+    assert len(rows.held_out.document.unique()) == 3
+    both = torch.cat([train_rows, rows.held_out.x]).sum(0)
+    torch.testing.assert_close(both, stored["mlp_out", 1][:].sum(0), rtol=1e-3, atol=1e-3)
+    whole = small(stored, site=sites[0], site_out=sites[1])
+    assert whole.dictionary.site_out == sites[1]
+    assert small(stored, site=sites[0], site_out=sites[1], to=tmp_path / "run") == whole
+
+
+def test_texts_may_be_token_ids() -> None:
+    model = nl.load()
+    name = "blocks.1.hook_resid_post"
+    ids = [list(model.tokenizer(text).input_ids) for text in TEXTS]
+    assert torch.equal(tokens_of(model, ids, name, name).x, tokens_of(model, TEXTS, name, name).x)
+    with pytest.raises(InputError, match="token ids below 2048"):
+        tokens_of(model, [[1, 2048]], name, name)
+
+
 def test_a_transcoder_learns_what_a_layer_does() -> None:
     model = nl.load()
     site = "blocks.1.mlp.hook_in"
