@@ -200,8 +200,7 @@ def _ids(model: HookedModel, texts: Texts) -> list[list[int]]:
         good = isinstance(text, list) and all(type(i) is int and 0 <= i < size for i in text)
         if not good:
             raise InputError(
-                f"text {row} is {shown(text)}; expected texts, or lists of token ids below "
-                f"{size}."
+                f"text {row} is {shown(text)}; expected texts, or lists of token ids below {size}."
             )
     return cast(list[list[int]], list(texts))
 
