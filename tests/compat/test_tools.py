@@ -287,7 +287,7 @@ def test_factored_matrices(models: tuple[HookedTransformer, Any]) -> None:
 
 @pytest.mark.parametrize("kind", ["OV", "w_in", "w_out"])
 def test_singular_vectors(models: tuple[HookedTransformer, Any], kind: str) -> None:
-    head = {"head_index": 2} if kind == "OV" else {}
+    head = {"head_index": 2}  # which is of no account for neurons
     mine, other = (
         library.SVDInterpreter(model).get_singular_vectors(kind, 1, num_vectors=3, **head)
         for library, model in zip((ours_module, lens), models, strict=True)

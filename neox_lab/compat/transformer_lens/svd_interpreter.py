@@ -38,7 +38,7 @@ class SVDInterpreter:
             vector_type: ``"OV"``, ``"w_in"`` or ``"w_out"``.
             layer_index: number of the block.
             num_vectors: how many.
-            head_index: which head, for ``"OV"``.
+            head_index: which head, for ``"OV"``; of no account for the others.
 
         Returns:
             ``[vocab, 1, vector]``.
@@ -50,5 +50,5 @@ class SVDInterpreter:
         matrix: Literal["OV", "W_in", "W_out"] = (
             "OV" if vector_type == "OV" else "W_in" if vector_type == "w_in" else "W_out"
         )
-        native = self.model.native
-        return singular_vectors(native, matrix, layer_index, head_index, num_vectors)[:, None]
+        native, head = self.model.native, head_index if matrix == "OV" else None
+        return singular_vectors(native, matrix, layer_index, head, num_vectors)[:, None]
