@@ -72,6 +72,18 @@ def test_04_says_of_layers_what_it_prints() -> None:
     assert labels == ["0_pre", "1_pre", "2_pre", "3_pre", "final"], "the last row is the model's"
 
 
+def test_04_says_of_depth_and_surprise_what_it_prints() -> None:
+    shown = output("04_logit_lens", "depths = result.depths")
+    count, total = map(int, re.findall(r"(\d+) of (\d+) predictions are settled", shown)[0])
+    places = re.findall(r"^ +\d+  .+?  (\d_pre|final) ", shown, re.MULTILINE)
+    assert (len(places), sum(place != "final" for place in places)) == (total, count)
+    curve = output("04_logit_lens", "surprise = many.mean_surprise()")
+    rows = re.findall(r"^(?:\d_pre|final) +([\d.]+) +([\d.]+) +([\d.]+) ", curve, re.MULTILINE)
+    assert len(rows) == 5 and all(float(low) <= float(at) <= float(high) for at, low, high in rows)
+    clear = float(rows[-1][2]) < float(rows[0][1])
+    assert ("The end is less surprised than the start" in curve) == clear
+
+
 def test_00_says_of_patching_what_it_prints() -> None:
     shown = output("00_start_here", 'metric, "resid_pre", progress=False)')
     places = re.findall(r"at token (\d+), in the last at (\d+) of 0 to (\d+)", shown)
