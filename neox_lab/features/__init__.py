@@ -5,6 +5,10 @@ nl.features.active(model, dictionary, "The king went to the city")
 nl.features.effects(model, dictionary, text, metric)             # each ablated, one by one
 nl.features.effects(model, dictionary, text, metric, method="gradient").check()
 nl.features.direct(model, dictionary, text, " king")             # shares in a logit
+
+found = nl.features.top_examples(model, dictionary, texts)       # or neurons, heads, directions
+found.frame                                                      # how often, and how much
+found.examples(12)                                               # where feature 12 is highest
 """
 
 from __future__ import annotations
@@ -12,5 +16,19 @@ from __future__ import annotations
 from neox_lab.features.active import ActiveFeatures, active
 from neox_lab.features.direct import direct
 from neox_lab.features.effects import FeatureEffects, effects
+from neox_lab.features.sources import Direction, Head, Source
+from neox_lab.features.top import top_examples
+from neox_lab.features.top_result import TopExamples
 
-__all__ = ["ActiveFeatures", "FeatureEffects", "active", "direct", "effects"]
+__all__ = [
+    "ActiveFeatures",
+    "Direction",
+    "FeatureEffects",
+    "Head",
+    "Source",
+    "TopExamples",
+    "active",
+    "direct",
+    "effects",
+    "top_examples",
+]

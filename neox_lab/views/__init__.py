@@ -18,6 +18,7 @@ from neox_lab.views.bars import BarsView
 from neox_lab.views.base import View
 from neox_lab.views.confusion import ConfusionView
 from neox_lab.views.curves import CurvesView, Line
+from neox_lab.views.examples import ExamplesView, TextExample
 from neox_lab.views.explorer import ExplorerView
 from neox_lab.views.heatmap import HeatmapView
 from neox_lab.views.lens import LensView
@@ -39,6 +40,7 @@ __all__ = [
     "BarsView",
     "ConfusionView",
     "CurvesView",
+    "ExamplesView",
     "ExplorerView",
     "HeatmapView",
     "LensPairView",
@@ -50,6 +52,7 @@ __all__ = [
     "ScatterView",
     "SliderView",
     "StripView",
+    "TextExample",
     "TextView",
     "TreeView",
     "View",

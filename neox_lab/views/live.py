@@ -37,10 +37,12 @@ BUDGET, LIMIT = 1_000_000, 2_000_000  # bytes of a fragment: what it should and 
 
 _PARTS = {
     "attention": ("maps",),
+    "examples": ("pieces",),
     "explorer": ("maps", "explorer_panels", "explorer_answers"),
     "grid": ("cells",),
     "lens_pair": ("cells",),
     "slider": ("cells",),
+    "strip": ("pieces",),
 }
 """What a kind's script needs beside ``common``, in this order."""
 

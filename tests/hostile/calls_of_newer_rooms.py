@@ -82,6 +82,30 @@ def _calls_of_features(model: Any) -> dict[str, Call]:
             {**measured, "corrupted": "abed", "method": "gradient", "steps": 2, "summed": True},
         ),
         "features.effects one by one": (nl.features.effects, {**measured, "budget": 20}),
+        "features.Direction": (
+            _direction,
+            {"model": model, "vector": torch.ones(model.config.hidden_size), "bias": 0.5},
+        ),
+        "features.Head": (
+            _head,
+            {
+                "model": model,
+                "layer": 0,
+                "head": 1,
+                "along": torch.ones(model.config.hidden_size),
+                "to": None,
+            },
+        ),
+        "features.top_examples": (
+            nl.features.top_examples,
+            {"model": model, "what": dictionary, "texts": ["abcd", "abc"], "top": 2, "window": 3}
+            | {"quantiles": 2, "held_out": 0.5, "context": 4, "skip_first": 1, "max_tokens": 7}
+            | {"batch_size": 1, "seed": 1, "progress": False},
+        ),
+        "features.TopExamples": (
+            partial(_shown, nl.features.top_examples(model, dictionary, ["abcd"], progress=False)),
+            {"latent": 3, "count": 2},
+        ),
         "model.spliced": (partial(_spliced, model), {"dictionary": dictionary, "error": True}),
     }
 
@@ -89,6 +113,22 @@ def _calls_of_features(model: Any) -> dict[str, Call]:
 def _spliced(model: Any, dictionary: Any, error: Any) -> Any:
     with model.spliced(dictionary, error=error):
         return model("abcd").logits
+
+
+def _direction(model: Any, vector: Any, bias: Any) -> Any:
+    what = nl.features.Direction(vector, "blocks.0.hook_resid_post", bias)
+    return nl.features.top_examples(model, what, ["abcd"], progress=False)
+
+
+def _head(model: Any, **given: Any) -> Any:
+    what = nl.features.Head(**given)
+    return nl.features.top_examples(model, what, ["abcd"], progress=False)
+
+
+def _shown(found: Any, latent: Any, count: Any) -> Any:
+    found.view(latent), found.examples(latent), found.activations(latent)
+    found.together(latent, count), found.nearest(latent, count)
+    return found.logit_effects(latent, count)
 
 
 def _collect(**given: Any) -> Any:

@@ -225,6 +225,19 @@ def active(given: Given) -> Answer:
     ]
 
 
+def top_examples(given: Given) -> Answer:
+    dictionary = random_dictionary(given.model.config.hidden_size, MLP, kind="ReLU").double()
+    found = nl.features.top_examples(
+        given.model, dictionary, given.texts, skip_first=0, window=99, progress=False
+    )
+    answer: Answer = [[] for _ in given.rows]  # one window a text: its highest token
+    for latent in range(dictionary.latents):
+        frame = found.examples(latent)
+        for one in frame[frame["group"] == "top"].itertuples():
+            answer[one.document] += [f"{latent} {one.position}", torch.tensor(one.value)]
+    return answer
+
+
 def path_patch(given: Given) -> Answer:
     found = [
         nl.patching.path_patch(
@@ -437,6 +450,7 @@ QUESTIONS: dict[str, Callable[[Given], Answer]] = {
     "features.active": active,
     "features.direct": direct_shares,
     "features.effects": effects,
+    "features.top_examples": top_examples,
     "lens.logit_lens": logit_lens,
     "lens.direct": direct,
     "lens.tuned_lens": tuned_lens,

@@ -77,6 +77,9 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
     "features.effects": lambda model: nl.features.effects(
         model, _dictionary(model), CLEAN, METRIC, progress=False
     ),
+    "features.top_examples": lambda model: nl.features.top_examples(
+        model, _dictionary(model), TEXTS, progress=False
+    ),
     "lens.direct": lambda model: nl.lens.direct(model, CLEAN, 0),
     "lens.logit_lens": lambda model: nl.lens.logit_lens(model, CLEAN),
     "lens.tuned_lens": lambda model: nl.lens.tuned_lens(model, CLEAN, zero_lens(model)),

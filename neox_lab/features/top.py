@@ -1,0 +1,178 @@
+"""One pass over texts: where every feature is highest, how often it is active and how much."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from neox_lab.activations.documents import Chunk, Documents, chunks, documents, mixed, windows
+from neox_lab.checks import COUNT, SEED, SWITCH, check, number, or_none, require_model, whole
+from neox_lab.data.batches import by_length
+from neox_lab.dropout import refuse_dropout
+from neox_lab.errors import InputError
+from neox_lab.family.contract import HookedModel
+from neox_lab.features.corpus import Corpus
+from neox_lab.features.sources import What, source_of
+from neox_lab.features.tables import Tables, Tokens
+from neox_lab.features.texts_to_codes import codes_of
+from neox_lab.features.top_result import Split, TopExamples
+from neox_lab.progress import Progress
+from neox_lab.sae.codes import Codes
+
+TOGETHER = 2**15
+"""Tokens among which chunks of similar length are sought."""
+PER_QUANTILE = 5
+"""Windows drawn of each latent for each quantile."""
+
+
+def top_examples(
+    model: HookedModel,
+    what: What,
+    texts: Documents,
+    *,
+    top: int = 20,
+    window: int = 32,
+    quantiles: int = 10,
+    held_out: float = 0.0,
+    context: int = 256,
+    skip_first: int = 1,
+    max_tokens: int | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: bool = True,
+) -> TopExamples:
+    """Where features are highest in texts, from one pass over them.
+
+    Each document is read by itself, in chunks of ``context`` tokens; a chunk is divided into
+    windows. Of each window and feature the highest activation counts (the earliest of equal ones),
+    so that a stretch of text is one example however often the feature is active in it. Examples of
+    equal activation stand in the order of the texts.
+
+    What is kept does not grow with the texts, but for the texts themselves: two bytes a token (four
+    with more than 65,536 different tokens). The activations around an example are computed again
+    when they are looked at.
+
+    Args:
+        model: any of the classes, with a tokenizer if there are texts.
+        what: a dictionary, a hook name such as ``"blocks.3.mlp.hook_post"``, or a ``Head``,
+            ``Direction`` or ``Source`` of this room.
+        texts: as for ``nl.activations.collect``: a list or an iterator of strings, of token ids, or
+            of rows of a data set.
+        top: how many highest examples of each feature.
+        window: tokens of a window, and of the text shown around an example.
+        quantiles: how many further examples, spread over the activations of all windows in which
+            the feature is active: of a random sample of five for each quantile.
+        held_out: share of the documents, drawn at random, whose examples are kept apart, to test on
+            them what was concluded from the others.
+        context: tokens the model reads together; no more than it can read.
+        skip_first: so many positions at the start of every chunk do not count: neither as examples
+            nor in densities and means. Activations at position 0 are unlike all others.
+        max_tokens: stop after so many tokens; None for all.
+        batch_size: chunks in one forward pass.
+        seed: which documents and windows are drawn.
+        progress: show how far it is.
+
+    Returns:
+        The examples; ``.frame`` has a row for each feature.
+
+    Raises:
+        InputError: ``what`` has no features or does not fit the model, there is no token that
+            counts, activations are not finite, an argument is not what it can be, or dropout is on.
+        HookNameError: the model has no such site.
+    """
+    require_model(model)
+    refuse_dropout(model)
+    source = source_of(model, what)
+    top, window = check("top", top, COUNT, InputError), check("window", window, COUNT, InputError)
+    quantiles = check("quantiles", quantiles, COUNT, InputError)
+    held_out = check("held_out", held_out, number(least=0, below=1), InputError)
+    longest = model.config.max_position_embeddings
+    context = min(check("context", context, COUNT, InputError), longest)
+    skip_first = check("skip_first", skip_first, whole(least=0, most=context - 1), InputError)
+    max_tokens = check("max_tokens", max_tokens, or_none(COUNT), InputError)
+    batch_size = check("batch_size", batch_size, COUNT, InputError)
+    seed = check("seed", seed, SEED, InputError)
+    progress = check("progress", progress, SWITCH, InputError)
+    tables = Tables(source.latents, top, PER_QUANTILE * quantiles, seed, model.device)
+    corpus, counted, held = Corpus(model.config.vocab_size), 0, 0
+    read = chunks(documents(model, texts), context, max_tokens)
+    with Progress(max_tokens, "token", silent=not progress) as bar:
+        for group in windows((chunk for chunk in read if chunk.ids), TOGETHER):
+            first = corpus.add(group)
+            drawn = _held_out(group, held_out, seed)
+            ends = [chunk.ends for chunk in group]
+            held += sum(out and end for out, end in zip(drawn, ends, strict=True))
+            for rows in by_length(model, [len(chunk.ids) for chunk in group], batch_size):
+                ids = [group[row].ids for row in rows]
+                codes, mask = codes_of(model, source, ids)
+                tokens = _tokens(mask, [first[row] for row in rows], window, skip_first)
+                tokens = tokens._replace(
+                    held_out=torch.tensor([drawn[row] for row in rows], device=mask.device)
+                )
+                _refuse_not_finite(codes, tokens, [group[row].document for row in rows])
+                tables.take(codes, tokens, window)
+                counted += int(tokens.counted.sum())
+                bar.update(sum(map(len, ids)))
+    if not counted:
+        raise InputError(
+            f"there is no token in the texts that counts; skip_first={skip_first} leaves out as "
+            "many at the start of every chunk"
+        )
+    corpus.close()
+    return TopExamples(
+        model_name=str(model.config.name_or_path or type(model).__name__),
+        source=source,
+        splits={
+            split: Split.of(tables.top[split], tables.sample[split])
+            for split in (("train", "held-out") if held_out else ("train",))
+        },
+        active=tables.active.cpu(),
+        mean=(tables.total / tables.active.clamp(min=1)).cpu(),
+        highest=tables.highest.where(tables.active > 0, 0).cpu(),
+        histogram=tables.histogram.cpu(),
+        counted=counted,
+        corpus=corpus,
+        held_out_documents=held,
+        window=window,
+        quantiles=quantiles,
+        skip_first=skip_first,
+        context=context,
+        seed=seed,
+        _model=model,
+    )
+
+
+def _tokens(mask: Tensor, first: Sequence[int], window: int, skip_first: int) -> Tokens:
+    """Numbers of tokens and windows in the corpus; none is held out."""
+    at = torch.arange(mask.shape[1], device=mask.device)
+    start = torch.tensor(first, device=mask.device)[:, None]
+    return Tokens(
+        mask & (at >= skip_first),
+        start + at,
+        start + at // window * window,
+        torch.zeros(len(mask), dtype=torch.bool, device=mask.device),
+    )
+
+
+def _held_out(group: Sequence[Chunk], share: float, seed: int) -> list[bool]:
+    """Whether the document of each chunk is held out: drawn by its number alone."""
+    numbers = torch.tensor([chunk.document for chunk in group])
+    drawn = mixed(mixed(mixed(torch.tensor(seed)) + 1) + numbers) >> 11 & 2**52 - 1
+    return [bool(one) for one in drawn.double() / 2**52 < share]
+
+
+def _refuse_not_finite(codes: Codes, tokens: Tokens, numbers: Sequence[int]) -> None:
+    """Refuse activations that cannot be ranked.
+
+    Raises:
+        InputError: names the first document with one.
+    """
+    wrong = (~codes.values.isfinite()).any(dim=-1) & tokens.counted
+    if bool(wrong.any()):
+        document = numbers[int(wrong.any(dim=1).nonzero()[0])]
+        raise InputError(
+            f"activations are NaN or infinite in document {document}; model.check() names weights "
+            "that are"
+        )
