@@ -126,19 +126,7 @@ class TorchFile(WeightFile):
         return self._tensors
 
     def _load(self) -> dict[str, Tensor]:
-        try:
-            content = torch.load(
-                self.path, map_location="cpu", weights_only=True, mmap=self._mapped
-            )
-        except Exception as error:  # torch.load fails on garbage in many ways
-            code = re.search(r"GLOBAL (\S+)", str(error))
-            if code is None:
-                raise _damaged(self.path, error) from error
-            raise CheckpointError(
-                f"{self.path} holds more than tensors: loading it would run {code[1]}, which could "
-                "do anything, so it is refused. Use the safetensors file of the checkpoint; if you "
-                "trust this one, convert it elsewhere with safetensors.torch.save_file."
-            ) from error
+        content = unpickled(self.path, mapped=self._mapped)
         if not isinstance(content, Mapping) or not all(
             isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided
             for name, tensor in content.items()
@@ -148,6 +136,29 @@ class TorchFile(WeightFile):
                 f"{type(content).__name__} of something else."
             )
         return dict(content)
+
+
+def unpickled(path: Path, *, mapped: bool = False) -> object:
+    """What ``torch.save`` wrote: tensors and containers of them, nothing that runs.
+
+    Args:
+        path: the file.
+        mapped: tensors stay in the file until they are used.
+
+    Raises:
+        CheckpointError: it is damaged, or reading it would run code.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # torch.load fails on garbage in many ways
+        code = re.search(r"GLOBAL (\S+)", str(error))
+        if code is None:
+            raise _damaged(path, error) from error
+        raise CheckpointError(
+            f"{path} holds more than tensors: loading it would run {code[1]}, which could "
+            "do anything, so it is refused. Use the safetensors file of the checkpoint; if you "
+            "trust this one, convert it elsewhere with safetensors.torch.save_file."
+        ) from error
 
 
 class GivenTensors(TensorSource):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from neox_lab.sae.codes import Codes
 from neox_lab.sae.dictionary import Dictionary, Weights
+from neox_lab.sae.loading import available, load
 from neox_lab.sae.planting import Planted, planted
 from neox_lab.sae.recipes import Recipe
 from neox_lab.sae.training import train
@@ -17,6 +18,8 @@ __all__ = [
     "Recipe",
     "TrainedDictionary",
     "Weights",
+    "available",
+    "load",
     "planted",
     "train",
 ]

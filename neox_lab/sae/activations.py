@@ -83,18 +83,21 @@ class JumpReLU(nn.Module):
 
     Attributes:
         threshold: of each feature ``[latent]``, or one for all ``[]``.
+        negative: below 0 too, where the threshold is lower, as in circuit-tracer.
     """
 
     threshold: Tensor
 
-    def __init__(self, threshold: Tensor) -> None:
+    def __init__(self, threshold: Tensor, *, negative: bool = False) -> None:
         """See the class."""
         super().__init__()
+        self.negative = negative
         self.register_buffer("threshold", threshold)
 
     def forward(self, pre: Tensor) -> Codes:
         """From ``[token, latent]`` to codes; a NaN stays one."""
-        return packed(pre.relu().masked_fill(pre <= self.threshold, 0))
+        kept = pre if self.negative else pre.relu()
+        return packed(kept.masked_fill(pre <= self.threshold, 0))
 
 
 class Gated(nn.Module):

@@ -87,6 +87,8 @@ class Dictionary(nn.Module):
         site_out: hook point it writes.
         kind: what it is called, such as ``"TopK"``.
         sources: where each fact about it came from.
+        expected_l0: how many features it was made to have active at a token; None where nobody
+            said.
     """
 
     W_skip: Tensor | None
@@ -103,6 +105,7 @@ class Dictionary(nn.Module):
         normalise: Normalise = unchanged,
         kind: str,
         sources: Mapping[str, str] | None = None,
+        expected_l0: float | None = None,
     ) -> None:
         """Check that the tensors fit together; see the class for what they are.
 
@@ -113,7 +116,7 @@ class Dictionary(nn.Module):
         self.site_in = site_in
         self.site_out = site_in if site_out is None else site_out
         self.subtracts_b_dec, self.normalise, self.kind = subtracts_b_dec, normalise, kind
-        self.sources = dict(sources or {})
+        self.sources, self.expected_l0 = dict(sources or {}), expected_l0
         weights.check()
         # Held as [latent, d_in], so that a feature is a row of both matrices.
         self.encoder = nn.Parameter(weights.W_enc.T.contiguous())

@@ -6,6 +6,7 @@ and a shift, so that ``output = factor * written + shift``. The three are SAELen
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -25,10 +26,14 @@ def unchanged(x: Tensor) -> tuple[Tensor, Undo]:
 
 
 def layer_norm(x: Tensor) -> tuple[Tensor, Undo]:
-    """Mean 0 and standard deviation 1 at each token (n - 1 in the variance)."""
+    """Mean 0 and standard deviation 1 at each token (n - 1 in the variance).
+
+    What was written is multiplied by the standard deviation alone, without the epsilon, as in
+    SAELens.
+    """
     mean = x.mean(dim=-1, keepdim=True)
-    scale = (x - mean).std(dim=-1, keepdim=True) + EPSILON
-    return (x - mean) / scale, (scale, mean)
+    deviation = (x - mean).std(dim=-1, keepdim=True)
+    return (x - mean) / (deviation + EPSILON), (deviation, mean)
 
 
 def constant_norm(x: Tensor) -> tuple[Tensor, Undo]:
@@ -37,10 +42,16 @@ def constant_norm(x: Tensor) -> tuple[Tensor, Undo]:
     return x * factor, (1 / factor, 0.0)
 
 
-def constant_factor(factor: float) -> Normalise:
-    """One factor for all tokens, estimated when the dictionary was trained."""
+@dataclasses.dataclass(frozen=True)
+class constant_factor:  # noqa: N801 (called as the functions are)
+    """One factor for all tokens, estimated when the dictionary was trained.
 
-    def scaled(x: Tensor) -> tuple[Tensor, Undo]:
-        return x * factor, (1 / factor, 0.0)
+    Attributes:
+        factor: what the input is multiplied by.
+    """
 
-    return scaled
+    factor: float
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Undo]:
+        """See ``Normalise``."""
+        return x * self.factor, (1 / self.factor, 0.0)

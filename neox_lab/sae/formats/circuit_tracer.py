@@ -1,0 +1,162 @@
+"""circuit-tracer: ``layer_{i}.safetensors`` of every layer, and ``config.yaml``.
+
+    pre = x @ W_enc.T + b_enc                        W_enc [latent, d]; b_dec is not subtracted
+    relu, or pre where pre > threshold, or the k largest, negative ones too
+    y = acts @ W_dec + b_dec (+ x @ W_skip.T)
+
+The files have a threshold or none. Without one they are read as ReLU, though a set of TopK looks
+the same: that stands in ``config.yaml``, if anywhere. Source:
+circuit_tracer/transcoder/single_layer_transcoder.py of version 0.5.0.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from neox_lab.errors import CheckpointError
+from neox_lab.sae.activations import Activation, JumpReLU, ReLU, TopK
+from neox_lab.sae.dictionary import Dictionary, Weights
+from neox_lab.sae.formats.format import Format, Found, Given, Parts, scalar, unknown, whole
+from neox_lab.sae.formats.source import Source, Tensors, inside
+from neox_lab.sae.sites import in_block
+
+NAME = "circuit-tracer"
+CONFIG = "config.yaml"
+_FILE = re.compile(r"layer_(\d+)\.safetensors")
+_CROSS_LAYER = re.compile(r"W_enc_(\d+)\.safetensors")
+_TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")
+_THRESHOLD = "activation_function.threshold"
+READ, WRITTEN = "mlp.hook_in", "hook_mlp_out"
+
+
+def find(source: Source) -> list[Found]:
+    """The transcoders of this format, each in its file."""
+    made = []
+    for name in source.names:
+        folder, _, last = name.rpartition("/")
+        if found := _FILE.fullmatch(last):
+            written = _sites(_config(source, folder), int(found[1]))[1]
+            made.append(Found(NAME, name, written))
+        elif found := _CROSS_LAYER.fullmatch(last):
+            what = "a part of a cross-layer transcoder, which writes to many layers at once; these "
+            made.append(Found(NAME, name, None, what + "are not read here."))
+    return made
+
+
+def read(source: Source, found: Found, given: Given) -> Dictionary:
+    """One of them.
+
+    Raises:
+        CheckpointError: its files are damaged or do not say enough.
+    """
+    folder, _, last = found.place.rpartition("/")
+    config = _config(source, folder)
+    number = _FILE.fullmatch(last)
+    assert number is not None
+    sites = _sites(config, int(number[1]))
+    tensors = source.tensors(found.place)
+    if {"w_enc", "w_dec"} <= set(tensors):
+        tensors = _of_gemma_scope(tensors)
+    tensors.check(_TENSORS, ["W_skip", _THRESHOLD, "k"])
+    tensors = tensors.dtyped(given.dtype, given.device)
+    said = "feature_input_hook" in config
+    site = f"{CONFIG}: feature_input_hook, feature_output_hook"
+    return _parts(config, tensors, given, inside(folder, CONFIG)).at(
+        *sites,
+        format="circuit-tracer: layer_{i}.safetensors",
+        site=site if said else f"no {CONFIG} says; usual are {READ} and {WRITTEN}",
+    )
+
+
+def _parts(config: dict[str, Any], tensors: Tensors, given: Given, place: str) -> Parts:
+    weights = Weights(
+        tensors["W_enc"].T,
+        tensors["b_enc"],
+        tensors["W_dec"],
+        tensors["b_dec"],
+        tensors.get("W_skip"),
+    )
+    facts = {"subtracts_b_dec": "circuit-tracer does not"}
+    kind, facts["kind"] = _kind(config, tensors, given, place)
+    activation: Activation = ReLU()
+    k = None
+    if kind == "TopK":
+        if "k" in tensors:
+            k = int(scalar(tensors["k"], "k", str(tensors.path)))
+        else:
+            k = given.k or whole(config, "k", place)
+        activation = TopK(k, negative=True)
+        facts["negative"] = "circuit-tracer's TopK keeps the k largest, negative ones too"
+    elif kind == "JumpReLU":
+        activation = JumpReLU(tensors[_THRESHOLD], negative=True)
+    return Parts(weights, activation, kind, False, facts, k)
+
+
+def _kind(config: dict[str, Any], tensors: Tensors, given: Given, place: str) -> tuple[str, str]:
+    """What the activation is, and who says so."""
+    if _THRESHOLD in tensors:
+        return "JumpReLU", "the file has thresholds"
+    named = config.get("activation")
+    if named is not None and str(named) not in ("relu", "topk"):
+        raise unknown("activation", named, place)
+    if named is not None:
+        return ("TopK" if named == "topk" else "ReLU"), f"{place}: activation {named!r}"
+    if "k" in tensors:
+        return "TopK", "the file has a number k"
+    if given.kind is not None:
+        if given.kind not in ("ReLU", "TopK"):
+            raise CheckpointError(f"{tensors.path} has no threshold: it is ReLU or TopK.")
+        return given.kind, "the argument"
+    return "ReLU", (
+        "nothing says; without thresholds circuit-tracer reads ReLU, and a TopK looks the same "
+        "(kind='TopK', k=... reads that)"
+    )
+
+
+def _of_gemma_scope(tensors: Tensors) -> Tensors:
+    """GemmaScope 2 has other names and two matrices the other way round."""
+    tensors.check(["w_enc", "w_dec", "b_enc", "b_dec", "threshold"], ["affine_skip_connection"])
+    renamed = {
+        "W_enc": tensors["w_enc"].T,
+        "W_dec": tensors["w_dec"],
+        "b_enc": tensors["b_enc"],
+        "b_dec": tensors["b_dec"],
+        _THRESHOLD: tensors["threshold"],
+    }
+    if "affine_skip_connection" in tensors:
+        renamed["W_skip"] = tensors["affine_skip_connection"].T
+    return Tensors(tensors.path, renamed)
+
+
+def _config(source: Source, folder: str) -> dict[str, Any]:
+    """The YAML file of a set; empty where there is none.
+
+    Raises:
+        CheckpointError: it is no YAML.
+    """
+    name = inside(folder, CONFIG)
+    if name not in source.names:
+        return {}
+    import yaml  # type: ignore[import-untyped]  # huggingface_hub brings it along
+
+    path = source.path(name)
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{str(path)!r} cannot be read as YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{str(path)!r} holds a {type(config).__name__}; expected settings.")
+    return config
+
+
+def _sites(config: dict[str, Any], layer: int) -> tuple[str, str]:
+    """The hook points it reads and writes."""
+    read, written = (
+        config.get(name, default)
+        for name, default in (("feature_input_hook", READ), ("feature_output_hook", WRITTEN))
+    )
+    return in_block(str(read), layer), in_block(str(written), layer)
+
+
+FORMAT = Format(NAME, find, read)

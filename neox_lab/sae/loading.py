@@ -1,0 +1,188 @@
+"""One door to all published dictionaries.
+
+    dictionary = nl.sae.load("EleutherAI/sae-pythia-70m-32k", site=("resid_post", 3))
+    nl.sae.available("EleutherAI/sae-pythia-70m-32k")       # which there are
+
+What a file is, the file says: format, kind and site are recognised from names, configuration and
+tensors, and ``dictionary.sources`` tells from which. Pickles are read without running code.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from neox_lab.checks import COUNT, SWITCH, TEXT, check, number, one_of, or_none, shown, whole
+from neox_lab.errors import CheckpointError, ConfigError, InputError, nearest
+from neox_lab.frames import make_frame
+from neox_lab.hub import PathOrId
+from neox_lab.sae.dictionary import Dictionary
+from neox_lab.sae.formats import FORMATS, Found, Given, Source, source_of
+from neox_lab.sae.sites import Site, hook_name, layer_of
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_NAMED = 12  # dictionaries in a message
+KINDS = ("ReLU", "TopK", "BatchTopK", "JumpReLU")
+
+
+def load(
+    source: PathOrId,
+    *,
+    site: Site | None = None,
+    layer: int | None = None,
+    subfolder: str | None = None,
+    revision: str | None = None,
+    kind: str | None = None,
+    k: int | None = None,
+    norm_scaling_factor: float | None = None,
+    subtracts_b_dec: bool | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+) -> Dictionary:
+    """Read a dictionary of any library.
+
+    Where the source holds several, ``site``, ``layer`` and ``subfolder`` say which.
+
+    Args:
+        source: a directory, or an id on the hub.
+        site: hook point that it writes, such as ``("resid_post", 3)``; also for files that do not
+            say.
+        layer: its block.
+        subfolder: the folder within the source, or the file, or a folder above it.
+        revision: branch, tag or commit on the hub.
+        kind: ``ReLU``, ``TopK``, ``BatchTopK`` or ``JumpReLU``, for files that do not say.
+        k: active features, for files that do not say.
+        norm_scaling_factor: what activations are multiplied by, for SAELens's
+            ``expected_average_only_in``, whose files do not say.
+        subtracts_b_dec: transcoders of sparsify of before 12 February 2025 take ``b_dec`` from
+            their input; their files do not say.
+        dtype: of the numbers, whatever they are stored in.
+        device: where they go.
+
+    Returns:
+        The dictionary; its ``sources`` say where each fact came from.
+
+    Raises:
+        CheckpointError: there is none or there are several, the files are damaged or hostile, do
+            not say enough, or hold something that is no dictionary of one site.
+        HookNameError: no network of this family has such a site.
+        InputError: an argument is not what it can be.
+    """
+    given = Given(
+        None if site is None else hook_name(site),
+        check("kind", kind, or_none(one_of(*KINDS)), InputError),
+        check("k", k, or_none(COUNT), InputError),
+        check("norm_scaling_factor", norm_scaling_factor, or_none(number(above=0)), InputError),
+        check("subtracts_b_dec", subtracts_b_dec, or_none(SWITCH), InputError),
+        _dtype(dtype),
+        _device(device),
+    )
+    layer = check("layer", layer, or_none(whole(least=0)), InputError)
+    subfolder = check("subfolder", subfolder, or_none(TEXT), InputError)
+    files = source_of(source, check("revision", revision, or_none(TEXT), InputError))
+    found = _chosen(files, _all(files), given.site, layer, subfolder)
+    if found.refused:
+        raise CheckpointError(f"{_place(files, found)} is {found.refused}")
+    try:
+        return FORMATS[found.format].read(files, found, given)
+    except ConfigError as error:
+        raise CheckpointError(f"{_place(files, found)}: {error}") from error
+
+
+def available(source: PathOrId, revision: str | None = None) -> pd.DataFrame:
+    """The dictionaries in a directory or a repository, none of them read.
+
+    Args:
+        source: a directory, or an id on the hub.
+        revision: branch, tag or commit on the hub.
+
+    Returns:
+        One row for each: ``subfolder``, ``format``, ``site`` and ``layer`` (missing where only
+        the user can say), and ``refused``: what it is, where it cannot be read.
+
+    Raises:
+        CheckpointError: there is no such place, or the hub cannot be reached.
+    """
+    files = source_of(source, check("revision", revision, or_none(TEXT), InputError))
+    columns = ["subfolder", "format", "site", "layer", "refused"]
+    rows = [
+        dict(zip(columns, (each.place, each.format, each.site, _layer(each), each.refused),
+                 strict=True))
+        for each in _all(files)
+    ]  # fmt: skip
+    return make_frame(rows, columns).astype({"layer": "Int64"})
+
+
+def _all(files: Source) -> list[Found]:
+    """Every dictionary of a source, by layer."""
+    found = [each for form in FORMATS.values() for each in form.find(files)]
+    return sorted(found, key=lambda each: (_layer(each) or 0, each.site or "", each.place))
+
+
+def _chosen(
+    files: Source, found: list[Found], site: str | None, layer: int | None, subfolder: str | None
+) -> Found:
+    """The one that is asked for.
+
+    Raises:
+        CheckpointError: there is none, or there are several.
+    """
+    if not found:
+        seen = ", ".join(files.names[:_NAMED]) or "no file"
+        raise CheckpointError(
+            f"{files.where!r} holds no dictionary of a layout known here "
+            f"({', '.join(FORMATS)}). It holds: {seen}."
+        )
+    kept = found
+    if subfolder is not None:
+        name = subfolder.strip("/")
+        kept = [each for each in kept if f"{each.place}/".startswith(f"{name}/")]
+        if not kept:
+            near = nearest(name, [each.place for each in found])
+            raise CheckpointError(f"No dictionary is in {name!r}.{near}{_listed(files, found)}")
+    if site is not None:
+        kept = [each for each in kept if each.site in (None, site)]
+    if layer is not None:
+        kept = [each for each in kept if each.site is None or _layer(each) == layer]
+    if not kept:
+        asked = " and ".join(
+            [f"site {site!r}"] * (site is not None) + [f"layer {layer}"] * (layer is not None)
+        )
+        raise CheckpointError(f"No dictionary has {asked}.{_listed(files, found)}")
+    if len(kept) > 1:
+        raise CheckpointError(
+            f"{len(kept)} dictionaries fit; say which with site=, layer= or subfolder=."
+            f"{_listed(files, kept)}"
+        )
+    return kept[0]
+
+
+def _listed(files: Source, found: list[Found]) -> str:
+    """The dictionaries there are, in words."""
+    names = [f"{each.place or '.'} ({each.site or 'site not said'})" for each in found[:_NAMED]]
+    more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
+    return f" {files.where!r} holds: {', '.join(names)}{more}; see nl.sae.available()."
+
+
+def _place(files: Source, found: Found) -> str:
+    return f"{files.where}/{found.place}" if found.place else files.where
+
+
+def _layer(found: Found) -> int | None:
+    return None if found.site is None else layer_of(found.site)
+
+
+def _dtype(dtype: object) -> torch.dtype:
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    raise InputError(f"dtype={shown(dtype)}; expected a floating-point torch.dtype.")
+
+
+def _device(device: object) -> torch.device:
+    try:
+        return torch.device(device)  # type: ignore[call-overload]
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise InputError(f"device={shown(device)}; expected a device such as 'cpu'.") from error
