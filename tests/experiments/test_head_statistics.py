@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +159,20 @@ def test_attention_that_is_nan_stays_so(model: Any) -> None:
         result = nl.detect.head_statistics(model, TEXTS[:2], batch_size=1)
     assert result.values[2, 3, :, 0].isnan().all()
     assert not result.values[2, :3, :, 0].isnan().any()
+
+
+def test_no_pattern_is_kept(model: Any) -> None:
+    seen: list[weakref.ref[Tensor]] = []
+    alive: list[int] = []
+
+    def note(pattern: Tensor, hook: Any) -> None:
+        alive.append(sum(each() is not None for each in seen))
+        seen.append(weakref.ref(pattern))
+
+    with model.hooks([("blocks.*.attn.hook_pattern", note)]):
+        nl.detect.head_statistics(model, TEXTS, batch_size=2)
+    assert len(seen) == 3 * 3
+    assert max(alive) <= 1
 
 
 def test_one_text_has_no_interval(model: Any) -> None:
