@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, ParamSpec
-
-from torch import Tensor
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from neox_lab.checks import require_model
 from neox_lab.dropout import refuse_dropout
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
 
 Asked = ParamSpec("Asked")
+Answer = TypeVar("Answer")
 IN_BLOCKS = ("blocks.*",)
 IN_NETWORK = ("hook_embed*", "blocks.*")
 """Everything below the final layer norm."""
@@ -58,15 +57,15 @@ def check_splices(model: HookedModel, allowed: Sequence[str], why: str) -> None:
 
 
 def with_same_splices(
-    model: HookedModel, exact: Callable[Asked, Tensor]
-) -> Callable[Asked, Tensor]:
+    model: HookedModel, exact: Callable[Asked, Answer]
+) -> Callable[Asked, Answer]:
     """``exact``, if it is asked of the network of now.
 
     It raises HookError unless the functions spliced in now still are, InputError with dropout on.
     """
     before = model.hook_stack.splices
 
-    def checked(*asked: Asked.args, **named: Asked.kwargs) -> Tensor:
+    def checked(*asked: Asked.args, **named: Asked.kwargs) -> Answer:
         if model.hook_stack.splices != before:
             raise HookError(
                 "Other functions are spliced in than when this result was made. check() runs the "

@@ -76,6 +76,16 @@ def _calls_of_features(model: Any) -> dict[str, Call]:
     measured = given | {"metric": nl.patching.logit_difference("a", "b"), "progress": False}
     return {
         "features.active": (nl.features.active, given),
+        "features.circuit": (
+            _circuit,
+            {**given, "metric": nl.patching.logit_difference("a", "b"), "corrupted": "abed"}
+            | {"steps": 2, "sizes": [1, 2], "errors": "kept", "random": 1, "seed": 0},
+        ),
+        "features.circuit alone": (
+            nl.features.circuit,
+            {"model": model, "dictionaries": [dictionary], "inputs": "abcd", "metric": _total}
+            | {"corrupted": None, "steps": 2},
+        ),
         "features.direct": (nl.features.direct, {**given, "correct": "a", "wrong": 1, "pos": -1}),
         "features.effects": (
             nl.features.effects,
@@ -108,6 +118,13 @@ def _calls_of_features(model: Any) -> dict[str, Call]:
         ),
         "model.spliced": (partial(_spliced, model), {"dictionary": dictionary, "error": True}),
     }
+
+
+def _circuit(
+    model: Any, dictionary: Any, inputs: Any, metric: Any, corrupted: Any, steps: Any, **asked: Any
+) -> Any:
+    found = nl.features.circuit(model, [dictionary], inputs, metric, corrupted, steps=steps)
+    return found.faithfulness(**asked)
 
 
 def _spliced(model: Any, dictionary: Any, error: Any) -> Any:

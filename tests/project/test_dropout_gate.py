@@ -73,6 +73,9 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
     "detect.heads": lambda model: nl.detect.heads(model),
     "dynamics.compare": lambda model: nl.dynamics.compare(nl.load(), model, CLEAN),
     "features.active": lambda model: nl.features.active(model, _dictionary(model), CLEAN),
+    "features.circuit": lambda model: nl.features.circuit(
+        model, _dictionary(model), CLEAN, METRIC, steps=1
+    ),
     "features.direct": lambda model: nl.features.direct(model, _dictionary(model), CLEAN, 5, 6),
     "features.effects": lambda model: nl.features.effects(
         model, _dictionary(model), CLEAN, METRIC, progress=False
