@@ -131,7 +131,7 @@ def _manifest(model: HookedModel, wanted: Choices) -> Manifest:
         format=manifests.FORMAT,
         library=version("neox_lab"),
         model=model.config.name_or_path,
-        revision=None,
+        revision=model.revision,
         identity=identity(model),
         sites={name: list(shape) for name, shape in wanted.sites.items()},
         dtype=wanted.dtype,
@@ -233,7 +233,7 @@ def _read(
         warnings.warn(
             f"Documents without a token have no rows: {some_of(empty)}.",
             NeoxLabWarning,
-            stacklevel=4,
+            stacklevel=3,
         )
 
 

@@ -47,7 +47,7 @@ class Manifest:
         format: of the folder.
         library: version of this package that began it.
         model: name or folder of the model.
-        revision: of the model, where the hub or its folder says one.
+        revision: the commit it was loaded from; None unless it came from the hub.
         identity: checksums of structure, weights and tokenizer, see ``model.identity``.
         sites: the shape of one row at every site.
         dtype: of the activations.

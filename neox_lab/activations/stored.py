@@ -16,7 +16,9 @@ from neox_lab.activations.shards import check_shard, mapped, verify_shard
 from neox_lab.activations.shuffling import Order
 from neox_lab.checks import COUNT, SEED, SWITCH, check, number, or_none, plain, shown
 from neox_lab.errors import InputError, nearest
+from neox_lab.family.contract import HookedModel
 from neox_lab.files import StrPath, path_of, size_in_words
+from neox_lab.model.identity import identity, refuse_another
 from neox_lab.selections import Selection, entries
 
 Site = str | tuple[str, int]
@@ -313,6 +315,17 @@ class Stored:
             Stored(self.folder, self.manifest, trained),
             Stored(self.folder, self.manifest, tested),
         )
+
+    def refuse_another(self, model: HookedModel) -> None:
+        """Raise unless these are activations of a model, as it is now.
+
+        Args:
+            model: what they are to be used with.
+
+        Raises:
+            CheckpointError: they are of another; the message says in what it differs.
+        """
+        refuse_another(self.manifest.identity, identity(model), repr(str(self.folder)))
 
     def verify(self) -> None:
         """Read all files whole and compare their checksums.

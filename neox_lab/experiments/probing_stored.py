@@ -15,7 +15,6 @@ from neox_lab.activations.stored import Stored
 from neox_lab.data.positions import TextPosition
 from neox_lab.errors import DataError, InputError
 from neox_lab.family.contract import HookedModel
-from neox_lab.model.identity import identity, refuse_another
 from neox_lab.selections import one_each
 
 _TOGETHER = 2**14  # rows that are averaged at a time
@@ -108,7 +107,7 @@ def vectors_of(
         CheckpointError: they are of another model.
         InputError: a site was not collected, or a document has no row there.
     """
-    refuse_another(stored.manifest.identity, identity(model), repr(str(stored.folder)))
+    stored.refuse_another(model)
     for name in names:
         stored.site_name(name)
     return Vectors(stored, pos)

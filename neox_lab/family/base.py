@@ -59,6 +59,7 @@ class GPTNeoXPreTrainedModel(
 
     config: GPTNeoXConfig
     name_or_path: str
+    revision: str | None
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
         """``forward``, with hooks; a text, or a list of texts, may stand for the token ids.
@@ -101,6 +102,7 @@ class GPTNeoXPreTrainedModel(
         """Finish construction: configuration, hooks, initial weights, tied weights."""
         self.config = config
         self.name_or_path = config.name_or_path
+        self.revision = None  # the commit, for a model from the hub
         self.tokenizer = None
         self.own_hook_points = hook_points(config, self.head)
         self.hook_stack = HookStack([])

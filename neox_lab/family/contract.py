@@ -152,10 +152,12 @@ class HookedModel(HookedNetwork, Protocol):
     Attributes:
         head: which of them it is.
         tokenizer: from text to ids and back; None until one is set.
+        revision: the commit it was loaded from, for a model from the hub.
     """
 
     head: ClassVar[str]
     tokenizer: GPTNeoXTokenizerFast | None
+    revision: str | None
 
     @property
     def blocks(self) -> Sequence[LayerWeights]:

@@ -36,6 +36,7 @@ class Pretrained(Adapters):
     """Loading from and saving to Hugging Face's checkpoint format."""
 
     config: GPTNeoXConfig
+    revision: str | None
 
     @overload
     @classmethod
@@ -123,6 +124,7 @@ class Pretrained(Adapters):
             **loading,
         )
         if source is not None:
+            model.revision = options.revision if options.pinned else None
             model._load_beside(source, options)
         model.eval()
         return (model, report.as_dict()) if output_loading_info else model

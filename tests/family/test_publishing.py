@@ -50,6 +50,7 @@ def test_what_is_pushed_can_be_loaded(server: SmallHub, tmp_path: Path) -> None:
         "info = model.push_to_hub('lab/tiny', token='hf_x', tags=['small'], max_shard_size=2000)\n"
         "again = nl.GPTNeoXForCausalLM.from_pretrained('lab/tiny')\n"
         "assert torch.equal(again(ids).logits, model(ids).logits)\n"
+        "assert again.revision == info.oid and model.revision is None\n"
         "print(info.oid)\n",
     )
     repository = server.repositories["lab/tiny"]
