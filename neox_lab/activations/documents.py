@@ -42,8 +42,11 @@ class Chunk(NamedTuple):
 
 
 def countable(texts: Documents) -> bool:
-    """Whether all documents are there, so that they can be counted before they are read."""
-    return isinstance(texts, str | Tensor | list | tuple)
+    """Whether all documents are there, so that they can be counted before they are read.
+
+    What has a length and no entries, such as a progress bar around an iterator, is read once.
+    """
+    return hasattr(texts, "__len__") and hasattr(texts, "__getitem__")
 
 
 def documents(model: HookedModel, texts: Documents) -> Iterator[list[int]]:

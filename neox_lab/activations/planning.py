@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,7 +135,8 @@ def plan(
 ) -> Plan:
     """How large a collection will be; the arguments are those of ``collect``.
 
-    Texts in a list are counted by the tokenizer. An iterator is left untouched: for it
+    Texts in a list, or in a data set with a length, are counted by the tokenizer. An iterator is
+    left untouched: for it
     ``max_tokens`` gives the most there can be.
 
     Args:
@@ -212,12 +213,11 @@ def refuse_no_room(
 def _most_tokens(texts: Documents) -> int:
     if isinstance(texts, Tensor):
         return texts.numel()
-    rows: Sequence[object] = [texts] if isinstance(texts, str) else texts  # type: ignore[assignment]
     total = 0
-    for row in rows:
-        content = row.get("text", row.get("input_ids")) if isinstance(row, dict) else row
+    for row in [texts] if isinstance(texts, str) else texts:
+        content = row.get("text", row.get("input_ids")) if isinstance(row, Mapping) else row
         if isinstance(content, str):
             total += len(content.encode("utf-8", "replace")) + 2
         else:
-            total += len(content) if hasattr(content, "__len__") else 0
+            total += len(content) if isinstance(content, Sized) else 0
     return total

@@ -71,7 +71,6 @@ def row_shapes(model: HookedModel, names: Sequence[str]) -> dict[str, tuple[int,
     return {name: shape_at(model.hook_points[name], sizes)[2:] for name in names}
 
 
-@torch.inference_mode()
 def read_batch(
     model: HookedModel, ids: Sequence[Sequence[int]], names: Sequence[str]
 ) -> tuple[ActivationCache, Tensor]:

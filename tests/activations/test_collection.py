@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -120,7 +121,7 @@ def test_every_token_is_in_one_chunk(
 
 
 class Rows:
-    """A data set as Hugging Face's are: rows are dictionaries, and there may be no length."""
+    """A data set as Hugging Face's streams are: rows are dictionaries, and there is no length."""
 
     def __init__(self, rows: Iterable[dict[str, object]]) -> None:
         self.rows = rows
@@ -223,6 +224,8 @@ def test_a_plan_says_what_will_be_there(model: Any, tmp_path: Path) -> None:
     assert plan.fits and plan.exact
     size = sum(shard.size for shard in stored.manifest.shards)
     assert 0 <= size - (plan.size or 0) < 1000  # the header
+    table = pd.Series([{"input_ids": ids} for ids in IDS])
+    assert nl.activations.plan(model, table, "resid_post").rows == sum(map(len, IDS))
     texts = iter(IDS)
     bounded = nl.activations.plan(model, texts, "resid_post", max_tokens=1000)
     assert (bounded.rows, bounded.exact) == (1000, False)
