@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from neox_lab.experiments.metrics import Metric
     from neox_lab.experiments.patching.prompts import PromptsLike
     from neox_lab.family.contract import HookedModel
-    from neox_lab.views import View
+    from neox_lab.views import NetworkView
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,14 +153,39 @@ class Circuit(GridResult):
             seed=seed,
         )
 
-    def view(self) -> View:
-        """The edges as a table of bars."""
-        from neox_lab.views import BarsView
+    def view(self) -> NetworkView:
+        """The circuit as a network: the embedding on top, the logits below.
 
-        top = self.top(24)
-        names = [f"{row['writer']} → {row['reader']}" for row in top.to_dict("records")]
-        note = f"{self.edges:,} of {self.all_edges:,} edges; the {len(top)} of the largest score"
-        return BarsView(names, top["value"].tolist(), self.name, note)
+        Raises:
+            InputError: it has no edge.
+        """
+        from neox_lab.views import Link, NetworkView
+
+        nodes, layers = self.nodes, self._layers
+        place = {name: at for at, name in enumerate(nodes)}
+        found = [node_of(name, layers) for name in nodes]
+        heads = 1 + max(node.head for node in self.writers)
+        order = ["embed", *(f"layer {layer}" for layer in range(layers)), "logits"]
+        links = [
+            Link(
+                place[self.labels["writer"][row]],
+                place[reader.split(".")[0]],
+                float(self.values[row, column]),
+                reader.partition(".")[2],
+            )
+            for row, column in self.kept.nonzero().tolist()
+            for reader in [self.labels["reader"][column]]
+        ]
+        return NetworkView(
+            nodes,
+            [node.layer + 1 for node in found],
+            [{"head": node.head, "mlp": heads}.get(node.kind, -1) for node in found],
+            order,
+            links,
+            "score: change of the metric when the edge is removed",
+            self.name,
+            f"{self.edges:,} of {self.all_edges:,} edges.",
+        )
 
 
 def chosen(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,8 +49,8 @@ class FaithfulnessCurve(Result):
     Attributes:
         frame: one row a size: ``requested`` (share of all edges), ``requested_edges``, ``edges``
             and ``share`` (after pruning), ``metric``, ``faithfulness`` with ``low`` and ``high``
-            over prompts, and of random circuits of as many edges ``random`` (mean), ``random_low``
-            and ``random_high`` (lowest and highest).
+            over prompts, and of random circuits of about as many edges ``random`` (mean),
+            ``random_low`` and ``random_high`` (lowest and highest) and ``random_edges`` (mean).
         name: how circuits were found.
         ablation: what stood outside them.
         ends: the metric of the whole model and with everything ablated.
@@ -155,9 +156,9 @@ def curve(
     table = edge_table(runs.writers, runs.readers, runs.parallel)
     for circuit in circuits:
         check_fit(circuit.kept | table, circuit.labels, runs)
-    generator = torch.Generator().manual_seed(seed)
+    chance = Random(seed)
     others = [
-        random_circuit(table, circuit.edges, runs.writers, runs.readers, generator)
+        random_circuit(table, circuit.edges, runs.writers, runs.readers, chance)
         for circuit in circuits
         for _ in range(random)
     ]
@@ -167,6 +168,7 @@ def curve(
     found, last = slice(2, 2 + len(requested)), 2 + len(requested)
     null = ratio.value[last:].view(len(requested), random) if random else None
     total = int(table.sum())
+    drawn = torch.tensor([float(kept.sum()) for kept in others]).view(len(circuits), random)
     missing = [math.nan] * len(requested)
     edges = [circuit.edges for circuit in circuits]
     frame = make_frame(
@@ -182,6 +184,7 @@ def curve(
             "random": missing if null is None else null.mean(dim=1).tolist(),
             "random_low": missing if null is None else null.amin(dim=1).tolist(),
             "random_high": missing if null is None else null.amax(dim=1).tolist(),
+            "random_edges": missing if null is None else drawn.mean(dim=1).tolist(),
         }
     )
     ends = {WHOLE: float(samples[0].double().mean()), NOTHING: float(samples[1].double().mean())}

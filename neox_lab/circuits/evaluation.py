@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from random import Random
 from typing import TYPE_CHECKING
 
 import torch
@@ -133,9 +134,9 @@ def evaluate(
     runs = CircuitRuns(both, ablation)
     check_fit(kept, labels, runs)
     table = edge_table(runs.writers, runs.readers, runs.parallel)
-    generator = torch.Generator().manual_seed(seed)
+    chance = Random(seed)
     others = [
-        random_circuit(table, int(kept.sum()), runs.writers, runs.readers, generator)
+        random_circuit(table, int(kept.sum()), runs.writers, runs.readers, chance)
         for _ in range(random)
     ]
     names = [WHOLE, CIRCUIT, REST, NOTHING, *(f"random {at + 1}" for at in range(random))]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
+from random import Random
 
 import torch
 from torch import Tensor
 
 from neox_lab.experiments.graph import Node
+
+PATIENCE = 2_000  # random ways in a row that bring no new edge
 
 
 def highest(weight: Tensor, table: Tensor, count: int) -> Tensor:
@@ -65,7 +68,7 @@ def random_circuit(
     count: int,
     writers: Sequence[Node],
     readers: Sequence[Node],
-    generator: torch.Generator,
+    chance: Random,
 ) -> Tensor:
     """Edges of random ways from the embedding to the logits, about ``count`` of them.
 
@@ -77,24 +80,24 @@ def random_circuit(
     for column, node in enumerate(readers):
         columns.setdefault((node.kind, node.layer, node.head), []).append(column)
 
-    def draw(among: Sequence[int]) -> int:
-        return among[int(torch.randint(len(among), (), generator=generator))]
-
     before = [table[:, column].nonzero().flatten().tolist() for column in range(len(readers))]
+    if count >= int(table.sum()):
+        return table.clone()
     chosen: set[tuple[int, int]] = set()
     failures = 0
-    while len(chosen) < count and failures < 1000:
+    while len(chosen) < count and failures < PATIENCE:
         column, way = len(readers) - 1, set[tuple[int, int]]()
         while True:
-            row = draw(before[column])
+            row = chance.choice(before[column])
             way.add((row, column))
             node = writers[row]
             if node.kind == "embed":
                 break
-            column = draw(columns[node.kind, node.layer, node.head])
-        joined = chosen | way
-        if abs(len(joined) - count) < abs(len(chosen) - count):
-            failures, chosen = failures + (len(joined) == len(chosen)), joined
+            column = chance.choice(columns[node.kind, node.layer, node.head])
+        new = len(way - chosen)
+        if abs(len(chosen) + new - count) < abs(len(chosen) - count):
+            failures = 0
+            chosen |= way
         else:
             failures += 1
     kept = torch.zeros_like(table)

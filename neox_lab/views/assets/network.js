@@ -1,0 +1,137 @@
+// Parts in rows with edges between them; pointing at a part shows its edges, a slider how many are
+// drawn at all.
+//
+// data: title, notes, names, rows, columns (-1: the middle), row_labels, begin, end, value, note (of edges, the largest
+// first), value_name.
+
+const [BOX, HIGH, GAP, ROW, LEFT, TOP] = [52, 20, 10, 74, 70, 20];
+const LISTED = 10; // edges of a part, each way
+const PORTS = { q: -16, k: 0, v: 16 };
+
+function mount(element, data) {
+  const { body, say } = frame(element, data);
+  const parts = data.names.map((name, at) => ({ name, row: data.rows[at], edges: [] }));
+  const columns = Math.max(0, ...data.columns) + 1;
+  const wide = Math.max(520, columns * (BOX + GAP));
+  parts.forEach((part, at) => {
+    const share = data.columns[at] < 0 ? 0.5 : (data.columns[at] + 0.5) / columns;
+    part.x = LEFT + share * wide;
+    part.y = TOP + part.row * ROW;
+  });
+  const most = Math.max(...data.value.map(Math.abs)) || 1;
+
+  const high = TOP + (data.row_labels.length - 1) * ROW + HIGH + 8;
+  const picture = svg("svg", { viewBox: `0 0 ${LEFT + wide + 8} ${high}`, class: "network" });
+  picture.setAttribute("role", "listbox");
+  picture.setAttribute("aria-label", "parts of the network");
+  picture.style.width = `${LEFT + wide + 8}px`;
+  data.row_labels.forEach((name, row) => text(0, TOP + row * ROW + 4, name, "row"));
+  const edges = data.value.map((value, at) => {
+    const [from, to] = [parts[data.begin[at]], parts[data.end[at]]];
+    const [x1, y1] = [from.x, from.y + HIGH / 2];
+    const [x2, y2] = [to.x + (PORTS[data.note[at]] || 0), to.y - HIGH / 2];
+    const bend = (y2 - y1) / 2;
+    const share = Math.abs(value) / most;
+    const node = svg("path", {
+      d: `M${x1} ${y1}C${x1} ${y1 + bend} ${x2} ${y2 - bend} ${x2} ${y2}`,
+      class: value < 0 ? "less" : "more",
+      "stroke-width": 0.6 + 5 * share,
+      "stroke-opacity": 0.25 + 0.6 * Math.sqrt(share),
+    });
+    const edge = { node, from, to, value, at, note: data.note[at] };
+    from.edges.push(edge);
+    to.edges.push(edge);
+    return edge;
+  });
+  picture.append(...[...edges].reverse().map((edge) => edge.node)); // the largest on top
+  const items = parts.map((part) => {
+    const box = svg("g", { class: "part", role: "option", "aria-label": isolate(part.name) });
+    const place = { x: part.x - BOX / 2, y: part.y - HIGH / 2, width: BOX, height: HIGH, rx: 3 };
+    box.append(svg("rect", place));
+    const name = svg("text", { x: part.x, y: part.y + 4, "text-anchor": "middle" });
+    name.textContent = part.name;
+    box.append(name);
+    return box;
+  });
+  picture.append(...items);
+
+  const slider = el("input", { type: "range", min: 1, max: edges.length, value: edges.length });
+  slider.setAttribute("aria-label", "how many edges are drawn, the largest first");
+  const shown = el("output");
+  const control = el("div", { class: "slider" }, el("span", {}, "edges"), slider, shown);
+  const legend = el("p", { class: "hint" });
+  const swatch = (kind) => el("i", { class: `swatch ${kind}` });
+  legend.append(swatch("less"), " below 0 ", swatch("more"), " above 0 · ", data.value_name);
+  const name = el("h4", { dir: "auto" }, "");
+  const lists = el("div", { class: "edges" });
+  const beside = steady(el("div", {}, name, lists));
+  body.append(el("div", { class: "scroll" }, picture));
+  body.append(el("div", { class: "network-side" }, control, legend, beside));
+  let count = edges.length;
+
+  const choice = selection(draw, 0);
+  roving(picture, items, 0, choice);
+
+  function draw(place, locked) {
+    const part = parts[place];
+    items.forEach((item, at) => item.classList.toggle("shown", at === place));
+    items.forEach((item, at) => item.setAttribute("aria-selected", String(at === place && locked)));
+    picture.classList.add("chosen");
+    edges.forEach(({ node, from, to }) => node.classList.toggle("own", from === part || to === part));
+    const own = part.edges.filter((edge) => edge.at < count);
+    const [read, write] = [own.filter((e) => e.to === part), own.filter((e) => e.from === part)];
+    name.textContent = part.name;
+    lists.replaceChildren(...list("reads", read, "from"), ...list("is read by", write, "to"));
+    const how = locked ? ". Locked; Esc unlocks." : "";
+    say(`${isolate(part.name)}: ${read.length} edges in, ${write.length} out${how}`);
+  }
+
+  slider.addEventListener("input", () => limit(Number(slider.value)));
+  slider.addEventListener("keydown", (event) => event.stopPropagation());
+  picture.addEventListener("pointerleave", () => choice.state.locked || everything());
+  limit(edges.length);
+  everything();
+
+  /** Draw so many edges, and fade parts that none of them touches. */
+  function limit(number) {
+    count = number;
+    edges.forEach(({ node, at }) => (node.style.display = at < count ? "" : "none"));
+    items.forEach((item, at) => {
+      item.classList.toggle("out", !parts[at].edges.some((edge) => edge.at < count));
+    });
+    const least = Math.abs(edges[count - 1].value);
+    shown.textContent = `${count} of ${edges.length}, from ${print(least)}`;
+    if (picture.classList.contains("chosen")) draw(choice.state.place, choice.state.locked);
+  }
+
+  /** Nothing is pointed at: all edges alike. */
+  function everything() {
+    picture.classList.remove("chosen");
+    items.forEach((item) => item.classList.remove("shown"));
+    name.textContent = "";
+    lists.replaceChildren(el("p", { class: "hint" }, "Point at a part for its edges."));
+    say(`${parts.length} parts, ${edges.length} edges`);
+  }
+
+  function list(title, found, end) {
+    if (!found.length) return [];
+    const first = found.slice(0, LISTED);
+    const rows = first.map((edge) => {
+      const other = edge.note ? `${edge[end].name} (${edge.note})` : edge[end].name;
+      return [other, Math.abs(edge.value) / most, print(edge.value)];
+    });
+    const table = bars(rows);
+    table.querySelectorAll("i").forEach((bar, at) => {
+      bar.style.background = css(first[at].value < 0 ? LESS : MORE);
+    });
+    const more = found.length - first.length;
+    const rest = more ? [el("p", { class: "hint" }, `and ${more} more`)] : [];
+    return [el("p", { class: "hint" }, title), table, ...rest];
+  }
+
+  function text(x, y, content, kind) {
+    const node = svg("text", { x, y, class: kind });
+    node.textContent = content;
+    picture.append(node);
+  }
+}

@@ -1,0 +1,226 @@
+"""A network in rows, from where it reads to where it answers: parts as boxes, edges between them.
+
+The first row is on top. An edge is as wide as its number is large, blue where that is below zero
+and orange where it is above.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from neox_lab.checks import TEXT, check, several
+from neox_lab.errors import InputError
+from neox_lab.frames import make_frame
+from neox_lab.views.base import View, array, texts
+from neox_lab.views.drawing import HEADING, INK, LESS, MORE, SOFT, Sheet, decimals, number
+from neox_lab.views.live import rounded
+from neox_lab.views.markup import Table
+from neox_lab.views.tokens import figure_text, isolated, label
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+EDGES = 1_000  # of a live view
+DRAWN = 300  # of a picture
+NAME_LIMIT, ROW_LIMIT = 24, 20
+BOX, HIGH, GAP, ROW = 0.5, 0.2, 0.12, 0.75  # inches: a box, from box to box, from row to row
+LEFT, LEAST = 0.75, 5.5
+LISTED = 20  # edges of the table
+
+
+class Link(NamedTuple):
+    """One edge.
+
+    Attributes:
+        begin: number of the part that writes.
+        end: number of the part that reads.
+        value: how much it counts.
+        note: what of the part reads it, such as ``"q"``; "" for all of it.
+    """
+
+    begin: int
+    end: int
+    value: float
+    note: str = ""
+
+
+class NetworkView(View):
+    """Parts in rows, and edges that go down from one to another.
+
+    Args:
+        names: of the parts.
+        rows: in which row each stands ``[part]``, from 0.
+        columns: in which column ``[part]``; columns that no part stands in take no room. A part in
+            column -1 stands in the middle of its row.
+        row_labels: a name for each row.
+        links: the edges; each goes down.
+        value_name: what their numbers are.
+        title: the headline.
+        note: a line below it.
+
+    Raises:
+        InputError: there is no edge, or parts, rows and edges do not fit together.
+    """
+
+    asset = "network"
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        rows: Sequence[int],
+        columns: Sequence[int],
+        row_labels: Sequence[str],
+        links: Sequence[Link],
+        value_name: str,
+        title: str | None = None,
+        note: str = "",
+    ) -> None:
+        listed = several("names", names, "a list of strings, one for each part", InputError)
+        self.names = texts(listed, len(listed), "names", "part")
+        self.rows = [int(row) for row in array(rows, "part", "rows")]
+        self.columns = [int(column) for column in array(columns, "part", "columns")]
+        self.row_labels = texts(row_labels, len(row_labels), "row_labels", "row")
+        found = [Link(*link) for link in several("links", links, "a list of edges", InputError)]
+        self.links = sorted(found, key=lambda link: -abs(link.value))
+        self.value_name = check("value_name", value_name, TEXT, InputError)
+        self.note = check("note", note, TEXT, InputError)
+        if not len(self.rows) == len(self.columns) == len(self.names) or not self.links:
+            raise InputError("a network needs row and column of each part, and at least one edge")
+        for link in self.links:
+            known = 0 <= link.begin < len(self.rows) and 0 <= link.end < len(self.rows)
+            if not known or not np.isfinite(link.value):
+                raise InputError(f"{link} joins parts that are not there, or has no finite number")
+        super().__init__(title, "Network")
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row for each edge: writer, reader, note, value; the largest first."""
+        rows = [(self.names[a], self.names[b], note, value) for a, b, value, note in self.links]
+        return make_frame(rows, columns=["writer", "reader", "note", "value"])
+
+    @property
+    def alt_text(self) -> str:
+        """How large it is, and its largest edge."""
+        largest = self.links[0]
+        return (
+            f"A network of {len(self.names)} parts in {len(self.row_labels)} rows with "
+            f"{len(self.links)} edges; {self.value_name}. The largest is {self._spoken(largest)} "
+            f"with {number(largest.value, self._decimals())}."
+        )
+
+    def tables(self) -> list[Table]:
+        """The largest edges."""
+        rows = [
+            [
+                isolated(label(self.names[link.begin], NAME_LIMIT)),
+                isolated(self._reader(link)),
+                number(link.value, self._decimals()),
+            ]
+            for link in self.links[:LISTED]
+        ]
+        columns = [("writer", "l"), ("reader", "l"), (self.value_name, "r")]
+        return [Table(f"Largest of {len(self.links):,} edges", columns, rows)]
+
+    def data(self) -> dict[str, Any]:
+        """Parts and edges, the largest edges first."""
+        shown = self.links[:EDGES]
+        notes = [self.note] if self.note else []
+        if len(shown) < len(self.links):
+            notes.append(f"The {len(shown):,} largest of {len(self.links):,} edges.")
+        return {
+            "title": self.title,
+            "notes": notes,
+            "names": [label(name, NAME_LIMIT) for name in self.names],
+            "rows": self.rows,
+            "columns": self._ranks(),
+            "row_labels": [label(name, ROW_LIMIT) for name in self.row_labels],
+            "begin": [link.begin for link in shown],
+            "end": [link.end for link in shown],
+            "value": rounded(np.array([link.value for link in shown]), 5),
+            "note": [link.note for link in shown],
+            "value_name": self.value_name,
+        }
+
+    def _reader(self, link: Link) -> str:
+        name = label(self.names[link.end], NAME_LIMIT)
+        return f"{name} {link.note}" if link.note else name
+
+    def _spoken(self, link: Link) -> str:
+        writer = isolated(label(self.names[link.begin], NAME_LIMIT))
+        return f"{writer} to {isolated(self._reader(link))}"
+
+    def _decimals(self) -> int:
+        return decimals(abs(self.links[0].value))
+
+    def _ranks(self) -> list[int]:
+        """The column of each part, counted without those that are empty; -1 for the middle."""
+        used = sorted({column for column in self.columns if column >= 0})
+        return [used.index(column) if column >= 0 else -1 for column in self.columns]
+
+    def _places(self) -> list[tuple[float, float]]:
+        """The middle of each box."""
+        ranks = self._ranks()
+        count = max(1, max(ranks) + 1)
+        wide = max(LEAST, count * (BOX + GAP))
+        return [
+            (LEFT + wide * (0.5 if rank < 0 else (rank + 0.5) / count), HEADING + 0.15 + row * ROW)
+            for rank, row in zip(ranks, self.rows, strict=True)
+        ]
+
+    def _draw(self) -> Sheet:
+        from matplotlib.collections import PatchCollection
+        from matplotlib.patches import PathPatch
+
+        places = self._places()
+        wide = max(max(x for x, _ in places) + BOX, LEAST + LEFT)
+        sheet = Sheet(wide, HEADING + 0.1 + len(self.row_labels) * ROW)
+        note = f"{self.note} " if self.note else ""
+        drawn = self.links[:DRAWN]
+        if len(drawn) < len(self.links):
+            note += f"The {len(drawn)} largest of {len(self.links):,}."
+        sheet.heading(0, figure_text(self.title), figure_text(note.strip()))
+        most = abs(self.links[0].value) or 1.0
+        for sign, colour in ((-1, LESS), (1, MORE)):
+            links = [link for link in reversed(drawn) if (link.value >= 0) == (sign > 0)]
+            if not links:
+                continue
+            shares = [abs(link.value) / most for link in links]
+            paths = [PathPatch(_curve(places, link)) for link in links]
+            collection = PatchCollection(
+                paths,
+                facecolors="none",
+                edgecolors=colour,
+                linewidths=[0.3 + 3.2 * share for share in shares],
+                alpha=[0.25 + 0.6 * share**0.5 for share in shares],
+            )
+            sheet.axes.add_collection(collection)
+        for name, (x, y) in zip(self.names, places, strict=True):
+            style = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.7, "zorder": 3}
+            sheet.rectangle(x - BOX / 2, y - HIGH / 2, BOX, HIGH, **style)
+            shown = figure_text(label(name, NAME_LIMIT), 9)
+            style = {"ha": "center", "va": "center_baseline", "zorder": 4}
+            sheet.text(x, y, shown, 6.5, **style)
+        for row, name in enumerate(self.row_labels):
+            y = HEADING + 0.15 + row * ROW
+            sheet.text(0, y, figure_text(label(name, ROW_LIMIT)), 7.5, color=SOFT, va="center")
+        bottom = HEADING + len(self.row_labels) * ROW - 0.1
+        sheet.text(LEFT, bottom, "below 0", 7.5, color=LESS, weight="bold")
+        sheet.text(LEFT + 0.6, bottom, "above 0", 7.5, color=MORE, weight="bold")
+        sheet.text(LEFT + 1.2, bottom, figure_text(self.value_name), 7.5, color=SOFT)
+        sheet._measure()
+        return sheet
+
+
+def _curve(places: list[tuple[float, float]], link: Link) -> Any:
+    """A line from below one box to above another, upright at both ends."""
+    from matplotlib.path import Path
+
+    (x1, y1), (x2, y2) = places[link.begin], places[link.end]
+    x2 += {"q": -0.15, "k": 0.0, "v": 0.15}.get(link.note, 0.0)
+    y1, y2 = y1 + HIGH / 2, y2 - HIGH / 2
+    bend = 0.5 * (y2 - y1)
+    corners = [(x1, y1), (x1, y1 + bend), (x2, y2 - bend), (x2, y2)]
+    return Path(corners, [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])
