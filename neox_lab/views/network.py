@@ -129,7 +129,10 @@ class NetworkView(View):
         shown = self.links[:EDGES]
         notes = [self.note] if self.note else []
         if len(shown) < len(self.links):
-            notes.append(f"The {len(shown):,} largest of {len(self.links):,} edges.")
+            notes.append(
+                f"To stay small this shows only the first {len(shown):,} of {len(self.links):,} "
+                "edges, the largest."
+            )
         return {
             "title": self.title,
             "notes": notes,
@@ -140,13 +143,13 @@ class NetworkView(View):
             "begin": [link.begin for link in shown],
             "end": [link.end for link in shown],
             "value": rounded(np.array([link.value for link in shown]), 5),
-            "note": [link.note for link in shown],
+            "note": [label(link.note, NAME_LIMIT) if link.note else "" for link in shown],
             "value_name": self.value_name,
         }
 
     def _reader(self, link: Link) -> str:
         name = label(self.names[link.end], NAME_LIMIT)
-        return f"{name} {link.note}" if link.note else name
+        return f"{name} {label(link.note, NAME_LIMIT)}" if link.note else name
 
     def _spoken(self, link: Link) -> str:
         writer = isolated(label(self.names[link.begin], NAME_LIMIT))

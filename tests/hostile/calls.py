@@ -235,6 +235,11 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             {"x": [0.0], "y": [1.0], "names": ["a"], "x_label": "x", "y_label": "y"}
             | {"marked": 1, "title": "t", "note": ""},
         ),
+        "views.NetworkView": (
+            view.NetworkView,
+            {"names": ["a", "b"], "rows": [0, 1], "columns": [-1, 0], "row_labels": ["x", "y"]}
+            | {"links": [view.Link(0, 1, 0.5, "q")], "value_name": "v", "title": "t", "note": ""},
+        ),
         "views.StripView": (
             view.StripView,
             {"pieces": [view.Piece("a")], "title": "t", "note": "", "found": (), "caption": "F"},

@@ -34,6 +34,8 @@ from neox_lab.views import (
     LensPairView,
     LensView,
     Line,
+    Link,
+    NetworkView,
     PairView,
     Piece,
     PredictionsView,
@@ -134,6 +136,16 @@ def hostile_views() -> list[View]:
             {"<clean>": HOSTILE, "$corrupted$": HOSTILE[::-1]},
             {("<clean>", 1): ("warning", HOSTILE[0])},
             found=[{"item": 0, "wrong": piece} for piece in HOSTILE],
+        ),
+        NetworkView(
+            HOSTILE,
+            list(range(count)),
+            [-1, *range(count - 1)],
+            HOSTILE,
+            [Link(at, at + 1, (-1) ** at / (at + 1), HOSTILE[at]) for at in range(count - 1)],
+            "<i>",
+            title="$x$",
+            note="<b>",
         ),
         ScatterView(grid[0], grid[1], HOSTILE, "<i>", "&amp;", count, title="$x$", note="<b>"),
         CurvesView("x", dict.fromkeys(HOSTILE, line), "<i>", "&amp;", HOSTILE[:3]),
@@ -805,6 +817,14 @@ def large_views() -> list[View]:
             ["t"] * 2_000,
         ),
         TreeView(["name"], {"group": [["x"]] * 9_000}),
+        NetworkView(
+            ["part"] * 5_000,
+            list(range(5_000)),
+            [0] * 5_000,
+            ["row"] * 5_000,
+            [Link(at, at + 1, 1.0) for at in range(4_999)],
+            "score",
+        ),
     ]
 
 
