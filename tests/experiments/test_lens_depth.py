@@ -176,6 +176,45 @@ def test_intervals_draw_texts_or_the_positions_of_one(models: tuple[Any, Any], c
     assert [last["low"], last["high"]] == pytest.approx(wanted, abs=0.1 * width)
 
 
+@pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
+@pytest.mark.parametrize("hooked", [False, True])
+def test_a_tuned_lens_and_a_lens_under_hooks_answer_the_same_questions(
+    models: tuple[Any, Any], site: str, hooked: bool
+) -> None:
+    theirs, model = models
+    random = torch.Generator().manual_seed(3)
+    weight, bias = (torch.randn(3, *shape, generator=random) for shape in ((64, 64), (64,)))
+    lens = nl.lens.TunedLens(0.1 * weight, bias)
+    ids = tokens()
+    if hooked:
+        theirs = copy.deepcopy(theirs)
+        theirs.gpt_neox.layers[1].mlp.register_forward_hook(lambda _, inputs, output: -output)
+    with model.hooks([("blocks.1.hook_mlp_out", lambda value, hook: -value)] if hooked else []):
+        result = nl.lens.tuned_lens(model, ids, lens, site)
+    exact = theirs.double()
+    with torch.no_grad():
+        output = exact(ids, output_hidden_states=True)
+        first = 1 if site == "resid_post" else 0
+        rows = []
+        for layer in range(first, 3):
+            stream = output.hidden_states[layer]
+            stream = stream + stream @ lens.weight[layer].double().T + lens.bias[layer].double()
+            rows.append(exact.get_output_embeddings()(exact.gpt_neox.final_layer_norm(stream)))
+        rows = [logits.log_softmax(-1) for logits in [*rows, output.logits]]
+    assert len(result.labels) == len(rows)
+    frame = result.frame.set_index(["layer", "text", "pos"])["surprise_bits"]
+    for text, pos in np.ndindex(3, 11):
+        assert result.depth[text, pos] == depth_by_hand(rows, text, pos)
+        for label, row in zip(result.labels, rows, strict=True):
+            wanted = -float(row[text, pos, ids[text, pos + 1]]) / math.log(2)
+            assert frame[label, text, pos] == pytest.approx(wanted, rel=1e-4, abs=1e-4)
+    plain = nl.lens.logit_lens(model, ids, site)
+    both = nl.lens.compare(plain, result, ("logit lens", "tuned lens")).frame
+    final = both[both["layer"] == "final"]
+    assert bool(final["differs"].any()) == hooked and both["differs"].any()
+    assert result.depth_view().to_html() and result.surprise_view().title.startswith("Tuned lens")
+
+
 def test_nan_is_unknown_and_does_not_spoil_the_rest() -> None:
     model: Any = nl.load()
     with torch.no_grad():
