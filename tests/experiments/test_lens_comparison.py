@@ -55,6 +55,26 @@ def test_total_variation_lies_between_the_two_numbers(models: list[Any], top_k: 
     assert frame["probability_second"].to_numpy() == pytest.approx(theirs.amax(-1)[index].numpy())
 
 
+def test_the_two_numbers_by_hand() -> None:
+    """0.6 and 0.3 against 0.5 and 0.4: of what each side does not tell, 0.1 is left."""
+    lens = nl.lens.logit_lens(nl.load(), "The", top_k=2)
+    layers = len(lens.labels)
+
+    def told(tokens: list[int], chances: list[float]) -> Any:
+        top = torch.tensor(tokens).expand(layers, 1, 1, 2)
+        piece_of = dict.fromkeys(tokens, "x")
+        probability = torch.tensor(chances).expand(layers, 1, 1, 2)
+        return dataclasses.replace(lens, top=top, top_probability=probability, piece_of=piece_of)
+
+    result = nl.lens.compare(told([5, 6], [0.6, 0.3]), told([5, 7], [0.5, 0.4]))
+    # 6 gains at least 0.3 - 0.1 and 5 gains 0.1; of 7 at least 0.4 - 0.1 was gained on the other.
+    torch.testing.assert_close(result.least[0], torch.full((layers, 1), 0.3))
+    torch.testing.assert_close(result.most[0], torch.full((layers, 1), 0.5))
+    other = nl.lens.compare(told([5, 6], [0.6, 0.3]), told([8, 9], [0.5, 0.4]))
+    torch.testing.assert_close(other.least[0], torch.full((layers, 1), 0.7))
+    torch.testing.assert_close(other.most[0], torch.full((layers, 1), 1.0))
+
+
 def test_with_more_tokens_the_numbers_come_closer(models: list[Any]) -> None:
     ends = []
     for top_k in (1, 3, 10, 30, 100, 211):
