@@ -378,6 +378,42 @@ def test_a_lens_lists_what_else_was_likely(page: Any, files: Any) -> None:
     assert "entropy of all" in side
 
 
+def test_a_field_of_one_lens_shows_its_partner_and_marks_what_differs(
+    page: Any, tmp_path: Path
+) -> None:
+    count = len(WORDS)
+    first = [[[word, " it"] for word in WORDS]] * 2
+    second = [[[word, " it"] for word in WORDS[1:]], first[1][1:]]
+    second[0] = [[" other", " it"], *second[0][1:]]
+    chances = np.broadcast_to([0.5, 0.3], (2, count, 2))
+    sides = [
+        LensView(first, chances, chances[:, :, 0], ["0", "1"], WORDS),
+        LensView(second, chances[:, 1:], chances[:, 1:, 0], ["0", "1"], WORDS[1:]),
+    ]
+    ends = np.full((2, count - 1), 0.25)
+    pairs = [(at + 1, at) for at in range(count - 1)]
+    LensPairView(*sides, pairs, ends, ends * 2, ("a", "b")).to_html(tmp_path / "pair.html")
+    live = opened(page, tmp_path / "pair.html")
+    left, right = live.locator(".lens-side").all()
+    assert [each.locator("td[role=gridcell].marked").count() for each in (left, right)] == [1, 1]
+    field = left.locator("td[role=gridcell]").nth(1)
+    field.hover()
+    assert status(page) == "a: layer 0, token ·ship: likeliest next ·ship, " + (
+        "another token on the other side"
+    )
+    partner = right.locator("td[role=gridcell]").nth(0)
+    for shown in (field, partner):
+        assert "shown" in (shown.get_attribute("class") or "")
+    side = right.locator(".side").inner_text()
+    assert "·other" in side and "total variation to the other side: 0.25 to 0.50" in side
+    left.locator("td[role=gridcell]").nth(0).hover()  # has no partner
+    assert "shown" in (partner.get_attribute("class") or "")
+    page.set_viewport_size({"width": 360, "height": 700})
+    above, below = (each.bounding_box() for each in (left, right))
+    assert below["y"] >= above["y"] + above["height"], "below each other where there is no room"
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
 def test_pieces_tell_what_they_carry(page: Any, files: Any) -> None:
     live = opened(page, files("tags", WORDS))
     assert live.locator(".piece small").all_inner_texts()[:2] == ["B-PER", "I-PER"]
