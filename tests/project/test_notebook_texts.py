@@ -124,3 +124,16 @@ def test_06_says_of_weights_and_texts_what_it_prints() -> None:
     assert own < drawn, "less of its norm than that of a random matrix"
     shares = output("06_induction_heads", "largest share of an induction head")
     assert 0.2 < float(re.findall(r"neurons: ([\d.]+)", shares)[0]) < 0.3, "a quarter"
+
+
+def test_14_says_of_layers_what_it_prints() -> None:
+    shown = output("14_tuned_lens", "below = bool(")
+    numbers = re.findall(r"^\d +\d_pre +[\d.]+ +[\d.]+ +([\d.]+)", shown, re.MULTILINE)
+    lows = re.findall(r"^\d +([\d.]+) +[\d.]+ *$", shown, re.MULTILINE)
+    assert len(numbers) == len(lows) == 4
+    below = all(float(a) < float(b) for a, b in zip(numbers, lows, strict=True))
+    assert ("At every layer the tuned lens is closer" in shown) == below
+    shown = output("14_tuned_lens", "means = over_training")
+    rows = re.findall(r"^(\d+) +([\d.]+) +([\d.]+)$", shown, re.MULTILINE)
+    closer = [int(step) for step, tuned, logit in rows if float(tuned) < float(logit)]
+    assert len(rows) == 10 and f"at steps {closer}" in shown

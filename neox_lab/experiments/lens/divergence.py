@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-PIECE, LEAST = 2**24, 32
-"""Logits that exist at one time (64 MiB), and rows of them at least."""
+PIECE, LEAST = 2**22, 128
+"""Logits that exist at one time (16 MiB), but so many rows at least."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +42,22 @@ def said(x: Tensor, unembed: Tensor, bias: Tensor | None) -> Said:
 
     Args:
         x: after the final layer norm, ``[token, d_model]``, float32 or float64.
-        unembed: ``[vocab, d_model]``, of that dtype.
+        unembed: ``[vocab, d_model]``, in the dtype in which to multiply.
         bias: ``[vocab]``, or None.
     """
     x = x.detach()
+    narrow = x.to(unembed.dtype)
     rows = max(1, min(len(x), max(LEAST, PIECE // len(unembed))))
-    logits = x.new_empty(rows, len(unembed))
+    logits = narrow.new_empty(rows, len(unembed))
     total, mean = x.new_empty(len(x)), torch.empty_like(x)
     for first in range(0, len(x), rows):
         part = slice(first, min(first + rows, len(x)))
-        piece = torch.mm(x[part], unembed.T, out=logits[: part.stop - first])
+        piece = torch.mm(narrow[part], unembed.T, out=logits[: part.stop - first])
         if bias is not None:
             piece += bias
         most = piece.amax(dim=-1, keepdim=True)
         piece.sub_(most).exp_()
-        sums = piece.sum(dim=-1, keepdim=True)
+        sums = piece.sum(dim=-1, keepdim=True).to(x.dtype)
         total[part] = (most + sums.log())[:, 0]
         mean[part] = (piece @ unembed) / sums
     return Said(x, total, mean)

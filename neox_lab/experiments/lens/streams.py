@@ -36,7 +36,7 @@ class End:
         weight: of the layer norm, ``[d_model]``.
         bias: of the layer norm.
         eps: of the layer norm.
-        unembed: ``[vocab, d_model]``.
+        unembed: ``[vocab, d_model]``; in bfloat16 where products with it are to be.
         unembed_bias: ``[vocab]``, or None where there is none.
     """
 
@@ -47,19 +47,24 @@ class End:
     unembed_bias: Tensor | None
 
     @classmethod
-    def of(cls, model: LanguageModel) -> End:
+    def of(cls, model: LanguageModel, precision: str = "float32") -> End:
         """That of a model.
+
+        Args:
+            model: which one.
+            precision: of products with the unembedding; of a float64 model float32 is float64.
 
         Raises:
             HookError: another module stands there, or PyTorch hooks do.
         """
         norm = plain_layer_norm(model.backbone.final_layer_norm, "final_layer_norm")
         out = model.output_map
+        wide = at_least_float32(out.weight.detach())
         return cls(
             at_least_float32(norm.weight.detach()),
             at_least_float32(norm.bias.detach()),
             norm.eps,
-            at_least_float32(out.weight.detach()).contiguous(),
+            (wide.bfloat16() if precision == "bfloat16" else wide).contiguous(),
             None if out.bias is None else at_least_float32(out.bias.detach()),
         )
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from neox_lab.checks import COUNT, SEED, check, number, or_none, whole
+from neox_lab.checks import COUNT, SEED, check, number, one_of, or_none, whole
 from neox_lab.errors import CheckpointError, DataError, InputError
 from neox_lab.experiments.lens.divergence import divergence, slope
 from neox_lab.experiments.lens.streams import End, piece_length, pieces, streams
@@ -46,6 +46,7 @@ class Recipe:
     held_out: float
     batch_size: int
     seed: int
+    precision: str = "float32"
 
     def checked(self) -> Recipe:
         """The recipe with numbers that are Python's own.
@@ -63,6 +64,7 @@ class Recipe:
             "held_out": share,
             "batch_size": COUNT,
             "seed": SEED,
+            "precision": one_of("float32", "bfloat16"),
         }
         made = {n: check(n, getattr(self, n), kind, InputError) for n, kind in kinds.items()}
         return Recipe(**made)  # type: ignore[arg-type]
@@ -185,7 +187,7 @@ def train(
     kept, held = _parts(len(rows), recipe)
     length = piece_length(model, recipe.length)
     parts = [piece for _, piece in pieces([rows[n] for n in kept], length)]
-    end, whose = End.of(model), identity(model)
+    end, whose = End.of(model, recipe.precision), identity(model)
     translators = Translators(model.config.num_hidden_layers, end, recipe)
     text = json.dumps([dataclasses.asdict(recipe), whose, rows])
     plan = hashlib.sha256(text.encode()).hexdigest()
