@@ -13,7 +13,7 @@ apart into directions, and reads each in tokens.
 from __future__ import annotations
 
 from neox_lab.experiments.lens.comparison import LensComparison, compare
-from neox_lab.experiments.lens.direct import DirectResult, direct
+from neox_lab.experiments.lens.direct_shares import DirectResult, direct
 from neox_lab.experiments.lens.logit import logit_lens
 from neox_lab.experiments.lens.matrices import singular_vectors, svd
 from neox_lab.experiments.lens.reading import LENS_SITES
