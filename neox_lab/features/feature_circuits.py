@@ -6,7 +6,7 @@ is an integrated gradient: one site at a time goes from the run to another run, 
 prompts or with every value 0. Chosen nodes are then tested:
 
     faithfulness    everything else has the value of the other run
-    completeness    the circuit has it, and everything else is kept: low if nothing is missing
+    completeness    the other nodes alone are kept: low if the circuit lacks nothing
 
 both as (m - m(∅)) / (m(M) - m(∅)), with m(∅) where every node has the other run's value, and beside
 random circuits of as many nodes. Edges between nodes are not measured.
@@ -223,14 +223,15 @@ def circuit(
     def measured(chosen: list[int]) -> Tensor:
         return torch.stack([runs.measure([nodes[at]]).mean() - base for at in chosen])
 
+    count = len(runs.sites)
+    where = runs.sites[0].name if count == 1 else f"{count} dictionaries"
     return FeatureCircuit(
         values=per_row.mean(dim=0),
         axes=("component",),
         labels={"component": [runs.name(node) for node in nodes]},
         total=other - base,
         per_row=per_row if len(per_row) > 1 else None,
-        title=f"Exchanging each feature of {', '.join(site.name for site in runs.sites[:3])}"
-        + (f" and {len(runs.sites) - 3} more" if len(runs.sites) > 3 else ""),
+        title=f"Features of {where}, exchanged one by one",
         value_name=f"estimated change of {metric_name(metric)}",
         facts=facts,
         _curves=with_same_splices(model, lambda found, asked: _curves(found, runs, asked)),
@@ -259,8 +260,7 @@ def _curves(result: FeatureCircuit, runs: SplicedRuns, asked: _Asked) -> Circuit
     errors, random, seed = asked.errors, asked.random, asked.seed
     sizes = _sizes(asked.sizes, runs, errors)
     nodes = runs.nodes
-    every_error = {node for node in nodes if node.latent < 0}
-    kept, exchanged = (every_error if errors == said else set() for said in ("kept", "exchanged"))
+    kept = {node for node in nodes if node.latent < 0 and errors == "kept"}
     order = result.values.abs().nan_to_num().argsort(descending=True, stable=True).tolist()
     ranked = [nodes[at] for at in order if nodes[at].latent >= 0 or errors == "nodes"]
     generator = torch.Generator().manual_seed(seed)
@@ -272,7 +272,7 @@ def _curves(result: FeatureCircuit, runs: SplicedRuns, asked: _Asked) -> Circuit
     ]
     whole_model, nothing = runs.measure(), runs.measure(kept=kept)
     samples = [runs.measure(kept=chosen | kept) for chosen in (*circuits, *drawn)]
-    samples += [runs.measure(chosen | exchanged) for chosen in circuits]
+    samples += [runs.measure(kept=set(ranked) - chosen | kept) for chosen in circuits]
     found = faithfulness(torch.stack(samples), whole_model, nothing, seed)
     count, last = len(sizes), len(sizes) * (1 + random)
     by_chance = found.value[count:last].view(count, random) if random else None

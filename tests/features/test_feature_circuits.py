@@ -212,13 +212,14 @@ def test_curves_are_runs_under_circuits(pairs: bool, errors: Any) -> None:
         value = hands.run(Other(other, [*chosen, *kept], exchange=False)).mean()
         share = float((value - nothing) / (plain - nothing))
         assert row["faithfulness"] == pytest.approx(share, abs=2e-3)
-        gone = [*chosen, *mistakes] if errors == "exchanged" else chosen
-        value = hands.run(Other(other, gone, exchange=True)).mean()
+        rest = [name for name in ranked if name not in chosen]
+        value = hands.run(Other(other, [*rest, *kept], exchange=False)).mean()
         share = float((value - nothing) / (plain - nothing))
         assert row["completeness"] == pytest.approx(share, abs=2e-3)
     last = curves.frame.iloc[-1]
     if errors != "exchanged":
         assert last["faithfulness"] == pytest.approx(1, abs=1e-3)
+    assert last["completeness"] == pytest.approx(0, abs=1e-3)
     assert last["random"] == pytest.approx(last["faithfulness"], abs=1e-3)
     assert curves.frame["faithfulness"][0] == pytest.approx(0, abs=1e-3)
     again = found.faithfulness([0, 3, 10, len(ranked)], errors, random=3)

@@ -196,6 +196,28 @@ def test_an_estimate_is_checked_by_what_happens(summed: bool) -> None:
         estimated.check()
 
 
+@pytest.mark.parametrize("steps", [0, 2])
+def test_attribution_patching_reaches_features(steps: int) -> None:
+    model, ours = small(), dictionary("transcoder")
+    clean, corrupted = map(left_padded, prompts(2, 6, 2))
+    metric, acts = METRICS["causal-lm"], f"{MLP}.hook_sae_acts"
+    each = nl.features.effects(model, ours, corrupted, metric, clean, method="gradient")
+    with model.spliced(ours):
+        found = nl.attribution.attribution_patch(model, clean, corrupted, metric, acts, steps=steps)
+        named = nl.attribution.attribution_patch(
+            model, clean, corrupted, metric, acts, steps=steps, positions={"b": 3, "a": 1}
+        )
+        exact = nl.patching.sweep(model, clean, corrupted, metric, acts, progress=False)
+        agreement = found.check()
+    assert found.axes == ("pos",)
+    if not steps:
+        same(found.values, each.values.sum(dim=1), 1e-4)
+    same(torch.tensor(agreement.frame.sort_values("pos")["exact"].to_numpy()), exact.effect())
+    assert found.per_row is not None and named.per_row is not None
+    for row, start in ((0, 2), (1, 0)):  # counted in each text's own tokens
+        same(named.per_row[row], found.per_row[row][[start + 3, start + 1]])
+
+
 def test_results_are_kept_and_shown(tmp_path: Path) -> None:
     model, ours = small(), dictionary()
     clean = prompts(2, 6, 2)[0]

@@ -35,6 +35,7 @@ ELSEWHERE = {
 
 LONG = {
     ("attribution.occlusion", "inputs", "digits"),  # runs the model once for each of 4500 tokens
+    ("features.effects one by one", "inputs", "digits"),  # likewise
     ("generate", "max_new_tokens", "2**31"),
 }
 """What takes long and is right."""

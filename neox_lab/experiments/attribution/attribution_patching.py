@@ -50,7 +50,8 @@ def attribution_patch(
             what corresponds.
         metric: ``logit_difference(..)`` or another of ``neox_lab.experiments.metrics``, or a
             function from logits to a scalar.
-        site: a site of ``nl.patching.sweep``, or ``"edges"`` for every writer and reader.
+        site: a site of ``nl.patching.sweep``, also a hook point, such as one of a function that is
+            spliced in; or ``"edges"`` for every writer and reader.
         steps: 0 takes the gradient of the corrupted run; n averages n gradients.
         positions: named positions instead of every one, see ``nl.patching.sweep``. Edges get an
             axis ``pos``: each edge at each named position by itself.

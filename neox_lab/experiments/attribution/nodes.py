@@ -14,6 +14,7 @@ from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.labels import axis_labels
 from neox_lab.experiments.patching.prompts import Positions, PromptsLike
+from neox_lab.experiments.patching.runs import hook_name
 from neox_lab.experiments.patching.sites import find_sites, refuse_moved
 from neox_lab.experiments.patching.sweeps import sweep
 from neox_lab.experiments.prompt_pairs import pair, refuse_steps
@@ -36,8 +37,9 @@ def attribute_nodes(
 ) -> AttributionResult:
     """See ``attribution_patch``."""
     require_model(model)
-    (place,) = find_sites(check("site", site, TEXT, InputError), model.config.use_parallel_residual)
-    names = [f"blocks.{layer}.{place.hook}" for layer in range(model.config.num_hidden_layers)]
+    site = check("site", site, TEXT, InputError)
+    (place,) = find_sites(site, model.config.use_parallel_residual, model.hook_points)
+    names = [hook_name(place.hook, layer) for layer in place.layers(model.config.num_hidden_layers)]
     both = pair(model, clean, corrupted, metric, positions)
     if both.clean_columns is not None:
         refuse_moved([place])
@@ -59,6 +61,8 @@ def attribute_nodes(
         found.append(_at_columns(shares, both.columns, place.axes).cpu())
     labels = axis_labels(model, [both.clean.prompts, both.corrupted.prompts], positions)
     per_row = torch.stack(found, dim=1)  # [batch, layer, ..]
+    if "layer" not in place.axes:  # one hook point
+        per_row = per_row[:, 0]
     return AttributionResult(
         values=per_row.sum(dim=0) if rows is None else per_row.mean(dim=0),
         axes=place.axes,
@@ -83,6 +87,7 @@ def _at_columns(shares: Tensor, columns: Tensor | None, axes: tuple[str, ...]) -
     """Shares ``[batch, *axes]`` of one layer at named positions alone, if the site goes by them."""
     if columns is None or "pos" not in axes:
         return shares
-    at = axes.index("pos")  # the batch stands where the site has its layers
+    at = axes.index("pos")  # the batch stands where a site has its layers
+    at += "layer" not in axes
     rows = torch.arange(columns.shape[1], device=columns.device)[:, None]
     return shares.movedim(at, 1)[rows, columns.T].movedim(1, at)
