@@ -10,6 +10,14 @@ from __future__ import annotations
 from neox_lab.circuits.circuit import Circuit
 from neox_lab.circuits.curve import FaithfulnessCurve
 from neox_lab.circuits.evaluation import Evaluation
-from neox_lab.circuits.scoring import EdgeScores, scores
+from neox_lab.circuits.scoring import EdgeScores, read_circuit, read_scores, scores
 
-__all__ = ["Circuit", "EdgeScores", "Evaluation", "FaithfulnessCurve", "scores"]
+__all__ = [
+    "Circuit",
+    "EdgeScores",
+    "Evaluation",
+    "FaithfulnessCurve",
+    "read_circuit",
+    "read_scores",
+    "scores",
+]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from neox_lab.circuits.eap_files import EapFile, write
 from neox_lab.circuits.edges import edge_table, without_dangling
 from neox_lab.circuits.evaluation import Evaluation, evaluate
-from neox_lab.circuits.prompts import Asked
+from neox_lab.circuits.prompts import Asked, width_of
 from neox_lab.errors import InputError
 from neox_lab.experiments.graph import Node, node_of
 from neox_lab.results import GridResult
@@ -152,6 +154,20 @@ class Circuit(GridResult):
             random=random,
             seed=seed,
         )
+
+    def to_eap_ig(self, path: str | os.PathLike[str], d_model: int | None = None) -> None:
+        """Write the circuit, with its scores, as EAP-IG and MIB read it.
+
+        Args:
+            path: ends in ``.json`` or ``.pt``; scores there are the negative of ours.
+            d_model: width of the model; needed only of a circuit that came from a file.
+
+        Raises:
+            InputError: another ending, or the width is not known.
+            CheckpointError: it cannot be written.
+        """
+        content = EapFile(self.values, self.kept, self.writers, self.readers, self.parallel)
+        write(path, content, width_of(self._asked, d_model))
 
     def view(self) -> NetworkView:
         """The circuit as a network: the embedding on top, the logits below.

@@ -42,6 +42,23 @@ class Asked:
         return pair(self.model, self.corrupted, self.clean, self.metric)
 
 
+def width_of(known: Asked | None, d_model: int | None) -> int:
+    """The width of the model, from it or as it is given.
+
+    Args:
+        known: what the circuit was found with.
+        d_model: what the user gave.
+
+    Raises:
+        InputError: nobody says.
+    """
+    if d_model is not None:
+        return d_model
+    if known is None:
+        raise InputError("This came from a file and no longer knows its model: give d_model=.")
+    return known.model.config.hidden_size
+
+
 def prompts_of(
     known: Asked | None,
     clean: PromptsLike | None,

@@ -20,6 +20,8 @@ integral is. ``scores.check()`` sets any of them beside the exact numbers.
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -29,6 +31,7 @@ from torch import Tensor
 from neox_lab.checks import SWITCH, check, number, one_of, whole
 from neox_lab.circuits.circuit import Circuit, chosen
 from neox_lab.circuits.curve import FaithfulnessCurve, checked_shares, curve
+from neox_lab.circuits.eap_files import read
 from neox_lab.circuits.edges import edge_table
 from neox_lab.circuits.prompts import Asked
 from neox_lab.circuits.runs import Ablation
@@ -112,6 +115,19 @@ class EdgeScores(AttributionResult):
         name = f"Circuit of the {count:,} {order} edges by {self.method}"
         name += ", grown from the logits" if method == "greedy" else ""
         return dataclasses.replace(found, computed=kept, name=name).pruned()
+
+    def to_eap_ig(self, path: str | os.PathLike[str], d_model: int | None = None) -> None:
+        """Write the scores, with every edge in the graph, as EAP-IG and MIB read them.
+
+        Args:
+            path: ends in ``.json`` or ``.pt``; scores there are the negative of ours.
+            d_model: width of the model; needed only of scores that came from a file.
+
+        Raises:
+            InputError: another ending, or the width is not known.
+            CheckpointError: it cannot be written.
+        """
+        chosen(self, self.is_computed, "", self._asked, self.parallel).to_eap_ig(path, d_model)
 
     def faithfulness(
         self,
@@ -220,10 +236,7 @@ def scores(
         values=values.masked_fill(~table, torch.nan),
         computed=table,
         axes=("writer", "reader"),
-        labels={
-            "writer": [node.name for node in question.writers],
-            "reader": [node.name for node in question.readers],
-        },
+        labels=_names(question.writers, question.readers),
         total=ends[1] - ends[0],
         per_row=None if per_row is None else per_row.masked_fill(~table, torch.nan),
         title=f"Edges by {method}",
@@ -235,6 +248,47 @@ def scores(
         _exact=with_same_splices(model, exact),
         _asked=asked,
     )
+
+
+def read_scores(path: str | os.PathLike[str]) -> EdgeScores:
+    """Scores that EAP-IG or ``to_eap_ig`` wrote; they know no model and no prompts.
+
+    Args:
+        path: a ``.json`` or ``.pt`` file.
+
+    Returns:
+        Scores with our sign: an edge that helps has a negative one.
+
+    Raises:
+        InputError: another ending.
+        CheckpointError: it is no such file.
+    """
+    found = read(path)
+    table = edge_table(found.writers, found.readers, found.parallel)
+    return EdgeScores(
+        values=found.values.masked_fill(~table, torch.nan),
+        computed=table,
+        axes=("writer", "reader"),
+        labels=_names(found.writers, found.readers),
+        total=math.nan,
+        per_row=None,
+        title="Edges from a file",
+        value_name=EXACT_UNIT.format("the metric"),
+        facts={},
+        method="a file of EAP-IG",
+        parallel=found.parallel,
+    )
+
+
+def read_circuit(path: str | os.PathLike[str]) -> Circuit:
+    """The edges that a file of EAP-IG says are in the graph, as a circuit; see ``read_scores``."""
+    kept = read(path).kept
+    found = read_scores(path)
+    return chosen(found, kept, "Circuit from a file of EAP-IG", None, found.parallel)
+
+
+def _names(writers: list[graph.Node], readers: list[graph.Node]) -> dict[str, list[str]]:
+    return {"writer": [n.name for n in writers], "reader": [n.name for n in readers]}
 
 
 class _Question:
