@@ -17,7 +17,7 @@ import neox_lab as nl
 from neox_lab.errors import InputError, NeoxLabWarning
 
 
-@pytest.fixture(params=[True, False], ids=["parallel", "sequential"])
+@pytest.fixture(scope="module", params=[True, False], ids=["parallel", "sequential"])
 def models(request: pytest.FixtureRequest) -> list[Any]:
     return [pair(use_parallel_residual=request.param, seed=seed)[1] for seed in (0, 1)]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -13,7 +14,7 @@ import neox_lab as nl
 from neox_lab.errors import HookError, InputError, NeoxLabWarning
 
 
-@pytest.fixture(params=[True, False], ids=["parallel", "sequential"])
+@pytest.fixture(scope="module", params=[True, False], ids=["parallel", "sequential"])
 def model(request: pytest.FixtureRequest) -> Any:
     return pair(use_parallel_residual=request.param)[1]
 
@@ -72,7 +73,7 @@ def test_the_pictures_hold_the_shares(model: Any) -> None:
 
 
 def test_half_precision_is_within_its_rounding(model: Any) -> None:
-    result = nl.lens.direct(model.to(torch.bfloat16), tokens(), 7)
+    result = nl.lens.direct(copy.deepcopy(model).to(torch.bfloat16), tokens(), 7)
     assert result.shares.dtype == torch.float32 and math.isfinite(result.error)
 
 
