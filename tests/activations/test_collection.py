@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from conftest import build
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -48,15 +49,10 @@ def test_rows_of_every_site_are_those_of_each_text_alone(
 
 
 def test_rotary_regimes_are_not_mixed_in_a_batch(tmp_path: Path) -> None:
-    settings = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
-    model = nl.GPTNeoXForCausalLM(
-        nl.GPTNeoXConfig(
-            **{"vocab_size": 50, "hidden_size": 12, "num_hidden_layers": 2},
-            **{"num_attention_heads": 2, "intermediate_size": 20, "initializer_range": 0.4},
-            max_position_embeddings=16,
-            rope_parameters={**settings, "original_max_position_embeddings": 8},
-        )
-    ).eval()
+    """LongRoPE turns all texts of a batch by other angles when the longest is long."""
+    factors = {"short_factor": [1.0, 1.1, 1.2], "long_factor": [1.5, 2.5, 4.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 100.0, "partial_rotary_factor": 1.0}
+    model = build(rope_parameters={**rope, **factors, "original_max_position_embeddings": 8})
     ids = [[3, 4, 5], list(range(1, 16)), [9, 8, 7, 6], list(range(20, 32))]
     name = "blocks.1.hook_resid_post"
     stored = nl.activations.collect(model, ids, name, tmp_path, batch_size=4)
@@ -202,8 +198,6 @@ def test_what_is_no_text_is_named(model: Any, tmp_path: Path, texts: Any, messag
 
 
 def test_activations_that_are_not_finite_are_named(tmp_path: Path) -> None:
-    from conftest import build
-
     broken = build()
     with torch.no_grad():
         broken.backbone.embed_in.weight[5] = float("nan")
