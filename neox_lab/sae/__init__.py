@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from neox_lab.sae.checking import Check
 from neox_lab.sae.codes import Codes
 from neox_lab.sae.dictionary import Dictionary, Weights
 from neox_lab.sae.loading import available, load
@@ -11,6 +12,7 @@ from neox_lab.sae.training import train
 from neox_lab.sae.training_result import HeldOut, TrainedDictionary
 
 __all__ = [
+    "Check",
     "Codes",
     "Dictionary",
     "HeldOut",

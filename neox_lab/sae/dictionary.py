@@ -10,7 +10,7 @@ an MLP and writes what comes out of it, perhaps with a linear path ``W_skip`` be
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,14 @@ from neox_lab.errors import ConfigError, InputError
 from neox_lab.hooks.splicing import Spliced
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.sae.activations import Activation
+from neox_lab.sae.checking import Check, check_fit
 from neox_lab.sae.codes import Codes, joined
 from neox_lab.sae.normalisation import Normalise, unchanged
+from neox_lab.sae.rows import Texts
 from neox_lab.sae.splicing import splice
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
 
 DENSE = 2**24
 """Numbers of the matrix [token, latent] that exist at a time while encoding: 64 MB in float32."""
@@ -270,6 +275,24 @@ class Dictionary(nn.Module):
             HookError: it does not fit there.
         """
         return splice(self, points, known, error)
+
+    def check(self, model: HookedModel, texts: Texts) -> Check:
+        """Try it on texts, at its site and at those around it.
+
+        Args:
+            model: whose activations.
+            texts: a few thousand tokens like those it was trained on, or lists of token ids.
+
+        Returns:
+            FVU and L0 at each site, with and without the first token of texts, beside published
+            figures where these are known; ``warnings`` say what is odd.
+
+        Raises:
+            HookError: another width, or a site that the model lacks.
+            InputError: dropout is on, or there is no token.
+            DataError: a text is longer than the model can read.
+        """
+        return check_fit(self, model, texts)
 
     def forward(self, x: Tensor) -> Tensor:
         """``decode(encode(x), x)``."""

@@ -13,16 +13,30 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from neox_lab.checks import COUNT, SWITCH, TEXT, check, number, one_of, or_none, shown, whole
+from neox_lab.checks import (
+    COUNT,
+    SWITCH,
+    TEXT,
+    check,
+    number,
+    one_of,
+    or_none,
+    require_model,
+    shown,
+    whole,
+)
 from neox_lab.errors import CheckpointError, ConfigError, InputError, nearest
 from neox_lab.frames import make_frame
 from neox_lab.hub import PathOrId
+from neox_lab.sae.checking import prove
 from neox_lab.sae.dictionary import Dictionary
 from neox_lab.sae.formats import FORMATS, Found, Given, Source, source_of
 from neox_lab.sae.sites import Site, hook_name, layer_of
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from neox_lab.family.contract import HookedModel
 
 _NAMED = 12  # dictionaries in a message
 KINDS = ("ReLU", "TopK", "BatchTopK", "JumpReLU")
@@ -35,6 +49,7 @@ def load(
     layer: int | None = None,
     subfolder: str | None = None,
     revision: str | None = None,
+    model: HookedModel | None = None,
     kind: str | None = None,
     k: int | None = None,
     norm_scaling_factor: float | None = None,
@@ -53,6 +68,8 @@ def load(
         layer: its block.
         subfolder: the folder within the source, or the file, or a folder above it.
         revision: branch, tag or commit on the hub.
+        model: the model it is for: a dictionary that does not fit is refused, and it is tried on a
+            few built-in sentences, see ``Dictionary.check``; what is odd is warned of.
         kind: ``ReLU``, ``TopK``, ``BatchTopK`` or ``JumpReLU``, for files that do not say.
         k: active features, for files that do not say.
         norm_scaling_factor: what activations are multiplied by, for SAELens's
@@ -68,7 +85,8 @@ def load(
     Raises:
         CheckpointError: there is none or there are several, the files are damaged or hostile, do
             not say enough, or hold something that is no dictionary of one site.
-        HookNameError: no network of this family has such a site.
+        HookNameError: no network of this family has such a site, or ``model`` lacks it.
+        HookError: ``model`` has another width.
         InputError: an argument is not what it can be.
     """
     given = Given(
@@ -80,6 +98,8 @@ def load(
         _dtype(dtype),
         _device(device),
     )
+    if model is not None:
+        require_model(model)
     layer = check("layer", layer, or_none(whole(least=0)), InputError)
     subfolder = check("subfolder", subfolder, or_none(TEXT), InputError)
     files = source_of(source, check("revision", revision, or_none(TEXT), InputError))
@@ -87,9 +107,12 @@ def load(
     if found.refused:
         raise CheckpointError(f"{_place(files, found)} is {found.refused}")
     try:
-        return FORMATS[found.format].read(files, found, given)
+        dictionary = FORMATS[found.format].read(files, found, given)
     except ConfigError as error:
         raise CheckpointError(f"{_place(files, found)}: {error}") from error
+    if model is not None:
+        prove(dictionary, model)
+    return dictionary
 
 
 def available(source: PathOrId, revision: str | None = None) -> pd.DataFrame:

@@ -295,6 +295,7 @@ class Trainee(nn.Module):
             subtracts_b_dec=self.subtracts_b_dec,
             kind=CALLED[self.kind],
             sources=sources,
+            expected_l0=None if self.kind == "relu" else self.k,
         )
 
     def _activation(self, factor: Tensor) -> Activation:

@@ -162,11 +162,33 @@ def tokens_of(
         InputError: dropout is on, or there is no token.
         DataError: a text is longer than the model can read.
     """
+    found, document = activations_of(model, texts, (site, site_out), batch_size)
+    return Part(found[site], found[site_out], document)
+
+
+def activations_of(
+    model: HookedModel, texts: Texts, names: Sequence[str], batch_size: int = 32
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Activations of every token of texts at several sites, in the order of the texts.
+
+    Args:
+        model: with a tokenizer, if there are texts.
+        texts: what it reads, or its token ids, at most as long as it can.
+        names: hook names.
+        batch_size: texts in one forward pass.
+
+    Returns:
+        By hook name ``[token, d]``, float32, axes after pos joined; and the text of each token.
+
+    Raises:
+        InputError: dropout is on, or there is no token.
+        DataError: a text is longer than the model can read.
+    """
     refuse_dropout(model)
     ids = _ids(model, texts)
     check_lengths(ids, model.config.max_position_embeddings, "Shorten these texts.")
     lengths = [len(row) for row in ids]
-    names = list(dict.fromkeys((site, site_out)))
+    names = list(dict.fromkeys(names))
     layers = [model.hook_points[name].layer for name in names]
     last = None if None in layers else max(layer for layer in layers if layer is not None) + 1
     found: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(ids) for name in names}
@@ -182,9 +204,9 @@ def tokens_of(
     kept = [row for row, length in enumerate(lengths) if length]
     if not kept:
         raise InputError("no text has a token")
-    joined = {name: torch.cat([found[name][row] for row in kept]) for name in names}
     counts = torch.tensor([lengths[row] for row in kept])
-    return Part(joined[site], joined[site_out], torch.tensor(kept).repeat_interleave(counts))
+    joined = {name: torch.cat([found[name][row] for row in kept]) for name in names}
+    return joined, torch.tensor(kept).repeat_interleave(counts)
 
 
 def _ids(model: HookedModel, texts: Texts) -> list[list[int]]:
