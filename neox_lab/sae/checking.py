@@ -102,8 +102,14 @@ class Check(Result):
         known += [f"{self.published.l0:g} published"] if self.published is not None else []
         beside = f" ({', '.join(known)})" if known else ""
         title = f"{self.dictionary}: FVU {self.fvu:.3f}, L0 {self.l0:.1f}{beside}"
-        note = f"variance unexplained; {self.tokens:,} tokens, the first of each text left out."
-        return BarsView(names, values, title, " ".join([note, *self.warnings]))
+        note = f"variance unexplained; {self.tokens:,} tokens, the first of each text left out"
+        count = len(self.warnings)
+        note += f"; {count} warning{'s' * (count > 1)}: see .warnings" if count else ""
+        return BarsView(names, values, title, note)
+
+    def __repr__(self) -> str:
+        """The view's text, and what is odd."""
+        return "\n".join([super().__repr__(), *self.warnings])
 
 
 def check_fit(dictionary: Dictionary, model: HookedModel, texts: Texts) -> Check:

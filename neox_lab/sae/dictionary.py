@@ -10,19 +10,23 @@ an MLP and writes what comes out of it, perhaps with a linear path ``W_skip`` be
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from neox_lab.errors import ConfigError, InputError
+from neox_lab.files import StrPath
 from neox_lab.hooks.splicing import Spliced
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.sae.activations import Activation
 from neox_lab.sae.checking import Check, check_fit
 from neox_lab.sae.codes import Codes, joined
+from neox_lab.sae.exporting import export
 from neox_lab.sae.normalisation import Normalise, unchanged
 from neox_lab.sae.rows import Texts
+from neox_lab.sae.saving import save
 from neox_lab.sae.splicing import splice
 
 if TYPE_CHECKING:
@@ -137,6 +141,11 @@ class Dictionary(nn.Module):
     def W_enc(self) -> Tensor:  # noqa: N802
         """``[d_in, latent]``."""
         return self.encoder.T
+
+    @property
+    def weights(self) -> Weights:
+        """The tensors."""
+        return Weights(self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.W_skip)
 
     @property
     def latents(self) -> int:
@@ -293,6 +302,40 @@ class Dictionary(nn.Module):
             DataError: a text is longer than the model can read.
         """
         return check_fit(self, model, texts)
+
+    def save_pretrained(self, folder: StrPath) -> Path:
+        """Write everything to ``dictionary.safetensors`` in a folder, for ``nl.sae.load``.
+
+        Args:
+            folder: made if need be; a file that is there is replaced when the new one is whole.
+
+        Returns:
+            Where the file is.
+
+        Raises:
+            InputError: ``folder`` is no path.
+            ConfigError: the activation or the normalisation is one of your own.
+            CheckpointError: the file cannot be written.
+        """
+        return save(self, folder)
+
+    def export(self, folder: StrPath, layout: str) -> Path:
+        """Write files that another library loads, in float32.
+
+        Args:
+            folder: made if need be.
+            layout: ``"sae_lens"`` (version 6), or ``"sparsify"``, which has a folder in it that is
+                called after the module.
+
+        Returns:
+            The folder with the files.
+
+        Raises:
+            InputError: ``folder`` is no path, or there is no such layout.
+            ConfigError: that library has no such dictionary.
+            CheckpointError: the files cannot be written.
+        """
+        return export(self, folder, layout)
 
     def forward(self, x: Tensor) -> Tensor:
         """``decode(encode(x), x)``."""

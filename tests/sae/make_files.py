@@ -5,6 +5,10 @@ circuit-tracer 0.5.0:
 
     python tests/sae/make_files.py
 
+and, to see that the libraries load what ``Dictionary.export`` writes, with ``neox_lab`` at hand:
+
+    python tests/sae/make_files.py exports
+
 Beside each dictionary lies ``expected.safetensors`` with ``x``, what the library's own ``encode``
 makes of it (``acts``, dense) and what its own ``decode`` makes of that (``out``).
 """
@@ -12,6 +16,8 @@ makes of it (``acts``, dense) and what its own ``decode`` makes of that (``out``
 from __future__ import annotations
 
 import json
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +217,41 @@ def circuit_tracer() -> None:
         expect(place, x, acts, made[1].decode(acts, x))
 
 
+def exports() -> None:
+    """Every file made above that the layouts can hold, written by us and read by the libraries."""
+    import sae_lens as lens
+    from safetensors.torch import load_file
+    from sparsify import SparseCoder
+
+    from neox_lab.errors import ConfigError
+    from neox_lab.sae import load
+
+    for expected in sorted(HERE.rglob("expected.safetensors")):
+        name, known = expected.parent.relative_to(HERE).as_posix(), load_file(expected)
+        dictionary = load(expected.parent, layer=1 if name.startswith("circuit") else None)
+        flat = known["x"].flatten(-2) if known["x"].dim() == 3 else known["x"]
+        for layout in ("sae_lens", "sparsify"):
+            with tempfile.TemporaryDirectory() as folder:
+                try:
+                    place = dictionary.export(folder, layout)
+                except ConfigError as error:
+                    print(f"{name}: not to {layout}: {error}")
+                    continue
+                if layout == "sae_lens":
+                    sae = lens.SAE.load_from_disk(str(place))
+                    out = sae(known["x"])
+                else:
+                    coder = SparseCoder.load_from_disk(place)
+                    out = coder(flat, flat).sae_out
+            torch.testing.assert_close(
+                out.view_as(known["out"]), known["out"], atol=2e-5, rtol=1e-5
+            )
+            print(f"{name}: {layout} loads it")
+
+
 if __name__ == "__main__":
-    for make in (sparsify, dictionary_learning, sae_lens, circuit_tracer):
-        make()
+    if sys.argv[1:] == ["exports"]:
+        exports()
+    else:
+        for make in (sparsify, dictionary_learning, sae_lens, circuit_tracer):
+            make()

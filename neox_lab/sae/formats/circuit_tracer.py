@@ -89,7 +89,8 @@ def _parts(config: dict[str, Any], tensors: Tensors, given: Given, place: str) -
         activation = TopK(k, negative=True)
         facts["negative"] = "circuit-tracer's TopK keeps the k largest, negative ones too"
     elif kind == "JumpReLU":
-        activation = JumpReLU(tensors[_THRESHOLD], negative=True)
+        below = bool((tensors[_THRESHOLD] < 0).any())  # what lies between it and 0 is kept
+        activation = JumpReLU(tensors[_THRESHOLD], negative=below)
     return Parts(weights, activation, kind, False, facts, k)
 
 
