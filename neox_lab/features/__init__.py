@@ -11,6 +11,7 @@ A feature is one of a dictionary's (``nl.sae``):
     found = nl.features.top_examples(model, dictionary, texts)       # or neurons, heads, directions
     found.frame                                                      # how often, and how much
     found.examples(12)                                               # where feature 12 is highest
+    nl.features.pages(found, "pages")                                # a page of each, and an index
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from neox_lab.features.active_features import ActiveFeatures, active
 from neox_lab.features.direct_shares import direct
 from neox_lab.features.feature_circuits import CircuitCurves, FeatureCircuit, circuit
 from neox_lab.features.feature_effects import FeatureEffects, effects
+from neox_lab.features.feature_pages import page, pages
 from neox_lab.features.sources import Direction, Head, Source
 from neox_lab.features.top import top_examples
 from neox_lab.features.top_result import TopExamples
@@ -36,5 +38,7 @@ __all__ = [
     "circuit",
     "direct",
     "effects",
+    "page",
+    "pages",
     "top_examples",
 ]

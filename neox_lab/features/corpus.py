@@ -74,6 +74,11 @@ class Corpus:
         """What it takes in memory."""
         return sum(array.nbytes for array in (self.tokens, self.first, self.document, self.start))
 
+    @property
+    def documents(self) -> int:
+        """How many documents have a token."""
+        return len(np.unique(self.document))
+
     def spot(self, place: int) -> Spot:
         """Where a token stands, by its number in the corpus."""
         chunk = int(np.searchsorted(self.first, place, side="right")) - 1

@@ -36,8 +36,8 @@ def examples(found: TopExamples, latent: int) -> View:
         return StripView([Piece(said)], name)
     rows = [TextExample(heading(one), one.pieces, one.values, one.at) for one in strips]
     note = (
-        f"Active at {density:.3g} of {found.counted:,} tokens of {found.model_name}; one scale for "
-        "all texts."
+        f"Active at {100 * density:.3g} % of {found.counted:,} tokens; {found.model_name}; one "
+        "scale for all texts."
     )
     return ExamplesView(rows, "activation", name, note)
 

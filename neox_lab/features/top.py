@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from neox_lab.activations.documents import Chunk, Documents, chunks, documents, mixed, windows
+from neox_lab.built_in import is_inside
 from neox_lab.checks import COUNT, SEED, SWITCH, check, number, or_none, require_model, whole
 from neox_lab.data.batches import by_length
 from neox_lab.dropout import refuse_dropout
@@ -122,7 +124,7 @@ def top_examples(
         )
     corpus.close()
     return TopExamples(
-        model_name=str(model.config.name_or_path or type(model).__name__),
+        model_name=_name(model),
         source=source,
         splits={
             split: Split.of(tables.top[split], tables.sample[split])
@@ -142,6 +144,14 @@ def top_examples(
         seed=seed,
         _model=model,
     )
+
+
+def _name(model: HookedModel) -> str:
+    """What a model is called; of a path its last part, since pages are sent to others."""
+    given = str(model.config.name_or_path or "")
+    if given and is_inside(given):
+        return "the built-in model"
+    return Path(given).name if Path(given).is_absolute() else given or type(model).__name__
 
 
 def _tokens(mask: Tensor, first: Sequence[int], window: int, skip_first: int) -> Tokens:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neox_lab.checks import TEXT, check, several
+from neox_lab.checks import TEXT, check, or_none, several, whole
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
@@ -79,7 +79,9 @@ class ExamplesView(View):
         for one in self.examples:
             check("heading", one.heading, TEXT, InputError)
             self.values.append(array(one.values, "token", "values"))
-            texts(one.pieces, len(self.values[-1]), "pieces", "token")
+            count = len(self.values[-1])
+            texts(one.pieces, count, "pieces", "token")
+            check("at", one.at, or_none(whole(least=0, most=count - 1)), InputError)
         self.largest = largest_of(np.concatenate(self.values))
         super().__init__(title, "Examples")
 

@@ -148,15 +148,20 @@ small { color: var(--soft); }
 """
 
 
-def page(title: str, body: str) -> str:
+def page(title: str, body: str, style: str = "") -> str:
     """One self-contained page around ``body`` (HTML), for light and dark, printable.
 
     The browser itself then refuses to fetch anything, and to run a script that is not one of ours.
+
+    Args:
+        title: what the browser calls it.
+        body: HTML.
+        style: more rules after the usual ones.
     """
     return (
         '<!DOCTYPE html>\n<html lang="en" data-neox="page">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy()}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{html_text(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<title>{html_text(title)}</title>\n<style>{STYLE}{style}</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )

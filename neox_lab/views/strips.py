@@ -38,15 +38,13 @@ from neox_lab.views.drawing import (
 from neox_lab.views.markup import Table
 from neox_lab.views.predictions import percent
 from neox_lab.views.tokens import (
-    FRAGMENT,
-    characters,
     figure_text,
     html_text,
     isolated,
     label,
     readable,
     shorten,
-    told,
+    whole_characters,
 )
 
 if TYPE_CHECKING:
@@ -278,15 +276,8 @@ class StripView(View):
 
     def _texts(self, count: int) -> list[str]:
         """The first pieces' texts: of a character in unmarked pieces the first one has it whole."""
-        texts = [piece.text for piece in self.pieces[:count]]
         marked = [piece.kind is not None or bool(piece.marks) for piece in self.pieces[:count]]
-        shown = told(texts)
-        for character, owners in characters(texts):
-            if not any(marked[at] for at in owners):
-                for at in owners:
-                    shown[at] = texts[at] = FRAGMENT.sub("", texts[at])
-                shown[owners[0]] = texts[owners[0]] = texts[owners[0]] + character
-        return shown
+        return whole_characters([piece.text for piece in self.pieces[:count]], marked)
 
     def data(self) -> dict[str, Any]:
         """The pieces with what they carry; the first ones of a very long text."""

@@ -128,6 +128,22 @@ def told(pieces: Sequence[str]) -> list[str]:
     return [f"{piece} of {made[at]}" if made[at] else piece for at, piece in enumerate(pieces)]
 
 
+def whole_characters(pieces: Sequence[str], marked: Sequence[bool]) -> list[str]:
+    """Pieces for running text: of a character in unmarked pieces the first one has it whole.
+
+    Args:
+        pieces: tokens in the order of the text.
+        marked: which of them stand out, so that each says by itself what it is of, see ``told``.
+    """
+    texts, shown = list(pieces), told(pieces)
+    for character, owners in characters(texts):
+        if not any(marked[at] for at in owners):
+            for at in owners:
+                shown[at] = texts[at] = FRAGMENT.sub("", texts[at])
+            shown[owners[0]] = texts[owners[0]] = texts[owners[0]] + character
+    return shown
+
+
 def labels(pieces: Sequence[str], limit: int) -> list[str]:
     """The label of each piece, cut to at most ``limit`` characters so that none are alike.
 

@@ -18,6 +18,7 @@ from neox_lab.views import (
     BarsView,
     ConfusionView,
     CurvesView,
+    ExamplesView,
     HeatmapView,
     LensPairView,
     LensView,
@@ -29,6 +30,7 @@ from neox_lab.views import (
     ScatterView,
     SliderView,
     StripView,
+    TextExample,
     TextView,
     TreeView,
     View,
@@ -113,6 +115,7 @@ def every_view(pieces: list[str]) -> dict[str, View]:
         "values": StripView.values(pieces, grid[0], value_name="attribution"),
         "tags": StripView.tags(pieces, tags[:count], shares),
         "spans": StripView.spans(pieces, shares / 5, shares[::-1] / 5, best=(2, 3)),
+        "examples": ExamplesView([TextExample(pieces[0], pieces, row, 1) for row in grid]),
         "text": TextView(pieces, pieces, shares.tolist(), alternatives=[ranked] * count),
         "predictions": PredictionsView(pieces, [ranked] * count),
         "bars": BarsView(pieces[:3], [0.5, -0.2, 0.7], pieces=pieces, attributions=[grid[0]] * 3),
@@ -184,7 +187,8 @@ def shown(page: Any) -> str:
 
 
 def test_there_is_a_view_for_every_asset() -> None:
-    assert {view.asset for view in every_view(WORDS).values()} == set(kinds())
+    indices = {"index"}  # no view: see the test of pages of features
+    assert {view.asset for view in every_view(WORDS).values()} | indices == set(kinds())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -74,6 +74,7 @@ def _calls_of_features(model: Any) -> dict[str, Call]:
     dictionary = random_dictionary(model.config.hidden_size, "blocks.0.hook_mlp_out")
     given = {"model": model, "dictionary": dictionary, "inputs": "abcd"}
     measured = given | {"metric": nl.patching.logit_difference("a", "b"), "progress": False}
+    examples = nl.features.top_examples(model, dictionary, ["abcd"], progress=False)
     return {
         "features.active": (nl.features.active, given),
         "features.circuit": (
@@ -112,9 +113,17 @@ def _calls_of_features(model: Any) -> dict[str, Call]:
             | {"quantiles": 2, "held_out": 0.5, "context": 4, "skip_first": 1, "max_tokens": 7}
             | {"batch_size": 1, "seed": 1, "progress": False},
         ),
-        "features.TopExamples": (
-            partial(_shown, nl.features.top_examples(model, dictionary, ["abcd"], progress=False)),
-            {"latent": 3, "count": 2},
+        "features.TopExamples": (partial(_shown, examples), {"latent": 3, "count": 2}),
+        "features.page": (_page, {"found": examples, "latent": 3}),
+        "features.pages": (_pages, {"found": examples, "latents": [3, 0], "progress": False}),
+        "views.ExamplesView": (
+            nl.views.ExamplesView,
+            {"examples": [nl.views.TextExample("a", ["b"], [1.0], 0)], "value_name": "v"}
+            | {"title": "t", "note": ""},
+        ),
+        "views.TextExample": (
+            _text_example,
+            {"heading": "a", "pieces": ["b"], "values": [1.0], "at": 0},
         ),
         "model.spliced": (partial(_spliced, model), {"dictionary": dictionary, "error": True}),
     }
@@ -146,6 +155,19 @@ def _shown(found: Any, latent: Any, count: Any) -> Any:
     found.view(latent), found.examples(latent), found.activations(latent)
     found.together(latent, count), found.nearest(latent, count)
     return found.logit_effects(latent, count)
+
+
+def _page(found: Any, latent: Any) -> Any:
+    return nl.features.page(found, latent)
+
+
+def _pages(**given: Any) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        return nl.features.pages(folder=folder, **given)
+
+
+def _text_example(**given: Any) -> Any:
+    return nl.views.ExamplesView([nl.views.TextExample(**given)]).data()
 
 
 def _collect(**given: Any) -> Any:

@@ -30,6 +30,7 @@ from neox_lab.views import (
     BarsView,
     ConfusionView,
     CurvesView,
+    ExamplesView,
     HeatmapView,
     LensPairView,
     LensView,
@@ -42,6 +43,7 @@ from neox_lab.views import (
     ScatterView,
     SliderView,
     StripView,
+    TextExample,
     TextView,
     TreeView,
     View,
@@ -131,6 +133,12 @@ def hostile_views() -> list[View]:
         BarsView(HOSTILE, grid[0], pieces=HOSTILE, attributions=[grid[0]] * count),
         StripView.values(HOSTILE, grid[0]),
         StripView.tags(HOSTILE, tags, shares),
+        ExamplesView(
+            [
+                TextExample(piece, HOSTILE, row, 1)
+                for piece, row in zip(HOSTILE[:2], grid, strict=True)
+            ]
+        ),
         StripView.spans(HOSTILE, shares, shares[::-1], (1, 3)),
         PairView(
             {"<clean>": HOSTILE, "$corrupted$": HOSTILE[::-1]},
