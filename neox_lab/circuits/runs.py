@@ -7,7 +7,8 @@ other edge it sees what the writer is replaced by, such as what it wrote for the
 
 One forward pass goes through the layers once, whatever the number of edges: before a layer reads,
 one product over all writers so far gives what all its readers see. Several circuits run side by
-side as copies of the batch.
+side as copies of the batch. Below the first layer that has an edge outside, the run is the clean
+one, which is known, so it begins there.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.checks import check, one_of
+from neox_lab.circuits.edges import edge_table
 from neox_lab.errors import InputError
 from neox_lab.experiments import graph
 from neox_lab.experiments.prompt_pairs import Batch, Pair
@@ -77,7 +79,10 @@ class CircuitRuns:
         self.replacements = torch.stack(
             [node.part_of(made[node.writing_hook]) for node in self.writers]
         )  # [writer, batch, pos, d_model]
-        own = self._activations(self.batch, [self.last])
+        own = self._activations(self.batch, [*hooks, "blocks.*.hook_resid_pre", self.last])
+        self.own = torch.stack([node.part_of(own[node.writing_hook]) for node in self.writers])
+        self.streams = [own["resid_pre", layer] for layer in range(self.layers)] + [own[self.last]]
+        self.table = edge_table(self.writers, self.readers, self.parallel)
         self.clean = at_least_float32(self.batch.measure_streams(own[self.last])[0]).cpu()
 
     def _activations(self, batch: Batch, names: list[str]) -> ActivationCache:
@@ -110,27 +115,40 @@ class CircuitRuns:
 
     @torch.no_grad()
     def _measure(self, kept: Tensor) -> Tensor:
-        run = _Run(self, kept)
-        arguments = self.batch.repeated(len(kept))
-        ids = arguments.pop("input_ids")
-        stream = self.model.run_with_hooks(ids, run.hooks(), **arguments, stop_at_layer=self.layers)
-        return at_least_float32(self.batch.measure_streams(stream.last_hidden_state)).cpu()
+        start = self._first_cut(kept)
+        run = _Run(self, kept, start)
+        stream = self.streams[start].repeat(len(kept), 1, 1)
+        if start == self.layers:
+            stream = run.seen(stream, self.last)
+        else:
+            arguments = self.batch.repeated(len(kept))
+            del arguments["input_ids"]
+            arguments |= {"start_at_layer": start, "stop_at_layer": self.layers}
+            stream = self.model.run_with_hooks(stream, run.hooks(), **arguments).last_hidden_state
+        return at_least_float32(self.batch.measure_streams(stream)).cpu()
+
+    def _first_cut(self, kept: Tensor) -> int:
+        """The first layer with a reader that sees something else."""
+        columns = (~kept & self.table).any(dim=0).any(dim=0).nonzero().flatten().tolist()
+        return min((self.readers[column].layer for column in columns), default=self.layers)
 
 
 class _Run:
     """One forward pass: what each writer's replacement differs by, filled as they write."""
 
-    def __init__(self, runs: CircuitRuns, kept: Tensor) -> None:
-        self.runs, self.count = runs, len(kept)
+    def __init__(self, runs: CircuitRuns, kept: Tensor, start: int) -> None:
+        self.runs, self.count, self.start = runs, len(kept), start
         weight = runs.replacements
         self.cut = (~kept).to(weight)  # [circuit, writer, reader]
         shape = (len(runs.writers), self.count, *weight.shape[1:])
         self.changes = weight.new_zeros(shape)  # [writer, circuit, batch, pos, d_model]
+        known = [row for row, node in enumerate(runs.writers) if node.layer < start]
+        self.changes[known] = (weight[known] - runs.own[known])[:, None]
 
     def hooks(self) -> list[tuple[str, HookFunction]]:
         """Everything that watches and changes the run."""
-        found: list[tuple[str, HookFunction]] = [("hook_embed", self.wrote)]
-        for layer in range(self.runs.layers):
+        found: list[tuple[str, HookFunction]] = []
+        for layer in range(self.start, self.runs.layers):
             prefix = f"blocks.{layer}."
             found += [(f"{prefix}hook_{part}_input", self.read) for part in "qkv"]
             found.append((f"{prefix}hook_mlp_in", self.read))
@@ -147,8 +165,12 @@ class _Run:
                 torch.sub(self.runs.replacements[row], own, out=self.changes[row])
 
     def read(self, tensor: Tensor, point: HookPoint) -> Tensor:
+        """A hook of readers; see ``seen``."""
+        return self.seen(tensor, point.name)
+
+    def seen(self, tensor: Tensor, hook: str) -> Tensor:
         """What readers see: the stream, with replacements along the edges that are cut."""
-        columns = [c for node, c in self.runs._columns.items() if node.reading_hook == point.name]
+        columns = [c for node, c in self.runs._columns.items() if node.reading_hook == hook]
         before = [
             row
             for node, row in self.runs._rows.items()
