@@ -11,12 +11,15 @@ from neox_lab.circuits.circuit import Circuit
 from neox_lab.circuits.curve import FaithfulnessCurve
 from neox_lab.circuits.evaluation import Evaluation
 from neox_lab.circuits.scoring import EdgeScores, read_circuit, read_scores, scores
+from neox_lab.circuits.search import AcdcResult, acdc
 
 __all__ = [
+    "AcdcResult",
     "Circuit",
     "EdgeScores",
     "Evaluation",
     "FaithfulnessCurve",
+    "acdc",
     "read_circuit",
     "read_scores",
     "scores",

@@ -11,13 +11,17 @@ from torch import Tensor
 
 from neox_lab.circuits.eap_files import EapFile, write
 from neox_lab.circuits.edges import edge_table, without_dangling
-from neox_lab.circuits.evaluation import Evaluation, evaluate
-from neox_lab.circuits.prompts import Asked, width_of
+from neox_lab.circuits.evaluation import Evaluation, check_fit, evaluate
+from neox_lab.circuits.prompts import Asked, prompts_of, width_of
+from neox_lab.circuits.runs import CircuitRuns
 from neox_lab.errors import InputError
 from neox_lab.experiments.graph import Node, node_of
+from neox_lab.frames import make_frame
 from neox_lab.results import GridResult
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from neox_lab.experiments.metrics import Metric
     from neox_lab.experiments.patching.prompts import PromptsLike
     from neox_lab.family.contract import HookedModel
@@ -109,6 +113,34 @@ class Circuit(GridResult):
             "expected": chance / max(1e-9, self.edges + other.edges - chance),
         }
 
+    def minimality(self) -> pd.DataFrame:
+        """What the circuit loses with each of its edges.
+
+        Returns:
+            One row an edge, the one that is missed most first: ``writer``, ``reader`` and
+            ``change`` of the metric when it is removed from the circuit as well (other edges than
+            the circuit's are ablated all the while). An edge near 0 is not needed.
+
+        Raises:
+            InputError: the circuit came from a file and no longer knows its prompts.
+        """
+        runs = CircuitRuns(prompts_of(self._asked, None, None, None, None), "resample")
+        check_fit(self.kept, self.labels, runs)
+        places = self.kept.nonzero()
+        without = self.kept.repeat(len(places), 1, 1)
+        without[torch.arange(len(places)), places[:, 0], places[:, 1]] = False
+        own = runs.measure(self.kept[None]).double().mean()
+        change = runs.measure(without).double().mean(dim=1) - own
+        order = change.abs().argsort(descending=True).tolist()
+        names = self.labels["writer"], self.labels["reader"]
+        return make_frame(
+            {
+                "writer": [names[0][int(places[at, 0])] for at in order],
+                "reader": [names[1][int(places[at, 1])] for at in order],
+                "change": [float(change[at]) for at in order],
+            }
+        )
+
     def evaluate(
         self,
         clean: PromptsLike | None = None,
@@ -175,6 +207,17 @@ class Circuit(GridResult):
         Raises:
             InputError: it has no edge.
         """
+        return self.view_of("score: change of the metric when the edge is removed")
+
+    def view_of(self, value_name: str) -> NetworkView:
+        """The same, of numbers that are no such scores.
+
+        Args:
+            value_name: what they are.
+
+        Raises:
+            InputError: it has no edge.
+        """
         from neox_lab.views import Link, NetworkView
 
         nodes, layers = self.nodes, self._layers
@@ -198,7 +241,7 @@ class Circuit(GridResult):
             [{"head": node.head, "mlp": heads}.get(node.kind, -1) for node in found],
             order,
             links,
-            "score: change of the metric when the edge is removed",
+            value_name,
             self.name,
             f"{self.edges:,} of {self.all_edges:,} edges.",
         )

@@ -230,3 +230,19 @@ def test_overlap_has_its_chance() -> None:
     assert found["expected"] == pytest.approx(np.mean(drawn), abs=0.02)
     with pytest.raises(InputError, match="same layers"):
         one.overlap(scores(small(), clean, corrupted, METRIC, "eap").circuit(edges=5))
+
+
+def test_minimality_is_a_run_without_each_edge() -> None:
+    model = small().double()
+    clean, corrupted = prompts(4, 8, first=2)
+    circuit = scores(model, clean, corrupted, METRIC, "exact").circuit(edges=12)
+    frame = circuit.minimality()
+    assert len(frame) == circuit.edges
+    own = circuit.evaluate(random=0).frame["metric"][1]
+    for row in frame.to_dict("records"):
+        kept = circuit.kept.clone()
+        w, r = (circuit.labels[side].index(row[side]) for side in ("writer", "reader"))
+        kept[w, r] = False
+        without = Circuit(**{**vars(circuit), "computed": kept}).evaluate(random=0)
+        assert row["change"] == pytest.approx(without.frame["metric"][1] - own, abs=1e-5)
+    assert (frame["change"].abs().diff().dropna() <= 1e-12).all()

@@ -16,6 +16,12 @@ def calls_of_circuits(model: Any) -> dict[str, Any]:
     circuit = scores.circuit(edges=5)
     more = {**asked, "model": model, "ablation": "resample", "random": 1, "seed": 0}
     return {
+        "circuits.acdc": (
+            nl.circuits.acdc,
+            {"model": model, **asked, "threshold": 0.01, "ablation": "zero", "orders": 1}
+            | {"seed": 0, "progress": False},
+        ),
+        "circuits.read_scores": (nl.circuits.read_scores, {"path": "none.json"}),
         "circuits.scores": (
             nl.circuits.scores,
             {"model": model, **asked, "method": "eap", "steps": 2},

@@ -67,6 +67,9 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
         model, CLEAN, METRIC, steps=2
     ),
     "attribution.occlusion": lambda model: nl.attribution.occlusion(model, CLEAN, METRIC),
+    "circuits.acdc": lambda model: nl.circuits.acdc(
+        model, CLEAN, CORRUPTED, METRIC, 0.1, progress=False
+    ),
     "circuits.scores": lambda model: nl.circuits.scores(model, CLEAN, CORRUPTED, METRIC),
     "detect.copying_scores": lambda model: nl.detect.copying_scores(model),
     "detect.head_statistics": lambda model: nl.detect.head_statistics(model, CLEAN),
