@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from neox_lab.checks import require_model, several
 from neox_lab.data.encoding import token_ids
-from neox_lab.errors import TokenizerError
+from neox_lab.errors import InputError, TokenizerError
 from neox_lab.frames import make_frame
 from neox_lab.hooks.table import axis_sizes, shape_at
 from neox_lab.notices import tell
@@ -112,15 +113,18 @@ class Check(Result):
         return "\n".join([super().__repr__(), *self.warnings])
 
 
-def check_fit(dictionary: Dictionary, model: HookedModel, texts: Texts) -> Check:
+def check_fit(dictionary: Dictionary, model: HookedModel, texts: str | Texts) -> Check:
     """See ``Dictionary.check``.
 
     Raises:
         HookError: the dictionary does not fit into the model at all.
-        InputError: dropout is on, or there is no token.
+        InputError: no model, no texts, dropout is on, or there is no token.
         DataError: a text is longer than the model can read.
     """
     require_fit(dictionary, model)
+    if isinstance(texts, str):
+        texts = [texts]
+    texts = several("texts", texts, "texts, or lists of token ids", InputError)
     pairs = list(_places(dictionary, model))
     names = [name for pair in pairs for name in pair]
     values, text = activations_of(model, texts, names)
@@ -158,7 +162,9 @@ def require_fit(dictionary: Dictionary, model: HookedModel) -> None:
 
     Raises:
         HookError: names site and width.
+        InputError: it is no model.
     """
+    require_model(model)
     splice(dictionary, model.hook_points, axis_sizes(model.config, 1, 1), True)
 
 

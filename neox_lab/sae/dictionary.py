@@ -285,7 +285,7 @@ class Dictionary(nn.Module):
         """
         return splice(self, points, known, error)
 
-    def check(self, model: HookedModel, texts: Texts) -> Check:
+    def check(self, model: HookedModel, texts: str | Texts) -> Check:
         """Try it on texts, at its site and at those around it.
 
         Args:
@@ -298,7 +298,7 @@ class Dictionary(nn.Module):
 
         Raises:
             HookError: another width, or a site that the model lacks.
-            InputError: dropout is on, or there is no token.
+            InputError: no model, no texts, dropout is on, or there is no token.
             DataError: a text is longer than the model can read.
         """
         return check_fit(self, model, texts)

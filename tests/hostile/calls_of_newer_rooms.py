@@ -65,6 +65,7 @@ def newer_calls(model: Any, folder: Path) -> dict[str, Call]:
         ),
         "dynamics.tensor_measure": (_tensor_measure, {"name": "x", "function": _measure}),
         **_calls_of_features(model),
+        **_calls_of_dictionaries(model, folder),
         **_calls_of_single_patches(model),
         **calls_of_circuits(model),
     }
@@ -127,6 +128,42 @@ def _calls_of_features(model: Any) -> dict[str, Call]:
         ),
         "model.spliced": (partial(_spliced, model), {"dictionary": dictionary, "error": True}),
     }
+
+
+def _calls_of_dictionaries(model: Any, folder: Path) -> dict[str, Call]:
+    dictionary = random_dictionary(model.config.hidden_size, "blocks.0.hook_mlp_out")
+    dictionary.save_pretrained(folder / "dictionary")
+    asked = {"site": "blocks.0.hook_mlp_out", "layer": 0, "subfolder": None, "revision": None}
+    said = {"kind": None, "k": None, "norm_scaling_factor": None, "subtracts_b_dec": None}
+    return {
+        "sae.available": (
+            nl.sae.available,
+            {"source": folder / "dictionary", "revision": None},
+        ),
+        "sae.load": (
+            nl.sae.load,
+            {"source": folder / "dictionary", **asked, "model": model, **said}
+            | {"dtype": torch.float32, "device": "cpu"},
+        ),
+        "sae.Dictionary.check": (dictionary.check, {"model": model, "texts": ["abcd", "bc"]}),
+        "sae.Dictionary.save_pretrained": (partial(_saved, dictionary), {"folder": "kept"}),
+        "sae.Dictionary.export": (
+            partial(_exported, dictionary),
+            {"folder": "kept", "layout": "sae_lens"},
+        ),
+    }
+
+
+def _saved(dictionary: Any, folder: Any) -> Any:
+    with tempfile.TemporaryDirectory() as place:
+        inside = str(Path(place) / folder) if isinstance(folder, str) else folder
+        return dictionary.save_pretrained(inside)
+
+
+def _exported(dictionary: Any, folder: Any, layout: Any) -> Any:
+    with tempfile.TemporaryDirectory() as place:
+        inside = str(Path(place) / folder) if isinstance(folder, str) else folder
+        return dictionary.export(inside, layout)
 
 
 def _circuit(

@@ -293,6 +293,14 @@ def test_what_is_no_dictionary_of_one_site_is_refused_by_name(tmp_path: Path) ->
     torch.save({"encoder.weight": torch.zeros(2, 8, 24)}, place / "ae.pt")
     with pytest.raises(CheckpointError, match="is a crosscoder"):
         load(place)
+    (tmp_path / "clt").mkdir()
+    config = {"num_features": 9, "num_layers": 6, "activation_fn": "jumprelu", "d_model": 512}
+    (tmp_path / "clt" / "cfg.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="a cross-layer transcoder of crosslayer-coding"):
+        load(tmp_path / "clt")
+    assert available(tmp_path)["refused"].str.contains("cross-layer").sum() == 2
+    with pytest.raises(CheckpointError, match="a cross-layer transcoder"):
+        load(changed(tmp_path, "sparsify/autoencoder/layers.2", cross_layer=12))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "readme.md").write_text("")
     with pytest.raises(CheckpointError, match=r"no dictionary of a layout known.*readme.md"):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from neox_lab.sae.formats import circuit_tracer, dictionary_learning, ours, sae_lens, sparsify
+from neox_lab.sae.formats import (
+    circuit_tracer,
+    dictionary_learning,
+    others,
+    ours,
+    sae_lens,
+    sparsify,
+)
 from neox_lab.sae.formats.format import Format, Found, Given
 from neox_lab.sae.formats.source import Source, source_of
 
-_MODULES = (ours, sparsify, sae_lens, dictionary_learning, circuit_tracer)
+_MODULES = (ours, sparsify, sae_lens, dictionary_learning, circuit_tracer, others)
 FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 """By name."""
 

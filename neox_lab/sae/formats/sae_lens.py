@@ -87,7 +87,11 @@ def read(source: Source, found: Found, given: Given) -> Dictionary:
     read_at, written_at = _sites(config)
     written_at = written_at or site_needed(found, given)
     named = "the argument" if found.site is None else f"{place}: hook_name"
-    return parts.at(read_at or written_at, written_at, format=config["layout"], site=named)
+    more = {}
+    if config.get("model_name"):
+        loaded = config.get("model_from_pretrained_kwargs") or {}
+        more["model"] = f"{place}: {config['model_name']}, loaded by TransformerLens with {loaded}"
+    return parts.at(read_at or written_at, written_at, format=config["layout"], site=named, **more)
 
 
 def _config(source: Source, folder: str) -> dict[str, Any]:

@@ -53,6 +53,8 @@ def read(source: Source, found: Found, given: Given) -> Dictionary:
     """
     place = inside(found.place, CONFIG)
     config = source.json(place)
+    if config.get("cross_layer"):
+        raise CheckpointError(f"{place}: a cross-layer transcoder, which is not read here.")
     transcoder = switch(config, "transcode", False, place)
     tensors = source.tensors(inside(found.place, WEIGHTS))
     tensors.check(_TENSORS, ["W_skip"])
