@@ -67,7 +67,7 @@ def newer_calls(model: Any, folder: Path) -> dict[str, Call]:
         **_calls_of_features(model),
         **_calls_of_dictionaries(model, folder),
         **_calls_of_single_patches(model),
-        **calls_of_circuits(model),
+        **calls_of_circuits(model, folder),
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,6 +48,12 @@ OF_TORCH = ("meta tensor", "meta ids", "sparse tensor", "ids out of range")
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Calls:
     return calls(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(autouse=True)
+def somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hostile names of folders are made where nobody misses them."""
+    monkeypatch.chdir(tmp_path)
 
 
 def attack(good: Calls, count: int) -> None:
