@@ -13,6 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+TOGETHER = 2**19
+"""Entries that are sorted together, of those offered and of those in the table."""
+
 
 class Entries(NamedTuple):
     """Activations of latents at places of the corpus, ``[entry]`` each.
@@ -71,6 +74,8 @@ class Highest:
         self.value = torch.zeros(latents, size, device=device)
         self.place = torch.full((latents, size), -1, device=device, dtype=torch.int64)
 
+        self._waiting: list[Entries] = []
+
     @property
     def bytes(self) -> int:
         """What it takes in memory."""
@@ -80,15 +85,31 @@ class Highest:
         """Which scores are not below all that their row holds; equal ones may come earlier."""
         return score >= self.score[:, -1][latent]
 
-    def merge(self, new: Entries) -> None:
-        """Take in entries, and let those go that no longer are among the highest.
+    def offer(self, new: Entries) -> None:
+        """Take in entries, now or when more have come together.
 
         Args:
             new: no place twice for one latent, and none that was there before.
         """
-        new = new.select(self.may_enter(new.latent, new.score))
-        if not len(new.latent):
+        self._waiting.append(new)
+        if sum(len(each.latent) for each in self._waiting) >= TOGETHER:
+            self.settle()
+
+    def settle(self) -> None:
+        """Let all that was offered take its place, and those go that no longer are the highest."""
+        if not self._waiting:
             return
+        new = Entries(*(torch.cat(columns) for columns in zip(*self._waiting, strict=True)))
+        self._waiting = []
+        new = new.select(self.may_enter(new.latent, new.score))
+        latents, size = self.score.shape
+        step = max(1, TOGETHER // size)
+        for first in range(0, latents if len(new.latent) else 0, step):
+            own = (new.latent >= first) & (new.latent < first + step)
+            self._merge(new.select(own))
+
+    def _merge(self, new: Entries) -> None:
+        """Take in entries of some latents."""
         rows, size = torch.unique(new.latent), self.score.shape[1]
         kept = Entries(
             rows.repeat_interleave(size),

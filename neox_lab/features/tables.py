@@ -74,6 +74,11 @@ class Tables:
         heaps = (*self.top.values(), *self.sample.values())
         return sum(each.nbytes for each in counts) + sum(each.bytes for each in heaps)
 
+    def close(self) -> None:
+        """No more are coming."""
+        for heap in (*self.top.values(), *self.sample.values()):
+            heap.settle()
+
     def take(self, codes: Codes, tokens: Tokens, window: int) -> None:
         """Take in a batch, a few windows at a time where many latents are active.
 
@@ -123,7 +128,7 @@ class Tables:
         drawn_by = entries._replace(score=drawn.float() / 2**24)
         for heap, offered in ((self.top[split], entries), (self.sample[split], drawn_by)):
             may = heap.may_enter(offered.latent, offered.score)
-            heap.merge(one_of_each(group[may], offered.select(may)))
+            heap.offer(one_of_each(group[may], offered.select(may)))
 
 
 def bin_edges() -> Tensor:

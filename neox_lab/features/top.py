@@ -123,6 +123,7 @@ def top_examples(
             "many at the start of every chunk"
         )
     corpus.close()
+    tables.close()
     return TopExamples(
         model_name=_name(model),
         source=source,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.errors import HookNameError, InputError
+from neox_lab.features import heaps
 from neox_lab.features.heaps import Entries, Highest, one_of_each
 from neox_lab.gym import planting
 from neox_lab.sae.codes import packed
@@ -311,10 +312,17 @@ def test_nearest_features_by_cosine(model: Any, documents: Any) -> None:
         max_size=6,
     ),
     st.integers(1, 5),
+    st.integers(1, 30),
 )
 def test_merging_keeps_what_sorting_everything_keeps(
-    batches: list[list[tuple[int, int]]], size: int
+    batches: list[list[tuple[int, int]]], size: int, together: int
 ) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(heaps, "TOGETHER", together)
+        _merged_as_sorted(batches, size)
+
+
+def _merged_as_sorted(batches: list[list[tuple[int, int]]], size: int) -> None:
     heap, everything, place = Highest(4, size), [], 0
     for batch in batches:
         rows = [(latent, float(score), place + at) for at, (latent, score) in enumerate(batch)]
@@ -323,7 +331,8 @@ def test_merging_keeps_what_sorting_everything_keeps(
         shuffled = sorted(rows, key=lambda row: hash(row))
         latents, scores, places = (torch.tensor([r[i] for r in shuffled]) for i in range(3))
         scores = scores.float()
-        heap.merge(Entries(latents.long(), scores, scores * 2, places.long()))
+        heap.offer(Entries(latents.long(), scores, scores * 2, places.long()))
+    heap.settle()
     for latent in range(4):
         own = sorted((-score, at) for which, score, at in everything if which == latent)[:size]
         assert heap.place[latent].tolist() == [at for _, at in own] + [-1] * (size - len(own))
