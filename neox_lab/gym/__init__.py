@@ -6,12 +6,13 @@
     nl.gym.TASKS["ioi"].pairs(8)               # prompts for patching
     nl.load(revision="step512")                # the same model, early in its training
     nl.load(head="question-answering")         # with a head that was trained on the same world
+    nl.gym.dictionaries(model)                 # features at every layer, trained on the same world
     nl.gym.planted()                           # a model whose induction heads were written by hand
 
 It loads in milliseconds and needs no network. ``world`` has the eight tasks and ``labelled`` the
-data of the heads, ``training_texts`` what else the model was told; ``corpus``, ``train`` and
-``head_training`` are the scripts that made it, and ``README.md`` beside this file says what it can
-and cannot do.
+data of the heads, ``training_texts`` what else the model was told; ``corpus``, ``train``,
+``head_training`` and ``dictionary_training`` are the scripts that made it, and ``README.md`` beside
+this file says what it can and cannot do.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from neox_lab.built_in import revisions, weights_directory
 
 if TYPE_CHECKING:
     from neox_lab.gym import labelled
+    from neox_lab.gym.built_in_dictionaries import dictionaries, dictionary_card, named_features
     from neox_lab.gym.evaluation import Evaluation, evaluate, repeat_loss, tasks
     from neox_lab.gym.examples import Example, Pair, Task
     from neox_lab.gym.planting import planted
@@ -34,7 +36,10 @@ _HOME = {
     "Pair": "examples",
     "TASKS": "world",
     "Task": "examples",
+    "dictionaries": "built_in_dictionaries",
+    "dictionary_card": "built_in_dictionaries",
     "evaluate": "evaluation",
+    "named_features": "built_in_dictionaries",
     "planted": "planting",
     "repeat_loss": "evaluation",
     "tasks": "evaluation",
@@ -46,8 +51,11 @@ __all__ = [
     "Example",
     "Pair",
     "Task",
+    "dictionaries",
+    "dictionary_card",
     "evaluate",
     "labelled",
+    "named_features",
     "planted",
     "repeat_loss",
     "revisions",
