@@ -6,25 +6,24 @@
     nl.gym.dictionary_card()              # how good each is
     nl.gym.named_features()               # features that stand for names, places, years, ...
 
-``dictionary_training`` is the script that made them.
+They lie in ``weights/dictionaries`` in sparsify's layout, so ``nl.sae.load`` and that library read
+them too; ``dictionary_training`` is the script that made them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import torch
-
+from neox_lab import safetensors_files
 from neox_lab.checks import require_model
 from neox_lab.errors import CheckpointError, InputError
-from neox_lab.files import read_json
+from neox_lab.files import read_json, staged_files
 from neox_lab.frames import make_frame
 from neox_lab.model.identity import identity
-from neox_lab.sae import Dictionary, Weights
+from neox_lab.sae import Dictionary, load
 from neox_lab.sae.activations import TopK
-from neox_lab.safetensors_files import FileFormat
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,8 +31,6 @@ if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
 
 FOLDER = Path(__file__).parent / "weights" / "dictionaries"
-_FORMAT = FileFormat("dictionary of the gym", "neox_lab gym dictionary 1")
-_TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 def dictionaries(model: HookedModel | None = None) -> dict[str, Dictionary]:
@@ -56,8 +53,10 @@ def dictionaries(model: HookedModel | None = None) -> dict[str, Dictionary]:
                 "one are others. nl.sae.train makes dictionaries of any model."
             )
     device = "cpu" if model is None else model.device
-    paths = sorted(FOLDER.glob("*.safetensors"), key=lambda path: path.stem)
-    return {path.stem: read(path).to(device) for path in paths}
+    return {
+        row["dictionary"]: load(FOLDER, site=row["site"], device=device)
+        for row in _card()["dictionaries"]
+    }
 
 
 def dictionary_card() -> pd.DataFrame:
@@ -86,45 +85,42 @@ def _card() -> dict[str, Any]:
     return read_json(FOLDER / "card.json")
 
 
-def write(path: Path, dictionary: Dictionary) -> None:
-    """Write a TopK dictionary without a skip path, in half precision.
+def write(folder: Path, dictionary: Dictionary) -> None:
+    """Write a TopK dictionary as sparsify does, in half precision.
 
     Args:
-        path: the file.
-        dictionary: it.
+        folder: its name is the module's, ``layers.2`` or ``layers.2.mlp``.
+        dictionary: an autoencoder that takes ``b_dec`` from its input, or a transcoder that does
+            not, without a skip path.
 
     Raises:
-        CheckpointError: it is of another kind, or the file cannot be written.
+        CheckpointError: it is of another kind, or the files cannot be written.
     """
     activation = dictionary.activation
-    if not isinstance(activation, TopK) or dictionary.W_skip is not None:
+    fits = dictionary.subtracts_b_dec != dictionary.is_transcoder and dictionary.W_skip is None
+    if not isinstance(activation, TopK) or not fits:
         raise CheckpointError(f"The gym has TopK dictionaries without a skip path: {dictionary!r}")
-    _FORMAT.write(
-        path,
-        {name: getattr(dictionary, name).detach().half() for name in _TENSORS},
-        {
-            "k": activation.k,
-            "site_in": dictionary.site_in,
-            "site_out": dictionary.site_out,
-            "subtracts_b_dec": dictionary.subtracts_b_dec,
-            "sources": dictionary.sources,
-        },
-    )
-
-
-def read(path: Path) -> Dictionary:
-    """A dictionary that ``write`` wrote, in float32.
-
-    Raises:
-        CheckpointError: there is no such file, or it is damaged.
-    """
-    tensors, description = _FORMAT.read(path)
-    return Dictionary(
-        Weights(*(tensors[name].to(torch.float32) for name in _TENSORS)),
-        TopK(cast(int, description["k"])),
-        site_in=cast(str, description["site_in"]),
-        site_out=cast(str, description["site_out"]),
-        subtracts_b_dec=cast(bool, description["subtracts_b_dec"]),
-        kind="TopK",
-        sources=cast(Mapping[str, str], description["sources"]),
-    )
+    tensors = {
+        "encoder.weight": dictionary.W_enc.T,
+        "encoder.bias": dictionary.b_enc,
+        "W_dec": dictionary.W_dec,
+        "b_dec": dictionary.b_dec,
+    }
+    settings = {
+        "activation": "topk",
+        "d_in": dictionary.d_in,
+        "k": activation.k,
+        "num_latents": dictionary.latents,
+        "normalize_decoder": True,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": dictionary.is_transcoder,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with staged_files() as stage:
+            halves = {name: tensor.detach().half() for name, tensor in tensors.items()}
+            safetensors_files.write(stage(folder / "sae.safetensors"), halves, {"format": "pt"})
+            stage(folder / "cfg.json").write_text(json.dumps(settings, indent=1) + "\n")
+    except OSError as error:
+        raise CheckpointError(f"Cannot write a dictionary to {str(folder)!r}: {error}") from error

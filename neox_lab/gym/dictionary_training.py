@@ -26,10 +26,11 @@ from neox_lab.family import GPTNeoXForCausalLM
 from neox_lab.family.loading import load
 from neox_lab.files import write_text
 from neox_lab.gym import corpus
-from neox_lab.gym.built_in_dictionaries import read, write
+from neox_lab.gym.built_in_dictionaries import write
 from neox_lab.gym.dictionary_evaluation import classes, named, quality
 from neox_lab.model.identity import identity
 from neox_lab.sae import Dictionary, Recipe, train
+from neox_lab.sae import load as load_dictionary
 from neox_lab.sae.rows import tokens_of
 
 _log = logging.getLogger("neox_lab")
@@ -70,6 +71,12 @@ def sites(layers: int) -> dict[str, tuple[str, str]]:
         found[f"resid_post_{layer}"] = (f"{block}.hook_resid_post",) * 2
         found[f"mlp_{layer}"] = (f"{block}.mlp.hook_in", f"{block}.hook_mlp_out")
     return found
+
+
+def folder(name: str) -> str:
+    """What sparsify calls the folder of a dictionary: the module whose output it writes."""
+    kind, _, layer = name.rpartition("_")
+    return f"layers.{layer}.mlp" if kind == "mlp" else f"layers.{layer}"
 
 
 def trained(
@@ -126,7 +133,8 @@ def card(
     masks = [classes(model, rows, repeated) for rows in (search, test)]
     dictionaries, features = [], []
     for name, dictionary in found.items():
-        dictionaries.append({"dictionary": name} | quality(model, dictionary, test))
+        site = {"site": dictionary.site_out}
+        dictionaries.append({"dictionary": name} | site | quality(model, dictionary, test))
         read = [
             tokens_of(model, [ids for ids, _ in rows], *(dictionary.site_in,) * 2).x
             for rows in (search, test)
@@ -176,11 +184,11 @@ def main(arguments: list[str] | None = None) -> None:
     model = load()
     assert isinstance(model, GPTNeoXForCausalLM)
     made = trained(model, options.out / "run", steps=options.steps, share=options.share)
+    folders = {name: options.out / folder(name) for name in made}
     for name, dictionary in made.items():
-        dictionary.sources = {"weights": "python -m neox_lab.gym.dictionary_training"}
-        write(options.out / f"{name}.safetensors", dictionary)
+        write(folders[name], dictionary)
     # What is measured is what was written.
-    written = {name: read(options.out / f"{name}.safetensors") for name in made}
+    written = {name: load_dictionary(folders[name]) for name in made}
     record = card(model, written, max(4, round(300 * options.share)))
     write_text(options.out / "card.json", json.dumps(record, indent=1) + "\n")
     shutil.rmtree(options.out / "run")

@@ -68,6 +68,11 @@ class TopK(nn.Module):
         self.k, self.negative, self.signed = k, negative, signed
         self.register_buffer("scale", scale)
 
+    @property
+    def is_plain(self) -> bool:
+        """Neither scaled nor signed, and nothing negative survives."""
+        return self.scale is None and not self.negative and not self.signed
+
     def forward(self, pre: Tensor) -> Codes:
         """From ``[token, latent]`` to codes with k slots."""
         pre = pre if self.scale is None else pre * self.scale

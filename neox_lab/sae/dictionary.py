@@ -20,7 +20,8 @@ from neox_lab.errors import ConfigError, InputError
 from neox_lab.files import StrPath
 from neox_lab.hooks.splicing import Spliced
 from neox_lab.model.hook_points import HookPoint
-from neox_lab.sae.activations import Activation
+from neox_lab.sae import screening
+from neox_lab.sae.activations import Activation, TopK
 from neox_lab.sae.checking import Check, check_fit
 from neox_lab.sae.codes import Codes, joined
 from neox_lab.sae.exporting import export
@@ -134,6 +135,7 @@ class Dictionary(nn.Module):
         self.b_dec = nn.Parameter(weights.b_dec)
         self.W_skip = None if weights.W_skip is None else nn.Parameter(weights.W_skip)
         self.activation = activation
+        self._screen: screening.Screen | None = None
         if subtracts_b_dec and self.d_in != self.d_out:
             raise ConfigError("b_dec can be taken from the input only where both have one width.")
 
@@ -186,10 +188,26 @@ class Dictionary(nn.Module):
             )
         read, _ = self.normalise(x.to(self.encoder.dtype))
         tokens = read.reshape(-1, self.d_in)
-        step = max(1, DENSE // self.latents)
-        codes = joined([self.activation(self.pre(part)) for part in torch.split(tokens, step)])
+        codes = self._screened(tokens)
+        if codes is None:
+            step = max(1, DENSE // self.latents)
+            codes = joined([self.activation(self.pre(part)) for part in torch.split(tokens, step)])
         shape = (*x.shape[:-1], codes.indices.shape[-1])
         return Codes(codes.indices.view(shape), codes.values.view(shape), self.latents)
+
+    def _screened(self, tokens: Tensor) -> Codes | None:
+        """The codes by a shortcut that gives the same, where there is one."""
+        chosen, weights = self.activation, (self.encoder, self.b_enc)
+        watched = torch.is_grad_enabled() and any(t.requires_grad for t in (tokens, *weights))
+        if not isinstance(chosen, TopK) or not chosen.is_plain or watched:
+            return None
+        if not screening.helps(tokens, self.latents, chosen.k):
+            return None
+        if self._screen is None or self._screen.version != screening.version_of(*weights):
+            self._screen = screening.screen(self.encoder.detach(), self.b_enc.detach())
+        read = tokens - self.b_dec if self.subtracts_b_dec else tokens
+        values, indices = screening.top_k(read, *weights, chosen.k, self._screen)
+        return Codes(indices, values.relu(), self.latents)
 
     def pre(self, read: Tensor) -> Tensor:
         """What the features are chosen from, ``[token, latent]``, of normalised input."""
