@@ -180,6 +180,7 @@ IN_EVALUATION_MODE: dict[str, tuple[str, Callable[[Any], object]]] = {
 NO_QUESTIONS = {
     "activations.plan",  # texts alone
     "detect.composition",  # weights alone
+    "gym.dictionaries",  # files alone
     "detect.repeated_tokens",  # tokens alone
     "lens.singular_vectors",  # weights alone
     "lens.svd",  # weights alone
