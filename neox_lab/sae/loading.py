@@ -103,7 +103,8 @@ def load(
     layer = check("layer", layer, or_none(whole(least=0)), InputError)
     subfolder = check("subfolder", subfolder, or_none(TEXT), InputError)
     files = source_of(source, check("revision", revision, or_none(TEXT), InputError))
-    found = _chosen(files, _all(files), given.site, layer, subfolder)
+    narrowed = files if subfolder is None else files.below(subfolder)
+    found = _chosen(files, _all(narrowed) or _all(files), given.site, layer, subfolder)
     if found.refused:
         raise CheckpointError(f"{_place(files, found)} is {found.refused}")
     try:

@@ -71,6 +71,7 @@ TABLE = (
 )
 """Modules and names of all libraries; ``{l}`` stands for the number of a block."""
 
+_HOOK = re.compile(r"((?:blocks\.\d+\.(?:\w+\.)?)?hook_[a-z_]*[a-z])(?:_\d+)?")
 _PREFIX = re.compile(r"^(base_model|gpt_neox|model|transformer)\.")
 
 
@@ -118,6 +119,15 @@ def of_learned(name: str) -> str | None:
         if layer is not None:
             return place.written.format(l=layer)
     return None
+
+
+def of_name(name: str) -> str | None:
+    """The hook point of a folder that is called after one, in whatever library's words."""
+    found = _HOOK.fullmatch(name)
+    if found:
+        return found[1]
+    sites = of_module(name)
+    return sites[1] if sites else of_learned(name)
 
 
 def in_block(hook: str, layer: int) -> str:

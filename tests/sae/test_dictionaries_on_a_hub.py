@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,30 @@ def test_one_of_a_repository(hub: SmallHub, repository: Repository) -> None:
     assert fetched == {"cfg.json", "sae.safetensors"}
     with pytest.raises(CheckpointError, match="4 dictionaries fit"):
         load(NAME, revision="main")
+
+
+def test_what_a_folder_s_name_says_is_not_fetched(hub: SmallHub, tmp_path: Path) -> None:
+    held = hub.repositories[NAME] = Repository()
+    for layer in range(4):
+        folder = f"v1/blocks.{layer}.hook_resid_post_768"
+        ours = load(FILES / "sae_lens/gated").save_pretrained(tmp_path)
+        for path in (FILES / "sae_lens/standard").iterdir():
+            held.commits[MAIN][f"{folder}/{path.name}"] = path.read_bytes()
+        held.commits[MAIN][f"ours/mlp_out_layer{layer}/{ours.name}"] = ours.read_bytes()
+    frame = available(NAME)
+    assert sorted(frame["site"]) == sorted(
+        f"blocks.{layer}.hook_{part}" for layer in range(4) for part in ("resid_post", "mlp_out")
+    )
+    assert not any("/resolve/" in request for request in hub.requests)
+    assert load(NAME, site=("resid_post", 3)).kind == "ReLU"
+    assert load(NAME, subfolder="ours", layer=1).kind == "Gated"
+
+
+def test_a_list_of_transcoders_elsewhere_is_told(hub: SmallHub, repository: Repository) -> None:
+    config = b"model_kind: transcoder_set\ntranscoders:\n- hf://a/b/layer_0?revision=main\n"
+    repository.commits[MAIN] = {"config.yaml": config}
+    with pytest.raises(CheckpointError, match=r"a list of files that lie elsewhere.*hf://a/b"):
+        load(NAME)
 
 
 def test_without_a_network_what_was_fetched_is_there(

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from neox_lab.checks import shown
 from neox_lab.errors import CheckpointError
 from neox_lab.sae.activations import Activation, JumpReLU, ReLU, TopK
 from neox_lab.sae.dictionary import Dictionary, Weights
@@ -27,6 +28,7 @@ _FILE = re.compile(r"layer_(\d+)\.safetensors")
 _CROSS_LAYER = re.compile(r"W_enc_(\d+)\.safetensors")
 _TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")
 _THRESHOLD = "activation_function.threshold"
+_ELSEWHERE = "a list of files that lie elsewhere; load these, each from its own repository:"
 READ, WRITTEN = "mlp.hook_in", "hook_mlp_out"
 
 
@@ -41,6 +43,8 @@ def find(source: Source) -> list[Found]:
         elif found := _CROSS_LAYER.fullmatch(last):
             what = "a part of a cross-layer transcoder, which writes to many layers at once; these "
             made.append(Found(NAME, name, None, what + "are not read here."))
+        elif last == CONFIG and "transcoders" in (config := _config(source, folder)):
+            made.append(Found(NAME, name, None, f"{_ELSEWHERE} {shown(config['transcoders'])}"))
     return made
 
 

@@ -12,19 +12,24 @@ from neox_lab.errors import CheckpointError, ConfigError
 from neox_lab.sae.activations import Activation
 from neox_lab.sae.dictionary import Dictionary, Weights
 from neox_lab.sae.formats.format import Format, Found, Given, unknown
-from neox_lab.sae.formats.source import Source, Tensors, inside
+from neox_lab.sae.formats.source import Source, Tensors, inside, ways
 from neox_lab.sae.normalisation import Normalise, constant_factor
 from neox_lab.sae.saving import ACTIVATIONS, FILE, FILE_FORMAT, NORMALISE
+from neox_lab.sae.sites import of_name
 
 NAME = "neox_lab"
 
 
 def find(source: Source) -> list[Found]:
-    """The dictionaries of this format; only reading one tells its site."""
-    return [
-        Found(NAME, folder, str(_described(source, folder)[1].get("site_out") or "") or None)
-        for folder in source.folders_with(FILE)
-    ]
+    """The dictionaries of this format; on a hub, what a file says is not known before it is had."""
+    made = []
+    for folder in source.folders_with(FILE):
+        if source.is_local:
+            site = _described(source, folder)[1].get("site_out")
+        else:
+            site = next((found for name in ways(source, folder) if (found := of_name(name))), None)
+        made.append(Found(NAME, folder, site if isinstance(site, str) else None))
+    return made
 
 
 def read(source: Source, found: Found, given: Given) -> Dictionary:

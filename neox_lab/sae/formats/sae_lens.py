@@ -30,8 +30,9 @@ from neox_lab.sae.formats.format import (
     unknown,
     whole,
 )
-from neox_lab.sae.formats.source import Source, Tensors, inside
+from neox_lab.sae.formats.source import Source, Tensors, inside, ways
 from neox_lab.sae.normalisation import Normalise, constant_norm, layer_norm, unchanged
+from neox_lab.sae.sites import of_name
 
 NAME = "SAELens"
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
@@ -63,10 +64,17 @@ def find(source: Source) -> list[Found]:
     """The dictionaries of this format."""
     made = []
     for folder in source.folders_with(WEIGHTS, CONFIG):
+        named = next((found for name in ways(source, folder) if (found := of_name(name))), None)
+        if named is not None and not source.is_local:  # a request for each would take long
+            made.append(Found(NAME, folder, named))
+            continue
         config = _config(source, folder)
-        refused = _OTHERS.get(str(config.get("architecture")), "")
-        made.append(Found(NAME, folder, _sites(config)[1], refused))
+        made.append(Found(NAME, folder, _sites(config)[1], _refused(config)))
     return made
+
+
+def _refused(config: dict[str, Any]) -> str:
+    return _OTHERS.get(str(config.get("architecture")), "")
 
 
 def read(source: Source, found: Found, given: Given) -> Dictionary:
@@ -77,6 +85,8 @@ def read(source: Source, found: Found, given: Given) -> Dictionary:
     """
     place = inside(found.place, CONFIG)
     config = _config(source, found.place)
+    if refused := _refused(config):
+        raise CheckpointError(f"{place}: {refused}; it is not read here.")
     if config.get("hook_head_index") is not None:
         raise CheckpointError(
             f"{place}: it reads head {config['hook_head_index']} alone of "

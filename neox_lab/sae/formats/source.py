@@ -43,6 +43,18 @@ class Source:
     names: tuple[str, ...]
     options: HubOptions
 
+    @property
+    def is_local(self) -> bool:
+        """Whether files can be looked into before one is chosen."""
+        return local_directory(self.where) is not None
+
+    def below(self, folder: str) -> Source:
+        """The same with only the files of a folder; of a file, with those beside it."""
+        folder = folder.strip("/")
+        folder = folder.rpartition("/")[0] if folder in self.names else folder
+        kept = [name for name in self.names if name.startswith(f"{folder}/" if folder else "")]
+        return dataclasses.replace(self, names=tuple(kept))
+
     def path(self, name: str) -> Path:
         """Where a file is on the disk, fetched if need be.
 
