@@ -12,16 +12,25 @@ import hashlib
 import json
 import types
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
 
 from neox_lab.checks import plain, shown
 from neox_lab.errors import InputError
+from neox_lab.model.identity import weights_print
 from neox_lab.results import GridResult, Result
 
 Measure = Callable[[Any], object]
 """What is asked of each model."""
 
 OWN_COLUMNS = ("revision", "step", "tokens", "weights", "fault", "error")
+Seen = dict[int, object]
+"""What was looked at, by its ``id``; held on to, since the id of what is gone is given again."""
+
 _SIMPLE = (str, bytes, int, float, complex, bool, types.NoneType)
 
 
@@ -121,37 +130,40 @@ def name_of(measure: Measure) -> str:
 def fingerprint(measure: Measure) -> str:
     """What tells one measure from another, so that their answers are not mixed in one folder.
 
-    It holds the function's code, the simple values and the functions of its module that it uses,
-    and the arguments that are bound to it. Of other objects only the type counts.
+    It holds the function's code, the values and the functions of its module that it uses, and the
+    arguments that are bound to it: simple ones, containers and dataclasses, numbers in tensors,
+    arrays, tables and modules (of very large ones samples). Of other objects only the type counts.
 
     Args:
         measure: the function.
     """
-    text = "\n".join(_parts(measure, set()))
+    text = "\n".join(_parts(measure, {}))
     return f"{name_of(measure)} {hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:16]}"
 
 
-def _parts(value: object, seen: set[int]) -> Iterator[str]:
+def _parts(value: object, seen: Seen) -> Iterator[str]:
     """All that a value consists of, in one order."""
     if isinstance(value, _SIMPLE):
         yield repr(value)
         return
     if id(value) in seen:
         return
-    seen.add(id(value))
+    seen[id(value)] = value
     if isinstance(value, functools.partial):
         yield from _parts([value.func, value.args, value.keywords], seen)
     elif isinstance(value, Mapping):
         for key, each in value.items():
             yield from _parts([key, each], seen)
     elif isinstance(value, set | frozenset):
-        yield from sorted(" ".join(_parts(each, set(seen))) for each in value)
+        yield from sorted(" ".join(_parts(each, dict(seen))) for each in value)
     elif isinstance(value, list | tuple):
         for each in value:
             yield from _parts(each, seen)
     elif isinstance(value, types.CodeType):
         yield f"{value.co_code.hex()} {value.co_names}"
         yield from _parts(value.co_consts, seen)
+    elif isinstance(value, Tensor | np.ndarray | nn.Module | Path) or _is_frame(value):
+        yield _printed(value)
     elif isinstance(value, types.MethodType):
         yield from _parts([value.__func__, value.__self__], seen)
     elif isinstance(value, types.FunctionType):
@@ -163,7 +175,26 @@ def _parts(value: object, seen: set[int]) -> Iterator[str]:
         yield str(getattr(value, "__qualname__", type(value).__qualname__))
 
 
-def _function(function: types.FunctionType, seen: set[int]) -> Iterator[str]:
+def _is_frame(value: object) -> bool:
+    return hasattr(value, "to_csv") and hasattr(value, "dtypes")
+
+
+def _printed(value: Any) -> str:
+    """A value of many numbers, or a path, as a short text."""
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, nn.Module):
+        named = [*value.named_parameters(), *value.named_buffers()]
+        return f"{type(value).__qualname__} {weights_print(named)}"
+    if isinstance(value, Tensor):
+        dense = value.detach().to_dense()
+        dense = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+        return f"{value.dtype} {list(value.shape)} {weights_print([('', dense)])}"
+    told = value.to_csv() if _is_frame(value) else repr((value.dtype, value.shape, value.tolist()))
+    return hashlib.sha256(str(told).encode("utf-8", "replace")).hexdigest()
+
+
+def _function(function: types.FunctionType, seen: Seen) -> Iterator[str]:
     """A function: its code, its defaults, what it closes over, what it uses of its module."""
     yield f"{function.__module__}.{function.__qualname__}"
     if function.__module__.startswith("neox_lab."):

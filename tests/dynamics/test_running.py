@@ -334,7 +334,7 @@ def test_what_makes_a_measure_another() -> None:
     bound = [functools.partial(nl.gym.evaluate, count=n) for n in (1, 1, 2)]
     assert fingerprint(bound[0]) == fingerprint(bound[1]) != fingerprint(bound[2])
     # Sets have another order in each process.
-    assert list(_parts(frozenset("cab"), set())) == ["'a'", "'b'", "'c'"]
+    assert list(_parts(frozenset("cab"), {})) == ["'a'", "'b'", "'c'"]
 
 
 # --- executors -------------------------------------------------------------------------------
@@ -516,3 +516,31 @@ def test_tensors_that_are_not_there() -> None:
         nl.dynamics.tensor_measure(function=torch.norm)
     with pytest.raises(InputError, match="function"):
         nl.dynamics.tensor_measure("a", function=3)  # type: ignore[arg-type]
+
+
+NUMBERS: dict[str, Callable[[float], object]] = {
+    "tensor": lambda x: torch.tensor([1.0, x]),
+    "half tensor": lambda x: torch.tensor([1.0, x]).half(),
+    "complex tensor": lambda x: torch.tensor([1.0, x * 1j]),
+    "sparse tensor": lambda x: torch.tensor([[1.0, x]]).to_sparse(),
+    "whole numbers": lambda x: torch.tensor([1, int(x)]),
+    "array": lambda x: np.array([1.0, x]),
+    "texts": lambda x: np.array(["a", str(x)]),
+    "frame": lambda x: pd.DataFrame({"a": [1.0, x]}),
+    "path": lambda x: Path(f"{x}.csv"),
+    "module": lambda x: torch.nn.Embedding.from_pretrained(torch.tensor([[1.0, x]])),
+    "in a list": lambda x: [{"numbers": torch.tensor([1.0, x])}],
+    "lens": lambda x: nl.lens.TunedLens(torch.full((1, 2, 2), x), torch.zeros(1, 2)),
+}
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+def test_a_measure_with_other_numbers_is_another(kind: str) -> None:
+    def ask(model: Any, numbers: object) -> float:
+        return 0.0
+
+    made = NUMBERS[kind]
+    one, again, other = (
+        fingerprint(functools.partial(ask, numbers=made(x))) for x in (2.0, 2.0, 3.0)
+    )
+    assert one == again and one != other
