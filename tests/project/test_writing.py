@@ -20,6 +20,10 @@ MOVING = (
 TABLES = {"to_csv", "to_json", "to_parquet", "to_pickle", "to_excel", "to_feather"}
 EXCEPTIONS = {
     ("gym/train.py", "shutil.rmtree(options.out / 'run')"): "removes a run it began itself",
+    (
+        "gym/dictionary_training.py",
+        "shutil.rmtree(options.out / 'run')",
+    ): "removes a run it began itself",
     ("data/activations.py", "np.memmap(path, dtype=np.float32, mode='r+', shape=shape)"): (
         "in a temporary directory, in room that was reserved"
     ),
