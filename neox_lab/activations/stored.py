@@ -34,6 +34,10 @@ class Shards:
         self._bounds = torch.tensor(counts).cumsum(0)
         self._open: dict[int, Mapping[str, Tensor]] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        """Without the rows, which whoever gets this opens for himself."""
+        return {**self.__dict__, "_open": {}}
+
     def shard(self, number: int) -> Mapping[str, Tensor]:
         """The tensors of one file."""
         if number not in self._open:

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -132,7 +133,8 @@ def fingerprint(measure: Measure) -> str:
 
     It holds the function's code, the values and the functions of its module that it uses, and the
     arguments that are bound to it: simple ones, containers and dataclasses, numbers in tensors,
-    arrays, tables and modules (of very large ones samples). Of other objects only the type counts.
+    arrays, tables and modules (of very large ones samples), attributes of other objects. Of those
+    of the standard library only the type counts.
 
     Args:
         measure: the function.
@@ -157,6 +159,7 @@ def _parts(value: object, seen: Seen) -> Iterator[str]:
     elif isinstance(value, set | frozenset):
         yield from sorted(" ".join(_parts(each, dict(seen))) for each in value)
     elif isinstance(value, list | tuple):
+        yield f"{len(value)} values"
         for each in value:
             yield from _parts(each, seen)
     elif isinstance(value, types.CodeType):
@@ -171,8 +174,31 @@ def _parts(value: object, seen: Seen) -> Iterator[str]:
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         yield type(value).__qualname__
         yield from _parts([getattr(value, f.name) for f in dataclasses.fields(value)], seen)
+    elif isinstance(value, type):
+        yield value.__qualname__
     else:
-        yield str(getattr(value, "__qualname__", type(value).__qualname__))
+        yield from _object(value, seen)
+
+
+def _object(value: object, seen: Seen) -> Iterator[str]:
+    """Any other object: by its attributes, if it is none of the standard library."""
+    kind = type(value)
+    yield str(getattr(value, "__qualname__", kind.__qualname__))
+    if kind.__module__.partition(".")[0] not in sys.stdlib_module_names:
+        yield from _parts(_attributes(value), seen)
+        called = next((vars(c)["__call__"] for c in kind.__mro__ if "__call__" in vars(c)), None)
+        if isinstance(called, types.FunctionType):
+            yield from _parts(called, seen)
+
+
+def _attributes(value: object) -> object:
+    """What an object holds, as it would be sent elsewhere, without what it computed for itself."""
+    make: Callable[[], object] | None = getattr(value, "__getstate__", None)
+    state = getattr(value, "__dict__", {}) if make is None else make()
+    if not isinstance(state, dict):
+        return state
+    computed = functools.cached_property
+    return {k: v for k, v in state.items() if not isinstance(getattr(type(value), k, 0), computed)}
 
 
 def _is_frame(value: object) -> bool:

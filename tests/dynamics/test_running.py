@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import functools
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -544,3 +546,41 @@ def test_a_measure_with_other_numbers_is_another(kind: str) -> None:
         fingerprint(functools.partial(ask, numbers=made(x))) for x in (2.0, 2.0, 3.0)
     )
     assert one == again and one != other
+
+
+class Threshold:
+    """A measure that is an object."""
+
+    def __init__(self, least: float, next_to: object = None) -> None:
+        self.least, self.next_to = least, next_to
+
+    def __call__(self, model: Any) -> float:
+        return self.least
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (([1, 2], [3]), ([1], [2, 3])),
+        (Threshold(1), Threshold(2)),
+        (Threshold(1, Threshold(3)), Threshold(1, Threshold(4))),
+        (nl.lens.TunedLens(torch.zeros(1, 2, 2), torch.zeros(1, 2)),
+         nl.lens.TunedLens(torch.ones(1, 2, 2), torch.zeros(1, 2))),
+    ],
+)  # fmt: skip
+def test_objects_by_what_they_hold(one: Any, other: Any) -> None:
+    asked = [functools.partial(slow_norm, what=x) for x in (one, copy.deepcopy(one), other)]
+    first, again, another = map(fingerprint, asked)
+    assert first == again != another
+    assert fingerprint(Threshold(1)) == fingerprint(Threshold(1)) != fingerprint(Threshold(2))
+
+
+def test_rows_that_were_read_are_no_part_of_a_measure(tmp_path: Path) -> None:
+    stored = nl.activations.collect(nl.load(), [TEXT, TEXT], "resid_post", tmp_path)
+    asked = functools.partial(embedding_norm, stored)
+    before, size = fingerprint(asked), len(pickle.dumps(stored))
+    assert len(stored["resid_post", 0][:]) == len(stored)
+    assert fingerprint(asked) == before
+    assert len(pickle.dumps(stored)) < size + 2000
+    halves = [functools.partial(embedding_norm, half) for half in stored.split(0.5)]
+    assert len({before, *map(fingerprint, halves)}) == 3
