@@ -24,7 +24,8 @@ def heading(one: Example) -> str:
 def title(found: TopExamples, latent: int) -> str:
     """The name of a feature, with where it is."""
     name = found.source.name_of(latent)
-    return name if name == found.source.title else f"{name}, {found.source.title}"
+    where = found.source.title
+    return where if where.startswith(name) else f"{name}, {where}"
 
 
 def examples(found: TopExamples, latent: int) -> View:

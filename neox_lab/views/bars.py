@@ -60,6 +60,8 @@ class BarsView(View):
         self._short = labels(self.names, NAME_LIMIT)
         if not len(self.values):
             raise InputError("bars need at least one value")
+        counts = bool(np.all(self.values == np.round(self.values)) and self.values.max() > 1)
+        self._places = 0 if counts else 3
         self._lengths = np.where(np.isfinite(self.values), self.values, 0)
         self.note = check("note", note, TEXT, InputError)
         self.pieces, self.attributions = None, None
@@ -95,7 +97,7 @@ class BarsView(View):
     def alt_text(self) -> str:
         """The bars, the longest first."""
         order = np.argsort(-np.abs(self.values))[:8]
-        named = [f"{isolated(self._short[at])} {_said(self.values[at])}" for at in order]
+        named = [f"{isolated(self._short[at])} {self._said(self.values[at])}" for at in order]
         return f"Bars: {', '.join(named)}."
 
     def _speaks_for(self, name: int) -> str:
@@ -117,7 +119,7 @@ class BarsView(View):
     def tables(self) -> list[Table]:
         """Name and value of each bar."""
         rows = [
-            [isolated(name), _said(value)]
+            [isolated(name), self._said(value)]
             for name, value in zip(self._short, self.values, strict=True)
         ]
         tables = [Table("Values", [("name", "l"), ("value", "r")], rows)]
@@ -147,7 +149,7 @@ class BarsView(View):
             "notes": notes,
             "names": labels(self.names[kept], 2 * NAME_LIMIT),
             "values": rounded(self._lengths[kept]),
-            "texts": [_said(value) for value in self.values[kept]],
+            "texts": [self._said(value) for value in self.values[kept]],
         }
         if self.pieces is not None and self.attributions is not None:
             shown = max(1, min(len(self.pieces), LIVE_CELLS // len(made["names"])))
@@ -181,14 +183,13 @@ class BarsView(View):
             middle = y + (STEP - 0.07) / 2
             sheet.text(left - 0.08, middle, name, 9, ha="right", va="center_baseline")
             at, side = (zero + size + 0.06, "left") if value >= 0 else (zero + size - 0.06, "right")
-            said = _said(self.values[row])
+            said = self._said(self.values[row])
             sheet.text(at, middle, said, 8.5, color=SOFT, ha=side, va="center_baseline")
         if strip is not None:
             sheet.text(0, bottom + 0.25, figure_text(strip.title), 9, weight="bold")
             strip.draw_on(sheet, bottom + 0.4)
         return sheet
 
-
-def _said(value: float) -> str:
-    """A value as it is printed beside its bar."""
-    return "NaN" if np.isnan(value) else number(float(value), 3)
+    def _said(self, value: float) -> str:
+        """A value as it is printed beside its bar; counts have no decimals."""
+        return "NaN" if np.isnan(value) else number(float(value), self._places)

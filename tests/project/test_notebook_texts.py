@@ -137,3 +137,21 @@ def test_14_says_of_layers_what_it_prints() -> None:
     rows = re.findall(r"^(\d+) +([\d.]+) +([\d.]+)$", shown, re.MULTILINE)
     closer = [int(step) for step, tuned, logit in rows if float(tuned) < float(logit)]
     assert len(rows) == 10 and f"at steps {closer}" in shown
+
+
+def test_15_says_of_a_feature_what_it_prints() -> None:
+    bars = output("15_features", "texts, held_out=0.3")
+    counts = dict(re.findall(r"^  ([\d.]+ to [\d.]+|never) +(\d+)$", bars, re.MULTILINE))
+    assert sum(map(int, counts.values())) == 512
+    assert int(counts["0.1 to 1"]) < 256, "most at fewer than one token in ten"
+    shown = output("15_features", "measured = pd.concat(rows)")
+    active = int(re.findall(r"active in (\d+) of 12 prompts", shown)[0])
+    gains = int(re.findall(r"^(\d+) of them", shown, re.MULTILINE)[0])
+    own, others = map(float, re.findall(r"effect ([\d.]+),\nof .* ([\d.]+)\.", shown)[0])
+    assert active == gains == 12 and own > 10 * others, "more than most"
+    effects = output("15_features", "found.logit_effects(year, 8)")
+    rows = re.findall(r"^\d+ +\d+ +(\S+) +(-?[\d.]+)$", effects, re.MULTILINE)
+    years = [int(token) for token, effect in rows if re.fullmatch(r"1\d{3}", token)]
+    assert len(years) > 5 and min(years) > 1750, "years, and late ones"
+    sizes = output("15_features", "index = nl.features.pages(")
+    assert int(sizes.split()[0]) <= 60_000
