@@ -46,6 +46,13 @@ SHARES = {
     "patch result": 20,
     "attribution result": 20,
     "result bytes": 20,
+    "dictionary": 20,
+    "dictionary bytes": 20,
+    "sparsify's cfg.json": 20,
+    "SAELens's cfg.json": 20,
+    "SAELens's cfg.json of a TopK": 20,
+    "circuit-tracer's config.yaml": 20,
+    "ae.pt": 20,
     "notebook": 80,
     "SQuAD": 30,
     "json table": 30,
@@ -206,6 +213,13 @@ def _result(kind: Any) -> Callable[[Path], object]:
     return read
 
 
+def _dictionary(path: Path) -> None:
+    found = nl.sae.available(path.parent)
+    site = None if found["site"].notna().all() else "blocks.2.hook_resid_post"
+    dictionary = nl.sae.load(path.parent, site=site, subfolder=str(found["subfolder"][0]))
+    repr(dictionary), dictionary(torch.ones(2, dictionary.d_in))
+
+
 def _training(path: Path) -> None:
     state = checkpoints.latest(path.parent, "run", MODEL, WEIGHTS)
     assert state is not None and state["fingerprint"] == "run"
@@ -318,6 +332,32 @@ SHORT = {"model_type": "gpt_neox", "hidden_size": 24, "num_attention_heads": 3}
 BASE = {"rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 
 
+DICTIONARIES = Path(__file__).parents[1] / "sae" / "files"
+
+
+def _dictionaries(base: Path) -> dict[str, FileKind]:
+    """A file of each layout of dictionaries, with what belongs to it beside."""
+    kinds = {}
+    for name, place in (
+        ("sparsify's cfg.json", "sparsify/autoencoder/layers.2"),
+        ("SAELens's cfg.json", "sae_lens/standard"),
+        ("SAELens's cfg.json of a TopK", "sae_lens/topk_rescaled"),
+    ):
+        folder = DICTIONARIES / place
+        document = json.loads((folder / "cfg.json").read_text())
+        kinds[name] = _json("cfg.json", document, _dictionary, folder=folder)
+    folder = DICTIONARIES / "circuit_tracer" / "topk"
+    content = (folder / "config.yaml").read_bytes()
+    kinds["circuit-tracer's config.yaml"] = _bytes("config.yaml", content, _dictionary,
+                                                   folder=folder)  # fmt: skip
+    folder = DICTIONARIES / "dictionary_learning/pythia-70m-deduped/embed/10_32768"
+    kinds["ae.pt"] = _bytes("ae.pt", (folder / "ae.pt").read_bytes(), _dictionary)
+    dictionary = nl.sae.load(DICTIONARIES / "sae_lens/topk_rescaled")
+    saved = dictionary.save_pretrained(base / "dictionary")
+    own = (saved.name, saved.read_bytes(), _dictionary)
+    return kinds | {"dictionary": _described(*own), "dictionary bytes": _bytes(*own)}
+
+
 def file_kinds(base: Path) -> dict[str, FileKind]:
     """All kinds, by name; files that stand beside a damaged one are put under ``base``."""
     tokenizer, checkpoint = base / "tokenizer", base / "checkpoint"
@@ -366,6 +406,7 @@ def file_kinds(base: Path) -> dict[str, FileKind]:
         "tsv table": _bytes("t.tsv", csv.replace(b",", b"\t"), read_table),
         "CoNLL": _bytes("t.conll", conll, read_conll),
         "training state": _bytes("training-00000003.pt", state.getvalue(), _training),
+        **_dictionaries(base),
     }
     for rope in ROPES:
         kinds[f"config, {rope['rope_type']}"] = _json(

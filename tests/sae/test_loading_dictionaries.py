@@ -196,6 +196,29 @@ def test_top_k_and_batch_top_k_are_not_guessed(tmp_path: Path) -> None:
     assert isinstance(load(place, kind="BatchTopK").activation, JumpReLU)
 
 
+def test_early_top_k_has_its_k_elsewhere(tmp_path: Path) -> None:
+    place = tmp_path / "resid_post_layer_8"
+    shutil.copytree(FILES / suite("TopKTrainer", 3), place)
+    stored = torch.load(place / "ae.pt", weights_only=True)
+    torch.save({n: t for n, t in stored.items() if n not in ("k", "threshold")}, place / "ae.pt")
+    expected = load_file(place / "expected.safetensors")
+    agrees(load(place), expected)
+    (place / "config.json").unlink()
+    with pytest.raises(CheckpointError, match="give k="):
+        load(place, kind="TopK")
+    agrees(load(place, kind="TopK", k=3), expected)
+
+
+def test_p_annealing_is_told(tmp_path: Path) -> None:
+    name = suite("StandardTrainerAprilUpdate", 0)
+    shutil.copytree(FILES / name, tmp_path / "resid_post_layer_8")
+    config = {"trainer": {"trainer_class": "PAnnealTrainer", "dict_class": "AutoEncoder"}}
+    (tmp_path / "resid_post_layer_8" / "config.json").write_text(json.dumps(config))
+    dictionary = load(tmp_path)
+    assert dictionary.kind == "P-annealed ReLU" and "PAnnealTrainer" in dictionary.sources["kind"]
+    agrees(dictionary, load_file(FILES / name / "expected.safetensors"))
+
+
 def test_an_interrupted_training_is_refused(tmp_path: Path) -> None:
     place = tmp_path / "resid_post_layer_8"
     place.mkdir()
@@ -203,6 +226,32 @@ def test_an_interrupted_training_is_refused(tmp_path: Path) -> None:
     torch.save({"step": 5, "ae": state, "optimizer": {}, "norm_factor": 3.0}, place / "ae.pt")
     with pytest.raises(CheckpointError, match=r"stopped .*biases are not scaled back"):
         load(place)
+
+
+def test_steps_of_a_training(tmp_path: Path) -> None:
+    place = tmp_path / suite("TopKTrainer", 3)
+    shutil.copytree(FILES / suite("TopKTrainer", 3), place)
+    (place / "checkpoints").mkdir()
+    for step in (0, 100):
+        shutil.copy(place / "ae.pt", place / f"checkpoints/ae_{step}.pt")
+    expected = load_file(place / "expected.safetensors")
+    assert len(available(tmp_path)) == 1  # the finished one
+    agrees(load(tmp_path), expected)
+    agrees(load(tmp_path, subfolder=f"{suite('TopKTrainer', 3)}/checkpoints/ae_100.pt"), expected)
+    with pytest.raises(CheckpointError, match="2 dictionaries fit"):
+        load(place / "checkpoints", kind="TopK")
+    agrees(load(place / "checkpoints", subfolder="ae_0.pt", kind="TopK"), expected)
+    (place / "ae.pt").unlink()
+    assert len(available(place)) == 2
+    agrees(load(place, subfolder="checkpoints/ae_0.pt"), expected)
+
+
+def test_narrow_numbers_become_wide(tmp_path: Path) -> None:
+    place = changed(tmp_path, "sparsify/autoencoder/layers.2")
+    narrow = {n: t.bfloat16() for n, t in load_file(place / "sae.safetensors").items()}
+    save_file(narrow, place / "sae.safetensors")
+    assert torch.equal(load(place).W_dec, narrow["W_dec"].float())
+    assert load(place, dtype=torch.float64).b_enc.dtype is torch.float64
 
 
 def test_saelens_of_before_version_6(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """Marks's and Karvonen's dictionary_learning: ``<folders>/{ae.pt, config.json}``; SAEBench's suite.
 
+Steps of a training lie in ``<folders>/checkpoints/ae_{step}.pt``.
+
 What a file is, its tensors say:
 
     encoder.*, decoder.weight, bias             ReLU; x - bias is read       (AutoEncoder)
     encoder.*, decoder.weight, decoder.bias     ReLU; x is read              (AutoEncoderNew)
     encoder.weight, decoder.weight, decoder_bias, gate_bias, mag_bias, r_mag              Gated
-    encoder.*, decoder.weight, b_dec, k, threshold      TopK or BatchTopK: config.json says which
+    encoder.*, decoder.weight, b_dec, k, threshold      TopK or BatchTopK: config.json says which;
+                                                        early ones lack the last two
     W_enc, b_enc, W_dec, b_dec, k, threshold, group_sizes                   Matryoshka BatchTopK
     W_enc, b_enc, W_dec, b_dec, threshold               JumpReLU; x is read
 
@@ -16,12 +19,14 @@ version 0.1.0.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from neox_lab.checks import COUNT, check
 from neox_lab.errors import CheckpointError
 from neox_lab.sae.activations import Activation, Gated, JumpReLU, ReLU, TopK
 from neox_lab.sae.dictionary import Dictionary, Weights
@@ -31,8 +36,8 @@ from neox_lab.sae.sites import of_learned
 
 NAME = "dictionary_learning"
 CONFIG, WEIGHTS = "config.json", "ae.pt"
+_STEP = re.compile(r"(?:(.*)/)?checkpoints/ae_\d+\.pt|ae_\d+\.pt")
 _LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
-_CHOSEN = ("b_dec", "k", "threshold")
 _PLAIN = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
 _GATED = ("encoder.weight", "decoder.weight", "decoder_bias", "gate_bias", "mag_bias", "r_mag")
 _BATCH = ("BatchTopK", "Matryoshka")
@@ -40,7 +45,13 @@ _BATCH = ("BatchTopK", "Matryoshka")
 
 def find(source: Source) -> list[Found]:
     """The dictionaries of this format."""
-    return [Found(NAME, folder, _site(source, folder)) for folder in source.folders_with(WEIGHTS)]
+    folders = list(source.folders_with(WEIGHTS))
+    made = [Found(NAME, folder, _site(source, folder)) for folder in folders]
+    for name in source.names:  # of a finished training nobody means an earlier step
+        step = _STEP.fullmatch(name)
+        if step and (step[1] or "") not in folders:
+            made.append(Found(NAME, name, _site(source, step[1] or "")))
+    return made
 
 
 def read(source: Source, found: Found, given: Given) -> Dictionary:
@@ -49,15 +60,17 @@ def read(source: Source, found: Found, given: Given) -> Dictionary:
     Raises:
         CheckpointError: its files are damaged, unfinished, or do not say enough.
     """
-    config = source.json(inside(found.place, CONFIG))
+    step = _STEP.fullmatch(found.place)
+    folder, file = (step[1] or "", found.place) if step else (found.place, "")
+    config = source.json(inside(folder, CONFIG))
     trainer = config.get("trainer", {})
     trainer = trainer if isinstance(trainer, dict) else {}
-    site, said = found.site, f"folder {found.place!r}"
+    site, said = found.site, f"folder {folder!r}"
     if site is None and (site := _of_trainer(trainer)):
         said = "config.json: submodule_name"
     if site is None:
         site, said = site_needed(found, given), "the argument"
-    tensors = _tensors(*source.pickle(inside(found.place, WEIGHTS)))
+    tensors = _tensors(*source.pickle(file or inside(folder, WEIGHTS)))
     tensors = tensors.dtyped(given.dtype, given.device)
     return _parts(tensors, trainer, given).at(site, format="dictionary_learning: ae.pt", site=said)
 
@@ -69,12 +82,13 @@ def _parts(tensors: Tensors, trainer: Mapping[str, Any], given: Given) -> Parts:
     if "W_enc" in tensors:
         return _of_plain_names(tensors, trainer)
     if "b_dec" in tensors:
-        tensors.check([*_LINEAR, *_CHOSEN])
+        tensors.check([*_LINEAR, "b_dec"], ["k", "threshold"])
         kind = _kind(trainer, given, tensors)
-        return _chosen(tensors, Weights(*_of_linear(tensors), tensors["b_dec"]), kind)
+        k = _k(tensors, trainer, given)
+        return _chosen(tensors, Weights(*_of_linear(tensors), tensors["b_dec"]), kind, k)
     if "bias" in tensors:
         tensors.check([*_LINEAR, "bias"])
-        return _relu(Weights(*_of_linear(tensors), tensors["bias"]))
+        return _relu(Weights(*_of_linear(tensors), tensors["bias"]), trainer)
     tensors.check([*_LINEAR, "decoder.bias"])
     facts = {
         "kind": "tensors of an AutoEncoderNew",
@@ -86,12 +100,13 @@ def _parts(tensors: Tensors, trainer: Mapping[str, Any], given: Given) -> Parts:
     return Parts(weights, ReLU(), "ReLU", False, facts)
 
 
-def _relu(weights: Weights) -> Parts:
+def _relu(weights: Weights, trainer: Mapping[str, Any]) -> Parts:
     """An AutoEncoder, its decoder scaled to norm 1 as the library's ``from_pretrained`` does."""
     norms = weights.W_dec.norm(dim=1)
     norms = norms.where(norms > 0, 1)
+    name = str(trainer.get("trainer_class") or "")
     facts = {
-        "kind": "tensors of an AutoEncoder",
+        "kind": "tensors of an AutoEncoder" + (f"; config.json: {name}" if name else ""),
         "subtracts_b_dec": "AutoEncoder reads x - bias",
         "decoder": "rows scaled to norm 1 and the encoder by the inverse, as from_pretrained does; "
         f"stored norms were {float(norms.min()):.3g} to {float(norms.max()):.3g}",
@@ -101,7 +116,7 @@ def _relu(weights: Weights) -> Parts:
         b_enc=weights.b_enc * norms,
         W_dec=weights.W_dec / norms[:, None],
     )
-    return Parts(scaled, ReLU(), "ReLU", True, facts)
+    return Parts(scaled, ReLU(), "P-annealed ReLU" if "PAnneal" in name else "ReLU", True, facts)
 
 
 def _gated(tensors: Tensors) -> Parts:
@@ -126,7 +141,8 @@ def _of_plain_names(tensors: Tensors, trainer: Mapping[str, Any]) -> Parts:
     tensors.check([*_PLAIN, "k"] if matryoshka else _PLAIN)
     weights = Weights(*(tensors[name] for name in _PLAIN[:4]))
     if matryoshka:
-        return _chosen(tensors, weights, "Matryoshka BatchTopK")
+        k = int(scalar(tensors["k"], "k", str(tensors.path)))
+        return _chosen(tensors, weights, "Matryoshka BatchTopK", k)
     facts = {
         "kind": "tensors of a JumpReluAutoEncoder",
         "subtracts_b_dec": "JumpReluAutoEncoder reads x itself",
@@ -136,11 +152,21 @@ def _of_plain_names(tensors: Tensors, trainer: Mapping[str, Any]) -> Parts:
     return Parts(weights, JumpReLU(tensors["threshold"]), "JumpReLU", False, facts, expected)
 
 
-def _chosen(tensors: Tensors, weights: Weights, kind: str) -> Parts:
+def _k(tensors: Tensors, trainer: Mapping[str, Any], given: Given) -> int:
+    """How many features are active; earlier versions have that in the configuration alone."""
+    if "k" in tensors:
+        return int(scalar(tensors["k"], "k", str(tensors.path)))
+    k = trainer.get("k", given.k)
+    if k is None:
+        raise CheckpointError(f"{tensors.path}: nothing says how many features are active; give k=")
+    return check(f"{tensors.path}: k", k, COUNT, CheckpointError)
+
+
+def _chosen(tensors: Tensors, weights: Weights, kind: str, k: int) -> Parts:
     """TopK, or a BatchTopK after training."""
-    place = str(tensors.path)
-    k = int(scalar(tensors["k"], "k", place))
-    threshold = scalar(tensors["threshold"], "threshold", place)
+    threshold = -1.0
+    if "threshold" in tensors:
+        threshold = scalar(tensors["threshold"], "threshold", str(tensors.path))
     facts = {
         "kind": "config.json" if "encoder.weight" in tensors else "tensors of a Matryoshka",
         "subtracts_b_dec": "x - b_dec is read",

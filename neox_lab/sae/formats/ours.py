@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from neox_lab.checks import FINITE, SWITCH, TEXT, check, or_none
+from neox_lab.checks import COUNT, FINITE, SWITCH, TEXT, check, or_none
 from neox_lab.errors import CheckpointError, ConfigError
 from neox_lab.sae.activations import Activation
 from neox_lab.sae.dictionary import Dictionary, Weights
@@ -75,13 +75,15 @@ def _activation(facts: Mapping[str, Any], tensors: Tensors, place: str) -> Activ
     said = facts.get("activation")
     said = dict(said) if isinstance(said, dict) else {}
     name = said.pop("name", None)
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise unknown("activation", name, place)
     held = {
         key.removeprefix("activation."): tensor
         for key, tensor in tensors.items()
         if key.startswith("activation.")
     }
+    for setting, value in said.items():  # what else there is, the activation itself refuses
+        check(setting, value, COUNT if setting == "k" else SWITCH, CheckpointError)
     make: Callable[..., Activation] = ACTIVATIONS[name]
     return make(**said, **held)
 
@@ -91,9 +93,9 @@ def _normalise(facts: Mapping[str, Any], place: str) -> Normalise:
     if isinstance(said, dict) and set(said) == {"constant_factor"}:
         return constant_factor(check("constant_factor", said["constant_factor"], FINITE,
                                      CheckpointError))  # fmt: skip
-    if said not in NORMALISE:
+    if not isinstance(said, str) or said not in NORMALISE:
         raise unknown("normalise", said, place)
-    return NORMALISE[str(said)]
+    return NORMALISE[said]
 
 
 FORMAT = Format(NAME, find, read)

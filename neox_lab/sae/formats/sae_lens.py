@@ -209,7 +209,7 @@ def _normalised(
         CheckpointError: it is not known, or its factor is not.
     """
     name = config.get("normalize_activations") or "none"
-    if name not in _NORMALISE:
+    if not isinstance(name, str) or name not in _NORMALISE:
         raise unknown("normalize_activations", name, place)
     facts["normalise"] = f"{place}: normalize_activations {name!r}"
     if name != "expected_average_only_in":
