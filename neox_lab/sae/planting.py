@@ -89,10 +89,13 @@ def planted(
     Raises:
         InputError: an argument is not what it can be.
     """
-    for name, value in (("features", features), ("d_model", d_model), ("rows", rows)):
-        check(name, value, COUNT, InputError)
+    features = check("features", features, COUNT, InputError)
+    d_model, rows = (
+        check("d_model", d_model, COUNT, InputError),
+        check("rows", rows, COUNT, InputError),
+    )
     share = check("active", active, number(above=0, most=features), InputError) / features
-    check("noise", noise, number(least=0), InputError)
+    noise = check("noise", noise, number(least=0), InputError)
     seed = check("seed", seed, SEED, InputError)
     # Numbers of its own: a training of the same seed must not begin with the planted directions.
     generator = torch.Generator().manual_seed(seed * _OWN + 1)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.activations import Stored
-from neox_lab.checks import check, number, require_model, shown
+from neox_lab.checks import require_model, several, shown
 from neox_lab.data.batches import by_length
 from neox_lab.data.encoding import pad_rows, token_ids
 from neox_lab.data.tables import check_lengths
@@ -26,6 +26,7 @@ from neox_lab.hooks.names import ShortForm, exact
 
 Site = str | ShortForm
 Texts = Sequence[str] | Sequence[list[int]]
+_TEXTS = "at least two texts for the model to read"
 SAMPLE = 16_384  # rows from which means and norms are estimated
 
 
@@ -122,7 +123,6 @@ def rows_of(
         InputError: nothing that has rows, or rows that are not finite or too few.
         HookNameError: the model has no such site.
     """
-    held_out = check("held_out", held_out, number(above=0, below=1), InputError)
     if isinstance(source, Tensor | tuple | list):
         if texts is not None:
             raise InputError("texts are read by a model; the source is activations already.")
@@ -135,15 +135,16 @@ def rows_of(
         return OnDisk(*source.split(held_out, seed), sites, what)
     require_model(source)
     model: HookedModel = source  # type: ignore[assignment]
-    if texts is None or isinstance(texts, str) or len(texts) < 2:
-        raise InputError(f"texts={shown(texts)}; expected at least two texts for the model to read")
+    given: Texts = several("texts", texts, _TEXTS, InputError)
+    if len(given) < 2:
+        raise InputError(f"texts={shown(texts)}; expected {_TEXTS}.")
     sites = (
         exact(site, model.hook_points),
         exact(site if site_out is None else site_out, model.hook_points),
     )
-    part = tokens_of(model, texts, *sites)
+    part = tokens_of(model, given, *sites)
     name = str(model.config.name_or_path or "a model")
-    return _divided(part, sites, f"{len(texts):,} texts of {name}", held_out, seed)
+    return _divided(part, sites, f"{len(given):,} texts of {name}", held_out, seed)
 
 
 def tokens_of(

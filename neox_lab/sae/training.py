@@ -26,7 +26,7 @@ from torch import Tensor
 
 from neox_lab import interrupts
 from neox_lab.activations import Stored
-from neox_lab.checks import COUNT, SEED, SWITCH, check, one_of
+from neox_lab.checks import COUNT, SEED, SWITCH, check, number, one_of, shown
 from neox_lab.errors import CheckpointError, InputError, TrainingError
 from neox_lab.family.contract import HookedModel
 from neox_lab.files import StrPath, alone, path_of
@@ -94,7 +94,7 @@ def train(
     """
     recipe = Recipe() if recipe is None else recipe
     if not isinstance(recipe, Recipe):
-        raise InputError(f"recipe={recipe!r}; expected nl.sae.Recipe(...).")
+        raise InputError(f"recipe={shown(recipe)}; expected nl.sae.Recipe(...).")
     settings = {
         "latents": check("latents", latents, COUNT, InputError),
         "kind": check("kind", kind, one_of(*KINDS), InputError),
@@ -103,9 +103,11 @@ def train(
         "steps": check("steps", steps, COUNT, InputError),
         "batch_size": check("batch_size", batch_size, COUNT, InputError),
         "seed": check("seed", seed, SEED, InputError),
-        "held_out": held_out,
+        "held_out": check("held_out", held_out, number(above=0, below=1), InputError),
         "recipe": dataclasses.asdict(recipe),
     }
+    k, latents = cast(int, settings["k"]), cast(int, settings["latents"])
+    held_out, seed = cast(float, settings["held_out"]), cast(int, settings["seed"])
     if k > latents:
         raise InputError(f"k={k} of latents={latents}; fewer are active than there are.")
     folder = None if to is None else path_of("to", to)

@@ -66,6 +66,16 @@ def newer_calls(model: Any, folder: Path) -> dict[str, Call]:
         "dynamics.tensor_measure": (_tensor_measure, {"name": "x", "function": _measure}),
         **_calls_of_features(model),
         **_calls_of_dictionaries(model, folder),
+        "sae.planted": (
+            nl.sae.planted,
+            {"features": 6, "d_model": 4, "active": 2, "rows": 20, "noise": 0.1, "seed": 0},
+        ),
+        "sae.train": (
+            nl.sae.train,
+            {"source": model, "texts": ["abcd", "abed"], "site": ("resid_post", 0)}
+            | {"site_out": None, "latents": 4, "kind": "topk", "k": 2, "skip": False, "steps": 1}
+            | {"batch_size": 4, "held_out": 0.5, "seed": 0, "to": None, "recipe": None},
+        ),
         **_calls_of_single_patches(model),
         **calls_of_circuits(model, folder),
     }
