@@ -56,6 +56,25 @@ def check_splices(model: HookedModel, allowed: Sequence[str], why: str) -> None:
             )
 
 
+def check_end(model: HookedModel) -> None:
+    """Refuse what stands between the last block and the logits, which reads single streams.
+
+    Raises:
+        HookError: a function is spliced in there, or a hook that may change something is placed.
+        InputError: this is no model.
+    """
+    check_splices(model, IN_NETWORK, "A lens reads each stream through final layer norm and head.")
+    for watcher in (w for placed in model.hook_stack.placements for w in placed.watchers):
+        name = watcher.point.name
+        inside = any(fnmatchcase(name, glob) for glob in IN_NETWORK)
+        if watcher.writes and watcher.direction == "forward" and not inside:
+            raise HookError(
+                f"A hook is placed at {name!r}, which a lens would pass by: it reads each stream "
+                "through final layer norm and unembedding as they are. Leave its with block first; "
+                "a hook that only looks says so with nl.reads_only."
+            )
+
+
 def with_same_splices(
     model: HookedModel, exact: Callable[Asked, Answer]
 ) -> Callable[Asked, Answer]:

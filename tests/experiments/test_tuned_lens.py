@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from small_hub import MAIN, Repository, SmallHub
 from torch import Tensor
 
 import neox_lab as nl
-from neox_lab.errors import CheckpointError, InputError, NeoxLabWarning
+from neox_lab.errors import CheckpointError, HookError, InputError, NeoxLabWarning
 from neox_lab.model.identity import identity
 
 TunedLens = nl.lens.TunedLens
@@ -275,3 +276,34 @@ def test_a_space_of_the_hub(server: SmallHub, tmp_path: Path) -> None:
     expected = sum(float(t.sum()) for n, t in translators().items() if n.endswith("weight"))
     assert [float(x) for x in process.stdout.split()] == pytest.approx([expected] * 2, rel=1e-4)
     assert (tmp_path / "home" / "hub" / "spaces--owner--lenses").is_dir()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["ln_final.hook_scale", "ln_final.hook_normalized", "unembed.hook_in", "unembed.hook_out"],
+)
+def test_a_hook_above_the_last_block_is_not_passed_by(model: Any, name: str) -> None:
+    """The last row would no longer be what the model says, nor the divergence from it."""
+    ids, lens = tokens(), TunedLens(torch.zeros(3, 64, 64), torch.zeros(3, 64))
+    asked: list[Callable[[], object]] = [
+        lambda: nl.lens.logit_lens(model, ids),
+        lambda: nl.lens.tuned_lens(model, ids, lens),
+        lambda: lens.evaluate(model, ids),
+        lambda: TunedLens.train(model, ids, steps=1, progress=False),
+    ]
+    for ask in asked:
+        with model.hooks([(name, lambda x, hook: 2 * x)], must_fire=False):
+            with pytest.raises(HookError, match=f"{name}.*pass by"):
+                ask()
+        with model.hooks([(name, nl.reads_only(lambda x, hook: None))], must_fire=False):
+            ask()
+
+
+def test_a_pytorch_hook_on_the_whole_is_not_passed_by(model: Any) -> None:
+    ids, lens = tokens(), TunedLens(torch.zeros(3, 64, 64), torch.zeros(3, 64))
+    for module in (model, model.gpt_neox):
+        handle = module.register_forward_hook(lambda module, inputs, output: None)
+        with pytest.raises(HookError, match="PyTorch hook"):
+            lens.evaluate(model, ids)
+        handle.remove()
+    lens.evaluate(model, ids)

@@ -38,8 +38,8 @@ def logit_lens(
         InputError: an unknown site, a model without an unembedding, or a watched id or ``top_k``
             out of range.
         HookNameError: ``resid_mid`` of a model with parallel blocks.
-        HookError: a function is spliced in above the last block, or there are PyTorch hooks that
-            reading a layer early would skip.
+        HookError: a function is spliced in, or a hook that may change something is placed, above
+            the last block; or there are PyTorch hooks that reading a layer early would skip.
         TokenizerError: a watched string is not exactly one token.
     """
     return read(model, inputs, site, watch=watch, top_k=top_k, name="Logit lens")

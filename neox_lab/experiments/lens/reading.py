@@ -18,7 +18,7 @@ from neox_lab.errors import InputError
 from neox_lab.experiments.lens.result import LensResult
 from neox_lab.experiments.parts_alone import check_parts
 from neox_lab.experiments.patching.prompts import refuse_other_angles
-from neox_lab.experiments.splices import IN_NETWORK, check_splices
+from neox_lab.experiments.splices import check_end
 from neox_lab.model.parts import at_least_float32
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def read(
     unembed = model.get_output_embeddings()
     if unembed is None:
         raise InputError(f"A lens needs an unembedding; {type(model).__name__} has none.")
-    check_splices(model, IN_NETWORK, "A lens reads each stream through final layer norm and head.")
+    check_end(model)
     check_parts(model)
     top_k = check("top_k", top_k, whole(above=0), InputError)
     known = whole(least=0, most=len(unembed.weight) - 1)

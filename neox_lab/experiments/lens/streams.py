@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neox_lab.checks import require_model, shown
 from neox_lab.data.batches import by_length
@@ -15,7 +15,8 @@ from neox_lab.data.encoding import pad_rows, token_ids
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import DataError, InputError
 from neox_lab.experiments.lens.divergence import Said, said
-from neox_lab.model.parts import at_least_float32, plain_layer_norm
+from neox_lab.experiments.splices import check_end
+from neox_lab.model.parts import at_least_float32, is_hooked, plain_layer_norm, skipped_hook
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel
@@ -79,15 +80,20 @@ class End:
 
 
 def require_end(model: LanguageModel) -> None:
-    """Refuse a model without an unembedding, or one in which dropout is on.
+    """Refuse a model without an unembedding, with dropout on, or with something at its end.
 
     Raises:
-        InputError: it is one of these.
+        InputError: it is one of the first two.
+        HookError: a hook, a spliced function or a PyTorch hook would be passed by.
     """
     require_model(model)
     if model.get_output_embeddings() is None:
         raise InputError(f"A lens needs an unembedding; {type(model).__name__} has none.")
     refuse_dropout(model)
+    check_end(model)
+    for name, part in (("the model", model), ("its backbone", model.backbone)):
+        if isinstance(part, nn.Module) and is_hooked(part):
+            raise skipped_hook(name)
 
 
 def documents(model: LanguageModel, texts: Texts) -> list[list[int]]:

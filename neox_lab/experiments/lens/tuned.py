@@ -267,7 +267,8 @@ class TunedLens:
             DataError: fewer than two documents.
             CheckpointError: the folder holds something else, or another training.
             TokenizerError: texts, and the model has no tokenizer.
-            HookError: PyTorch hooks stand in the final layer norm or the unembedding.
+            HookError: hooks, PyTorch hooks or spliced functions stand in the final layer norm or
+                the unembedding.
         """
         from neox_lab.experiments.lens.tuned_training import Recipe, train
 
@@ -297,7 +298,8 @@ class TunedLens:
             InputError: an argument out of range, no document, or dropout is on.
             CheckpointError: the lens is for another model.
             TokenizerError: texts, and the model has no tokenizer.
-            HookError: PyTorch hooks stand in the final layer norm or the unembedding.
+            HookError: hooks, PyTorch hooks or spliced functions stand in the final layer norm or
+                the unembedding.
         """
         batch_size = check("batch_size", batch_size, COUNT, InputError)
         seed = check("seed", seed, SEED, InputError)
@@ -349,8 +351,8 @@ def tuned_lens(
         InputError: another site, ``lens`` is no lens, a model without an unembedding, or a watched
             id or ``top_k`` out of range.
         CheckpointError: the lens is for another model.
-        HookError: a function is spliced in above the last block, or there are PyTorch hooks that
-            reading a layer early would skip.
+        HookError: a function is spliced in, or a hook that may change something is placed, above
+            the last block; or there are PyTorch hooks that reading a layer early would skip.
         TokenizerError: a watched string is not exactly one token.
     """
     require_model(model)
