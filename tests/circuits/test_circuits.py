@@ -57,6 +57,19 @@ def test_the_planted_circuit_is_recovered() -> None:
     assert names(circuit, circuit.kept) <= INDUCTION
 
 
+@pytest.mark.parametrize("method", ["exact", "eap-ig", "ig-activations"])
+def test_the_planted_way_of_the_key_is_recovered(method: str) -> None:
+    """Two tokens are swapped: what stood before each is written by L0H1, and read by L1H2's key."""
+    model, words = nl.gym.planted(), ["qwerty", "asdfgh", "zxcvbn", "plmokn"]
+    clean = [word + word[:2] for word in words]
+    corrupted = [w[0] + w[3] + w[2] + w[1] + w[4:] + w[:2] for w in words]
+    metric = logit_difference([word[2] for word in words], [word[4] for word in words])
+    result = scores(model, clean, corrupted, metric, method, steps=20)  # type: ignore[arg-type]
+    found = names(result, (result.values.abs() > 1) & result.is_computed)
+    assert found == {("embed", "L0H1.v"), ("L0H1", "L1H2.k"), ("L1H2", "logits")}
+    assert result.circuit(edges=3).evaluate().faithfulness == pytest.approx(1, abs=1e-4)
+
+
 def test_evaluation_counts_what_is_there() -> None:
     model = small(num_hidden_layers=3).double()
     clean, corrupted = prompts(6, 8, first=2)

@@ -155,3 +155,18 @@ def test_15_says_of_a_feature_what_it_prints() -> None:
     assert len(years) > 5 and min(years) > 1750, "years, and late ones"
     sizes = output("15_features", "index = nl.features.pages(")
     assert int(sizes.split()[0]) <= 60_000
+
+
+def test_17_says_of_the_circuit_what_it_prints() -> None:
+    rows = {
+        line.split()[0]: [float(cell) for cell in line.split()[1:]]
+        for line in output("17_circuits", '"best random": found.random').splitlines()[1:]
+    }
+    faithful, left_outside, best_random = rows["resample"]
+    assert faithful > 0.9 > 0.2 > max(abs(left_outside), best_random), "it does the job alone"
+    assert max(rows["mean"][0], rows["zero"][0]) < rows["mean_by_pos"][0] < faithful, (
+        "against zeros or means more of the model is needed"
+    )
+    truth = output("17_circuits", "truth.top(5)")
+    edges = re.findall(r"(\S+) +(\S+) +-42", truth)
+    assert edges == [("L1H2", "logits"), ("embed", "L0H1.v"), ("L0H1", "L1H2.k")]
