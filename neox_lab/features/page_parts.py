@@ -128,7 +128,7 @@ def bars(found: TopExamples, latent: int) -> str:
             kind = ' class="n"' if effect < 0 else ""
             width = f"width:{100 * abs(effect) / most:.0f}%"
             rows.append(
-                f'<span>{token}</span><i{kind} style="{width}"></i><span>{effect:.3f}</span>'
+                f'<span>{token}</span><i{kind} style="{width}"></i><span>{_number(effect)}</span>'
             )
         lists.append(
             f'<div><strong>{heading}</strong><div class="bars">{"".join(rows)}</div></div>'
@@ -165,7 +165,7 @@ def others(found: TopExamples, latent: int, links: Mapping[int, str]) -> str:
     near = found.nearest(latent)
     if len(near):
         columns = zip(near["latent"], near["name"], near["cosine"], strict=True)
-        rows = [[_linked(at, name, links), f"{cosine:.3f}"] for at, name, cosine in columns]
+        rows = [[_linked(at, name, links), _number(cosine)] for at, name, cosine in columns]
         parts.append(_table("Nearest by what they add", ("feature", "cosine"), rows))
     beside = found.together(latent, 5)
     if len(beside):
@@ -220,3 +220,8 @@ def facts(found: TopExamples) -> str:
 def _told(text: str, limit: int) -> str:
     """A text as HTML: every character visible, cut to a number of them."""
     return html_text(isolated(label(text, limit)))
+
+
+def _number(value: float) -> str:
+    """A number to three places, with a minus sign as wide as a plus."""
+    return f"{value:.3f}".replace("-", "−")

@@ -61,10 +61,10 @@ def test_a_page_says_what_the_result_says(found: Any) -> None:
         assert f'data-v="{one.values[one.at]:.4g}"' in page
         assert f"document {one.document}, position {one.position}" in seen.text
     for row in found.nearest(latent).itertuples():
-        assert f"{row.cosine:.3f}" in seen.text and row.name in seen.text
+        assert f"{row.cosine:.3f}".replace("-", "−") in seen.text and row.name in seen.text
     effects = found.logit_effects(latent, 8)
     for effect in effects["effect"]:
-        assert f"{effect:.3f}" in seen.text
+        assert f"{effect:.3f}".replace("-", "−") in seen.text
     counts = re.findall(r': ([\d,]+) tokens"', page)
     assert sum(int(count.replace(",", "")) for count in counts) == int(found.active[latent])
     for told in ("the built-in model", SITE, f"{found.counted:,} tokens", "documents held out"):
