@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from neox_lab.views import BarsView
 
 _AT_ONCE = 256  # tokens; a TopK read as ReLU has thousands of active features at each
+_TRIED = 32  # tokens of each text when a dictionary is loaded: some seconds for 32,768 features
 _BETTER = 1.25  # times smaller must the FVU of a neighbour be; trained ones fit their own best
 _GOOD = 0.8  # FVU above which nothing is said to fit
 _FAR = 2.0  # times the L0 that was expected, or its inverse
@@ -177,7 +178,8 @@ def prove(dictionary: Dictionary, model: HookedModel) -> None:
     """
     require_fit(dictionary, model)
     try:
-        ids = [row[: model.config.max_position_embeddings] for row in token_ids(model, TEXTS)]
+        most = min(_TRIED, model.config.max_position_embeddings)
+        ids = [row[:most] for row in token_ids(model, TEXTS)]
     except TokenizerError:
         tell("The model has no tokenizer, so the dictionary was not tried on any text.")
         return

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 DENSE = 2**24
 """Numbers of the matrix [token, latent] that exist at a time while encoding: 64 MB in float32."""
 
+SPARSE = 8
+"""Codes of more than one feature in so many are multiplied as a matrix."""
+
 
 class Weights(NamedTuple):
     """The tensors of a dictionary.
@@ -253,6 +256,10 @@ class Dictionary(nn.Module):
         slots = codes.indices.shape[-1]
         if slots == 0:
             return self.W_dec.new_zeros(*codes.indices.shape[:-1], self.d_out)
+        if slots * SPARSE > self.latents:  # rows one by one would take many times as long
+            return (
+                Codes(codes.indices, values, self.latents).dense().to(self.W_dec.dtype) @ self.W_dec
+            )
         bags = torch.nn.functional.embedding_bag(
             codes.indices.reshape(-1, slots),
             self.W_dec,

@@ -128,6 +128,17 @@ def test_many_tokens_are_encoded_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.undo()
 
 
+def test_codes_of_most_features_are_multiplied_as_a_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, scale = 3 * numbers(2, 7, D, seed=9), numbers(LATENTS, D, seed=3).norm(dim=-1)
+    for activation in (ReLU(), TopK(20, scale=scale), TopK(35, negative=True)):
+        ours = dictionary(activation)
+        assert ours.encode(x).values.shape[-1] * 8 > LATENTS
+        as_matrix = ours(x)
+        monkeypatch.setattr("neox_lab.sae.dictionary.SPARSE", 0)
+        torch.testing.assert_close(ours(x), as_matrix)
+        monkeypatch.undo()
+
+
 def test_gradients_are_those_of_the_dense_formula() -> None:
     ours = dictionary(TopK(5), subtracts_b_dec=True)
     x = numbers(6, D, seed=9).requires_grad_()
