@@ -89,10 +89,14 @@ class FaithfulnessCurve(Result):
         return _area(x, values[there]) / float(x[-1] - x[0])
 
     def view(self) -> CurvesView:
-        """Faithfulness over the number of edges, sizes at equal distances."""
+        """Faithfulness over the number of edges, sizes at equal distances; empty circuits left out.
+
+        Raises:
+            InputError: every circuit is empty.
+        """
         from neox_lab.views import CurvesView, Line
 
-        frame = self.frame
+        frame = self.frame[self.frame["edges"] > 0]
         places = list(range(len(frame)))
         lines = {"circuit": Line(places, frame["faithfulness"], frame["low"], frame["high"])}
         if frame["random"].notna().any():
