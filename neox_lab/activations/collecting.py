@@ -63,17 +63,20 @@ def collect(
 
     A call that was interrupted, even killed, goes on where it stopped when it is made again with
     the same texts: what was read is compared and not computed again. The files are then those of
-    a call that was not interrupted.
+    a call that was not interrupted. Hooks and spliced functions that are in place act; the same
+    must be in place when it goes on.
 
     Args:
         model: any of the classes, with a tokenizer if there are texts.
         texts: strings, or token ids, or rows of a data set that hold one of them as ``text`` or
-            ``input_ids``; in a list or whatever can be iterated, read a few at a time. A tensor
-            ``[batch, pos]`` has a document in each row, without padding.
+            ``input_ids`` (where ``attention_mask`` is 0 they are padding); in a list or whatever
+            can be iterated, read a few at a time. A tensor ``[batch, pos]`` has a document in each
+            row, without padding.
         sites: such as ``"resid_post"`` (of every layer), a hook name, a glob, or several.
         to: the folder; made if need be.
         dtype: of what is stored: ``float32``, ``float16`` or ``bfloat16``.
-        pos: ``all`` positions, or the ``last`` of each document.
+        pos: ``all`` positions, or the ``last`` of each document; one that ``max_tokens`` cuts off
+            has none.
         skip_first: so many positions at the start of every chunk are left out; activations at
             position 0 are unlike all others.
         context: a document of more tokens is cut into chunks of so many, which the model reads each
@@ -140,6 +143,7 @@ def _manifest(model: HookedModel, wanted: Choices) -> Manifest:
         context=wanted.context,
         max_tokens=wanted.max_tokens,
         shard_tokens=min(max(tokens, FEWEST), MOST),
+        hooks=model.hook_stack.changing,
     )
 
 
@@ -181,7 +185,7 @@ def _same(folder: Path, new: Manifest) -> Manifest:
     """
     old = open(folder).manifest
     refuse_another(old.identity, new.identity, f"What is in {str(folder)!r}")
-    names = ("sites", "dtype", "pos", "skip_first", "context", "max_tokens")
+    names = ("sites", "dtype", "pos", "skip_first", "context", "max_tokens", "hooks")
     differ = [
         f"{name}={getattr(old, name)!r}, now {getattr(new, name)!r}"
         if name != "sites"

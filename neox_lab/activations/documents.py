@@ -18,7 +18,7 @@ from neox_lab.family.contract import HookedModel
 
 Document = str | Sequence[int] | Tensor | Mapping[str, object]
 """A text, its token ids, or a row of a data set that holds one of them as ``text`` or
-``input_ids``."""
+``input_ids``; of these an ``attention_mask`` in the row says which are padding."""
 Documents = str | Tensor | Iterable[Document]
 """Several documents; a string is one, and a tensor ``[batch, pos]`` is a document for each row."""
 _TOGETHER = 64  # texts that the tokenizer is given at a time
@@ -32,7 +32,7 @@ class Chunk(NamedTuple):
         document: number of the document.
         start: position of the first token in the document.
         ids: the tokens.
-        ends: the document ends here.
+        ends: the document ends here; False where it was cut off.
     """
 
     document: int
@@ -101,8 +101,24 @@ def _content(document: object, number: int) -> str | list[int]:
         return content
     ids = plain(list(content) if isinstance(content, tuple | range) else content)
     if isinstance(ids, list) and all(type(token) is int for token in ids):
-        return ids
+        mask = document.get("attention_mask") if isinstance(document, Mapping) else None
+        return ids if mask is None else _own(ids, mask, number)
     raise InputError(f"document {number} is {shown(document, 80)}; {_EXPECTED}.")
+
+
+def _own(ids: list[int], mask: object, number: int) -> list[int]:
+    """The ids that are not padding.
+
+    Raises:
+        InputError: the mask does not fit.
+    """
+    own = plain(mask)
+    if not isinstance(own, list) or len(own) != len(ids) or not all(each in (0, 1) for each in own):
+        raise InputError(
+            f"document {number} has {len(ids)} token ids and attention_mask={shown(mask, 80)}; "
+            "expected a 1 for each token and a 0 for each padding."
+        )
+    return [token for token, kept in zip(ids, own, strict=True) if kept]
 
 
 def chunks(rows: Iterable[list[int]], context: int, max_tokens: int | None) -> Iterator[Chunk]:
@@ -118,12 +134,13 @@ def chunks(rows: Iterable[list[int]], context: int, max_tokens: int | None) -> I
     """
     left = max_tokens
     for document, ids in enumerate(rows):
+        length = len(ids)
         if left is not None:
             ids = ids[:left]
             left -= len(ids)
         for start in range(0, max(1, len(ids)), context):
             part = ids[start : start + context]
-            yield Chunk(document, start, part, start + len(part) == len(ids))
+            yield Chunk(document, start, part, start + len(part) == length)
         if left == 0:
             return
 

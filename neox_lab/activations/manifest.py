@@ -56,6 +56,7 @@ class Manifest:
         context: the longest chunk; the model reads each from its position 0 on.
         max_tokens: where the texts were cut off, or None.
         shard_tokens: tokens read for one shard.
+        hooks: hook points at which something was in place that may have changed what passes.
         complete: all texts have been read.
         documents: how many have been read; those without rows count.
         tokens: how many have been read.
@@ -74,6 +75,7 @@ class Manifest:
     context: int
     max_tokens: int | None
     shard_tokens: int
+    hooks: list[str] = field(default_factory=list)
     complete: bool = False
     documents: int = 0
     tokens: int = 0

@@ -64,10 +64,8 @@ def check_end(model: HookedModel) -> None:
         InputError: this is no model.
     """
     check_splices(model, IN_NETWORK, "A lens reads each stream through final layer norm and head.")
-    for watcher in (w for placed in model.hook_stack.placements for w in placed.watchers):
-        name = watcher.point.name
-        inside = any(fnmatchcase(name, glob) for glob in IN_NETWORK)
-        if watcher.writes and watcher.direction == "forward" and not inside:
+    for name in model.hook_stack.changing:
+        if not any(fnmatchcase(name, glob) for glob in IN_NETWORK):
             raise HookError(
                 f"A hook is placed at {name!r}, which a lens would pass by: it reads each stream "
                 "through final layer norm and unembedding as they are. Leave its with block first; "

@@ -236,6 +236,13 @@ class HookStack(threading.local):
         return [site for placement in self.splices for site in placement.added]
 
     @property
+    def changing(self) -> list[str]:
+        """Hook points at which something in force may change what passes, sorted."""
+        watchers = [watcher for placement in self.placements for watcher in placement.watchers]
+        names = [w.point.name for w in watchers if w.writes and w.direction == "forward"]
+        return sorted({*names, *self.spliced})
+
+    @property
     def weights(self) -> list[Tensor]:
         """Weights of what is spliced in."""
         return [weight for placement in self.placements for weight in placement.weights]

@@ -147,6 +147,41 @@ def test_texts_come_as_whatever_holds_them(tmp_path: Path) -> None:
     assert torch.equal(one["resid_pre", 1][:], tensor["resid_pre", 1][:])
 
 
+def test_padding_in_rows_of_a_data_set_is_no_text(model: Any, tmp_path: Path) -> None:
+    longest = max(map(len, IDS))
+    padding = [[0] * (longest - len(ids)) for ids in IDS]
+    masks = [[1] * len(ids) for ids in IDS]
+    given: dict[str, Any] = {
+        "bare": [{"input_ids": ids} for ids in IDS],
+        "right": [
+            {"input_ids": torch.tensor(ids + pad), "attention_mask": torch.tensor(mask + pad)}
+            for ids, mask, pad in zip(IDS, masks, padding, strict=True)
+        ],
+        "left": [
+            {"input_ids": pad + ids, "attention_mask": pad + mask}
+            for ids, mask, pad in zip(IDS, masks, padding, strict=True)
+        ],
+    }
+    folders = []
+    for name, texts in given.items():
+        nl.activations.collect(model, texts, "resid_pre", tmp_path / name)
+        folders.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert folders[0] == folders[1] == folders[2]
+    for mask in ([1, 1], [1, 1, 2], "111", 1):
+        row = {"input_ids": [4, 5, 6], "attention_mask": mask}
+        with pytest.raises(InputError, match="document 1 has 3 token ids and attention_mask"):
+            nl.activations.collect(model, [[3], row], "resid_pre", tmp_path / "wrong")
+
+
+def test_a_document_that_is_cut_off_has_no_last_position(model: Any, tmp_path: Path) -> None:
+    whole, most = nl.activations.collect, len(IDS[0]) + len(IDS[1]) - 1
+    last = whole(model, IDS, "resid_post", tmp_path / "last", pos="last", max_tokens=most)
+    assert last.document.tolist() == [0]
+    assert last.pos.tolist() == [len(IDS[0]) - 1]
+    last = whole(model, IDS, "resid_post", tmp_path / "two", pos="last", max_tokens=most + 1)
+    assert last.document.tolist() == [0, 1]
+
+
 def test_logits_are_not_computed_unless_asked_for(model: Any, tmp_path: Path) -> None:
     widths: list[int] = []
     handle = model.embed_out.register_forward_hook(

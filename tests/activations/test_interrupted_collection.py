@@ -218,3 +218,31 @@ def test_a_changed_file_is_refused(model: Any, tmp_path: Path) -> None:
     path.write_bytes(bytes(len(whole)))
     with pytest.raises(CheckpointError, match="cannot be read"):
         nl.activations.open(tmp_path)
+
+
+def test_what_is_in_place_must_be_there_again(model: Any, tmp_path: Path) -> None:
+    """Half of the rows would be of another network."""
+
+    calls: list[int] = []
+
+    def halved(x: Any, hook: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 3:
+            raise OSError("the line was cut")
+        return x / 2
+
+    at = [("blocks.0.hook_resid_post", halved)]
+    with model.hooks(at), pytest.raises(OSError, match="cut"):
+        collect(model, tmp_path / "one")
+    assert 0 < len(nl.activations.open(tmp_path / "one")) < sum(map(len, IDS))
+    before = content(tmp_path / "one")
+    with pytest.raises(CheckpointError, match=r"hooks=\['blocks.0.hook_resid_post'\], now \[\]"):
+        collect(model, tmp_path / "one")
+    assert content(tmp_path / "one") == before
+    with model.hooks(at):
+        collect(model, tmp_path / "one")
+        collect(model, tmp_path / "whole")
+    assert content(tmp_path / "one") == content(tmp_path / "whole")
+    with model.hooks([("hook_embed", nl.reads_only(lambda x, hook: None))]):
+        collect(model, tmp_path / "bare")  # it changes nothing
+    collect(model, tmp_path / "bare")

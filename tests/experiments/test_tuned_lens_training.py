@@ -328,3 +328,15 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
     assert json.dumps([p.name for p in tmp_path.iterdir()]) == '["notes.txt"]'
     with pytest.raises(InputError, match="unembedding"):
         TunedLens.train(pair("GPTNeoXModel")[1], tokens())
+
+
+def test_training_goes_on_under_the_same_hooks_alone(tmp_path: Path) -> None:
+    model, ids = pair()[1], tokens(6, 12)
+    options: dict[str, Any] = {"to": tmp_path, "steps": 3, "tokens_per_step": 24}
+    hooks = [("blocks.0.hook_resid_post", lambda x, hook: x / 2)]
+    with model.hooks(hooks):
+        first = nl.lens.TunedLens.train(model, ids, progress=False, **options)
+        again = nl.lens.TunedLens.train(model, ids, progress=False, **options)
+    assert first.losses == again.losses
+    with pytest.raises(CheckpointError, match="recipe, model, hooks or documents"):
+        nl.lens.TunedLens.train(model, ids, progress=False, **options)

@@ -189,7 +189,8 @@ def train(
     parts = [piece for _, piece in pieces([rows[n] for n in kept], length)]
     end, whose = End.of(model, recipe.precision), identity(model)
     translators = Translators(model.config.num_hidden_layers, end, recipe)
-    text = json.dumps([dataclasses.asdict(recipe), whose, rows])
+    hooks = model.hook_stack.changing  # a state of other streams would be another training's
+    text = json.dumps([dataclasses.asdict(recipe), whose, rows, *([hooks] if hooks else [])])
     plan = hashlib.sha256(text.encode()).hexdigest()
     with _folder(to) as folder:
         losses = _resumed(folder, plan, translators)
@@ -308,8 +309,8 @@ def _resumed(folder: Path | None, plan: str, translators: Translators) -> list[f
     losses = told.get("losses")
     if told.get("plan") != plan or not isinstance(losses, list):
         raise CheckpointError(
-            f"{str(folder)!r} holds a training with another recipe, model or other documents; give "
-            "another folder."
+            f"{str(folder)!r} holds a training with another recipe, model, hooks or documents; "
+            "give another folder."
         )
     translators.restore(tensors)
     return [float(loss) for loss in losses]
