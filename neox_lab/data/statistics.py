@@ -54,7 +54,7 @@ def bootstrap_interval(
         seed: of the draws.
 
     Returns:
-        Lower and upper end, each ``[...]``.
+        Lower and upper end, each ``[...]``; NaN of a single pair, which says nothing about others.
 
     Raises:
         InputError: there is no pair, ``level`` is no share, or nothing is drawn.
@@ -63,6 +63,9 @@ def bootstrap_interval(
     level = check("level", level, _LEVEL, InputError)
     draws = check("draws", draws, _COUNT, InputError)
     seed = check("seed", seed, SEED, InputError)
+    if count == 1:
+        unknown = torch.full_like(samples[0], math.nan, dtype=torch.float64)
+        return unknown, unknown.clone()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(count, (draws, count), generator=generator)
     weights = torch.zeros(draws, count).scatter_add_(1, drawn, torch.ones(draws, count)) / count
@@ -143,7 +146,8 @@ def statistic_interval(
         seed: of the draws.
 
     Returns:
-        Lower and upper end; twice the same where there is one row.
+        Lower and upper end; NaNs of one row, which says nothing about others, and where the
+        statistic is not finite.
 
     Raises:
         InputError: there is no row, ``level`` is no share, or nothing is drawn.
@@ -152,7 +156,7 @@ def statistic_interval(
 
 
 def mean_interval(values: Sequence[float] | Floats, seed: int = 0) -> tuple[float, float]:
-    """95 % percentile bootstrap interval of a mean.
+    """95 % percentile bootstrap interval of a mean; NaNs of one value, or if one is not finite.
 
     Args:
         values: at least one.
@@ -180,8 +184,8 @@ def _percentiles(
         raise InputError("there is no row to draw from")
     level = check("level", level, _LEVEL, InputError)
     draws = check("draws", draws, _COUNT, InputError)
-    if len(rows) == 1:  # which scipy refuses
-        return float(statistic(rows)), float(statistic(rows))
+    if len(rows) == 1 or not math.isfinite(statistic(rows)):
+        return math.nan, math.nan
     found = stats.bootstrap(
         (rows,),
         statistic,

@@ -282,8 +282,5 @@ def _result(means: _Means, queries: Tensor, seed: int) -> HeadStatisticsResult:
 
 
 def _over_texts(samples: Tensor, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, lower and upper end; one text says nothing about others."""
-    mean = samples.mean(dim=0)
-    if len(samples) == 1:
-        return mean, torch.full_like(mean, torch.nan), torch.full_like(mean, torch.nan)
-    return mean, *bootstrap_interval(samples, seed=seed)
+    """Mean, lower and upper end."""
+    return samples.mean(dim=0), *bootstrap_interval(samples, seed=seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import numpy as np
@@ -65,7 +66,23 @@ def test_bootstrap_of_a_statistic_draws_rows_anew() -> None:
         40, lambda rows: float(np.median(values[rows])), level=0.9
     )
     assert found == pytest.approx(tuple(ends))
-    assert statistics.mean_interval([2.5]) == (2.5, 2.5)
+
+
+def test_one_row_says_nothing_about_others() -> None:
+    """An interval without width would say that it does."""
+    ends = [
+        *statistics.mean_interval([2.5]),
+        *statistics.statistic_interval(1, lambda rows: 2.5),
+        *statistics.bootstrap_interval(torch.ones(1, 3)),
+    ]
+    assert all(bool(torch.as_tensor(end).isnan().all()) for end in ends)
+
+
+def test_an_interval_of_what_is_not_finite_is_nan() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for values in ([1.0, math.nan, 2.0], [1.0, math.inf, 2.0]):
+            assert all(map(math.isnan, statistics.mean_interval(values)))
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ class TunedLensResult(Result):
         lens: the lens.
         frame: one row a layer: ``layer``, ``kl_bits`` (KL(what the model says ‖ what the lens
             reads), the mean over tokens, in bits) with the ends of its 95 % interval
-            (``kl_bits_low``, ``kl_bits_high``: documents drawn again), and the same of the logit
-            lens (``logit_lens_kl_bits``, …).
+            (``kl_bits_low``, ``kl_bits_high``: documents drawn again; NaN of a single one), and
+            the same of the logit lens (``logit_lens_kl_bits``, …).
         losses: the mean over layers of the loss of each step of training, in bits; empty where the
             lens was not trained just now.
         documents: how many it was measured on.
