@@ -82,8 +82,8 @@ def _activation(facts: Mapping[str, Any], tensors: Tensors, place: str) -> Activ
         for key, tensor in tensors.items()
         if key.startswith("activation.")
     }
-    for setting, value in said.items():  # what else there is, the activation itself refuses
-        check(setting, value, COUNT if setting == "k" else SWITCH, CheckpointError)
+    for setting in {"k", "negative", "signed"} & set(said):  # it refuses others itself
+        check(setting, said[setting], COUNT if setting == "k" else SWITCH, CheckpointError)
     make: Callable[..., Activation] = ACTIVATIONS[name]
     return make(**said, **held)
 
