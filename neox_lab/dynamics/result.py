@@ -84,7 +84,7 @@ class DynamicsResult(Result):
             title += f" ({LINES} of {len(lines)} lines, those that change most)"
         axis = next(iter(lines)) if len(lines) == 1 else column or "value"
         if len(lines) > 1 and column is None and self._several_rows():
-            axis = self.columns[0]
+            axis = self._measured()[0]
         return CurvesView(
             title,
             {name: line for name, line in lines.items() if name in shown},
@@ -120,6 +120,16 @@ class DynamicsResult(Result):
     def _several_rows(self) -> bool:
         return bool(self.frame["revision"].duplicated().any())
 
+    def _measured(self) -> list[str]:
+        """The columns that are measured, where others number layers, heads or positions.
+
+        Such numbers are whole, also where some rows have none and the column is of floats.
+        """
+        good = self.frame[self.frame["error"] == ""]
+        floats = [name for name in self.columns if good[name].dtype.kind == "f"]
+        broken = [name for name in floats if (good[name].dropna() % 1 != 0).any()]
+        return broken or floats or self.columns
+
     def _lines(self, column: str | None, at: Mapping[str, int]) -> dict[str, Any]:
         """What is drawn, by name."""
         from neox_lab.views import Line
@@ -129,7 +139,7 @@ class DynamicsResult(Result):
             x = [at[name] for name in good["revision"]]
             names = [column] if column else [n for n in self.columns if not self._is_interval(n)]
             return {name: Line(x, good[name], *self._interval(good, name)) for name in names}
-        measured = [n for n in self.columns if good[n].dtype.kind == "f"] or self.columns
+        measured = self._measured()
         value = column or measured[0]
         keys = [n for n in self._own() if n not in measured and n != value]
         keys = [n for n in keys if good.groupby("revision")[n].nunique().max() > 1]

@@ -584,3 +584,20 @@ def test_rows_that_were_read_are_no_part_of_a_measure(tmp_path: Path) -> None:
     assert len(pickle.dumps(stored)) < size + 2000
     halves = [functools.partial(embedding_norm, half) for half in stored.split(0.5)]
     assert len({before, *map(fingerprint, halves)}) == 3
+
+
+def test_curves_are_of_what_is_measured_and_say_so() -> None:
+    """Not of the numbers of layers, which are missing for parts that belong to none."""
+
+    def parts(model: Any) -> pd.DataFrame:
+        rows = [(None, "embed", embedding_norm(model)), (0, "MLP", embedding_norm(model) / 3)]
+        return pd.DataFrame(rows, columns=["layer", "part", "share"])
+
+    result = run(parts, steps=STEPS)
+    view, wanted = result.curves(), run(embedding_norm, steps=STEPS).frame["value"]
+    assert view.y_label == "share"
+    assert len(view.lines) == 2
+    for line, factor in zip(view.lines.values(), (1, 3), strict=True):
+        np.testing.assert_allclose(np.asarray(line.y), wanted / factor)
+    heads = functools.partial(nl.detect.head_statistics, texts=TEXT)
+    assert run(heads, steps=STEPS[:2]).curves().y_label == "mean"
