@@ -206,13 +206,19 @@ def gathered(
 
 
 def _name(keys: Sequence[str], key: Hashable) -> str:
-    """A line's name: ``layer 1, head 3``; of texts the text alone."""
+    """A line's name: ``layer 1, head 3``; of texts the text alone, of what is missing nothing."""
     values = key if isinstance(key, tuple) else (key,)
     parts = [
-        str(value) if isinstance(value, str) else f"{name} {value}"
+        value if isinstance(value, str) else f"{name} {_short(value)}"
         for name, value in zip(keys, values, strict=True)
+        if value == value and value is not None  # NaN is not itself
     ]
     return ", ".join(parts) or "value"
+
+
+def _short(value: object) -> str:
+    """A number without the ".0" that a column with missing entries gives it."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def _range(values: object) -> float:

@@ -590,14 +590,15 @@ def test_curves_are_of_what_is_measured_and_say_so() -> None:
     """Not of the numbers of layers, which are missing for parts that belong to none."""
 
     def parts(model: Any) -> pd.DataFrame:
-        rows = [(None, "embed", embedding_norm(model)), (0, "MLP", embedding_norm(model) / 3)]
+        norm = embedding_norm(model)
+        rows = [(None, "embed", norm), (0, "MLP", norm / 3), (1, "MLP", norm / 7)]
         return pd.DataFrame(rows, columns=["layer", "part", "share"])
 
     result = run(parts, steps=STEPS)
     view, wanted = result.curves(), run(embedding_norm, steps=STEPS).frame["value"]
     assert view.y_label == "share"
-    assert len(view.lines) == 2
-    for line, factor in zip(view.lines.values(), (1, 3), strict=True):
+    assert list(view.lines) == ["embed", "layer 0, MLP", "layer 1, MLP"]
+    for line, factor in zip(view.lines.values(), (1, 3, 7), strict=True):
         np.testing.assert_allclose(np.asarray(line.y), wanted / factor)
     heads = functools.partial(nl.detect.head_statistics, texts=TEXT)
     assert run(heads, steps=STEPS[:2]).curves().y_label == "mean"

@@ -80,3 +80,10 @@ def test_frame_and_files(model: Any, tmp_path: Any) -> None:
     assert "text/html" in result._repr_mimebundle_()
     with pytest.raises(AttributeError, match="nonsense"):
         _ = result.nonsense
+
+
+def test_a_text_without_a_token_is_named() -> None:
+    result = nl.lens.logit_lens(nl.load(), ["", "The cat"])
+    with pytest.raises(InputError, match="Text 0 has no token"):
+        result.view()
+    assert result.view(1).pieces == result.pieces[1][-len(result.view(1).pieces) :]
