@@ -139,6 +139,10 @@ def run(
         nl.dynamics.run(nl.detect.heads, "EleutherAI/pythia-70m", to="heads")
         nl.dynamics.run(lambda model: nl.tasks.likelihood.perplexity(model, texts), steps="all")
 
+    Several measures are one function that returns a mapping, or several runs. Each revision takes
+    as long as the measure: try it on one first (``steps=["main"]``), and make slow ones smaller,
+    as in ``lambda model: nl.gym.evaluate(model, count=20)``.
+
     Args:
         measure: any function of a model that returns a number, a mapping of names to numbers, a
             frame or a result of this package; of a task's result its ``metrics`` are taken. Or what
@@ -164,7 +168,10 @@ def run(
             full.
     """
     if not callable(measure):
-        raise InputError(f"measure={shown(measure)}; expected a function of a model.")
+        raise InputError(
+            f"measure={shown(measure)}; expected a function of a model. Several numbers can be one "
+            'answer, a mapping: lambda model: {"norm": model.W_E.norm(), ...}; else one run each.'
+        )
     check("keep", keep, one_of("all", "none"), InputError)
     check("head", head, one_of(*CLASSES), InputError)
     check("progress", progress, SWITCH, InputError)

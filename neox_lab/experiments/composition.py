@@ -177,8 +177,8 @@ def composition(
 ) -> CompositionResult:
     """Composition scores of all pairs of heads, beside those of random matrices.
 
-    See the module's docstring. It is a question about weights: no text is read, and hooks and
-    spliced functions that are in place take no part.
+    Formulas: ``help("neox_lab.experiments.composition")``. It is a question about
+    weights: no text is read, and hooks and spliced functions that are in place take no part.
 
     Args:
         model: any of the five classes, with two layers or more.

@@ -38,9 +38,9 @@ SAMPLE = 2048  # tokens that the score is taken from
 def copying_scores(model: GPTNeoXPreTrainedModel, sample: int = SAMPLE) -> Tensor:
     """Σ λ / Σ |λ| of each head's map from tokens to logits, float32 ``[layer, head]``.
 
-    See the module's docstring. X W_V W_O W_U shares its eigenvalues with the small matrix
-    W_O W_U X W_V ``[d_head, d_head]``. It is a score of the weights: hooks and spliced functions
-    that are in place take no part.
+    Formulas: ``help("neox_lab.experiments.copying")``. X W_V W_O W_U shares its
+    eigenvalues with the small matrix W_O W_U X W_V ``[d_head, d_head]``. It is a score of the
+    weights: hooks and spliced functions that are in place take no part.
 
     NaN where there is nothing to measure: in a model without an unembedding, and for a head whose
     writing the unembedding does not read.

@@ -164,9 +164,10 @@ def head_statistics(
 ) -> HeadStatisticsResult:
     """Entropy, distance and shares of every head's attention over a corpus, with intervals.
 
-    See the module's docstring. All heads are measured in one pass, and each attention pattern is
-    dropped as soon as it was added up: memory holds the patterns of one layer and batch, and of
-    each text ten numbers a head. Hooks and spliced functions that are in place act.
+    Formulas: ``help("neox_lab.experiments.head_statistics")``. All heads are
+    measured in one pass, and each attention pattern is dropped as soon as it was added up: memory
+    holds the patterns of one layer and batch, and of each text ten numbers a head. Hooks and
+    spliced functions that are in place act.
 
     Args:
         model: any of the five classes.

@@ -37,7 +37,7 @@ STEPS = [0, 512, 1250, 18000]
 
 
 def embedding_norm(model: Any) -> float:
-    return float(model.gpt_neox.embed_in.weight.double().norm())
+    return float(model.gpt_neox.embed_in.weight.detach().double().norm())
 
 
 def run(measure: Callable[[Any], object], *arguments: Any, **options: Any) -> Any:

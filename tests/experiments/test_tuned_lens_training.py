@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 from oracle import pair, tokens
 
 import neox_lab as nl
-from neox_lab.errors import CheckpointError, DataError, InputError
+from neox_lab.errors import CheckpointError, DataError, InputError, NeoxLabWarning
 from neox_lab.experiments.lens import divergence as divergences
 from neox_lab.experiments.lens import tuned_training
 from neox_lab.experiments.lens.streams import End, streams
@@ -201,6 +202,16 @@ def test_the_result_measures_held_out_documents(model: Any) -> None:
     assert "Training" in repr(result.view("training"))
     with pytest.raises(InputError, match="not trained"):
         again.view("training")
+
+
+def test_documents_that_a_step_reads_again_are_told_of() -> None:
+    made = pair()[1]
+    with pytest.warns(NeoxLabWarning, match="have 54 tokens together.* 2.0 times over"):
+        TunedLens.train(made, tokens(8, 9), steps=1, tokens_per_step=108, held_out=0.25)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        TunedLens.train(made, tokens(8, 9), steps=1, tokens_per_step=54, held_out=0.25)
+        TunedLens.train(made, tokens(8, 9), steps=0, held_out=0.25)
 
 
 def test_it_comes_closer_than_the_logit_lens_at_every_layer() -> None:

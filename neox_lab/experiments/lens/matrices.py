@@ -71,8 +71,8 @@ def svd(
 ) -> SVDResult:
     """Singular values and vectors of a matrix, with the tokens farthest out at both ends.
 
-    See the module's docstring. It is a question about weights: no text is read, and hooks and
-    spliced functions that are in place take no part.
+    Formulas: ``help("neox_lab.experiments.lens.matrices")``. It is a question about
+    weights: no text is read, and hooks and spliced functions that are in place take no part.
 
     Args:
         model: one with an unembedding, for what writes; any of the five classes for the rest.

@@ -22,6 +22,7 @@ from neox_lab.experiments.lens.streams import End, piece_length, pieces, streams
 from neox_lab.experiments.lens.tuned_files import Stored, unembed_hash, write
 from neox_lab.files import alone, path_of
 from neox_lab.model.identity import Identity, identity
+from neox_lab.notices import tell
 from neox_lab.progress import Progress
 from neox_lab.safetensors_files import FileFormat
 
@@ -187,6 +188,7 @@ def train(
     kept, held = _parts(len(rows), recipe)
     length = piece_length(model, recipe.length)
     parts = [piece for _, piece in pieces([rows[n] for n in kept], length)]
+    _tell_of_few_tokens(sum(len(p) for p in parts), recipe)
     end, whose = End.of(model, recipe.precision), identity(model)
     translators = Translators(model.config.num_hidden_layers, end, recipe)
     hooks = model.hook_stack.changing  # a state of other streams would be another training's
@@ -213,6 +215,17 @@ def train(
             _save(folder, plan, translators, losses)
             write(folder, lens, published=False)
     return Trained(lens, losses, [rows[n] for n in held])
+
+
+def _tell_of_few_tokens(tokens: int, recipe: Recipe) -> None:
+    """Tell of documents that are read again within a step, which costs time and teaches nothing."""
+    if recipe.steps and tokens < recipe.tokens_per_step:
+        tell(
+            f"The documents to train on have {tokens:,} tokens together, and each of the "
+            f"{recipe.steps} steps reads {recipe.tokens_per_step:,}: every step reads them "
+            f"{recipe.tokens_per_step / tokens:.1f} times over. Give more documents, or a smaller "
+            "tokens_per_step."
+        )
 
 
 def _stored(model: LanguageModel, translators: Translators, whose: Identity) -> Stored:
