@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from neox_lab.checks import TEXT, check, several
+from neox_lab.checks import FINITE, TEXT, check, several, shown, whole
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
-from neox_lab.views.base import View, array, texts
+from neox_lab.views.base import View, texts
 from neox_lab.views.drawing import HEADING, INK, LESS, MORE, SOFT, Sheet, decimals, number
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
@@ -80,19 +80,24 @@ class NetworkView(View):
     ) -> None:
         listed = several("names", names, "a list of strings, one for each part", InputError)
         self.names = texts(listed, len(listed), "names", "part")
-        self.rows = [int(row) for row in array(rows, "part", "rows")]
-        self.columns = [int(column) for column in array(columns, "part", "columns")]
-        self.row_labels = texts(row_labels, len(row_labels), "row_labels", "row")
-        found = [Link(*link) for link in several("links", links, "a list of edges", InputError)]
+        count, column = len(self.names), "a list of whole numbers, one for each part"
+        self.rows = _numbers("rows", several("rows", rows, column, InputError), 0, count)
+        self.columns = _numbers(
+            "columns", several("columns", columns, column, InputError), -1, count
+        )
+        listed = several(
+            "row_labels", row_labels, "a list of strings, one for each row", InputError
+        )
+        self.row_labels = texts(listed, len(listed), "row_labels", "row")
+        found = [_link(link) for link in several("links", links, "a list of edges", InputError)]
         self.links = sorted(found, key=lambda link: -abs(link.value))
         self.value_name = check("value_name", value_name, TEXT, InputError)
         self.note = check("note", note, TEXT, InputError)
-        if not len(self.rows) == len(self.columns) == len(self.names) or not self.links:
-            raise InputError("a network needs row and column of each part, and at least one edge")
+        if not self.links or max(self.rows) >= len(self.row_labels):
+            raise InputError("a network needs at least one edge, and a label for each row")
         for link in self.links:
-            known = 0 <= link.begin < len(self.rows) and 0 <= link.end < len(self.rows)
-            if not known or not np.isfinite(link.value):
-                raise InputError(f"{link} joins parts that are not there, or has no finite number")
+            if max(link.begin, link.end) >= len(self.rows):
+                raise InputError(f"{link} joins parts that are not there; there are {count}")
         super().__init__(title, "Network")
 
     @property
@@ -215,6 +220,32 @@ class NetworkView(View):
         sheet.text(LEFT + 1.2, bottom, figure_text(self.value_name), 7.5, color=SOFT)
         sheet._measure()
         return sheet
+
+
+def _numbers(name: str, given: list[Any], least: int, count: int) -> list[int]:
+    """Whole numbers, one for each part.
+
+    Raises:
+        InputError: they are not.
+    """
+    if len(given) != count:
+        raise InputError(f"{name} has {len(given)} entries; needed: {count}, one for each part")
+    return [check(name, each, whole(least=least, most=10**6), InputError) for each in given]
+
+
+def _link(given: object) -> Link:
+    """An edge that somebody gave.
+
+    Raises:
+        InputError: it is none.
+    """
+    listed = several("an edge", given, "a Link", InputError)
+    if not 3 <= len(listed) <= 4:
+        raise InputError(f"An edge is {shown(given)}; expected Link(begin, end, value, note).")
+    begin, end = (check("an edge's part", part, whole(least=0), InputError) for part in listed[:2])
+    value = check("an edge's value", listed[2], FINITE, InputError)
+    note = check("an edge's note", listed[3] if len(listed) == 4 else "", TEXT, InputError)
+    return Link(begin, end, value, note)
 
 
 def _curve(places: list[tuple[float, float]], link: Link) -> Any:

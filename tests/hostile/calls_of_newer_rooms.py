@@ -124,6 +124,7 @@ def _calls_of_features(model: Any) -> dict[str, Call]:
             | {"quantiles": 2, "held_out": 0.5, "context": 4, "skip_first": 1, "max_tokens": 7}
             | {"batch_size": 1, "seed": 1, "progress": False},
         ),
+        "gym.dictionaries": (nl.gym.dictionaries, {"model": nl.load()}),
         "features.TopExamples": (partial(_shown, examples), {"latent": 3, "count": 2}),
         "features.page": (_page, {"found": examples, "latent": 3}),
         "features.pages": (_pages, {"found": examples, "latents": [3, 0], "progress": False}),

@@ -24,6 +24,10 @@ SMALL, LARGE = 700, 25_000
 ELSEWHERE = {
     "write_report": "writes; see report",
     "collect": "writes; called for a new folder, as _collect",
+    "page": "writes; called as _page",
+    "pages": "writes; called for a new folder, as _pages",
+    "dictionary_card": "takes nothing",
+    "named_features": "takes nothing",
     "revisions": "takes nothing",
     "planted": "takes nothing",
     "tensor_measure": "takes names one after another, as _tensor_measure",
