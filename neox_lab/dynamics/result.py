@@ -143,6 +143,7 @@ class DynamicsResult(Result):
         value = column or measured[0]
         keys = [n for n in self._own() if n not in measured and n != value]
         keys = [n for n in keys if good.groupby("revision")[n].nunique().max() > 1]
+        keys = _telling_apart(good, keys)
         lines = {}
         groups = good.groupby(keys, sort=False, dropna=False) if keys else [((), good)]
         for key, rows in groups:
@@ -203,6 +204,24 @@ def gathered(
         whole_numbers(frame, "step", "tokens"),
         maps if len(same) == 1 else {},
     )
+
+
+def _telling_apart(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
+    """The columns that name the rows of a revision.
+
+    Left out is what follows from the columns before it and changes in training, such as the
+    likeliest token of a place: with it in a line's name no line would reach over two steps.
+    """
+
+    def groups(*columns: str) -> int:
+        return frame.groupby(list(columns), dropna=False).ngroups
+
+    keys: list[str] = []
+    for name in names:
+        one_each = groups("revision", *keys, name) == groups("revision", *keys)
+        if not one_each or groups(*keys, name) == (groups(*keys) if keys else 1):
+            keys.append(name)
+    return keys
 
 
 def _name(keys: Sequence[str], key: Hashable) -> str:

@@ -602,3 +602,11 @@ def test_curves_are_of_what_is_measured_and_say_so() -> None:
         np.testing.assert_allclose(np.asarray(line.y), wanted / factor)
     heads = functools.partial(nl.detect.head_statistics, texts=TEXT)
     assert run(heads, steps=STEPS[:2]).curves().y_label == "mean"
+
+
+def test_a_line_follows_a_place_not_the_token_in_it() -> None:
+    result = run(lambda model: nl.lens.logit_lens(model, "The king went"), steps=STEPS)
+    lines = result.curves("probability").lines
+    assert len(lines) == 10 and all(len(line.y) == len(STEPS) for line in lines.values())
+    kept = result.frame.query("layer == 'final' and pos == 2")
+    np.testing.assert_array_equal(lines["final, pos 2,  went"].y, kept["probability"])

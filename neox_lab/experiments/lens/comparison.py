@@ -130,7 +130,10 @@ def compare(
     """
     for name, given in (("first", first), ("second", second)):
         if not isinstance(given, LensResult):
-            raise InputError(f"{name}={shown(given)}; expected what nl.lens.logit_lens returned.")
+            raise InputError(
+                f"{name}={shown(given)}; expected what nl.lens.logit_lens or nl.lens.tuned_lens "
+                "returned. nl.dynamics.compare compares two models."
+            )
     if (
         not isinstance(names, tuple | list)
         or len(names) != 2
