@@ -121,6 +121,8 @@ def compare(
         early, late = nl.load(revision="step1000"), nl.load()
         nl.dynamics.compare(early, late, "The king went to the city of")
 
+    ``nl.lens.compare`` is for two lenses, such as those of two revisions on one prompt.
+
     Args:
         model_a: the first, a GPTNeoXForCausalLM whose tokenizer reads the texts.
         model_b: the second.
@@ -131,6 +133,11 @@ def compare(
             models in which dropout is on.
     """
     for model in (model_a, model_b):
+        if isinstance(model, str):
+            raise InputError(
+                f"{shown(model)} is a text; expected a model that is loaded, as by "
+                "nl.load(revision=...)."
+            )
         require_model(model)
         refuse_dropout(model)
     _check_shapes(model_a, model_b)

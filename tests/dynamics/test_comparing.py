@@ -95,5 +95,7 @@ def test_what_cannot_be_compared(models: list[Any]) -> None:
         nl.dynamics.compare(models[0], small.eval(), TEXTS)
     with pytest.raises(InputError, match="expected texts"):
         nl.dynamics.compare(*models, [])
+    with pytest.raises(InputError, match="'step512' is a text; expected a model that is loaded"):
+        nl.dynamics.compare("step512", models[1], TEXTS)
     with pytest.raises(InputError, match="expected a model"):
         nl.dynamics.compare(models[0], "main", TEXTS)  # type: ignore[arg-type]
