@@ -65,6 +65,7 @@ class Pretrained(Adapters):
         **more: object,
     ) -> tuple[Self, dict[str, Any]]: ...
     @classmethod
+    @torch.inference_mode(False)  # else no gradient could ever be asked of the weights
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: PathOrId | None = None,

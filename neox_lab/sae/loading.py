@@ -42,6 +42,7 @@ _NAMED = 12  # dictionaries in a message
 KINDS = ("ReLU", "TopK", "BatchTopK", "JumpReLU")
 
 
+@torch.inference_mode(False)  # as with models
 def load(
     source: PathOrId,
     *,
