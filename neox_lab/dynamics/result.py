@@ -16,14 +16,17 @@ from neox_lab.dynamics.measures import OWN_COLUMNS
 from neox_lab.dynamics.records import Record
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
+from neox_lab.head_names import head_name
 from neox_lab.results import Result, frame_as_csv
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from neox_lab.views import CurvesView, SliderView, View
+    from neox_lab.views import CurvesView, Line, SliderView, View
 
 LINES = 10  # of one picture
+LABEL = 24  # characters beside a panel
+KIND = "statistic"  # the column that says what a row is a number of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,9 @@ class DynamicsResult(Result):
         """A number over the steps, which stand at equal distances.
 
         Where answers have several rows, each has a line; of more than ten lines these are shown
-        that change most.
+        that change most. Numbers of different kinds stand in panels with scales of their own: rows
+        by their column ``statistic``, and several numbers of one row by their size (a panel holds
+        those within a factor of ten).
 
         Args:
             column: which number; None for all where answers are single rows, else for the first.
@@ -79,15 +84,25 @@ class DynamicsResult(Result):
         lines = self._lines(column, {name: at for at, name in enumerate(names)})
         steps = dict(zip(self.frame["revision"], self.frame["step"], strict=True))
         title = f"{self.measure} over training: {self.model}"
-        shown = sorted(lines, key=lambda name: -_range(lines[name].y))[:LINES]
-        if len(shown) < len(lines):
-            title += f" ({LINES} of {len(lines)} lines, those that change most)"
+        several = self._several_rows()
         axis = next(iter(lines)) if len(lines) == 1 else column or "value"
-        if len(lines) > 1 and column is None and self._several_rows():
+        if len(lines) > 1 and column is None and several:
             axis = self._measured()[0]
+        panels = {name: line.y_label for name, line in lines.items() if line.y_label}
+        if len(lines) > 1 and not several:
+            panels = _by_size(lines)
+        shown = _changing_most(lines, panels)
+        if len(shown) < len(lines):
+            title += f" ({len(shown)} of {len(lines)} lines, those that change most)"
+        if len(set(panels.values())) < 2:
+            panels = {}
         return CurvesView(
             title,
-            {name: line for name, line in lines.items() if name in shown},
+            {
+                name: dataclasses.replace(line, y_label=panels.get(name))
+                for name, line in lines.items()
+                if name in shown
+            },
             "step",
             axis,
             [_step_text(name, steps[name]) for name in names],
@@ -149,7 +164,10 @@ class DynamicsResult(Result):
         for key, rows in groups:
             rows = rows.drop_duplicates("revision")
             x = [at[name] for name in rows["revision"]]
-            lines[_name(keys, key)] = Line(x, rows[value], *self._interval(rows, value))
+            line = Line(x, rows[value], *self._interval(rows, value))
+            if KIND in keys:  # each has a unit of its own
+                line = dataclasses.replace(line, y_label=str(rows[KIND].iloc[0]))
+            lines[_name(keys, key)] = line
         return lines
 
     def _is_interval(self, name: str) -> bool:
@@ -225,19 +243,60 @@ def _telling_apart(frame: pd.DataFrame, names: Sequence[str]) -> list[str]:
 
 
 def _name(keys: Sequence[str], key: Hashable) -> str:
-    """A line's name: ``layer 1, head 3``; of texts the text alone, of what is missing nothing."""
+    """A line's name: ``L1H3``; of texts the text alone, of what is missing nothing."""
     values = key if isinstance(key, tuple) else (key,)
-    parts = [
-        value if isinstance(value, str) else f"{name} {_short(value)}"
-        for name, value in zip(keys, values, strict=True)
-        if value == value and value is not None  # NaN is not itself
-    ]
+    given = {n: v for n, v in zip(keys, values, strict=True) if v == v and v is not None}
+    layer, head = given.get("layer"), given.get("head")
+    parts = []
+    if isinstance(layer, int | float) and isinstance(head, int | float):
+        parts.append(head_name(int(layer), int(head)))
+        del given["layer"], given["head"]
+    for name, value in given.items():
+        if isinstance(value, bool | np.bool_):
+            parts.append(name if value else f"not {name}")
+        else:
+            parts.append(value if isinstance(value, str) else f"{name} {_short(value)}")
     return ", ".join(parts) or "value"
 
 
 def _short(value: object) -> str:
     """A number without the ".0" that a column with missing entries gives it."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _by_size(lines: Mapping[str, Line]) -> dict[str, str]:
+    """The panel of each line: those whose largest numbers are within a factor of ten share one."""
+    most = {name: _largest(line.y) for name, line in lines.items()}
+    groups: list[list[str]] = []
+    for name in sorted(most, key=lambda name: -most[name]):
+        if groups and most[name] * 10 >= most[groups[-1][0]]:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+    found: dict[str, str] = {}
+    for group in groups:
+        group.sort(key=list(lines).index)
+        told = ", ".join(group)
+        told = told if len(told) <= LABEL else f"{group[0]} and {len(group) - 1} more"
+        found |= dict.fromkeys(group, told)
+    return found
+
+
+def _largest(values: object) -> float:
+    numbers = np.asarray(values, dtype=float)
+    finite = numbers[np.isfinite(numbers)]
+    return float(np.abs(finite).max()) if finite.size else 0.0
+
+
+def _changing_most(lines: Mapping[str, Line], panels: Mapping[str, str]) -> set[str]:
+    """Which lines are drawn: of every panel those that change most."""
+    kinds = list(dict.fromkeys(panels.get(name, "") for name in lines))
+    each = max(1, LINES // max(1, len(kinds)))
+    found: set[str] = set()
+    for kind in kinds:
+        here = [name for name in lines if panels.get(name, "") == kind]
+        found |= set(sorted(here, key=lambda name: -_range(lines[name].y))[:each])
+    return found
 
 
 def _range(values: object) -> float:

@@ -9,6 +9,7 @@ import json
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import time
@@ -610,3 +611,30 @@ def test_a_line_follows_a_place_not_the_token_in_it() -> None:
     assert len(lines) == 10 and all(len(line.y) == len(STEPS) for line in lines.values())
     kept = result.frame.query("layer == 'final' and pos == 2")
     np.testing.assert_array_equal(lines["final, pos 2,  went"].y, kept["probability"])
+
+
+def of_one_row(model: Any) -> dict[str, float]:
+    small = embedding_norm(model) / 1000
+    return {"loss": small, "bits": small / 3, "perplexity": 400 * small}
+
+
+def of_kinds(model: Any) -> pd.DataFrame:
+    kinds = ["distance", "entropy_bits"]
+    rows = [
+        {"layer": layer, "head": head, "statistic": kind, "whole": whole}
+        | {"mean": embedding_norm(model) * (1 + head) + layer}
+        for layer in range(2) for head in range(4) for kind in kinds for whole in (True, False)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_numbers_of_different_kinds_have_panels_of_their_own() -> None:
+    view = run(of_one_row, steps=[0, 512]).curves()
+    assert {name: line.y_label for name, line in view.lines.items()} == {
+        "loss": "loss, bits", "bits": "loss, bits", "perplexity": "perplexity",
+    }  # fmt: skip
+    view = run(of_kinds, steps=[0, 512]).curves()
+    assert view.panels == ["distance", "entropy_bits"] and len(view.lines) == 10
+    assert all(line.y_label in name for name, line in view.lines.items())
+    assert all(re.match(r"L[01]H[0-3], ", name) for name in view.lines)
+    assert any(name.endswith("not whole") for name in view.lines)
