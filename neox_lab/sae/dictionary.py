@@ -204,11 +204,9 @@ class Dictionary(nn.Module):
         watched = torch.is_grad_enabled() and any(t.requires_grad for t in (tokens, *weights))
         if not isinstance(chosen, TopK) or not chosen.is_plain or watched:
             return None
-        if any(weight.is_inference() for weight in weights):
-            return None  # nobody would notice that they were changed
         if not screening.helps(tokens, self.latents, chosen.k):
             return None
-        if self._screen is None or self._screen.version != screening.version_of(*weights):
+        if self._screen is None or not screening.is_of(self._screen, *weights):
             self._screen = screening.screen(self.encoder.detach(), self.b_enc.detach())
         read = tokens - self.b_dec if self.subtracts_b_dec else tokens
         values, indices = screening.top_k(read, *weights, chosen.k, self._screen)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 LEAST = 4096  # latents below which nothing is gained
+TOKENS = 128  # rows below which seeing that the encoder is the same costs what is saved
 _ROWS = 256  # at a time, so that what was just written is still near
 _BLOCK = 16  # latents of a block
 _WIDE = 3  # candidates, for each that is asked for
@@ -34,13 +35,15 @@ class Screen(NamedTuple):
         weights: ``[latent, d_in + 2, filled up to a multiple of 32]``.
         norm: of its longest row.
         error: norm of the largest difference of a row from the encoder.
-        version: of the encoder and bias it was made from.
+        probe: the encoder times a fixed vector ``[latent]``, by which a change is noticed.
+        bias: as it was, ``[latent]``.
     """
 
     weights: Tensor
     norm: float
     error: float
-    version: tuple[int, ...]
+    probe: Tensor
+    bias: Tensor
 
 
 @cache
@@ -54,12 +57,7 @@ def helps(tokens: Tensor, latents: int, k: int) -> bool:
     """Whether screening is faster for these tokens ``[token, d_in]``, and possible."""
     fits = latents >= LEAST and latents % _BLOCK == 0 and latents > _BLOCK * (_WIDE * k + 1)
     on_cpu = tokens.device.type == "cpu" and tokens.dtype == torch.float32
-    return fits and on_cpu and len(tokens) > 0 and is_fast()
-
-
-def version_of(encoder: Tensor, b_enc: Tensor) -> tuple[int, ...]:
-    """What changes when a weight does."""
-    return (encoder.data_ptr(), encoder._version, b_enc.data_ptr(), b_enc._version)
+    return fits and on_cpu and len(tokens) >= TOKENS and is_fast()
 
 
 def screen(encoder: Tensor, b_enc: Tensor) -> Screen:
@@ -72,8 +70,20 @@ def screen(encoder: Tensor, b_enc: Tensor) -> Screen:
         weights,
         float(back.norm(dim=1).max()),
         float((whole - back).norm(dim=1).max()),
-        version_of(encoder, b_enc),
+        _probe(encoder),
+        b_enc.clone(),
     )
+
+
+@torch.no_grad()
+def is_of(by: Screen, encoder: Tensor, b_enc: Tensor) -> bool:
+    """Whether this encoder was prepared, by its numbers: PyTorch does not count all changes."""
+    return torch.equal(_probe(encoder), by.probe) and torch.equal(b_enc, by.bias)
+
+
+def _probe(encoder: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return encoder @ torch.randn(encoder.shape[1], generator=generator)
 
 
 def top_k(

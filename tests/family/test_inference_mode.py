@@ -29,7 +29,7 @@ def test_a_dictionary_that_is_loaded_or_made_in_inference_mode(
 ) -> None:
     monkeypatch.setattr(screening, "is_fast", lambda: True)
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(5, 16, generator=generator)
+    x = torch.randn(300, 16, generator=generator)
     with torch.inference_mode():
         numbers = torch.randn(16, 4096, generator=generator)
         weights = Weights(numbers, torch.zeros(4096), numbers.T, torch.zeros(16))

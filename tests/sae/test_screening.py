@@ -101,5 +101,4 @@ def test_a_dictionary_encodes_the_same_and_follows_its_weights(
         assert used.pop() == 1
         torch.testing.assert_close(found.values, expected.values.detach(), rtol=1e-5, atol=1e-5)
         assert (found.indices == expected.indices).float().mean() > 0.999  # but for near ties
-        with torch.no_grad():
-            made.encoder += 0.3 * numbers(LATENTS, D, seed=12)
+        made.encoder.data[:50] *= 30  # which PyTorch counts as no change
