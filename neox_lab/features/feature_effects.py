@@ -134,6 +134,7 @@ def effects(
     """
     check("method", method, one_of("exact", "gradient"), InputError)
     check("summed", summed, SWITCH, InputError)
+    budget = check("budget", budget, COUNT, InputError)
     steps = check("steps", steps, whole(least=0, most=gradients.MOST_STEPS), InputError)
     if steps and method == "exact":
         raise InputError("steps are of method='gradient'; the exact method needs none.")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import torch
-from conftest import build
+from collected_model import build
 
 import neox_lab as nl
 from neox_lab.activations import collecting

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from conftest import build
+from collected_model import build
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor

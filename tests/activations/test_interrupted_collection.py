@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import build
+from collected_model import build
 
 import neox_lab as nl
 from neox_lab.activations import collecting, shards

@@ -23,7 +23,7 @@ NAME = "blocks.1.hook_resid_post"
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from conftest import build
+    from collected_model import build
 
     folder = tmp_path_factory.mktemp("stored")
     with pytest.MonkeyPatch.context() as patch:

@@ -371,7 +371,7 @@ def test_wheel_carries_the_weights(tmp_path: Path) -> None:
     }
     assert "neox_lab/gym/weights/model.safetensors" in names
     assert shipped | {"neox_lab/py.typed", "neox_lab/gym/README.md"} <= names
-    assert sum(file.file_size for file in zipfile.ZipFile(built).infolist()) < 44e6
+    assert sum(file.file_size for file in zipfile.ZipFile(built).infolist()) < 60e6
 
 
 @pytest.mark.slow

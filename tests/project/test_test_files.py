@@ -13,3 +13,13 @@ def test_no_two_test_files_have_one_name() -> None:
     alone = [path for path in files if not (path.parent / "__init__.py").exists()]  # no package
     names = Counter(path.name for path in alone)
     assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_nobody_imports_a_conftest() -> None:
+    """There are several, and which one is meant depends on what was imported before."""
+    importing = [
+        path.relative_to(TESTS)
+        for path in TESTS.rglob("*.py")
+        if "from conftest " + "import" in path.read_text(encoding="utf-8")
+    ]
+    assert importing == []
