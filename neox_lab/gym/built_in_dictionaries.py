@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from neox_lab import safetensors_files
 from neox_lab.checks import require_model
@@ -54,7 +54,7 @@ def dictionaries(model: HookedModel | None = None) -> dict[str, Dictionary]:
             )
     device = "cpu" if model is None else model.device
     return {
-        row["dictionary"]: load(FOLDER, site=row["site"], device=device)
+        row["dictionary"]: cast(Dictionary, load(FOLDER, site=row["site"], device=device))
         for row in _card()["dictionaries"]
     }
 

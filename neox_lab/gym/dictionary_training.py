@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from random import Random
+from typing import cast
 
 import torch
 
@@ -188,7 +189,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, dictionary in made.items():
         write(folders[name], dictionary)
     # What is measured is what was written.
-    written = {name: load_dictionary(folders[name]) for name in made}
+    written = {name: cast(Dictionary, load_dictionary(folders[name])) for name in made}
     record = card(model, written, max(4, round(300 * options.share)))
     write_text(options.out / "card.json", json.dumps(record, indent=1) + "\n")
     shutil.rmtree(options.out / "run")

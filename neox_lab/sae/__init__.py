@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from neox_lab.sae.checking import Check
 from neox_lab.sae.codes import Codes
+from neox_lab.sae.cross_layer import CrossLayerTranscoder, CrossLayerWeights
+from neox_lab.sae.crosscoder import Crosscoder
 from neox_lab.sae.dictionary import Dictionary, Weights
 from neox_lab.sae.loading import available, load
 from neox_lab.sae.planting import Planted, planted
 from neox_lab.sae.recipes import Recipe
+from neox_lab.sae.sites_checking import SitesCheck
 from neox_lab.sae.training import train
 from neox_lab.sae.training_result import HeldOut, TrainedDictionary
 
 __all__ = [
     "Check",
     "Codes",
+    "CrossLayerTranscoder",
+    "CrossLayerWeights",
+    "Crosscoder",
     "Dictionary",
     "HeldOut",
     "Planted",
     "Recipe",
+    "SitesCheck",
     "TrainedDictionary",
     "Weights",
     "available",

@@ -22,16 +22,13 @@ import torch
 from torch import Tensor
 
 from neox_lab.checks import require_model, several
-from neox_lab.data.encoding import token_ids
-from neox_lab.errors import InputError, TokenizerError
+from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.hooks.table import axis_sizes, shape_at
-from neox_lab.notices import tell
 from neox_lab.results import Result
 from neox_lab.sae.published import SOURCE, Figures, figures
 from neox_lab.sae.quality import definitions, fvu
 from neox_lab.sae.rows import Texts, activations_of
-from neox_lab.sae.sample_texts import TEXTS
 from neox_lab.sae.sites import layer_of
 from neox_lab.sae.splicing import splice
 
@@ -43,12 +40,11 @@ if TYPE_CHECKING:
     from neox_lab.views import BarsView
 
 _AT_ONCE = 256  # tokens; a TopK read as ReLU has thousands of active features at each
-_TRIED = 32  # tokens of each text when a dictionary is loaded: some seconds for 32,768 features
 _BETTER = 1.25  # times smaller must the FVU of a neighbour be; trained ones fit their own best
 _GOOD = 0.8  # FVU above which nothing is said to fit
 _FAR = 2.0  # times the L0 that was expected, or its inverse
-_DENSE = 8  # more than this part of all features active is too many
-_DRAWN = 2.0  # longest bar
+DENSE = 8  # more than this part of all features active is too many
+DRAWN = 2.0  # longest bar
 _STREAM = ("hook_attn_out", "hook_mlp_out", "hook_resid_post")
 _READ = ("hook_resid_pre", "ln2.hook_normalized", "mlp.hook_in", "attn.hook_in", "hook_mlp_out")
 
@@ -83,12 +79,12 @@ class Check(Result):
     @property
     def fvu(self) -> float:
         """At its own site, without first tokens where there are others."""
-        return _of_row(self.frame.iloc[0], "fvu")
+        return number_in(self.frame.iloc[0], "fvu")
 
     @property
     def l0(self) -> float:
         """Active features of a token, likewise."""
-        return _of_row(self.frame.iloc[0], "l0")
+        return number_in(self.frame.iloc[0], "l0")
 
     def view(self) -> BarsView:
         """FVU without first tokens at each place, those above 2 cut there."""
@@ -97,9 +93,9 @@ class Check(Result):
         names, values = [], []
         for _, row in self.frame.iterrows():
             transcoder = row["site_in"] != row["site_out"]
-            place = f"{_short(row['site_in'])} → " * transcoder + _short(row["site_out"])
+            place = f"{short_name(row['site_in'])} → " * transcoder + short_name(row["site_out"])
             names.append(f"{place} (asked)" if row["asked"] else place)
-            values.append(min(_of_row(row, "fvu"), _DRAWN))
+            values.append(min(number_in(row, "fvu"), DRAWN))
         known = [f"{self.expected_l0:g} expected"] if self.expected_l0 is not None else []
         known += [f"{self.published.l0:g} published"] if self.published is not None else []
         beside = f" ({', '.join(known)})" if known else ""
@@ -138,7 +134,7 @@ def check_fit(dictionary: Dictionary, model: HookedModel, texts: str | Texts) ->
         for site_out in outs:
             asked = (site_in, site_out) == pairs[0]
             y = values[site_out]
-            rows.append(_row(site_in, site_out, asked, y, rebuilt, counts, first))
+            rows.append(place_row(site_in, site_out, asked, y, rebuilt, counts, first))
             if asked:
                 told = _definitions(y, rebuilt, first)
     frame = make_frame(rows)
@@ -167,24 +163,6 @@ def require_fit(dictionary: Dictionary, model: HookedModel) -> None:
     """
     require_model(model)
     splice(dictionary, model.hook_points, axis_sizes(model.config, 1, 1), True)
-
-
-def prove(dictionary: Dictionary, model: HookedModel) -> None:
-    """Try a dictionary on the built-in sentences, and warn of what is odd.
-
-    Raises:
-        HookError: it does not fit into the model at all.
-        InputError: dropout is on.
-    """
-    require_fit(dictionary, model)
-    try:
-        most = min(_TRIED, model.config.max_position_embeddings)
-        ids = [row[:most] for row in token_ids(model, TEXTS)]
-    except TokenizerError:
-        tell("The model has no tokenizer, so the dictionary was not tried on any text.")
-        return
-    for warning in check_fit(dictionary, model, ids).warnings:
-        tell(warning)
 
 
 def _places(dictionary: Dictionary, model: HookedModel) -> Iterator[tuple[str, str]]:
@@ -227,7 +205,7 @@ def _rebuilt(dictionary: Dictionary, x: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(counts), torch.cat(written)
 
 
-def _row(
+def place_row(
     site_in: str,
     site_out: str,
     asked: bool,
@@ -236,6 +214,7 @@ def _row(
     counts: Tensor,
     first: Tensor,
 ) -> dict[str, object]:
+    """FVU and L0 at a place, of all tokens and without the first of each text."""
     y, rest = y.cpu(), ~first.cpu()
     row: dict[str, object] = {"site_in": site_in, "site_out": site_out, "asked": asked}
     row |= {"fvu": fvu(y, rebuilt), "l0": float(counts.double().mean())}
@@ -258,10 +237,10 @@ def _odd(
 ) -> list[str]:
     """What speaks against it, in words."""
     own, others = frame.iloc[0], frame.iloc[1:]
-    here, l0 = _of_row(own, "fvu"), _of_row(own, "l0")
+    here, l0 = number_in(own, "fvu"), number_in(own, "l0")
     place = _pair(own)
     found = []
-    scores = [(_of_row(row, "fvu"), _pair(row)) for _, row in others.iterrows()]
+    scores = [(number_in(row, "fvu"), _pair(row)) for _, row in others.iterrows()]
     best, where = min(scores, default=(float("inf"), ""))
     if best < _GOOD and best * _BETTER < here:
         found.append(
@@ -278,7 +257,7 @@ def _odd(
     for number, words in sayings:
         if number and not 1 / _FAR < l0 / number < _FAR:
             found.append(f"{l0:.1f} features are active at a token; it {words} {number:g}.")
-    if not expected and l0 * _DENSE > latents:
+    if not expected and l0 * DENSE > latents:
         found.append(
             f"{l0:.0f} of {latents:,} features are active at a token, which is not sparse: a TopK "
             "read as ReLU looks like this."
@@ -286,7 +265,7 @@ def _odd(
     return found
 
 
-def _of_row(row: pd.Series, name: str) -> float:
+def number_in(row: pd.Series, name: str) -> float:
     """A number without first tokens, or with them where there are no others."""
     without = float(row[f"{name}_without_first"])
     return float(row[name]) if without != without else without
@@ -297,7 +276,7 @@ def _pair(row: pd.Series) -> str:
     return str(written) if read == written else f"{read} → {written}"
 
 
-def _short(site: str) -> str:
+def short_name(site: str) -> str:
     """``resid_post 3`` for ``blocks.3.hook_resid_post``."""
     layer = layer_of(site)
     name = site.removeprefix(f"blocks.{layer}.").replace("hook_", "")

@@ -22,6 +22,7 @@ from neox_lab.hooks.splicing import Spliced
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.sae import screening
 from neox_lab.sae.activations import Activation, TopK
+from neox_lab.sae.bags import rows_summed
 from neox_lab.sae.checking import Check, check_fit
 from neox_lab.sae.codes import Codes, joined
 from neox_lab.sae.exporting import export
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
 
 DENSE = 2**24
 """Numbers of the matrix [token, latent] that exist at a time while encoding: 64 MB in float32."""
-
-SPARSE = 8
-"""Codes of more than one feature in so many are multiplied as a matrix."""
 
 
 class Weights(NamedTuple):
@@ -253,20 +251,7 @@ class Dictionary(nn.Module):
         scale = getattr(self.activation, "scale", None)
         if scale is not None:
             values = values / scale[codes.indices]
-        slots = codes.indices.shape[-1]
-        if slots == 0:
-            return self.W_dec.new_zeros(*codes.indices.shape[:-1], self.d_out)
-        if slots * SPARSE > self.latents:  # rows one by one would take many times as long
-            return (
-                Codes(codes.indices, values, self.latents).dense().to(self.W_dec.dtype) @ self.W_dec
-            )
-        bags = torch.nn.functional.embedding_bag(
-            codes.indices.reshape(-1, slots),
-            self.W_dec,
-            per_sample_weights=values.reshape(-1, slots).to(self.W_dec.dtype),
-            mode="sum",
-        )
-        return bags.view(*codes.indices.shape[:-1], self.d_out)
+        return rows_summed(Codes(codes.indices, values, self.latents), self.W_dec)
 
     def written(self, before: Tensor, after: Tensor, x: Tensor) -> Tensor:
         """How the output changes with the activations.

@@ -1,6 +1,7 @@
 """One door to all published dictionaries.
 
     dictionary = nl.sae.load("EleutherAI/sae-pythia-70m-32k", site=("resid_post", 3))
+    transcoder = nl.sae.load("a-cross-layer-transcoder")    # all layers at once
     nl.sae.available("EleutherAI/sae-pythia-70m-32k")       # which there are
 
 What a file is, the file says: format, kind and site are recognised from names, configuration and
@@ -28,9 +29,10 @@ from neox_lab.checks import (
 from neox_lab.errors import CheckpointError, ConfigError, InputError, nearest
 from neox_lab.frames import make_frame
 from neox_lab.hub import PathOrId
-from neox_lab.sae.checking import prove
+from neox_lab.sae.cross_layer import CrossLayerTranscoder
 from neox_lab.sae.dictionary import Dictionary
-from neox_lab.sae.formats import FORMATS, Found, Given, Source, source_of
+from neox_lab.sae.formats import FORMATS, Found, Given, Read, Source, source_of
+from neox_lab.sae.proving import prove, prove_sites
 from neox_lab.sae.sites import Site, hook_name, layer_of
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ def load(
     subtracts_b_dec: bool | None = None,
     dtype: torch.dtype = torch.float32,
     device: str | torch.device = "cpu",
-) -> Dictionary:
+) -> Read:
     """Read a dictionary of any library.
 
     Where the source holds several, ``site``, ``layer`` and ``subfolder`` say which.
@@ -81,7 +83,9 @@ def load(
         device: where they go.
 
     Returns:
-        The dictionary; its ``sources`` say where each fact came from.
+        The dictionary; its ``sources`` say where each fact came from. A ``CrossLayerTranscoder``
+        or a ``Crosscoder`` where the files hold one; of a crosscoder, ``site`` is that of all its
+        models, and it is tried only where you ask, with ``Crosscoder.check``.
 
     Raises:
         CheckpointError: there is none or there are several, the files are damaged or hostile, do
@@ -112,8 +116,17 @@ def load(
         dictionary = FORMATS[found.format].read(files, found, given)
     except ConfigError as error:
         raise CheckpointError(f"{_place(files, found)}: {error}") from error
-    if model is not None:
+    if isinstance(dictionary, CrossLayerTranscoder) and (given.site or layer is not None):
+        raise InputError(
+            f"{dictionary!r} reads and writes all layers at once; leave site and layer out, "
+            "or name another dictionary with subfolder=."
+        )
+    if model is None:
+        return dictionary
+    if isinstance(dictionary, Dictionary):
         prove(dictionary, model)
+    else:
+        prove_sites(dictionary, model)
     return dictionary
 
 

@@ -186,7 +186,7 @@ def activations_of(
         DataError: a text is longer than the model can read.
     """
     refuse_dropout(model)
-    ids = _ids(model, texts)
+    ids = ids_of(model, texts)
     check_lengths(ids, model.config.max_position_embeddings, "Shorten these texts.")
     lengths = [len(row) for row in ids]
     names = list(dict.fromkeys(names))
@@ -210,7 +210,7 @@ def activations_of(
     return joined, torch.tensor(kept).repeat_interleave(counts)
 
 
-def _ids(model: HookedModel, texts: Texts) -> list[list[int]]:
+def ids_of(model: HookedModel, texts: Texts) -> list[list[int]]:
     """Token ids of texts that are texts or token ids.
 
     Raises:

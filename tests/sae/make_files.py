@@ -217,6 +217,25 @@ def circuit_tracer() -> None:
         expect(place, x, acts, made[1].decode(acts, x))
 
 
+def circuit_tracer_cross_layer() -> None:
+    from circuit_tracer.transcoder.cross_layer_transcoder import CrossLayerTranscoder
+
+    for seed, (name, activation) in enumerate({"relu": "relu", "jumprelu": "jump_relu"}.items()):
+        made = CrossLayerTranscoder(
+            3, LATENTS, D, activation, lazy_decoder=False, feature_input_hook="mlp.hook_in",
+            device=torch.device("cpu"), dtype=torch.float32,
+        )  # fmt: skip
+        randomise(made, 100 + seed)
+        place = HERE.parent / "cross_layer_files" / name
+        made.to_safetensors(str(place))
+        lines = ["model_kind: cross_layer_transcoder", 'model_name: "EleutherAI/pythia-70m"']
+        lines += ['feature_input_hook: "mlp.hook_in"', 'feature_output_hook: "hook_mlp_out"']
+        (place / "config.yaml").write_text("\n".join([*lines, ""]))
+        x = inputs(3, 6, D)
+        acts = made.encode(x)
+        expect(place, x, acts, made.decode(acts.detach()))
+
+
 def exports() -> None:
     """Every file made above that the layouts can hold, written by us and read by the libraries."""
     import sae_lens as lens
@@ -255,3 +274,4 @@ if __name__ == "__main__":
     else:
         for make in (sparsify, dictionary_learning, sae_lens, circuit_tracer):
             make()
+        circuit_tracer_cross_layer()

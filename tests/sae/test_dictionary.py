@@ -134,7 +134,7 @@ def test_codes_of_most_features_are_multiplied_as_a_matrix(monkeypatch: pytest.M
         ours = dictionary(activation)
         assert ours.encode(x).values.shape[-1] * 8 > LATENTS
         as_matrix = ours(x)
-        monkeypatch.setattr("neox_lab.sae.dictionary.SPARSE", 0)
+        monkeypatch.setattr("neox_lab.sae.bags.SPARSE", 0)
         torch.testing.assert_close(ours(x), as_matrix)
         monkeypatch.undo()
 

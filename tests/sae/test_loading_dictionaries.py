@@ -334,20 +334,6 @@ def test_gemma_scope_s_names_are_the_other_way_round(tmp_path: Path) -> None:
 
 
 def test_what_is_no_dictionary_of_one_site_is_refused_by_name(tmp_path: Path) -> None:
-    (tmp_path / "W_enc_0.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="a part of a cross-layer transcoder"):
-        load(tmp_path)
-    place = tmp_path / "crosscoder" / "resid_out_layer1"
-    place.mkdir(parents=True)
-    torch.save({"encoder.weight": torch.zeros(2, 8, 24)}, place / "ae.pt")
-    with pytest.raises(CheckpointError, match="is a crosscoder"):
-        load(place)
-    (tmp_path / "clt").mkdir()
-    config = {"num_features": 9, "num_layers": 6, "activation_fn": "jumprelu", "d_model": 512}
-    (tmp_path / "clt" / "cfg.json").write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="a cross-layer transcoder of crosslayer-coding"):
-        load(tmp_path / "clt")
-    assert available(tmp_path)["refused"].str.contains("cross-layer").sum() == 2
     with pytest.raises(CheckpointError, match="a cross-layer transcoder"):
         load(changed(tmp_path, "sparsify/autoencoder/layers.2", cross_layer=12))
     (tmp_path / "empty").mkdir()

@@ -212,7 +212,7 @@ def test_nothing_dense_unless_it_is_looked_at(model: Any, monkeypatch: pytest.Mo
     made: list[int] = []
     original = Codes.dense
     monkeypatch.setattr(Codes, "dense", lambda codes: made.append(1) or original(codes))
-    monkeypatch.setattr("neox_lab.sae.dictionary.SPARSE", 0)  # as if it had many features
+    monkeypatch.setattr("neox_lab.sae.bags.SPARSE", 0)  # as if it had many features
     with model.spliced(ours, error=False):
         model.run_with_cache(tokens(), "*hook_sae_recons")
         assert not made

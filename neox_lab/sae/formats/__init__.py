@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from neox_lab.sae.formats import (
     circuit_tracer,
+    crosscoders,
+    crosslayer_coding,
     dictionary_learning,
-    others,
     ours,
     sae_lens,
     sparsify,
 )
-from neox_lab.sae.formats.format import Format, Found, Given
+from neox_lab.sae.formats.format import Format, Found, Given, Read
 from neox_lab.sae.formats.source import Source, source_of
 
-_MODULES = (ours, sparsify, sae_lens, dictionary_learning, circuit_tracer, others)
+_MODULES = (
+    ours,
+    sparsify,
+    sae_lens,
+    dictionary_learning,
+    circuit_tracer,
+    crosslayer_coding,
+    crosscoders,
+)
 FORMATS: dict[str, Format] = {module.FORMAT.name: module.FORMAT for module in _MODULES}
 """By name."""
 
-__all__ = ["FORMATS", "Format", "Found", "Given", "Source", "source_of"]
+__all__ = ["FORMATS", "Format", "Found", "Given", "Read", "Source", "source_of"]

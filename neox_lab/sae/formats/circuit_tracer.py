@@ -1,5 +1,7 @@
 """circuit-tracer: ``layer_{i}.safetensors`` of every layer, and ``config.yaml``.
 
+A cross-layer transcoder is a folder of other files, see ``circuit_tracer_cross_layer``.
+
     pre = x @ W_enc.T + b_enc                        W_enc [latent, d]; b_dec is not subtracted
     relu, or pre where pre > threshold, or the k largest, negative ones too
     y = acts @ W_dec + b_dec (+ x @ W_skip.T)
@@ -17,7 +19,9 @@ from typing import Any
 from neox_lab.checks import shown
 from neox_lab.errors import CheckpointError
 from neox_lab.sae.activations import Activation, JumpReLU, ReLU, TopK
+from neox_lab.sae.cross_layer import CrossLayerTranscoder
 from neox_lab.sae.dictionary import Dictionary, Weights
+from neox_lab.sae.formats import circuit_tracer_cross_layer as cross_layer
 from neox_lab.sae.formats.format import Format, Found, Given, Parts, scalar, unknown, whole
 from neox_lab.sae.formats.source import Source, Tensors, inside
 from neox_lab.sae.sites import in_block
@@ -25,9 +29,8 @@ from neox_lab.sae.sites import in_block
 NAME = "circuit-tracer"
 CONFIG = "config.yaml"
 _FILE = re.compile(r"layer_(\d+)\.safetensors")
-_CROSS_LAYER = re.compile(r"W_enc_(\d+)\.safetensors")
 _TENSORS = ("W_enc", "W_dec", "b_enc", "b_dec")
-_THRESHOLD = "activation_function.threshold"
+THRESHOLD = "activation_function.threshold"
 _ELSEWHERE = "a list of files that lie elsewhere; load these, each from its own repository:"
 READ, WRITTEN = "mlp.hook_in", "hook_mlp_out"
 
@@ -40,20 +43,19 @@ def find(source: Source) -> list[Found]:
         if found := _FILE.fullmatch(last):
             written = _sites(_config(source, folder), int(found[1]))[1]
             made.append(Found(NAME, name, written))
-        elif found := _CROSS_LAYER.fullmatch(last):
-            what = "a part of a cross-layer transcoder, which writes to many layers at once; these "
-            made.append(Found(NAME, name, None, what + "are not read here."))
         elif last == CONFIG and "transcoders" in (config := _config(source, folder)):
             made.append(Found(NAME, name, None, f"{_ELSEWHERE} {shown(config['transcoders'])}"))
-    return made
+    return made + [Found(NAME, folder, None) for folder in cross_layer.folders(source)]
 
 
-def read(source: Source, found: Found, given: Given) -> Dictionary:
+def read(source: Source, found: Found, given: Given) -> Dictionary | CrossLayerTranscoder:
     """One of them.
 
     Raises:
         CheckpointError: its files are damaged or do not say enough.
     """
+    if found.place not in source.names:
+        return _cross_layer(source, found.place, given)
     folder, _, last = found.place.rpartition("/")
     config = _config(source, folder)
     number = _FILE.fullmatch(last)
@@ -62,15 +64,43 @@ def read(source: Source, found: Found, given: Given) -> Dictionary:
     tensors = source.tensors(found.place)
     if {"w_enc", "w_dec"} <= set(tensors):
         tensors = _of_gemma_scope(tensors)
-    tensors.check(_TENSORS, ["W_skip", _THRESHOLD, "k"])
+    tensors.check(_TENSORS, ["W_skip", THRESHOLD, "k"])
     tensors = tensors.dtyped(given.dtype, given.device)
-    said = "feature_input_hook" in config
-    site = f"{CONFIG}: feature_input_hook, feature_output_hook"
     return _parts(config, tensors, given, inside(folder, CONFIG)).at(
-        *sites,
-        format="circuit-tracer: layer_{i}.safetensors",
-        site=site if said else f"no {CONFIG} says; usual are {READ} and {WRITTEN}",
+        *sites, format="circuit-tracer: layer_{i}.safetensors", site=_who_says(config)
     )
+
+
+def _cross_layer(source: Source, folder: str, given: Given) -> CrossLayerTranscoder:
+    """The cross-layer transcoder of a folder, each layer's encoder read like a transcoder.
+
+    Raises:
+        CheckpointError: its files are damaged, or one is missing.
+    """
+    config, place = _config(source, folder), inside(folder, CONFIG)
+    layers = cross_layer.tensors(source, folder)
+    parts = [_parts(config, each.dtyped(given.dtype, given.device), given, place)
+             for each in layers]  # fmt: skip
+    sites = [_sites(config, layer) for layer in range(len(parts))]
+    return CrossLayerTranscoder(
+        cross_layer.weights(source, folder, layers, [each.weights for each in parts], given),
+        [each.activation for each in parts],
+        sites_in=[read for read, _ in sites],
+        sites_out=[written for _, written in sites],
+        kind=parts[0].kind,
+        sources={
+            "format": "circuit-tracer: W_enc_{i}.safetensors, W_dec_{i}.safetensors",
+            "site": _who_says(config),
+            **parts[0].facts,
+        },
+    )
+
+
+def _who_says(config: dict[str, Any]) -> str:
+    """Where the sites come from."""
+    if "feature_input_hook" in config:
+        return f"{CONFIG}: feature_input_hook, feature_output_hook"
+    return f"no {CONFIG} says; usual are {READ} and {WRITTEN}"
 
 
 def _parts(config: dict[str, Any], tensors: Tensors, given: Given, place: str) -> Parts:
@@ -93,14 +123,14 @@ def _parts(config: dict[str, Any], tensors: Tensors, given: Given, place: str) -
         activation = TopK(k, negative=True)
         facts["negative"] = "circuit-tracer's TopK keeps the k largest, negative ones too"
     elif kind == "JumpReLU":
-        below = bool((tensors[_THRESHOLD] < 0).any())  # what lies between it and 0 is kept
-        activation = JumpReLU(tensors[_THRESHOLD], negative=below)
+        below = bool((tensors[THRESHOLD] < 0).any())  # what lies between it and 0 is kept
+        activation = JumpReLU(tensors[THRESHOLD], negative=below)
     return Parts(weights, activation, kind, False, facts, k)
 
 
 def _kind(config: dict[str, Any], tensors: Tensors, given: Given, place: str) -> tuple[str, str]:
     """What the activation is, and who says so."""
-    if _THRESHOLD in tensors:
+    if THRESHOLD in tensors:
         return "JumpReLU", "the file has thresholds"
     named = config.get("activation")
     if named is not None and str(named) not in ("relu", "topk"):
@@ -127,7 +157,7 @@ def _of_gemma_scope(tensors: Tensors) -> Tensors:
         "W_dec": tensors["w_dec"],
         "b_enc": tensors["b_enc"],
         "b_dec": tensors["b_dec"],
-        _THRESHOLD: tensors["threshold"],
+        THRESHOLD: tensors["threshold"],
     }
     if "affine_skip_connection" in tensors:
         renamed["W_skip"] = tensors["affine_skip_connection"].T

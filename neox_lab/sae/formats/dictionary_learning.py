@@ -11,6 +11,7 @@ What a file is, its tensors say:
                                                         early ones lack the last two
     W_enc, b_enc, W_dec, b_dec, k, threshold, group_sizes                   Matryoshka BatchTopK
     W_enc, b_enc, W_dec, b_dec, threshold               JumpReLU; x is read
+    encoder.weight of three axes                        a crosscoder, see ``crosscoders``
 
 A BatchTopK's ``threshold`` is used afterwards as that of a JumpReLU; while it is -1 it was not
 estimated yet, and the k largest count. Source: dictionary_learning/dictionary.py and trainers/ of
@@ -29,7 +30,9 @@ from torch import Tensor
 from neox_lab.checks import COUNT, check
 from neox_lab.errors import CheckpointError
 from neox_lab.sae.activations import Activation, Gated, JumpReLU, ReLU, TopK
+from neox_lab.sae.crosscoder import Crosscoder
 from neox_lab.sae.dictionary import Dictionary, Weights
+from neox_lab.sae.formats.crosscoders import is_crosscoder, of_tensors
 from neox_lab.sae.formats.format import Format, Found, Given, Parts, scalar, site_needed
 from neox_lab.sae.formats.source import Source, Tensors, inside, ways
 from neox_lab.sae.sites import of_learned
@@ -54,7 +57,7 @@ def find(source: Source) -> list[Found]:
     return made
 
 
-def read(source: Source, found: Found, given: Given) -> Dictionary:
+def read(source: Source, found: Found, given: Given) -> Dictionary | Crosscoder:
     """One of them.
 
     Raises:
@@ -72,6 +75,12 @@ def read(source: Source, found: Found, given: Given) -> Dictionary:
         site, said = site_needed(found, given), "the argument"
     tensors = _tensors(*source.pickle(file or inside(folder, WEIGHTS)))
     tensors = tensors.dtyped(given.dtype, given.device)
+    if is_crosscoder(tensors):
+        settings = trainer.get("dict_class_kwargs")
+        settings = settings if isinstance(settings, dict) else {}
+        return of_tensors(
+            tensors, {**config, **trainer, **settings}, site, said, "crosscoder: ae.pt"
+        )
     return _parts(tensors, trainer, given).at(site, format="dictionary_learning: ae.pt", site=said)
 
 
@@ -223,12 +232,6 @@ def _tensors(path: Any, content: object) -> Tensors:
     others = [name for name, value in content.items() if not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(f"{path}: {others[0]!r} is no tensor.")
-    encoder = content.get("encoder.weight")
-    if encoder is not None and encoder.dim() == 3:
-        raise CheckpointError(
-            f"{path} is a crosscoder (encoder.weight {list(encoder.shape)} reads several layers or "
-            "models), which is not read here."
-        )
     return Tensors(path, content)
 
 

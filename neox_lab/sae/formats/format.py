@@ -12,9 +12,14 @@ from torch import Tensor
 from neox_lab.checks import COUNT, FINITE, SWITCH, check, shown
 from neox_lab.errors import CheckpointError
 from neox_lab.sae.activations import Activation
+from neox_lab.sae.cross_layer import CrossLayerTranscoder
+from neox_lab.sae.crosscoder import Crosscoder
 from neox_lab.sae.dictionary import Dictionary, Weights
 from neox_lab.sae.formats.source import Source
 from neox_lab.sae.normalisation import Normalise, unchanged
+
+Read = Dictionary | CrossLayerTranscoder | Crosscoder
+"""What files hold."""
 
 
 class Found(NamedTuple):
@@ -109,7 +114,7 @@ class Format(NamedTuple):
 
     name: str
     find: Callable[[Source], list[Found]]
-    read: Callable[[Source, Found, Given], Dictionary]
+    read: Callable[[Source, Found, Given], Read]
 
 
 def whole(config: dict[str, Any], name: str, place: str) -> int:
