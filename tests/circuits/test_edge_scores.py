@@ -120,9 +120,9 @@ def test_exact_scores_are_runs_without_the_edge(parallel: bool) -> None:
 
 
 def test_the_integral_over_a_writer_is_the_effect_of_replacing_it() -> None:
-    model = small(num_hidden_layers=3).double()
+    model = small().double()
     clean, corrupted = prompts(3, 8, first=2)
-    result = scores(model, clean, corrupted, METRIC, "ig-activations", steps=64)
+    result = scores(model, clean, corrupted, METRIC, "ig-activations", steps=40)
     runs = CircuitRuns(pair(model, corrupted, clean, METRIC), "resample")
     table = result.is_computed
     without = table.repeat(len(table), 1, 1)

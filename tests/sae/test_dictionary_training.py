@@ -28,7 +28,7 @@ def small(source: Any = None, **settings: Any) -> TrainedDictionary:
     return train(source, **({"latents": 24, "k": 3, "steps": 12, "batch_size": 64} | settings))
 
 
-@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+@pytest.mark.parametrize("kind", ["topk", pytest.param("batchtopk", marks=pytest.mark.slow)])
 def test_planted_features_are_found(kind: Any) -> None:
     planted = nl.sae.planted(features=64, d_model=32, active=2, rows=30_000)
     trained = train(
