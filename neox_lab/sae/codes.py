@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from neox_lab.checks import shown
 from neox_lab.errors import InputError
 
 
@@ -62,6 +63,23 @@ class Codes:
             Codes ``[kept, slot]``.
         """
         return Codes(self.indices[tokens], self.values[tokens], self.latents)
+
+
+def require_codes(codes: object, latents: int) -> Codes:
+    """Refuse what is no codes of a dictionary.
+
+    Args:
+        codes: of the user.
+        latents: how many features the dictionary has.
+
+    Raises:
+        InputError: something else, or codes of another dictionary.
+    """
+    if not isinstance(codes, Codes):
+        raise InputError(f"codes={shown(codes)}; expected Codes, as encode gives.")
+    if codes.latents != latents:
+        raise InputError(f"The codes are of {codes.latents} features; here are {latents}.")
+    return codes
 
 
 def packed(dense: Tensor) -> Codes:

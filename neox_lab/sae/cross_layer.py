@@ -20,7 +20,7 @@ from neox_lab.errors import ConfigError, InputError
 from neox_lab.sae.activations import Activation
 from neox_lab.sae.affine import Affine
 from neox_lab.sae.bags import rows_summed
-from neox_lab.sae.codes import Codes, joined
+from neox_lab.sae.codes import Codes, joined, require_codes
 from neox_lab.sae.rows import Texts
 from neox_lab.sae.shared_top_k import SharedTopK
 from neox_lab.sae.sites_checking import Rebuilt, SitesCheck, Tried, check_sites
@@ -253,11 +253,13 @@ class CrossLayerTranscoder(nn.Module):
         Raises:
             InputError: codes of another transcoder, or the inputs are needed.
         """
-        codes = list(codes)
-        if len(codes) != self.layers or any(each.latents != self.latents for each in codes):
+        if not isinstance(codes, list | tuple) or len(codes) != self.layers:
             raise InputError(
-                f"Expected codes of {self.layers} layers with {self.latents} features each."
+                f"codes={shown(codes)}; expected a list of those of {self.layers} layers."
             )
+        codes = [require_codes(each, self.latents) for each in codes]
+        if len({each.indices.shape[:-1] for each in codes}) > 1:
+            raise InputError("The codes of the layers are of other tokens each.")
         if inputs is None and self._skip_of:
             raise InputError("Give decode the inputs that were encoded: they have a part in it.")
         given = None if inputs is None else self._inputs(inputs)
@@ -297,7 +299,12 @@ class CrossLayerTranscoder(nn.Module):
             InputError: no model, no texts, dropout is on, or there is no token.
             DataError: a text is longer than the model can read.
         """
-        tried = Tried(repr(self), (self.d_in, self.d_out), self.latents, self._tried)
+        tried = Tried(
+            f"{self.kind}, {self.layers} layers of {self.latents:,} features",
+            (self.d_in, self.d_out),
+            self.latents,
+            self._tried,
+        )
         return check_sites(tried, [model], self.sites_in, self.sites_out, texts)
 
     def _tried(self, inputs: list[Tensor], order: Tensor) -> Rebuilt:

@@ -24,7 +24,7 @@ from neox_lab.errors import ConfigError, InputError
 from neox_lab.sae.activations import Activation
 from neox_lab.sae.affine import Affine
 from neox_lab.sae.bags import rows_summed
-from neox_lab.sae.codes import Codes, joined
+from neox_lab.sae.codes import Codes, joined, require_codes
 from neox_lab.sae.rows import Texts
 from neox_lab.sae.sites_checking import Rebuilt, SitesCheck, Tried, check_sites
 
@@ -151,7 +151,18 @@ class Crosscoder(nn.Module):
         return norms / norms.sum(dim=0)
 
     def penalty(self, codes: Codes) -> Tensor:
-        """The sparsity penalty of each token, ``[*tokens]``: activations times their weights."""
+        """The sparsity penalty of tokens: activations times their weights.
+
+        Args:
+            codes: ``[*tokens, slot]``.
+
+        Returns:
+            ``[*tokens]``.
+
+        Raises:
+            InputError: codes of another crosscoder.
+        """
+        require_codes(codes, self.latents)
         return (codes.values.abs() * self.penalty_weights[codes.indices]).sum(dim=-1)
 
     def encode(self, inputs: Sequence[Tensor]) -> Codes:
@@ -198,9 +209,7 @@ class Crosscoder(nn.Module):
         Raises:
             InputError: codes of another crosscoder.
         """
-        if codes.latents != self.latents:
-            raise InputError(f"The codes are of {codes.latents} features; here are {self.latents}.")
-        written = rows_summed(codes, self.decoder)
+        written = rows_summed(require_codes(codes, self.latents), self.decoder)
         written = written.view(*written.shape[:-1], self.n, self.d) + self.b_dec
         if self.normalise is not None:
             written = self.normalise.back(written)
@@ -244,7 +253,12 @@ class Crosscoder(nn.Module):
                 "set .sites to one model's layers."
             )
         sites = self._sites()
-        tried = Tried(repr(self), (self.d, self.d), self.latents, self._tried)
+        tried = Tried(
+            f"{self.kind} crosscoder, {self.latents:,} features",
+            (self.d, self.d),
+            self.latents,
+            self._tried,
+        )
         return check_sites(tried, listed, sites, sites, texts)
 
     def _tried(self, inputs: list[Tensor], order: Tensor) -> Rebuilt:

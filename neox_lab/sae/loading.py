@@ -89,7 +89,7 @@ def load(
 
     Raises:
         CheckpointError: there is none or there are several, the files are damaged or hostile, do
-            not say enough, or hold something that is no dictionary of one site.
+            not say enough, or hold something that is none of these.
         HookNameError: no network of this family has such a site, or ``model`` lacks it.
         HookError: ``model`` has another width.
         InputError: an argument is not what it can be.

@@ -13,6 +13,7 @@ from calls_of_circuits import calls_of_circuits
 from dictionaries import random_dictionary
 
 import neox_lab as nl
+from neox_lab.sae.activations import ReLU
 
 Call = tuple[Callable[..., Any], dict[str, Any]]
 
@@ -141,6 +142,35 @@ def _calls_of_features(model: Any) -> dict[str, Call]:
     }
 
 
+def _calls_of_dictionaries_of_several_sites(model: Any) -> dict[str, Call]:
+    layers, d = model.config.num_hidden_layers, model.config.hidden_size
+    sites = [f"blocks.{i}.hook_mlp_out" for i in range(layers)]
+    eye, zero = torch.eye(d), torch.zeros(d)
+    pairs = {(i, j): eye for i in range(layers) for j in range(i, layers)}
+    many = nl.sae.CrossLayerTranscoder(
+        nl.sae.CrossLayerWeights([eye] * layers, [zero] * layers, pairs, [zero] * layers),
+        [ReLU()] * layers, sites_in=sites, sites_out=sites, kind="ReLU",
+    )  # fmt: skip
+    two = nl.sae.Crosscoder(
+        torch.stack([eye, eye]), zero, torch.stack([eye, eye]), torch.zeros(2, d), ReLU(),
+        sites=sites[:1] * 2, kind="ReLU",
+    )  # fmt: skip
+    inputs, texts = [torch.ones(3, d)] * layers, ["abcd", "bc"]
+    both = inputs[:1] * 2
+    return {
+        "sae.CrossLayerTranscoder.check": (many.check, {"model": model, "texts": texts}),
+        "sae.CrossLayerTranscoder.encode": (many.encode, {"inputs": inputs}),
+        "sae.CrossLayerTranscoder.decode": (
+            many.decode,
+            {"codes": many.encode(inputs), "inputs": inputs},
+        ),
+        "sae.Crosscoder.check": (two.check, {"models": [model, model], "texts": texts}),
+        "sae.Crosscoder.encode": (two.encode, {"inputs": both}),
+        "sae.Crosscoder.decode": (two.decode, {"codes": two.encode(both), "inputs": both}),
+        "sae.Crosscoder.penalty": (two.penalty, {"codes": two.encode(both)}),
+    }
+
+
 def _calls_of_dictionaries(model: Any, folder: Path) -> dict[str, Call]:
     dictionary = random_dictionary(model.config.hidden_size, "blocks.0.hook_mlp_out")
     dictionary.save_pretrained(folder / "dictionary")
@@ -156,6 +186,7 @@ def _calls_of_dictionaries(model: Any, folder: Path) -> dict[str, Call]:
             {"source": folder / "dictionary", **asked, "model": model, **said}
             | {"dtype": torch.float32, "device": "cpu"},
         ),
+        **_calls_of_dictionaries_of_several_sites(model),
         "sae.Dictionary.check": (dictionary.check, {"model": model, "texts": ["abcd", "bc"]}),
         "sae.Dictionary.save_pretrained": (partial(_saved, dictionary), {"folder": "kept"}),
         "sae.Dictionary.export": (

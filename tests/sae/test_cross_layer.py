@@ -423,7 +423,7 @@ def test_inputs_that_are_refused() -> None:
         with pytest.raises(InputError, match=message):
             clt.encode(bad)  # type: ignore[arg-type]
     codes = clt.encode(x)
-    with pytest.raises(InputError, match="codes of 3 layers"):
+    with pytest.raises(InputError, match="those of 3 layers"):
         clt.decode(codes[:2])
     with pytest.raises(InputError, match="do not write to layer 0"):
         clt.W_dec(1, 0)
