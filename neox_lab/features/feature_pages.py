@@ -178,7 +178,8 @@ def _spread(group: Sequence[Example], most: int) -> list[Example]:
 def _row(found: TopExamples, latent: int) -> list[str]:
     """What the index says of a feature."""
     frame = found.examples(latent)
-    tokens = list(dict.fromkeys(frame["token"]))[:6]
+    highest = frame[(frame["split"] == "train") & (frame["group"] == "top")]
+    tokens = list(dict.fromkeys(highest["token"]))[:6]
     promoted = list(found.logit_effects(latent, 3)["text"][:3])
     return [
         label(found.source.name_of(latent), 60),

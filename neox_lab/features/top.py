@@ -104,8 +104,8 @@ def top_examples(
         for group in windows((chunk for chunk in read if chunk.ids), TOGETHER):
             first = corpus.add(group)
             drawn = _held_out(group, held_out, seed)
-            ends = [chunk.ends for chunk in group]
-            held += sum(out and end for out, end in zip(drawn, ends, strict=True))
+            begins = [chunk.start == 0 for chunk in group]  # a document may be cut off at its end
+            held += sum(out and begin for out, begin in zip(drawn, begins, strict=True))
             for rows in by_length(model, [len(chunk.ids) for chunk in group], batch_size):
                 ids = [group[row].ids for row in rows]
                 codes, mask = codes_of(model, source, ids)

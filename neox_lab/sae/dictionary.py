@@ -324,7 +324,8 @@ class Dictionary(nn.Module):
 
         Raises:
             InputError: ``folder`` is no path.
-            ConfigError: the activation or the normalisation is one of your own.
+            ConfigError: the activation or the normalisation is one of your own, or weights are not
+                finite.
             CheckpointError: the file cannot be written.
         """
         return save(self, folder)
@@ -342,7 +343,7 @@ class Dictionary(nn.Module):
 
         Raises:
             InputError: ``folder`` is no path, or there is no such layout.
-            ConfigError: that library has no such dictionary.
+            ConfigError: that library has no such dictionary, or weights are not finite.
             CheckpointError: the files cannot be written.
         """
         return export(self, folder, layout)

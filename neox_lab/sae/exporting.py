@@ -56,9 +56,10 @@ def export(dictionary: Dictionary, folder: StrPath, layout: str) -> Path:
 
     Raises:
         InputError: ``folder`` is no path, or there is no such layout.
-        ConfigError: that library has no such dictionary.
+        ConfigError: that library has no such dictionary, or weights are not finite.
         CheckpointError: the files cannot be written.
     """
+    dictionary.weights.check()
     make = _LAYOUTS[check("layout", layout, one_of(*_LAYOUTS), InputError)]
     place, name, tensors, config = make(dictionary, path_of("folder", folder))
     kept = {key: tensor.detach().float() for key, tensor in tensors.items()}

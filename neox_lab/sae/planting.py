@@ -63,7 +63,7 @@ class Planted:
 
     def control(self, latents: int, seed: int = 0) -> float:
         """Mean max cosine of so many random directions."""
-        generator = torch.Generator().manual_seed(seed * _OWN + 2)
+        generator = torch.Generator().manual_seed((seed * _OWN + 2) % 2**63)
         return self.recovered(torch.randn(latents, self.directions.shape[1], generator=generator))
 
 
@@ -98,7 +98,7 @@ def planted(
     noise = check("noise", noise, number(least=0), InputError)
     seed = check("seed", seed, SEED, InputError)
     # Numbers of its own: a training of the same seed must not begin with the planted directions.
-    generator = torch.Generator().manual_seed(seed * _OWN + 1)
+    generator = torch.Generator().manual_seed((seed * _OWN + 1) % 2**63)
     directions = torch.randn(features, d_model, generator=generator)
     directions /= directions.norm(dim=1, keepdim=True)
     parts, sums = [], []

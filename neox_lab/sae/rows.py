@@ -82,7 +82,7 @@ class InMemory:
 
     def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``Rows``."""
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + number)
+        generator = torch.Generator().manual_seed(_of_epoch(seed, number))
         for rows in torch.split(torch.randperm(len(self), generator=generator), batch_size):
             x = self.part.x[rows]
             yield x, x if self.part.y is self.part.x else self.part.y[rows]
@@ -105,8 +105,13 @@ class OnDisk:
     def epoch(self, number: int, batch_size: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See ``Rows``."""
         names: list[str | tuple[str, int]] = list(dict.fromkeys((self.site_in, self.site_out)))
-        for batch in self.train.batches(names, batch_size, seed=seed * 1_000_003 + number):
+        for batch in self.train.batches(names, batch_size, seed=_of_epoch(seed, number)):
             yield batch[self.site_in].flatten(1), batch[self.site_out].flatten(1)
+
+
+def _of_epoch(seed: int, number: int) -> int:
+    """The seed of an epoch's order, which large seeds do not take out of int64."""
+    return (seed * 1_000_003 + number) % 2**63
 
 
 def rows_of(

@@ -46,9 +46,11 @@ def save(dictionary: Dictionary, folder: StrPath) -> Path:
 
     Raises:
         InputError: ``folder`` is no path.
-        ConfigError: the activation or the normalisation is of another kind.
+        ConfigError: the activation or the normalisation is of another kind, or weights are not
+            finite.
         CheckpointError: the file cannot be written.
     """
+    dictionary.weights.check()  # what is not finite would not be loaded again
     path = path_of("folder", folder) / FILE
     activation = dictionary.activation
     name = type(activation).__name__

@@ -179,9 +179,9 @@ class _Run:
         interrupted = False
         with Progress(total=self.steps, unit="step", done=self.step) as bar:
             try:
-                for x, y in self._batches():
+                for place, x, y in self._batches():
                     with interrupts.held():  # no interrupt leaves half a step
-                        self._take(x, y)
+                        self._take(place, x, y)
                         if self.folder is not None and self.step % SAVE_EVERY == 0:
                             self._save(self.folder / _FILE)
                     bar.update(note=f"FVU {self.history[self.step - 1, 2]:.3f}")
@@ -191,8 +191,8 @@ class _Run:
             self._save(self.folder / _FILE)
         return self._result(interrupted)
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of the steps that are left."""
+    def _batches(self) -> Iterator[tuple[tuple[int, int], Tensor, Tensor]]:
+        """The batches of the steps that are left, each with the ``at`` that comes after it."""
         epoch, skipped = self.at
         while self.step < self.steps:
             index = 0
@@ -200,14 +200,13 @@ class _Run:
                 index += 1
                 if index <= skipped:
                     continue
-                self.at = epoch, index
-                yield x, y
+                yield (epoch, index), x, y
                 if self.step == self.steps:
                     return
             epoch, skipped = epoch + 1, 0
 
-    def _take(self, x: Tensor, y: Tensor) -> None:
-        """One step."""
+    def _take(self, after: tuple[int, int], x: Tensor, y: Tensor) -> None:
+        """One step; ``after`` is where the next begins, which a batch not taken does not move."""
         trainee = self.trainee
         trainee.train()
         device, (scale_in, scale_out) = trainee.b_dec.device, self.scales
@@ -228,7 +227,7 @@ class _Run:
         self.optimizer.param_groups[0]["lr"] = rate
         self.optimizer.step()
         trainee.after_step(len(x), terms.active)
-        self.step += 1
+        self.step, self.at = self.step + 1, after
         fvu, l0 = float(terms.fvu.detach()), float(terms.l0)
         numbers = (self.step, loss, fvu, l0, trainee.dead, rate)  # as COLUMNS names them
         self.history[self.step - 1] = torch.tensor(numbers, dtype=torch.float64)

@@ -124,6 +124,23 @@ def test_a_folder_of_pages_and_its_index(found: Any, tmp_path: Path) -> None:
     assert f'<a href="{nearest}.html">' in (index.parent / "3.html").read_text()
 
 
+def test_the_index_names_the_highest_tokens_alone(tmp_path: Path) -> None:
+    model = nl.load()
+    ids = model.tokenizer.encode(" cat dog The")
+    strong, weak = ids[0], ids[1]
+
+    def read(_cache: Any, given: torch.Tensor) -> nl.sae.Codes:
+        values = 9.0 * (given == strong) + 1.0 * (given == weak)
+        return nl.sae.Codes(torch.zeros_like(given)[..., None], values[..., None], 1)
+
+    source = nl.features.Source("cats", "cat", ("hook_embed",), 1, read)
+    texts = [[5, strong]] * 3 + [[5, weak]] * 4
+    found = nl.features.top_examples(model, source, texts, top=1, held_out=0.3, progress=False)
+    assert set(found.examples(0)["token"]) == {" cat", " dog"}
+    index = nl.features.pages(found, tmp_path, [0], progress=False).read_text()
+    assert re.search("cat[^a-z]?</td>", index) and "dog" not in index
+
+
 def test_a_feature_that_never_is_active_has_a_page_too(model: Any) -> None:
     vectors = torch.stack([torch.ones(128), -torch.ones(128)])
     what = nl.features.Direction(vectors, "blocks.1.hook_resid_post", bias=-1e6)

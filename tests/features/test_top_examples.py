@@ -153,6 +153,11 @@ def test_documents_held_out_are_in_no_other_split(model: Any, documents: list[li
     assert not seen["train"] & seen["held-out"]
     assert len(seen["train"]) > 4 and len(seen["held-out"]) > 3
     assert len(seen["held-out"]) <= found.held_out_documents
+    total = sum(map(len, documents))
+    whole = asked(model, rounded(), documents, held_out=0.999999)
+    cut = asked(model, rounded(), documents, held_out=0.999999, max_tokens=total - 1)
+    assert whole.held_out_documents == whole.corpus.documents  # one that is cut off is one, too
+    assert cut.held_out_documents == cut.corpus.documents
     expected = by_brute_force(model, rounded().read, documents, 10**6)
     for split, numbers in seen.items():
         for latent, rows in enumerate(expected):

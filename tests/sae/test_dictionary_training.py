@@ -72,6 +72,12 @@ def test_a_seed_makes_a_training(kind: Any) -> None:
     assert small(kind=kind, seed=1) != one
 
 
+def test_any_seed_can_be_given() -> None:
+    largest = small(seed=2**63 - 1)
+    assert largest == small(seed=2**63 - 1) != small(seed=0)
+    nl.sae.planted(features=8, d_model=8, active=1, rows=16, seed=2**63 - 1).control(4)
+
+
 class KilledError(Exception):
     """What ends a process, as far as a test can tell."""
 
@@ -84,11 +90,11 @@ def test_a_run_that_was_killed_ends_with_the_same_numbers(
     whole = small(kind=kind, steps=31)
     take = training._Run._take
 
-    def killed(self: Any, x: Tensor, y: Tensor) -> None:
+    def killed(self: Any, *batch: Any) -> None:
         if self.step in (13, 27) and self.step not in seen:
             seen.append(self.step)
             raise KilledError
-        take(self, x, y)
+        take(self, *batch)
 
     seen: list[int] = []
     monkeypatch.setattr(training._Run, "_take", killed)
@@ -103,11 +109,16 @@ def test_a_run_that_was_killed_ends_with_the_same_numbers(
     assert small(kind=kind, steps=31, to=tmp_path / "run") == whole  # nothing is left to do
 
 
-def test_a_stopped_run_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("when", ["before a step", "after it"])
+def test_a_stopped_run_says_so_and_goes_on(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     take = training._Run._take
 
-    def stopped(self: Any, x: Tensor, y: Tensor) -> None:
-        take(self, x, y)
+    def stopped(self: Any, *batch: Any) -> None:
+        if self.step == 4 and when == "before a step":
+            raise KeyboardInterrupt
+        take(self, *batch)
         if self.step == 4:
             raise KeyboardInterrupt
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from dictionaries import random_dictionary
 from safetensors.torch import load_file
 from test_loading_dictionaries import EIGHT, FILES, KNOWN, agrees, given, suite
 
@@ -166,3 +167,17 @@ def test_files_of_ours_that_are_damaged(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(CheckpointError, match="Cannot read a dictionary"):
         load(tmp_path)
+
+
+def test_what_could_not_be_loaded_again_is_not_written(tmp_path: Path) -> None:
+    dictionary = random_dictionary(64)
+    kept = dictionary.save_pretrained(tmp_path).read_bytes()
+    with torch.no_grad():
+        dictionary.W_dec[3, 0] = torch.nan
+    with pytest.raises(ConfigError, match="W_dec holds NaN"):
+        dictionary.save_pretrained(tmp_path)
+    for layout in ("sae_lens", "sparsify"):
+        with pytest.raises(ConfigError, match="W_dec holds NaN"):
+            dictionary.export(tmp_path / layout, layout)
+        assert not (tmp_path / layout).exists()
+    assert (tmp_path / "dictionary.safetensors").read_bytes() == kept
