@@ -7,6 +7,7 @@ A feature is one of a dictionary's (``nl.sae``):
     nl.features.effects(model, dictionary, text, metric, method="gradient").check()
     nl.features.direct(model, dictionary, text, " king")             # shares in a logit
     nl.features.circuit(model, dictionaries, text, metric).faithfulness()
+    nl.features.circuit(model, dictionaries, text, metric).edges()   # who acts on whom
 
     found = nl.features.top_examples(model, dictionary, texts)       # or neurons, heads, directions
     found.frame                                                      # how often, and how much
@@ -19,6 +20,7 @@ from __future__ import annotations
 from neox_lab.features.active_features import ActiveFeatures, active
 from neox_lab.features.direct_shares import direct
 from neox_lab.features.feature_circuits import CircuitCurves, FeatureCircuit, circuit
+from neox_lab.features.feature_edges import FeatureEdges
 from neox_lab.features.feature_effects import FeatureEffects, effects
 from neox_lab.features.feature_pages import page, pages
 from neox_lab.features.sources import Direction, Head, Source
@@ -30,6 +32,7 @@ __all__ = [
     "CircuitCurves",
     "Direction",
     "FeatureCircuit",
+    "FeatureEdges",
     "FeatureEffects",
     "Head",
     "Source",

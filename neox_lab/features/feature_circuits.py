@@ -9,7 +9,7 @@ prompts or with every value 0. Chosen nodes are then tested:
     completeness    the other nodes alone are kept: low if the circuit lacks nothing
 
 both as (m - m(∅)) / (m(M) - m(∅)), with m(∅) where every node has the other run's value, and beside
-random circuits of as many nodes. Edges between nodes are not measured.
+random circuits of as many nodes. Edges say which nodes act on which, see ``feature_edges``.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.prompts import PromptsLike
 from neox_lab.experiments.splices import with_same_splices
+from neox_lab.features.feature_edges import FeatureEdges, feature_edges
 from neox_lab.features.spliced_runs import SplicedRuns
 from neox_lab.frames import make_frame
 from neox_lab.results import Result
@@ -68,6 +69,9 @@ class FeatureCircuit(AttributionResult):
         default=None, compare=False
     )
     _measure: Callable[[list[int]], Tensor] | None = dataclasses.field(default=None, compare=False)
+    _edges: Callable[[list[int], float], FeatureEdges] | None = dataclasses.field(
+        default=None, compare=False
+    )
 
     def nodes(self, threshold: float = 0.1) -> pd.DataFrame:
         """The nodes whose effect is larger than a threshold, in the metric's unit.
@@ -84,6 +88,33 @@ class FeatureCircuit(AttributionResult):
         threshold = check("threshold", threshold, number(least=0), InputError)
         found = self.top(len(self.values))
         return found[found["value"].abs() > threshold].reset_index(drop=True)
+
+    def edges(self, threshold: float = 0.01, *, node_threshold: float = 0.1) -> FeatureEdges:
+        """Direct effects of nodes on nodes of later sites, and on the metric.
+
+        The effect of u on d is the change of u, times the derivative of d with respect to u, times
+        the metric's mean gradient at d, summed over positions, mean over texts. What goes by way
+        of a third site with a dictionary is left out, as that is made of other edges; the linear
+        path ``W_skip`` of a transcoder is no such site. Effects on the metric are those of its
+        gradient in the run as it is. A run back for each node above the threshold.
+
+        Args:
+            threshold: least absolute effect of an edge, in the metric's unit.
+            node_threshold: least absolute effect of a node, see ``nodes``.
+
+        Returns:
+            A row for each edge, the largest first; a network as a picture.
+
+        Raises:
+            InputError: no numbers, or the result came from a file and no longer knows its model.
+            HookError: other functions are spliced in than when it was made.
+        """
+        threshold = check("threshold", threshold, number(least=0), InputError)
+        least = check("node_threshold", node_threshold, number(least=0), InputError)
+        if self._edges is None:
+            raise InputError("This circuit came from a file and no longer knows its model.")
+        chosen = (self.values.abs() > least).nonzero()[:, 0].tolist()
+        return self._edges(chosen, threshold)
 
     def view(self) -> View:
         """The largest effects as bars."""
@@ -203,7 +234,7 @@ def circuit(
     Returns:
         Effects, mean over texts: what the metric would become with the node's other value, minus
         what it is. ``total`` is the effect of exchanging all nodes. ``nodes(threshold)`` chooses,
-        ``check()`` measures, ``faithfulness()`` tests.
+        ``check()`` measures, ``faithfulness()`` tests, ``edges()`` joins.
 
     Raises:
         InputError: no dictionaries or two at one site, prompts that do not pair up, or a metric
@@ -223,6 +254,9 @@ def circuit(
     def measured(chosen: list[int]) -> Tensor:
         return torch.stack([runs.measure([nodes[at]]).mean() - base for at in chosen])
 
+    def edges(chosen: list[int], threshold: float) -> FeatureEdges:
+        return feature_edges(runs, [nodes[at] for at in chosen], steps, threshold)
+
     count = len(runs.sites)
     where = runs.sites[0].name if count == 1 else f"{count} dictionaries"
     return FeatureCircuit(
@@ -236,6 +270,7 @@ def circuit(
         facts=facts,
         _curves=with_same_splices(model, lambda found, asked: _curves(found, runs, asked)),
         _measure=with_same_splices(model, measured),
+        _edges=with_same_splices(model, edges),
     )
 
 

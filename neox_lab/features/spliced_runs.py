@@ -16,7 +16,7 @@ from torch import Tensor
 from neox_lab.checks import shown
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution import gradients
-from neox_lab.experiments.metrics import Metric, output_logits
+from neox_lab.experiments.metrics import BoundMetric, Metric, output_logits
 from neox_lab.experiments.patching.prompts import PromptsLike
 from neox_lab.experiments.prompt_pairs import Batch, batch, pair
 from neox_lab.features.reading import written_site
@@ -58,6 +58,11 @@ class Site:
     codes: Codes | None
     error: Tensor | None
 
+    @property
+    def short(self) -> str:
+        """A short name, such as ``1.mlp_out``."""
+        return self.name.removeprefix("blocks.").replace("hook_", "")
+
     def acts_of_other(self, like: Tensor) -> Tensor:
         """Activations of the other run ``[batch, pos, latent]``."""
         return torch.zeros_like(like) if self.codes is None else self.codes.dense().to(like)
@@ -65,6 +70,22 @@ class Site:
     def error_of_other(self, like: Tensor) -> Tensor:
         """What the dictionary misses in the other run."""
         return torch.zeros_like(like) if self.error is None else self.error.to(like)
+
+
+class Slopes(NamedTuple):
+    """How one site goes from this run to the other; 0 at padding.
+
+    Attributes:
+        acts: change of the features ``[batch, pos, latent]``.
+        error: change of the error.
+        acts_slope: the metric's mean gradient there on the way.
+        error_slope: likewise.
+    """
+
+    acts: Tensor
+    error: Tensor
+    acts_slope: Tensor
+    error_slope: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +156,7 @@ class SplicedRuns:
 
     def name(self, node: Node) -> str:
         """A short name, such as ``1.mlp_out f123``."""
-        site = self.sites[node.site].name.removeprefix("blocks.").replace("hook_", "")
+        site = self.sites[node.site].short
         return f"{site} error" if node.latent < 0 else f"{site} f{node.latent}"
 
     @torch.no_grad()
@@ -163,11 +184,10 @@ class SplicedRuns:
         value, rows = run.measure(output_logits(output))
         return (value[None] if rows is None else rows).cpu()
 
-    def gradients(self, number: int, steps: int) -> Tensor:
-        """Integrated gradients of one site's nodes, in the order of ``nodes``, ``[sample, node]``.
+    def slopes(self, number: int, steps: int) -> Slopes:
+        """Changes of one site's activations and error, and the mean gradient on the way.
 
-        Features and error of this site go together from this run to the other; the rest of the
-        network follows. A node's effect is its change times the mean gradient on the way.
+        Both go together from this run to the other; the rest of the network follows.
         """
         site, run = self.sites[number], self.run
         names = [f"{site.name}.{ACTS}", f"{site.name}.{ERROR}"]
@@ -183,13 +203,25 @@ class SplicedRuns:
                 found = gradients.run(run, names, replaced=between).gradients
                 for slope, name in zip(slopes, names, strict=True):
                     slope += weight * found[name]
-        acts, error = (
-            (b - a) * slope * run.own.view(*run.own.shape, *[1] * (a.dim() - 2))
-            for a, b, slope in zip(start, end, slopes, strict=True)
-        )
-        features = acts.sum(dim=1)[:, site.active]
-        effects = torch.cat([features, error.flatten(1).sum(dim=1, keepdim=True)], dim=1).cpu()
-        return effects if own.rows is not None else effects.sum(dim=0, keepdim=True)
+        texts = [run.own.view(*run.own.shape, *[1] * (a.dim() - 2)) for a in start]
+        acts, error = ((b - a) * t for a, b, t in zip(start, end, texts, strict=True))
+        acts_slope, error_slope = (slope * t for slope, t in zip(slopes, texts, strict=True))
+        return Slopes(acts, error, acts_slope, error_slope)
+
+    def gradients(self, number: int, steps: int) -> Tensor:
+        """Integrated gradients of one site's nodes, in the order of ``nodes``, ``[sample, node]``.
+
+        A node's effect is its change times the mean gradient on the way.
+        """
+        found = self.slopes(number, steps)
+        features = (found.acts * found.acts_slope).sum(dim=1)[:, self.sites[number].active]
+        error = (found.error * found.error_slope).flatten(1).sum(dim=1, keepdim=True)
+        return self.samples(torch.cat([features, error], dim=1))
+
+    def samples(self, rows: Tensor) -> Tensor:
+        """Shares of each text ``[batch, ...]``, or of the one number of a metric without rows."""
+        knows_rows = isinstance(self.run.metric, BoundMetric)
+        return (rows if knows_rows else rows.sum(dim=0, keepdim=True)).cpu()
 
 
 @torch.no_grad()

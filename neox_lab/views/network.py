@@ -60,6 +60,7 @@ class NetworkView(View):
         value_name: what their numbers are.
         title: the headline.
         note: a line below it.
+        boxes: what stands in the box of each part; None for its name.
 
     Raises:
         InputError: there is no edge, or parts, rows and edges do not fit together.
@@ -77,9 +78,14 @@ class NetworkView(View):
         value_name: str,
         title: str | None = None,
         note: str = "",
+        boxes: Sequence[str] | None = None,
     ) -> None:
         listed = several("names", names, "a list of strings, one for each part", InputError)
         self.names = texts(listed, len(listed), "names", "part")
+        self.boxes = self.names
+        if boxes is not None:
+            listed = several("boxes", boxes, "a list of strings, one for each part", InputError)
+            self.boxes = texts(listed, len(self.names), "boxes", "part")
         count, column = len(self.names), "a list of whole numbers, one for each part"
         self.rows = _numbers("rows", several("rows", rows, column, InputError), 0, count)
         self.columns = _numbers(
@@ -142,6 +148,7 @@ class NetworkView(View):
             "title": self.title,
             "notes": notes,
             "names": [label(name, NAME_LIMIT) for name in self.names],
+            "boxes": [label(name, NAME_LIMIT) for name in self.boxes],
             "rows": self.rows,
             "columns": self._ranks(),
             "row_labels": [label(name, ROW_LIMIT) for name in self.row_labels],
@@ -205,7 +212,7 @@ class NetworkView(View):
                 alpha=[0.25 + 0.6 * share**0.5 for share in shares],
             )
             sheet.axes.add_collection(collection)
-        for name, (x, y) in zip(self.names, places, strict=True):
+        for name, (x, y) in zip(self.boxes, places, strict=True):
             style = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.7, "zorder": 3}
             sheet.rectangle(x - BOX / 2, y - HIGH / 2, BOX, HIGH, **style)
             shown = figure_text(label(name, NAME_LIMIT), 9)

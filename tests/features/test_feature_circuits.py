@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from dictionaries import dense, random_dictionary
+from dictionaries import random_dictionary
+from hand_spliced import Hands, mean_slopes, padded
 from oracle import same
 from patching_oracle import prompts, small
 from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.errors import HookError, InputError
-from neox_lab.experiments.metrics import bind, output_logits
 from neox_lab.features import FeatureCircuit
 
 D = 24
@@ -31,49 +31,6 @@ def dictionaries() -> list[Any]:
         random_dictionary(D, MLP, latents=18),
         random_dictionary(D, RESID, latents=16, kind="ReLU", seed=10),
     ]
-
-
-def padded(ids: Tensor) -> dict[str, Tensor]:
-    mask = torch.ones_like(ids)
-    mask[0, :2] = 0
-    return {"input_ids": ids, "attention_mask": mask}
-
-
-class Hands:
-    """All dictionaries in the network by plain hooks; a run in which nodes have other values."""
-
-    def __init__(self, model: Any, ours: list[Any], inputs: Any) -> None:
-        self.model, self.ours, self.inputs = model, ours, inputs
-        self.metric = bind(METRIC, model, inputs)
-        self.acts: dict[str, Tensor] = {}
-        self.errors: dict[str, Tensor] = {}
-
-    def run(self, change: Any = None) -> Tensor:
-        """The metric of each text; ``change(site, acts, error)`` returns both anew."""
-        read: dict[str, Tensor] = {}
-        hooks: list[Any] = []
-        for ours in self.ours:
-
-            def write(target: Tensor, hook: Any, ours: Any = ours) -> Tensor:
-                x = read.get(hook.name, target)
-                acts = ours.encode(x).dense()
-                error = target - dense(ours, acts, x)
-                self.acts[hook.name], self.errors[hook.name] = acts, error
-                if change is not None:
-                    acts, error = change(hook.name, acts, error)
-                return dense(ours, acts, x) + error
-
-            if ours.is_transcoder:
-
-                def keep(x: Tensor, hook: Any, site: str = ours.site_out) -> None:
-                    read[site] = x
-
-                hooks.append((ours.site_in, keep))
-            hooks.append((ours.site_out, write))
-        mask = self.inputs["attention_mask"]
-        ids = self.inputs["input_ids"]
-        output = self.model.run_with_hooks(ids, hooks, attention_mask=mask)
-        return self.metric.per_row(output_logits(output))
 
 
 def parsed(name: str) -> tuple[str, int]:
@@ -104,10 +61,10 @@ def both_sides(pairs: bool, parallel: bool = True) -> tuple[Any, Any, Any, Hands
     model = small(use_parallel_residual=parallel)
     clean, corrupted = map(padded, prompts(2, 6, 2))
     ours = dictionaries()
-    hands = Hands(model, ours, clean)
+    hands = Hands(model, ours, clean, METRIC)
     if not pairs:
         return (model, ours), clean, None, hands, None
-    other = Hands(model, ours, corrupted)
+    other = Hands(model, ours, corrupted, METRIC)
     other.run()
     return (model, ours), clean, corrupted, hands, other
 
@@ -121,30 +78,10 @@ def test_effects_are_integrated_gradients_of_one_site_at_a_time(
     found = nl.features.circuit(model, ours, clean, METRIC, corrupted, steps=3)
     with torch.no_grad():
         plain = hands.run()
-    nodes, own = dict(hands.acts), dict(hands.errors)
-    weights = [(0.5 - 0.15**0.5, 5 / 18), (0.5, 8 / 18), (0.5 + 0.15**0.5, 5 / 18)]
     expected: dict[str, Tensor] = {}
     for site in (MLP, RESID, OUT):
-        start = [nodes[site], own[site]]
-        end = [torch.zeros_like(x) for x in start]
-        if other is not None:
-            end = [other.acts[site], other.errors[site]]
-        slopes = [torch.zeros_like(x) for x in start]
-        for place, weight in weights:
-            between = [
-                (a + place * (b - a)).detach().requires_grad_()
-                for a, b in zip(start, end, strict=True)
-            ]
-
-            def put(at: str, acts: Tensor, error: Tensor, here: Any = (site, between)) -> Any:
-                return here[1] if at == here[0] else (acts, error)
-
-            gradients = torch.autograd.grad(hands.run(put).sum(), between)
-            slopes = [s + weight * g for s, g in zip(slopes, gradients, strict=True)]
-        mask = clean["attention_mask"][..., None]
-        acts, error = (
-            ((b - a) * s * mask).detach() for a, b, s in zip(start, end, slopes, strict=True)
-        )
+        changes, slopes = mean_slopes(hands, other, site)
+        acts, error = (change * slope for change, slope in zip(changes, slopes, strict=True))
         short = site.removeprefix("blocks.").replace("hook_", "")
         expected[f"{short} error"] = error.sum(dim=(1, 2))
         for latent in range(acts.shape[-1]):

@@ -78,15 +78,7 @@ def run(
     def read(tensor: Tensor, point: HookPoint) -> None:
         seen[point.name] = tensor
 
-    # Padding in front of a text looks evenly at everything, whatever the scores are; autograd, in
-    # transformers as here, still goes back through them. Metrics that read padding would see it.
-    ahead = batch.own.cumsum(dim=1)[:, None, :, None] == 0
-
-    def even(scores: Tensor, _: HookPoint) -> Tensor:
-        return torch.where(ahead, scores.detach(), scores)
-
-    hooks: list[tuple[str, HookFunction]] = [("hook_embed", begin)]
-    hooks += [("blocks.*.attn.hook_attn_scores", even)] if bool(ahead.any()) else []
+    hooks: list[tuple[str, HookFunction]] = [("hook_embed", begin), *even_padding(batch)]
     hooks += [(name, keep) for name in names if name != "hook_embed"]
     hooks += [(name, read) for name in reading if name not in names]
     with torch.enable_grad():
@@ -107,6 +99,20 @@ def run(
         {name: tensor.detach() for name, tensor in seen.items()},
         dict(zip(names, gradients, strict=True)),
     )
+
+
+def even_padding(batch: Batch) -> list[tuple[str, HookFunction]]:
+    """Hooks that end gradients where padding in front of a text looks at something.
+
+    It looks evenly at everything, whatever the scores are; autograd, in transformers as here, still
+    goes back through them. Metrics that read padding would see it.
+    """
+    ahead = batch.own.cumsum(dim=1)[:, None, :, None] == 0
+
+    def even(scores: Tensor, _: HookPoint) -> Tensor:
+        return torch.where(ahead, scores.detach(), scores)
+
+    return [("blocks.*.attn.hook_attn_scores", even)] if bool(ahead.any()) else []
 
 
 def along_path(

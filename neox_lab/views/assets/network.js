@@ -1,7 +1,7 @@
 // Parts in rows with edges between them; pointing at a part shows its edges, a slider how many are
 // drawn at all.
 //
-// data: title, notes, names, rows, columns (-1: the middle), row_labels, begin, end, value, note (of edges, the largest
+// data: title, notes, names, boxes (what stands in them), rows, columns (-1: the middle), row_labels, begin, end, value, note (of edges, the largest
 // first), value_name.
 
 const [BOX, HIGH, GAP, ROW, LEFT, TOP] = [52, 20, 10, 74, 70, 20];
@@ -10,7 +10,7 @@ const PORTS = { q: -16, k: 0, v: 16 };
 
 function mount(element, data) {
   const { body, say } = frame(element, data);
-  const parts = data.names.map((name, at) => ({ name, row: data.rows[at], edges: [] }));
+  const parts = data.names.map((name, at) => ({ name, box: data.boxes[at], row: data.rows[at], edges: [] }));
   const columns = Math.max(0, ...data.columns) + 1;
   const wide = Math.max(520, columns * (BOX + GAP));
   parts.forEach((part, at) => {
@@ -49,7 +49,7 @@ function mount(element, data) {
     const place = { x: part.x - BOX / 2, y: part.y - HIGH / 2, width: BOX, height: HIGH, rx: 3 };
     box.append(svg("rect", place));
     const name = svg("text", { x: part.x, y: part.y + 4, "text-anchor": "middle" });
-    name.textContent = part.name;
+    name.textContent = part.box;
     box.append(name);
     return box;
   });
