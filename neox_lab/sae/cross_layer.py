@@ -93,6 +93,8 @@ class CrossLayerWeights(NamedTuple):
                         f"{name}[{key}] is {list(tensor.shape)}; expected {shape}, as in other "
                         "layers."
                     )
+                if not tensor.is_floating_point():
+                    raise ConfigError(f"{name}[{key}] is {tensor.dtype}; expected floating-point.")
                 if not tensor.isfinite().all():
                     raise ConfigError(f"{name}[{key}] holds NaN or infinite numbers.")
 
@@ -164,6 +166,13 @@ class CrossLayerTranscoder(nn.Module):
         self.activation = activation
         if not isinstance(activation, SharedTopK):
             modules = [each for each in activation if isinstance(each, nn.Module)]
+            for layer, module in enumerate(modules):
+                for name, held in module.named_buffers():
+                    if held.isnan().any() or held.numel() not in (1, self.latents):
+                        raise ConfigError(
+                            f"{name} of layer {layer} is {list(held.shape)}; expected "
+                            f"{self.latents} numbers."
+                        )
             self.activations = nn.ModuleList(modules)  # so that thresholds move along
 
     @property

@@ -91,6 +91,24 @@ def test_a_missing_file_and_wrong_shapes_are_named(tmp_path: Path) -> None:
     save_file({**held, "W_enc_2": held["W_enc_2"][:, :5].contiguous()}, path)
     with pytest.raises(CheckpointError, match=r"W_enc\[2\] is \[5, 24\]; expected \[8, 24\]"):
         load(tmp_path / "b")
+    save_file({**held, "W_enc_2": held["W_enc_2"].int()}, path)
+    with pytest.raises(CheckpointError, match=r"W_enc\[2\] is torch.int32"):
+        load(tmp_path / "b")
+    save_file({**held, "threshold_2": torch.zeros(24)}, path)
+    with pytest.raises(CheckpointError, match="layers are ReLU, ReLU, JumpReLU"):
+        load(tmp_path / "b")
+    shutil.copytree(FILES / "jumprelu", tmp_path / "c")
+    third = tmp_path / "c" / "W_enc_2.safetensors"
+    jump = load_file(third)
+    for bad in (torch.full((24,), torch.nan), torch.zeros(5)):
+        save_file({**jump, "threshold_2": bad}, third)
+        with pytest.raises(CheckpointError, match="threshold of layer 2 is"):
+            load(tmp_path / "c")
+    absurd = tmp_path / "b" / f"W_enc_{10**15}.safetensors"
+    absurd.write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"lacks W_enc_3.safetensors"):
+        load(tmp_path / "b")
+    absurd.unlink()
     held["b_enc_2"][3] = torch.nan
     save_file(held, path)
     with pytest.raises(CheckpointError, match=r"b_enc\[2\] holds NaN"):
@@ -232,6 +250,12 @@ def test_statistics_that_are_missing_are_named(tmp_path: Path) -> None:
         load(tmp_path)
     coding(tmp_path / "a", statistics=True, normalization_method="mean_std")
     stored = json.loads((tmp_path / "norm_stats.json").read_text())
+    for value, message in ((10**400, "no mean and std"), (-1.0, "positive"), ("x", "no mean")):
+        first = {**stored["0"]["inputs"], "std": [value] * D}
+        changed = {**stored, "0": {**stored["0"], "inputs": first}}
+        (tmp_path / "norm_stats.json").write_text(json.dumps(changed))
+        with pytest.raises(CheckpointError, match=message):
+            load(tmp_path)
     stored["1"]["targets"]["std"].pop()
     (tmp_path / "norm_stats.json").write_text(json.dumps(stored))
     with pytest.raises(CheckpointError, match="layer 1, targets, have 8 and 7 numbers; expected 8"):
@@ -322,6 +346,12 @@ def test_crosslayer_coding_s_refusals(tmp_path: Path) -> None:
         ({"activation_fn": "topk"}, "topk_k"),
         ({"d_model": 9}, r"an encoder is \[40, 8\]; cfg.json says 40 features and d_model 9"),
         ({"num_layers": 4}, "lacks encoders.3.weight"),
+        ({"num_layers": 10**9}, "lacks encoders.999999999.weight"),
+        ({"activation_fn": []}, "activation_fn"),
+        ({"decoder_tying": {}}, "decoder_tying"),
+        ({"normalization_method": []}, "normalization_method"),
+        ({"mlp_input_template": "{}{x}"}, "is no place"),
+        ({"tl_output_template": 3}, "is no name with one"),
         ({"skip_connection": True, "num_layers": 2}, "and holds decoders.0->2.bias_param"),
     ):
         place = tmp_path / "x"

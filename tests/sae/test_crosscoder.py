@@ -202,6 +202,15 @@ def test_refusals(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             load(write(tmp_path, {**held, **more}), **site)
+    for config, message in (
+        ({"code_normalization": []}, "code_normalization"),
+        ({"code_normalization": "MIXED", "code_normalization_alpha_cc": "x"}, "alpha_cc"),
+        ({"encoder_layers": {}}, "encoder_layers is"),
+    ):
+        with pytest.raises(CheckpointError, match=message):
+            load(write(tmp_path, held, **config), **site)
+    with pytest.raises(CheckpointError, match="expected floating-point"):
+        load(write(tmp_path, {**held, "decoder.weight": torch.ones(N, F, D).int()}), **site)
     del held["decoder.weight"]
     with pytest.raises(CheckpointError, match=r"lacks decoder.weight"):
         load(write(tmp_path, held), **site)

@@ -81,6 +81,11 @@ def _cross_layer(source: Source, folder: str, given: Given) -> CrossLayerTransco
     layers = cross_layer.tensors(source, folder)
     parts = [_parts(config, each.dtyped(given.dtype, given.device), given, place)
              for each in layers]  # fmt: skip
+    if len({each.kind for each in parts}) > 1:
+        raise CheckpointError(
+            f"{inside(source.where, folder)}: layers are {', '.join(each.kind for each in parts)}; "
+            "of one cross-layer transcoder all have thresholds or none."
+        )
     sites = [_sites(config, layer) for layer in range(len(parts))]
     return CrossLayerTranscoder(
         cross_layer.weights(source, folder, layers, [each.weights for each in parts], given),

@@ -43,11 +43,12 @@ def tensors(source: Source, folder: str) -> list[Tensors]:
         place, _, last = name.rpartition("/")
         if place == folder and (found := _FILE.fullmatch(last)):
             held[found[1]].add(int(found[2]))
-    layers = range(max(held["W_enc"] | held["W_dec"]) + 1)
+    count = max(held["W_enc"] | held["W_dec"]) + 1
+    layers = range(min(count, len(held["W_enc"] | held["W_dec"]) + 3))  # a number may be absurd
     missing = [f"{kind}_{i}.safetensors" for kind in held for i in layers if i not in held[kind]]
     if missing:
         raise CheckpointError(
-            f"{inside(source.where, folder)} is a cross-layer transcoder of {len(layers)} layers "
+            f"{inside(source.where, folder)} is a cross-layer transcoder of {count} layers "
             f"and lacks {', '.join(missing)}."
         )
     made = []

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from neox_lab.checks import shown
+from neox_lab.checks import FINITE, check, shown
 from neox_lab.errors import CheckpointError
 from neox_lab.sae.activations import Activation, JumpReLU, ReLU, TopK
 from neox_lab.sae.affine import Affine
@@ -89,6 +89,8 @@ def of_tensors(
     b_enc, b_dec = tensors["encoder.bias"], tensors["decoder.bias"]
     if W_dec.dim() != 3 or W_enc.dim() != 3:
         raise CheckpointError(f"{tensors.path}: encoder and decoder must be [n, d, latent] stacks.")
+    if not W_enc.is_floating_point() or not W_dec.is_floating_point():
+        raise CheckpointError(f"{tensors.path}: {W_dec.dtype} weights; expected floating-point.")
     W_enc = _spread(tensors, W_enc, len(W_dec), config.get("encoder_layers"))  # noqa: N806
     penalty, name = _penalty(tensors, W_dec, config)
     activation, kind, expected, facts = _activation(tensors, penalty)
@@ -171,10 +173,15 @@ def _penalty(tensors: Tensors, W_dec: Tensor, config: Mapping[str, Any]) -> tupl
         )
     made = {"CROSSCODER": alone, "SAE": together, "NONE": torch.ones_like(alone)}
     if name == "MIXED":
-        sae = float(config.get("code_normalization_alpha_sae") or 1.0)
-        cross = float(config.get("code_normalization_alpha_cc") or 0.1)
+        sae, cross = (
+            check(f"{tensors.path}: {key}", config.get(key, usual), FINITE, CheckpointError)
+            for key, usual in (
+                ("code_normalization_alpha_sae", 1.0),
+                ("code_normalization_alpha_cc", 0.1),
+            )
+        )
         made["MIXED"] = together * sae + alone * cross
-    if name not in made:
+    if not isinstance(name, str) or name not in made:
         raise unknown("code_normalization", name, str(tensors.path))
     return made[name], f"{said}: {name}"
 

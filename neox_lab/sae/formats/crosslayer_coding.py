@@ -7,6 +7,7 @@
     decoder_module.feature_offset.{j}, .feature_scale.{j} [latent]        of active features
     theta_manager.log_threshold [layer, latent]
 
+A JumpReLU passes what is equal to its threshold, too; here what is above it.
 Each source adds the bias of its decoder; where targets share, a bias counts once. Early files lack
 the names of the modules. Activations were normalised outside the weights, by ``norm_stats.json``
 of the data set: ``{"0": {"inputs": {"mean", "std"}, "targets": ...}, ...}``. Source: clt/models/
@@ -94,8 +95,8 @@ def read(source: Source, found: Found, given: Given) -> CrossLayerTranscoder:
     return CrossLayerTranscoder(
         weights,
         activation,
-        sites_in=[sites_in.format(layer) for layer in range(layers)],
-        sites_out=[sites_out.format(layer) for layer in range(layers)],
+        sites_in=[sites_in.replace("{}", str(layer)) for layer in range(layers)],
+        sites_out=[sites_out.replace("{}", str(layer)) for layer in range(layers)],
         into=into,
         out=out,
         kind=kind,
@@ -144,6 +145,10 @@ def _all_weights(
     Raises:
         CheckpointError: the file lacks one, or has one that nobody would read.
     """
+    if f"encoders.{layers - 1}.weight" not in tensors:  # before pairs of them are listed
+        raise CheckpointError(
+            f"{tensors.path} lacks encoders.{layers - 1}.weight; {CONFIG} says {layers} layers."
+        )
     pairs: list[Pair] = [(i, j) for i in range(layers) for j in range(i, layers)]
     if tying not in ("none", "per_source", "per_target"):
         raise unknown("decoder_tying", tying, place)
@@ -281,7 +286,7 @@ def _affine(
     try:
         held = statistics[str(layer)][kind]
         mean, std = (torch.tensor(held[name], dtype=torch.float64) for name in ("mean", "std"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path}: no mean and std of layer {layer}, {kind}.") from error
     if list(mean.shape) != [d_model] or list(std.shape) != [d_model]:
         raise CheckpointError(
@@ -313,12 +318,13 @@ def _sites(config: dict[str, Any], end: str, place: str) -> tuple[str, str]:
             continue
         if not isinstance(template, str) or template.count("{}") != 1:
             raise CheckpointError(f"{place}: {key} {shown(template)} is no name with one {{}}.")
-        path, _, last = template.format(7).rpartition(".")
-        name: str | None = template.format(7)
+        whole_path = template.replace("{}", "7")
+        path, _, last = whole_path.rpartition(".")
+        name: str | None = whole_path
         if not key.startswith("tl"):
             transcoder = last == "input"
-            whole_path = path if last in ("input", "output") else template.format(7)
-            sites = of_module(whole_path, transcoder=transcoder)
+            module = path if last in ("input", "output") else whole_path
+            sites = of_module(module, transcoder=transcoder)
             name = None if sites is None else sites[0]
         if name is None or not name.startswith("blocks.7."):
             raise CheckpointError(
