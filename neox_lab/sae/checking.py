@@ -241,6 +241,7 @@ def _odd(
     place = _pair(own)
     found = []
     scores = [(number_in(row, "fvu"), _pair(row)) for _, row in others.iterrows()]
+    scores = [score for score in scores if score[0] == score[0]]  # NaN is below nothing
     best, where = min(scores, default=(float("inf"), ""))
     if best < _GOOD and best * _BETTER < here:
         found.append(

@@ -82,6 +82,22 @@ def test_a_site_one_off_is_named(model: Any, trained: Dictionary) -> None:
         assert "seems to belong there" in found.warnings[0] and found.warnings[0] in repr(found)
 
 
+def test_a_place_without_a_number_hides_no_better_one(trained: Dictionary) -> None:
+    model = nl.load()
+    with torch.no_grad():  # as padding's is in some models: its norm is 0
+        model.get_input_embeddings().weight[model.tokenizer.encode(TEXTS[0])[3]] = 0
+    moved = at(trained, "blocks.1.hook_mlp_out")
+
+    def by_norm(x: Tensor) -> tuple[Tensor, tuple[float, float]]:
+        norm = x.norm(dim=-1, keepdim=True)
+        return x * (norm / norm), (1.0, 0.0)
+
+    moved.normalise = by_norm
+    found = moved.check(model, TEXTS)
+    assert math.isnan(found.frame.set_index("site_out")["fvu_without_first"]["hook_embed"])
+    assert f"at {SITE} 0." in found.warnings[0]
+
+
 def test_a_transcoder_elsewhere_is_named(model: Any, transcoder: Dictionary) -> None:
     right = transcoder.check(model, TEXTS)
     assert right.warnings == [] and len(right.frame) > 5
