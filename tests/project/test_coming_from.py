@@ -100,8 +100,10 @@ def walk(name: str, there: dict[str, Any] | None) -> int:
     return count
 
 
-@pytest.mark.parametrize("name", ["nnsight", "pyvene", "baukit"])
-def test_our_lines(name: str, hub: Path) -> None:
+@pytest.mark.parametrize("name", ["SAELens", "nnsight", "pyvene", "baukit"])
+@pytest.mark.filterwarnings("ignore::neox_lab.errors.NeoxLabWarning")
+def test_our_lines(name: str, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # some write files
     walk(name, None)
 
 
@@ -125,7 +127,8 @@ def test_transformers(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_page_has_what_it_is_about() -> None:
-    assert list(SECTIONS) == ["TransformerLens", "transformers", "nnsight", "pyvene", "baukit"]
+    libraries = ["TransformerLens", "transformers", "SAELens", "nnsight", "pyvene", "baukit"]
+    assert list(SECTIONS) == libraries
     assert all("**What it has and we do not:**" in section for section in SECTIONS.values())
     rows = [part for section in SECTIONS.values() for part in parts(section)]
     assert len(rows) > 60
