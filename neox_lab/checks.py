@@ -119,7 +119,8 @@ def shown(value: object, most: int = 200) -> str:
         text = repr(value)
     except Exception:  # numbers of thousands of digits in lists, classes that cannot be shown
         return f"a {type(value).__name__}"
-    return text if len(text) <= most else f"{text[:most]}..."
+    first = text.partition("\n")[0][:most]  # answers and models show themselves in many lines
+    return text if first == text else f"{first}..."
 
 
 def require_model(model: object) -> None:

@@ -114,7 +114,7 @@ class HookedNetwork(Protocol):
 
     def spliced(
         self,
-        *dictionaries: Spliceable | Sequence[Spliceable],
+        *dictionaries: Spliceable | Sequence[Spliceable] | Mapping[str, Spliceable],
         error: bool = True,
         must_fire: bool = True,
     ) -> AbstractContextManager[object]:

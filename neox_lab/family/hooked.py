@@ -128,7 +128,7 @@ class Hooked:
     @contextmanager
     def spliced(
         self,
-        *dictionaries: Spliceable | Sequence[Spliceable],
+        *dictionaries: Spliceable | Sequence[Spliceable] | Mapping[str, Spliceable],
         error: bool = True,
         must_fire: bool = True,
     ) -> Iterator[Self]:
@@ -151,9 +151,10 @@ class Hooked:
         transcoder reads at its ``site_in`` what the MLP reads, hooks there included.
 
         Args:
-            dictionaries: ``nl.sae.Dictionary`` objects, or lists of them.
-            error: add what a dictionary misses. False leaves what the features write alone, and no
-                ``hook_sae_error``.
+            dictionaries: ``nl.sae.Dictionary`` objects, or lists or mappings of them.
+            error: add what a dictionary misses, so that nothing changes until something is edited
+                (SAELens leaves it out unless told). False leaves what the features write alone,
+                and no ``hook_sae_error``.
             must_fire: raise if the model runs and a site is never reached.
 
         Yields:
@@ -298,14 +299,20 @@ class Hooked:
         return check(self, tokens)
 
 
-def _flat(dictionaries: Iterable[Spliceable | Sequence[Spliceable]]) -> list[Spliceable]:
+def _flat(
+    dictionaries: Iterable[Spliceable | Sequence[Spliceable] | Mapping[str, Spliceable]],
+) -> list[Spliceable]:
     """What is to be spliced in, one after another.
 
     Raises:
         HookError: nothing, or something that cannot.
     """
-    nested = (each if isinstance(each, Sequence) else [each] for each in dictionaries)
-    found = [one for each in nested for one in each]
+    found: list[Spliceable] = []
+    for each in dictionaries:
+        if isinstance(each, Mapping):
+            found += each.values()
+        else:
+            found += each if isinstance(each, Sequence) else [each]
     wrong = [each for each in found if not callable(getattr(each, "splice", None))]
     if wrong or not found:
         raise HookError(

@@ -15,7 +15,7 @@ random circuits of as many nodes. Edges say which nodes act on which, see ``feat
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
@@ -212,7 +212,7 @@ class CircuitCurves(Result):
 @torch.inference_mode(False)
 def circuit(
     model: HookedModel,
-    dictionaries: Dictionary | Sequence[Dictionary],
+    dictionaries: Dictionary | Sequence[Dictionary] | Mapping[str, Dictionary],
     inputs: PromptsLike,
     metric: Metric,
     corrupted: PromptsLike | None = None,
@@ -223,7 +223,8 @@ def circuit(
 
     Args:
         model: any class with a head, in evaluation mode.
-        dictionaries: for this model, each at a site of its own.
+        dictionaries: for this model, each at a site of its own; a list or a mapping such as
+            ``nl.gym.dictionaries()`` gives.
         inputs: prompts with the behaviour, see ``nl.features.effects``.
         metric: see ``nl.patching.sweep``.
         corrupted: prompts of the same lengths without it, whose values nodes get when they are

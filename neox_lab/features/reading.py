@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,7 +11,7 @@ from neox_lab.checks import require_model, shown
 from neox_lab.errors import InputError
 from neox_lab.experiments.patching.prompts import Prompts
 from neox_lab.hooks.names import exact
-from neox_lab.sae import Codes, Dictionary
+from neox_lab.sae import Codes, Dictionary, TrainedDictionary
 from neox_lab.sae.splicing import INPUT
 
 if TYPE_CHECKING:
@@ -24,8 +25,14 @@ def require_dictionary(dictionary: object) -> None:
         InputError: it is none.
     """
     if not isinstance(dictionary, Dictionary):
+        hint = ""
+        if isinstance(dictionary, TrainedDictionary):
+            hint = " The result of training holds it as .dictionary."
+        elif isinstance(dictionary, Mapping) and dictionary:
+            hint = f" Give one of the mapping's, such as [{shown(next(iter(dictionary)))}]."
         raise InputError(
             f"dictionary={shown(dictionary)}; expected a Dictionary, such as nl.sae.load gives."
+            f"{hint}"
         )
 
 

@@ -7,7 +7,7 @@ of corrupted prompts, position by position, or none: then every value is 0.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -104,7 +104,7 @@ class SplicedRuns:
     def of(
         cls,
         model: HookedModel,
-        dictionaries: Dictionary | Sequence[Dictionary],
+        dictionaries: Dictionary | Sequence[Dictionary] | Mapping[str, Dictionary],
         inputs: PromptsLike,
         corrupted: PromptsLike | None,
         metric: Metric,
@@ -116,9 +116,12 @@ class SplicedRuns:
             HookError: a dictionary that does not fit the model, or two at one site.
         """
         listed = [dictionaries] if isinstance(dictionaries, Dictionary) else dictionaries
+        if isinstance(listed, Mapping):
+            listed = list(listed.values())
         if not isinstance(listed, list | tuple) or not listed:
             raise InputError(
-                f"dictionaries={shown(dictionaries)}; expected a Dictionary, or a list of them."
+                f"dictionaries={shown(dictionaries)}; expected a Dictionary, or a list or mapping "
+                "of them."
             )
         places = {written_site(model, each): each for each in listed}
         if len(places) < len(listed):

@@ -213,3 +213,25 @@ def test_what_cannot_be_asked() -> None:
     for ask in (found.check, found.faithfulness):
         with pytest.raises(HookError, match="Other functions"), model.spliced(ours[0]):
             ask()
+
+
+def test_dictionaries_by_name_are_as_good_as_a_list() -> None:
+    model = small()
+    clean, _ = prompts(2, 6, 2)
+    listed, named = dictionaries(), {str(n): each for n, each in enumerate(dictionaries())}
+    expected = nl.features.circuit(model, listed, clean, METRIC).frame
+    assert nl.features.circuit(model, named, clean, METRIC).frame.equals(expected)
+    with model.spliced(named):
+        points = [name for name in model.hook_points if name.endswith("hook_sae_acts")]
+    assert len(points) == len(named)
+
+
+def test_what_holds_a_dictionary_says_where() -> None:
+    model = small()
+    named = {"first": dictionaries()[0]}
+    with pytest.raises(InputError, match=r"Give one of the mapping's, such as \['first'\]"):
+        nl.features.active(model, named, "a")  # type: ignore[arg-type]
+    trained = nl.sae.train(torch.randn(64, 8), site="x", latents=16, k=2, steps=1, batch_size=32)
+    with pytest.raises(InputError, match=r"\.dictionary") as told:
+        nl.features.active(model, trained, "a")  # type: ignore[arg-type]
+    assert "\n" not in str(told.value)

@@ -124,12 +124,17 @@ class AttributionResult(GridResult):
     def bars(self, k: int = BARS) -> View:
         """The ``k`` largest shares as bars."""
         from neox_lab.views import BarsView
+        from neox_lab.views.drawing import number
 
         top = self.top(k)
         top = self.frame.head(k) if top.empty else top  # all are NaN, and said to be
         names = part_names(top)
         count = int(self.is_computed.sum())
-        note = f"{self.value_name}; the {len(top)} largest of {count}, total {self.total:.3f}"
+        added = float(self.values[self.is_computed].sum())
+        note = (
+            f"{self.value_name}; the {len(top)} largest of {count}, which sum to "
+            f"{number(added, 3)}; total {number(self.total, 3)}"
+        )
         return BarsView(names, top["value"].tolist(), self.title, note)
 
     @classmethod
