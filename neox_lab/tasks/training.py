@@ -255,7 +255,9 @@ class _Run:
         """Numbers of the examples of one step: the next stretch of this epoch's own order."""
         epoch, index = divmod(step, self.steps_in_epoch)
         if self.order[0] != epoch:
-            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed(
+                (self.settings.seed * 1_000_003 + epoch) % 2**64
+            )
             self.order = epoch, torch.randperm(len(self.examples), generator=generator)
         size = self.settings.batch_size * self.settings.accumulate
         return self.order[1][index * size : (index + 1) * size].tolist()

@@ -159,6 +159,7 @@ def test_files_come_back_as_they_were(tmp_path: Path, found: Any) -> None:
         write(tmp_path / "layers.2", other)
 
 
+@pytest.mark.slow
 def test_the_script_writes_files_and_card_and_the_same_ones_again(tmp_path: Path) -> None:
     for folder in ("one", "two"):
         script.main(["--out", str(tmp_path / folder), "--steps", "2", "--share", "0.004"])

@@ -1310,13 +1310,14 @@ def test_the_meanings_of_hook_points_are_readable_wherever_the_table_is_shown() 
     model = nl.load()
     table = model.hook_table()
     view = views.hooks(model)
+    html, drawn = view.to_html(), drawn_texts(view)
     for meaning in set(table["meaning"]):
         assert meaning in repr(table[table["meaning"] == meaning])
         assert html_text(meaning) in table[table["meaning"] == meaning]._repr_html_().replace(
             "'", "&#x27;"
         )
-        assert html_text(meaning) in view.to_html()
-        assert figure_text(meaning) in drawn_texts(view) or model.config.num_hidden_layers > 9
+        assert html_text(meaning) in html
+        assert figure_text(meaning) in drawn or model.config.num_hidden_layers > 9
 
 
 def test_what_has_another_unit_has_a_panel_and_a_scale_of_its_own() -> None:
