@@ -185,8 +185,6 @@ def _sites(
     """
     sizes = axis_sizes(model.config, batch=1, pos=1)
     parallel = model.config.use_parallel_residual
-    all_pos = isinstance(positions, str) and positions == "all"
-    sites = find_sites(asked, parallel, model.hook_points, entries, sizes, all_pos)
-    if positions == "all":
-        return sites, None
-    return sites, positions
+    if isinstance(positions, str) and positions == "all":
+        return find_sites(asked, parallel, model.hook_points, entries, sizes, True), None
+    return find_sites(asked, parallel, model.hook_points, entries, sizes, False), positions
