@@ -238,7 +238,8 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
         "views.NetworkView": (
             view.NetworkView,
             {"names": ["a", "b"], "rows": [0, 1], "columns": [-1, 0], "row_labels": ["x", "y"]}
-            | {"links": [view.Link(0, 1, 0.5, "q")], "value_name": "v", "title": "t", "note": ""},
+            | {"links": [view.Link(0, 1, 0.5, "q")], "value_name": "v", "title": "t", "note": ""}
+            | {"boxes": ["a", "b"]},
         ),
         "views.StripView": (
             view.StripView,

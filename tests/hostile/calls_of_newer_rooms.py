@@ -95,9 +95,8 @@ def _calls_of_features(model: Any) -> dict[str, Call]:
             | {"steps": 2, "sizes": [1, 2], "errors": "kept", "random": 1, "seed": 0},
         ),
         "features.circuit's edges": (
-            _edges,
-            {"found": nl.features.circuit(model, dictionary, "abcd", _total, steps=1)}
-            | {"threshold": 0.0, "node_threshold": 0.0},
+            nl.features.circuit(model, dictionary, "abcd", _total, steps=1).edges,
+            {"threshold": 0.0, "node_threshold": 0.0},
         ),
         "features.circuit alone": (
             nl.features.circuit,
@@ -218,10 +217,6 @@ def _circuit(
 ) -> Any:
     found = nl.features.circuit(model, [dictionary], inputs, metric, corrupted, steps=steps)
     return found.faithfulness(**asked)
-
-
-def _edges(found: Any, **asked: Any) -> Any:
-    return found.edges(**asked)
 
 
 def _spliced(model: Any, dictionary: Any, error: Any) -> Any:
