@@ -13,15 +13,19 @@ all of it, and one run back for each node that is reached.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
+from neox_lab.checks import COUNT, check
 from neox_lab.errors import InputError
+from neox_lab.experiments.attribution.agreement import Agreement, compare
 from neox_lab.experiments.attribution.gradients import even_padding
+from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import metric_name, output_logits
+from neox_lab.experiments.splices import with_same_splices
 from neox_lab.features.spliced_runs import Node, Site, SplicedRuns
 from neox_lab.frames import make_frame
 from neox_lab.hooks import reads_only
@@ -33,6 +37,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from neox_lab.views import NetworkView
+
+COLUMNS = ["upstream", "upstream_latent", "downstream", "downstream_latent", "effect"]
+
+
+class Edge(NamedTuple):
+    """An edge.
+
+    Attributes:
+        begin: the node upstream.
+        end: the node downstream, None for the metric.
+        effect: mean over texts.
+    """
+
+    begin: Node
+    end: Node | None
+    effect: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +72,45 @@ class FeatureEdges(Result):
     sites: list[str]
     title: str
     value_name: str
+    _measure: Callable[[int], Tensor] | None = dataclasses.field(default=None, compare=False)
+
+    def check(self, k: int = 10, edges: int = 32) -> Agreement:
+        """Compare the largest estimates with what happens when the upstream node is exchanged.
+
+        Every other site is held at what it has in the run, and what the downstream node becomes is
+        counted with the same slope as in the estimate; of the metric its own change counts.
+
+        Args:
+            k: how many of the largest misses to list.
+            edges: so many edges are measured, a run for each upstream node among them.
+
+        Returns:
+            Correlation, largest misses, and a picture of both numbers of every edge measured.
+
+        Raises:
+            InputError: there is no edge, or a number that is none.
+            HookError: other functions are spliced in than when it was made.
+        """
+        count = check("edges", edges, COUNT, InputError)
+        if self.frame.empty or self._measure is None:
+            raise InputError("There is no edge to measure; ask for a lower threshold.")
+        frame = self.frame.head(count)
+        names = [
+            f"{a} {_box(b)} → {c} {_box(d)}".strip()
+            for a, b, c, d in zip(*(frame[name] for name in COLUMNS[:-1]), strict=True)
+        ]
+        values = torch.tensor(frame["effect"].to_numpy(), dtype=torch.float32)
+        estimated = AttributionResult(
+            values=values,
+            axes=("component",),
+            labels={"component": names},
+            total=float(values.sum()),
+            per_row=None,
+            title=f"The largest of {self.title}",
+            value_name=self.value_name,
+            facts={},
+        )
+        return compare(estimated, self._measure(len(frame)), k)
 
     def view(self) -> NetworkView:
         """A row for each site and one for the metric; in a row, ends of large edges come first.
@@ -63,8 +122,7 @@ class FeatureEdges(Result):
 
         if self.frame.empty:
             raise InputError("There is no edge above the threshold; ask for a lower one.")
-        columns = ["upstream", "upstream_latent", "downstream", "downstream_latent", "effect"]
-        edges = [self.frame[name].tolist() for name in columns]
+        edges = [self.frame[name].tolist() for name in COLUMNS]
         pairs = [((a, b), (c, d), effect) for a, b, c, d, effect in zip(*edges, strict=True)]
         parts = list(dict.fromkeys(part for begin, end, _ in pairs for part in (begin, end)))
         place = {part: at for at, part in enumerate(parts)}
@@ -78,7 +136,7 @@ class FeatureEdges(Result):
             own = of_site[site]
             return (widest - len(own)) // 2 + own.index((site, latent))
 
-        boxes = [f"f{latent}" if latent.isdigit() else latent for _, latent in parts]
+        boxes = [_box(latent) for _, latent in parts]
         return NetworkView(
             [f"{site} {box}".strip() for (site, _), box in zip(parts, boxes, strict=True)],
             [rows.index(site) for site, _ in parts],
@@ -98,25 +156,41 @@ def _place(runs: SplicedRuns, node: Node | None) -> tuple[str, str]:
     return runs.sites[node.site].short, "error" if node.latent < 0 else str(node.latent)
 
 
+def _box(latent: str) -> str:
+    return f"f{latent}" if latent.isdigit() else latent
+
+
 class _Passed:
     """What passed one site in a run in which gradients end there.
 
     Attributes:
         acts: activations ``[batch, pos, latent]``, with the way back to earlier sites.
         error: likewise.
-        begin: zeros added to what the site writes, at which gradients of later sites end.
+        recons: what the features write, without a way back.
+        begin: what is added to what the site writes: zeros, at which gradients of later sites end.
         factor: what brings what features write to the scale of the input.
+        skipped: what the linear path writes.
     """
 
     acts: Tensor
     error: Tensor
+    recons: Tensor
     begin: Tensor
     factor: Tensor | float
 
-    def __init__(self, site: Site) -> None:
-        """Nothing has passed yet."""
+    def __init__(
+        self, site: Site, held: _Passed | None = None, change: Tensor | None = None
+    ) -> None:
+        """Nothing has passed yet.
+
+        Args:
+            site: where.
+            held: the site writes what it wrote then, but for the linear path; None for this run.
+            change: what is added; None for zeros.
+        """
         self.dictionary, self.name = site.dictionary, site.name
-        self._skipped: Tensor | None = None
+        self._held, self._change = held or self, change
+        self.skipped: Tensor | None = None
 
     @property
     def hooks(self) -> list[tuple[str, HookFunction]]:
@@ -133,21 +207,22 @@ class _Passed:
         ours, flat = self.dictionary, x.flatten(2).to(self.dictionary.W_dec.dtype)
         self.factor = 1.0 if ours.is_transcoder else ours.normalise(flat.detach())[1][0]
         if ours.W_skip is not None:
-            self._skipped = torch.nn.functional.linear(flat, ours.W_skip)
+            self.skipped = torch.nn.functional.linear(flat, ours.W_skip)
 
     def _see(self, acts: Tensor, _: HookPoint) -> None:
         self.acts = acts
 
     def _end(self, recons: Tensor, _: HookPoint) -> Tensor:
-        ended = recons.detach()
-        if self._skipped is None:
+        self.recons = recons.detach()
+        ended, before = self._held.recons, self._held.skipped
+        if self.skipped is None or before is None:
             return ended
-        way = self._skipped - self._skipped.detach()
-        return ended + way.to(recons.dtype).view_as(recons)
+        return ended + (self.skipped - before.detach()).to(recons.dtype).view_as(recons)
 
     def _begin(self, error: Tensor, _: HookPoint) -> Tensor:
-        self.error, self.begin = error, torch.zeros_like(error).requires_grad_()
-        return error.detach() + self.begin
+        self.error, change = error, self._change
+        self.begin = torch.zeros_like(error).requires_grad_() if change is None else change
+        return self._held.error.detach() + self.begin
 
 
 class _Kept(NamedTuple):
@@ -155,6 +230,7 @@ class _Kept(NamedTuple):
 
     Attributes:
         latents: features, and -1 for the error.
+        rows: what each feature of activation 1 writes ``[feature, d_out]``.
         acts: change of the features ``[batch, pos, feature]``.
         error: change of the error.
         acts_slope: the metric's mean gradient at the features.
@@ -162,30 +238,31 @@ class _Kept(NamedTuple):
     """
 
     latents: list[int]
+    rows: Tensor
     acts: Tensor
     error: Tensor
     acts_slope: Tensor
     error_slope: Tensor
 
-    @property
-    def features(self) -> list[int]:
-        """Without the error."""
-        return [latent for latent in self.latents if latent >= 0]
+    def weighted(self, passed: _Passed, latent: int) -> Tensor:
+        """Value times slope of a node, summed: what an edge to it is the gradient of."""
+        if latent < 0:
+            return (passed.error * self.error_slope).sum()
+        slope = self.acts_slope[..., self.latents.index(latent)]
+        return (passed.acts[..., latent] * slope).sum()
 
-    def weighted(self, passed: _Passed) -> Iterator[Tensor]:
-        """Value times slope of each node, summed: what an edge to it is the gradient of."""
-        for latent in self.latents:
-            if latent < 0:
-                yield (passed.error * self.error_slope).sum()
-            else:
-                slope = self.acts_slope[..., self.features.index(latent)]
-                yield (passed.acts[..., latent] * slope).sum()
+    def written(self, passed: _Passed, latent: int) -> Tensor:
+        """How what the site writes changes with one node."""
+        if latent < 0:
+            return self.error
+        at = self.latents.index(latent)
+        change = passed.factor * (self.acts[..., at, None].to(self.rows) * self.rows[at])
+        return change.to(self.error).view_as(self.error)
 
     def shares(self, passed: _Passed, gradient: Tensor) -> Tensor:
         """Effects of each node by a gradient at what the site writes, ``[batch, node]``."""
         gradient = gradient.flatten(2)
-        rows = passed.dictionary.rows[self.features]
-        slope = passed.factor * (gradient.to(rows.dtype) @ rows.T)
+        slope = passed.factor * (gradient.to(self.rows.dtype) @ self.rows.T)
         effects = (self.acts * slope).sum(dim=1)
         if -1 not in self.latents:
             return effects
@@ -200,7 +277,8 @@ def _kept(runs: SplicedRuns, chosen: Sequence[Node], number: int, steps: int) ->
     found = runs.slopes(number, steps)
     acts, slope = found.acts[..., features], found.acts_slope[..., features]
     latents = [*features, *([-1] if -1 in own else [])]
-    return _Kept(latents, acts, found.error, slope, found.error_slope)
+    rows = runs.sites[number].dictionary.rows.detach()[features]
+    return _Kept(latents, rows, acts, found.error, slope, found.error_slope)
 
 
 @torch.inference_mode(False)
@@ -209,23 +287,56 @@ def feature_edges(
 ) -> FeatureEdges:
     """Edges between nodes, and from them to the metric, see ``FeatureCircuit.edges``."""
     kept = [_kept(runs, chosen, number, steps) for number in range(len(runs.sites))]
-    passed, metric = _run(runs)
-    found: list[tuple[Node, Node | None, float]] = []
-    for number, end in enumerate(kept):
-        for latent, value in zip(end.latents, end.weighted(passed[number]), strict=True):
-            found += _edges_into(runs, kept[:number], passed, value, Node(number, latent))
-    found += _edges_into(runs, kept, passed, metric, None)
-    above = [edge for edge in found if abs(edge[-1]) > threshold]
-    above.sort(key=lambda edge: -abs(edge[-1]))
-    rows = [(*_place(runs, a), *_place(runs, b), effect) for a, b, effect in above]
-    names = ["upstream", "upstream_latent", "downstream", "downstream_latent", "effect"]
-    sites = [site.short for site in runs.sites]
+    ends = [Node(number, latent) for number, site in enumerate(kept) for latent in site.latents]
+    with torch.enable_grad():
+        passed, metric = _run(runs, [_Passed(site) for site in runs.sites])
+        found: list[Edge] = []
+        for end in (*ends, None):
+            site = len(kept) if end is None else end.site
+            value = _counted(kept, passed, metric, end)
+            every = _edges_into(runs, kept[:site], passed, value, end)
+            found += [edge for edge in every if abs(edge.effect) > threshold]
+    found.sort(key=lambda edge: -abs(edge.effect))
+    rows = [(*_place(runs, a), *_place(runs, b), effect) for a, b, effect in found]
     return FeatureEdges(
-        make_frame(rows, columns=names),
-        sites,
-        f"{len(above):,} edges between {len(chosen):,} nodes",
+        make_frame(rows, columns=COLUMNS),
+        [site.short for site in runs.sites],
+        f"{len(found):,} edges between {len(chosen):,} nodes",
         f"estimated change of {metric_name(runs.run.metric)}",
+        with_same_splices(
+            runs.run.model, lambda count: torch.tensor(_measured(runs, kept, found[:count]))
+        ),
     )
+
+
+def _counted(
+    kept: Sequence[_Kept], passed: Sequence[_Passed], metric: Tensor, end: Node | None
+) -> Tensor:
+    """The number that an edge changes, all texts together."""
+    return metric if end is None else kept[end.site].weighted(passed[end.site], end.latent)
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def _measured(runs: SplicedRuns, kept: Sequence[_Kept], edges: Sequence[Edge]) -> list[float]:
+    """Exact direct effects: every site but the one upstream writes what it writes in the run."""
+    own, metric = _run(runs, [_Passed(site) for site in runs.sites])
+    moved: dict[Node, tuple[list[_Passed], Tensor]] = {}
+    texts = len(runs.samples(metric.expand(len(runs.run.ids))))
+    found = []
+    for begin, end, _ in edges:
+        if begin not in moved:
+            change = kept[begin.site].written(own[begin.site], begin.latent)
+            sites = [
+                _Passed(
+                    site, held, change if number == begin.site else torch.zeros_like(held.begin)
+                )
+                for number, (site, held) in enumerate(zip(runs.sites, own, strict=True))
+            ]
+            moved[begin] = _run(runs, sites)
+        before, after = (_counted(kept, *run, end) for run in ((own, metric), moved[begin]))
+        found.append(float(after - before) / texts)
+    return found
 
 
 def _edges_into(
@@ -234,32 +345,28 @@ def _edges_into(
     passed: Sequence[_Passed],
     value: Tensor,
     end: Node | None,
-) -> list[tuple[Node, Node | None, float]]:
+) -> Iterator[Edge]:
     """Effects of all nodes of earlier sites on one number."""
     begins = [number for number, site in enumerate(kept) if site.latents]
     if not begins or not value.requires_grad:
-        return []
+        return
     ends = [passed[number].begin for number in begins]
     gradients = torch.autograd.grad(value, ends, retain_graph=True, allow_unused=True)
-    found: list[tuple[Node, Node | None, float]] = []
     for number, gradient in zip(begins, gradients, strict=True):
         if gradient is None:  # no way leads there, as from attention to the MLP beside it
             continue
         shares = kept[number].shares(passed[number], gradient).detach()
         effects = runs.samples(shares).mean(dim=0).tolist()
-        found += [
-            (Node(number, latent), end, effect)
-            for latent, effect in zip(kept[number].latents, effects, strict=True)
-        ]
-    return found
+        for latent, effect in zip(kept[number].latents, effects, strict=True):
+            yield Edge(Node(number, latent), end, effect)
 
 
-def _run(runs: SplicedRuns) -> tuple[list[_Passed], Tensor]:
-    """One run in which gradients end at every site, and the metric of all texts, summed."""
-    run, passed = runs.run, [_Passed(site) for site in runs.sites]
+def _run(runs: SplicedRuns, passed: list[_Passed]) -> tuple[list[_Passed], Tensor]:
+    """One run with its sites watched, and the metric of all texts, summed."""
+    run = runs.run
     hooks: list[tuple[str, HookFunction]] = even_padding(run)
     hooks += [hook for one in passed for hook in one.hooks]
-    with torch.enable_grad(), run.model.spliced([site.dictionary for site in runs.sites]):
+    with run.model.spliced([site.dictionary for site in runs.sites]):
         output = run.model.run_with_hooks(run.ids, hooks, **run.arguments)
         value, rows = run.measure(output_logits(output))
     return passed, value if rows is None else rows.sum()

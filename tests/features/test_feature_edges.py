@@ -157,6 +157,72 @@ def test_along_the_stream_alone_an_edge_is_decoder_times_encoder(pairs: bool) ->
     assert expected.abs().max() > 0.01
 
 
+@pytest.mark.parametrize("parallel", [True, False])
+def test_the_check_exchanges_the_node_upstream_and_holds_every_other_site(parallel: bool) -> None:
+    _, _, found, hands, other = asked(parallel=parallel, pairs=True)
+    assert other is not None
+    edges = found.edges(0.001, node_threshold=0)
+    agreement = edges.check(edges=40)
+    assert len(agreement.frame) == 40
+    moved = {short(site): mean_slopes(hands, other, site) for site in SITES}
+    mask = hands.inputs["attention_mask"][..., None]
+    hands.run()
+    held = {short(site): (hands.acts[site], hands.errors[site]) for site in SITES}
+
+    def counted(name: str, metric: Tensor) -> Tensor:
+        if name == "metric":
+            return metric.mean()
+        site, latent = name.split()
+        full = f"blocks.{site[0]}.hook_{site[2:]}"
+        slopes = [slope * mask for slope in moved[site][1]]
+        if latent == "error":
+            return (hands.errors[full] * slopes[1]).sum() / len(metric)
+        at = int(latent[1:])
+        return (hands.acts[full][..., at] * slopes[0][..., at]).sum() / len(metric)
+
+    for _, row in agreement.frame.iterrows():
+        begin, end = row["component"].split(" → ")
+        site, latent = begin.split()
+
+        def put(
+            at: str, acts: Tensor, error: Tensor, site: str = site, latent: str = latent
+        ) -> Any:
+            acts, error = (x.clone() for x in held[short(at)])
+            if short(at) == site and latent == "error":
+                error = error + moved[site][0][1]
+            elif short(at) == site:
+                acts[..., int(latent[1:])] += moved[site][0][0][..., int(latent[1:])]
+            return acts, error
+
+        with torch.no_grad():
+            before = counted(end, hands.run())
+            after = counted(end, hands.run(put))
+        assert row["exact"] == pytest.approx(float(after - before), abs=1e-6)
+    with pytest.raises(InputError, match="edges"):
+        edges.check(edges=0)
+    with pytest.raises(InputError, match="no edge"):
+        found.edges(1e6).check()
+
+
+def test_with_one_dictionary_an_edge_to_the_metric_is_the_effect_by_gradient() -> None:
+    model = small(use_parallel_residual=False).double()
+    clean, corrupted = map(padded, prompts(2, 5, 2))
+    dictionary = random_dictionary(D, RESID, latents=11, kind="ReLU").double()
+
+    def metric(logits: Tensor) -> Tensor:
+        return logits[..., 3].mean()  # reads padding too
+
+    given = (model, dictionary, clean, metric, corrupted)
+    edges = nl.features.circuit(*given, steps=1).edges(0, node_threshold=0).frame
+    effects = nl.features.effects(*given, method="gradient", summed=True)
+    shares = dict(zip(effects.labels["latent"], effects.values.tolist(), strict=True))
+    features = edges[edges["upstream_latent"] != "error"]
+    assert set(features["downstream"]) == {"metric"}
+    assert len(features) > 5
+    for latent, effect in zip(features["upstream_latent"], features["effect"], strict=True):
+        assert effect == pytest.approx(shares[latent], abs=1e-7)
+
+
 def test_only_nodes_and_edges_above_their_thresholds_are_listed() -> None:
     model, ours, found, *_ = asked(parallel=True, pairs=True)
     every = table(found.edges(0, node_threshold=0))
