@@ -153,13 +153,33 @@ class Result(ABC):
         return bundle | {"text/plain": repr(self)} if "text/plain" in bundle else bundle
 
 
+class FrameResult(Result):
+    """An answer whose ``frame`` says more than its picture: that is what ``to_csv`` writes."""
+
+    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
+        """``frame`` as CSV.
+
+        Args:
+            path: where to write it too (``*.csv``).
+
+        Raises:
+            InputError: ``path`` has another ending.
+        """
+        from neox_lab.views.base import utf8, write_file
+
+        text = csv_text(self.frame)
+        if path is not None:
+            write_file(path, ".csv", utf8(text))
+        return text
+
+
 _FORMAT = FileFormat("result", "neox_lab result 1")
 _TOKENS = {"pos": "token", "source_pos": "source_token"}  # what labels of these axes are
 _NUMBERED = ("layer", "head", *_TOKENS)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GridResult(Result):
+class GridResult(FrameResult):
     """Numbers over named axes.
 
     Attributes:
@@ -270,17 +290,6 @@ class GridResult(Result):
         order = self._rank(frame).dropna().sort_values(ascending=False, kind="stable").index
         return frame.loc[order[:count]].reset_index(drop=True)
 
-    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """``frame`` as CSV.
-
-        Args:
-            path: where to write it too (``*.csv``).
-
-        Raises:
-            InputError: ``path`` has another ending.
-        """
-        return frame_as_csv(self.frame, path)
-
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write everything, but no model, to a safetensors file.
 
@@ -323,24 +332,6 @@ class GridResult(Result):
     def _read_earlier(cls, path: Path) -> dict[str, object] | None:
         """What a file of an earlier format holds, by the names of fields; None if it is none."""
         return None
-
-
-def frame_as_csv(frame: pd.DataFrame, path: str | os.PathLike[str] | None) -> str:
-    """A table as CSV, for results whose ``frame`` says more than their picture.
-
-    Args:
-        frame: the table.
-        path: where to write it too (``*.csv``), or None.
-
-    Raises:
-        InputError: ``path`` has another ending.
-    """
-    from neox_lab.views.base import utf8, write_file
-
-    text = csv_text(frame)
-    if path is not None:
-        write_file(path, ".csv", utf8(text))
-    return text
 
 
 def _plain(tensor: Tensor) -> Tensor:

@@ -31,11 +31,9 @@ from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import Metric
 from neox_lab.experiments.patching.prompts import PromptsLike
 from neox_lab.frames import make_frame
-from neox_lab.results import Result, frame_as_csv
+from neox_lab.results import FrameResult
 
 if TYPE_CHECKING:
-    import os
-
     import pandas as pd
 
     from neox_lab.family.contract import HookedModel
@@ -43,7 +41,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class FaithfulnessCurve(Result):
+class FaithfulnessCurve(FrameResult):
     """Circuits of many sizes.
 
     Attributes:
@@ -111,17 +109,6 @@ class FaithfulnessCurve(Result):
             [f"{edges:,}" for edges in frame["edges"]],
             {"whole model": 1.0, "nothing": 0.0},
         )
-
-    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """``frame`` as CSV.
-
-        Args:
-            path: where to write it too (``*.csv``).
-
-        Raises:
-            InputError: ``path`` has another ending.
-        """
-        return frame_as_csv(self.frame, path)
 
 
 def checked_shares(shares: object) -> list[float]:

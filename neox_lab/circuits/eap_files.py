@@ -68,7 +68,7 @@ def write(path: str | os.PathLike[str], content: EapFile, d_model: int) -> None:
     }
     table = edge_table(content.writers, content.readers, content.parallel)
     scores = -content.values.float().masked_fill(~table, 0)
-    inside = {name for name, _ in _kept_nodes(content)}
+    inside = _kept_nodes(content)
     names = [_writer(node) for node in content.writers]
     try:
         if place.suffix == ".json":
@@ -167,15 +167,12 @@ def _of_names(
     return values, kept
 
 
-def _kept_nodes(content: EapFile) -> list[tuple[str, bool]]:
+def _kept_nodes(content: EapFile) -> set[str]:
     """Nodes that an edge of the circuit begins or ends at."""
-    found = [
-        (_writer(content.writers[row]), True)
-        for row in content.kept.any(dim=1).nonzero().flatten().tolist()
-    ]
-    for column in content.kept.any(dim=0).nonzero().flatten().tolist():
-        found.append((_reader(content.readers[column]).split("<")[0], True))
-    return found
+    rows = content.kept.any(dim=1).nonzero().flatten().tolist()
+    columns = content.kept.any(dim=0).nonzero().flatten().tolist()
+    ends = {_reader(content.readers[column]).split("<")[0] for column in columns}
+    return ends | {_writer(content.writers[row]) for row in rows}
 
 
 def _nodes(layers: int, heads: int) -> tuple[list[Node], list[Node]]:

@@ -19,11 +19,9 @@ from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.prompts import PromptsLike
 from neox_lab.frames import make_frame
-from neox_lab.results import Result, frame_as_csv
+from neox_lab.results import FrameResult
 
 if TYPE_CHECKING:
-    import os
-
     import pandas as pd
 
     from neox_lab.family.contract import HookedModel
@@ -33,7 +31,7 @@ WHOLE, CIRCUIT, REST, NOTHING = "whole model", "circuit", "all but the circuit",
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation(Result):
+class Evaluation(FrameResult):
     """A circuit on prompts.
 
     Attributes:
@@ -100,17 +98,6 @@ class Evaluation(Result):
             "whole model, 0 is nothing."
         )
         return BarsView(names, values, f"{self.name}: faithfulness", note)
-
-    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """``frame`` as CSV.
-
-        Args:
-            path: where to write it too (``*.csv``).
-
-        Raises:
-            InputError: ``path`` has another ending.
-        """
-        return frame_as_csv(self.frame, path)
 
 
 def evaluate(

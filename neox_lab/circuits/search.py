@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -29,7 +28,7 @@ from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.progress_report import ProgressReport, watched
 from neox_lab.experiments.patching.prompts import PromptsLike
 from neox_lab.frames import make_frame
-from neox_lab.results import Result, frame_as_csv
+from neox_lab.results import FrameResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class AcdcResult(Result):
+class AcdcResult(FrameResult):
     """Circuits that were found by taking edges away, one for each order.
 
     Attributes:
@@ -76,17 +75,6 @@ class AcdcResult(Result):
             name += f"; mean Jaccard index of {len(self.circuits)} orders {self.jaccard:.2f}"
         shown = dataclasses.replace(first, values=counts * first.kept, name=name)
         return shown.view_of("in how many orders the edge is left")
-
-    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """``frame`` as CSV.
-
-        Args:
-            path: where to write it too (``*.csv``).
-
-        Raises:
-            InputError: ``path`` has another ending.
-        """
-        return frame_as_csv(self.frame, path)
 
 
 def acdc(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,7 @@ from neox_lab.dynamics.records import Record
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.head_names import head_name
-from neox_lab.results import Result, frame_as_csv
+from neox_lab.results import FrameResult
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,7 +29,7 @@ KIND = "statistic"  # the column that says what a row is a number of
 
 
 @dataclasses.dataclass(frozen=True)
-class DynamicsResult(Result):
+class DynamicsResult(FrameResult):
     """One measure over training.
 
     Attributes:
@@ -177,17 +176,6 @@ class DynamicsResult(Result):
     def _interval(self, rows: pd.DataFrame, name: str) -> tuple[Any, ...]:
         ends = [f"{name}_low", f"{name}_high"]
         return tuple(rows[end] for end in ends) if set(ends) <= set(rows.columns) else ()
-
-    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """``frame`` as CSV.
-
-        Args:
-            path: where to write it too (``*.csv``).
-
-        Raises:
-            InputError: ``path`` has another ending.
-        """
-        return frame_as_csv(self.frame, path)
 
 
 def gathered(

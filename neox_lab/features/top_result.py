@@ -21,12 +21,10 @@ from neox_lab.features.sources import Source
 from neox_lab.features.tables import bin_edges
 from neox_lab.features.texts_to_codes import codes_again
 from neox_lab.frames import make_frame
-from neox_lab.results import Result, frame_as_csv
+from neox_lab.results import FrameResult
 from neox_lab.selections import entry
 
 if TYPE_CHECKING:
-    import os
-
     import pandas as pd
 
     from neox_lab.views import View
@@ -94,7 +92,7 @@ class _Entry(NamedTuple):
 
 
 @dataclass(frozen=True)
-class TopExamples(Result):
+class TopExamples(FrameResult):
     """Examples and statistics of every feature.
 
     Attributes:
@@ -339,17 +337,6 @@ class TopExamples(Result):
         if latent is None and self.source.latents > 1:
             return densities(self)
         return examples(self, 0 if latent is None else self._latent(latent))
-
-    def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
-        """``frame`` as CSV.
-
-        Args:
-            path: where to write it too (``*.csv``).
-
-        Raises:
-            InputError: ``path`` has another ending.
-        """
-        return frame_as_csv(self.frame, path)
 
     def _latent(self, latent: int) -> int:
         return entry("latent", latent, self.source.latents, InputError)
