@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pages import places
 from stage import Stage
 from test_contrast import MAKERS
 
@@ -54,7 +55,7 @@ def test_errors_are_wide_what_was_before_is_dim_and_nothing_jumps(
         widget._set({"phase": "failed", "message": LONG})
         stage.sync()
         assert boxes(page) == before
-        words, form = (page.locator(part).bounding_box() for part in (".words", "form"))
+        words, form = places(page, page.locator(".words"), page.locator("form"))
         assert words["width"] > 0.95 * form["width"]
         assert panel.evaluate("node => getComputedStyle(node).opacity") == "0.45"
         said = page.locator(".pictures").evaluate(
@@ -94,7 +95,7 @@ def test_what_is_new_comes_into_view(model: Any, page: Any) -> None:
     page.locator("button.run").click()
     stage.until(lambda: widget.phase == "done")
     page.wait_for_timeout(200)
-    box = page.locator(".pictures > div").last.bounding_box()
+    (box,) = places(page, page.locator(".pictures > div").last)
     assert box["y"] < 320, "its beginning can be seen without scrolling"
     widget.close()
 
@@ -106,7 +107,7 @@ def test_a_lens_opens_at_its_selected_cell(model: Any, page: Any) -> None:
     stage.done()
     page.locator("td.shown").wait_for()
     page.wait_for_timeout(100)
-    cell, scroll = (page.locator(part).bounding_box() for part in ("td.shown", ".scroll"))
+    cell, scroll = places(page, page.locator("td.shown"), page.locator(".scroll"))
     assert cell["x"] + cell["width"] <= scroll["x"] + scroll["width"] + 1
     row = page.locator("tr", has=page.locator("td.shown")).locator("th")
     assert row.inner_text() == "final", "what the model says at last"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from contrast import poorly_readable
-from pages import watch
+from pages import places, watch
 from table_model import TableModel
 
 from neox_lab.views import (
@@ -313,7 +313,7 @@ def test_a_token_shows_where_it_looks_and_what_looks_at_it(page: Any, files: Any
 def test_the_map_names_the_weight_below_the_pointer(page: Any, files: Any) -> None:
     live = opened(page, files("attention", WORDS))
     weights = causal(2, 2, len(WORDS))[0, 0]
-    box = live.locator(".field").bounding_box()
+    (box,) = places(page, live.locator(".field"))
     cell = box["width"] / len(WORDS)
     page.mouse.move(box["x"] + 2.5 * cell, box["y"] + 5.5 * cell)
     found = re.search(r"·of@5 → ·left@2: ([\d.]+) ± 0.002", status(page))
@@ -413,7 +413,7 @@ def test_a_field_of_one_lens_shows_its_partner_and_marks_what_differs(
     left.locator("td[role=gridcell]").nth(0).hover()  # has no partner
     assert "shown" in (partner.get_attribute("class") or "")
     page.set_viewport_size({"width": 360, "height": 700})
-    above, below = (each.bounding_box() for each in (left, right))
+    above, below = places(page, left, right)
     assert below["y"] >= above["y"] + above["height"], "below each other where there is no room"
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
@@ -517,12 +517,12 @@ def test_two_units_are_read_in_two_panels_that_share_an_axis(page: Any, tmp_path
     }
     CurvesView("x", lines, "step", "loss").to_html(tmp_path / "x.html")
     live = opened(page, tmp_path / "x.html")
-    upper, lower = (curve.bounding_box() for curve in live.locator(".plot .curve").all())
+    upper, lower = places(page, *live.locator(".plot .curve").all())
     assert upper["y"] + upper["height"] < lower["y"]  # each uses the height of its panel
     assert min(upper["height"], lower["height"]) > 60
     assert abs(upper["x"] + upper["width"] - lower["x"] - lower["width"]) < 5
     for name, curve in (("loss", upper), ("F1", lower)):
-        ends = [text.bounding_box() for text in live.locator(f".plot text:text-is('{name}')").all()]
+        ends = places(page, *live.locator(f".plot text:text-is('{name}')").all())
         assert any(abs(end["x"] - curve["x"] - curve["width"]) < 12 for end in ends), name
     live.locator("svg.plot").focus()
     page.keyboard.press("Home")
