@@ -14,7 +14,7 @@ from neox_lab.checks import FINITE, TEXT, check, shown
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array
-from neox_lab.views.drawing import HEADING, SOFT, Sheet, number, text_width
+from neox_lab.views.drawing import HEADING, SOFT, Sheet, name_ticks, number, room_for, text_width
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import figure_text, isolated, label, labels
@@ -128,6 +128,14 @@ class CurvesView(View):
         """The number of the panel a line stands in, from the top."""
         return self.panels.index(line.y_label or self.y_label)
 
+    def _range(self, panel: int) -> tuple[float, float]:
+        """The ends of a panel's axis."""
+        lines = [line for line in self.lines.values() if self._panel(line) == panel]
+        levels = np.array(list(self.levels.values()) if panel == 0 else (), dtype=np.float64)
+        return room_for(
+            np.concatenate([levels, *(ys for one in lines for ys in (one.y, one.low, one.high))])
+        )
+
     def _axes(self) -> str:
         return f"{', '.join(map(_named, self.panels))} over {_named(self.x_label)}"
 
@@ -169,6 +177,7 @@ class CurvesView(View):
             "y_label": label(self.y_label, NAME_LIMIT),
             "x_names": self.x_names and [label(name, NAME_LIMIT) for name in self.x_names],
             "panels": labels(self.panels, NAME_LIMIT),
+            "ranges": [self._range(panel) for panel in range(len(self.panels))],
             "lines": lines,
             "levels": {label(name, NAME_LIMIT): value for name, value in self.levels.items()},
         }
@@ -177,8 +186,8 @@ class CurvesView(View):
         several = len(self.panels) > 1
         high, apart = (SMALL_HIGH, SMALL_HIGH + 0.35) if several else (HIGH, 0.0)
         below = HEADING + high + apart * (len(self.panels) - 1)  # where the lowest panel ends
-        ends = [figure_text(name, END_LIMIT) for name in self._short]
-        right = max(text_width(f"{end}  0.0000", 8) for end in ends) + 0.4 if several else 0.0
+        ends = map(self._end, self._short, self.lines.values())
+        right = max(text_width(end, 8) for end in ends) + 0.5 if several else 0.0
         sheet = Sheet(WIDE + 0.6 + right, below + 0.5 + LEGEND * len(self._legend_names()))
         axes = f"{', '.join(self.panels)} over {self.x_label}."
         sheet.heading(0, figure_text(self.title), figure_text(label(axes), 2 * NAME_LIMIT))
@@ -207,7 +216,9 @@ class CurvesView(View):
         if len(self.panels) > 1 and len(xs) and xs.min() < xs.max():
             plot.set_xlim(float(xs.min()), float(xs.max()))
         plot.set_ylabel(figure_text(label(name)), fontsize=8)
+        plot.set_ylim(*self._range(panel))
         plot.tick_params(labelsize=7)
+        name_ticks(plot.yaxis)
         plot.grid(color="#ececec", linewidth=0.6)
         plot.set_axisbelow(True)
         plot.spines[["top", "right"]].set_visible(False)
@@ -216,6 +227,15 @@ class CurvesView(View):
             room = max(text_width(name, 7) for name in names) + 0.12
             every = math.ceil(len(names) * room / WIDE)
             plot.set_xticks(range(0, len(names), every), names[::every])
+        else:
+            name_ticks(plot.xaxis)
+
+    @staticmethod
+    def _end(name: str, line: Line) -> str:
+        """What stands where a line ends."""
+        finite = line.y[np.isfinite(line.y)]
+        said = "" if line.faint or not len(finite) else f"  {number(float(finite[-1]), 3)}"
+        return f"{figure_text(name, END_LIMIT)}{said}"
 
     def _name_ends(self, sheet: Sheet, plot: Axes, panel: int, bottom: float, high: float) -> None:
         """The name and last value of each line of a panel, where the line ends."""
@@ -225,9 +245,8 @@ class CurvesView(View):
             finite = line.y[np.isfinite(line.y)]
             if self._panel(line) == panel and len(finite):
                 value = float(finite[-1])
-                said = "" if line.faint else f"  {number(value, 3)}"
                 y = bottom - high * (value - low) / (top - low)
-                ends.append((y, f"{figure_text(name, END_LIMIT)}{said}", at, line.faint))
+                ends.append((y, self._end(name, line), at, line.faint))
         x, free = 0.6 + WIDE + 0.08, bottom - high
         for y, said, at, faint in sorted(ends):
             y = max(y, free)

@@ -14,6 +14,7 @@ viridis's middle. Differences are blue for less and orange for more. Kinds are O
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -24,6 +25,7 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure
     from PIL.Image import Image as Picture
@@ -197,6 +199,51 @@ def number(value: float, places: int) -> str:
     if not np.isfinite(value):
         return "–" if np.isnan(value) else ("∞" if value > 0 else "−∞")
     return f"{round(float(value), places) + 0.0:.{places}f}".replace("-", "−")
+
+
+def room_for(values: NDArray[Any]) -> tuple[float, float]:
+    """The ends of an axis that shows some values with a little room around.
+
+    What varies by less than a ten-thousandth of itself is shown as the constant it is, but for
+    rounding.
+
+    Args:
+        values: numbers; those that are not finite take no room.
+    """
+    values = values[np.isfinite(values)].astype(float)
+    if not len(values):
+        return 0.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    most = max(abs(low), abs(high))
+    if not most:
+        return -0.05, 1.05  # nothing says which way is up; most amounts are not negative
+    room = 0.05 * (high - low) if high - low > 1e-4 * most else 0.1 * most
+    return low - room, high + room
+
+
+def tick_texts(ticks: Sequence[float]) -> list[str]:
+    """What stands at evenly spaced ticks: whole numbers, told apart by as few digits as it takes.
+
+    Args:
+        ticks: from the lowest to the highest.
+    """
+    most = max(map(abs, ticks), default=0.0)
+    step = ticks[1] - ticks[0] if len(ticks) > 1 else most
+    if not most or not step:
+        return [number(tick, 0) for tick in ticks]
+    fine, coarse = (int(np.floor(np.log10(size) + 1e-9)) for size in (step, most))
+    if -4 <= coarse < 6:
+        places = max(0, -fine)
+        return [number(tick, places) for tick in ticks]
+    texts = [f"{tick:.{max(0, coarse - fine)}e}" if tick else "0" for tick in ticks]
+    return [re.sub("e[+]?(-?)0*", r"e\1", text).replace("-", "−") for text in texts]
+
+
+def name_ticks(axis: Axis) -> None:
+    """Ticks whose texts say their whole value, where matplotlib would write a part above."""
+    low, high = sorted(axis.get_view_interval())
+    ticks = [float(tick) for tick in axis.get_majorticklocs() if low <= tick <= high]
+    axis.set_ticks(ticks, tick_texts(ticks))
 
 
 def encode(figure: Figure, form: FormatName, dpi: float, **options: Any) -> bytes:

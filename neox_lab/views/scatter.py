@@ -15,7 +15,17 @@ from neox_lab.checks import TEXT, check, whole
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
-from neox_lab.views.drawing import AMOUNT, HEADING, INK, SOFT, Sheet, decimals, number, text_width
+from neox_lab.views.drawing import (
+    AMOUNT,
+    HEADING,
+    INK,
+    SOFT,
+    Sheet,
+    decimals,
+    name_ticks,
+    number,
+    text_width,
+)
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import figure_text, isolated, labels
@@ -163,6 +173,8 @@ class ScatterView(View):
         plot.set_xlabel(figure_text(self.x_label), fontsize=8)
         plot.set_ylabel(figure_text(self.y_label), fontsize=8)
         plot.tick_params(labelsize=7)
+        name_ticks(plot.xaxis)
+        name_ticks(plot.yaxis)
         plot.spines[["top", "right"]].set_visible(False)
         return sheet
 

@@ -529,6 +529,18 @@ def test_two_units_are_read_in_two_panels_that_share_an_axis(page: Any, tmp_path
     assert status(page) == "step 0: loss 300; F1 –"
 
 
+def test_ticks_of_what_hardly_changes_are_told_apart(page: Any, tmp_path: Path) -> None:
+    lines = {
+        "steady": Line([0, 1, 2], [11.0, 10.99, 11.0], y_label="L0"),
+        "large": Line([0, 1, 2], [1e8, 3e8, 2e8], y_label="loss"),
+        "never": Line([0, 1, 2], [0.0, 0.0, 0.0], y_label="dead"),
+    }
+    CurvesView("x", lines, "step", "loss").to_html(tmp_path / "x.html")
+    live = opened(page, tmp_path / "x.html")
+    texts = live.locator("svg.plot text[text-anchor=end]").all_text_contents()
+    assert {"10.990", "10.995", "11.000", "1e8", "2e8", "3e8", "0.0", "0.5", "1.0"} <= set(texts)
+
+
 def test_rows_are_found_by_words(page: Any, files: Any) -> None:
     live = opened(page, files("tree", WORDS))
     live.locator("input").fill("BERG")

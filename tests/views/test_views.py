@@ -1342,6 +1342,35 @@ def test_what_has_another_unit_has_a_panel_and_a_scale_of_its_own() -> None:
         CurvesView("x", {"F1": Line([0], [1], y_label=3)}, "step", "loss")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("values", "ends"),
+    [
+        ([32.0, 32.000004, 32.0], (28.8, 35.2)),  # float32 can say no less
+        ([10.99, 11.0, 10.992], (10.989, 11.001)),  # a small change is seen
+        ([-7.0, -7.0, -7.0], (-7.7, -6.3)),
+        ([0.0, 0.0, 0.0], (-0.05, 1.05)),
+        ([np.nan] * 3, (0.0, 1.0)),
+        ([1e-8, 5e-8, 3e-8], (0.5e-8, 5.5e-8)),
+        ([1e7, 5e7, 3e7], (0.5e7, 5.5e7)),
+        ([-3e38, 3e38, 0.0], (-3.5e38, 3.5e38)),
+    ],
+)
+def test_ticks_say_their_whole_value(values: list[float], ends: tuple[float, float]) -> None:
+    view = CurvesView("x", {"line": Line([0, 1e6, 3e6], values)}, "step", "L0")
+    ((low, high),) = view.data()["ranges"]
+    plot = view._draw().figure.axes[1]
+    assert plot.get_ylim() == (low, high)
+    room = ends[1] - ends[0]
+    assert (low, high) == pytest.approx(ends, abs=0.1 * room)
+    for axis in (plot.xaxis, plot.yaxis):
+        assert axis.get_offset_text().get_text() == ""
+        texts = [tick.get_text() for tick in axis.get_ticklabels()]
+        said = [float(text.replace("−", "-")) for text in texts]
+        assert said == pytest.approx(list(axis.get_ticklocs()), rel=1e-3, abs=1e-3 * room)
+        assert len(set(texts)) == len(texts) >= 2
+        assert max(map(len, texts)) <= 7
+
+
 def test_titles_are_cut_between_words() -> None:
     text = "The best school of Sweden is in " * 9
     for limit in (20, 36, 60, 90):

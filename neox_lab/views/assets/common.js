@@ -244,4 +244,19 @@ function ticks(least, most, count) {
   return found;
 }
 
+/** What stands at ticks, as in pictures: as many digits as tell them apart. */
+function tickTexts(values) {
+  const most = values.reduce((a, b) => Math.max(a, Math.abs(b)), 0);
+  const step = values.length > 1 ? values[1] - values[0] : most;
+  if (!most || !step) return values.map(() => "0");
+  const [fine, coarse] = [step, most].map((size) => Math.floor(Math.log10(size) + 1e-9));
+  const plain = coarse >= -4 && coarse < 6;
+  const digits = Math.min(20, Math.max(0, plain ? -fine : coarse - fine));
+  return values.map((value) => {
+    const zero = Math.abs(value) < step * 1e-9;
+    const text = plain ? (zero ? 0 : value).toFixed(digits) : value.toExponential(digits);
+    return (zero && !plain ? "0" : text).replace("e+", "e").replaceAll("-", "−");
+  });
+}
+
 const print = (value) => String(Number(value.toPrecision(4))).replace("-", "−");

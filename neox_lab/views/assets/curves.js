@@ -2,7 +2,8 @@
 //
 // data: title, notes, x_label, y_label, x_names (names of the places 0, 1, …; may be null), lines:
 //   name, x, y, low, high (null where there is none), faint, colour, dash, panel; levels: {name:
-//   value}, in the first panel; panels: what runs upwards in each, from top to bottom.
+//   value}, in the first panel; panels: what runs upwards in each, from top to bottom; ranges: the
+//   lowest and highest value of each panel's axis.
 
 const WIDE = 560;
 const [LEFT, TOP, BOTTOM] = [52, 24, 46];
@@ -13,17 +14,11 @@ function mount(element, data) {
   const levels = Object.entries(data.levels);
   const several = data.panels.length > 1;
   const [HIGH, RIGHT] = several ? [180, 130] : [260, 16]; // of several, names stand at the right
-  const ranges = data.panels.map((_, panel) => {
-    const own = data.lines.filter((line) => line.panel === panel);
-    const heights = own.flatMap((line) => [...line.y, ...line.low, ...line.high]);
-    const all = [...heights, ...(panel ? [] : levels.map(([, value]) => value))];
-    return range(all.filter((value) => value !== null));
-  });
   const total = HIGH * data.panels.length;
   const [first, last] = [xs[0], xs[xs.length - 1]];
   const across = (x) => LEFT + ((x - first) / (last - first || 1)) * (WIDE - LEFT - RIGHT);
   const up = (y, panel) => {
-    const [least, most] = ranges[panel];
+    const [least, most] = data.ranges[panel];
     return HIGH * (panel + 1) - BOTTOM - ((y - least) / (most - least)) * (HIGH - TOP - BOTTOM);
   };
 
@@ -104,18 +99,21 @@ function mount(element, data) {
 
   function axes(name, panel) {
     const [start, end] = [HIGH * panel, HIGH * (panel + 1)];
-    for (const value of ticks(...ranges[panel], several ? 3 : 5)) {
+    const heights = ticks(...data.ranges[panel], several ? 3 : 5);
+    const texts = tickTexts(heights);
+    for (const [at, value] of heights.entries()) {
       const y = up(value, panel);
       picture.append(svg("line", { x1: LEFT, x2: WIDE - RIGHT, y1: y, y2: y, class: "rule" }));
-      label(LEFT - 6, y + 4, print(value), "end");
+      label(LEFT - 6, y + 4, texts[at], "end");
     }
     const named = data.x_names && data.x_names.map((_, x) => x);
     const longest = named && Math.max(...data.x_names.map((name) => name.length));
     const every = named && Math.ceil((named.length * (longest + 2) * 6) / (WIDE - LEFT - RIGHT));
     const places = named ? named.filter((x) => x % every === 0) : ticks(first, last, 6);
-    for (const x of places) {
+    const said = named ? places.map((x) => data.x_names[x]) : tickTexts(places);
+    for (const [at, x] of places.entries()) {
       const anchor = across(x) > WIDE - RIGHT - 40 ? "end" : across(x) < LEFT + 20 ? "start" : "middle";
-      label(across(x), end - BOTTOM + 15, named ? data.x_names[x] : print(x), anchor);
+      label(across(x), end - BOTTOM + 15, said[at], anchor);
     }
     label(LEFT - 6, start + TOP - 11, name, "start");
     if (end === total) label((LEFT + WIDE - RIGHT) / 2, end - 8, data.x_label, "middle");
@@ -157,13 +155,4 @@ function mount(element, data) {
     picture.append(group);
     return group;
   }
-}
-
-/** The least and largest value with a little room around. */
-function range(values) {
-  const least = values.reduce((a, b) => Math.min(a, b), Infinity);
-  const most = values.reduce((a, b) => Math.max(a, b), -Infinity);
-  if (!values.length) return [0, 1];
-  const room = (most - least) * 0.05 || Math.abs(most) * 0.1 || 1;
-  return [least - room, most + room];
 }

@@ -17,11 +17,13 @@ function mount(element, data) {
   const box = `0 0 ${LEFT + SIDE + ROOM} ${TOP + SIDE + BOTTOM}`;
   const picture = svg("svg", { viewBox: box, class: "plot scatter", role: "listbox" });
   picture.setAttribute("aria-label", `${data.y_label} over ${data.x_label}`);
-  for (const value of ticks(least, most, 5)) {
+  const shown = ticks(least, most, 5);
+  const texts = tickTexts(shown);
+  for (const [at, value] of shown.entries()) {
     rule("rule", across(value), TOP, across(value), TOP + SIDE);
     rule("rule", LEFT, up(value), LEFT + SIDE, up(value));
-    label(across(value), TOP + SIDE + 15, print(value), "middle");
-    label(LEFT - 6, up(value) + 4, print(value), "end");
+    label(across(value), TOP + SIDE + 15, texts[at], "middle");
+    label(LEFT - 6, up(value) + 4, texts[at], "end");
   }
   label(LEFT - 6, TOP - 10, data.y_label, "start");
   label(LEFT + SIDE / 2, TOP + SIDE + 36, data.x_label, "middle");
