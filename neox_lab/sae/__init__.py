@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from neox_lab.sae.checking import Check
 from neox_lab.sae.codes import Codes
-from neox_lab.sae.cross_layer import CrossLayerTranscoder, CrossLayerWeights
+from neox_lab.sae.cross_layer import CrossLayerTranscoder
+from neox_lab.sae.cross_layer_weights import CrossLayerWeights
 from neox_lab.sae.crosscoder import Crosscoder
 from neox_lab.sae.dictionary import Dictionary, Weights
 from neox_lab.sae.loading import available, load

@@ -10,93 +10,32 @@ Ameisen et al., Circuit Tracing: Revealing Computational Graphs in Language Mode
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from neox_lab.checks import shown
 from neox_lab.errors import ConfigError, InputError
+from neox_lab.files import StrPath
 from neox_lab.sae.activations import Activation
 from neox_lab.sae.affine import Affine
 from neox_lab.sae.bags import rows_summed
 from neox_lab.sae.codes import Codes, joined, require_codes
+from neox_lab.sae.cross_layer_weights import CrossLayerWeights
 from neox_lab.sae.rows import Texts
+from neox_lab.sae.saving import save_cross_layer
 from neox_lab.sae.shared_top_k import SharedTopK
 from neox_lab.sae.sites_checking import Rebuilt, SitesCheck, Tried, check_sites
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
 
-Pair = tuple[int, int]
-"""The layer that a feature reads and one that it writes to."""
-
 Inputs = Mapping[str, Tensor] | Mapping[int, Tensor] | Sequence[Tensor]
 """What stands at ``sites_in``: in their order, by name, or by number of layer."""
 
 _DENSE = 2**24  # numbers of the matrix [token, latent] that exist at a time while encoding
-
-
-class CrossLayerWeights(NamedTuple):
-    """The tensors of a cross-layer transcoder; a matrix that pairs share is one object.
-
-    Attributes:
-        W_enc: of each layer ``[d_in, latent]``.
-        b_enc: of each layer ``[latent]``.
-        W_dec: for each layer and each that is not before it, ``[latent, d_out]``.
-        b_dec: of each layer ``[d_out]``.
-        W_skip: ``[d_out, d_in]`` for some pairs of layers: linear paths beside the features.
-        offset: for each layer that is written to ``[latent]``, added to every activation that is
-            not 0; or empty.
-        scale: likewise, what that is multiplied by.
-    """
-
-    W_enc: Sequence[Tensor]
-    b_enc: Sequence[Tensor]
-    W_dec: Mapping[Pair, Tensor]
-    b_dec: Sequence[Tensor]
-    W_skip: Mapping[Pair, Tensor] = {}
-    offset: Sequence[Tensor] = ()
-    scale: Sequence[Tensor] = ()
-
-    def check(self) -> None:
-        """Refuse tensors that do not fit together or are not finite.
-
-        Raises:
-            ConfigError: names the tensor.
-        """
-        layers = len(self.W_enc)
-        first = self.W_enc[0] if layers else torch.empty(0)
-        if first.dim() != 2 or not self.b_dec or self.b_dec[0].dim() != 1:
-            raise ConfigError("W_enc[0] must be [d_in, latent] and b_dec[0] [d_out].")
-        (d_in, latents), d_out = first.shape, len(self.b_dec[0])
-        pairs = {(i, j) for i in range(layers) for j in range(i, layers)}
-        if set(self.W_dec) != pairs or not set(self.W_skip) <= pairs:
-            raise ConfigError(f"W_dec needs a matrix for each pair of {layers} layers.")
-        for name, shape in (
-            ("W_enc", [d_in, latents]),
-            ("b_enc", [latents]),
-            ("W_dec", [latents, d_out]),
-            ("b_dec", [d_out]),
-            ("W_skip", [d_out, d_in]),
-            ("offset", [latents]),
-            ("scale", [latents]),
-        ):
-            held = getattr(self, name)
-            if not isinstance(held, Mapping):
-                if len(held) != layers and (held or name not in ("offset", "scale")):
-                    raise ConfigError(f"{name} has {len(held)} tensors for {layers} layers.")
-                held = dict(enumerate(held))
-            for key, tensor in held.items():
-                if list(tensor.shape) != shape:
-                    raise ConfigError(
-                        f"{name}[{key}] is {list(tensor.shape)}; expected {shape}, as in other "
-                        "layers."
-                    )
-                if not tensor.is_floating_point():
-                    raise ConfigError(f"{name}[{key}] is {tensor.dtype}; expected floating-point.")
-                if not tensor.isfinite().all():
-                    raise ConfigError(f"{name}[{key}] holds NaN or infinite numbers.")
 
 
 class CrossLayerTranscoder(nn.Module):
@@ -107,6 +46,7 @@ class CrossLayerTranscoder(nn.Module):
         sites_out: hook points it writes, by layer.
         kind: what it is called, such as ``"JumpReLU"``.
         sources: where each fact about it came from.
+        decoder_of: which of ``decoders`` is of a pair of layers; pairs can share one.
     """
 
     def __init__(
@@ -140,20 +80,11 @@ class CrossLayerTranscoder(nn.Module):
         weights.check()
         self.sites_in, self.sites_out = tuple(sites_in), tuple(sites_out)
         self.kind, self.sources = kind, dict(sources or {})
-        layers = len(weights.W_enc)
-        listed: dict[str, Sequence[object]] = {
-            "sites_in": sites_in, "sites_out": sites_out, "into": into, "out": out
-        }  # fmt: skip
-        if not isinstance(activation, SharedTopK):
-            listed["activation"] = activation
-        for name, given in listed.items():
-            if len(given) != layers and (given or name not in ("into", "out")):
-                raise ConfigError(f"{name} has {len(given)} entries for {layers} layers.")
         self.encoders = nn.ParameterList([w.T.contiguous() for w in weights.W_enc])
         self.b_enc = nn.ParameterList(weights.b_enc)
         self.b_dec = nn.ParameterList(weights.b_dec)
         own: dict[int, int] = {}
-        self._decoder_of = {
+        self.decoder_of = {
             pair: own.setdefault(id(w), len(own)) for pair, w in weights.W_dec.items()
         }
         distinct = {id(w): w for w in weights.W_dec.values()}
@@ -164,16 +95,34 @@ class CrossLayerTranscoder(nn.Module):
         self.into, self.out = list(into), list(out)
         self.statistics = nn.ModuleList([*into, *out])  # so that they move along
         self.activation = activation
-        if not isinstance(activation, SharedTopK):
-            modules = [each for each in activation if isinstance(each, nn.Module)]
-            for layer, module in enumerate(modules):
-                for name, held in module.named_buffers():
-                    if held.isnan().any() or held.numel() not in (1, self.latents):
-                        raise ConfigError(
-                            f"{name} of layer {layer} is {list(held.shape)}; expected "
-                            f"{self.latents} numbers."
-                        )
-            self.activations = nn.ModuleList(modules)  # so that thresholds move along
+        self._check_rest()
+        if not isinstance(activation, SharedTopK):  # so that thresholds move along
+            self.activations = nn.ModuleList(e for e in activation if isinstance(e, nn.Module))
+
+    def _check_rest(self) -> None:
+        """Refuse what does not fit the weights.
+
+        Raises:
+            ConfigError: names it.
+        """
+        listed: dict[str, Sequence[object]] = {
+            name: getattr(self, name) for name in ("sites_in", "sites_out", "into", "out")
+        }
+        activation = () if isinstance(self.activation, SharedTopK) else self.activation
+        if not isinstance(self.activation, SharedTopK):
+            listed["activation"] = activation
+        for name, given in listed.items():
+            if len(given) != self.layers and (given or name not in ("into", "out")):
+                raise ConfigError(f"{name} has {len(given)} entries for {self.layers} layers.")
+        if not all(isinstance(site, str) for site in (*self.sites_in, *self.sites_out)):
+            raise ConfigError("sites_in and sites_out must be names of hook points.")
+        for layer, module in enumerate(activation):
+            for name, held in module.named_buffers() if isinstance(module, nn.Module) else ():
+                if held.isnan().any() or held.numel() not in (1, self.latents):
+                    raise ConfigError(
+                        f"{name} of layer {layer} is {list(held.shape)}; expected "
+                        f"{self.latents} numbers."
+                    )
 
     @property
     def layers(self) -> int:
@@ -195,6 +144,19 @@ class CrossLayerTranscoder(nn.Module):
         """Width of what it writes."""
         return self.b_dec[0].shape[0]
 
+    @property
+    def weights(self) -> CrossLayerWeights:
+        """The tensors."""
+        return CrossLayerWeights(
+            [self.W_enc(layer) for layer in range(self.layers)],
+            [*self.b_enc],
+            {pair: self.decoders[number] for pair, number in self.decoder_of.items()},
+            [*self.b_dec],
+            dict(zip(self._skip_of, self.skips, strict=True)),
+            [*self.offset],
+            [*self.scale],
+        )
+
     def W_enc(self, layer: int) -> Tensor:  # noqa: N802
         """Encoder of a layer, ``[d_in, latent]``."""
         return self.encoders[layer].T
@@ -205,12 +167,12 @@ class CrossLayerTranscoder(nn.Module):
         Raises:
             InputError: there is no such pair of layers.
         """
-        if (source, target) not in self._decoder_of:
+        if (source, target) not in self.decoder_of:
             raise InputError(
                 f"Features of layer {source} do not write to layer {target}; a feature writes to "
                 f"its layer and to those after it, of {self.layers}."
             )
-        return self.decoders[self._decoder_of[source, target]]
+        return self.decoders[self.decoder_of[source, target]]
 
     def encode(self, inputs: Inputs) -> list[Codes]:
         """The active features of tokens, by layer.
@@ -315,6 +277,34 @@ class CrossLayerTranscoder(nn.Module):
             self._tried,
         )
         return check_sites(tried, [model], self.sites_in, self.sites_out, texts)
+
+    def save_pretrained(self, folder: StrPath) -> Path:
+        """Write everything to ``dictionary.safetensors`` in a folder, for ``nl.sae.load``.
+
+        Args:
+            folder: made if need be; a file that is there is replaced when the new one is whole.
+
+        Returns:
+            Where the file is.
+
+        Raises:
+            InputError: ``folder`` is no path.
+            ConfigError: an activation is one of your own, or numbers are not finite.
+            CheckpointError: the file cannot be written.
+        """
+        return save_cross_layer(self, folder)
+
+    def require_sound(self) -> None:
+        """Refuse what would not be read again.
+
+        Raises:
+            ConfigError: numbers that are not finite, or sites for other layers.
+        """
+        self.weights.check()
+        self._check_rest()
+        for name, held in self.statistics.named_buffers():
+            if not held.isfinite().all():
+                raise ConfigError(f"Statistics of activations ({name}) hold NaN or infinity.")
 
     def _tried(self, inputs: list[Tensor], order: Tensor) -> Rebuilt:
         """What a check measures."""

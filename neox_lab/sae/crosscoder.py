@@ -14,6 +14,7 @@ Crosscoders trained with L1 call too many features specific; with BatchTopK that
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,11 +22,13 @@ from torch import Tensor, nn
 
 from neox_lab.checks import require_model, several, shown
 from neox_lab.errors import ConfigError, InputError
+from neox_lab.files import StrPath
 from neox_lab.sae.activations import Activation
 from neox_lab.sae.affine import Affine
 from neox_lab.sae.bags import rows_summed
 from neox_lab.sae.codes import Codes, joined, require_codes
 from neox_lab.sae.rows import Texts
+from neox_lab.sae.saving import save_crosscoder
 from neox_lab.sae.sites_checking import Rebuilt, SitesCheck, Tried, check_sites
 
 if TYPE_CHECKING:
@@ -91,20 +94,7 @@ class Crosscoder(nn.Module):
         n, d, latents = W_enc.shape
         if penalty_weights is None:
             penalty_weights = W_dec.detach().norm(dim=-1).sum(dim=0)
-        for name, tensor, shape in (
-            ("W_enc", W_enc, [n, d, latents]),
-            ("b_enc", b_enc, [latents]),
-            ("W_dec", W_dec, [n, latents, d]),
-            ("b_dec", b_dec, [n, d]),
-            ("penalty_weights", penalty_weights, [latents]),
-        ):
-            if list(tensor.shape) != shape:
-                raise ConfigError(
-                    f"{name} is {list(tensor.shape)}; beside W_enc {[n, d, latents]} it must be "
-                    f"{shape}."
-                )
-            if not tensor.isfinite().all():
-                raise ConfigError(f"{name} holds NaN or infinite numbers.")
+        _check(W_enc, b_enc, W_dec, b_dec, penalty_weights)
         # Rows of all n side by side, so that one product encodes and one sum of rows decodes.
         self.encoder = nn.Parameter(W_enc.permute(2, 0, 1).reshape(latents, n * d).contiguous())
         self.decoder = nn.Parameter(W_dec.permute(1, 0, 2).reshape(latents, n * d).contiguous())
@@ -261,6 +251,34 @@ class Crosscoder(nn.Module):
         )
         return check_sites(tried, listed, sites, sites, texts)
 
+    def save_pretrained(self, folder: StrPath) -> Path:
+        """Write everything to ``dictionary.safetensors`` in a folder, for ``nl.sae.load``.
+
+        Args:
+            folder: made if need be; a file that is there is replaced when the new one is whole.
+
+        Returns:
+            Where the file is.
+
+        Raises:
+            InputError: ``folder`` is no path.
+            ConfigError: the activation is one of your own, or numbers are not finite.
+            CheckpointError: the file cannot be written.
+        """
+        return save_crosscoder(self, folder)
+
+    def require_sound(self) -> None:
+        """Refuse what would not be read again.
+
+        Raises:
+            ConfigError: numbers that are not finite, or other sites than there are activations.
+        """
+        self._sites()
+        _check(self.W_enc, self.b_enc, self.W_dec, self.b_dec, self.penalty_weights)
+        for name, held in self.named_buffers():
+            if name.startswith("normalise.") and not held.isfinite().all():
+                raise ConfigError(f"{name} holds NaN or infinite numbers.")
+
     def _tried(self, inputs: list[Tensor], order: Tensor) -> Rebuilt:
         """What a check measures."""
         x = [each.to(self.b_dec.device) for each in inputs]
@@ -298,6 +316,35 @@ class Crosscoder(nn.Module):
         """What it is in one line."""
         where = " and ".join(dict.fromkeys(self.sites))
         return f"Crosscoder({self.kind}, {self.latents:,} features, {self.n} × {where}, d={self.d})"
+
+
+def _check(
+    W_enc: Tensor,  # noqa: N803
+    b_enc: Tensor,
+    W_dec: Tensor,  # noqa: N803
+    b_dec: Tensor,
+    penalty_weights: Tensor,
+) -> None:
+    """Refuse tensors that do not fit together or are not finite.
+
+    Raises:
+        ConfigError: names the tensor.
+    """
+    n, d, latents = W_enc.shape
+    for name, tensor, shape in (
+        ("W_enc", W_enc, [n, d, latents]),
+        ("b_enc", b_enc, [latents]),
+        ("W_dec", W_dec, [n, latents, d]),
+        ("b_dec", b_dec, [n, d]),
+        ("penalty_weights", penalty_weights, [latents]),
+    ):
+        if list(tensor.shape) != shape:
+            raise ConfigError(
+                f"{name} is {list(tensor.shape)}; beside W_enc {[n, d, latents]} it must be "
+                f"{shape}."
+            )
+        if not tensor.isfinite().all():
+            raise ConfigError(f"{name} holds NaN or infinite numbers.")
 
 
 def _shape(x: object) -> object:

@@ -417,7 +417,7 @@ def test_check_against_a_model() -> None:
     assert "not sparse" in repr(found)
     assert "<svg" in found.view().to_html() or "<div" in found.view().to_html()
     with torch.no_grad():
-        clt.decoders[clt._decoder_of[0, 1]].fill_(1.0)
+        clt.decoders[clt.decoder_of[0, 1]].fill_(1.0)
     worse = clt.check(model, list(TEXTS[:2])).frame
     assert worse["fvu"][1] > 1  # what layer 0 writes to layer 1 counts there
     assert worse["fvu"][0] < 1e-6

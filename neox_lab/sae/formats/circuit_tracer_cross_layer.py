@@ -15,7 +15,7 @@ import re
 import torch
 
 from neox_lab.errors import CheckpointError
-from neox_lab.sae.cross_layer import CrossLayerWeights, Pair
+from neox_lab.sae.cross_layer_weights import CrossLayerWeights, Pair
 from neox_lab.sae.dictionary import Weights
 from neox_lab.sae.formats.format import Given
 from neox_lab.sae.formats.source import Source, Tensors, inside

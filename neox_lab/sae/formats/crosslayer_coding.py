@@ -29,7 +29,8 @@ from neox_lab.checks import number, shown
 from neox_lab.errors import CheckpointError
 from neox_lab.sae.activations import Activation, JumpReLU, ReLU
 from neox_lab.sae.affine import Affine
-from neox_lab.sae.cross_layer import CrossLayerTranscoder, CrossLayerWeights, Pair
+from neox_lab.sae.cross_layer import CrossLayerTranscoder
+from neox_lab.sae.cross_layer_weights import CrossLayerWeights, Pair
 from neox_lab.sae.formats.format import Format, Found, Given, switch, unknown, whole
 from neox_lab.sae.formats.source import Source, Tensors, inside
 from neox_lab.sae.shared_top_k import SharedTopK

@@ -1,0 +1,76 @@
+"""The tensors of a cross-layer transcoder, and what has to be true of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import ConfigError
+
+Pair = tuple[int, int]
+"""The layer that a feature reads and one that it writes to."""
+
+
+class CrossLayerWeights(NamedTuple):
+    """The tensors of a cross-layer transcoder; a matrix that pairs share is one object.
+
+    Attributes:
+        W_enc: of each layer ``[d_in, latent]``.
+        b_enc: of each layer ``[latent]``.
+        W_dec: for each layer and each that is not before it, ``[latent, d_out]``.
+        b_dec: of each layer ``[d_out]``.
+        W_skip: ``[d_out, d_in]`` for some pairs of layers: linear paths beside the features.
+        offset: for each layer that is written to ``[latent]``, added to every activation that is
+            not 0; or empty.
+        scale: likewise, what that is multiplied by.
+    """
+
+    W_enc: Sequence[Tensor]
+    b_enc: Sequence[Tensor]
+    W_dec: Mapping[Pair, Tensor]
+    b_dec: Sequence[Tensor]
+    W_skip: Mapping[Pair, Tensor] = {}
+    offset: Sequence[Tensor] = ()
+    scale: Sequence[Tensor] = ()
+
+    def check(self) -> None:
+        """Refuse tensors that do not fit together or are not finite.
+
+        Raises:
+            ConfigError: names the tensor.
+        """
+        layers = len(self.W_enc)
+        first = self.W_enc[0] if layers else torch.empty(0)
+        if first.dim() != 2 or not self.b_dec or self.b_dec[0].dim() != 1:
+            raise ConfigError("W_enc[0] must be [d_in, latent] and b_dec[0] [d_out].")
+        (d_in, latents), d_out = first.shape, len(self.b_dec[0])
+        pairs = {(i, j) for i in range(layers) for j in range(i, layers)}
+        if set(self.W_dec) != pairs or not set(self.W_skip) <= pairs:
+            raise ConfigError(f"W_dec needs a matrix for each pair of {layers} layers.")
+        for name, shape in (
+            ("W_enc", [d_in, latents]),
+            ("b_enc", [latents]),
+            ("W_dec", [latents, d_out]),
+            ("b_dec", [d_out]),
+            ("W_skip", [d_out, d_in]),
+            ("offset", [latents]),
+            ("scale", [latents]),
+        ):
+            held = getattr(self, name)
+            if not isinstance(held, Mapping):
+                if len(held) != layers and (held or name not in ("offset", "scale")):
+                    raise ConfigError(f"{name} has {len(held)} tensors for {layers} layers.")
+                held = dict(enumerate(held))
+            for key, tensor in held.items():
+                if list(tensor.shape) != shape:
+                    raise ConfigError(
+                        f"{name}[{key}] is {list(tensor.shape)}; expected {shape}, as in other "
+                        "layers."
+                    )
+                if not tensor.is_floating_point():
+                    raise ConfigError(f"{name}[{key}] is {tensor.dtype}; expected floating-point.")
+                if not tensor.isfinite().all():
+                    raise ConfigError(f"{name}[{key}] holds NaN or infinite numbers.")
