@@ -321,7 +321,7 @@ class GridResult(FrameResult):
             values = content.get("values")
             if "computed" not in content and isinstance(values, Tensor):
                 content["computed"] = ~values.isnan() if bool(values.isnan().any()) else None
-            return cls(**_typed(cls, content))
+            return cls(**typed(cls, _saved_fields(cls), content))
         except CheckpointError:
             raise
         except (ArithmeticError, OSError, ValueError, TypeError, KeyError) as error:
@@ -402,13 +402,22 @@ def _read(kind: type[GridResult], path: Path) -> dict[str, object]:
     return fields | {name: tensor.clone() for name, tensor in tensors.items()}
 
 
-def _typed(kind: type[GridResult], content: Mapping[str, object]) -> dict[str, Any]:
-    """Arguments for ``kind``, each checked against the type of its field.
+def typed(
+    kind: type[object],
+    fields: Mapping[str, dataclasses.Field[Any]],
+    content: Mapping[str, object],
+) -> dict[str, Any]:
+    """Arguments for a class of data, each checked against the type of its field.
+
+    Args:
+        kind: the class.
+        fields: those of its fields that are wanted, by name.
+        content: what was read.
 
     Raises:
         TypeError: a field is missing, unknown or of another type.
     """
-    hints, fields = typing.get_type_hints(kind), _saved_fields(kind)
+    hints = typing.get_type_hints(kind)
     for name in content:
         if name not in fields:
             raise TypeError(f"there is no field {name!r}")
@@ -432,6 +441,8 @@ def _as(value: object, hint: Any) -> Any:
         TypeError: it is of another type.
     """
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is object:
+        return value
     if origin is types.UnionType:
         if value is None and types.NoneType in inner:
             return None

@@ -69,7 +69,8 @@ def load(
         site: hook point that it writes, such as ``("resid_post", 3)``; also for files that do not
             say.
         layer: its block.
-        subfolder: the folder within the source, or the file, or a folder above it.
+        subfolder: the folder within the source, or the file, or a folder above it; ``"."`` for
+            what lies in no folder.
         revision: branch, tag or commit on the hub.
         model: the model it is for: a dictionary that does not fit is refused, and it is tried on a
             few built-in sentences, see ``Dictionary.check``; what is odd is warned of.
@@ -176,8 +177,11 @@ def _chosen(
         )
     kept = found
     if subfolder is not None:
-        name = subfolder.strip("/")
-        kept = [each for each in kept if f"{each.place}/".startswith(f"{name}/")]
+        name = subfolder.strip("/") or "."
+        if name == ".":  # as messages call the top; what lies below is not meant
+            kept = [each for each in kept if each.place in ("", *_at_top(files))]
+        else:
+            kept = [each for each in kept if f"{each.place}/".startswith(f"{name}/")]
         if not kept:
             near = nearest(name, [each.place for each in found])
             raise CheckpointError(f"No dictionary is in {name!r}.{near}{_listed(files, found)}")
@@ -196,6 +200,11 @@ def _chosen(
             f"{_listed(files, kept)}"
         )
     return kept[0]
+
+
+def _at_top(files: Source) -> list[str]:
+    """The files that lie in no folder."""
+    return [name for name in files.names if "/" not in name]
 
 
 def _listed(files: Source, found: list[Found]) -> str:

@@ -2,7 +2,8 @@
 
 The tensors are ``W_enc [d_in, latent]``, ``b_enc``, ``W_dec [latent, d_out]``, ``b_dec``, perhaps
 ``W_skip [d_out, d_in]``, and those of the activation. What is no tensor stands as JSON in the
-header: sites, kind, activation, normalisation, and where each fact came from.
+header: sites, kind, activation, normalisation, and where each fact came from. A dictionary that a
+training gave may have the record of it beside: ``training.history``, and the rest in the header.
 
 Of crosscoders the tensors have the axis ``n``, as in the class, beside ``penalty_weights`` and
 ``normalise.0.mean``. Cross-layer transcoders have one of each for a layer, such as ``W_enc.3`` and
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,8 +61,23 @@ NORMALISE: dict[str, Normalise] = {
 """Those that a file can say, beside a constant factor."""
 
 
-def save(dictionary: Dictionary, folder: StrPath) -> Path:
+TRAINING = "training"
+"""What the record of a training is called."""
+
+
+def save(
+    dictionary: Dictionary,
+    folder: StrPath,
+    history: Tensor | None = None,
+    record: Mapping[str, object] | None = None,
+) -> Path:
     """Write a dictionary; see ``Dictionary.save_pretrained``.
+
+    Args:
+        dictionary: it.
+        folder: where.
+        history: of its training, see ``TrainedDictionary``.
+        record: what else there is to say of it.
 
     Raises:
         InputError: ``folder`` is no path.
@@ -73,10 +89,13 @@ def save(dictionary: Dictionary, folder: StrPath) -> Path:
     path = path_of("folder", folder) / FILE
     tensors = {n: t for n, t in dictionary.weights._asdict().items() if t is not None}
     said, held = _activation(dictionary.activation)
+    if history is not None:
+        tensors[f"{TRAINING}.history"] = history
     FILE_FORMAT.write(
         path,
         tensors | _named("activation", held.items()),
         {
+            **({} if record is None else {TRAINING: dict(record)}),
             "kind": dictionary.kind,
             "activation": said,
             "site_in": dictionary.site_in,

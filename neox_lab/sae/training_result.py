@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import Tensor
 
+from neox_lab.errors import CheckpointError
+from neox_lab.files import StrPath, path_of
 from neox_lab.frames import make_frame
-from neox_lab.results import Result
+from neox_lab.results import Result, typed
 from neox_lab.sae.dictionary import Dictionary
+from neox_lab.sae.formats import Found, Given, ours, source_of
 from neox_lab.sae.rows import Part
+from neox_lab.sae.saving import FILE, FILE_FORMAT, TRAINING, save
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from neox_lab.views import CurvesView
 
 COLUMNS = ("step", "loss", "fvu", "l0", "dead", "learning_rate")
+_RECORDED = ("settings", "interrupted", "seconds")  # in the file's header
 _AT_ONCE = 4096  # rows
 _GROUPS = 500
 _DRAWS = 1000
@@ -69,6 +75,59 @@ class TrainedDictionary(Result):
     settings: dict[str, object]
     interrupted: bool
     seconds: float = dataclasses.field(compare=False)
+
+    def save(self, folder: StrPath) -> Path:
+        """Write the dictionary, for ``nl.sae.load``, with the record of its training beside.
+
+        Args:
+            folder: made if need be; a file that is there is replaced when the new one is whole.
+
+        Returns:
+            Where the file is.
+
+        Raises:
+            InputError: ``folder`` is no path.
+            ConfigError: weights are not finite.
+            CheckpointError: the file cannot be written.
+        """
+        record = {name: getattr(self, name) for name in _RECORDED}
+        record["held_out"] = dataclasses.asdict(self.held_out)
+        return save(self.dictionary, folder, self.history, record)
+
+    @classmethod
+    def load(cls, folder: StrPath) -> Self:
+        """What ``save`` wrote.
+
+        Args:
+            folder: where.
+
+        Raises:
+            CheckpointError: there is no such file, it is damaged, or it is a dictionary without a
+                record.
+            InputError: ``folder`` is no path.
+        """
+        place = path_of("folder", folder)
+        tensors, facts = FILE_FORMAT.read(place / FILE)
+        record = facts.get(TRAINING)
+        held = record.pop("held_out", None) if isinstance(record, dict) else None
+        if not isinstance(record, dict) or not isinstance(held, dict):
+            raise CheckpointError(
+                f"{str(place / FILE)!r} has no record of a training; nl.sae.load reads it."
+            )
+        dictionary = ours.read(source_of(place), Found(ours.NAME, "", None), Given())
+        try:
+            if not isinstance(dictionary, Dictionary):
+                raise TypeError("it holds no dictionary of one site")
+            history = tensors[f"{TRAINING}.history"].clone()
+            if history.dtype != torch.float64 or history.shape[1:] != (len(COLUMNS),):
+                raise TypeError(f"the history is {history.dtype} {list(history.shape)}")
+            fields = {field.name: field for field in dataclasses.fields(cls)}
+            content = typed(cls, {name: fields[name] for name in _RECORDED}, record)
+            of_held = {field.name: field for field in dataclasses.fields(HeldOut)}
+            measured = HeldOut(**typed(HeldOut, of_held, held))
+            return cls(dictionary=dictionary, history=history, held_out=measured, **content)
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(f"{str(place / FILE)!r} is damaged: {error}") from error
 
     @property
     def frame(self) -> pd.DataFrame:

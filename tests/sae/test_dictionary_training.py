@@ -11,7 +11,7 @@ from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.errors import CheckpointError, HookNameError, InputError, TrainingError
-from neox_lab.sae import Recipe, TrainedDictionary, train, training
+from neox_lab.sae import Recipe, TrainedDictionary, saving, train, training
 from neox_lab.sae.recipes import KINDS
 from neox_lab.sae.rows import rows_of, tokens_of
 from neox_lab.sae.training_result import measured
@@ -223,6 +223,48 @@ def test_the_result_is_a_frame_and_curves() -> None:
     view = trained.view()
     assert view.panels == ["FVU", "L0", "dead"]
     assert "held-out" in view.title and trained._repr_mimebundle_()["text/html"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_training_is_kept_with_its_dictionary(kind: Any, tmp_path: Path) -> None:
+    x = activations()
+    trained = small(x, kind=kind, recipe=Recipe(centre="geometric median"), seed=2**63 - 1)
+    path = trained.save(tmp_path / "kept")
+    (tmp_path / "kept" / "another").mkdir()
+    small(x, k=2).save(tmp_path / "kept" / "another")  # what lies below is another's
+    again = TrainedDictionary.load(tmp_path / "kept")
+    assert again == trained and again.seconds == trained.seconds
+    assert again.frame.equals(trained.frame) and again.view().title == trained.view().title
+    for loaded in (again.dictionary, nl.sae.load(path.parent, subfolder=".")):
+        assert repr(loaded) == repr(trained.dictionary)
+        assert loaded.sources == trained.dictionary.sources
+        assert torch.equal(loaded(x), trained.dictionary(x))
+    trained.dictionary.save_pretrained(tmp_path / "plain")
+    with pytest.raises(CheckpointError, match="has no record of a training"):
+        TrainedDictionary.load(tmp_path / "plain")
+    with pytest.raises(CheckpointError, match="Cannot read a dictionary"):
+        TrainedDictionary.load(tmp_path)
+
+
+def test_a_damaged_record_of_a_training_is_refused(tmp_path: Path) -> None:
+    small().save(tmp_path)
+    tensors, facts = saving.FILE_FORMAT.read(tmp_path / saving.FILE)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    record: Any = facts["training"]
+    damages: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        ({"seconds": "long"}, {}, "'seconds' should be float"),
+        ({"more": 1}, {}, "no field 'more'"),
+        ({"held_out": {**record["held_out"], "rows": 0.5}}, {}, "'rows' should be int"),
+        ({"held_out": 3}, {}, "no record"),
+        ({}, {"training.history": torch.zeros(3, 2)}, "history"),
+    ]
+    for changed, others, words in damages:
+        saving.FILE_FORMAT.write(
+            tmp_path / saving.FILE, tensors | others, {**facts, "training": record | changed}
+        )
+        with pytest.raises(CheckpointError, match=words):
+            TrainedDictionary.load(tmp_path)
+        assert nl.sae.load(tmp_path).latents == 24  # the dictionary is whole
 
 
 @pytest.mark.parametrize(

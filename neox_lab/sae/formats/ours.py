@@ -27,11 +27,13 @@ from neox_lab.sae.saving import (
     LISTS,
     NORMALISE,
     SHARED,
+    TRAINING,
 )
 from neox_lab.sae.shared_top_k import SharedTopK
 from neox_lab.sae.sites import of_name
 
 NAME = "neox_lab"
+_RECORD = f"{TRAINING}."
 
 
 def find(source: Source) -> list[Found]:
@@ -61,7 +63,8 @@ def read(source: Source, found: Found, given: Given) -> Read:
     """
     tensors, facts = _described(source, found.place)
     path = source.path(inside(found.place, FILE))
-    held = Tensors(path, tensors).dtyped(given.dtype, given.device)
+    weights = {name: held for name, held in tensors.items() if not name.startswith(_RECORD)}
+    held = Tensors(path, weights).dtyped(given.dtype, given.device)
     what = facts.get("what", "dictionary")
     reader = READERS.get(what) if isinstance(what, str) else None
     if reader is None:
