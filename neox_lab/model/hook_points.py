@@ -124,6 +124,20 @@ class Watcher:
         return self.function(tensor, self.point)
 
 
+@dataclass(eq=False)
+class LocatedWatcher(Watcher):
+    """A watcher that is told, run by run, where in each text the positions of its tensor stand.
+
+    Attributes:
+        positions: in each text's own tokens, cached ones included, ``[batch or 1, pos]``; -1 for
+            padding. None before the first run.
+        past: how many positions were read before, and are cached.
+    """
+
+    positions: Tensor | None = field(default=None, init=False)
+    past: int = field(default=0, init=False)
+
+
 class Tap:
     """Where tensors of one part of the network (one block, or the outside) meet their watchers."""
 
@@ -185,6 +199,12 @@ class Taps:
                 blocks.setdefault(layer, {}).setdefault(inside, []).append(watcher)
         self.outside = Tap(outside) if outside else NO_TAP
         self._blocks = {layer: Tap(inside) for layer, inside in blocks.items()}
+        self.located = [w for w in self.watchers if isinstance(w, LocatedWatcher)]
+
+    def locate(self, positions: Tensor, past: int) -> None:
+        """Tell those who want to know where in the texts this run is; see ``LocatedWatcher``."""
+        for watcher in self.located:
+            watcher.positions, watcher.past = positions, past
 
     def block(self, layer: int) -> Tap:
         """The tap of block ``layer``; its names are relative, such as ``attn.hook_q``."""

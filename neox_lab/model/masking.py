@@ -119,6 +119,36 @@ def packed_texts(position_ids: Tensor) -> Tensor | None:
     return _visible(text.shape[1], 0, text.device) & (text[:, None, :, None] == text[:, None, None])
 
 
+def own_positions(
+    position_ids: Tensor | None,
+    mask: Tensor | None,
+    length: int,
+    past: int,
+    device: torch.device,
+) -> Tensor:
+    """Where in its own text each new position stands, ``[batch or 1, length]``; -1 for padding.
+
+    Args:
+        position_ids: those given to the run ``[batch or 1, length]``; None where they were not:
+            then tokens of each text are counted, padding left out.
+        mask: given to the run; one with four axes says nothing of padding.
+        length: new positions.
+        past: cached positions before them.
+        device: where the result is wanted.
+    """
+    text = None
+    if mask is not None and mask.dim() == 2:
+        text = mask.to(device).bool()[:, : past + length]
+        text = torch.nn.functional.pad(text, (0, past + length - text.shape[1]))
+    if position_ids is not None:
+        places = position_ids.to(device)
+    elif text is not None:
+        places = (text.cumsum(dim=1) - 1)[:, past:]
+    else:
+        places = torch.arange(past, past + length, device=device)[None]
+    return places if text is None else torch.where(text[:, past:], places, -1)
+
+
 def _padding(
     given: Tensor, batch: int, total: int, past: int, device: torch.device
 ) -> Tensor | None:

@@ -19,7 +19,7 @@ from neox_lab.errors import InputError
 from neox_lab.model.block import Block, layer_norm
 from neox_lab.model.hook_points import NO_TAPS, Taps
 from neox_lab.model.key_value_cache import KeyValueCache
-from neox_lab.model.masking import attention_mask, packed_texts
+from neox_lab.model.masking import attention_mask, own_positions, packed_texts
 from neox_lab.model.rotary import RotaryTable
 from neox_lab.selections import whole_number
 
@@ -134,6 +134,7 @@ class Network(nn.Module):
             return residual
         batch, length, _ = residual.shape
         past = 0 if keys_values is None else keys_values.get_seq_length(first)
+        given = position_ids
         if position_ids is None:
             position_ids = torch.arange(past, past + length, device=residual.device)[None]
         elif tuple(position_ids.shape) not in ((batch, length), (1, length)):
@@ -145,6 +146,8 @@ class Network(nn.Module):
             mask = packed_texts(position_ids)
         rotation = self.rotary.angles(position_ids)
         visible = attention_mask(mask, batch, length, past, residual.dtype, residual.device)
+        if taps.located:
+            taps.locate(own_positions(given, mask, length, past, residual.device), past)
         # Without gradients there is nothing that could be computed again.
         recompute = (
             self.gradient_checkpointing and self.training and torch.is_grad_enabled() and not taps

@@ -429,6 +429,17 @@ def of_classifier(given: Given) -> Answer:
     ]
 
 
+def steered(given: Given) -> Answer:
+    found = nl.steering.direction(given.model, TEXTS, OTHERS, site="resid_post", positions="mean")
+    answer: Answer = [[] for _ in given.rows]
+    for positions in ("all", "last", [1, 2], slice(2, None)):
+        with found.steer(0.5, positions=positions):
+            logits = given.model(**given.inputs).logits
+        for row in given.rows:
+            answer[row].append(given.own(logits[row], row, 0))
+    return answer
+
+
 def of_tagger(given: Given) -> Answer:
     logit = nl.patching.tag_logit(2, 1, 0)
     swept = nl.patching.sweep(
@@ -484,6 +495,7 @@ QUESTIONS: dict[str, Callable[[Given], Answer]] = {
     "likelihood.choose": choose,
     "likelihood.last_word": last_word,
     "probing.probe": vectors,
+    "steering.steer": steered,
     "views.attention": attention_view,
     "classification.predict": of_classifier,
     "tagging.predict": of_tagger,
@@ -585,10 +597,13 @@ def test_no_public_question_is_left_out() -> None:
         **dict.fromkeys((n for n in vars(nl.patching) if n.endswith("_setter")), "copies"),
         "windows": "cuts one text",
         "encoded_pair": "cuts one text",
+        "direction": "reads each text by itself, see the tests of steering",
+        "token": "a place",
     }
     rooms = {
         **{"patching": nl.patching, "attribution": nl.attribution, "lens": nl.lens},
         **{"detect": nl.detect, "probing": nl.probing, "likelihood": likelihood},
+        "steering": nl.steering,
     }
     asked = {question.split(" ")[0] for question in QUESTIONS}
     for room, module in rooms.items():

@@ -58,6 +58,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("dynamics/", "questions over training: revisions, their audit, one measure at many steps"),
     ("tasks/", "train, evaluate and use the heads"),
     ("gym/", "the built-in model's world, training and tests"),
+    ("steering/", "directions: found, judged, steered along, taken out"),
     ("completion.py widgets/", "tab completion; live controls"),
     ("compat/", "other libraries' names, on ours"),
     ("__init__.py", "the names users type"),

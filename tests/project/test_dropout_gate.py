@@ -114,6 +114,9 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
         if name.startswith("get_act_patch")
     },
     "probing.probe": lambda model: nl.probing.probe(model, TEXTS, [0, 1] * 6, "resid_post"),
+    "steering.direction": lambda model: nl.steering.direction(
+        model, TEXTS[:6], TEXTS[6:], site="resid_post"
+    ),
     "tasks.language.evaluate": lambda model: nl.tasks.language.evaluate(model, CLEAN),
     "tasks.language.measure": lambda model: nl.tasks.language.measure(model, [CLEAN], 8),
     "tasks.likelihood.choose": lambda model: nl.tasks.likelihood.choose(
@@ -203,6 +206,7 @@ ROOMS = (
     "patching",
     "probing",
     "sae",
+    "steering",
     "tasks",
     "views",
 )

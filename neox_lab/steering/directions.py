@@ -1,0 +1,319 @@
+"""Directions: vectors at sites of one model, with what says whether they mean anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from neox_lab.checks import FINITE, SWITCH, check, one_of, require_model, shown, whole
+from neox_lab.errors import HookNameError, InputError
+from neox_lab.frames import make_frame
+from neox_lab.hooks.hooking import Placement
+from neox_lab.hooks.names import exact
+from neox_lab.model.identity import Identity, identity, refuse_another
+from neox_lab.results import FrameResult
+from neox_lab.steering.edits import MODES, Edit, Steering
+from neox_lab.steering.places import Places, Where
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.family.contract import HookedModel
+    from neox_lab.views import View
+
+CONTROLS = ("random", "shuffled")
+
+
+@dataclass(frozen=True)
+class AtSite:
+    """A direction at one site.
+
+    Attributes:
+        vector: ``[d]``, float32 on the CPU: adding it once moves a negative example to where the
+            positive ones are.
+        site_norm: mean norm of the activations there, first positions of texts left out; NaN where
+            no texts were read.
+        origin: component of the negative examples along the vector, on average; NaN likewise.
+        separation: how often an unseen positive example lies beyond an unseen negative one; 0.5 is
+            chance, NaN if there were too few examples.
+        null: the same with shuffled labels, the mean of all shufflings; NaN likewise.
+        shuffled: what the method finds where labels say nothing, ``[draw, d]``, each as long as
+            the vector.
+    """
+
+    vector: Tensor
+    site_norm: float = math.nan
+    origin: float = math.nan
+    separation: float = math.nan
+    null: float = math.nan
+    shuffled: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+
+    @property
+    def norm(self) -> float:
+        """Length of the vector."""
+        return float(self.vector.norm())
+
+
+@dataclass(frozen=True)
+class Direction(FrameResult):
+    """A direction at one site or several of a model.
+
+        with direction.steer(scale=2.0):
+            model.generate("The film was")
+
+    Attributes:
+        sites: what it is at each site, by hook name, in the order of the forward pass.
+        method: how it was found.
+        positions: where texts were read, in words.
+        model_name: the model's, for titles.
+        identity: of the model it belongs to; None where nobody said.
+    """
+
+    sites: dict[str, AtSite]
+    method: str
+    positions: str
+    model_name: str = ""
+    identity: Identity | None = None
+    _model: HookedModel | None = field(default=None, repr=False)
+
+    @property
+    def vectors(self) -> dict[str, Tensor]:
+        """The vector ``[d]`` at each site, float32 on the CPU."""
+        return {name: at.vector for name, at in self.sites.items()}
+
+    @property
+    def model(self) -> HookedModel:
+        """The model it belongs to.
+
+        Raises:
+            InputError: it was read from a file and not yet put on a model.
+        """
+        if self._model is None:
+            raise InputError("this direction has no model yet; direction.on(model) gives it one")
+        return self._model
+
+    def on(self, model: HookedModel, *, same: bool = True) -> Direction:
+        """The same direction on a model, such as the one it was saved from, loaded anew.
+
+        Args:
+            model: has all its sites, as wide.
+            same: it must be the model that the direction was found in; False to try it in
+                another, such as another training step.
+
+        Raises:
+            InputError: this is no model, or sites have another width there.
+            CheckpointError: it is another model; the message says in what they differ.
+            HookNameError: it lacks a site.
+        """
+        require_model(model)
+        if check("same", same, SWITCH, InputError):
+            refuse_another(self.identity, identity(model), "This direction")
+        check_widths(model, self.vectors)
+        return replace(self, _model=model)
+
+    def at(self, *sites: str | tuple[str, int]) -> Direction:
+        """The direction at some of its sites.
+
+        Args:
+            sites: hook names, or short forms such as ``("resid_post", 2)``.
+
+        Raises:
+            InputError: it has no such site.
+        """
+        kept = {}
+        for site in sites:
+            name = site if isinstance(site, str) else exact(site, self.model.hook_points)
+            if name not in self.sites:
+                raise InputError(
+                    f"no direction at {shown(site)}; there are {', '.join(self.sites)}"
+                )
+            kept[name] = self.sites[name]
+        if not kept:
+            raise InputError("no site was named")
+        return replace(self, sites=kept)
+
+    def control(self, kind: str = "random", draw: int = 0) -> Direction:
+        """A direction that should do nothing of its own, as long as this one at every site.
+
+        Args:
+            kind: ``"random"``, drawn evenly from all directions, or ``"shuffled"``, what the same
+                method finds where labels say nothing.
+            draw: which one, from 0; shuffled ones are as many as were made.
+
+        Raises:
+            InputError: an unknown kind, or there is no such shuffled one.
+        """
+        check("kind", kind, one_of(*CONTROLS), InputError)
+        draw = check("draw", draw, whole(least=0, most=2**31), InputError)
+        made = {}
+        for number, (name, at) in enumerate(self.sites.items()):
+            if kind == "random":
+                generator = torch.Generator().manual_seed(902_653 + draw * 100_003 + number)
+                vector = torch.randn(at.vector.shape, generator=generator)
+            elif draw < len(at.shuffled):
+                vector = at.shuffled[draw]
+            else:
+                raise InputError(
+                    f"there are {len(at.shuffled)} directions of shuffled labels at {name!r}"
+                )
+            made[name] = AtSite(vector * (at.norm / vector.norm()), at.site_norm)
+        return replace(self, sites=made, method=f"{kind} control of {self.method}")
+
+    @contextmanager
+    def steer(
+        self, scale: float = 1.0, positions: Places = "all", mode: str = "add"
+    ) -> Iterator[HookedModel]:
+        """Steer the model for a ``with`` block: every run, ``generate`` included.
+
+        At several sites the vector is added at each of them, so the effect adds up.
+
+        Args:
+            scale: how far, in lengths of the direction: 1 moves a negative example to where the
+                positive ones are, on average. For ``"ablate"`` the share that is taken away, for
+                ``"clamp"`` the level: 0 is where the negative examples are, 1 the positive ones.
+            positions: which tokens: ``"all"``, ``"prompt"`` or ``"generated"`` in generation,
+                ``"last"`` (the last token of each prompt), or absolute positions, counted from the
+                first token of each text: 3, ``[3, 4]``, ``slice(5, None)``. Padding is left alone.
+                With a key-value cache and without one they mean the same.
+            mode: ``"add"``, ``"ablate"`` (take away the component along the direction),
+                ``"clamp"`` (set it) or ``"norm-preserving"`` (add, and keep the norm).
+
+        Yields:
+            The model.
+
+        Raises:
+            InputError: an unknown mode, a scale that is no finite number, or positions that mean
+                nothing.
+            HookNeverFiredError: at the end of the block, if the model ran past a site.
+        """
+        with steer((self, scale), positions=positions, mode=mode) as model:
+            yield model
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row for each site: how long the direction is, and what it tells apart."""
+        rows = [
+            {
+                "site": name,
+                "norm": at.norm,
+                "site_norm": at.site_norm,
+                "relative": at.norm / at.site_norm,
+                "separation": at.separation,
+                "null": at.null,
+            }
+            for name, at in self.sites.items()
+        ]
+        return make_frame(rows)
+
+    def view(self) -> View:
+        """What the direction tells apart at each site, beside shuffled labels; or its length."""
+        from neox_lab.views import CurvesView, Line
+
+        frame = self.frame
+        names = [name.removeprefix("blocks.").replace(".hook_", " ") for name in frame["site"]]
+        at = range(len(frame))
+        title = f"Direction by {self.method}, read at {self.positions}"
+        if frame["separation"].notna().any():
+            lines = {
+                "separation of unseen examples": Line(at, frame["separation"]),
+                "shuffled labels": Line(at, frame["null"]),
+            }
+            return CurvesView(title, lines, "site", "separation", names, {"chance": 0.5})
+        lines = {"norm of the direction": Line(at, frame["norm"])}
+        return CurvesView(title, lines, "site", "norm", names)
+
+
+@contextmanager
+def steer(
+    *directions: tuple[Direction, float], positions: Places = "all", mode: str = "add"
+) -> Iterator[HookedModel]:
+    """Steer along several directions at once.
+
+        with nl.steering.steer((happy, 2.0), (formal, -1.0), positions="generated"):
+            model.generate("The film was")
+
+    They act in the order given; where two stand at one site, the second sees what the first made.
+
+    Args:
+        directions: pairs of a direction and its scale.
+        positions: see ``Direction.steer``.
+        mode: see ``Direction.steer``.
+
+    Yields:
+        The model.
+
+    Raises:
+        InputError: no pairs, directions of different models, or see ``Direction.steer``.
+        HookNeverFiredError: at the end of the block, if the model ran past a site.
+    """
+    check("mode", mode, one_of(*MODES), InputError)
+    where = Where.of(positions)
+    for pair in directions:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], Direction):
+            raise InputError(f"got {shown(pair, 80)}; expected pairs of a direction and a scale")
+    if not directions:
+        raise InputError("no direction was given")
+    model = directions[0][0].model
+    if any(direction.model is not model for direction, _ in directions):
+        raise InputError(
+            "these directions are of different models; direction.on(model) moves one to another"
+        )
+    points = model.hook_points
+    placement = Placement(points, (), ())
+    for direction, scale in directions:
+        scale = check("scale", scale, FINITE, InputError)
+        for name, at in direction.sites.items():
+            origin = 0.0 if math.isnan(at.origin) else at.origin
+            edit = Edit(at.vector.to(model.device), mode, scale, origin)
+            watcher = Steering(points[exact(name, points)], edit, where)
+            placement.entries.append((name, [watcher]))
+    with model.hook_stack.placed(placement, must_fire=True):
+        yield model
+
+
+def check_widths(model: HookedModel, vectors: Mapping[str, Tensor]) -> None:
+    """Refuse vectors that do not fit where they are to stand.
+
+    Args:
+        model: whose sites they are.
+        vectors: ``[d]`` of each site.
+
+    Raises:
+        InputError: a site is wider or narrower than its vector.
+        HookNameError: the model lacks a site.
+    """
+    from neox_lab.data.activations import row_shapes
+
+    missing = [name for name in vectors if name not in model.hook_points]
+    if missing:
+        raise HookNameError(f"This model has no site {missing[0]!r}, at which the direction is.")
+    for name, shape in row_shapes(model, list(vectors)).items():
+        if math.prod(shape) != len(vectors[name]):
+            raise InputError(
+                f"the direction at {name!r} has {len(vectors[name])} numbers; the site of this "
+                f"model has {math.prod(shape)}"
+            )
+
+
+def one_width(model: HookedModel, names: Sequence[str]) -> int:
+    """How wide some sites are.
+
+    Raises:
+        InputError: they differ.
+    """
+    from neox_lab.data.activations import row_shapes
+
+    widths = {name: math.prod(shape) for name, shape in row_shapes(model, names).items()}
+    if len(set(widths.values())) > 1:
+        said = ", ".join(f"{name} {width}" for name, width in widths.items())
+        raise InputError(
+            f"a direction has one width, and these sites have several ({said:.300}); find one "
+            "direction for each width"
+        )
+    return next(iter(widths.values()))
