@@ -178,7 +178,8 @@ def others(found: TopExamples, latent: int, links: Mapping[int, str]) -> str:
             [name, f"{share:.3g}", f"{density:.3g}"]
             for name, (share, density) in zip(names, shares, strict=True)
         ]
-        caption = f"Active at the same tokens, of {beside['of'][0]} drawn"
+        looked_at = f"{beside['of'][0]:,}" + ("" if beside["exact"][0] else " drawn")
+        caption = f"Active at the same tokens, of {looked_at}"
         parts.append(_table(caption, ("feature", "share", "share of all tokens"), rows))
     return f'<div class="two">{"".join(parts)}</div>' if parts else ""
 

@@ -10,7 +10,17 @@ from torch import Tensor
 
 from neox_lab.activations.documents import Chunk, Documents, chunks, documents, mixed, windows
 from neox_lab.built_in import is_inside
-from neox_lab.checks import COUNT, SEED, SWITCH, check, number, or_none, require_model, whole
+from neox_lab.checks import (
+    COUNT,
+    SEED,
+    SWITCH,
+    check,
+    number,
+    or_none,
+    require_model,
+    several,
+    whole,
+)
 from neox_lab.data.batches import by_length
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError
@@ -19,9 +29,11 @@ from neox_lab.features.corpus import Corpus
 from neox_lab.features.sources import What, source_of
 from neox_lab.features.tables import Tables, Tokens
 from neox_lab.features.texts_to_codes import codes_of
+from neox_lab.features.together import Together
 from neox_lab.features.top_result import Split, TopExamples
 from neox_lab.progress import Progress
 from neox_lab.sae.codes import Codes
+from neox_lab.selections import entry
 
 TOGETHER = 2**15
 """Tokens among which chunks of similar length are sought."""
@@ -42,6 +54,7 @@ def top_examples(
     skip_first: int = 1,
     max_tokens: int | None = None,
     batch_size: int = 16,
+    together: Sequence[int] | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> TopExamples:
@@ -73,6 +86,9 @@ def top_examples(
             nor in densities and means. Activations at position 0 are unlike all others.
         max_tokens: stop after so many tokens; None for all.
         batch_size: chunks in one forward pass.
+        together: features of which it is counted with which others they are active, at every token
+            that counts, in four bytes for each pair; None for all features of up to 4,096, and none
+            of more. Of the rest ``TopExamples.together`` estimates it.
         seed: which documents and windows are drawn.
         progress: show how far it is.
 
@@ -97,6 +113,7 @@ def top_examples(
     batch_size = check("batch_size", batch_size, COUNT, InputError)
     seed = check("seed", seed, SEED, InputError)
     progress = check("progress", progress, SWITCH, InputError)
+    pairs = Together(source.latents, _of(source.latents, together), model.device)
     tables = Tables(source.latents, top, PER_QUANTILE * quantiles, seed, model.device)
     corpus, counted, held = Corpus(model.config.vocab_size), 0, 0
     read = chunks(documents(model, texts), context, max_tokens)
@@ -115,6 +132,7 @@ def top_examples(
                 )
                 _refuse_not_finite(codes, tokens, [group[row].document for row in rows])
                 tables.take(codes, tokens, window)
+                pairs.take(codes, tokens.counted)
                 counted += int(tokens.counted.sum())
                 bar.update(sum(map(len, ids)))
     if not counted:
@@ -136,6 +154,7 @@ def top_examples(
         highest=tables.highest.where(tables.active > 0, 0).cpu(),
         histogram=tables.histogram.cpu(),
         counted=counted,
+        pairs=pairs.pairs,
         corpus=corpus,
         held_out_documents=held,
         window=window,
@@ -145,6 +164,14 @@ def top_examples(
         seed=seed,
         _model=model,
     )
+
+
+def _of(latents: int, together: Sequence[int] | None) -> list[int] | None:
+    """The features whose pairs are counted, each once."""
+    if together is None:
+        return None
+    given = several("together", together, "numbers of features, or None", InputError)
+    return list(dict.fromkeys(entry("together", at, latents, InputError) for at in given))
 
 
 def _name(model: HookedModel) -> str:

@@ -20,6 +20,7 @@ from neox_lab.features.logits import logit_effects
 from neox_lab.features.sources import Source
 from neox_lab.features.tables import bin_edges
 from neox_lab.features.texts_to_codes import codes_again
+from neox_lab.features.together import Pairs
 from neox_lab.frames import make_frame
 from neox_lab.results import FrameResult
 from neox_lab.selections import entry
@@ -105,6 +106,7 @@ class TopExamples(FrameResult):
         highest: of its activations, ``[latent]``; 0 for features that never are active.
         histogram: tokens by activation, ``[latent, bin]``, two bins for each factor of 2.
         counted: tokens that count.
+        pairs: at how many of them features are active together, of those asked for.
         corpus: the tokens that were read.
         held_out_documents: how many documents are held out.
         window: tokens of a window.
@@ -122,6 +124,7 @@ class TopExamples(FrameResult):
     highest: Tensor
     histogram: Tensor
     counted: int
+    pairs: Pairs
     corpus: Corpus
     held_out_documents: int
     window: int
@@ -206,32 +209,33 @@ class TopExamples(FrameResult):
         return found
 
     def together(self, latent: int, count: int = 10) -> pd.DataFrame:
-        """Which features are active at the same tokens; the model runs.
+        """Which features are active at the same tokens.
 
-        Counted at the highest tokens of the windows of ``train`` that were drawn for the quantiles:
-        an estimate from some dozens of tokens, and of its stronger activations.
+        Counted at every token that counts, if ``top_examples`` was asked to, as it is by itself of
+        up to 4,096 features. Of other features this is an estimate, for which the model runs: from
+        the highest tokens of the windows of ``train`` that were drawn for the quantiles, some
+        dozens, and of their stronger activations.
 
         Args:
             latent: which feature.
             count: how many others, those that are there most often.
 
         Returns:
-            ``latent``, ``name``, ``tokens`` (at how many of the drawn tokens), ``of`` (how many
-            were drawn), ``share``, and ``density``, which is what ``share`` would be if one had
-            nothing to do with the other.
+            ``latent``, ``name``, ``tokens`` (at how many tokens both are active), ``of`` (how many
+            tokens were looked at, all with the feature), ``share`` of these, ``density``, which is
+            what ``share`` would be if one had nothing to do with the other, and ``exact``: these
+            are all tokens with the feature.
 
         Raises:
             InputError: there is no such feature, or the model no longer is what it was.
         """
         latent = self._latent(latent)
         count = check("count", count, COUNT, InputError)
-        drawn = self._drawn("train", latent)
-        spots = [self.corpus.spot(one.place) for one in drawn]
-        counts = torch.zeros(self.source.latents, dtype=torch.int64)
-        read = [spot.ids[: spot.at + 1] for spot in spots]
-        for _, codes in codes_again(self._model, self.source, read):
-            there = codes.indices[-1][codes.values[-1] != 0]
-            counts += there.bincount(minlength=len(counts)).cpu()
+        row = int(self.pairs.row[latent])
+        if row >= 0:
+            counts, looked_at = self.pairs.counts[row].clone(), int(self.active[latent])
+        else:
+            counts, looked_at = self._estimated(latent)
         counts[latent] = 0
         order = counts.argsort(descending=True, stable=True)[:count]
         order = order[counts[order] > 0]
@@ -239,11 +243,23 @@ class TopExamples(FrameResult):
             "latent": order.numpy(),
             "name": [self.source.name_of(int(at)) for at in order],
             "tokens": counts[order].numpy(),
-            "of": [len(drawn)] * len(order),
-            "share": counts[order].double().numpy() / max(1, len(drawn)),
+            "of": [looked_at] * len(order),
+            "share": counts[order].double().numpy() / max(1, looked_at),
             "density": self.density[order].numpy(),
+            "exact": [row >= 0] * len(order),
         }
         return make_frame(columns)
+
+    def _estimated(self, latent: int) -> tuple[Tensor, int]:
+        """At how many drawn tokens each feature is active, ``[latent]``, and of how many."""
+        drawn = self._drawn("train", latent)
+        spots = [self.corpus.spot(one.place) for one in drawn]
+        counts = torch.zeros(self.source.latents, dtype=torch.int64)
+        read = [spot.ids[: spot.at + 1] for spot in spots]
+        for _, codes in codes_again(self._model, self.source, read):
+            there = codes.indices[-1][codes.values[-1] != 0]
+            counts += there.bincount(minlength=len(counts)).cpu()
+        return counts, len(drawn)
 
     def logit_effects(self, latent: int, count: int = 10) -> pd.DataFrame:
         """Which tokens a feature speaks for and against, if nothing between stood in the way.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.errors import HookNameError, InputError
-from neox_lab.features import heaps
+from neox_lab.features import heaps, together
 from neox_lab.features.heaps import Entries, Highest, one_of_each
 from neox_lab.gym import planting
 from neox_lab.sae.codes import packed
@@ -210,9 +210,47 @@ def test_strips_have_the_activations_around(model: Any, documents: list[list[int
             model.blocks[1].block.mlp.dense_4h_to_h.weight.mul_(-1)
 
 
-def test_who_is_active_together_is_counted_at_the_drawn_tokens(
-    model: Any, documents: list[list[int]]
+@pytest.mark.parametrize("kind", ["TopK", "TopK signed", "JumpReLU"])
+@pytest.mark.parametrize("many", [0, 10**6])
+def test_who_is_active_together_is_counted_at_every_token(
+    model: Any, documents: list[list[int]], kind: str, many: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Both ways to count, in parts, against one look at every pair of every token."""
+    what = random_dictionary(64, SITE, latents=LATENTS, kind=kind)
+    counts = torch.zeros(LATENTS, LATENTS, dtype=torch.int64)
+    with torch.no_grad():
+        for _, _, acts in dense_rows(model, what, documents):
+            for token in acts[SKIPPED:]:
+                there = token.nonzero()[:, 0].tolist()
+                for one in there:
+                    for other in there:
+                        counts[one, other] += 1
+    monkeypatch.setattr(together, "DENSER", many)
+    monkeypatch.setattr(together, "AT_ONCE", 999)
+    every = asked(model, what, documents, held_out=0.3)
+    some = asked(model, what, documents, together=[7, 3, 7])
+    assert (counts.fill_diagonal_(0) > 0).sum() > 100
+    for latent in range(LATENTS):
+        frame = every.together(latent, LATENTS)
+        wanted = counts[latent]
+        assert len(frame) == int((wanted > 0).sum())
+        assert frame["tokens"].is_monotonic_decreasing and frame["exact"].all()
+        for row in frame.itertuples():
+            assert row.tokens == int(wanted[row.latent]) and row.of == int(every.active[latent])
+            assert row.share == pytest.approx(row.tokens / row.of)
+        if latent in (3, 7):
+            assert some.together(latent, LATENTS).equals(frame)
+        else:
+            assert not some.together(latent)["exact"].any()
+    words = "Active at the same tokens, of"
+    assert f"{words} {int(every.active[3]):,}<" in nl.features.page(every, 3)
+    assert " drawn<" in nl.features.page(some, 4)
+
+
+def test_of_many_features_who_is_active_together_is_estimated(
+    model: Any, documents: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(together, "ALL_OF", LATENTS - 1)
     what = random_dictionary(64, SITE, latents=LATENTS, kind="TopK")
     found = asked(model, what, documents)
     latent = int(found.active.argmax())
@@ -223,7 +261,7 @@ def test_who_is_active_together_is_counted_at_the_drawn_tokens(
     at = [rows[s.document, s.position // CONTEXT * CONTEXT][s.position % CONTEXT] for s in spots]
     counts = (torch.stack(at) != 0).sum(dim=0)
     frame = found.together(latent, LATENTS)
-    assert len(frame) == int((counts > 0).sum()) - 1
+    assert len(frame) == int((counts > 0).sum()) - 1 and not frame["exact"].any()
     for row in frame.itertuples():
         assert row.latent != latent and row.tokens == int(counts[row.latent])
         assert row.of == len(spots) and row.share == pytest.approx(row.tokens / row.of)

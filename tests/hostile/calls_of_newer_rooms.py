@@ -129,7 +129,7 @@ def _calls_of_features(model: Any) -> dict[str, Call]:
             nl.features.top_examples,
             {"model": model, "what": dictionary, "texts": ["abcd", "abc"], "top": 2, "window": 3}
             | {"quantiles": 2, "held_out": 0.5, "context": 4, "skip_first": 1, "max_tokens": 7}
-            | {"batch_size": 1, "seed": 1, "progress": False},
+            | {"batch_size": 1, "together": [3, 0], "seed": 1, "progress": False},
         ),
         "gym.dictionaries": (nl.gym.dictionaries, {"model": nl.load()}),
         "features.TopExamples": (partial(_shown, examples), {"latent": 3, "count": 2}),
