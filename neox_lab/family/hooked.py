@@ -150,8 +150,14 @@ class Hooked:
         it had; with ``hook_sae_acts`` of feature f changed by δ, with δ · W_dec[f] more. A
         transcoder reads at its ``site_in`` what the MLP reads, hooks there included.
 
+        A cross-layer transcoder has these points at each of its ``sites_out``. ``hook_sae_acts``
+        of layer s changed by δ, the sites of layer s and of every layer j after it go on with
+        δ · W_dec(s, j)[f] more. With ``error=False`` each has the sum of what features of its layer
+        and of those before it write. It needs runs that begin at its first layer.
+
         Args:
-            dictionaries: ``nl.sae.Dictionary`` objects, or lists or mappings of them.
+            dictionaries: ``nl.sae.Dictionary`` or ``nl.sae.CrossLayerTranscoder`` objects, or lists
+                or mappings of them.
             error: add what a dictionary misses, so that nothing changes until something is edited
                 (SAELens leaves it out unless told). False leaves what the features write alone,
                 and no ``hook_sae_error``.
@@ -163,16 +169,17 @@ class Hooked:
         Raises:
             HookNameError: the model has no such site, such as a missing layer, or ``resid_mid`` of
                 parallel blocks.
-            HookError: a dictionary of another width, two at one site, or no dictionary.
+            HookError: a dictionary of another width, two at one site, no dictionary, or one that
+                no single run can hold, such as a crosscoder.
             HookNeverFiredError: at the end of the block, see ``must_fire``.
         """
         known = axis_sizes(self.config, batch=1, pos=1)
         check("error", error, SWITCH, HookError)
         with ExitStack() as stack:
             for each in _flat(dictionaries):
-                points = self.hook_points
-                placement = spliced_in(points, each.splice(points, known, error), known)
-                stack.enter_context(self.hook_stack.placed(placement, must_fire))
+                for spliced in each.splice(self.hook_points, known, error):
+                    placement = spliced_in(self.hook_points, spliced, known)
+                    stack.enter_context(self.hook_stack.placed(placement, must_fire))
             yield self
 
     @names_ours

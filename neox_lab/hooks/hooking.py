@@ -74,6 +74,8 @@ class Placement:
         last: watchers that are called after those of all placements, with what the network goes
             on with.
         weights: leaves of functions that are placed; a cache's gradients leave their ``.grad``.
+        since: the block from which on a run has to go, so that the function that is placed has what
+            it needs of blocks before its own; None where it needs nothing of them.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Placement:
         self.added: dict[str, list[HookPoint]] = {}
         self.last: list[Watcher] = []
         self.weights: list[Tensor] = []
+        self.since: int | None = None
         for name, function in _pairs(fwd_hooks, "fwd_hooks"):
             self._add(name, function, "forward", points)
         for name, function in _pairs(bwd_hooks, "bwd_hooks"):
@@ -241,6 +244,10 @@ class HookStack(threading.local):
         watchers = [watcher for placement in self.placements for watcher in placement.watchers]
         names = [w.point.name for w in watchers if w.writes and w.direction == "forward"]
         return sorted({*names, *self.spliced})
+
+    def first(self, layer: int) -> int:
+        """The block at which a run of ``layer`` and those after it has to start."""
+        return min([layer, *(p.since for p in self.placements if p.since is not None)])
 
     @property
     def weights(self) -> list[Tensor]:

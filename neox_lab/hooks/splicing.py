@@ -60,13 +60,22 @@ class SplicedPoint(NamedTuple):
 class SiteTap:
     """What a spliced function sends its activations through; names are those of its points."""
 
-    __slots__ = ("_inside", "_points", "_tap")
+    __slots__ = ("_inside", "_points", "_tap", "run")
 
-    def __init__(self, tap: Tap, inside: str, points: Mapping[str, HookPoint]) -> None:
-        """The tap of a part of the network, the site's name there, and the function's points."""
+    def __init__(self, tap: Tap, inside: str, points: Mapping[str, HookPoint], run: int) -> None:
+        """The tap of a part of the network, the site's name there, and the function's points.
+
+        Args:
+            tap: the tap.
+            inside: the name.
+            points: the points.
+            run: counts the runs of the network since the function is in place; what functions at
+                several sites keep for each other is of one run.
+        """
         self._tap = tap
         self._inside = inside
         self._points = points
+        self.run = run
 
     def __call__(self, name: str, tensor: Tensor) -> Tensor:
         """Pass ``tensor`` through hook point ``name``: the same tensor, or its replacement.
@@ -129,6 +138,8 @@ class Spliced(NamedTuple):
         sizes: lengths of axes that only these have.
         reading: where it reads besides, or None.
         weights: leaves that a gradient may reach.
+        since: the site from which on runs are needed, where this function sums up what others found
+            at sites before its own; None for its own.
     """
 
     site: str
@@ -137,6 +148,7 @@ class Spliced(NamedTuple):
     sizes: Mapping[str, int]
     reading: Reading | None = None
     weights: Sequence[Tensor] = ()
+    since: str | None = None
 
 
 class Spliceable(Protocol):
@@ -144,8 +156,8 @@ class Spliceable(Protocol):
 
     def splice(
         self, points: Mapping[str, HookPoint], known: Mapping[str, int], error: bool
-    ) -> Spliced:
-        """How it goes into a network.
+    ) -> list[Spliced]:
+        """How it goes into a network: what is to stand at each site.
 
         Args:
             points: the network's hook points.
@@ -161,17 +173,22 @@ class _Splice(Watcher):
     """A spliced function at its site."""
 
     def __init__(
-        self, site: HookPoint, spliced: SplicedFunction, points: Mapping[str, HookPoint]
+        self,
+        site: HookPoint,
+        spliced: SplicedFunction,
+        points: Mapping[str, HookPoint],
+        placement: Placement,
     ) -> None:
-        """The site, the function, and the function's points by their own names."""
+        """The site, the function, the function's points by their own names, what it is part of."""
         super().__init__(site, lambda tensor, _point: tensor)  # is called through ``call``
         self.spliced = spliced
         self.points = points
+        self.placement = placement
         self.inside = site.name if site.layer is None else site.name.split(".", 2)[2]
 
     def call(self, tensor: Tensor, tap: Tap) -> Tensor | None:
         """Run the function on a private copy of the site's tensor."""
-        return self.spliced(tensor, SiteTap(tap, self.inside, self.points))
+        return self.spliced(tensor, SiteTap(tap, self.inside, self.points, self.placement.runs))
 
 
 def spliced_in(
@@ -188,7 +205,7 @@ def spliced_in(
         HookNameError: no such site.
         HookError: something stands there that has the same points.
     """
-    site, function, own, sizes, reading, weights = spliced
+    site, function, own, sizes, reading, weights, since = spliced
     if taken := [point.name for point in own if f"{site}.{point.name}" in points]:
         raise HookError(
             f"At {site!r} another dictionary is spliced in already ({taken[0]}). Two at one site "
@@ -196,6 +213,7 @@ def spliced_in(
         )
     placement = splice(points, site, function, own, sizes, known)
     placement.weights += weights
+    placement.since = None if since is None else points[since].layer
     if reading is not None:
 
         def read(tensor: Tensor, _: HookPoint) -> None:
@@ -246,7 +264,7 @@ def splice(
             "mean two. Choose another."
         )
     placement = Placement(points, (), ())
-    placement.entries.append((at.name, [_Splice(at, function, added)]))
+    placement.entries.append((at.name, [_Splice(at, function, added, placement)]))
     placement.added[at.name] = list(added.values())
     return placement
 

@@ -16,24 +16,25 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from neox_lab.checks import shown
+from neox_lab.checks import check, shown, whole
 from neox_lab.errors import ConfigError, InputError
 from neox_lab.files import StrPath
+from neox_lab.hooks.splicing import Spliced
+from neox_lab.model.hook_points import HookPoint
 from neox_lab.sae.activations import Activation
 from neox_lab.sae.affine import Affine
 from neox_lab.sae.bags import rows_summed
 from neox_lab.sae.codes import Codes, joined, require_codes
+from neox_lab.sae.cross_layer_inputs import Inputs, Passed, by_layer, require
 from neox_lab.sae.cross_layer_weights import CrossLayerWeights
 from neox_lab.sae.rows import Texts
 from neox_lab.sae.saving import save_cross_layer
 from neox_lab.sae.shared_top_k import SharedTopK
 from neox_lab.sae.sites_checking import Rebuilt, SitesCheck, Tried, check_sites
+from neox_lab.sae.splicing_layers import splice_layers
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
-
-Inputs = Mapping[str, Tensor] | Mapping[int, Tensor] | Sequence[Tensor]
-"""What stands at ``sites_in``: in their order, by name, or by number of layer."""
 
 _DENSE = 2**24  # numbers of the matrix [token, latent] that exist at a time while encoding
 
@@ -187,29 +188,37 @@ class CrossLayerTranscoder(nn.Module):
         Raises:
             InputError: a layer is missing, or has another width or other tokens.
         """
-        given = self._inputs(inputs)
+        given = by_layer(inputs, self.sites_in, self.d_in)
+        if not isinstance(self.activation, SharedTopK):
+            return [self.encode_layer(layer, x) for layer, x in enumerate(given)]
         shape = given[0].shape[:-1]
-        read = [x.reshape(-1, self.d_in) for x in self._read(given)]
+        read = [self._read(layer, x).reshape(-1, self.d_in) for layer, x in enumerate(given)]
         layers = list(zip(read, self.encoders, self.b_enc, strict=True))
+        return [_shaped(codes, shape) for codes in self.activation(layers)]
+
+    def encode_layer(self, layer: int, x: Tensor) -> Codes:
+        """The active features of one layer, which need no other.
+
+        Args:
+            layer: its number.
+            x: what stands at ``sites_in[layer]``, ``[*tokens, d_in]``.
+
+        Returns:
+            Codes ``[*tokens, slot]``, in the transcoder's dtype.
+
+        Raises:
+            InputError: no such layer, another width, or features that are chosen among those of
+                all layers.
+        """
+        layer = check("layer", layer, whole(least=0, most=self.layers - 1), InputError)
         if isinstance(self.activation, SharedTopK):
-            found = self.activation(layers)
-        else:
-            step = max(1, _DENSE // self.latents)
-            found = [
-                joined([
-                    activation(torch.nn.functional.linear(part, encoder, b_enc))
-                    for part in torch.split(x, step)
-                ])
-                for activation, (x, encoder, b_enc) in zip(self.activation, layers, strict=True)
-            ]  # fmt: skip
-        return [
-            Codes(
-                codes.indices.view(*shape, codes.indices.shape[-1]),
-                codes.values.view(*shape, codes.values.shape[-1]),
-                self.latents,
-            )
-            for codes in found
-        ]
+            raise InputError(f"{self!r} chooses among the features of tokens together; see encode.")
+        require(x, self.sites_in[layer], self.d_in)
+        read = self._read(layer, x)
+        encoder, b_enc, activation = self.encoders[layer], self.b_enc[layer], self.activation[layer]
+        parts = torch.split(read.reshape(-1, self.d_in), max(1, _DENSE // self.latents))
+        pre = (torch.nn.functional.linear(part, encoder, b_enc) for part in parts)
+        return _shaped(joined([activation(each) for each in pre]), x.shape[:-1])
 
     def decode(self, codes: Sequence[Codes], inputs: Inputs | None = None) -> list[Tensor]:
         """What the features write, by layer.
@@ -233,21 +242,71 @@ class CrossLayerTranscoder(nn.Module):
             raise InputError("The codes of the layers are of other tokens each.")
         if inputs is None and self._skip_of:
             raise InputError("Give decode the inputs that were encoded: they have a part in it.")
-        given = None if inputs is None else self._inputs(inputs)
-        read = [] if given is None or not self._skip_of else self._read(given)
-        written = []
-        for target in range(self.layers):
-            total = self.b_dec[target].expand(*codes[0].indices.shape[:-1], -1)
-            for source in range(target + 1):
-                changed = self._changed(codes[source], target)
-                total = total + rows_summed(changed, self.W_dec(source, target))
-            for skip, (source, reached) in zip(self.skips, self._skip_of, strict=True):
-                if reached == target:
-                    total = total + torch.nn.functional.linear(read[source], skip)
-            if self.out:
-                total = self.out[target].back(total)
-            written.append(total if given is None else total.to(given[target].dtype))
-        return written
+        given = None if inputs is None else by_layer(inputs, self.sites_in, self.d_in)
+        written = [self.written_at(target, codes, given) for target in range(self.layers)]
+        if given is None:
+            return written
+        return [each.to(x.dtype) for each, x in zip(written, given, strict=True)]
+
+    def written_at(
+        self, target: int, codes: Sequence[Codes], inputs: Sequence[Tensor] | None = None
+    ) -> Tensor:
+        """What features of a layer and those before it write to it, ``[*tokens, d_out]``.
+
+        Args:
+            target: the layer that is written to.
+            codes: of these layers at least, ``[*tokens, slot]``.
+            inputs: what stood at ``sites_in`` of these layers; needed by skip paths.
+        """
+        total = self.b_dec[target].expand(*codes[0].indices.shape[:-1], -1)
+        for source in range(target + 1):
+            changed = self._changed(codes[source], target)
+            total = total + rows_summed(changed, self.W_dec(source, target))
+            skip = self._skip(source, target)
+            if skip is not None and inputs is not None:
+                total = total + torch.nn.functional.linear(self._read(source, inputs[source]), skip)
+        return self.out[target].back(total) if self.out else total
+
+    def written(self, source: int, target: int, before: Tensor, after: Tensor) -> Tensor:
+        """How what stands at a layer changes with activations of one before it, or of its own.
+
+        Args:
+            source: the layer of the features.
+            target: the layer that they write to.
+            before: activations, ``[*tokens, latent]``.
+            after: other activations, of the same shape.
+
+        Returns:
+            ``[*tokens, d_out]``, in the transcoder's dtype: for each feature its change times its
+            row of ``W_dec``.
+        """
+        rows, changed = self.W_dec(source, target), None
+        if not after.requires_grad:  # few features change, unless all are looked through
+            changed = (after != before).flatten(0, -2).any(dim=0).nonzero()[:, 0]
+            before, after, rows = before[..., changed], after[..., changed], rows[changed]
+        received = [self._received(values, target, changed) for values in (before, after)]
+        return self._at_scale((received[1] - received[0]).to(rows.dtype) @ rows, target)
+
+    def difference(self, source: int, target: int, before: Passed, after: Passed) -> Tensor:
+        """How what stands at a layer changes with what one before it reads, or with what it reads.
+
+        Args:
+            source: the layer that reads.
+            target: the layer that is written to.
+            before: what it reads, ``[*tokens, d_in]``, and the codes of that.
+            after: likewise.
+
+        Returns:
+            ``[*tokens, d_out]``, in the transcoder's dtype.
+        """
+        rows, skip = self.W_dec(source, target), self._skip(source, target)
+        sums = []
+        for x, codes in (before, after):
+            total = rows_summed(self._changed(codes, target), rows)
+            if skip is not None:
+                total = total + torch.nn.functional.linear(self._read(source, x), skip)
+            sums.append(total)
+        return self._at_scale(sums[1] - sums[0], target)
 
     def forward(self, inputs: Inputs) -> list[Tensor]:
         """``decode(encode(inputs), inputs)``."""
@@ -277,6 +336,21 @@ class CrossLayerTranscoder(nn.Module):
             self._tried,
         )
         return check_sites(tried, [model], self.sites_in, self.sites_out, texts)
+
+    def splice(
+        self, points: Mapping[str, HookPoint], known: Mapping[str, int], error: bool
+    ) -> list[Spliced]:
+        """How it goes into a network; ``model.spliced(transcoder)`` asks.
+
+        Args:
+            points: the network's hook points.
+            known: lengths of the network's own axes.
+            error: what it misses is added.
+
+        Raises:
+            HookError: it does not fit there.
+        """
+        return splice_layers(self, points, known, error)
 
     def save_pretrained(self, folder: StrPath) -> Path:
         """Write everything to ``dictionary.safetensors`` in a folder, for ``nl.sae.load``.
@@ -317,47 +391,34 @@ class CrossLayerTranscoder(nn.Module):
 
     def _changed(self, codes: Codes, target: int) -> Codes:
         """Activations as a layer receives them."""
-        values = codes.values
-        if self.offset:
-            values = values + self.offset[target][codes.indices]
-        if self.scale:
-            values = values * self.scale[target][codes.indices]
         if not self.offset and not self.scale:
             return codes
-        return Codes(codes.indices, values.where(codes.values != 0, 0), codes.latents)
+        values = self._received(codes.values, target, codes.indices)
+        return Codes(codes.indices, values, codes.latents)
 
-    def _read(self, given: list[Tensor]) -> list[Tensor]:
-        """Inputs as the encoders read them."""
-        dtype = self.b_dec[0].dtype
-        read = [x.to(dtype) for x in given]
-        return [f.into(x) for f, x in zip(self.into, read, strict=True)] if self.into else read
+    def _received(self, values: Tensor, target: int, latents: Tensor | None) -> Tensor:
+        """Activations as a layer receives them; of these latents, or of all."""
+        index = slice(None) if latents is None else latents
+        received = values
+        if self.offset:
+            received = received + self.offset[target][index]
+        if self.scale:
+            received = received * self.scale[target][index]
+        return received.where(values != 0, 0) if self.offset else received
 
-    def _inputs(self, inputs: Inputs) -> list[Tensor]:
-        """The inputs by layer.
+    def _at_scale(self, change: Tensor, target: int) -> Tensor:
+        """A change of what is written, as it stands in the network."""
+        return change * self.out[target].scale if self.out else change
 
-        Raises:
-            InputError: a layer is missing, or has another width or other tokens.
-        """
-        if isinstance(inputs, Mapping):
-            found: dict[object, Tensor] = dict(inputs.items())
-            by_name = [found.get(name, found.get(i)) for i, name in enumerate(self.sites_in)]
-        elif isinstance(inputs, Sequence) and not isinstance(inputs, str):
-            by_name = list(inputs)
-        else:
-            raise InputError(f"inputs={shown(inputs)}; expected tensors by layer, or by hook name.")
-        missing = [name for x, name in zip(by_name, self.sites_in, strict=False) if x is None]
-        if missing or len(by_name) != self.layers:
-            said = f"{', '.join(missing[:3])} are missing" if missing else f"got {len(by_name)}"
-            raise InputError(f"inputs: expected what stands at {self.layers} sites; {said}.")
-        given = []
-        for x, name in zip(by_name, self.sites_in, strict=True):
-            if not isinstance(x, Tensor) or x.dim() < 1 or x.shape[-1] != self.d_in:
-                what = list(x.shape) if isinstance(x, Tensor) else shown(x)
-                raise InputError(f"At {name}: {what}; expected [*tokens, {self.d_in}].")
-            given.append(x)
-        if len({x.shape for x in given}) > 1:
-            raise InputError(f"inputs have shapes {[list(x.shape) for x in given]}; expected one.")
-        return given
+    def _skip(self, source: int, target: int) -> Tensor | None:
+        """The linear path between two layers, ``[d_out, d_in]``, if there is one."""
+        pair = source, target
+        return self.skips[self._skip_of.index(pair)] if pair in self._skip_of else None
+
+    def _read(self, layer: int, x: Tensor) -> Tensor:
+        """An input as the encoder of its layer reads it."""
+        x = x.to(self.b_dec[0].dtype)
+        return self.into[layer].into(x) if self.into else x
 
     def __repr__(self) -> str:
         """What it is in one line."""
@@ -365,3 +426,10 @@ class CrossLayerTranscoder(nn.Module):
             f"CrossLayerTranscoder({self.kind}, {self.layers} layers of {self.latents:,} features, "
             f"{self.sites_in[0]} -> {self.sites_out[0]} and on, d={self.d_in})"
         )
+
+
+def _shaped(codes: Codes, shape: Sequence[int]) -> Codes:
+    """Codes ``[token, slot]`` with the tokens in their shape."""
+    slots = codes.indices.shape[-1]
+    indices, values = (x.view(*shape, slots) for x in (codes.indices, codes.values))
+    return Codes(indices, values, codes.latents)

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from neox_lab.checks import require_model, several, shown
-from neox_lab.errors import ConfigError, InputError
+from neox_lab.errors import ConfigError, HookError, InputError
 from neox_lab.files import StrPath
+from neox_lab.hooks.splicing import Spliced
+from neox_lab.model.hook_points import HookPoint
 from neox_lab.sae.activations import Activation
 from neox_lab.sae.affine import Affine
 from neox_lab.sae.bags import rows_summed
@@ -250,6 +252,32 @@ class Crosscoder(nn.Module):
             self._tried,
         )
         return check_sites(tried, listed, sites, sites, texts)
+
+    def splice(
+        self, points: Mapping[str, HookPoint], known: Mapping[str, int], error: bool
+    ) -> list[Spliced]:
+        """Refuse to go into a network: no run has what the features are read from in time.
+
+        Raises:
+            HookError: says what to do instead.
+        """
+        measure = "crosscoder.check({}, texts) measures how well it fits"
+        if len(set(self.sites)) < self.n:
+            raise HookError(
+                f"{self!r} reads {self.n} models at {self.sites[0]}, and a run has the activations "
+                "of one. Run each with run_with_cache and give what stands there to "
+                "crosscoder.encode([first, second]); crosscoder.specificity says whose a feature "
+                f"is, and {measure.format('models')}. (If these are layers of one model, set "
+                "crosscoder.sites to them.)"
+            )
+        raise HookError(
+            f"{self!r} reads all of its layers before it knows a feature, when the first of them "
+            "has long been passed: it cannot write there in the same run. Take its features from "
+            "a cache, crosscoder.encode([cache[site] for site in crosscoder.sites]); to change "
+            "one, add a multiple of crosscoder.W_dec[i, feature] at crosscoder.sites[i] with "
+            f"model.hooks; {measure.format('model')}. A cross-layer transcoder reads one layer at "
+            "a time, and can be spliced in."
+        )
 
     def save_pretrained(self, folder: StrPath) -> Path:
         """Write everything to ``dictionary.safetensors`` in a folder, for ``nl.sae.load``.

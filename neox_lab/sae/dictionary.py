@@ -282,7 +282,7 @@ class Dictionary(nn.Module):
 
     def splice(
         self, points: Mapping[str, HookPoint], known: Mapping[str, int], error: bool
-    ) -> Spliced:
+    ) -> list[Spliced]:
         """How it goes into a network; ``model.spliced(dictionary)`` asks.
 
         Args:
@@ -293,7 +293,7 @@ class Dictionary(nn.Module):
         Raises:
             HookError: it does not fit there.
         """
-        return splice(self, points, known, error)
+        return [splice(self, points, known, error)]
 
     def check(self, model: HookedModel, texts: str | Texts) -> Check:
         """Try it on texts, at its site and at those around it.

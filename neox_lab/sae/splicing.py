@@ -45,41 +45,60 @@ def splice(
         HookNameError: the network has no such site.
         HookError: another width, or a site that cannot be read before the other is written.
     """
-    read = points[exact(dictionary.site_in, points)]
-    written = points[exact(dictionary.site_out, points)]
-    for point, width, verb in (
-        (read, dictionary.d_in, "reads"),
-        (written, dictionary.d_out, "writes"),
-    ):
-        shape = shape_at(point, known)
-        if point.axes[:2] != ("batch", "pos") or math.prod(shape[2:]) != width:
-            raise HookError(
-                f"{dictionary!r} {verb} tensors [batch, pos, {width}]; at {point.name!r} stands "
-                f"[{', '.join(point.axes)}], with {math.prod(shape[2:]):,} numbers at a position. "
-                "It belongs to another model or another site."
-            )
-    order = list(points)
+    sites, widths = (dictionary.site_in, dictionary.site_out), (dictionary.d_in, dictionary.d_out)
+    read, written = places(repr(dictionary), sites, widths, points, known)
     transcoder = read.name != written.name
-    if transcoder and (
-        read.layer != written.layer or order.index(read.name) > order.index(written.name)
-    ):
-        raise HookError(
-            f"{dictionary!r} reads {read.name!r} and writes {written.name!r}; a dictionary can be "
-            "spliced in where it reads earlier than it writes, in the same block."
-        )
     function = SplicedDictionary(dictionary, transcoder, error)
     return Spliced(
         written.name,
         function,
-        _points(read, written, error),
+        points_of(read, written, error),
         {"latent": dictionary.latents},
         Reading(read.name, function.read) if transcoder else None,
         [*dictionary.parameters()],
     )
 
 
-def _points(read: HookPoint, written: HookPoint, error: bool) -> list[SplicedPoint]:
-    """Its hook points, in the order in which tensors pass them."""
+def places(
+    who: str,
+    sites: tuple[str, str],
+    widths: tuple[int, int],
+    points: Mapping[str, HookPoint],
+    known: Mapping[str, int],
+) -> tuple[HookPoint, HookPoint]:
+    """Where something is read and written.
+
+    Args:
+        who: what it is, for messages.
+        sites: the two hook points.
+        widths: how many numbers it reads and writes at a position.
+        points: the network's hook points.
+        known: lengths of the network's own axes.
+
+    Raises:
+        HookNameError: the network has no such site.
+        HookError: another width, or a site that cannot be read before the other is written.
+    """
+    read, written = (points[exact(site, points)] for site in sites)
+    for point, width, verb in zip((read, written), widths, ("reads", "writes"), strict=True):
+        shape = shape_at(point, known)
+        if point.axes[:2] != ("batch", "pos") or math.prod(shape[2:]) != width:
+            raise HookError(
+                f"{who} {verb} tensors [batch, pos, {width}]; at {point.name!r} stands "
+                f"[{', '.join(point.axes)}], with {math.prod(shape[2:]):,} numbers at a position. "
+                "It belongs to another model or another site."
+            )
+    order = list(points)
+    if read.layer != written.layer or order.index(read.name) > order.index(written.name):
+        raise HookError(
+            f"{who} reads {read.name!r} and writes {written.name!r}; a dictionary can be "
+            "spliced in where it reads earlier than it writes, in the same block."
+        )
+    return read, written
+
+
+def points_of(read: HookPoint, written: HookPoint, error: bool) -> list[SplicedPoint]:
+    """The hook points of a dictionary, in the order in which tensors pass them."""
     into, out = (" ".join(point.axes) for point in (read, written))
     found = [
         SplicedPoint(INPUT, into, f"what the dictionary reads at {read.name}", True),

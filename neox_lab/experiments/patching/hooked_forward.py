@@ -94,12 +94,13 @@ class HookedForward:
         def patch(tensor: Tensor, _: HookPoint) -> None:
             tensor[(rows, *cell)] = source[(pair, *cell)].to(tensor.dtype)
 
-        entering = self.prompts.ids if layer < 1 else self.run.kept(LEAVING, layer - 1)
+        first = max(self.network.hook_stack.first(layer), 0)
+        entering = self.prompts.ids if first < 1 else self.run.kept(LEAVING, first - 1)
         output = self.network.run_with_hooks(
             entering[pair],
             [(hook_name(site.hook, layer), patch)],
             attention_mask=None if mask is None else mask[pair],
-            start_at_layer=max(layer, 0),
+            start_at_layer=first,
             stop_at_layer=len(self.network.layers),
             use_cache=False,
         )
