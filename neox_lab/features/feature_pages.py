@@ -41,7 +41,21 @@ LISTED = 500
 """Rows of the index where scripts are off."""
 
 
-def page(found: TopExamples, latent: int, path: StrPath | None = None) -> str:
+class Page(str):
+    """The HTML of a page. A notebook shows it in a frame, so that neither's style meets the other.
+
+    A frame follows the browser's light or dark setting, not the notebook's.
+    """
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        """The page in a frame in which nothing may run."""
+        style = "width:100%;height:40rem;border:0;resize:vertical;overflow:auto"
+        return f'<iframe sandbox srcdoc="{html_text(self)}" style="{style}"></iframe>'
+
+
+def page(found: TopExamples, latent: int, path: StrPath | None = None) -> Page:
     """One feature on one page: its examples, how often and how high it is, what it speaks for.
 
     The page needs no kernel, no network and no script; it follows the reader's light or dark
@@ -53,7 +67,7 @@ def page(found: TopExamples, latent: int, path: StrPath | None = None) -> str:
         path: where to write it (``*.html``), or None.
 
     Returns:
-        The page as HTML.
+        The page as HTML, a text; in a notebook it is seen.
 
     Raises:
         InputError: this is nothing of the kind, there is no such feature, the model is not what it
@@ -65,7 +79,7 @@ def page(found: TopExamples, latent: int, path: StrPath | None = None) -> str:
     made = _page(found, entry("latent", latent, found.source.latents, InputError), {})
     if target is not None:
         write_file(target, ".html", utf8(made))
-    return made
+    return Page(made)
 
 
 def pages(
@@ -77,7 +91,10 @@ def pages(
 ) -> Path:
     """A page for each of several features in a folder, and ``index.html`` to search them.
 
-    The index is written last, so it never names a page that is not there.
+    The index is written last, so it never names a page that is not there. In a notebook beside the
+    folder, ``IPython.display.IFrame("folder/index.html", "100%", 600)`` shows them; of a Jupyter
+    server that asks for a token only the first is seen there, since browsers do not give its cookie
+    to what a frame of that kind asks for. ``page`` needs no server.
 
     Args:
         found: what ``top_examples`` gave.

@@ -86,6 +86,9 @@ def test_a_page_is_small_and_hostile_text_stays_text(model: Any) -> None:
     assert "onerror" not in seen.names
     assert "window.hacked" in seen.text and "\u202e" not in page and "\u2028" not in page
     assert "are shown." in seen.text
+    framed = Seen(page._repr_html_())  # as a notebook shows it
+    assert framed.tags == ["iframe"] and framed.names == {"sandbox", "srcdoc", "style"}
+    assert not framed.text.strip()
 
 
 @pytest.mark.parametrize(

@@ -333,6 +333,41 @@ def test_gemma_scope_s_names_are_the_other_way_round(tmp_path: Path) -> None:
     agrees(load(tmp_path), load_file(FILES / "circuit_tracer/jumprelu/expected.safetensors"))
 
 
+@pytest.mark.parametrize("skip", [False, True])
+def test_gemma_scope_s_names_multiplied_out(tmp_path: Path, skip: bool) -> None:
+    generator = torch.Generator().manual_seed(7)
+    shapes = {"w_enc": (5, 9), "w_dec": (9, 5), "b_enc": (9,), "b_dec": (5,), "threshold": (9,)}
+    shapes |= {"affine_skip_connection": (5, 5)} if skip else {}
+    made = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    made["threshold"] = made["threshold"].abs()
+    save_file(made, tmp_path / "layer_3.safetensors")
+    dictionary = load(tmp_path)
+    assert (dictionary.site_in, dictionary.site_out) == (
+        "blocks.3.mlp.hook_in", "blocks.3.hook_mlp_out",
+    )  # fmt: skip
+    x = torch.randn(4, 5, generator=generator)
+    acts, out = torch.zeros(4, 9), torch.zeros(4, 5)
+    for token in range(4):
+        for latent in range(9):
+            pre = made["b_enc"][latent].clone()
+            for d in range(5):
+                pre += x[token, d] * made["w_enc"][d, latent]
+            acts[token, latent] = pre if pre > made["threshold"][latent] else 0
+        for d in range(5):
+            out[token, d] = made["b_dec"][d]
+            for latent in range(9):
+                out[token, d] += acts[token, latent] * made["w_dec"][latent, d]
+            for read in range(5 if skip else 0):
+                out[token, d] += x[token, read] * made["affine_skip_connection"][read, d]
+    assert (acts > 0).sum() > 5 and dictionary.kind == "JumpReLU"
+    torch.testing.assert_close(dictionary.encode(x).dense(), acts, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(dictionary(x), out, atol=1e-5, rtol=1e-5)
+    del made["threshold"]
+    save_file(made, tmp_path / "layer_3.safetensors")
+    with pytest.raises(CheckpointError, match="lacks threshold"):
+        load(tmp_path)
+
+
 def test_what_is_no_dictionary_of_one_site_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="a cross-layer transcoder"):
         load(changed(tmp_path, "sparsify/autoencoder/layers.2", cross_layer=12))
