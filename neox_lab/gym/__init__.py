@@ -4,15 +4,16 @@
     nl.gym.tasks()                             # what it can do, with examples
     nl.gym.evaluate(model)                     # how well; works for other models too
     nl.gym.TASKS["ioi"].pairs(8)               # prompts for patching
+    nl.gym.sealed.evaluate(model)              # how well in sentences of other kinds
     nl.load(revision="step512")                # the same model, early in its training
     nl.load(head="question-answering")         # with a head that was trained on the same world
     nl.gym.dictionaries(model)                 # features at every layer, trained on the same world
     nl.gym.planted()                           # a model whose induction heads were written by hand
 
-It loads in milliseconds and needs no network. ``world`` has the eight tasks and ``labelled`` the
-data of the heads, ``training_texts`` what else the model was told; ``corpus``, ``train``,
-``head_training`` and ``dictionary_training`` are the scripts that made it, and ``README.md`` beside
-this file says what it can and cannot do.
+It loads in milliseconds and needs no network. ``world`` has the eight tasks, ``labelled`` the data
+of the heads, ``sealed`` items that nothing here was trained or chosen by, ``training_texts`` what
+else the model was told; ``corpus``, ``train``, ``head_training`` and ``dictionary_training`` are
+the scripts that made it, and ``README.md`` beside this file says what it can and cannot do.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING
 from neox_lab.built_in import revisions, weights_directory
 
 if TYPE_CHECKING:
-    from neox_lab.gym import labelled
+    from neox_lab.gym import labelled, sealed
     from neox_lab.gym.built_in_dictionaries import dictionaries, dictionary_card, named_features
     from neox_lab.gym.evaluation import Evaluation, evaluate, repeat_loss, tasks
     from neox_lab.gym.examples import Example, Pair, Task
@@ -59,6 +60,7 @@ __all__ = [
     "planted",
     "repeat_loss",
     "revisions",
+    "sealed",
     "tasks",
     "weights_directory",
 ]
@@ -68,8 +70,8 @@ def __getattr__(name: str) -> object:
     """Import a public name when it is first asked for."""
     if name in _HOME:
         return getattr(importlib.import_module(f"neox_lab.gym.{_HOME[name]}"), name)
-    if name == "labelled":
-        return importlib.import_module("neox_lab.gym.labelled")
+    if name in ("labelled", "sealed"):
+        return importlib.import_module(f"neox_lab.gym.{name}")
     raise AttributeError(f"module 'neox_lab.gym' has no attribute {name!r}")
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -158,27 +158,46 @@ def evaluate(
         InputError: an unknown task, or a model with another head.
         TokenizerError: a model without tokenizer.
     """
-    require_model(model)
-    require_head(model.head, "causal-lm")
-    names = list(TASKS)
-    if tasks is not None:
-        names = several("tasks", tasks, "a list of names", InputError)
-    for name in names:
-        check("task", name, one_of(*TASKS), InputError)
-    if not names:
-        raise InputError(f"tasks is empty; there are {', '.join(TASKS)}.")
+    names = task_names(tasks)
     count = check("count", count, COUNT, InputError)
-    batch_size = check("batch_size", batch_size, COUNT, InputError)
     check("part", part, one_of("train", "held-out"), InputError)
     check("seed", seed, whole(), InputError)
+    return ask(model, {name: TASKS[name].pairs(count, part, seed) for name in names}, batch_size)
+
+
+def task_names(tasks: Sequence[str] | None) -> list[str]:
+    """The names of tasks that are asked for; None is all.
+
+    Raises:
+        InputError: none, or an unknown one.
+    """
+    if tasks is None:
+        return list(TASKS)
+    names = several("tasks", tasks, "a list of names", InputError)
+    if not names:
+        raise InputError(f"tasks is empty; there are {', '.join(TASKS)}.")
+    return [check("task", name, one_of(*TASKS), InputError) for name in names]
+
+
+def ask(
+    model: LanguageModel, pairs: Mapping[str, Sequence[Pair]], batch_size: int = 64
+) -> Evaluation:
+    """Ask a model pairs of prompts, by the names of their tasks; see ``evaluate``.
+
+    Raises:
+        InputError: a model with another head, or ``batch_size`` is no count.
+        TokenizerError: a model without tokenizer.
+    """
+    require_model(model)
+    require_head(model.head, "causal-lm")
+    batch_size = check("batch_size", batch_size, COUNT, InputError)
     rows: list[dict[str, Any]] = []
     prompts: list[Prompt] = []
-    for name in names:
-        for pair in TASKS[name].pairs(count, part, seed):
-            prompt, reason = as_tokens(model, pair)
-            rows.append({"task": name, **dataclasses.asdict(pair), "left_out": reason})
-            if prompt is not None:
-                prompts.append(prompt)
+    for name, pair in ((name, pair) for name, own in pairs.items() for pair in own):
+        prompt, reason = as_tokens(model, pair)
+        rows.append({"task": name, **dataclasses.asdict(pair), "left_out": reason})
+        if prompt is not None:
+            prompts.append(prompt)
     differences = iter(logit_differences(model, prompts, batch_size).tolist())
     for row in rows:
         clean, corrupted = (math.nan, math.nan) if row["left_out"] else next(differences)

@@ -132,6 +132,10 @@ def _calls_of_features(model: Any) -> dict[str, Call]:
             | {"batch_size": 1, "together": [3, 0], "seed": 1, "progress": False},
         ),
         "gym.dictionaries": (nl.gym.dictionaries, {"model": nl.load()}),
+        "gym.sealed.evaluate": (
+            nl.gym.sealed.evaluate,
+            {"model": nl.load(revision="step0"), "tasks": ["facts"], "batch_size": 64, "seed": 1},
+        ),
         "features.TopExamples": (partial(_shown, examples), {"latent": 3, "count": 2}),
         "features.page": (_page, {"found": examples, "latent": 3}),
         "features.pages": (_pages, {"found": examples, "latents": [3, 0], "progress": False}),

@@ -134,6 +134,10 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
 }
 IN_EVALUATION_MODE: dict[str, tuple[str, Callable[[Any], object]]] = {
     "gym.evaluate": ("causal-lm", lambda model: nl.gym.evaluate(model, count=3).frame),
+    "gym.sealed.evaluate": (
+        "causal-lm",
+        lambda model: nl.gym.sealed.evaluate(model, ["facts"]).frame,
+    ),
     "gym.repeat_loss": ("causal-lm", lambda model: nl.gym.repeat_loss(model, count=2)),
     "tasks.classification.predict": (
         "sequence-classification",
