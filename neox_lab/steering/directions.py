@@ -22,9 +22,17 @@ from neox_lab.steering.edits import MODES, Edit, Steering
 from neox_lab.steering.places import Places, Where
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
+    from neox_lab.experiments.metrics import Metric
     from neox_lab.family.contract import HookedModel
+    from neox_lab.family.text import Inputs
+    from neox_lab.files import StrPath
+    from neox_lab.steering.curve import SteeringCurve
+    from neox_lab.steering.projecting import Projection
+    from neox_lab.steering.side_effects import SideEffects
     from neox_lab.views import View
 
 CONTROLS = ("random", "shuffled")
@@ -195,6 +203,156 @@ class Direction(FrameResult):
         with steer((self, scale), positions=positions, mode=mode) as model:
             yield model
 
+    def project(self, inputs: Inputs) -> Projection:
+        """Where each token of texts lies along the direction.
+
+        Args:
+            inputs: a text, several, or token ids ``[batch, pos]``.
+
+        Returns:
+            A value for each token and site, shown as the text with them: −1 is where the negative
+            examples are on average, 1 where the positive ones are.
+
+        Raises:
+            InputError: dropout is on, or nothing to read.
+        """
+        from neox_lab.steering.projecting import project
+
+        return project(self, inputs)
+
+    def evaluate(
+        self,
+        metric: Metric,
+        inputs: str | list[str],
+        scales: Sequence[float] = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0),
+        *,
+        texts: Sequence[str] | None = None,
+        mode: str = "add",
+        positions: Places = "all",
+        controls: int = 2,
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> SteeringCurve:
+        """Effect against fluency over scales, beside the controls.
+
+        Args:
+            metric: such as ``nl.patching.logit_difference(" good", " bad")``, or any function from
+                logits to a scalar, which is then called for each prompt by itself.
+            inputs: the prompts that the metric is measured on.
+            scales: how far to steer; see ``steer``.
+            texts: held-out texts whose predictions should not suffer; the prompts if None.
+            mode: see ``steer``.
+            positions: see ``steer``.
+            controls: how many random directions, and how many of shuffled labels, where there are.
+            batch_size: rows in one forward pass.
+            seed: of the random directions and the bootstrap.
+
+        Raises:
+            InputError: dropout is on, a metric of another head, or another argument is not what it
+                can be.
+            DataError: texts that cannot be read or scored.
+        """
+        from neox_lab.steering.curve import evaluate_direction
+
+        return evaluate_direction(
+            self, metric, inputs, scales, texts, mode, positions, controls, batch_size, seed
+        )
+
+    def side_effects(
+        self,
+        scale: float = 1.0,
+        tasks: Sequence[str] | None = None,
+        *,
+        mode: str = "add",
+        positions: Places = "all",
+        count: int = 100,
+        seed: int = 0,
+    ) -> SideEffects:
+        """What steering does to the tasks of the small world, beside a random direction.
+
+        Args:
+            scale: see ``steer``.
+            tasks: names of tasks, see ``nl.gym.tasks()``; None for all.
+            mode: see ``steer``.
+            positions: see ``steer``.
+            count: prompts of each task.
+            seed: of the prompts.
+
+        Raises:
+            InputError: an unknown task, a model with another head, or see ``steer``.
+        """
+        from neox_lab.steering.side_effects import side_effects
+
+        return side_effects(self, scale, tasks, mode, positions, count, seed)
+
+    @contextmanager
+    def removed(self) -> Iterator[HookedModel]:
+        """Ablate the direction from the residual stream, everywhere, for a ``with`` block.
+
+        Whatever site it was found at: its component is taken away before and after every block,
+        and, where blocks are sequential, between attention and MLP.
+
+        Yields:
+            The model.
+
+        Raises:
+            InputError: it has several vectors (see ``at``), or none of the residual stream.
+        """
+        from neox_lab.steering.removing import removed
+
+        with removed(self) as model:
+            yield model
+
+    def remove_from_weights(self) -> HookedModel:
+        """A copy of the model that cannot write along the direction, to use and to save.
+
+        Embedding, ``attention.dense`` and ``mlp.dense_4h_to_h`` lose their component along it,
+        biases too; tied embeddings are untied, for the unembedding only reads. The copy computes
+        what the model computes within ``removed()``.
+
+        Raises:
+            InputError: it has several vectors (see ``at``), or none of the residual stream.
+            HookError: a part of the model is no plain matrix, as with adapters.
+        """
+        from neox_lab.steering.removing import remove_from_weights
+
+        return remove_from_weights(self)
+
+    def save(self, path: StrPath) -> Path:
+        """Write it, with its controls and which model it belongs to, for ``nl.steering.load``.
+
+        Args:
+            path: a safetensors file; one that is there is replaced when the new one is whole.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        from neox_lab.steering.files import save
+
+        return save(self, path)
+
+    def export(self, path: StrPath, layout: str) -> Path:
+        """Write its vectors for another library.
+
+        Args:
+            path: the file.
+            layout: ``"repeng"``, a GGUF control vector, which llama.cpp reads too; or
+                ``"steering-vectors"``: ``SteeringVector(**torch.load(path))`` there.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            InputError: an unknown layout, or sites that it cannot name.
+            CheckpointError: the file cannot be written.
+        """
+        from neox_lab.steering.files import export
+
+        return export(self, path, layout)
+
     @property
     def frame(self) -> pd.DataFrame:
         """One row for each site: how long the direction is, and what it tells apart."""
@@ -213,20 +371,25 @@ class Direction(FrameResult):
 
     def view(self) -> View:
         """What the direction tells apart at each site, beside shuffled labels; or its length."""
-        from neox_lab.views import CurvesView, Line
+        from neox_lab.views import BarsView, CurvesView, Line
 
         frame = self.frame
         names = [name.removeprefix("blocks.").replace(".hook_", " ") for name in frame["site"]]
         at = range(len(frame))
-        title = f"Direction by {self.method}, read at {self.positions}"
-        if frame["separation"].notna().any():
-            lines = {
-                "separation of unseen examples": Line(at, frame["separation"]),
-                "shuffled labels": Line(at, frame["null"]),
-            }
-            return CurvesView(title, lines, "site", "separation", names, {"chance": 0.5})
-        lines = {"norm of the direction": Line(at, frame["norm"])}
-        return CurvesView(title, lines, "site", "norm", names)
+        title = f"Direction by {self.method}"
+        if frame["separation"].isna().all():
+            lines = {"norm of the direction": Line(at, frame["norm"])}
+            return CurvesView(title, lines, "site", "norm", names)
+        if len(frame) == 1:
+            shares = {"unseen examples": "separation", "shuffled labels": "null"}
+            values = [*frame[list(shares.values())].iloc[0], 0.5]
+            note = f"{names[0]}: how often a positive example lies beyond a negative one."
+            return BarsView([*shares, "chance"], values, title, note)
+        lines = {
+            "separation of unseen examples": Line(at, frame["separation"]),
+            "shuffled labels": Line(at, frame["null"]),
+        }
+        return CurvesView(title, lines, "site", "separation", names, {"chance": 0.5})
 
 
 @contextmanager

@@ -59,16 +59,16 @@ class Edit(NamedTuple):
 
 
 class Steering(LocatedWatcher):
-    """One edit at one site, at some positions."""
+    """One edit at one site, at some positions; at all, padding too, if ``where`` is None."""
 
-    def __init__(self, point: HookPoint, edit: Edit, where: Where) -> None:
+    def __init__(self, point: HookPoint, edit: Edit, where: Where | None) -> None:
         """Place ``edit`` at ``point``."""
         super().__init__(point, lambda tensor, _point: tensor)  # is called through ``call``
         self.edit, self.where = edit, where
 
     def call(self, tensor: Tensor, _tap: Tap) -> Tensor:
         """The tensor ``[batch, pos, ...]`` with the chosen positions edited."""
-        chosen = self.where.chosen(self, tensor.shape[1])
+        chosen = None if self.where is None else self.where.chosen(self, tensor.shape[1])
         flat = tensor.flatten(2)
         edited = self.edit(flat)
         if chosen is not None:

@@ -7,24 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import CLASSES, SIZES, randomize
+from oracle import CLASSES
+from steered_models import NEGATIVE, POSITIVE, SITE, build
 from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.errors import CheckpointError, DataError, HookNameError, InputError
-from neox_lab.gym import planting
-
-POSITIVE = ["abcd", "bbcdd", "acd", "aabd", "dcda", "bdca"]
-NEGATIVE = ["efgh", "hgfee", "ehg", "ggfh", "hfeg", "fghe"]
-SITE = "blocks.1.hook_resid_post"
-
-
-def build(name: str = "GPTNeoXForCausalLM", **more: Any) -> Any:
-    sizes = SIZES | {"vocab_size": 96, "pad_token_id": 0, "hidden_size": 32} | more
-    model = getattr(nl, name)(nl.GPTNeoXConfig(**sizes)).eval()
-    randomize(model)
-    model.tokenizer = planting.tokenizer()
-    return model
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["parallel", "sequential"])
