@@ -3,10 +3,13 @@
 scores = nl.circuits.scores(model, clean, corrupted, metric)      each edge's effect
 circuit = scores.circuit(edges=200)                               the edges that matter most
 circuit.evaluate()                                                does it do the job alone?
+nl.circuits.attribution_graph(model, transcoders, "The king")     features that made it say so
 """
 
 from __future__ import annotations
 
+from neox_lab.circuits.attribution_graphs.building import attribution_graph
+from neox_lab.circuits.attribution_graphs.result import AttributionGraph
 from neox_lab.circuits.circuit import Circuit
 from neox_lab.circuits.curve import FaithfulnessCurve
 from neox_lab.circuits.evaluation import Evaluation
@@ -15,11 +18,13 @@ from neox_lab.circuits.search import AcdcResult, acdc
 
 __all__ = [
     "AcdcResult",
+    "AttributionGraph",
     "Circuit",
     "EdgeScores",
     "Evaluation",
     "FaithfulnessCurve",
     "acdc",
+    "attribution_graph",
     "read_circuit",
     "read_scores",
     "scores",

@@ -14,6 +14,7 @@ for its patterns and its table.
 from __future__ import annotations
 
 from neox_lab.views.attention_view import AttentionView
+from neox_lab.views.attribution_graph import AttributionGraphView, Flow, Mark
 from neox_lab.views.bars import BarsView
 from neox_lab.views.base import View
 from neox_lab.views.confusion import ConfusionView
@@ -38,16 +39,19 @@ from neox_lab.views.tree import TreeView
 
 __all__ = [
     "AttentionView",
+    "AttributionGraphView",
     "BarsView",
     "ConfusionView",
     "CurvesView",
     "ExamplesView",
     "ExplorerView",
+    "Flow",
     "HeatmapView",
     "LensPairView",
     "LensView",
     "Line",
     "Link",
+    "Mark",
     "NetworkView",
     "PairView",
     "Piece",

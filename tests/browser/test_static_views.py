@@ -15,15 +15,18 @@ from table_model import TableModel
 
 from neox_lab.views import (
     AttentionView,
+    AttributionGraphView,
     BarsView,
     ConfusionView,
     CurvesView,
     ExamplesView,
+    Flow,
     HeatmapView,
     LensPairView,
     LensView,
     Line,
     Link,
+    Mark,
     NetworkView,
     Piece,
     PredictionsView,
@@ -36,6 +39,7 @@ from neox_lab.views import (
     View,
     hooks,
 )
+from neox_lab.views.attribution_graph import KINDS
 from neox_lab.views.explorer import ExplorerView, ReadingView, Shares
 from neox_lab.views.live import kinds
 
@@ -138,6 +142,17 @@ def every_view(pieces: list[str]) -> dict[str, View]:
             pieces,
             [Link(at, at + 1, 0.5 - at % 2, "qkv"[at % 3]) for at in range(count - 1)],
             "score",
+        ),
+        "attribution graph": AttributionGraphView(
+            pieces,
+            3,
+            [
+                Mark(f"{at} {piece}", KINDS[at % 4], at % 5 - 1, at, 0.3 / (at + 1), piece)
+                for at, piece in enumerate(pieces)
+            ],
+            [Flow(at, at + 1, 0.5 - at % 2, 0.4) for at in range(count - 1)],
+            {"pair": [f"{at} {piece}" for at, piece in enumerate(pieces)][:2]},
+            [f"0 {pieces[0]}"],
         ),
         "scatter": ScatterView(grid[0], grid[1], pieces, "exact", "estimated"),
         "explorer": explorer(pieces),

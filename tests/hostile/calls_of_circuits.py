@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dictionaries import random_dictionary
+
 import neox_lab as nl
 from neox_lab.experiments.metrics import logit_difference
 
@@ -17,12 +19,33 @@ def calls_of_circuits(model: Any, folder: Path) -> dict[str, Any]:
     circuit = scores.circuit(edges=5)
     scores.to_eap_ig(folder / "scores.json")
     circuit.to_eap_ig(folder / "circuit.pt")
+    width = model.config.hidden_size
+    transcoder = random_dictionary(
+        width, "blocks.0.mlp.hook_in", site_out="blocks.0.hook_mlp_out", kind="ReLU"
+    )
+    graph = nl.circuits.attribution_graph(model, transcoder, "abcd", progress=False)
+    node = graph.prune().nodes["name"].iloc[0]
     more = {**asked, "model": model, "ablation": "resample", "random": 1, "seed": 0}
     return {
         "circuits.acdc": (
             nl.circuits.acdc,
             {"model": model, **asked, "threshold": 0.01, "ablation": "zero", "orders": 1}
             | {"seed": 0, "progress": False},
+        ),
+        "circuits.attribution_graph": (
+            nl.circuits.attribution_graph,
+            {"model": model, "transcoders": [transcoder], "prompt": "abcd", "max_features": 5}
+            | {"interventions": 1, "progress": False},
+        ),
+        "circuits.attribution_graph.prune": (graph.prune, {"nodes": 0.5, "edges": 0.5}),
+        "circuits.attribution_graph.view": (
+            graph.view,
+            {"groups": {"one": [node]}, "pinned": [node], "pages": "pages"},
+        ),
+        "circuits.attribution_graph.to_neuronpedia": (
+            graph.to_neuronpedia,
+            {"path": folder / "graph.json", "slug": "x", "scan": "y", "groups": {"one": [node]}}
+            | {"pinned": [node]},
         ),
         "circuits.read_circuit": (nl.circuits.read_circuit, {"path": folder / "circuit.pt"}),
         "circuits.read_scores": (nl.circuits.read_scores, {"path": folder / "scores.json"}),

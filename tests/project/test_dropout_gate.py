@@ -53,6 +53,11 @@ def _dictionary(model: Any) -> nl.sae.Dictionary:
     return random_dictionary(model.config.hidden_size)
 
 
+def _transcoder(model: Any) -> nl.sae.Dictionary:
+    width = model.config.hidden_size
+    return random_dictionary(width, "blocks.0.mlp.hook_in", site_out="blocks.0.hook_mlp_out")
+
+
 QUESTIONS: dict[str, Callable[[Any], object]] = {
     "activations.collect": lambda model: nl.activations.collect(
         model, TEXTS, "resid_post", "never made"
@@ -69,6 +74,9 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
     "attribution.occlusion": lambda model: nl.attribution.occlusion(model, CLEAN, METRIC),
     "circuits.acdc": lambda model: nl.circuits.acdc(
         model, CLEAN, CORRUPTED, METRIC, 0.1, progress=False
+    ),
+    "circuits.attribution_graph": lambda model: nl.circuits.attribution_graph(
+        model, _transcoder(model), CLEAN, progress=False
     ),
     "circuits.scores": lambda model: nl.circuits.scores(model, CLEAN, CORRUPTED, METRIC),
     "detect.copying_scores": lambda model: nl.detect.copying_scores(model),

@@ -27,15 +27,18 @@ from neox_lab import views
 from neox_lab.errors import InputError
 from neox_lab.views import (
     AttentionView,
+    AttributionGraphView,
     BarsView,
     ConfusionView,
     CurvesView,
     ExamplesView,
+    Flow,
     HeatmapView,
     LensPairView,
     LensView,
     Line,
     Link,
+    Mark,
     NetworkView,
     PairView,
     Piece,
@@ -154,6 +157,17 @@ def hostile_views() -> list[View]:
             "<i>",
             title="$x$",
             note="<b>",
+        ),
+        AttributionGraphView(
+            HOSTILE,
+            2,
+            [Mark(p, "feature", at % 3 - 1, at, 0.1, p) for at, p in enumerate(HOSTILE)],
+            [Flow(at, at + 1, (-1) ** at, 0.5) for at in range(count - 1)],
+            {"<b>": HOSTILE[:2]},
+            HOSTILE[:1],
+            "$x$",
+            "<b>",
+            "&amp;",
         ),
         ScatterView(grid[0], grid[1], HOSTILE, "<i>", "&amp;", count, title="$x$", note="<b>"),
         CurvesView("x", dict.fromkeys(HOSTILE, line), "<i>", "&amp;", HOSTILE[:3]),
@@ -825,6 +839,15 @@ def large_views() -> list[View]:
             ["t"] * 2_000,
         ),
         TreeView(["name"], {"group": [["x"]] * 9_000}),
+        AttributionGraphView(
+            ["token"] * 60,
+            12,
+            [
+                Mark(f"L{at % 12}F{at}", "feature", at % 12, at % 60, 0.1, "x" * 200)
+                for at in range(5_000)
+            ],
+            [Flow(at, at + 1, 1.0, 0.1) for at in range(4_999)] * 6,
+        ),
         NetworkView(
             ["part"] * 5_000,
             list(range(5_000)),
