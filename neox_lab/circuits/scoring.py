@@ -34,6 +34,7 @@ from neox_lab.circuits.curve import FaithfulnessCurve, checked_shares, curve
 from neox_lab.circuits.eap_files import read
 from neox_lab.circuits.edges import edge_table
 from neox_lab.circuits.prompts import Asked
+from neox_lab.circuits.recovery import recovery
 from neox_lab.circuits.runs import Ablation
 from neox_lab.circuits.selection import greedy, highest
 from neox_lab.errors import InputError
@@ -115,6 +116,23 @@ class EdgeScores(AttributionResult):
         name = f"Circuit of the {count:,} {order} edges by {self.method}"
         name += ", grown from the logits" if method == "greedy" else ""
         return dataclasses.replace(found, computed=kept, name=name).pruned()
+
+    def recovery(self, truth: Circuit | Sequence[tuple[str, str]]) -> dict[str, float]:
+        """How well the sizes of the scores tell a circuit that is known.
+
+        Args:
+            truth: the true circuit, or its edges as pairs of writer and reader; planted models have
+                them (``nl.gym.planted_ioi().edges``).
+
+        Returns:
+            ``auroc``: how often a true edge has a larger score than another one, either way (1 for
+            perfect, 0.5 for chance); ``found``: the share of true edges among as many of the
+            largest scores; ``smallest_true`` and ``largest_other``, sizes of scores.
+
+        Raises:
+            InputError: the truth is none of this model, or has none or all of its edges.
+        """
+        return recovery(self, truth)
 
     def to_eap_ig(self, path: str | os.PathLike[str], d_model: int | None = None) -> None:
         """Write the scores, with every edge in the graph, as EAP-IG and MIB read them.

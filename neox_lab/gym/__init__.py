@@ -9,6 +9,7 @@
     nl.load(head="question-answering")         # with a head that was trained on the same world
     nl.gym.dictionaries(model)                 # features at every layer, trained on the same world
     nl.gym.planted()                           # a model whose induction heads were written by hand
+    nl.gym.planted_ioi()                       # planted circuits with their true edges and prompts
 
 It loads in milliseconds and needs no network. ``world`` has the eight tasks, ``labelled`` the data
 of the heads, ``sealed`` items that nothing here was trained or chosen by, ``training_texts`` what
@@ -29,12 +30,17 @@ if TYPE_CHECKING:
     from neox_lab.gym.evaluation import Evaluation, evaluate, repeat_loss, tasks
     from neox_lab.gym.examples import Example, Pair, Task
     from neox_lab.gym.planting import planted
+    from neox_lab.gym.planting_induction import planted_induction
+    from neox_lab.gym.planting_ioi import planted_ioi
+    from neox_lab.gym.planting_parts import PlantedCircuit
+    from neox_lab.gym.planting_two_step import planted_two_step
     from neox_lab.gym.world import TASKS
 
 _HOME = {
     "Evaluation": "evaluation",
     "Example": "examples",
     "Pair": "examples",
+    "PlantedCircuit": "planting_parts",
     "TASKS": "world",
     "Task": "examples",
     "dictionaries": "built_in_dictionaries",
@@ -42,6 +48,9 @@ _HOME = {
     "evaluate": "evaluation",
     "named_features": "built_in_dictionaries",
     "planted": "planting",
+    "planted_induction": "planting_induction",
+    "planted_ioi": "planting_ioi",
+    "planted_two_step": "planting_two_step",
     "repeat_loss": "evaluation",
     "tasks": "evaluation",
 }
@@ -51,6 +60,7 @@ __all__ = [
     "Evaluation",
     "Example",
     "Pair",
+    "PlantedCircuit",
     "Task",
     "dictionaries",
     "dictionary_card",
@@ -58,6 +68,9 @@ __all__ = [
     "labelled",
     "named_features",
     "planted",
+    "planted_induction",
+    "planted_ioi",
+    "planted_two_step",
     "repeat_loss",
     "revisions",
     "sealed",

@@ -61,6 +61,10 @@ def calls_of_circuits(model: Any, folder: Path) -> dict[str, Any]:
             scores.faithfulness,
             {"shares": [0.5], "method": "greedy", "helping": False, **more},
         ),
+        "circuits.scores.recovery": (scores.recovery, {"truth": [("embed", "logits")]}),
         "circuits.circuit.evaluate": (circuit.evaluate, more),
         "circuits.circuit.overlap": (circuit.overlap, {"other": circuit}),
+        "gym.planted_ioi": (nl.gym.planted_ioi, {"parallel": False}),
+        "gym.planted_ioi().pairs": (nl.gym.planted_ioi().pairs, {"count": 2, "seed": 0}),
+        "gym.planted_two_step": (nl.gym.planted_two_step, {"parallel": False}),
     }
