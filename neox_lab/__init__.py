@@ -139,9 +139,11 @@ def __getattr__(name: str) -> object:
     if name in _ROOMS:
         return importlib.import_module(_ROOMS[name])
     if name not in _HOME:
+        from neox_lab.other_dictionary_names import SAE_ROOM
         from neox_lab.other_names import PACKAGE, ours
 
-        raise AttributeError(f"module 'neox_lab' has no attribute {name!r}.{ours(name, PACKAGE)}")
+        meant = ours(name, PACKAGE, SAE_ROOM[0])
+        raise AttributeError(f"module 'neox_lab' has no attribute {name!r}.{meant}")
     value = getattr(importlib.import_module(_HOME[name]), name)
     globals()[name] = value
     return value

@@ -7,7 +7,8 @@
     ├── DeviceError         (RuntimeError) a device cannot hold what was to be put there
     ├── TokenizerError      (ValueError)   text or ids cannot be turned into what was asked for
     ├── InputError          (ValueError)   tensors given to a forward pass do not fit together
-    │   └── DataError                      rows of a table are wrong; the message names them
+    │   ├── DataError                      rows of a table are wrong; the message names them
+    │   └── NoSuchNameError (KeyError)     a mapping has no entry of that name
     ├── TrainingError       (RuntimeError) training cannot go on: the loss is not a number
     ├── HookError           (ValueError)   a hook would read or write something that makes no sense
     │   ├── HookNameError   (KeyError)     no hook point has that name
@@ -66,6 +67,12 @@ class InputError(NeoxLabError, ValueError):
 
 class DataError(InputError):
     """Rows of a table of examples are wrong; the message names them."""
+
+
+class NoSuchNameError(InputError, KeyError):
+    """A mapping has no entry of that name; the message says which it has."""
+
+    __str__ = Exception.__str__  # a KeyError would print the message in quotes
 
 
 class TrainingError(NeoxLabError, RuntimeError):

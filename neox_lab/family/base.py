@@ -20,6 +20,7 @@ from neox_lab.hooks.hooking import HookStack
 from neox_lab.hooks.table import hook_points
 from neox_lab.kinship import Kin
 from neox_lab.model.network import Network
+from neox_lab.other_dictionary_names import WITH_DICTIONARIES
 from neox_lab.other_names import MODEL, ours
 
 
@@ -86,7 +87,7 @@ class GPTNeoXPreTrainedModel(
         """A module, parameter or buffer; called where an object has no such attribute itself.
 
         Raises:
-            AttributeError: there is none; what TransformerLens calls otherwise is told.
+            AttributeError: there is none; what other libraries call otherwise is told.
         """
         modules = self.__dict__.get("_modules", {})
         if name in modules:  # every forward pass comes here
@@ -94,7 +95,7 @@ class GPTNeoXPreTrainedModel(
         try:
             return super().__getattr__(name)
         except AttributeError:
-            if not (hint := ours(name, MODEL)):
+            if not (hint := ours(name, MODEL, WITH_DICTIONARIES)):
                 raise
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.{hint}")
 

@@ -28,7 +28,8 @@ from neox_lab.hooks.splicing import (
 from neox_lab.hooks.storage import Keeping, PosSlice
 from neox_lab.hooks.table import axis_sizes
 from neox_lab.model.hook_points import HookPoint
-from neox_lab.other_names import names_ours
+from neox_lab.other_dictionary_names import DICTIONARY_ARGUMENTS
+from neox_lab.other_names import ARGUMENTS, names_ours, names_ours_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,6 +126,7 @@ class Hooked:
         with self.hook_stack.placed(placement, must_fire):
             yield self
 
+    @names_ours_of(*DICTIONARY_ARGUMENTS)
     @contextmanager
     def spliced(
         self,
@@ -182,7 +184,7 @@ class Hooked:
                     stack.enter_context(self.hook_stack.placed(placement, must_fire))
             yield self
 
-    @names_ours
+    @names_ours_of(ARGUMENTS, *DICTIONARY_ARGUMENTS)
     def run_with_hooks(
         self: HookedModel,
         inputs: Inputs,
@@ -208,7 +210,7 @@ class Hooked:
         with self.hooks(fwd_hooks, bwd_hooks, must_fire=must_fire):
             return self(**self.prepare_inputs(inputs) | forward_arguments)
 
-    @names_ours
+    @names_ours_of(ARGUMENTS, *DICTIONARY_ARGUMENTS)
     def run_with_cache(
         self: HookedModel,
         inputs: Inputs,

@@ -22,6 +22,7 @@ from neox_lab.errors import CheckpointError, InputError
 from neox_lab.files import read_json, staged_files
 from neox_lab.frames import make_frame
 from neox_lab.model.identity import identity
+from neox_lab.named import Named
 from neox_lab.sae import Dictionary, load
 from neox_lab.sae.activations import TopK
 
@@ -53,10 +54,13 @@ def dictionaries(model: HookedModel | None = None) -> dict[str, Dictionary]:
                 "one are others. nl.sae.train makes dictionaries of any model."
             )
     device = "cpu" if model is None else model.device
-    return {
-        row["dictionary"]: cast(Dictionary, load(FOLDER, site=row["site"], device=device))
-        for row in _card()["dictionaries"]
-    }
+    return Named(
+        "dictionary",
+        {
+            row["dictionary"]: cast(Dictionary, load(FOLDER, site=row["site"], device=device))
+            for row in _card()["dictionaries"]
+        },
+    )
 
 
 def dictionary_card() -> pd.DataFrame:

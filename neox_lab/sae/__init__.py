@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from neox_lab.other_dictionary_names import SAE_ROOM
+from neox_lab.other_names import ours
 from neox_lab.sae.checking import Check
 from neox_lab.sae.codes import Codes
 from neox_lab.sae.cross_layer import CrossLayerTranscoder
@@ -33,3 +35,8 @@ __all__ = [
     "planted",
     "train",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Called for what is not here; what other libraries call otherwise is told."""
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}.{ours(name, *SAE_ROOM)}")

@@ -75,8 +75,14 @@ def require_codes(codes: object, latents: int) -> Codes:
     Raises:
         InputError: something else, or codes of another dictionary.
     """
+    if isinstance(codes, Tensor) and codes.dim() and codes.shape[-1] == latents:
+        raise InputError(
+            f"codes is a dense matrix {list(codes.shape)}; expected Codes, as encode gives: "
+            "indices and values of the active features. Activations are edited while the "
+            "dictionary is spliced in, at hook_sae_acts."
+        )
     if not isinstance(codes, Codes):
-        raise InputError(f"codes={shown(codes)}; expected Codes, as encode gives.")
+        raise InputError(f"codes={shown(codes, 80)}; expected Codes, as encode gives.")
     if codes.latents != latents:
         raise InputError(f"The codes are of {codes.latents} features; here are {latents}.")
     return codes

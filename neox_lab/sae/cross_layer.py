@@ -23,6 +23,7 @@ from neox_lab.hooks.splicing import Spliced
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.sae.activations import Activation
 from neox_lab.sae.affine import Affine
+from neox_lab.sae.answering import Answering
 from neox_lab.sae.bags import rows_summed
 from neox_lab.sae.codes import Codes, joined, require_codes
 from neox_lab.sae.cross_layer_inputs import Inputs, Passed, by_layer, require
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 _DENSE = 2**24  # numbers of the matrix [token, latent] that exist at a time while encoding
 
 
-class CrossLayerTranscoder(nn.Module):
+class CrossLayerTranscoder(Answering):
     """Features of every layer of a network that write to that layer and those after it.
 
     Attributes:

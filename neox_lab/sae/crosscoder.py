@@ -27,6 +27,7 @@ from neox_lab.hooks.splicing import Spliced
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.sae.activations import Activation
 from neox_lab.sae.affine import Affine
+from neox_lab.sae.answering import Answering
 from neox_lab.sae.bags import rows_summed
 from neox_lab.sae.codes import Codes, joined, require_codes
 from neox_lab.sae.rows import Texts
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 _DENSE = 2**24  # numbers of the matrix [token, latent] that exist at a time while encoding
 
 
-class Crosscoder(nn.Module):
+class Crosscoder(Answering):
     """Features shared by several models or layers.
 
     Attributes:
@@ -332,6 +333,12 @@ class Crosscoder(nn.Module):
             InputError: another number of tensors, another width, or other tokens.
         """
         expected = f"expected {self.n} tensors [*tokens, {self.d}] of the same tokens"
+        if isinstance(inputs, Mapping):
+            of_layers = len(set(self.sites)) == self.n
+            listed = (
+                "[cache[site] for site in crosscoder.sites]" if of_layers else "[first, second]"
+            )
+            raise InputError(f"inputs is a cache or a mapping; {expected}: encode({listed}).")
         if not isinstance(inputs, list | tuple) or len(inputs) != self.n:
             raise InputError(f"inputs={shown(inputs)}; {expected}.")
         if not all(isinstance(x, Tensor) and x.dim() and x.shape[-1] == self.d for x in inputs):

@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from neox_lab.checks import shown
 from neox_lab.errors import ConfigError, InputError
 from neox_lab.files import StrPath
 from neox_lab.hooks.splicing import Spliced
 from neox_lab.model.hook_points import HookPoint
 from neox_lab.sae import screening
 from neox_lab.sae.activations import Activation, TopK
+from neox_lab.sae.answering import Answering
 from neox_lab.sae.bags import rows_summed
 from neox_lab.sae.checking import Check, check_fit
-from neox_lab.sae.codes import Codes, joined
+from neox_lab.sae.codes import Codes, joined, require_codes
 from neox_lab.sae.exporting import export
 from neox_lab.sae.normalisation import Normalise, unchanged
 from neox_lab.sae.rows import Texts
@@ -82,7 +84,7 @@ class Weights(NamedTuple):
                 raise ConfigError(f"{name} holds NaN or infinite numbers.")
 
 
-class Dictionary(nn.Module):
+class Dictionary(Answering):
     """Features at one place of the network.
 
     Attributes:
@@ -180,13 +182,10 @@ class Dictionary(nn.Module):
             Codes ``[*tokens, slot]``, in the dictionary's dtype.
 
         Raises:
-            InputError: another width.
+            InputError: another width, or no tensor.
         """
-        if x.shape[-1] != self.d_in:
-            raise InputError(
-                f"x is {list(x.shape)}; this dictionary reads {self.site_in}, "
-                f"[*tokens, {self.d_in}]."
-            )
+        if not isinstance(x, Tensor) or not x.dim() or x.shape[-1] != self.d_in:
+            raise InputError(self._what_to_give(x))
         read, _ = self.normalise(x.to(self.encoder.dtype))
         tokens = read.reshape(-1, self.d_in)
         codes = self._screened(tokens)
@@ -195,6 +194,20 @@ class Dictionary(nn.Module):
             codes = joined([self.activation(self.pre(part)) for part in torch.split(tokens, step)])
         shape = (*x.shape[:-1], codes.indices.shape[-1])
         return Codes(codes.indices.view(shape), codes.values.view(shape), self.latents)
+
+    def _what_to_give(self, x: object) -> str:
+        """What is wrong with something that was to be encoded, and what to give."""
+        wanted = f"this dictionary reads what stands at {self.site_in}, [*tokens, {self.d_in}]"
+        if isinstance(x, Tensor):
+            shape = list(x.shape)
+            heads = x.dim() > 1 and x.shape[-1] * x.shape[-2] == self.d_in
+            return f"x is {shape}; {wanted}." + " Give x.flatten(-2)." * heads
+        if isinstance(x, Mapping):
+            return f"x is a cache or a mapping; {wanted}: encode(cache[{self.site_in!r}])."
+        return (
+            f"x={shown(x, 80)}; {wanted}: of a text it is in model.run_with_cache(text)[1]; "
+            "nl.features.active(model, dictionary, text) answers for it at once."
+        )
 
     def _screened(self, tokens: Tensor) -> Codes | None:
         """The codes by a shortcut that gives the same, where there is one."""
@@ -230,8 +243,7 @@ class Dictionary(nn.Module):
         Raises:
             InputError: codes of another dictionary, or ``x`` is needed.
         """
-        if codes.latents != self.latents:
-            raise InputError(f"The codes are of {codes.latents} features; here are {self.latents}.")
+        require_codes(codes, self.latents)
         if x is None and (self.W_skip is not None or self.normalise is not unchanged):
             raise InputError("Give decode the x that was encoded: it has a part in the output.")
         written = self._sum(codes) + self.b_dec

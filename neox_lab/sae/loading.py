@@ -29,6 +29,8 @@ from neox_lab.checks import (
 from neox_lab.errors import CheckpointError, ConfigError, InputError, nearest
 from neox_lab.frames import make_frame
 from neox_lab.hub import PathOrId
+from neox_lab.other_dictionary_names import DICTIONARY_ARGUMENTS
+from neox_lab.other_names import names_ours_of
 from neox_lab.sae.cross_layer import CrossLayerTranscoder
 from neox_lab.sae.dictionary import Dictionary
 from neox_lab.sae.formats import FORMATS, Found, Given, Read, Source, source_of
@@ -44,9 +46,18 @@ _NAMED = 12  # dictionaries in a message
 KINDS = ("ReLU", "TopK", "BatchTopK", "JumpReLU")
 
 
+_NO_SOURCE = (
+    "Which dictionary? Give source, a folder or a repository on the hub, such as "
+    "nl.sae.load('EleutherAI/sae-pythia-70m-32k', site=('resid_post', 3)); "
+    "nl.sae.available(source) lists what one holds. Those of the built-in "
+    "model are nl.gym.dictionaries()."
+)
+
+
+@names_ours_of(*DICTIONARY_ARGUMENTS)
 @torch.inference_mode(False)  # as with models
 def load(
-    source: PathOrId,
+    source: PathOrId | None = None,
     *,
     site: Site | None = None,
     layer: int | None = None,
@@ -93,7 +104,7 @@ def load(
             not say enough, or hold something that is none of these.
         HookNameError: no network of this family has such a site, or ``model`` lacks it.
         HookError: ``model`` has another width.
-        InputError: an argument is not what it can be.
+        InputError: an argument is not what it can be, or there is no source.
     """
     given = Given(
         None if site is None else hook_name(site),
@@ -108,7 +119,7 @@ def load(
         require_model(model)
     layer = check("layer", layer, or_none(whole(least=0)), InputError)
     subfolder = check("subfolder", subfolder, or_none(TEXT), InputError)
-    files = source_of(source, check("revision", revision, or_none(TEXT), InputError))
+    files = _source(source, revision)
     narrowed = files if subfolder is None else files.below(subfolder)
     found = _chosen(files, _all(narrowed) or _all(files), given.site, layer, subfolder)
     if found.refused:
@@ -131,7 +142,8 @@ def load(
     return dictionary
 
 
-def available(source: PathOrId, revision: str | None = None) -> pd.DataFrame:
+@names_ours_of(*DICTIONARY_ARGUMENTS)
+def available(source: PathOrId | None = None, revision: str | None = None) -> pd.DataFrame:
     """The dictionaries in a directory or a repository, none of them read.
 
     Args:
@@ -144,8 +156,9 @@ def available(source: PathOrId, revision: str | None = None) -> pd.DataFrame:
 
     Raises:
         CheckpointError: there is no such place, or the hub cannot be reached.
+        InputError: there is no source.
     """
-    files = source_of(source, check("revision", revision, or_none(TEXT), InputError))
+    files = _source(source, revision)
     columns = ["subfolder", "format", "site", "layer", "refused"]
     rows = [
         dict(zip(columns, (each.place, each.format, each.site, _layer(each), each.refused),
@@ -153,6 +166,18 @@ def available(source: PathOrId, revision: str | None = None) -> pd.DataFrame:
         for each in _all(files)
     ]  # fmt: skip
     return make_frame(rows, columns).astype({"layer": "Int64"})
+
+
+def _source(source: PathOrId | None, revision: object) -> Source:
+    """The files.
+
+    Raises:
+        InputError: nobody says where they are.
+        CheckpointError: there is no such place, or the hub cannot be reached.
+    """
+    if source is None:
+        raise InputError(_NO_SOURCE)
+    return source_of(source, check("revision", revision, or_none(TEXT), InputError))
 
 
 def _all(files: Source) -> list[Found]:

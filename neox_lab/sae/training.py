@@ -30,6 +30,8 @@ from neox_lab.checks import COUNT, SEED, SWITCH, check, number, one_of, shown
 from neox_lab.errors import CheckpointError, InputError, TrainingError
 from neox_lab.family.contract import HookedModel
 from neox_lab.files import StrPath, alone, path_of
+from neox_lab.other_dictionary_names import DICTIONARY_ARGUMENTS
+from neox_lab.other_names import names_ours_of
 from neox_lab.progress import Progress
 from neox_lab.sae.recipes import KINDS, Kind, Recipe, Trainee
 from neox_lab.sae.rows import SAMPLE, Rows, Site, Texts, rows_of
@@ -41,6 +43,7 @@ _FILE = "state.safetensors"
 SAVE_EVERY = 200  # steps
 
 
+@names_ours_of(*DICTIONARY_ARGUMENTS)
 def train(
     source: HookedModel | Stored | Tensor | tuple[Tensor, Tensor],
     texts: Texts | None = None,

@@ -21,11 +21,13 @@ CONTRACT = "neox_lab.family.contract"
 FLOORS: tuple[tuple[str, str], ...] = (
     ("errors.py", "what can go wrong, in one tree"),
     ("other_names.py", "what TransformerLens calls things, for messages"),
+    ("other_dictionary_names.py", "what libraries of dictionaries call things, likewise"),
     (
         "checks.py memory.py padding.py progress.py",
         "small tools: values in range, memory, rows of one length, bars",
     ),
     ("notices.py", "what must be known about an answer"),
+    ("named.py", "mappings that say what they have"),
     ("frames.py", "tables of numbers and of any text"),
     ("kinship.py", "being taken for transformers' classes"),
     ("head_names.py", "how a head is called"),
