@@ -20,12 +20,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neox_lab.checks import SEED, check
-from neox_lab.data.statistics import statistic_interval
+from neox_lab.data.statistics import statistic_interval, wilson_interval
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.gym.evaluation import Evaluation, ask, task_names
@@ -40,7 +41,9 @@ __all__ = ["SealedEvaluation", "evaluate", "items"]
 
 FILE = Path(__file__).with_name("sealed.json")
 CHANCE = 0.5
-"""Accuracy of a model that knows nothing: one of two answers is right."""
+"""Of accuracy and of ``moved``, for a model that knows nothing."""
+
+MEASURED = ("frames_low", "frames_high", "moved", "moved_low", "moved_high")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +53,11 @@ class SealedEvaluation(Evaluation):
     Attributes:
         frame: the columns of ``Evaluation.frame``, and ``frames``, how many sentence frames were
             asked; ``frames_low`` and ``frames_high``, a 95 % interval of the accuracy by
-            bootstrap over whole frames, which is wider than Wilson's where frames differ; and
-            ``chance``.
+            bootstrap over whole frames, which is wider than Wilson's where frames differ;
+            ``chance``; and ``moved``, the share of items whose logit difference is larger after
+            the clean prompt than after the corrupted one, with Wilson's interval from
+            ``moved_low`` to ``moved_high``. A model that has one answer to every prompt has an
+            accuracy of 0.5, but may be moved the right way by each.
         examples: the columns of ``Evaluation.examples``, and ``sentence``, the frame of the item.
     """
 
@@ -126,21 +132,26 @@ def evaluate(
     sentences = [sentence for pairs in chosen.values() for sentence, _ in pairs]
     examples = found.examples.assign(sentence=sentences)
     told = SealedEvaluation(found.frame, examples)
-    clustered = [_over_sentences(told, name, seed) for name in found.frame["task"]]
-    return SealedEvaluation(found.frame.assign(**make_frame(clustered)), examples)
+    more = [_more(told, name, seed) for name in found.frame["task"]]
+    return SealedEvaluation(found.frame.assign(**make_frame(more)), examples)
 
 
-def _over_sentences(found: SealedEvaluation, name: str, seed: int) -> dict[str, float]:
-    """The columns of ``SealedEvaluation.frame`` that are about sentence frames, for one task."""
+def _more(found: SealedEvaluation, name: str, seed: int) -> dict[str, float]:
+    """The columns that ``SealedEvaluation.frame`` adds, for one task."""
     rows = found.by_sentence
-    rows = rows[rows["task"] == name]
-    right, count = rows["right"].to_numpy(), rows["count"].to_numpy()
-    low, high = float("nan"), float("nan")
-    if len(rows):
-        low, high = statistic_interval(
-            len(rows), lambda drawn: float(right[drawn].sum() / count[drawn].sum()), seed=seed
-        )
-    return {"frames": len(rows), "frames_low": low, "frames_high": high, "chance": CHANCE}
+    right, count = (rows[rows["task"] == name][of].to_numpy() for of in ("right", "count"))
+    items = found.examples[(found.examples["task"] == name) & (found.examples["left_out"] == "")]
+    clean, corrupted = items["logit_difference"], items["corrupted_logit_difference"]
+    more = {"frames": len(count), "chance": CHANCE}
+    if not len(items) or clean.isna().any() or corrupted.isna().any():
+        return more | dict.fromkeys(MEASURED, math.nan)
+    moved = int((clean > corrupted).sum())
+    intervals = (
+        *statistic_interval(len(count), lambda at: right[at].sum() / count[at].sum(), seed=seed),
+        moved / len(items),
+        *wilson_interval(moved, len(items)),
+    )
+    return more | dict(zip(MEASURED, intervals, strict=True))
 
 
 def main() -> None:
@@ -149,7 +160,7 @@ def main() -> None:
 
     found = evaluate(load())
     figures = ["task", "accuracy", "accuracy_low", "accuracy_high", "frames_low", "frames_high"]
-    figures += ["chance", "frames", "count", "left_out"]
+    figures += ["chance", "moved", "moved_low", "moved_high", "frames", "count", "left_out"]
     print(found.frame[figures].to_string(index=False, float_format="{:.3f}".format))
     print(f"\nmean accuracy {found.accuracy:.3f}\n")
     for row in found.by_sentence.itertuples():

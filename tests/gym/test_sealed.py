@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 import pytest
+import torch
 from scipy.stats import binomtest
 
 import neox_lab as nl
@@ -262,6 +263,33 @@ def test_intervals_are_over_items_and_over_sentences() -> None:
         assert row.logit_difference == pytest.approx(alone, abs=1e-3)
 
 
+def test_the_card_says_what_is_found() -> None:
+    card = (PACKAGE / "gym" / "README.md").read_text(encoding="utf-8")
+    table = re.findall(
+        r"^\| (\w+) \| [\d.]+ \| ([\d.]+) \| (.*) to (.*) \| .* \| (.*) \|$", card, re.M
+    )
+    assert [name for name, *_ in table] == list(world.TASKS)
+    found = sealed.evaluate(nl.load())
+    for row, (_, *told) in zip(found.frame.itertuples(), table, strict=True):
+        numbers = (row.accuracy, row.accuracy_low, row.accuracy_high, row.moved)
+        assert numbers == pytest.approx(tuple(map(float, told)), abs=0.015), row.task
+    assert float(re.findall(r"The average is \*\*(0\.\d+)\*\*; chance", card)[0]) == pytest.approx(
+        found.accuracy, abs=0.005
+    )
+
+
+def test_one_answer_to_all_is_half_right_and_may_be_moved() -> None:
+    model = nl.load()
+    token = model.to_single_token(" he")
+    with torch.no_grad():  # as if " he" were always said: every other answer is far behind
+        model.get_output_embeddings().bias = torch.nn.Parameter(torch.zeros(2048))
+        model.get_output_embeddings().bias[token] = 100.0
+    (row,) = sealed.evaluate(model, ["pronouns"]).frame.itertuples()
+    (own,) = sealed.evaluate(nl.load(), ["pronouns"]).frame.itertuples()
+    assert (row.accuracy, row.frames_low, row.frames_high) == (0.5, 0.5, 0.5)
+    assert (row.moved, row.moved_low) == (own.moved, own.moved_low) != (0.5, 0.5)
+
+
 def test_what_cannot_be_asked_is_refused() -> None:
     with pytest.raises(InputError, match="expected one of ioi"):
         sealed.evaluate(nl.load(), ["iou"])
@@ -286,4 +314,13 @@ def test_a_tokenizer_that_cannot_ask_gives_missing_numbers() -> None:
     small.tokenizer = nl.load().tokenizer
     (row,) = sealed.evaluate(small, ["ioi"]).frame.itertuples()
     assert (row.count, row.left_out, row.frames) == (0, 144, 0)
-    assert math.isnan(row.frames_low) and math.isnan(row.accuracy)
+    assert all(map(math.isnan, (row.accuracy, row.frames_low, row.moved, row.moved_high)))
+
+
+def test_a_model_that_says_nan_gives_missing_numbers() -> None:
+    model = nl.load()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[model.to_single_token(" Greece")] = math.nan
+    with pytest.warns(nl.errors.NeoxLabWarning, match="logit difference"):
+        (row,) = sealed.evaluate(model, ["facts"]).frame.itertuples()
+    assert all(map(math.isnan, (row.accuracy, row.frames_low, row.moved, row.moved_high)))
