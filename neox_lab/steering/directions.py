@@ -330,7 +330,7 @@ class Direction(FrameResult):
         Raises:
             CheckpointError: the file cannot be written.
         """
-        from neox_lab.steering.files import save
+        from neox_lab.steering.saving import save
 
         return save(self, path)
 
@@ -349,7 +349,7 @@ class Direction(FrameResult):
             InputError: an unknown layout, or sites that it cannot name.
             CheckpointError: the file cannot be written.
         """
-        from neox_lab.steering.files import export
+        from neox_lab.steering.saving import export
 
         return export(self, path, layout)
 

@@ -599,6 +599,7 @@ def test_no_public_question_is_left_out() -> None:
         "encoded_pair": "cuts one text",
         "direction": "reads each text by itself, see the tests of steering",
         "token": "a place",
+        "load": "reads a file",
     }
     rooms = {
         **{"patching": nl.patching, "attribution": nl.attribution, "lens": nl.lens},

@@ -11,7 +11,6 @@ the one class of that library, and runs nothing.
 from __future__ import annotations
 
 import math
-import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,22 +20,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from neox_lab.checks import check, one_of, shown
-from neox_lab.errors import CheckpointError, InputError
-from neox_lab.files import StrPath, path_of, staged_file
+from neox_lab.checks import shown
+from neox_lab.errors import CheckpointError
+from neox_lab.files import StrPath, path_of
 from neox_lab.model.identity import Identity
-from neox_lab.safetensors_files import FileFormat
 from neox_lab.steering import gguf
 from neox_lab.steering.directions import AtSite, Direction
+from neox_lab.steering.saving import FORMAT, KINDS, NUMBERS
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
-
-_FORMAT = FileFormat("direction", "neox_lab direction 1")
-LAYOUTS = ("repeng", "steering-vectors")
-_NUMBERS = ("site_norm", "origin", "separation", "null")
-_BLOCK = re.compile(r"blocks\.(\d+)\.(hook_\w+)")
-_KINDS = {"decoder_block": "hook_resid_post", "self_attn": "hook_attn_out", "mlp": "hook_mlp_out"}
 
 
 class _SteeringVector:
@@ -44,59 +37,6 @@ class _SteeringVector:
 
     layer_activations: dict[int, Tensor]
     layer_type: str
-
-
-def save(direction: Direction, path: StrPath) -> Path:
-    """See ``Direction.save``."""
-    place = path_of("path", path)
-    tensors, described = {}, []
-    for number, (name, at) in enumerate(direction.sites.items()):
-        tensors[f"vector.{number}"] = at.vector
-        if len(at.shuffled):
-            tensors[f"shuffled.{number}"] = at.shuffled
-        known = {key: _or_none(getattr(at, key)) for key in _NUMBERS}
-        described.append({"site": name, **known})
-    said = {
-        "method": direction.method,
-        "positions": direction.positions,
-        "model": direction.model_name,
-        "identity": direction.identity,
-        "sites": described,
-    }
-    _FORMAT.write(place, tensors, said)
-    return place
-
-
-def export(direction: Direction, path: StrPath, layout: str) -> Path:
-    """See ``Direction.export``."""
-    check("layout", layout, one_of(*LAYOUTS), InputError)
-    place = path_of("path", path)
-    kinds, vectors = set(), {}
-    for name, vector in direction.vectors.items():
-        match = _BLOCK.fullmatch(name)
-        if not match or match[2] not in _KINDS.values():
-            raise InputError(
-                f"{name!r} cannot be said in the layout of {layout}: it knows outputs of blocks "
-                "(resid_post)" + (", attention and MLPs" if layout != "repeng" else "")
-            )
-        kinds.add(match[2])
-        vectors[int(match[1])] = vector
-    if len(kinds) > 1 or (layout == "repeng" and kinds != {"hook_resid_post"}):
-        raise InputError(f"{layout} keeps one kind of site in a file; this has {sorted(kinds)}")
-    if layout == "repeng":
-        keys: dict[str, int | str] = {"general.architecture": "controlvector"}
-        keys |= {"controlvector.model_hint": "gpt_neox", "controlvector.layer_count": len(vectors)}
-        gguf.write(place, keys, {f"direction.{n}": vector for n, vector in vectors.items()})
-        return place
-    kind = next(kind for kind, hook in _KINDS.items() if hook in kinds)
-    content = {"layer_activations": vectors, "layer_type": kind}
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with staged_file(place) as temporary:
-            torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:
-        raise CheckpointError(f"Cannot write {str(place)!r}: {error}") from error
-    return place
 
 
 def load(path: StrPath, model: HookedModel | None = None) -> Direction:
@@ -135,14 +75,14 @@ def load(path: StrPath, model: HookedModel | None = None) -> Direction:
 
 
 def _of_ours(place: Path) -> Direction:
-    tensors, said = _FORMAT.read(place)
+    tensors, said = FORMAT.read(place)
     try:
         sites = {}
         described = said["sites"]
         assert isinstance(described, list)
         for number, entry in enumerate(described):
             vector = tensors[f"vector.{number}"].float().clone()
-            numbers = {key: _number(entry[key]) for key in _NUMBERS}
+            numbers = {key: _number(entry[key]) for key in NUMBERS}
             none = torch.empty(0, len(vector))
             drawn = tensors.get(f"shuffled.{number}", none).float().clone()
             sites[str(entry["site"])] = AtSite(vector, shuffled=drawn, **numbers)
@@ -182,17 +122,17 @@ def _of_pickle(place: Path) -> Direction:
     kind: object = "decoder_block"
     if isinstance(content, Mapping) and "layer_activations" in content:
         kind, content = content.get("layer_type", kind), content["layer_activations"]
-    if not isinstance(content, Mapping) or kind not in _KINDS:
+    if not isinstance(content, Mapping) or kind not in KINDS:
         raise CheckpointError(
             f"{str(place)!r} holds {type(content).__name__} of {shown(kind)}; expected vectors by "
-            f"layer, of {', '.join(_KINDS)}."
+            f"layer, of {', '.join(KINDS)}."
         )
     layers = {}
     for layer, tensor in content.items():
         if not isinstance(layer, int) or not isinstance(tensor, Tensor):
             raise CheckpointError(f"{str(place)!r} holds {shown(layer, 60)}; expected layers.")
         layers[layer] = tensor.detach().float().flatten()
-    return _of_layers(place, layers, _KINDS[str(kind)], "steering-vectors")
+    return _of_layers(place, layers, KINDS[str(kind)], "steering-vectors")
 
 
 def _of_layers(place: Path, layers: Mapping[int, Tensor], hook: str, source: str) -> Direction:
@@ -201,10 +141,6 @@ def _of_layers(place: Path, layers: Mapping[int, Tensor], hook: str, source: str
         raise CheckpointError(f"{str(place)!r} holds no directions by layer.")
     sites = {f"blocks.{n}.{hook}": AtSite(layers[n].clone()) for n in sorted(layers)}
     return Direction(sites, source, "unknown")
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
 
 
 def _number(value: object) -> float:
