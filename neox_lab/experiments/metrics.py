@@ -94,7 +94,9 @@ class LogitMetric:
         given = prepared.get("input_ids", prepared.get("inputs_embeds"))
         assert given is not None
         batch, device = given.shape[0], given.device
-        outputs = [_per_row(_ids(model, t.output), batch, "tokens or labels") for t in self.terms]
+        outputs = [
+            _per_row(output_ids(model, t.output), batch, "tokens or labels") for t in self.terms
+        ]
         positions = [_columns(model, prepared, term.pos) for term in self.terms]
         return BoundMetric(
             weights=torch.tensor([term.weight for term in self.terms], device=device),
@@ -119,7 +121,9 @@ class LogitMetric:
                 "model.prepare_inputs(inputs)), or give ids."
             )
         batch = logits.shape[0]
-        outputs = [_per_row(_ids(None, t.output), batch, "tokens or labels") for t in self.terms]
+        outputs = [
+            _per_row(output_ids(None, t.output), batch, "tokens or labels") for t in self.terms
+        ]
         everywhere = torch.ones(batch, length, dtype=torch.bool)
         positions = [_places(everywhere, -1 if t.pos is None else t.pos) for t in self.terms]
         bound = BoundMetric(
@@ -321,7 +325,7 @@ def _is_text(output: Output) -> bool:
     return not isinstance(output, int | Tensor) and any(isinstance(o, str) for o in output)
 
 
-def _ids(model: HookedModel | None, output: Output) -> Tensor:
+def output_ids(model: HookedModel | None, output: Output) -> Tensor:
     """Ids of tokens or labels, ``[]`` or ``[batch]``; without a model only ids, not text.
 
     Raises:

@@ -10,6 +10,8 @@
     nl.gym.dictionaries(model)                 # features at every layer, trained on the same world
     nl.gym.planted()                           # a model whose induction heads were written by hand
     nl.gym.planted_ioi()                       # planted circuits with their true edges and prompts
+    nl.gym.planted_variable()                  # one whose variables were
+    nl.gym.CAUSAL["ioi"].pairs("receiver", 99) # pairs for interchange interventions
 
 It loads in milliseconds and needs no network. ``world`` has the eight tasks, ``labelled`` the data
 of the heads, ``sealed`` items that nothing here was trained or chosen by, ``training_texts`` what
@@ -27,6 +29,7 @@ from neox_lab.built_in import revisions, weights_directory
 if TYPE_CHECKING:
     from neox_lab.gym import labelled, sealed
     from neox_lab.gym.built_in_dictionaries import dictionaries, dictionary_card, named_features
+    from neox_lab.gym.causal import CAUSAL, CausalTask
     from neox_lab.gym.evaluation import Evaluation, evaluate, repeat_loss, tasks
     from neox_lab.gym.examples import Example, Pair, Task
     from neox_lab.gym.planting import planted
@@ -34,9 +37,12 @@ if TYPE_CHECKING:
     from neox_lab.gym.planting_ioi import planted_ioi
     from neox_lab.gym.planting_parts import PlantedCircuit
     from neox_lab.gym.planting_two_step import planted_two_step
+    from neox_lab.gym.planting_variable import planted_variable
     from neox_lab.gym.world import TASKS
 
 _HOME = {
+    "CAUSAL": "causal",
+    "CausalTask": "causal",
     "Evaluation": "evaluation",
     "Example": "examples",
     "Pair": "examples",
@@ -51,12 +57,15 @@ _HOME = {
     "planted_induction": "planting_induction",
     "planted_ioi": "planting_ioi",
     "planted_two_step": "planting_two_step",
+    "planted_variable": "planting_variable",
     "repeat_loss": "evaluation",
     "tasks": "evaluation",
 }
 
 __all__ = [
+    "CAUSAL",
     "TASKS",
+    "CausalTask",
     "Evaluation",
     "Example",
     "Pair",
@@ -71,6 +80,7 @@ __all__ = [
     "planted_induction",
     "planted_ioi",
     "planted_two_step",
+    "planted_variable",
     "repeat_loss",
     "revisions",
     "sealed",

@@ -440,6 +440,13 @@ def steered(given: Given) -> Answer:
     return answer
 
 
+def interchange(given: Given) -> Answer:
+    site, other = nl.interchange.Site(("v", 0), {"one": 1, "last": -1}), ("resid_post", 0)
+    swaps = [(site, given.corrupted), (nl.interchange.Site(other, -1), given.inputs)]
+    logits = nl.interchange.run(given.model, given.inputs, *swaps).logits
+    return [[given.own(logits[row], row, 0)] for row in given.rows]
+
+
 def of_tagger(given: Given) -> Answer:
     logit = nl.patching.tag_logit(2, 1, 0)
     swept = nl.patching.sweep(
@@ -485,6 +492,7 @@ QUESTIONS: dict[str, Callable[[Given], Answer]] = {
     "features.direct": direct_shares,
     "features.effects": effects,
     "features.top_examples": top_examples,
+    "interchange.run": interchange,
     "lens.logit_lens": logit_lens,
     "lens.direct": direct,
     "lens.tuned_lens": tuned_lens,

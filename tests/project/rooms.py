@@ -56,6 +56,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("experiments/", "questions: patching, paths, attribution, lens, detection, probing"),
     ("sae/", "dictionaries of features: read, proven, spliced in, trained"),
     ("circuits/", "circuits: edges scored, chosen, tested against chance"),
+    ("interchange/", "does a site carry a variable: exchanges, DAS, causal models, nulls"),
     ("features/", "questions about features: where active, to what effect, in which circuit"),
     ("dynamics/", "questions over training: revisions, their audit, one measure at many steps"),
     ("tasks/", "train, evaluate and use the heads"),

@@ -58,6 +58,12 @@ def _transcoder(model: Any) -> nl.sae.Dictionary:
     return random_dictionary(width, "blocks.0.mlp.hook_in", site_out="blocks.0.hook_mlp_out")
 
 
+PAIRS = [
+    nl.interchange.Pairs([[3, 4, side]], [[5, 6, side]], [7], [8], variable="v") for side in (1, 2)
+]
+SITE = nl.interchange.Site(("resid_post", 0), -1)
+
+
 QUESTIONS: dict[str, Callable[[Any], object]] = {
     "activations.collect": lambda model: nl.activations.collect(
         model, TEXTS, "resid_post", "never made"
@@ -94,6 +100,11 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
     "features.top_examples": lambda model: nl.features.top_examples(
         model, _dictionary(model), TEXTS, progress=False
     ),
+    "interchange.accuracy": lambda model: nl.interchange.accuracy(model, PAIRS[0], SITE),
+    "interchange.boundless": lambda model: nl.interchange.boundless(model, *PAIRS, SITE),
+    "interchange.das": lambda model: nl.interchange.das(model, *PAIRS, SITE),
+    "interchange.mask": lambda model: nl.interchange.mask(model, *PAIRS, SITE),
+    "interchange.run": lambda model: nl.interchange.run(model, CLEAN, (SITE, CORRUPTED)),
     "lens.direct": lambda model: nl.lens.direct(model, CLEAN, 0),
     "lens.logit_lens": lambda model: nl.lens.logit_lens(model, CLEAN),
     "lens.tuned_lens": lambda model: nl.lens.tuned_lens(model, CLEAN, zero_lens(model)),
@@ -214,6 +225,7 @@ ROOMS = (
     "dynamics",
     "features",
     "gym",
+    "interchange",
     "lens",
     "patching",
     "probing",

@@ -244,7 +244,10 @@ def patched_columns(positions: Positions, patched: Prompts) -> Tensor:
     """
     _check_named(positions)
     return torch.stack(
-        [_columns(patched, _side(where, 1, name), name) for name, where in positions.items()]
+        [
+            position_columns(patched, _side(where, 1, name), name)
+            for name, where in positions.items()
+        ]
     )
 
 
@@ -283,7 +286,7 @@ def source_columns(positions: Positions, source: Prompts, patched: Prompts) -> T
     for (name, where), into in zip(
         positions.items(), patched_columns(positions, patched).tolist(), strict=True
     ):
-        out_of = _columns(source, _side(where, 0, name), name).tolist()
+        out_of = position_columns(source, _side(where, 0, name), name).tolist()
         for row, (column, found) in enumerate(zip(into, out_of, strict=True)):
             if taken.setdefault((row, column), found) != found:
                 raise InputError(
@@ -320,7 +323,7 @@ def _side(
     return where[side]
 
 
-def _columns(prompts: Prompts, where: TokenPosition, name: str) -> Tensor:
+def position_columns(prompts: Prompts, where: TokenPosition, name: str) -> Tensor:
     """The columns ``[batch]`` of a position counted in each text's own tokens."""
     given = one_each(f"positions[{name!r}]", where, len(prompts.ids), InputError)
     found = []

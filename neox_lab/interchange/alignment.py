@@ -1,0 +1,335 @@
+"""The questions: does a site carry a variable, and which part of it does?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from neox_lab.checks import SEED, SWITCH, check, number, shown, whole
+from neox_lab.dropout import refuse_dropout
+from neox_lab.errors import InputError
+from neox_lab.interchange.cached_runs import CachedRuns
+from neox_lab.interchange.outcomes import (
+    FOUND,
+    PERMUTED,
+    RANDOM,
+    UNTRAINED,
+    WHOLE,
+    InterchangeResult,
+    Outcome,
+    outcome,
+    result_of,
+)
+from neox_lab.interchange.pairs import Pairs, read_pairs
+from neox_lab.interchange.running import exchanged
+from neox_lab.interchange.sites import Site, find_point
+from neox_lab.interchange.subspaces import (
+    BoundedRotation,
+    CoordinateMask,
+    Rotation,
+    Subspace,
+    random_directions,
+)
+from neox_lab.interchange.training import Settings, train
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
+
+DRAWS = 5
+"""Random subspaces that one is compared with."""
+_COUNT, _RATE = whole(least=1, most=10**6), number(above=0, most=10)
+
+
+def accuracy(
+    model: HookedModel, pairs: Pairs, site: Site, *, batch_size: int = 64, seed: int = 0
+) -> InterchangeResult:
+    """How often exchanging a site, or a subspace of it, does what a causal model says.
+
+    Args:
+        model: a language model or a text classifier.
+        pairs: of which those whose label changes are counted.
+        site: what is exchanged.
+        batch_size: pairs in a run.
+        seed: of the random subspaces that a subspace is compared with.
+
+    Raises:
+        InputError: pairs or a site that do not fit, see ``Pairs`` and ``Site``.
+        HookNameError: there is no such hook point.
+        HookError: a function is spliced into the model.
+    """
+    refuse_dropout(model)
+    batch_size = check("batch_size", batch_size, _COUNT, InputError)
+    seed = check("seed", seed, SEED, InputError)
+    find_point(site, model)
+    runs = CachedRuns(model, read_pairs(model, pairs), site)
+    if site.subspace is None:
+        rows = {WHOLE: _of_directions(runs, None, batch_size)}
+    else:
+        rows = {FOUND: _of_directions(runs, site.subspace, batch_size)}
+        rows |= _random(runs, site.subspace.shape[1], batch_size, seed)
+    return result_of(runs, rows, site, pairs.variable, pairs.chance, torch.zeros(0))
+
+
+def das(
+    model: HookedModel,
+    pairs: Pairs,
+    held_out: Pairs,
+    site: Site,
+    rank: int = 1,
+    *,
+    epochs: int = 10,
+    batch_size: int = 32,
+    learning_rate: float = 1e-2,
+    seed: int = 0,
+    nulls: bool = True,
+    progress: bool = True,
+) -> InterchangeResult:
+    """Find directions at a site that carry a variable: distributed alignment search.
+
+    Geiger et al., arXiv:2303.02536. Only the layers above the site run, from its first position on.
+
+    Args:
+        model: a language model or a text classifier; its weights stay what they are.
+        pairs: to train on, those whose label does not change included.
+        held_out: to test on, other pairs.
+        site: where to look; without a subspace.
+        rank: how many directions.
+        epochs: how often each pair is seen.
+        batch_size: pairs in a step.
+        learning_rate: the largest of Adam's; it rises for a tenth of the steps, then falls to 0.
+        seed: of the first directions, of the order of pairs and of the nulls.
+        nulls: also train on permuted labels and on a model with fresh weights, which takes three
+            times as long. Random subspaces are always tried.
+        progress: show a bar.
+
+    Raises:
+        InputError: pairs, a site or a number that do not fit, or pairs on both sides.
+        HookNameError: there is no such hook point.
+        HookError: a function is spliced into the model.
+    """
+    settings = read_settings(epochs, batch_size, learning_rate, seed, progress)
+
+    def make(runs: CachedRuns, chosen: torch.Generator) -> Subspace:
+        return Rotation(runs.width, rank, chosen, *_kind(runs))
+
+    return _search(model, pairs, held_out, site, make, rank, nulls, settings)
+
+
+def boundless(
+    model: HookedModel,
+    pairs: Pairs,
+    held_out: Pairs,
+    site: Site,
+    most: int = 16,
+    *,
+    epochs: int = 10,
+    batch_size: int = 32,
+    learning_rate: float = 1e-2,
+    seed: int = 0,
+    nulls: bool = True,
+    progress: bool = True,
+) -> InterchangeResult:
+    """The same where the number of directions is learned, too: boundless DAS.
+
+    Wu et al., arXiv:2305.08809. A boundary between directions that are exchanged and others is part
+    of the loss, so the fewest directions that do the job are looked for. The rotation has ``most``
+    directions; with as many as the site is wide it is theirs.
+
+    Args:
+        model: see ``das``.
+        pairs: to train on.
+        held_out: to test on, other pairs.
+        site: where to look.
+        most: the largest number of directions.
+        epochs: how often each pair is seen.
+        batch_size: pairs in a step.
+        learning_rate: of the rotation; that of the boundary is ten times as large.
+        seed: see ``das``.
+        nulls: see ``das``.
+        progress: show a bar.
+
+    Raises:
+        InputError: pairs, a site or a number that do not fit, or pairs on both sides.
+        HookNameError: there is no such hook point.
+        HookError: a function is spliced into the model.
+    """
+    settings = read_settings(epochs, batch_size, learning_rate, seed, progress)
+
+    def make(runs: CachedRuns, chosen: torch.Generator) -> Subspace:
+        return BoundedRotation(runs.width, most, chosen, *_kind(runs))
+
+    return _search(model, pairs, held_out, site, make, most, nulls, settings)
+
+
+def mask(
+    model: HookedModel,
+    pairs: Pairs,
+    held_out: Pairs,
+    site: Site,
+    sparsity: float = 0.1,
+    *,
+    epochs: int = 10,
+    batch_size: int = 32,
+    learning_rate: float = 1e-1,
+    seed: int = 0,
+    nulls: bool = True,
+    progress: bool = True,
+) -> InterchangeResult:
+    """Find which of a site's own numbers carry a variable: no rotation, a weight for each.
+
+    Weights are sigmoids that become 0 or 1 as training goes on.
+
+    Args:
+        model: see ``das``.
+        pairs: to train on.
+        held_out: to test on, other pairs.
+        site: where to look.
+        sparsity: how much it counts as loss that all numbers are exchanged.
+        epochs: how often each pair is seen.
+        batch_size: pairs in a step.
+        learning_rate: of the sigmoids' arguments.
+        seed: see ``das``.
+        nulls: see ``das``.
+        progress: show a bar.
+
+    Raises:
+        InputError: pairs, a site or a number that do not fit, or pairs on both sides.
+        HookNameError: there is no such hook point.
+        HookError: a function is spliced into the model.
+    """
+    sparsity = check("sparsity", sparsity, number(least=0, most=1e6), InputError)
+
+    settings = read_settings(epochs, batch_size, learning_rate, seed, progress)
+
+    def make(runs: CachedRuns, chosen: torch.Generator) -> Subspace:
+        return CoordinateMask(runs.width, sparsity, *_kind(runs))
+
+    return _search(model, pairs, held_out, site, make, 1, nulls, settings)
+
+
+def read_settings(
+    epochs: object, batch_size: object, learning_rate: object, seed: object, progress: object
+) -> Settings:
+    """Settings of training, checked.
+
+    Raises:
+        InputError: one that is no such number.
+    """
+    return Settings(
+        check("epochs", epochs, _COUNT, InputError),
+        check("batch_size", batch_size, _COUNT, InputError),
+        check("learning_rate", learning_rate, _RATE, InputError),
+        check("seed", seed, SEED, InputError),
+        check("progress", progress, SWITCH, InputError),
+    )
+
+
+def _search(
+    model: HookedModel,
+    pairs: Pairs,
+    held_out: Pairs,
+    site: Site,
+    make: Callable[[CachedRuns, torch.Generator], Subspace],
+    rank: object,
+    nulls: bool,
+    settings: Settings,
+) -> InterchangeResult:
+    """Train on some pairs, test on others, and do the same where nothing can be found."""
+    refuse_dropout(model)
+    nulls = check("nulls", nulls, SWITCH, InputError)
+    find_point(site, model)
+    if site.subspace is not None:
+        raise InputError(
+            "The site has a subspace already. nl.interchange.accuracy tests it; to look for one, "
+            "name the site without it."
+        )
+    own, other = read_pairs(model, pairs), read_pairs(model, held_out, "held_out")
+    _refuse_shared(pairs, held_out)
+    learning, tested = CachedRuns(model, own, site), CachedRuns(model, other, site)
+    if learning.width != tested.width:
+        raise InputError(
+            f"At this site there are {learning.width} numbers in the pairs and {tested.width} in "
+            "those held out, which are of another length. Name positions, or use one length."
+        )
+    rank = check("rank", rank, whole(least=1), InputError)
+    if rank > learning.width:
+        raise InputError(
+            f"rank={rank}; there are {learning.width} numbers at this site, so at most as many "
+            "directions."
+        )
+
+    def find(runs: CachedRuns, labels: Tensor) -> tuple[Tensor, Tensor]:
+        chosen = torch.Generator().manual_seed(settings.seed)
+        subspace = make(runs, chosen)
+        losses = train(runs, labels, subspace, settings)
+        return subspace.directions(), losses
+
+    size = settings.batch_size
+    directions, losses = find(learning, own.labels)
+    rows = {FOUND: _of_directions(tested, directions, size)}
+    rows |= _random(tested, directions.shape[1], size, settings.seed)
+    if nulls:
+        mixed = read_pairs(model, pairs.permuted(settings.seed))
+        rows[PERMUTED] = _of_directions(tested, find(learning, mixed.labels)[0], size)
+        fresh = fresh_model(model, settings.seed)
+        there = [CachedRuns(fresh, each, site) for each in (own, other)]
+        rows[UNTRAINED] = _of_directions(there[1], find(there[0], own.labels)[0], size)
+    rows[WHOLE] = _of_directions(tested, None, size)
+    found = dataclasses.replace(site, subspace=directions.cpu())
+    return result_of(tested, rows, found, held_out.variable, held_out.chance, losses)
+
+
+def _of_directions(runs: CachedRuns, directions: Tensor | None, batch_size: int) -> Outcome:
+    """What exchanging along directions does."""
+    return outcome(runs, lambda own, other: exchanged(own, other, directions), batch_size)
+
+
+def _random(runs: CachedRuns, rank: int, batch_size: int, seed: int) -> dict[str, Outcome]:
+    """What random subspaces of a rank do."""
+    chosen = torch.Generator().manual_seed(seed)
+    return {
+        f"{RANDOM} {draw + 1}": _of_directions(
+            runs, random_directions(runs.width, rank, chosen), batch_size
+        )
+        for draw in range(DRAWS)
+    }
+
+
+def fresh_model(model: HookedModel, seed: int) -> HookedModel:
+    """A model of the same class and shape with weights as they are before training.
+
+    Args:
+        model: what it looks like.
+        seed: of the weights.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        fresh: Any = type(model)(model.config)  # type: ignore[call-arg]
+    fresh.tokenizer = model.tokenizer
+    weight = next(model.parameters())
+    made: HookedModel = fresh.to(weight.device, weight.dtype).eval()
+    return made
+
+
+def _kind(runs: CachedRuns) -> tuple[torch.dtype, torch.device]:
+    """Of the numbers of a subspace: as wide as those of the model, at least float32."""
+    return torch.promote_types(runs.source.dtype, torch.float32), runs.source.device
+
+
+def _refuse_shared(pairs: Pairs, held_out: Pairs) -> None:
+    """Raise where a pair to test on is one to train on.
+
+    Raises:
+        InputError: there is one.
+    """
+    known = {(str(a), str(b)) for a, b in zip(pairs.base, pairs.source, strict=True)}
+    for row, pair in enumerate(zip(held_out.base, held_out.source, strict=True)):
+        if tuple(map(str, pair)) in known:
+            raise InputError(
+                f"Pair {row} of held_out, {shown(pair, 120)}, is one of the pairs to train on. "
+                "Accuracy is of pairs that training has not seen: pairs.split() makes two sets."
+            )

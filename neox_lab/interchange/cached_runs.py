@@ -1,0 +1,201 @@
+"""Runs of pairs that begin at the site: everything below it and before it is known.
+
+What is kept of a pair is little: the base's residual stream entering the first layer that an
+exchange can change, from the first position on that it can change; keys and values of the positions
+before that one, in the layers above; and what stands at the site in the source. From there only the
+layers above the site run, and of the output only the answer to each base is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from neox_lab.errors import InputError
+from neox_lab.experiments import graph
+from neox_lab.experiments.parts_alone import check_parts
+from neox_lab.experiments.patching.prompts import Prompts
+from neox_lab.interchange.pairs import ReadPairs
+from neox_lab.interchange.sites import Site, place
+from neox_lab.model.hook_points import HookFunction, HookPoint
+from neox_lab.model.key_value_cache import KeyValueCache
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
+
+Change = Callable[[Tensor, Tensor], Tensor]
+"""From what a base has at the site and what its source has there, both ``[batch, width]``, to what
+the base gets."""
+
+BATCH = 64
+"""Pairs in one run whose activations are kept."""
+MOST_KEPT = 2**30
+"""Bytes of keys and values that are kept; where they would be more, runs begin at position 0."""
+
+
+class CachedRuns:
+    """Runs of pairs with something else at one site.
+
+    Attributes:
+        model: the model.
+        pairs: as it reads them.
+        placed: the site.
+        start: the first layer that runs.
+        first: the first column that runs.
+        stream: the bases' residual stream entering that layer, ``[pair, pos, d_model]``.
+        source: what stands at the site in the sources, ``[pair, width]``.
+        kept_label: whether the model gives each base its label without any exchange ``[pair]``.
+    """
+
+    def __init__(self, model: HookedModel, pairs: ReadPairs, site: Site) -> None:
+        """Run bases and sources once.
+
+        Raises:
+            InputError: a site that does not fit, see ``place``, or that is above all blocks.
+            HookError: a function is spliced into the model, or a part was exchanged for another.
+        """
+        check_parts(model)
+        graph.check_whole(model)
+        self.model, self.pairs = model, pairs
+        self.placed = place(site, model, pairs.base, pairs.source, pairs.roles)
+        self.layers = model.config.num_hidden_layers
+        self.is_stream, self.start = _entry(self.placed.point, self.layers)
+        self.last = _last_columns(pairs.base)
+        self.first = int(self.placed.columns.min())
+        sizes = model.config.hidden_size * self.placed.columns.shape[0] * self.first
+        per_number = next(model.parameters()).element_size()
+        if 2 * sizes * (self.layers - self.start) * per_number > MOST_KEPT:
+            self.first = 0
+        parts = [self._run(rows) for rows in torch.arange(len(pairs.labels)).split(BATCH)]  # type: ignore[no-untyped-call]
+        streams, before, sources, kept = zip(*parts, strict=True)
+        self.stream, self.source = torch.cat(streams), torch.cat(sources)
+        self.kept_label = torch.cat(kept)
+        self._before = [
+            (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
+            for layer in zip(*before, strict=True)
+        ]
+
+    @property
+    def width(self) -> int:
+        """How many numbers stand at the site."""
+        return self.placed.width
+
+    def __len__(self) -> int:
+        """How many pairs."""
+        return len(self.pairs.labels)
+
+    def logits(self, rows: Tensor, change: Change) -> Tensor:
+        """What the model says to bases with something else at the site.
+
+        Args:
+            rows: numbers of pairs.
+            change: what they get there; gradients flow through it.
+
+        Returns:
+            ``[row, answer]``: logits of all tokens or classes, or of each of ``choices`` (the
+            logarithm of the summed exponentials of its tokens).
+        """
+        stream, source = self.stream[rows], self.source[rows]
+        columns = self.placed.columns[rows] - self.first
+        placed, hooks = self.placed, list[tuple[str, HookFunction]]()
+
+        def exchange(tensor: Tensor, point: HookPoint | None = None) -> None:
+            own = placed.read(tensor, columns)
+            placed.write(tensor, columns, change(own, source))
+
+        if self.is_stream:
+            exchange(stream)  # a copy: rows were picked
+        else:
+            hooks.append((placed.point.name, exchange))
+        if self.start < self.layers:
+            before = [(keys[rows], values[rows]) for keys, values in self._before]
+            none: list[tuple[None, None]] = [(None, None)] * self.start
+            mask = self.pairs.base.mask
+            stream = self.model.run_with_hooks(
+                stream,
+                hooks,
+                start_at_layer=self.start,
+                stop_at_layer=self.layers,
+                attention_mask=None if mask is None else mask[rows],
+                past_key_values=KeyValueCache([*none, *before]) if before else None,
+            ).last_hidden_state
+        return self._answers(stream, self.last[rows] - self.first)
+
+    def _answers(self, stream: Tensor, last: Tensor) -> Tensor:
+        """Logits at the end of each text, from the stream after the last block."""
+        read = self.model.backbone.normalize(stream[torch.arange(len(stream)), last])
+        weight, bias = self.model.output_map
+        answers = self.pairs.answers
+        if answers is None:
+            return torch.nn.functional.linear(read, weight, bias)
+        chosen = answers.clamp(min=0)
+        logits = torch.einsum("bd,atd->bat", read, weight[chosen])
+        if bias is not None:
+            logits = logits + bias[chosen]
+        return logits.masked_fill(answers < 0, -torch.inf).logsumexp(dim=-1)
+
+    @torch.no_grad()
+    def _run(self, rows: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor, Tensor]:
+        """Stream, keys and values before it, the source's values, and whether labels are kept."""
+        base, source = (_part(side, rows) for side in (self.pairs.base, self.pairs.source))
+        last = f"blocks.{self.layers - 1}.hook_resid_post"
+        start = last if self.start == self.layers else f"blocks.{self.start}.hook_resid_pre"
+        seen = KeyValueCache(self.layers)
+        _, cache = self.model.run_with_cache(
+            base.ids,
+            [start, last],
+            stop_at_layer=self.layers,
+            attention_mask=base.mask,
+            past_key_values=seen,
+        )
+        before = []
+        for layer in range(self.start, self.layers if self.first else self.start):
+            keys, values = seen[layer]
+            assert keys is not None and values is not None
+            before.append((keys[:, :, : self.first].clone(), values[:, :, : self.first].clone()))
+        answered = self._answers(cache[last], self.last[rows]).argmax(dim=-1)
+        values = self._source_values(source, rows)
+        kept = answered == self.pairs.base_labels[rows]
+        return cache[start][:, self.first :].clone(), before, values, kept
+
+    def _source_values(self, source: Prompts, rows: Tensor) -> Tensor:
+        point = self.placed.point
+        stop = 0 if point.layer is None else point.layer + 1
+        _, cache = self.model.run_with_cache(
+            source.ids, point.name, stop_at_layer=stop, attention_mask=source.mask
+        )
+        return self.placed.read(cache[point.name], self.placed.source_columns[rows])
+
+
+def _entry(point: HookPoint, layers: int) -> tuple[bool, int]:
+    """Whether a site is a residual stream between blocks, and the first layer that runs.
+
+    Raises:
+        InputError: the site is above all blocks.
+    """
+    if point.name == "hook_embed":
+        return True, 0
+    if point.layer is None:
+        raise InputError(
+            f"{point.name!r} is above all blocks; expected a hook point of a block, or hook_embed. "
+            f"The stream after the last block is ('resid_post', {layers - 1})."
+        )
+    if point.name.endswith(".hook_resid_pre"):
+        return True, point.layer
+    if point.name.endswith(".hook_resid_post"):
+        return True, point.layer + 1
+    return False, point.layer
+
+
+def _part(prompts: Prompts, rows: Tensor) -> Prompts:
+    mask = None if prompts.mask is None else prompts.mask[rows]
+    return Prompts(prompts.ids[rows], mask)
+
+
+def _last_columns(prompts: Prompts) -> Tensor:
+    """The column of each text's last token ``[row]``."""
+    numbers = torch.arange(prompts.ids.shape[1], device=prompts.ids.device)
+    return torch.where(prompts.own, numbers, -1).max(dim=1).values

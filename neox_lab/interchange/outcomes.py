@@ -1,0 +1,172 @@
+"""Interchange accuracy: how often bases answer as the causal model says, beside its nulls.
+
+An accuracy alone says little: a model that ignores the exchange is right wherever the label stays
+the same, and a subspace that was fitted to pairs may do well where there is no variable. So pairs
+whose label does not change are left out, and the same is asked of
+
+    random subspace      as many directions, drawn at random
+    permuted labels      directions trained with the labels of other pairs
+    random model         the same procedure on a model of the same shape with fresh weights
+
+``chance`` is what the best guess without reading anything would get: the share of the commonest
+label. A null that does nothing at all gets 0.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from neox_lab.frames import make_frame
+from neox_lab.interchange.cached_runs import CachedRuns, Change
+from neox_lab.interchange.sites import Site
+from neox_lab.results import FrameResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.views import BarsView
+
+FOUND, WHOLE = "subspace", "whole site"
+RANDOM, PERMUTED, UNTRAINED = "random subspace", "permuted labels", "random model"
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What one exchange did to the pairs whose label changes.
+
+    Attributes:
+        right: share that answers as the causal model says.
+        kept: share that still gives the base's label.
+        count: how many pairs.
+    """
+
+    right: float
+    kept: float
+    count: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """A 95 % interval of ``right`` (Wilson, J. Am. Stat. Assoc. 22, 1927)."""
+        z, n, share = 1.959964, self.count, self.right
+        middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+        half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+    def row(self, name: str) -> dict[str, object]:
+        """A line of a table."""
+        low, high = self.interval
+        return {
+            "run": name,
+            "accuracy": self.right,
+            "low": low,
+            "high": high,
+            "kept_base": self.kept,
+            "other": 1 - self.right - self.kept,
+        }
+
+
+@torch.no_grad()
+def outcome(runs: CachedRuns, change: Change, batch_size: int) -> Outcome:
+    """What an exchange does to the pairs whose label changes.
+
+    Args:
+        runs: of the pairs.
+        change: what bases get.
+        batch_size: pairs in a run.
+    """
+    pairs = runs.pairs
+    numbers = pairs.changes.nonzero().flatten()
+    parts: list[Tensor] = [
+        runs.logits(rows, change).argmax(dim=-1)
+        for rows in numbers.split(batch_size)  # type: ignore[no-untyped-call]
+    ]
+    answered = torch.cat(parts)
+    right = (answered == pairs.labels[numbers]).double().mean()
+    kept = (answered == pairs.base_labels[numbers]).double().mean()
+    return Outcome(float(right), float(kept), len(numbers))
+
+
+@dataclasses.dataclass(frozen=True)
+class InterchangeResult(FrameResult):
+    """How well exchanging a site follows a causal model, on pairs whose label changes.
+
+    Attributes:
+        frame: a row for what was asked about, ``"subspace"`` or ``"whole site"``, and one for each
+            null: ``run``, ``accuracy`` with ``low`` and ``high`` (95 %), ``kept_base`` (share that
+            still gives the base's label: nothing happened) and ``other`` (neither label).
+        site: where, with the subspace that was found.
+        variable: of the causal model.
+        pairs: on how many pairs it was tested.
+        unchanged: how many were left out because their label does not change.
+        chance: share of the commonest label among those tested.
+        base_accuracy: share of all bases that the model answers rightly without an exchange.
+        losses: of each step of training ``[step]``; empty where nothing was trained.
+    """
+
+    frame: pd.DataFrame
+    site: Site
+    variable: str
+    pairs: int
+    unchanged: int
+    chance: float
+    base_accuracy: float
+    losses: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Interchange accuracy of what was asked about."""
+        return float(self.frame["accuracy"].iloc[0])
+
+    @property
+    def nulls(self) -> dict[str, float]:
+        """The largest accuracy of each null, by name."""
+        names = self.frame["run"].iloc[1:].str.replace(r" \d+$", "", regex=True)
+        nulls = self.frame["accuracy"].iloc[1:].groupby(names.to_numpy(), sort=False).max()
+        return {str(name): float(value) for name, value in nulls.items() if name != WHOLE}
+
+    @property
+    def rank(self) -> int:
+        """How many directions are exchanged; 0 for the whole site."""
+        return 0 if self.site.subspace is None else self.site.subspace.shape[1]
+
+    def view(self) -> BarsView:
+        """Accuracies as bars."""
+        from neox_lab.views import BarsView
+
+        own = self.frame.iloc[0]
+        rank = f", {self.rank} directions" if self.rank else ""
+        note = (
+            f"{own['accuracy']:.2f} [{own['low']:.2f}, {own['high']:.2f}] of {self.pairs} held-out "
+            f"pairs{rank}; {self.unchanged} more were left out, whose label does not change. "
+            f"Chance (commonest label) {self.chance:.2f}; without an exchange the model answers "
+            f"{self.base_accuracy:.2f} of the bases rightly."
+        )
+        title = "Interchange accuracy" + (f": {self.variable}" if self.variable else "")
+        return BarsView(self.frame["run"].tolist(), self.frame["accuracy"].tolist(), title, note)
+
+
+def result_of(
+    runs: CachedRuns,
+    rows: dict[str, Outcome],
+    site: Site,
+    variable: str,
+    chance: float,
+    losses: Tensor,
+) -> InterchangeResult:
+    """The result of what was asked about (the first of ``rows``) and its nulls."""
+    changes = runs.pairs.changes
+    return InterchangeResult(
+        make_frame([found.row(name) for name, found in rows.items()]),
+        site,
+        variable,
+        int(changes.sum()),
+        int((~changes).sum()),
+        chance,
+        float(runs.kept_label.double().mean()),
+        losses,
+    )
