@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from neox_lab.checks import check, require_model, whole
+from neox_lab.checks import SWITCH, check, require_model, whole
 from neox_lab.circuits.attribution_graphs.edges import joined
 from neox_lab.circuits.attribution_graphs.interventions import interventions_of
 from neox_lab.circuits.attribution_graphs.nodes import Logits, node_table
@@ -77,6 +77,7 @@ def attribution_graph(
         )
     refuse_dropout(model)
     check_splices(model, (), "An attribution graph takes the network's own parts.")
+    check("progress", progress, SWITCH, InputError)
     most = check("max_features", max_features, whole(least=1), InputError)
     count = check("interventions", interventions, whole(least=0), InputError)
     found = Transcoders(model, transcoders)
