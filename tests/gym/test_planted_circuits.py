@@ -214,10 +214,13 @@ def test_gradients_at_the_ends_miss_what_a_saturated_softmax_decides() -> None:
             assert score(eap, edge) == pytest.approx(score(exact, edge), rel=0.15)
 
 
-def test_a_path_between_the_ends_passes_the_switch() -> None:
-    made = planted("ioi")
-    few, many = (scored("ioi", "eap-ig", steps=steps).recovery(made.edges) for steps in (5, 20))
-    assert 0.85 < few["auroc"] < many["auroc"] and 0.97 < many["auroc"] < 1  # but see below
+def test_a_path_between_the_ends_passes_the_switch_if_a_step_falls_on_it() -> None:
+    """Heads switch within a small part of the way, so more steps are not always better."""
+    edges = planted("ioi").edges
+    ends = scored("ioi", "eap").recovery(edges)["auroc"]
+    found = {n: scored("ioi", "eap-ig", steps=n).recovery(edges)["auroc"] for n in (5, 10, 20)}
+    assert min(found.values()) > ends + 0.2
+    assert found[10] == 1 and found[5] < 1 and found[20] < 1
 
 
 @pytest.mark.slow

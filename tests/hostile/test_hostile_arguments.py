@@ -30,6 +30,7 @@ ELSEWHERE = {
     "named_features": "takes nothing",
     "revisions": "takes nothing",
     "planted": "takes nothing",
+    "planted_induction": "takes nothing",
     "tensor_measure": "takes names one after another, as _tensor_measure",
     "reads_only": "a decorator of functions",
     "explore": "makes a widget, as all of nl.widgets do",
