@@ -13,6 +13,7 @@ from neox_lab.circuits.attribution_graphs.result import AttributionGraph
 from neox_lab.circuits.circuit import Circuit
 from neox_lab.circuits.curve import FaithfulnessCurve
 from neox_lab.circuits.evaluation import Evaluation
+from neox_lab.circuits.pruning import PrunedEdges, prune_edges
 from neox_lab.circuits.scoring import EdgeScores, read_circuit, read_scores, scores
 from neox_lab.circuits.search import AcdcResult, acdc
 
@@ -23,8 +24,10 @@ __all__ = [
     "EdgeScores",
     "Evaluation",
     "FaithfulnessCurve",
+    "PrunedEdges",
     "acdc",
     "attribution_graph",
+    "prune_edges",
     "read_circuit",
     "read_scores",
     "scores",

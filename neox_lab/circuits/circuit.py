@@ -38,10 +38,12 @@ class Circuit(GridResult):
     Attributes:
         parallel: the wiring of its model.
         name: how it was found.
+        value_name: what the numbers of ``values`` are.
     """
 
     parallel: bool
     name: str
+    value_name: str = "score: change of the metric when the edge is removed"
     _asked: Asked | None = dataclasses.field(default=None, compare=False)
 
     @property
@@ -207,17 +209,6 @@ class Circuit(GridResult):
         Raises:
             InputError: it has no edge.
         """
-        return self.view_of("score: change of the metric when the edge is removed")
-
-    def view_of(self, value_name: str) -> NetworkView:
-        """The same, of numbers that are no such scores.
-
-        Args:
-            value_name: what they are.
-
-        Raises:
-            InputError: it has no edge.
-        """
         from neox_lab.views import Link, NetworkView
 
         nodes, layers = self.nodes, self._layers
@@ -241,7 +232,7 @@ class Circuit(GridResult):
             [{"head": node.head, "mlp": heads}.get(node.kind, -1) for node in found],
             order,
             links,
-            value_name,
+            self.value_name,
             self.name,
             f"{self.edges:,} of {self.all_edges:,} edges.",
         )

@@ -34,6 +34,11 @@ def edge_table(writers: Sequence[Node], readers: Sequence[Node], parallel: bool)
     return table
 
 
+def edge_labels(writers: Sequence[Node], readers: Sequence[Node]) -> dict[str, list[str]]:
+    """Names of the rows and of the columns."""
+    return {"writer": [node.name for node in writers], "reader": [node.name for node in readers]}
+
+
 def without_dangling(kept: Tensor, writers: Sequence[Node], readers: Sequence[Node]) -> Tensor:
     """The edges that lie on a way from the embedding to the logits.
 

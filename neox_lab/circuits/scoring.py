@@ -28,15 +28,15 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from neox_lab.checks import SWITCH, check, number, one_of, whole
+from neox_lab.checks import SWITCH, check, one_of, whole
 from neox_lab.circuits.circuit import Circuit, chosen
 from neox_lab.circuits.curve import FaithfulnessCurve, checked_shares, curve
 from neox_lab.circuits.eap_files import read
-from neox_lab.circuits.edges import edge_table
+from neox_lab.circuits.edges import edge_labels, edge_table
 from neox_lab.circuits.prompts import Asked
 from neox_lab.circuits.recovery import recovery
 from neox_lab.circuits.runs import Ablation
-from neox_lab.circuits.selection import greedy, highest
+from neox_lab.circuits.selection import greedy, highest, wanted_edges
 from neox_lab.errors import InputError
 from neox_lab.experiments import graph
 from neox_lab.experiments.attribution import gradients
@@ -102,7 +102,7 @@ class EdgeScores(AttributionResult):
             InputError: not exactly one of ``edges`` and ``share``, or one out of range.
         """
         table = self.is_computed
-        count = self._count(edges, share)
+        count = wanted_edges(edges, share, int(table.sum()))
         check("method", method, one_of("threshold", "greedy"), InputError)
         check("helping", helping, SWITCH, InputError)
         weight = -self.values if helping else self.values.abs()
@@ -187,16 +187,6 @@ class EdgeScores(AttributionResult):
             ablation=ablation, random=random, seed=seed,
         )  # fmt: skip
 
-    def _count(self, edges: int | None, share: float | None) -> int:
-        """How many edges are meant."""
-        most = int(self.is_computed.sum())
-        if (edges is None) == (share is None):
-            raise InputError("Give either edges= (a number) or share= (of all edges, 0 to 1).")
-        if edges is not None:
-            return check("edges", edges, whole(least=1, most=most), InputError)
-        share = check("share", share, number(above=0, most=1), InputError)
-        return max(1, int(share * most))
-
 
 @torch.inference_mode(False)
 def scores(
@@ -254,7 +244,7 @@ def scores(
         values=values.masked_fill(~table, torch.nan),
         computed=table,
         axes=("writer", "reader"),
-        labels=_names(question.writers, question.readers),
+        labels=edge_labels(question.writers, question.readers),
         total=ends[1] - ends[0],
         per_row=None if per_row is None else per_row.masked_fill(~table, torch.nan),
         title=f"Edges by {method}",
@@ -287,7 +277,7 @@ def read_scores(path: str | os.PathLike[str]) -> EdgeScores:
         values=found.values.masked_fill(~table, torch.nan),
         computed=table,
         axes=("writer", "reader"),
-        labels=_names(found.writers, found.readers),
+        labels=edge_labels(found.writers, found.readers),
         total=math.nan,
         per_row=None,
         title="Edges from a file",
@@ -303,10 +293,6 @@ def read_circuit(path: str | os.PathLike[str]) -> Circuit:
     kept = read(path).kept
     found = read_scores(path)
     return chosen(found, kept, "Circuit from a file of EAP-IG", None, found.parallel)
-
-
-def _names(writers: list[graph.Node], readers: list[graph.Node]) -> dict[str, list[str]]:
-    return {"writer": [n.name for n in writers], "reader": [n.name for n in readers]}
 
 
 class _Question:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from neox_lab.checks import COUNT, SEED, check, number
 from neox_lab.circuits.circuit import Circuit
+from neox_lab.circuits.edges import edge_labels
 from neox_lab.circuits.faithfulness import faithfulness
 from neox_lab.circuits.prompts import Asked
 from neox_lab.circuits.runs import Ablation, CircuitRuns
@@ -73,8 +74,9 @@ class AcdcResult(FrameResult):
         name = f"Circuit by ACDC, threshold {self.threshold:g}"
         if len(self.circuits) > 1:
             name += f"; mean Jaccard index of {len(self.circuits)} orders {self.jaccard:.2f}"
-        shown = dataclasses.replace(first, values=counts * first.kept, name=name)
-        return shown.view_of("in how many orders the edge is left")
+        what = "in how many orders the edge is left"
+        values = counts * first.kept
+        return dataclasses.replace(first, values=values, name=name, value_name=what).view()
 
 
 def acdc(
@@ -142,10 +144,7 @@ def acdc(
 def _result(
     runs: CircuitRuns, asked: Asked, kept: list[Tensor], counts: list[int], threshold: float
 ) -> AcdcResult:
-    labels = {
-        "writer": [node.name for node in runs.writers],
-        "reader": [node.name for node in runs.readers],
-    }
+    labels = edge_labels(runs.writers, runs.readers)
     circuits = tuple(
         Circuit(
             values=left.float(),
@@ -154,6 +153,7 @@ def _result(
             labels=labels,
             parallel=runs.parallel,
             name=f"Circuit by ACDC, threshold {threshold:g} {metric_name(asked.metric)}",
+            value_name="1 for an edge that is left",
             _asked=asked,
         ).pruned()
         for left in kept

@@ -9,9 +9,30 @@ from random import Random
 import torch
 from torch import Tensor
 
+from neox_lab.checks import check, number, whole
+from neox_lab.errors import InputError
 from neox_lab.experiments.graph import Node
 
 PATIENCE = 2_000  # random ways in a row that bring no new edge
+
+
+def wanted_edges(edges: int | None, share: float | None, most: int) -> int:
+    """How many edges are meant.
+
+    Args:
+        edges: so many.
+        share: or this share of all, from 0 to 1.
+        most: how many there are.
+
+    Raises:
+        InputError: not exactly one of both, or one out of range.
+    """
+    if (edges is None) == (share is None):
+        raise InputError("Give either edges= (a number) or share= (of all edges, 0 to 1).")
+    if edges is not None:
+        return check("edges", edges, whole(least=1, most=most), InputError)
+    share = check("share", share, number(above=0, most=1), InputError)
+    return max(1, int(share * most))
 
 
 def highest(weight: Tensor, table: Tensor, count: int) -> Tensor:

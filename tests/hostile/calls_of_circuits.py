@@ -47,6 +47,11 @@ def calls_of_circuits(model: Any, folder: Path) -> dict[str, Any]:
             {"path": folder / "graph.json", "slug": "x", "scan": "y", "groups": {"one": [node]}}
             | {"pinned": [node]},
         ),
+        "circuits.prune_edges": (
+            nl.circuits.prune_edges,
+            {"model": model, **asked, "edges": 20, "share": None, "objective": "kl"}
+            | {"ablation": "zero", "steps": 2, "learning_rate": 0.1, "seed": 0, "progress": False},
+        ),
         "circuits.read_circuit": (nl.circuits.read_circuit, {"path": folder / "circuit.pt"}),
         "circuits.read_scores": (nl.circuits.read_scores, {"path": folder / "scores.json"}),
         "circuits.scores": (

@@ -84,6 +84,9 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
     "circuits.attribution_graph": lambda model: nl.circuits.attribution_graph(
         model, _transcoder(model), CLEAN, progress=False
     ),
+    "circuits.prune_edges": lambda model: nl.circuits.prune_edges(
+        model, CLEAN, CORRUPTED, METRIC, 20, steps=2, progress=False
+    ),
     "circuits.scores": lambda model: nl.circuits.scores(model, CLEAN, CORRUPTED, METRIC),
     "detect.copying_scores": lambda model: nl.detect.copying_scores(model),
     "detect.head_statistics": lambda model: nl.detect.head_statistics(model, CLEAN),

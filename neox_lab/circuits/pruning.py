@@ -1,0 +1,236 @@
+"""Edge pruning: masks of all edges are learned at once, by gradient.
+
+Each edge has a mask between 0 (cut) and 1 (open), drawn anew in every step from a hard-concrete
+distribution, which is a stretched and clipped sigmoid, so that a mask can be exactly 0 or 1 and
+still has a gradient (Louizos et al., 2018, arXiv:1712.01312):
+
+    mask = clip(1.2 · sigmoid((log u - log(1 - u) + location) / (2/3)) - 0.1, 0, 1),   u from (0, 1)
+    P(mask > 0) = sigmoid(location + (2/3) · log 11)
+
+What is minimised is the distance to the whole model plus a price times the excess of expected open
+edges over a target, which comes down from all edges to the wanted number. The price rises as long
+as there is an excess. (Cao et al., 2021, arXiv:2104.03514, "Low-complexity probing via finding
+subnetworks"; Bhaskar et al., 2024, arXiv:2406.16778, "Finding Transformer Circuits with Edge
+Pruning".)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from neox_lab.checks import COUNT, SEED, check, number, one_of
+from neox_lab.circuits.circuit import Circuit
+from neox_lab.circuits.edges import edge_labels
+from neox_lab.circuits.masked_runs import distance_to_clean, logits_under
+from neox_lab.circuits.prompts import Asked
+from neox_lab.circuits.runs import Ablation, CircuitRuns
+from neox_lab.circuits.selection import highest, wanted_edges
+from neox_lab.errors import InputError
+from neox_lab.experiments.metrics import Metric, metric_name
+from neox_lab.experiments.patching.progress_report import ProgressReport, watched
+from neox_lab.experiments.patching.prompts import PromptsLike
+from neox_lab.frames import make_frame
+from neox_lab.results import FrameResult
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.family.contract import HookedModel
+    from neox_lab.views import CurvesView
+
+Objective = Literal["metric", "kl"]
+TEMPERATURE = 2 / 3
+LOW, HIGH = -0.1, 1.1  # the interval to which the sigmoid is stretched
+BEGIN = 4.0
+"""Location of every mask at first: fully open in 92 of 100 draws. With less, one edge of a chain of
+five is nearly always half cut, and then the others have no gradient."""
+WARM_UP = 0.5  # share of the steps in which the target comes down
+
+
+@dataclasses.dataclass(frozen=True)
+class PrunedEdges(FrameResult):
+    """What edge pruning found, and how it went.
+
+    Attributes:
+        circuit: the edges whose masks are open at the end; as values their masks.
+        frame: one row a step: ``step``, ``distance`` to the whole model under the masks that were
+            drawn, ``expected_edges`` that are open, their ``target``, and the ``price`` of all
+            edges together, as a multiple of the distance of the empty circuit.
+        masks: of every edge at the end, without noise, from 0 to 1 ``[writer, reader]``.
+        objective: what the distance is.
+        complete: False once it was interrupted; the circuit is that of the last step.
+    """
+
+    circuit: Circuit
+    frame: pd.DataFrame
+    masks: Tensor
+    objective: str
+    complete: bool
+
+    def view(self) -> CurvesView:
+        """Distance and open edges over the steps."""
+        from neox_lab.views import CurvesView, Line
+
+        steps, edges = self.frame["step"], "edges"
+        return CurvesView(
+            self.circuit.name,
+            {
+                "distance": Line(steps, self.frame["distance"]),
+                "expected edges": Line(steps, self.frame["expected_edges"], y_label=edges),
+                "target": Line(steps, self.frame["target"], y_label=edges, faint=True),
+            },
+            "step",
+            f"distance: {self.objective}",
+        )
+
+
+@torch.inference_mode(False)
+def prune_edges(
+    model: HookedModel,
+    clean: PromptsLike,
+    corrupted: PromptsLike,
+    metric: Metric,
+    edges: int | None = None,
+    share: float | None = None,
+    *,
+    objective: Objective = "kl",
+    ablation: Ablation = "resample",
+    steps: int = 500,
+    learning_rate: float = 0.1,
+    seed: int = 0,
+    progress: bool | ProgressReport = True,
+) -> PrunedEdges:
+    """Learn which edges can be cut, all at once; see the module.
+
+    A step costs one run forward and one back, however many edges there are.
+
+    Args:
+        model: any class with a head.
+        clean: see ``scores``.
+        corrupted: see ``scores``.
+        metric: see ``scores``; with ``objective="metric"`` it needs a gradient.
+        edges: how many may be left; fewer are where more are not needed, or lie on no way from the
+            embedding to the logits.
+        share: or which share of all edges, from 0 to 1.
+        objective: what shall stay as it is: ``"kl"``, the whole prediction where the metric reads
+            it (at every token for a function of your own), by its divergence; ``"metric"``, the
+            metric of each prompt, by its absolute change.
+        ablation: what readers see along cut edges; see ``Circuit.evaluate``.
+        steps: steps of Adam.
+        learning_rate: of the masks.
+        seed: of their noise.
+        progress: a bar with the time left, or who is told; see ``nl.patching.sweep``.
+
+    Returns:
+        The circuit with the record of the search; ``circuit.evaluate()`` puts it to the test.
+
+    Raises:
+        InputError: an argument makes no sense, the metric has no gradient, or nothing is left.
+        HookError: a function is spliced in between heads and MLPs.
+    """
+    check("objective", objective, one_of("metric", "kl"), InputError)
+    steps = check("steps", steps, COUNT, InputError)
+    rate = check("learning_rate", learning_rate, number(above=0, below=math.inf), InputError)
+    seed = check("seed", seed, SEED, InputError)
+    asked = Asked(model, clean, corrupted, metric)
+    runs = CircuitRuns(asked.pair(), ablation)
+    count = wanted_edges(edges, share, int(runs.table.sum()))
+    search = _Search(runs, objective, count, rate, seed)
+    with watched(progress, "step") as watch:
+        for step in range(steps):
+            search.step(step / max(1, WARM_UP * steps))
+            watch.report(step + 1, steps)
+    masks = search.masks()
+    kept = highest(search.location.detach().cpu(), (masks > 0.5) & runs.table, count)
+    unit = f"|change of {metric_name(metric)}|" if objective == "metric" else "KL divergence, nats"
+    circuit = Circuit(
+        values=masks,
+        computed=kept,
+        axes=("writer", "reader"),
+        labels=edge_labels(runs.writers, runs.readers),
+        parallel=runs.parallel,
+        name=f"Circuit of at most {count:,} edges by edge pruning",
+        value_name="how far the mask is open",
+        _asked=asked,
+    ).pruned()
+    if not circuit.edges:
+        raise InputError(
+            f"Nothing is left of {count:,} edges: no way from the embedding to the logits is open. "
+            "Allow more edges, or more steps."
+        )
+    return PrunedEdges(circuit, make_frame(search.record), masks, unit, watch.complete)
+
+
+class _Search:
+    """Masks, the price of an open edge, and what happened so far."""
+
+    def __init__(
+        self, runs: CircuitRuns, objective: Objective, count: int, rate: float, seed: int
+    ) -> None:
+        self.runs, self.count = runs, count
+        self.distance = distance_to_clean(runs, objective)
+        self.table = runs.table.to(runs.replacements.device)
+        self.total = int(runs.table.sum())
+        self.location = torch.full(runs.table.shape, BEGIN, device=self.table.device)
+        self.location.requires_grad_()
+        self.adam = torch.optim.Adam([self.location], lr=rate)
+        self.noise = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.unit = float(self.distance(logits_under(runs, torch.zeros_like(self.location))))
+        if not self.unit > 0:
+            raise InputError(
+                "The answer is the same with every edge cut, so there is nothing to keep. Look at "
+                "the pairs and the metric: nl.check_prompts(model, clean, corrupted, metric)."
+            )
+        self.price = 0.0
+        self.record: dict[str, list[float]] = {
+            name: [] for name in ("step", "distance", "expected_edges", "target", "price")
+        }
+
+    def step(self, done: float) -> None:
+        """One draw of masks, and one step of Adam.
+
+        Args:
+            done: how far the target has come down, from 0.
+        """
+        target = self.total + (self.count - self.total) * min(1.0, done)
+        drawn = torch.rand(self.location.shape, generator=self.noise).to(self.location.device)
+        distance = self.distance(logits_under(self.runs, masks_of(self.location, drawn)))
+        expected = open_probability(self.location)[self.table].sum()
+        excess = (expected - target) / self.total
+        (slope,) = torch.autograd.grad(distance / self.unit + self.price * excess, self.location)
+        self.location.grad = slope
+        self.adam.step()
+        self.price = max(0.0, self.price + float(excess.detach()))
+        found = (len(self.record["step"]), distance, expected, target, self.price)
+        for name, value in zip(self.record, found, strict=True):
+            self.record[name].append(float(torch.as_tensor(value).detach()))
+
+    def masks(self) -> Tensor:
+        """Masks without noise, 0 where there is no edge ``[writer, reader]``."""
+        with torch.no_grad():
+            return (masks_of(self.location, None) * self.table).cpu()
+
+
+def masks_of(location: Tensor, drawn: Tensor | None) -> Tensor:
+    """Hard-concrete masks.
+
+    Args:
+        location: of each distribution; large for an open edge.
+        drawn: numbers from 0 to 1 of the same shape; None leaves the noise and the temperature out.
+    """
+    if drawn is None:
+        soft = location.sigmoid()
+    else:
+        soft = ((torch.logit(drawn, eps=1e-6) + location) / TEMPERATURE).sigmoid()
+    return (soft * (HIGH - LOW) + LOW).clamp(0, 1)
+
+
+def open_probability(location: Tensor) -> Tensor:
+    """How likely each mask is not 0."""
+    return (location - TEMPERATURE * math.log(-LOW / HIGH)).sigmoid()
