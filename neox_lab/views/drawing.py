@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from neox_lab import interrupts
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
@@ -247,9 +249,13 @@ def name_ticks(axis: Axis) -> None:
 
 
 def encode(figure: Figure, form: FormatName, dpi: float, **options: Any) -> bytes:
-    """The bytes of ``figure`` as a PNG, SVG or PDF file."""
+    """The bytes of ``figure`` as a PNG, SVG or PDF file.
+
+    An interrupt waits until it is drawn: matplotlib's compiled parts make a ValueError of one.
+    """
     out = io.BytesIO()
-    figure.savefig(out, format=form, dpi=dpi, metadata=METADATA[form], **options)
+    with interrupts.held():
+        figure.savefig(out, format=form, dpi=dpi, metadata=METADATA[form], **options)
     return out.getvalue()
 
 
