@@ -16,9 +16,11 @@ from neox_lab.interchange.outcomes import InterchangeResult
 from neox_lab.interchange.pairs import Pairs
 from neox_lab.interchange.running import run
 from neox_lab.interchange.sites import Site
+from neox_lab.interchange.sweeps import InterchangeMap, sweep
 
 __all__ = [
     "CausalModel",
+    "InterchangeMap",
     "InterchangeResult",
     "Pairs",
     "Site",
@@ -27,4 +29,5 @@ __all__ = [
     "das",
     "mask",
     "run",
+    "sweep",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.errors import InputError
-from neox_lab.interchange import Pairs, Site, accuracy, boundless, das, mask
+from neox_lab.interchange import InterchangeMap, Pairs, Site, accuracy, boundless, das, mask, sweep
 from neox_lab.interchange.cached_runs import CachedRuns
 from neox_lab.interchange.pairs import read_pairs
 from neox_lab.interchange.subspaces import BoundedRotation, CoordinateMask, Rotation
@@ -191,3 +192,27 @@ def test_pairs_that_show_nothing_are_refused() -> None:
         accuracy(model, Pairs([[3, 4], [1]], [[5, 6], [2]], [7, 7], [8, 8]), CALL["site"])
     with pytest.raises(InputError, match="neither"):
         accuracy(small("token-classification"), same, CALL["site"])
+
+
+def test_the_map_shows_where_the_variable_is(
+    planted: tuple[Any, Pairs, Pairs], tmp_path: Path
+) -> None:
+    model, pairs, held_out = planted[0], planted[1], planted[2].rows(range(60))
+    places = {"its letter": 2, "last": -1}
+    found = sweep(model, pairs, held_out, places, layers=[0, 2], nulls=False, **FEW)
+    assert found.values.shape == (2, 2)
+    assert found.values[:, 1].min() >= 0.98
+    assert found.values[:, 0].max() == 0  # read already
+    assert found.nulls.max() == 0
+    assert (found.whole[:, 1] < 0.1).all()
+    site = Site(("resid_post", 2), -1, subspace=found.directions[1, 1])
+    assert accuracy(model, held_out, site).accuracy == found.values[1, 1]
+    assert list(found.frame.columns[:3]) == ["layer", "pos", "token"]
+    assert found.frame["accuracy"].max() == found.top(1)["accuracy"].item()
+    found.save(tmp_path / "map.safetensors")
+    assert InterchangeMap.load(tmp_path / "map.safetensors") == found
+    assert "Chance 0." in found.view().note
+    with pytest.raises(InputError, match="expected places by name"):
+        sweep(model, pairs, held_out, {})
+    with pytest.raises(InputError, match="layers"):
+        sweep(model, pairs, held_out, places, layers=[7])

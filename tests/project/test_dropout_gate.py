@@ -107,6 +107,7 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
     "interchange.boundless": lambda model: nl.interchange.boundless(model, *PAIRS, SITE),
     "interchange.das": lambda model: nl.interchange.das(model, *PAIRS, SITE),
     "interchange.mask": lambda model: nl.interchange.mask(model, *PAIRS, SITE),
+    "interchange.sweep": lambda model: nl.interchange.sweep(model, *PAIRS, {"last": -1}),
     "interchange.run": lambda model: nl.interchange.run(model, CLEAN, (SITE, CORRUPTED)),
     "lens.direct": lambda model: nl.lens.direct(model, CLEAN, 0),
     "lens.logit_lens": lambda model: nl.lens.logit_lens(model, CLEAN),
