@@ -66,6 +66,11 @@ class Weights(NamedTuple):
         if self.W_enc.dim() != 2 or self.W_dec.dim() != 2:
             raise ConfigError("W_enc must be [d_in, latent] and W_dec [latent, d_out].")
         (d_in, latents), d_out = self.W_enc.shape, self.W_dec.shape[1]
+        if not d_in * latents * d_out:
+            raise ConfigError(
+                f"W_enc is {[d_in, latents]} and W_dec {list(self.W_dec.shape)}; there must be a "
+                "feature, and something to read and to write."
+            )
         expected = {
             "b_enc": [latents],
             "W_dec": [latents, d_out],
@@ -182,9 +187,10 @@ class Dictionary(Answering):
             Codes ``[*tokens, slot]``, in the dictionary's dtype.
 
         Raises:
-            InputError: another width, or no tensor.
+            InputError: another width, or no activations.
         """
-        if not isinstance(x, Tensor) or not x.dim() or x.shape[-1] != self.d_in:
+        fits = isinstance(x, Tensor) and x.shape[-1:] == (self.d_in,) and x.is_floating_point()
+        if not fits:
             raise InputError(self._what_to_give(x))
         read, _ = self.normalise(x.to(self.encoder.dtype))
         tokens = read.reshape(-1, self.d_in)
@@ -201,6 +207,8 @@ class Dictionary(Answering):
         if isinstance(x, Tensor):
             shape = list(x.shape)
             heads = x.dim() > 1 and x.shape[-1] * x.shape[-2] == self.d_in
+            if not x.is_floating_point():
+                return f"x is {x.dtype} {shape}; {wanted}, floating-point."
             return f"x is {shape}; {wanted}." + " Give x.flatten(-2)." * heads
         if isinstance(x, Mapping):
             return f"x is a cache or a mapping; {wanted}: encode(cache[{self.site_in!r}])."

@@ -10,6 +10,7 @@ tensors, and ``dictionary.sources`` tells from which. Pickles are read without r
 
 from __future__ import annotations
 
+import posixpath
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,7 +34,7 @@ from neox_lab.other_dictionary_names import DICTIONARY_ARGUMENTS
 from neox_lab.other_names import names_ours_of
 from neox_lab.sae.cross_layer import CrossLayerTranscoder
 from neox_lab.sae.dictionary import Dictionary
-from neox_lab.sae.formats import FORMATS, Found, Given, Read, Source, source_of
+from neox_lab.sae.formats import FORMATS, Format, Found, Given, Read, Source, source_of
 from neox_lab.sae.proving import prove, prove_sites
 from neox_lab.sae.sites import Site, hook_name, layer_of
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
 
 _NAMED = 12  # dictionaries in a message
+_DAMAGED = "damaged:"
 KINDS = ("ReLU", "TopK", "BatchTopK", "JumpReLU")
 
 
@@ -120,7 +122,7 @@ def load(
     layer = check("layer", layer, or_none(whole(least=0)), InputError)
     subfolder = check("subfolder", subfolder, or_none(TEXT), InputError)
     files = _source(source, revision)
-    narrowed = files if subfolder is None else files.below(subfolder)
+    narrowed = files if subfolder is None else files.below(posixpath.normpath(subfolder))
     found = _chosen(files, _all(narrowed) or _all(files), given.site, layer, subfolder)
     if found.refused:
         raise CheckpointError(f"{_place(files, found)} is {found.refused}")
@@ -182,8 +184,30 @@ def _source(source: PathOrId | None, revision: object) -> Source:
 
 def _all(files: Source) -> list[Found]:
     """Every dictionary of a source, by layer."""
-    found = [each for form in FORMATS.values() for each in form.find(files)]
+    found = [each for form in FORMATS.values() for each in _of_format(form, files)]
+    damaged = {each.place: each for each in reversed(found) if each.refused.startswith(_DAMAGED)}
+    found = [each for each in found if damaged.get(each.place, each) is each]  # named once
     return sorted(found, key=lambda each: (_layer(each) or 0, each.site or "", each.place))
+
+
+def _of_format(form: Format, files: Source) -> list[Found]:
+    """The dictionaries of a format; in a directory one that is damaged does not hide the others.
+
+    Raises:
+        CheckpointError: something of a repository on the hub cannot be had.
+    """
+    try:
+        return form.find(files)
+    except CheckpointError:
+        if not files.is_local:
+            raise
+    found = []
+    for folder, own in files.apart():
+        try:
+            found += form.find(own)
+        except CheckpointError as error:
+            found.append(Found(form.name, folder, None, f"{_DAMAGED} {error}"))
+    return found
 
 
 def _chosen(
@@ -202,7 +226,7 @@ def _chosen(
         )
     kept = found
     if subfolder is not None:
-        name = subfolder.strip("/") or "."
+        name = posixpath.normpath(subfolder.strip("/"))
         if name == ".":  # as messages call the top; what lies below is not meant
             kept = [each for each in kept if each.place in ("", *_at_top(files))]
         else:
@@ -219,6 +243,8 @@ def _chosen(
             [f"site {site!r}"] * (site is not None) + [f"layer {layer}"] * (layer is not None)
         )
         raise CheckpointError(f"No dictionary has {asked}.{_listed(files, found)}")
+    if site is not None or layer is not None:  # what says no site and is none is not meant
+        kept = [each for each in kept if each.site or not each.refused] or kept
     if len(kept) > 1:
         raise CheckpointError(
             f"{len(kept)} dictionaries fit; say which with site=, layer= or subfolder=."
@@ -234,7 +260,9 @@ def _at_top(files: Source) -> list[str]:
 
 def _listed(files: Source, found: list[Found]) -> str:
     """The dictionaries there are, in words."""
-    names = [f"{each.place or '.'} ({each.site or 'site not said'})" for each in found[:_NAMED]]
+    said = [each.site or ("not readable" if each.refused else "site not said") for each in found]
+    named = zip(found[:_NAMED], said, strict=False)
+    names = [f"{each.place or '.'} ({words})" for each, words in named]
     more = f" and {len(found) - _NAMED} more" if len(found) > _NAMED else ""
     return f" {files.where!r} holds: {', '.join(names)}{more}; see nl.sae.available()."
 
@@ -248,9 +276,9 @@ def _layer(found: Found) -> int | None:
 
 
 def _dtype(dtype: object) -> torch.dtype:
-    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point and dtype.itemsize > 1:
         return dtype
-    raise InputError(f"dtype={shown(dtype)}; expected a floating-point torch.dtype.")
+    raise InputError(f"dtype={shown(dtype)}; expected a torch.dtype such as torch.float32.")
 
 
 def _device(device: object) -> torch.device:

@@ -129,6 +129,7 @@ class Trainee(nn.Module):
         W_skip: ``[d_out, d_in]``, or None.
         log_threshold: of JumpReLU, ``[latent]``, or None.
         idle: rows since each feature was active, ``[latent]``.
+        least: what the loss is divided by for each row, at least: half of what rows usually vary.
         threshold: the running one of BatchTopK.
     """
 
@@ -166,6 +167,9 @@ class Trainee(nn.Module):
         read = written
         if not autoencoder:  # directions in another space have no transpose
             read = _unit(torch.randn(latents, d_in, generator=generator))
+        # A batch of a row or two, as an epoch may end with, varies by nothing or nearly nothing.
+        each = (y - y.mean(0)).square().sum(1)  # a few rows may be far away: the median is usual
+        self.least = max(1e-30, 0.5 * float(each.median()), 1e-6 * float(each.mean()))
         centre = y.mean(0) if recipe.centre == "mean" else geometric_median(y)
         self.W_dec = nn.Parameter(written.to(y).clone())
         self.encoder = nn.Parameter(read.to(x).clone())
@@ -188,7 +192,7 @@ class Trainee(nn.Module):
             risen: how far the penalty has risen.
         """
         read = x - self.b_dec if self.subtracts_b_dec else x
-        variance = (y - y.mean(0)).square().sum().clamp_min(1e-30)
+        variance = (y - y.mean(0)).square().sum().clamp_min(self.least * len(y))
         beside = self.b_dec if self.W_skip is None else linear(x, self.W_skip) + self.b_dec
         if self.kind in ("jumprelu", "relu"):
             return self._dense(read, y, beside, variance, risen)

@@ -132,13 +132,14 @@ def rows_of(
         if texts is not None:
             raise InputError("texts are read by a model; the source is activations already.")
         return _of_tensors(source, site, site_out, held_out, seed)
+    if not isinstance(source, Stored):
+        require_model(source)
     if site is None:
         raise InputError("site is missing: which hook point, such as ('resid_post', 2)?")
     if isinstance(source, Stored):
         sites = (source.site_name(site), source.site_name(site if site_out is None else site_out))
         what = f"{len(source):,} rows of {source.manifest.model}"
         return OnDisk(*source.split(held_out, seed), sites, what)
-    require_model(source)
     model: HookedModel = source  # type: ignore[assignment]
     given: Texts = several("texts", texts, _TEXTS, InputError)
     if len(given) < 2:
@@ -147,6 +148,10 @@ def rows_of(
         exact(site, model.hook_points),
         exact(site if site_out is None else site_out, model.hook_points),
     )
+    for name in sites:
+        axes = model.hook_points[name].axes
+        if axes[:2] != ("batch", "pos") or len(axes) < 3:
+            raise InputError(f"{name!r} is [{', '.join(axes)}]; a row is what a token has there.")
     part = tokens_of(model, given, *sites)
     name = str(model.config.name_or_path or "a model")
     return _divided(part, sites, f"{len(given):,} texts of {name}", held_out, seed)
@@ -241,20 +246,24 @@ def _of_tensors(
     if len(pair) != 2 or not all(isinstance(each, Tensor) for each in pair):
         raise InputError(f"source={shown(source)}; expected a tensor, or a pair (x, y) of tensors.")
     x, y = pair
+    same = x is y
     for name, tensor in (("x", x), ("y", y)):
-        if tensor.dim() != 2 or not tensor.is_floating_point() or not tensor.shape[1]:
+        kept = tensor.layout == torch.strided and not tensor.is_meta
+        if tensor.dim() != 2 or not tensor.is_floating_point() or not tensor.shape[1] or not kept:
+            what = f"{tensor.dtype} {list(tensor.shape)}"
+            what += "" if kept else f", {tensor.layout}, on {tensor.device}"
             raise InputError(
-                f"{name} is {tensor.dtype} {list(tensor.shape)}; expected floating-point "
-                "activations [row, d]."
+                f"{name} is {what}; expected floating-point activations [row, d], dense."
             )
+    x, y = x.detach(), y.detach()
     if len(x) != len(y):
         raise InputError(f"x has {len(x)} rows and y {len(y)}; a row of one belongs to one.")
     for name, value in (("site", site), ("site_out", site_out)):
         if value is not None and not isinstance(value, str):
             raise InputError(f"{name}={shown(value)}; of tensors, a site is a name.")
     first = str(site or "activations")
-    second = str(site_out or (first if x is y else "outputs"))
-    if (x is y) != (first == second):
+    second = str(site_out or (first if same else "outputs"))
+    if same != (first == second):
         raise InputError("An autoencoder has one tensor and one site, a transcoder two of each.")
     document = torch.arange(len(x))
     return _divided(Part(x, y, document), (first, second), "a tensor", held_out, seed)

@@ -44,6 +44,8 @@ SAVE_EVERY = 200  # steps
 
 
 @names_ours_of(*DICTIONARY_ARGUMENTS)
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train(
     source: HookedModel | Stored | Tensor | tuple[Tensor, Tensor],
     texts: Texts | None = None,
@@ -143,6 +145,8 @@ class _Run:
         sample = self._sample()
         x, y = sample
         self.scales = _scale(x, rows.site_in), _scale(y, rows.site_out)
+        if bool((y == y[0]).all()):
+            raise InputError(f"all rows at {rows.site_out!r} are the same; nothing is to be learnt")
         total = self.steps * min(self.batch_size, len(rows))
         dead_after = recipe.dead_after or max(1, min(10_000_000, total // 10))
         self.trainee = Trainee(
@@ -266,11 +270,25 @@ class _Run:
             tensors,
             {
                 "fingerprint": self.fingerprint,
+                "settings": self.settings,
                 "step": self.step,
                 "at": list(self.at),
                 "seconds": self.seconds_before + time.monotonic() - self.start,
             },
         )
+
+    def _differing(self, earlier: object) -> str:
+        """What an earlier run had otherwise, in words."""
+        if not isinstance(earlier, dict):
+            return "settings or other activations"
+        own = self.settings | cast(dict[str, object], self.settings["recipe"])
+        earlier = earlier | (earlier["recipe"] if isinstance(earlier.get("recipe"), dict) else {})
+        other = [
+            f"{name}={shown(earlier.get(name))} (now {shown(value)})"
+            for name, value in own.items()
+            if name != "recipe" and earlier.get(name) != value
+        ]
+        return f"settings: {', '.join(other)}" if other else "activations or sites"
 
     def _resume(self, path: Path) -> None:
         """Go on from a file.
@@ -281,8 +299,9 @@ class _Run:
         tensors, description = _FORMAT.read(path)
         if description.get("fingerprint") != self.fingerprint:
             raise CheckpointError(
-                f"{os.fspath(path)!r} is of a training with other settings or other activations. "
-                "Give another folder, or the same arguments."
+                f"{os.fspath(path)!r} is of a training with other "
+                f"{self._differing(description.get('settings'))}. Give another folder, or the same "
+                "arguments."
             )
         try:
             weights = {n.removeprefix("weights."): t for n, t in tensors.items() if "weights." in n}
@@ -310,9 +329,14 @@ def _scale(rows: Tensor, name: str) -> float:
     """What brings the mean norm of rows to √d.
 
     Raises:
-        InputError: all are zero.
+        InputError: all are zero, or so large or so small that float32 does not hold what follows.
     """
-    norm = float(rows.norm(dim=1).mean())
+    norm = float(rows.double().norm(dim=1).mean())
     if not norm:
         raise InputError(f"activations at {name!r} are all zero")
+    if not 1e-30 < norm < 1e30:
+        raise InputError(
+            f"activations at {name!r} have a mean norm of {norm:.3g}; multiply them by a number "
+            "that brings it nearer to 1."
+        )
     return math.sqrt(rows.shape[1]) / norm

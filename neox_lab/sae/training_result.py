@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -36,7 +37,7 @@ class HeldOut:
 
     Attributes:
         rows: how many.
-        fvu: ``sum |y - ŷ|² / sum |y - mean y|²``.
+        fvu: ``sum |y - ŷ|² / sum |y - mean y|²``; NaN of rows that are all the same.
         fvu_low: lower end of the 95 % interval.
         fvu_high: upper end.
         l0: active features of a row, on average.
@@ -153,7 +154,11 @@ class TrainedDictionary(Result):
         stopped = f"stopped at step {len(frame)}; " if self.interrupted else ""
         title = (
             f"{stopped}{self.dictionary.kind} at {self.dictionary.site_out}, {len(frame)} steps: "
-            f"held-out FVU {held.fvu:.3f} ({held.fvu_low:.3f} to {held.fvu_high:.3f})"
+            + (
+                "held-out rows are all the same"
+                if math.isnan(held.fvu)
+                else f"held-out FVU {held.fvu:.3f} ({held.fvu_low:.3f} to {held.fvu_high:.3f})"
+            )
         )
         return CurvesView(title, lines, "step", "FVU")
 
@@ -191,7 +196,7 @@ def measured(dictionary: Dictionary, part: Part, seed: int = 0) -> HeldOut:
     (fvu_low, fvu_high), (l0_low, l0_high) = fvu.quantile(ends), l0.quantile(ends)
     return HeldOut(
         len(part.x),
-        float(totals[0].sum() / totals[1].sum()),
+        float(totals[0].sum() / totals[1].sum()) if bool(totals[1].sum()) else math.nan,
         float(fvu_low),
         float(fvu_high),
         float(totals[2].mean()),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+from dictionaries import random_dictionary
 from torch import Tensor
 
 from neox_lab.errors import ConfigError, InputError
@@ -204,7 +206,9 @@ def test_nan_is_not_lost() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     ours = dictionary(ReLU())
-    with pytest.raises(InputError, match=r"reads blocks.0.hook_mlp_out, \[\*tokens, 12\]"):
+    with pytest.raises(
+        InputError, match=r"reads what stands at blocks.0.hook_mlp_out, \[\*tokens, 12\]"
+    ):
         ours.encode(numbers(3, D + 1, seed=1))
     others = Codes(torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1), 41)
     with pytest.raises(InputError, match="40"):
@@ -228,3 +232,41 @@ def test_weights_that_do_not_fit_are_named(name: str) -> None:
     for wrong, message in ((bad[1:], "must be"), (bad.clone().fill_(torch.nan), "NaN")):
         with pytest.raises(ConfigError, match=f"{name} .*{message}"):
             Dictionary(good._replace(**{name: wrong}), ReLU(), site_in=SITE, kind="test")
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (torch.tensor(1.0), r"x is \[\]"),
+        (torch.ones(2, 5), r"x is \[2, 5\].*\[\*tokens, 4\]"),
+        (torch.ones(2, 4, dtype=torch.int64), r"x is torch\.int64 \[2, 4\]"),
+        (torch.ones(2, 4, dtype=torch.complex64), "x is torch.complex64"),
+        (torch.ones(2, 4).bool(), "x is torch.bool"),
+        ([1.0, 2.0, 3.0, 4.0], r"x=\[1\.0, 2\.0"),
+        (None, "x=None"),
+    ],
+)
+def test_what_is_no_activations_is_refused(x: Any, words: str) -> None:
+    dictionary = random_dictionary(4, "blocks.0.hook_resid_post", latents=3)
+    with pytest.raises(InputError, match=words):
+        dictionary(x)
+
+
+@pytest.mark.parametrize("shape", [(4, 0, 4), (0, 3, 4), (4, 3, 0)])
+def test_a_dictionary_of_nothing_is_refused(shape: tuple[int, int, int]) -> None:
+    d_in, latents, d_out = shape
+    weights = Weights(
+        torch.ones(d_in, latents), torch.ones(latents), torch.ones(latents, d_out),
+        torch.ones(d_out),
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="there must be a feature"):
+        Dictionary(weights, ReLU(), site_in="blocks.0.hook_resid_post", kind="ReLU")
+
+
+@pytest.mark.parametrize("kind", ["TopK", "TopK signed", "JumpReLU"])
+@pytest.mark.parametrize("shape", [(4,), (0, 4), (2, 0, 4), (1, 4)])
+def test_few_tokens_are_encoded_too(kind: str, shape: tuple[int, ...]) -> None:
+    dictionary = random_dictionary(4, "blocks.0.hook_resid_post", latents=3, kind=kind)
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    assert dictionary(x).shape == shape
+    assert dictionary.encode(x).dense().shape == (*shape[:-1], 3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -133,8 +134,13 @@ def test_a_stopped_run_says_so_and_goes_on(
 
 def test_a_folder_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path) -> None:
     small(to=tmp_path / "run")
-    for change in ({"k": 4}, {"seed": 1}, {"source": activations() + 1}):
-        with pytest.raises(CheckpointError, match="other settings"):
+    for change, words in (
+        ({"k": 4}, r"other settings: k=3 \(now 4\)\."),
+        ({"seed": 1, "steps": 13}, r"settings: steps=12 \(now 13\), seed=0 \(now 1\)\."),
+        ({"recipe": Recipe(decay=0.5)}, r"settings: decay=0.2 \(now 0.5\)\."),
+        ({"source": activations() + 1}, "other activations or sites"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
             small(to=tmp_path / "run", **change)
     file = tmp_path / "run" / "state.safetensors"
     file.write_bytes(file.read_bytes()[:200])
@@ -279,10 +285,17 @@ def test_a_damaged_record_of_a_training_is_refused(tmp_path: Path) -> None:
         ({"texts": ["a"]}, "read by a model"),
         ({"source": torch.ones(3, 4, 5)}, r"\[row, d\]"),
         ({"source": torch.zeros(9, 4)}, "all zero"),
+        ({"source": torch.ones(9, 4)}, "all rows at 'activations' are the same"),
+        ({"source": activations() * 1e31}, r"mean norm of 1\.\d+e\+31"),
+        ({"source": activations() * 1e-33}, r"mean norm of 1\.\d+e-33"),
+        ({"source": activations().to_sparse()}, "dense"),
+        ({"source": activations().to("meta")}, "on meta"),
+        ({"source": activations().numpy()}, "expected a model"),
         ({"source": torch.full((9, 4), torch.nan)}, "NaN"),
         ({"source": torch.ones(1, 4)}, "1 documents"),
         ({"source": (torch.ones(4, 4), torch.ones(5, 4))}, "4 rows and y 5"),
-        ({"source": "model"}, "site is missing"),
+        ({"source": nl.load(), "texts": TEXTS}, "site is missing"),
+        ({"source": "model"}, "expected a model"),
         ({"source": "model", "site": "resid_post"}, "expected a model"),
         ({"recipe": "fast"}, "Recipe"),
     ],
@@ -290,6 +303,46 @@ def test_a_damaged_record_of_a_training_is_refused(tmp_path: Path) -> None:
 def test_bad_arguments_are_named(change: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         small(**change)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_one_row_is_a_step_like_others(kind: Any) -> None:
+    """An epoch of 65 rows ends with one, whose variance is nothing to divide by."""
+    trained = small(activations(72), kind=kind, steps=8, recipe=Recipe(learning_rate=1e-3))
+    losses = trained.frame["loss"]
+    assert losses[[1, 3, 5, 7]].max() < 30 * losses[[0, 2, 4, 6]].max()
+    assert small(activations(72), kind=kind, batch_size=1).frame["loss"].max() < 100
+    assert trained.held_out.fvu < 5
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_the_scale_of_rows_does_not_matter(scale: float) -> None:
+    one, other = small(steps=40), small(activations() * scale, steps=40)
+    assert other.held_out.fvu == pytest.approx(one.held_out.fvu, rel=1e-3)
+
+
+def test_gradients_are_on_for_the_training_alone() -> None:
+    x = activations()
+    usual = small(x)
+    with torch.no_grad():
+        assert small(x) == usual
+        assert not torch.is_grad_enabled()
+    with torch.inference_mode():
+        assert small(x.clone()) == usual
+        assert torch.is_inference_mode_enabled()
+    watched = x.clone().requires_grad_()
+    assert small(watched) == usual and watched.grad is None
+
+
+def test_of_held_out_rows_that_are_all_the_same_nothing_is_said() -> None:
+    trained = small(held_out=1e-9)  # of one row
+    assert trained.held_out.rows == 1 and math.isnan(trained.held_out.fvu)
+    assert "held-out rows are all the same" in trained.view().title
+
+
+def test_what_is_not_of_tokens_is_no_row() -> None:
+    with pytest.raises(InputError, match="query_pos"):
+        small(nl.load(), texts=TEXTS, site=("pattern", 1))
 
 
 def test_a_site_that_the_model_lacks_is_named() -> None:

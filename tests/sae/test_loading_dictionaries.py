@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from dictionaries import random_dictionary
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -375,6 +376,41 @@ def test_what_is_no_dictionary_of_one_site_is_refused_by_name(tmp_path: Path) ->
     (tmp_path / "empty" / "readme.md").write_text("")
     with pytest.raises(CheckpointError, match=r"no dictionary of a layout known.*readme.md"):
         load(tmp_path / "empty")
+
+
+@pytest.mark.parametrize(
+    ("form", "file", "damage"),
+    [
+        ("ours", "dictionary.safetensors", b"\xff" * 100),
+        ("sae_lens/standard", "cfg.json", b"["),
+        ("circuit_tracer/relu", "config.yaml", b"a: ["),
+    ],
+)
+def test_one_that_is_damaged_does_not_hide_the_others(
+    tmp_path: Path, form: str, file: str, damage: bytes
+) -> None:
+    place = tmp_path / "all" / "damaged"
+    if form == "ours":
+        random_dictionary(8, "blocks.0.hook_resid_post").save_pretrained(place)
+    else:
+        shutil.copytree(FILES / form, place)
+    (place / file).write_bytes(damage)
+    good = random_dictionary(8, "blocks.1.hook_mlp_out")
+    for name in ("sound", "sound/below"):
+        good.save_pretrained(tmp_path / "all" / name)
+    for choice in ({"subfolder": "sound/below"}, {"subfolder": "./sound/below/"}):
+        agreed = load(tmp_path / "all", **choice)
+        assert torch.equal(agreed.W_dec, good.W_dec)
+    shutil.rmtree(tmp_path / "all" / "sound" / "below")
+    assert torch.equal(load(tmp_path / "all", layer=1).W_dec, good.W_dec)
+    assert torch.equal(load(tmp_path / "all", site=("mlp_out", 1)).W_dec, good.W_dec)
+    table = available(tmp_path / "all").set_index("subfolder")
+    assert table.loc["damaged", "refused"].startswith("damaged:")
+    assert table.loc["sound", "refused"] == "" and len(table) == 2
+    with pytest.raises(CheckpointError, match="is damaged: "):
+        load(tmp_path / "all", subfolder="damaged")
+    with pytest.raises(CheckpointError, match=r"2 dictionaries fit.*damaged \(not readable\)"):
+        load(tmp_path / "all")
 
 
 def hostile(place: Path, kind: str) -> str:

@@ -55,6 +55,14 @@ class Source:
         kept = [name for name in self.names if name.startswith(f"{folder}/" if folder else "")]
         return dataclasses.replace(self, names=tuple(kept))
 
+    def apart(self) -> Iterator[tuple[str, Source]]:
+        """Each folder that holds files, and the same with these files alone."""
+        folders: dict[str, list[str]] = {}
+        for name in self.names:
+            folders.setdefault(name.rpartition("/")[0], []).append(name)
+        for folder, names in folders.items():
+            yield folder, dataclasses.replace(self, names=tuple(names))
+
     def path(self, name: str) -> Path:
         """Where a file is on the disk, fetched if need be.
 
