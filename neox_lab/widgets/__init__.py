@@ -5,6 +5,7 @@
     nl.widgets.logit_lens(model, "The cat sat")
     nl.widgets.patching(model, clean, corrupted, " Paris", " Rome")   # click a cell, read on
     nl.widgets.probing(result, model)
+    nl.widgets.steering(direction, "The film was")        # a slider; the text beside the original
     nl.widgets.classification()                           # the built-in heads, or a model of yours
     nl.widgets.answering()
     nl.widgets.tagging()
@@ -22,6 +23,7 @@ from neox_lab.widgets._generation import GenerationWidget, generation
 from neox_lab.widgets._logit_lens import LogitLensWidget, logit_lens
 from neox_lab.widgets._patching import PatchingWidget, patching
 from neox_lab.widgets._probing import ProbingWidget, probing
+from neox_lab.widgets._steering import SteeringWidget, steering
 from neox_lab.widgets._task_heads import (
     AnsweringWidget,
     ClassificationWidget,
@@ -41,6 +43,7 @@ __all__ = [
     "LogitLensWidget",
     "PatchingWidget",
     "ProbingWidget",
+    "SteeringWidget",
     "TaggingWidget",
     "answering",
     "attention",
@@ -49,5 +52,6 @@ __all__ = [
     "logit_lens",
     "patching",
     "probing",
+    "steering",
     "tagging",
 ]

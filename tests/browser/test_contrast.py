@@ -24,6 +24,9 @@ MAKERS: dict[str, Callable[[Any], Any]] = {
     "classification": lambda _: nl.widgets.classification(),
     "answering": lambda _: nl.widgets.answering(),
     "tagging": lambda _: nl.widgets.tagging(),
+    "steering": lambda model: nl.widgets.steering(
+        nl.steering.direction(model, ["It is good"], ["It is bad"], site=("resid_post", 1)), PROMPT
+    ),
     "explore": lambda model: nl.explore(model, PROMPT),
 }
 

@@ -127,6 +127,22 @@ def test_probes_of_a_site_and_of_a_text(model: Any, staged: Any, page: Any) -> N
     assert page.locator("h3", has_text="What the probes say of").count() == 1
 
 
+def test_a_slider_steers(model: Any, staged: Any, page: Any) -> None:
+    happy = nl.steering.direction(model, ["It is good"], ["It is bad"], site=("resid_post", 1))
+    stage = staged(nl.widgets.steering(happy, "The film was"))
+    slider = page.get_by_role("slider", name="Scale")
+    slider.fill("-3.5")
+    slider.dispatch_event("change")
+    stage.until(lambda: "scale -3.5" in stage.widget.result.title and stage.widget.phase == "done")
+    assert page.locator("h3").all_inner_texts() == [
+        "The model itself",
+        "Steered: add, scale -3.5, all",
+    ]
+    assert page.locator(".piece").count() > 20
+    page.get_by_label("Positions", exact=True).select_option("generated")
+    stage.until(lambda: "generated" in stage.widget.result.title)
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_three_heads(staged: Any, page: Any) -> None:
     classifier = nl.load(head="sequence-classification", labels=["no", "yes"])

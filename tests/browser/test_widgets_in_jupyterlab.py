@@ -25,6 +25,7 @@ model = nl.load()
 model.generation_config.eos_token_id = None  # texts do not end by themselves
 texts = [f"{a} {b} home" for a in ("The king", "A dog") for b in "abcdefgh"]
 found = nl.probing.probe(model, texts, ["king"] * 8 + ["dog"] * 8, sites="resid_post")
+happy = nl.steering.direction(model, ["It is good"], ["It is bad"], site=("resid_post", 1))
 """
 STORY = "Mary put the key in the drawer."
 WIDGETS = {
@@ -37,6 +38,7 @@ WIDGETS = {
     "classification": "nl.widgets.classification()",  # the trained heads of the package
     "answering": "nl.widgets.answering()",
     "tagging": "nl.widgets.tagging()",
+    "steering": "nl.widgets.steering(happy, 'The film was')",
     "explorer": "nl.explore(model, 'The king went to the', 'The king went to a')",
 }
 REACTS = {  # something to click in the static view that stays, and what then is so
@@ -48,6 +50,7 @@ REACTS = {  # something to click in the static view that stays, and what then is
     "classification": ('[role="option"]', "aria-selected"),
     "answering": (".flow .piece", "aria-pressed"),
     "tagging": (".flow .piece", "aria-pressed"),
+    "steering": (".flow .piece", "aria-pressed"),
     "explorer": (".headgrid .cell", ""),
 }
 SAYS = {"explorer": "layer 0, head 0"}  # in its line of words after that; others that it is locked
@@ -127,6 +130,9 @@ def use(notebook: Any) -> None:
     assert notebook.ask("answering.result.frame['answer'][0]") in STORY
     marked = notebook.ask("[piece.text for piece in tagging.result.view().pieces if piece.kind]")
     assert marked and all(text in STORY for text in marked)
+
+    cell["steering"].get_by_label("Positions").select_option("generated")
+    notebook.until("steering.phase == 'done' and 'generated' in steering.result.title")
 
     explorer = cell["explorer"]
     explorer.locator(".headgrid .cell").nth(5).click()
