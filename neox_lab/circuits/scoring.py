@@ -41,13 +41,14 @@ from neox_lab.errors import InputError
 from neox_lab.experiments import graph
 from neox_lab.experiments.attribution import gradients
 from neox_lab.experiments.attribution.gradients import MOST_STEPS
+from neox_lab.experiments.attribution.reader_slopes import Added, Slopes, line, mean_slopes
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.prompts import PromptsLike
 from neox_lab.experiments.paths.path_patching import edge_sweep
 from neox_lab.experiments.prompt_pairs import Pair
 from neox_lab.experiments.splices import with_same_splices
-from neox_lab.model.hook_points import HookFunction, HookPoint
+from neox_lab.model.parts import at_least_float32
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -308,50 +309,62 @@ class _Question:
         self.both, self.model = both, both.corrupted.model
         self.parallel = self.model.config.use_parallel_residual
         self.writers, self.readers = graph.writers(self.model), graph.readers(self.model)
-        self.written = list(dict.fromkeys(node.writing_hook for node in self.writers))
         self.read = list(dict.fromkeys(node.reading_hook for node in self.readers))
 
     def estimate(self, method: str, steps: int) -> Tensor:
         """Scores of each pair ``[pair, writer, reader]``, or of all together ``[1, ..]``."""
         clean, corrupted = self.both.corrupted, self.both.clean
-        value, self.rows, own = gradients.activations(clean, self.written)
-        other_value, _, other = gradients.activations(corrupted, self.written)
+        written = list(dict.fromkeys(node.writing_hook for node in self.writers))
+        value, self.rows, own = gradients.activations(clean, written)
+        other_value, _, other = gradients.activations(corrupted, written)
         self.ends = float(value), float(other_value)
-        changes = torch.stack(
-            [node.part_of(other[node.writing_hook] - own[node.writing_hook]).float()
-             for node in self.writers]
-        )  # fmt: skip
-        embeddings = own["hook_embed"], other["hook_embed"]
+        shape = (len(clean.ids), len(self.writers), *own["hook_embed"].shape[1:])
+        changes = at_least_float32(own["hook_embed"]).new_empty(shape)
+        for name in written:
+            change = other[name] - own[name]
+            for row, node in enumerate(self.writers):
+                if node.writing_hook == name:
+                    changes[:, row] = node.part_of(change)
+        start, end = own["hook_embed"], other["hook_embed"]
         if method == "ig-activations":
-            return self._by_writer(own, other, changes, steps)
-        if method == "eap":
-            slopes = gradients.run(clean, self.read).gradients
-        elif method == "both-ends":
-            ends = [gradients.run(clean, self.read, embeds=e).gradients for e in embeddings]
-            slopes = {name: (ends[0][name] + ends[1][name]) / 2 for name in self.read}
-        else:
-            slopes = gradients.along_path(clean, self.read, *embeddings, steps)
-        return self._products(changes, slopes, range(len(self.writers)))
+            return self._by_writer(start, changes, steps)
+        rule: tuple[Sequence[float], Sequence[float]] = gradients.quadrature(steps)
+        if method != "eap-ig":
+            rule = ([0], [1]) if method == "eap" else ([0, 1], [0.5, 0.5])
+        slopes = mean_slopes(clean, self.read, line(start, end, rule[0]), rule[1])
+        return self._products(changes, slopes)
 
-    def _products(
-        self, changes: Tensor, slopes: dict[str, Tensor], rows: range | list[int]
-    ) -> Tensor:
-        """Changes of some writers times the slopes of the readers after them, for each pair."""
-        scores = changes.new_zeros(changes.shape[1], len(self.writers), len(self.readers))
-        for column, reader in enumerate(self.readers):
-            before = [at for at in rows if self.writers[at].precedes(reader, self.parallel)]
-            if before:
-                slope = reader.part_of(slopes[reader.reading_hook]).float()
-                scores[:, before, column] = torch.einsum("wbpd,bpd->bw", changes[before], slope)
+    def _products(self, changes: Tensor, slopes: Slopes, only: int | None = None) -> Tensor:
+        """Changes of writers times the slopes of the readers after them, for each pair.
+
+        Args:
+            changes: ``[batch, writer, pos, d_model]``.
+            slopes: of the readers.
+            only: one writer; all if None.
+        """
+        scores = changes.new_zeros(len(changes), len(self.writers), len(self.readers))
+        for name in self.read:
+            columns = [at for at, reader in enumerate(self.readers) if reader.reading_hook == name]
+            rows = [
+                at
+                for at, node in enumerate(self.writers)
+                if node.precedes(self.readers[columns[0]], self.parallel) and only in (None, at)
+            ]
+            if rows:
+                some = slice(rows[0], rows[-1] + 1)  # writers come in the order in which they write
+                slope = slopes(name).to(changes).view(*changes[:, 0].shape[:2], len(columns), -1)
+                slope = slope.transpose(1, 2).flatten(2)  # [batch, reader, pos * d_model]
+                found = changes[:, some].flatten(2) @ slope.transpose(1, 2)
+                scores[:, some, columns[0] : columns[-1] + 1] = found
+        scores = scores.float()
         return (scores if self.rows is not None else scores.sum(dim=0, keepdim=True)).cpu()
 
-    def _by_writer(
-        self, own: dict[str, Tensor], other: dict[str, Tensor], changes: Tensor, steps: int
-    ) -> Tensor:
+    def _by_writer(self, embed: Tensor, changes: Tensor, steps: int) -> Tensor:
         """The integral for each writer by itself: its output goes from u to u', nobody else's."""
-        total = torch.zeros(())
+        total, clean = torch.zeros(()), self.both.corrupted
+        places, weights = gradients.quadrature(steps)
         for row, node in enumerate(self.writers):
-            if not changes[row].any():
+            if not changes[:, row].any():
                 continue
             reading = [
                 name
@@ -361,26 +374,11 @@ class _Question:
                     for reader in self.readers
                 )
             ]
-            slopes: dict[str, Tensor] = {}
-            for place, weight in zip(*gradients.quadrature(steps), strict=True):
-                found = self._with_output(node, place * changes[row], reading)
-                for name, slope in found.items():
-                    slopes[name] = slopes.get(name, 0) + weight * slope
-            total = total + self._products(changes, slopes, [row])
+            path = line(torch.zeros_like(changes[:, row]), changes[:, row], places)
+            slopes = (
+                mean_slopes(clean, reading, embed + path, weights)
+                if node.kind == "embed"
+                else mean_slopes(clean, reading, embed.expand_as(path), weights, Added(node, path))
+            )
+            total = total + self._products(changes, slopes, row)
         return total
-
-    def _with_output(
-        self, node: graph.Node, change: Tensor, reading: list[str]
-    ) -> dict[str, Tensor]:
-        """Gradients at hooks of the clean run in which a writer's output is changed."""
-
-        def write(tensor: Tensor, _: HookPoint) -> Tensor:
-            if node.kind != "head":
-                return tensor + change.to(tensor)
-            changed = torch.zeros_like(tensor)
-            changed[:, :, node.head] = change
-            return tensor + changed
-
-        hooks: list[tuple[str, HookFunction]] = [(node.writing_hook, write)]
-        with self.model.hooks(hooks):
-            return gradients.run(self.both.corrupted, reading).gradients

@@ -90,6 +90,13 @@ class Batch:
         Returns:
             ``[variant, batch]`` for a metric that knows rows, ``[variant, 1]`` for another.
         """
+        return self._of_streams(streams)
+
+    def sum_of_streams(self, streams: Tensor) -> Tensor:
+        """The sum of the same over variants and rows, through which gradients flow back."""
+        return self._of_streams(streams).sum()
+
+    def _of_streams(self, streams: Tensor) -> Tensor:
         streams = streams.view(-1, *self.ids.shape, streams.shape[-1])
         head, normalize = self.model.output_head, self.model.backbone.normalize
         if isinstance(self.metric, BoundMetric):

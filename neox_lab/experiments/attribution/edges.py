@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from neox_lab.experiments import graph
 from neox_lab.experiments.attribution import gradients
+from neox_lab.experiments.attribution.reader_slopes import line, mean_slopes
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.prompts import Positions, PromptsLike
@@ -34,13 +36,13 @@ def attribute_edges(
     written = list(dict.fromkeys(node.writing_hook for node in writers))
     read = list(dict.fromkeys(node.reading_hook for node in readers))
     clean_value, _, from_clean = gradients.activations(both.clean, written)
+    value, rows, own = gradients.activations(both.corrupted, written)
+    embeds, weights = own["hook_embed"][None], [1.0]
     if steps:
         refuse_steps(both)
-        value, rows, own = gradients.activations(both.corrupted, written)
-        ends = own["hook_embed"], from_clean["hook_embed"]
-        slopes = gradients.along_path(both.corrupted, read, *ends, steps)
-    else:
-        value, rows, own, slopes = gradients.run(both.corrupted, read, written)
+        places, weights = gradients.quadrature(steps)
+        embeds = line(own["hook_embed"], from_clean["hook_embed"], places)
+    slopes = mean_slopes(both.corrupted, read, embeds, weights)
     changes = {name: (both.aligned(from_clean[name]) - own[name]).float() for name in written}
     stacked = torch.stack([w.part_of(changes[w.writing_hook]) for w in writers])
     chosen = both.chosen
@@ -48,9 +50,13 @@ def attribute_edges(
     scores = stacked.new_full(shape, torch.nan)
     computed = torch.zeros(shape[1:], dtype=torch.bool)
     parallel = model.config.use_parallel_residual
+    found: dict[str, Tensor] = {}
     for column, reader in enumerate(readers):
         before = [at for at, w in enumerate(writers) if w.precedes(reader, parallel)]
-        slope = reader.part_of(slopes[reader.reading_hook]).float()
+        hook = reader.reading_hook
+        if hook not in found:  # readers of one hook come one after another
+            found = {hook: slopes(hook).float()}
+        slope = reader.part_of(found[hook])
         by_pos = torch.einsum("wbpd,bpd->wbp", stacked[before], slope)
         scores[:, :, before, column] = torch.einsum("wbp,nbp->bnw", by_pos, chosen)
         computed[:, before, column] = True

@@ -8,7 +8,7 @@ reads from it may be the same numbers, but each has its own gradient. Weights ge
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -16,12 +16,20 @@ from torch import Tensor
 
 from neox_lab.checks import check, whole
 from neox_lab.errors import InputError
-from neox_lab.experiments.metrics import output_logits
+from neox_lab.experiments.metrics import BoundMetric, output_logits
 from neox_lab.experiments.prompt_pairs import Batch
 from neox_lab.hooks import reads_only
+from neox_lab.model.attention import head_results
 from neox_lab.model.hook_points import HookFunction, HookPoint
 
+if TYPE_CHECKING:
+    from neox_lab.model.block import Block
+
 MOST_STEPS = 4096  # the places of more take longer to find than they are worth
+NO_GRADIENT = (
+    "The metric has no gradient at the logits, as a count or an argmax has none. Use one that "
+    "changes smoothly, such as logit_difference, or exact runs."
+)
 
 
 class Run(NamedTuple):
@@ -85,10 +93,7 @@ def run(
         output = batch.model.run_with_hooks(batch.ids, hooks, **batch.arguments)
         value, rows = batch.measure(output_logits(output))
         if not value.requires_grad:
-            raise InputError(
-                "The metric has no gradient at the logits, as a count or an argmax has none. Use "
-                "one that changes smoothly, such as logit_difference, or exact runs."
-            )
+            raise InputError(NO_GRADIENT)
         wanted = [seen[name] for name in names]
         gradients = torch.autograd.grad(
             value if rows is None else rows.sum(), wanted, allow_unused=True, materialize_grads=True
@@ -101,13 +106,17 @@ def run(
     )
 
 
-def even_padding(batch: Batch) -> list[tuple[str, HookFunction]]:
+def even_padding(batch: Batch, copies: int = 1) -> list[tuple[str, HookFunction]]:
     """Hooks that end gradients where padding in front of a text looks at something.
 
     It looks evenly at everything, whatever the scores are; autograd, in transformers as here, still
     goes back through them. Metrics that read padding would see it.
+
+    Args:
+        batch: what runs.
+        copies: of it, side by side.
     """
-    ahead = batch.own.cumsum(dim=1)[:, None, :, None] == 0
+    ahead = batch.own.cumsum(dim=1).repeat(copies, 1)[:, None, :, None] == 0
 
     def even(scores: Tensor, _: HookPoint) -> Tensor:
         return torch.where(ahead, scores.detach(), scores)
@@ -149,10 +158,32 @@ def quadrature(steps: int) -> tuple[list[float], list[float]]:
     return ((places + 1) / 2).tolist(), (weights / 2).tolist()
 
 
+@torch.no_grad()
 def activations(
     batch: Batch, names: Sequence[str]
 ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-    """The metric, the metric of each row, and activations by name, of a plain run."""
-    output, cache = batch.model.run_with_cache(batch.ids, list(names), **batch.arguments)
-    value, rows = batch.measure(output_logits(output))
-    return value, rows, {name: cache[name] for name in names}
+    """The metric, the metric of each row, and activations by name, of a plain run.
+
+    Where nothing of a user's stands in the network, only the logits that the metric reads are
+    computed, and what heads write is made of what they read.
+    """
+    model = batch.model
+    if model.hook_stack.placements:
+        output, cache = model.run_with_cache(batch.ids, list(names), **batch.arguments)
+        value, rows = batch.measure(output_logits(output))
+        return value, rows, {name: cache[name] for name in names}
+    layers = model.config.num_hidden_layers
+    last = f"blocks.{layers - 1}.hook_resid_post"
+    kept = {name: name.replace("attn.hook_result", "attn.hook_z") for name in names}
+    _, cache = model.run_with_cache(
+        batch.ids, [last, *kept.values()], stop_at_layer=layers, **batch.arguments
+    )
+    found = batch.measure_streams(cache[last])[0]
+    rows = found if isinstance(batch.metric, BoundMetric) else None
+    tensors = {}
+    for name, made_of in kept.items():
+        tensors[name] = cache[made_of]
+        if name != made_of:
+            block = cast("Block", model.backbone.layers[int(name.split(".")[1])])
+            tensors[name] = head_results(tensors[name], block.attention.projection().weight)
+    return found.mean(), rows, tensors
