@@ -22,7 +22,7 @@ from neox_lab.checkpoint.reading import unpickled
 from neox_lab.checks import COUNT, check
 from neox_lab.circuits.edges import edge_table
 from neox_lab.errors import CheckpointError, InputError
-from neox_lab.experiments.graph import Node
+from neox_lab.experiments.graph import Node, readers_of, writers_of
 from neox_lab.files import path_of, read_json, staged_file, write_text
 
 ENDINGS = (".json", ".pt")
@@ -115,7 +115,7 @@ def read(path: str | os.PathLike[str]) -> EapFile:
         parallel = bool(told["parallel_attn_mlp"])
         if not (0 < layers < 10_000 and 0 < heads < 10_000):
             raise ValueError(f"{layers} layers and {heads} heads")
-        writers, readers = _nodes(layers, heads)
+        writers, readers = writers_of(layers, heads), readers_of(layers, heads)
         table = edge_table(writers, readers, parallel)
         if place.suffix == ".json":
             values, kept = _of_names(found["edges"], writers, readers)
@@ -173,19 +173,6 @@ def _kept_nodes(content: EapFile) -> set[str]:
     columns = content.kept.any(dim=0).nonzero().flatten().tolist()
     ends = {_reader(content.readers[column]).split("<")[0] for column in columns}
     return ends | {_writer(content.writers[row]) for row in rows}
-
-
-def _nodes(layers: int, heads: int) -> tuple[list[Node], list[Node]]:
-    """Writers and readers of a model of this shape, in the order of ``graph``."""
-    writers, readers = [Node("embed", -1)], []
-    for layer in range(layers):
-        writers += [Node("head", layer, head) for head in range(heads)]
-        writers.append(Node("mlp", layer))
-        readers += [
-            Node("head", layer, head, part) for part in ("q", "k", "v") for head in range(heads)
-        ]
-        readers.append(Node("mlp", layer))
-    return writers, [*readers, Node("logits", layers)]
 
 
 def _sizes(writers: list[Node]) -> tuple[int, int]:

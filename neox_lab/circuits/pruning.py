@@ -29,7 +29,7 @@ from neox_lab.circuits.edges import edge_labels
 from neox_lab.circuits.masked_runs import distance_to_clean, logits_under
 from neox_lab.circuits.prompts import Asked
 from neox_lab.circuits.runs import Ablation, CircuitRuns
-from neox_lab.circuits.selection import highest, wanted_edges
+from neox_lab.circuits.selection import highest, wanted
 from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.progress_report import ProgressReport, watched
@@ -139,7 +139,7 @@ def prune_edges(
     seed = check("seed", seed, SEED, InputError)
     asked = Asked(model, clean, corrupted, metric)
     runs = CircuitRuns(asked.pair(), ablation)
-    count = wanted_edges(edges, share, int(runs.table.sum()))
+    count = wanted("edges", edges, share, int(runs.table.sum()))
     search = _Search(runs, objective, count, rate, seed)
     with watched(progress, "step") as watch:
         for step in range(steps):

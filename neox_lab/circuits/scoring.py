@@ -36,7 +36,7 @@ from neox_lab.circuits.edges import edge_labels, edge_table
 from neox_lab.circuits.prompts import Asked
 from neox_lab.circuits.recovery import recovery
 from neox_lab.circuits.runs import Ablation
-from neox_lab.circuits.selection import greedy, highest, wanted_edges
+from neox_lab.circuits.selection import greedy, highest, wanted
 from neox_lab.errors import InputError
 from neox_lab.experiments import graph
 from neox_lab.experiments.attribution import gradients
@@ -103,7 +103,7 @@ class EdgeScores(AttributionResult):
             InputError: not exactly one of ``edges`` and ``share``, or one out of range.
         """
         table = self.is_computed
-        count = wanted_edges(edges, share, int(table.sum()))
+        count = wanted("edges", edges, share, int(table.sum()))
         check("method", method, one_of("threshold", "greedy"), InputError)
         check("helping", helping, SWITCH, InputError)
         weight = -self.values if helping else self.values.abs()
@@ -200,6 +200,9 @@ def scores(
     steps: int = 5,
 ) -> EdgeScores:
     """Score every edge of the model.
+
+    ``node_scores`` does the same for heads and MLPs, ``neuron_scores`` for neurons, and
+    ``nl.features.circuit`` for features of dictionaries.
 
     Args:
         model: any class with a head.

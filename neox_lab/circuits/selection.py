@@ -16,21 +16,22 @@ from neox_lab.experiments.graph import Node
 PATIENCE = 2_000  # random ways in a row that bring no new edge
 
 
-def wanted_edges(edges: int | None, share: float | None, most: int) -> int:
-    """How many edges are meant.
+def wanted(name: str, count: int | None, share: float | None, most: int) -> int:
+    """How many edges or nodes are meant.
 
     Args:
-        edges: so many.
+        name: what is counted, and the argument that says how many.
+        count: so many.
         share: or this share of all, from 0 to 1.
         most: how many there are.
 
     Raises:
         InputError: not exactly one of both, or one out of range.
     """
-    if (edges is None) == (share is None):
-        raise InputError("Give either edges= (a number) or share= (of all edges, 0 to 1).")
-    if edges is not None:
-        return check("edges", edges, whole(least=1, most=most), InputError)
+    if (count is None) == (share is None):
+        raise InputError(f"Give either {name}= (a number) or share= (of all {name}, 0 to 1).")
+    if count is not None:
+        return check(name, count, whole(least=1, most=most), InputError)
     share = check("share", share, number(above=0, most=1), InputError)
     return max(1, int(share * most))
 

@@ -118,23 +118,30 @@ def check_whole(model: HookedModel) -> None:
 
 def writers(model: HookedModel) -> list[Node]:
     """All writers, in the order in which they write."""
+    return writers_of(model.config.num_hidden_layers, model.config.num_attention_heads)
+
+
+def writers_of(layers: int, heads: int) -> list[Node]:
+    """Those of a model of so many layers, with so many heads in each."""
     found = [Node("embed", -1)]
-    for layer in range(model.config.num_hidden_layers):
-        heads = range(model.config.num_attention_heads)
-        found += [Node("head", layer, head) for head in heads]
+    for layer in range(layers):
+        found += [Node("head", layer, head) for head in range(heads)]
         found.append(Node("mlp", layer))
     return found
 
 
 def readers(model: HookedModel) -> list[Node]:
     """All readers, in the order in which they read."""
+    return readers_of(model.config.num_hidden_layers, model.config.num_attention_heads)
+
+
+def readers_of(layers: int, heads: int) -> list[Node]:
+    """Those of a model of so many layers, with so many heads in each."""
     found: list[Node] = []
-    layers = model.config.num_hidden_layers
     parts: tuple[Part, ...] = ("q", "k", "v")
     for layer in range(layers):
         for part in parts:
-            heads = range(model.config.num_attention_heads)
-            found += [Node("head", layer, head, part) for head in heads]
+            found += [Node("head", layer, head, part) for head in range(heads)]
         found.append(Node("mlp", layer))
     return [*found, Node("logits", layers)]
 

@@ -47,6 +47,22 @@ def calls_of_circuits(model: Any, folder: Path) -> dict[str, Any]:
             {"path": folder / "graph.json", "slug": "x", "scan": "y", "groups": {"one": [node]}}
             | {"pinned": [node]},
         ),
+        "circuits.neuron_scores": (
+            nl.circuits.neuron_scores,
+            {"model": model, **asked, "method": "eap", "steps": 2},
+        ),
+        "circuits.neuron_scores.check": (
+            nl.circuits.neuron_scores(model, **asked, method="eap").check,
+            {"k": 2, "neurons": 3},
+        ),
+        "circuits.node_scores": (
+            nl.circuits.node_scores,
+            {"model": model, **asked, "method": "exact", "steps": 2},
+        ),
+        "circuits.node_scores.circuit": (
+            nl.circuits.node_scores(model, **asked, method="eap").circuit,
+            {"nodes": 2, "share": None, "helping": True},
+        ),
         "circuits.prune_edges": (
             nl.circuits.prune_edges,
             {"model": model, **asked, "edges": 20, "share": None, "objective": "kl"}

@@ -84,6 +84,10 @@ QUESTIONS: dict[str, Callable[[Any], object]] = {
     "circuits.attribution_graph": lambda model: nl.circuits.attribution_graph(
         model, _transcoder(model), CLEAN, progress=False
     ),
+    "circuits.neuron_scores": lambda model: nl.circuits.neuron_scores(
+        model, CLEAN, CORRUPTED, METRIC
+    ),
+    "circuits.node_scores": lambda model: nl.circuits.node_scores(model, CLEAN, CORRUPTED, METRIC),
     "circuits.prune_edges": lambda model: nl.circuits.prune_edges(
         model, CLEAN, CORRUPTED, METRIC, 20, steps=2, progress=False
     ),

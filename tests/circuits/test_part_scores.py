@@ -1,0 +1,210 @@
+"""Scores of heads, MLPs and neurons against the network written out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from circuit_oracle import ByHand, norm
+from patching_oracle import prompts, small
+from test_circuit_runs import METRIC, texts
+from test_circuits import asked, names
+from torch import Tensor
+
+import neox_lab as nl
+from neox_lab.circuits import Circuit, neuron_scores, node_scores, scores
+from neox_lab.circuits.part_scores import PART_METHODS, NeuronScores, NodeScores
+from neox_lab.errors import InputError
+
+
+def without(hand: ByHand, ids: Tensor, replaced: dict[str, Tensor]) -> Tensor:
+    """The metric where later readers see something else of some writers."""
+
+    def seen(_: str, before: dict[str, Tensor]) -> Tensor:
+        return sum(replaced.get(name, value) for name, value in before.items())  # type: ignore[return-value]
+
+    logits = hand.run(ids, seen)[1][-1]
+    return logits[7] - logits[11]
+
+
+class Neurons(ByHand):
+    """The same network, its neurons noted, and one of them replaced."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        self.found: dict[int, Tensor] = {}
+        self.put: tuple[int, int, Tensor] | None = None
+
+    def run(self, ids: Tensor, seen: Any = None) -> tuple[dict[str, Tensor], Tensor]:
+        """As ``ByHand``, with MLPs written out once more; ``seen`` is not used."""
+        network, stream = self.model.gpt_neox, self.model.gpt_neox.embed_in.weight[ids]
+        for layer in range(self.layers):
+            block, weights = network.layers[layer], self.model.blocks[layer]
+            x, attended = norm(stream, block.input_layernorm), weights.b_O
+            for head in range(self.heads):
+                parts = {
+                    part.lower(): x @ getattr(weights, f"W_{part}")[head]
+                    + getattr(weights, f"b_{part}")[head]
+                    for part in "QKV"
+                }
+                attended = attended + self.attend(**parts) @ weights.W_O[head]
+            read = stream if self.parallel else stream + attended
+            x = norm(read, block.post_attention_layernorm)
+            inner = torch.nn.functional.gelu(x @ weights.W_in + weights.b_in)
+            if self.put is not None and self.put[0] == layer:
+                inner = inner.clone()
+                inner[:, self.put[1]] = self.put[2]
+            self.found[layer] = inner
+            stream = stream + attended + inner @ weights.W_out + weights.b_out
+        return {}, norm(stream, network.final_layer_norm) @ self.model.W_U
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_exact_scores_of_nodes_are_runs_by_hand(parallel: bool) -> None:
+    model = small(use_parallel_residual=parallel).double()
+    clean, corrupted, clean_side, corrupted_side = texts()
+    result = node_scores(model, clean_side, corrupted_side, METRIC, "exact")
+    assert result.per_row is not None
+    hand = ByHand(model)
+    with torch.no_grad():
+        for row, ids in enumerate(clean):
+            other, own = hand.run(corrupted[row])[0], without(hand, ids, {})
+            for at, name in enumerate(result.labels["component"]):
+                want = (without(hand, ids, {name: other[name]}) - own).float()
+                torch.testing.assert_close(result.per_row[row, at], want, rtol=1e-5, atol=1e-5)
+    assert result.check().largest_miss < 1e-6
+    assert result.labels["component"][:5] == ["embed", "L0H0", "L0H1", "L0H2", "MLP0"]
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("method", ["eap", "eap-ig", "both-ends"])
+def test_a_node_is_the_sum_of_its_edges(method: Any, parallel: bool) -> None:
+    model = small(use_parallel_residual=parallel, num_hidden_layers=3).double()
+    _, _, clean, corrupted = texts()
+    given: Any = (model, clean, corrupted, METRIC, method)
+    nodes, edges = node_scores(*given, steps=3), scores(*given, steps=3)
+    assert nodes.per_row is not None and edges.per_row is not None
+    torch.testing.assert_close(
+        nodes.per_row, edges.per_row.nan_to_num().sum(-1), rtol=1e-5, atol=1e-5
+    )
+    assert nodes.total == pytest.approx(edges.total)
+
+
+def test_the_integral_over_embeddings_is_the_whole_difference() -> None:
+    model = small().double()
+    clean, corrupted = prompts(3, 8, first=2)
+    result = node_scores(model, clean, corrupted, METRIC, steps=60)
+    assert float(result.values[0]) == pytest.approx(result.total, abs=1e-4)
+    exact = node_scores(model, clean, corrupted, METRIC, "exact")
+    assert float(exact.values[0]) == pytest.approx(result.total, abs=1e-5)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_neurons_are_those_of_the_network_by_hand(parallel: bool) -> None:
+    model = small(use_parallel_residual=parallel, intermediate_size=7).double()
+    clean, corrupted, clean_side, corrupted_side = texts()
+    exact = neuron_scores(model, clean_side, corrupted_side, METRIC, "exact")
+    eap = neuron_scores(model, clean_side, corrupted_side, METRIC, "eap")
+    assert exact.per_row is not None and eap.per_row is not None
+    hand = Neurons(model)
+    places = [(layer, number) for layer in range(2) for number in range(7)]
+    assert exact.labels["component"] == [f"L{layer}N{number}" for layer, number in places]
+    for row, ids in enumerate(clean):
+        hand.put = None
+        hand.run(corrupted[row])
+        other = {layer: found.detach() for layer, found in hand.found.items()}
+        logits = hand.run(ids)[1][-1]
+        own, inner = logits[7] - logits[11], dict(hand.found)
+        slopes = torch.autograd.grad(own, [inner[layer] for layer in range(2)])
+        for at, (layer, number) in enumerate(places):
+            hand.put = (layer, number, other[layer][:, number])
+            with torch.no_grad():
+                logits = hand.run(ids)[1][-1]
+            want = (logits[7] - logits[11] - own).detach().float()
+            torch.testing.assert_close(exact.per_row[row, at], want, rtol=1e-5, atol=1e-5)
+            change = (other[layer] - inner[layer]).detach()[:, number]
+            want = (change * slopes[layer][:, number]).sum().float()
+            torch.testing.assert_close(eap.per_row[row, at], want, rtol=1e-5, atol=1e-5)
+    checked = eap.check(neurons=5).frame
+    largest = eap.values.abs().topk(5).indices.tolist()
+    assert set(checked["name"]) == {exact.labels["component"][at] for at in largest}
+    for line in checked.to_dict("records"):
+        want = float(exact.values[exact.labels["component"].index(line["name"])])
+        assert line["exact"] == pytest.approx(want, abs=1e-5)
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("helping", [True, False])
+def test_a_circuit_of_nodes_runs_without_the_others(parallel: bool, helping: bool) -> None:
+    model = small(use_parallel_residual=parallel, num_hidden_layers=3).double()
+    clean, corrupted, clean_side, corrupted_side = texts()
+    result = node_scores(model, clean_side, corrupted_side, METRIC, "exact")
+    circuit = result.circuit(nodes=5, helping=helping)
+    each = dict(zip(result.labels["component"][1:], result.values[1:].tolist(), strict=True))
+    order = sorted(each, key=lambda name: each[name] if helping else -abs(each[name]))
+    assert set(circuit.nodes) == {"embed", *order[:5], "logits"}
+    for writer, reader in names(circuit, circuit.kept):
+        assert writer in circuit.nodes and reader.split(".")[0] in circuit.nodes
+    assert circuit.pruned() == circuit
+    found = circuit.evaluate(random=2).samples[1]
+    hand = ByHand(model)
+    with torch.no_grad():
+        for row, ids in enumerate(clean):
+            other = hand.run(corrupted[row])[0]
+            want = without(hand, ids, {name: other[name] for name in order[5:]})
+            torch.testing.assert_close(found[row], want, rtol=1e-6, atol=1e-6)
+    whole = result.circuit(share=1.0)
+    assert whole.edges == whole.all_edges
+    assert "score of the writer" in circuit.to_html()
+
+
+def test_the_planted_heads_are_the_largest() -> None:
+    clean, corrupted, metric = asked()
+    given: Any = (nl.gym.planted(), clean, corrupted, metric)
+    exact = node_scores(*given, "exact")
+    assert [name for name in exact.top(2)["component"]] == ["embed", "L1H2"]
+    assert exact.circuit(nodes=1).evaluate(random=0).faithfulness == pytest.approx(1, abs=1e-4)
+
+
+def test_files_and_functions_of_ones_own(tmp_path: Path) -> None:
+    model = small()
+    clean, corrupted = prompts(3, 8, first=2)
+
+    def difference(logits: Tensor) -> Tensor:
+        return (logits[:, -1, 7] - logits[:, -1, 11]).mean()
+
+    for method in PART_METHODS:
+        for ask in (node_scores, neuron_scores):
+            found: Any = ask(model, clean, corrupted, METRIC, method, steps=2)
+            own = ask(model, clean, corrupted, difference, method, steps=2)
+            torch.testing.assert_close(own.values, found.values, rtol=1e-4, atol=1e-4)
+            assert own.per_row is None and method in found.to_html()
+            found.save(tmp_path / "scores.safetensors")
+            assert type(found).load(tmp_path / "scores.safetensors") == found
+    read = NeuronScores.load(tmp_path / "scores.safetensors")
+    with pytest.raises(InputError, match="still knows its model"):
+        read.check()
+    nodes = node_scores(model, clean, corrupted, METRIC)
+    nodes.save(tmp_path / "nodes.safetensors")
+    circuit = NodeScores.load(tmp_path / "nodes.safetensors").circuit(nodes=3)
+    assert isinstance(circuit, Circuit) and circuit == nodes.circuit(nodes=3)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_bad_questions_are_named() -> None:
+    model = small()
+    clean, corrupted = prompts(2, 6, first=1)
+    for ask in (node_scores, neuron_scores):
+        with pytest.raises(InputError, match="method"):
+            ask(model, clean, corrupted, METRIC, "ig-activations")  # type: ignore[arg-type]
+        with pytest.raises(InputError, match="steps"):
+            ask(model, clean, corrupted, METRIC, steps=0)
+        with pytest.raises(InputError, match="gradient"):
+            ask(model, clean, corrupted, lambda logits: logits.argmax(-1).float().mean())
+    nodes = node_scores(model, clean, corrupted, METRIC, "eap")
+    with pytest.raises(InputError, match="either nodes"):
+        nodes.circuit()
+    with pytest.raises(InputError, match="nodes"):
+        nodes.circuit(nodes=9)
