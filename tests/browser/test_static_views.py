@@ -663,3 +663,51 @@ def test_a_page_made_from_a_notebook_is_alive_offline(page: Any, tmp_path: Path)
     live = opened(page, tmp_path / "view.html")
     live.locator("button.token").nth(2).hover()
     assert "looks at" in live.locator(".side").inner_text()
+
+
+def test_a_graph_is_read_node_by_node(page: Any, tmp_path: Path) -> None:
+    marks = [
+        Mark("The@0", "token", -1, 0, 0.6),
+        Mark("L0F5@0", "feature", 0, 0, 0.5, "layer 0, feature 5", "pages/5.html"),
+        Mark("L0F6@0", "feature", 0, 0, 0.2),
+        Mark("L1 error@1", "error", 1, 1, 0.1),
+        Mark("L1F7@1", "feature", 1, 1, 0.7),
+        Mark("logit city", "logit", 2, 1, 0.9),
+    ]
+    flows = [
+        Flow(0, 1, 2.0, 1.0),
+        Flow(1, 4, 3.0, 0.6),
+        Flow(2, 4, -1.0, 0.2),
+        Flow(0, 4, 1.0, 0.2),
+        Flow(4, 5, 4.0, 0.8),
+        Flow(3, 5, -1.0, 0.2),
+    ]
+    view = AttributionGraphView(["The", " city"], 2, marks, flows, {"pair": ["L0F5@0", "L0F6@0"]})
+    view.to_html(tmp_path / "graph.html")
+    live = opened(page, tmp_path / "graph.html")
+    assert status(page) == "6 nodes, 6 edges"
+    nodes = live.locator(".part")
+    assert nodes.count() == 6
+    by_name = {name: live.locator(f'.part[aria-label*="{name}"]') for name in view.place}
+    by_name["L1F7@1"].hover()
+    assert status(page) == "L1F7@1: 3 edges in, 1 out"
+    said = live.locator(".edges").inner_text()
+    assert re.search(r"pair\s+2\b", said), "nodes of a group are one line, their weights summed"
+    assert live.locator('[data-kind="own"] path').count() == 4
+    by_name["L0F5@0"].click()
+    assert "Locked" in status(page)
+    assert live.locator(".network-side a").get_attribute("href") == "pages/5.html"
+    live.locator(".network-side button", has_text="Pin").click()
+    by_name["L0F5@0"].click()  # leave
+    by_name["L1F7@1"].click()
+    live.locator(".network-side button", has_text="Pin").first.click()
+    assert live.locator(".chip").all_inner_texts() == ["L0F5@0", "L1F7@1"]
+    page.keyboard.press("Escape")
+    by_name["L1F7@1"].focus()
+    page.keyboard.press("Escape")
+    live.locator(".network-side").hover()
+    assert live.locator('[data-kind="own"] path').count() >= 1, "edges of pinned nodes stay"
+    slider = live.locator("input[type=range]")
+    slider.fill("2")
+    assert live.locator('[data-kind="edges"] path').count() == 2
+    assert "2 of 6" in live.locator(".slider output").inner_text()
