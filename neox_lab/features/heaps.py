@@ -70,8 +70,8 @@ class Highest:
             size: entries of a row.
             device: where it is kept.
         """
-        self.score = torch.full((latents, size), -torch.inf, device=device)
-        self.value = torch.zeros(latents, size, device=device)
+        self.score = torch.full((latents, size), -torch.inf, device=device, dtype=torch.float32)
+        self.value = torch.zeros(latents, size, device=device, dtype=torch.float32)
         self.place = torch.full((latents, size), -1, device=device, dtype=torch.int64)
 
         self._waiting: list[Entries] = []

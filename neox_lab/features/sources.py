@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from neox_lab.checks import TEXT, check, number, one_of, or_none, shown
+from neox_lab.checks import COUNT, TEXT, check, number, one_of, or_none, shown
 from neox_lab.errors import InputError
 from neox_lab.family.contract import HookedModel
 from neox_lab.head_names import head_name
@@ -63,6 +63,45 @@ class Source:
     directions: Tensor | None = None
     labels: tuple[str, ...] | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before anything is read.
+
+        Raises:
+            InputError: numbers that do not fit together.
+        """
+        count = check("latents", self.latents, COUNT, InputError)
+        for name, given in (("directions", self.directions), ("labels", self.labels)):
+            if given is not None and len(given) != count:
+                raise InputError(f"{name} are {len(given)}; there are {count} features.")
+
+    def codes(self, cache: Mapping[str, Tensor], ids: Tensor) -> Codes:
+        """What ``read`` gives, if these are codes of this source's features at these tokens.
+
+        Args:
+            cache: has ``sites``.
+            ids: token ids ``[batch, pos]``.
+
+        Raises:
+            InputError: they are not.
+        """
+        found: object = self.read(cache, ids)
+        if not isinstance(found, Codes):
+            raise InputError(f"read of {self.title!r} gave {shown(found, 80)}; expected Codes.")
+        shape, kind = list(found.indices.shape), found.indices.dtype
+        if shape[:-1] != list(ids.shape) or found.latents != self.latents or kind != torch.int64:
+            raise InputError(
+                f"read of {self.title!r} gave codes {shape} of {found.latents} features, indices "
+                f"{kind}; expected {[*ids.shape, 'slot']} of {self.latents}, torch.int64."
+            )
+        if found.indices.numel():
+            low, high = (int(end) for end in found.indices.aminmax())
+            if low < 0 or high >= self.latents:
+                raise InputError(
+                    f"read of {self.title!r} gave indices from {low} to {high}; there are "
+                    f"{self.latents} features."
+                )
+        return found
 
     def name_of(self, latent: int) -> str:
         """Such as ``"neuron 12"``."""

@@ -61,7 +61,7 @@ class Tables:
         """
         self.active = torch.zeros(latents, dtype=torch.int64, device=device)
         self.total = torch.zeros(latents, dtype=torch.float64, device=device)
-        self.highest = torch.full((latents,), -torch.inf, device=device)
+        self.highest = torch.full((latents,), -torch.inf, device=device, dtype=torch.float32)
         self.histogram = torch.zeros(latents, BINS, dtype=torch.int64, device=device)
         self.top = {split: Highest(latents, top, device) for split in SPLITS}
         self.sample = {split: Highest(latents, sample, device) for split in SPLITS}
@@ -133,4 +133,4 @@ class Tables:
 
 def bin_edges() -> Tensor:
     """The activations between the bins of the histogram, ``[bin + 1]``."""
-    return LOWEST * 2 ** (torch.arange(BINS + 1) / PER_OCTAVE)
+    return LOWEST * 2 ** (torch.arange(BINS + 1, dtype=torch.float32) / PER_OCTAVE)

@@ -26,10 +26,13 @@ def codes_of(model: HookedModel, source: Source, ids: Sequence[list[int]]) -> tu
         model: what reads them.
         source: whose features.
         ids: the chunks.
+
+    Raises:
+        InputError: what the source gives are no codes of its features.
     """
     cache, mask = read_batch(model, ids, source.sites)
     batch, _ = pad_rows(ids, 0)
-    return source.read(cache, batch.to(model.device)), mask.to(model.device).bool()
+    return source.codes(cache, batch.to(model.device)), mask.to(model.device).bool()
 
 
 def codes_again(

@@ -84,8 +84,9 @@ class Together:
             count(indices[part], values[part] != 0)
 
     def _all_pairs(self, indices: Tensor, active: Tensor) -> None:
-        there = torch.zeros(len(indices), self.counts.shape[1], device=indices.device)
-        there.scatter_add_(1, indices, active.float())  # of empty slots nothing is added
+        ones = active.float()
+        there = ones.new_zeros(len(indices), self.counts.shape[1])
+        there.scatter_add_(1, indices, ones)  # of empty slots nothing is added
         self.counts += (there[:, self._rows].T @ there).int()
 
     def _pairs(self, indices: Tensor, active: Tensor) -> None:

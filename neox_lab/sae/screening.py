@@ -83,7 +83,8 @@ def is_of(by: Screen, encoder: Tensor, b_enc: Tensor) -> bool:
 
 def _probe(encoder: Tensor) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    return encoder @ torch.randn(encoder.shape[1], generator=generator)
+    direction = torch.randn(encoder.shape[1], generator=generator, dtype=torch.float32)
+    return encoder @ direction.to(encoder)
 
 
 def top_k(
@@ -109,7 +110,7 @@ def _some(
     read: Tensor, encoder: Tensor, b_enc: Tensor, k: int, by: Screen
 ) -> tuple[Tensor, Tensor]:
     width = by.weights.shape[1] - read.shape[1]
-    ones = torch.zeros(width)
+    ones = read.new_zeros(width)
     ones[:2] = 1
     low = torch.cat((read, ones.expand(len(read), width)), dim=1).bfloat16()
     screened = low @ by.weights.T

@@ -450,3 +450,57 @@ def small() -> dict[str, Any]:
         "intermediate_size": 24,
         "max_position_embeddings": 32,
     }
+
+
+def broken(what: str) -> nl.features.Source:
+    """A source of one's own that does not give what it says."""
+
+    def read(cache: Any, ids: Tensor) -> Any:
+        shape = (1, 1, 2) if what == "shape" else (*ids.shape, 2)
+        indices = torch.zeros(shape, dtype=torch.int32 if what == "dtype" else torch.int64)
+        indices += {"above": 7, "below": -1}.get(what, 0)
+        codes = nl.sae.Codes(indices, torch.ones(shape), 4 if what == "count" else 3)
+        return None if what == "nothing" else codes
+
+    return nl.features.Source("mine", "feature", (SITE,), 3, read)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("nothing", "'mine' gave None; expected Codes"),
+        ("shape", r"gave codes \[1, 1, 2\] of 3 features"),
+        ("count", r"of 4 features.*of 3, torch\.int64"),
+        ("dtype", "indices torch.int32"),
+        ("above", "indices from 7 to 7; there are 3"),
+        ("below", "indices from -1 to -1"),
+    ],
+)
+def test_a_source_that_gives_something_else_is_named(model: Any, what: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        asked(model, broken(what), [[1, 2, 3], [4, 5]])
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"latents": 0}, "latents=0"),
+        ({"labels": ("one",)}, "labels are 1; there are 3"),
+        ({"directions": torch.ones(2, 64)}, "directions are 2"),
+    ],
+)
+def test_a_source_that_does_not_fit_together_is_refused(given: dict[str, Any], words: str) -> None:
+    fields = {"title": "t", "noun": "n", "sites": (SITE,), "latents": 3, "read": broken("").read}
+    with pytest.raises(InputError, match=words):
+        nl.features.Source(**(fields | given))
+
+
+def test_the_default_dtype_does_not_matter(model: Any, documents: list[list[int]]) -> None:
+    what = random_dictionary(64, SITE, latents=LATENTS, kind="TopK")
+    usual = asked(model, what, documents)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert asked(model, what, documents) == usual
+        assert len(usual.strips(int(usual.active.argmax()))) > 20
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.errors import CheckpointError, HookNameError, InputError, TrainingError
+from neox_lab.files import alone
 from neox_lab.sae import Recipe, TrainedDictionary, saving, train, training
 from neox_lab.sae.recipes import KINDS
 from neox_lab.sae.rows import rows_of, tokens_of
@@ -146,6 +147,13 @@ def test_a_folder_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path) -> 
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(CheckpointError):
         small(to=tmp_path / "run")
+
+
+def test_a_folder_is_of_one_process_at_a_time(tmp_path: Path) -> None:
+    with alone(tmp_path / ".lock"), pytest.raises(CheckpointError, match="another process"):
+        small(to=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] in ([], [".lock"])
+    assert small(to=tmp_path) == small()
 
 
 def test_held_out_numbers_are_the_formula_on_rows_not_trained_on() -> None:

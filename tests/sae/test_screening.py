@@ -102,3 +102,18 @@ def test_a_dictionary_encodes_the_same_and_follows_its_weights(
         torch.testing.assert_close(found.values, expected.values.detach(), rtol=1e-5, atol=1e-5)
         assert (found.indices == expected.indices).float().mean() > 0.999  # but for near ties
         made.encoder.data[:50] *= 30  # which PyTorch counts as no change
+
+
+def test_the_default_dtype_does_not_matter() -> None:
+    W, b = encoder()  # noqa: N806
+    usual = screening.top_k(inputs("random"), W, b, K, screening.screen(W, b))
+    x = inputs("random")
+    torch.set_default_dtype(torch.float64)
+    try:
+        by = screening.screen(W, b)
+        assert screening.is_of(by, W, b)
+        found = screening.top_k(x, W, b, K, by)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for one, other in zip(found, usual, strict=True):
+        assert torch.equal(one, other)
