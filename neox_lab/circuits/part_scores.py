@@ -39,7 +39,7 @@ from neox_lab.experiments.graph import node_of
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.prompts import PromptsLike
 from neox_lab.experiments.prompt_pairs import Batch, Pair
-from neox_lab.experiments.splices import with_same_splices
+from neox_lab.experiments.splices import BELOW_OUTPUTS, check_splices, with_same_splices
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -225,8 +225,10 @@ def neuron_scores(
 
     Raises:
         InputError: see ``scores``; or an MLP without neurons.
-        HookError: a function is spliced in between heads and MLPs.
+        HookError: a function is spliced in elsewhere than within heads.
     """
+    heads = [glob for glob in BELOW_OUTPUTS if ".attn." in glob]
+    check_splices(model, heads, f"What neurons write may not go on as it is. {graph.FEATURES}")
     question = _Question(model, clean, corrupted, metric, method, steps)
     layers = range(model.config.num_hidden_layers)
     places = [(layer, number) for layer in layers for number in range(_width(model, layer))]

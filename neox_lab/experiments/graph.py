@@ -29,6 +29,7 @@ Kind = Literal["embed", "head", "mlp", "logits"]
 Part = Literal["", "q", "k", "v"]
 
 _WRITING = {"embed": "hook_embed", "head": "attn.hook_result", "mlp": "hook_mlp_out"}
+FEATURES = "Features of a dictionary are scored by nl.features.circuit, without a with block."
 _NAME = re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)(?:\.(?P<part>[qkv]))?|MLP(?P<mlp>\d+)")
 
 
@@ -113,7 +114,8 @@ def check_whole(model: HookedModel) -> None:
     Raises:
         HookError: there is one; those within a head or an MLP are part of its node.
     """
-    check_splices(model, IN_NODES, "The residual stream is no longer the sum of what parts write.")
+    why = "The residual stream is no longer the sum of what parts write."
+    check_splices(model, IN_NODES, f"{why} {FEATURES}")
 
 
 def writers(model: HookedModel) -> list[Node]:

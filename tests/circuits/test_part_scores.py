@@ -16,7 +16,7 @@ from torch import Tensor
 import neox_lab as nl
 from neox_lab.circuits import Circuit, neuron_scores, node_scores, scores
 from neox_lab.circuits.part_scores import PART_METHODS, NeuronScores, NodeScores
-from neox_lab.errors import InputError
+from neox_lab.errors import HookError, InputError
 
 
 def without(hand: ByHand, ids: Tensor, replaced: dict[str, Tensor]) -> Tensor:
@@ -208,3 +208,20 @@ def test_bad_questions_are_named() -> None:
         nodes.circuit()
     with pytest.raises(InputError, match="nodes"):
         nodes.circuit(nodes=9)
+
+
+@pytest.mark.parametrize("name", ["resid_post_1", "mlp_1"])
+def test_a_dictionary_in_place_is_told_where_its_features_are_scored(name: str) -> None:
+    model, dictionary = nl.load(), nl.gym.dictionaries()[name]
+    given: Any = (model, *prompts(2, 6, first=2), METRIC)
+    with model.spliced(dictionary):
+        with pytest.raises(HookError, match=r"nl\.features\.circuit"):
+            neuron_scores(*given)
+        if name == "resid_post_1":
+            for ask in (scores, node_scores, nl.circuits.acdc, nl.circuits.prune_edges):
+                threshold = (1.0,) if ask is nl.circuits.acdc else ()
+                edges: Any = {"edges": 5} if ask is nl.circuits.prune_edges else {}
+                with pytest.raises(HookError, match=r"nl\.features\.circuit"):
+                    ask(*given, *threshold, **edges)  # type: ignore[operator]
+        else:  # part of its MLP, a node
+            assert node_scores(*given).values.isfinite().all()
