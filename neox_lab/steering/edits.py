@@ -72,5 +72,5 @@ class Steering(LocatedWatcher):
         flat = tensor.flatten(2)
         edited = self.edit(flat)
         if chosen is not None:
-            edited = torch.where(chosen[..., None], edited, flat)
+            edited = torch.where(chosen[..., None].to(flat.device), edited, flat)
         return edited.view(tensor.shape)

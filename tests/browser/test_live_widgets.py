@@ -134,10 +134,8 @@ def test_a_slider_steers(model: Any, staged: Any, page: Any) -> None:
     slider.fill("-3.5")
     slider.dispatch_event("change")
     stage.until(lambda: "scale -3.5" in stage.widget.result.title and stage.widget.phase == "done")
-    assert page.locator("h3").all_inner_texts() == [
-        "The model itself",
-        "Steered: add, scale -3.5, all",
-    ]
+    titles = page.locator("h3").all_inner_texts()
+    assert titles[-2:] == ["The model itself", "Steered: add, scale -3.5, all"]
     assert page.locator(".piece").count() > 20
     page.get_by_label("Positions", exact=True).select_option("generated")
     stage.until(lambda: "generated" in stage.widget.result.title)
