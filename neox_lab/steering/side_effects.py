@@ -39,11 +39,10 @@ class SideEffects(FrameResult):
 
         asked = self.frame[self.frame["count"] > 0]
         names = [
-            f"{row.task} {row.unsteered:.2f}→{row.steered:.2f} ({row.random:.2f})"
-            for row in asked.itertuples()
+            f"{row.task} (random {row.random - row.unsteered:+.0%})" for row in asked.itertuples()
         ]
         change = (asked["steered"] - asked["unsteered"]).to_numpy()
-        note = f"Change of accuracy at scale {self.scale:g}; in brackets a random direction's."
+        note = f"Change of accuracy at scale {self.scale:g}; in brackets with a random direction."
         return BarsView(names, change, "Side effects", note)
 
 

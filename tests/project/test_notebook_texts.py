@@ -170,3 +170,23 @@ def test_17_says_of_the_circuit_what_it_prints() -> None:
     truth = output("17_circuits", "truth.top(5)")
     edges = re.findall(r"(\S+) +(\S+) +-42", truth)
     assert edges == [("L1H2", "logits"), ("embed", "L0H1.v"), ("L0H1", "L1H2.k")]
+
+
+def test_19_says_of_steering_what_it_prints() -> None:
+    about_zero, about_mean, ours = map(
+        float, re.findall(r": +([\d.]+)$", output("19_steering", "about_mean ="), re.MULTILINE)
+    )
+    assert min(about_zero, ours) > 0.9 > 0.5 > about_mean
+    effects = output("19_steering", "curve.control_effects")
+    numbers = {
+        name: [float(number) for number in found.split(", ")]
+        for name, found in re.findall(r"(scale to the highest|random|shuffled): (.+)$", effects, 8)
+    }
+    (own,) = numbers.pop("scale to the highest")
+    assert own > 3 * max(abs(number) for found in numbers.values() for number in found)
+    removed = output("19_steering", "happy.remove_from_weights()")
+    assert float(re.findall(r"largest difference: (\S+)", removed)[0]) < 1e-4
+    rows = [list(map(float, re.findall(r"\w+ (\d\.\d\d)", row))) for row in removed.split("\n")[1:]]
+    kept, without = (row for row in rows if row)
+    assert kept[0] > 0.9 > 0.75 > without[0], "praise and blame are hard to tell apart"
+    assert without[1:] == pytest.approx(kept[1:], abs=0.05), "other tasks stay"
