@@ -38,8 +38,10 @@ class SideEffects(FrameResult):
         from neox_lab.views import BarsView
 
         asked = self.frame[self.frame["count"] > 0]
+        other = (asked["random"] - asked["unsteered"]).tolist()
         names = [
-            f"{row.task} (random {row.random - row.unsteered:+.0%})" for row in asked.itertuples()
+            f"{task} (random {moved:+.0%})"
+            for task, moved in zip(asked["task"], other, strict=True)
         ]
         change = (asked["steered"] - asked["unsteered"]).to_numpy()
         note = f"Change of accuracy at scale {self.scale:g}; in brackets with a random direction."

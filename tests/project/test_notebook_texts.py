@@ -178,9 +178,10 @@ def test_19_says_of_steering_what_it_prints() -> None:
     )
     assert min(about_zero, ours) > 0.9 > 0.5 > about_mean
     effects = output("19_steering", "curve.control_effects")
+    pattern = r"^.*(scale to the highest|random|shuffled): ([-\d., ]+)$"
     numbers = {
         name: [float(number) for number in found.split(", ")]
-        for name, found in re.findall(r"(scale to the highest|random|shuffled): (.+)$", effects, 8)
+        for name, found in re.findall(pattern, effects, re.MULTILINE)
     }
     (own,) = numbers.pop("scale to the highest")
     assert own > 3 * max(abs(number) for found in numbers.values() for number in found)
