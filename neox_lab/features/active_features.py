@@ -11,7 +11,7 @@ from neox_lab.checks import check, whole
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError
 from neox_lab.experiments.patching.prompts import PromptsLike, read_prompts
-from neox_lab.features.reading import encoded, written_site
+from neox_lab.features.reading import OfOneSite, encoded, written_site
 from neox_lab.frames import make_frame
 from neox_lab.results import Result
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from neox_lab.family.contract import HookedModel
-    from neox_lab.sae import Dictionary
     from neox_lab.views import HeatmapView, StripView
 
 SHOWN = 20  # features in the picture
@@ -114,12 +113,13 @@ class ActiveFeatures(Result):
         )
 
 
-def active(model: HookedModel, dictionary: Dictionary, inputs: PromptsLike) -> ActiveFeatures:
+def active(model: HookedModel, dictionary: OfOneSite, inputs: PromptsLike) -> ActiveFeatures:
     """Which features are active at each token.
 
     Args:
         model: any of the classes.
-        dictionary: for this model.
+        dictionary: for this model; or a layer of a cross-layer transcoder,
+            ``transcoder.layer(2)``.
         inputs: a string, a list of strings, token ids ``[batch, pos]``, or a mapping with
             ``input_ids`` and ``attention_mask``. Padding is left out.
 

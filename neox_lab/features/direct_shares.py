@@ -16,11 +16,11 @@ from neox_lab.experiments.metrics import BoundMetric, LogitMetric, Output
 from neox_lab.experiments.patching.prompts import PromptsLike
 from neox_lab.experiments.prompt_pairs import batch
 from neox_lab.features.reading import written_site
+from neox_lab.sae import Dictionary
 from neox_lab.sae.splicing import ACTS, ERROR, INPUT, RECONS
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
-    from neox_lab.sae import Dictionary
 
 WRITES_TO_STREAM = (
     "hook_embed",
@@ -68,6 +68,12 @@ def direct(
         HookError: the dictionary does not fit the model.
     """
     site = written_site(model, dictionary)
+    if not isinstance(dictionary, Dictionary):
+        raise InputError(
+            f"{dictionary!r} writes to several layers; direct shares are of dictionaries that "
+            "write to one. nl.features.effects(model, transcoder.layer(0), text, metric) measures "
+            "them."
+        )
     if site.rpartition(".")[2] not in WRITES_TO_STREAM:
         raise InputError(
             f"{dictionary!r} does not write to the residual stream, but at {site!r}; direct shares "

@@ -16,9 +16,9 @@ from neox_lab.experiments.patching.progress_report import ProgressReport
 from neox_lab.experiments.patching.prompts import Prompts, PromptsLike
 from neox_lab.experiments.patching.runner import BUDGET
 from neox_lab.experiments.prompt_pairs import Batch, batch, pair
-from neox_lab.features.reading import encoded, written_site
+from neox_lab.features.reading import OfOneSite, encoded, written_site
 from neox_lab.notices import gathered
-from neox_lab.sae import Codes, Dictionary
+from neox_lab.sae import Codes
 from neox_lab.sae.splicing import ACTS
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Exchange:
         after: the other activations, likewise.
     """
 
-    dictionary: Dictionary
+    dictionary: OfOneSite
     run: Batch
     other: Prompts | None
     metric: Metric
@@ -54,7 +54,7 @@ class Exchange:
     def of(
         cls,
         model: HookedModel,
-        dictionary: Dictionary,
+        dictionary: OfOneSite,
         inputs: PromptsLike,
         corrupted: PromptsLike | None,
         metric: Metric,

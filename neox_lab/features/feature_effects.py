@@ -27,10 +27,10 @@ from neox_lab.experiments.patching.prompts import PromptsLike
 from neox_lab.experiments.patching.runner import BUDGET
 from neox_lab.experiments.splices import with_same_splices
 from neox_lab.features.exchange import Exchange
+from neox_lab.features.reading import OfOneSite
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
-    from neox_lab.sae import Dictionary
     from neox_lab.views import View
 
 Method = Literal["exact", "gradient"]
@@ -88,7 +88,7 @@ class FeatureEffects(AttributionResult):
 @torch.inference_mode(False)
 def effects(
     model: HookedModel,
-    dictionary: Dictionary,
+    dictionary: OfOneSite,
     inputs: PromptsLike,
     metric: Metric,
     corrupted: PromptsLike | None = None,
@@ -108,7 +108,8 @@ def effects(
 
     Args:
         model: any class with a head, in evaluation mode.
-        dictionary: for this model.
+        dictionary: for this model; or a layer of a cross-layer transcoder,
+            ``transcoder.layer(2)``, whose features write to that layer and all after it.
         inputs: a string, a list of strings, token ids ``[batch, pos]``, or a mapping with
             ``input_ids`` and ``attention_mask``.
         metric: ``nl.patching.logit_difference(..)`` or another, see ``nl.patching.sweep``.

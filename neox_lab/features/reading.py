@@ -11,11 +11,22 @@ from neox_lab.checks import require_model, shown
 from neox_lab.errors import InputError
 from neox_lab.experiments.patching.prompts import Prompts
 from neox_lab.hooks.names import exact
-from neox_lab.sae import Codes, Dictionary, TrainedDictionary
+from neox_lab.sae import (
+    Codes,
+    Crosscoder,
+    CrossLayerTranscoder,
+    Dictionary,
+    TrainedDictionary,
+    TranscoderLayer,
+)
 from neox_lab.sae.splicing import INPUT
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
+
+
+OfOneSite = Dictionary | TranscoderLayer
+"""What has features that are read at one place."""
 
 
 def require_dictionary(dictionary: object) -> None:
@@ -24,9 +35,13 @@ def require_dictionary(dictionary: object) -> None:
     Raises:
         InputError: it is none.
     """
-    if not isinstance(dictionary, Dictionary):
+    if not isinstance(dictionary, OfOneSite):
         hint = ""
-        if isinstance(dictionary, TrainedDictionary):
+        if isinstance(dictionary, CrossLayerTranscoder):
+            hint = f" It has features in each of {dictionary.layers} layers; ask of one: .layer(0)."
+        elif isinstance(dictionary, Crosscoder):
+            hint = " A crosscoder's features are read at several; see its encode."
+        elif isinstance(dictionary, TrainedDictionary):
             hint = " The result of training holds it as .dictionary."
         elif isinstance(dictionary, Mapping) and dictionary:
             hint = f" Give one of the mapping's, such as [{shown(next(iter(dictionary)))}]."
@@ -36,7 +51,7 @@ def require_dictionary(dictionary: object) -> None:
         )
 
 
-def written_site(model: HookedModel, dictionary: Dictionary) -> str:
+def written_site(model: HookedModel, dictionary: OfOneSite) -> str:
     """Full name of the hook point that a dictionary writes, where its own points stand.
 
     Raises:
@@ -49,7 +64,7 @@ def written_site(model: HookedModel, dictionary: Dictionary) -> str:
 
 
 @torch.no_grad()
-def encoded(model: HookedModel, dictionary: Dictionary, prompts: Prompts) -> Codes:
+def encoded(model: HookedModel, dictionary: OfOneSite, prompts: Prompts) -> Codes:
     """Codes ``[batch, pos, slot]`` of texts, padding included.
 
     Raises:

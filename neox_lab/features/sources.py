@@ -4,6 +4,7 @@ A ``Source`` says which hook points are read and how their tensors become ``Code
 this room that asks where features are active takes any of these:
 
     dictionary                                        its features
+    transcoder, transcoder.layer(2)                   those of all layers, of one
     "blocks.3.mlp.hook_post"                          the neurons of an MLP, or any other axis
     Head(2, 1)                                        how much a head writes
     Head(2, 1, along=vector)                          how much of it lies along a vector
@@ -29,8 +30,8 @@ from neox_lab.family.contract import HookedModel
 from neox_lab.head_names import head_name
 from neox_lab.hooks.names import exact
 from neox_lab.hooks.table import axis_sizes, shape_at
-from neox_lab.sae.codes import Codes
-from neox_lab.sae.dictionary import Dictionary
+from neox_lab.sae import Codes, CrossLayerTranscoder, Dictionary, TranscoderLayer
+from neox_lab.sae.shared_top_k import SharedTopK
 from neox_lab.selections import entry
 
 Read = Callable[[Mapping[str, Tensor], Tensor], Codes]
@@ -147,7 +148,8 @@ class Direction:
     name: str = "direction"
 
 
-What = Source | Dictionary | Head | Direction | str | tuple[str, int]
+OfDictionary = Dictionary | CrossLayerTranscoder | TranscoderLayer
+What = Source | OfDictionary | Head | Direction | str | tuple[str, int]
 """Whatever has features."""
 
 
@@ -169,6 +171,10 @@ def source_of(model: HookedModel, what: What) -> Source:
         return what
     if isinstance(what, Dictionary):
         return _of_dictionary(model, what)
+    if isinstance(what, TranscoderLayer):
+        return _of_layers(model, what.transcoder, [what])
+    if isinstance(what, CrossLayerTranscoder):
+        return _of_layers(model, what, [what.layer(i) for i in range(what.layers)])
     if isinstance(what, Head):
         return _of_head(model, what)
     if isinstance(what, Direction):
@@ -185,11 +191,7 @@ def _of_dictionary(model: HookedModel, dictionary: Dictionary) -> Source:
     site, out = (exact(s, model.hook_points) for s in (dictionary.site_in, dictionary.site_out))
     for name, width in ((site, dictionary.d_in), (out, dictionary.d_out)):
         _fit(model, name, width, "This dictionary")
-    if dictionary.W_dec.device != model.device:
-        raise InputError(
-            f"{dictionary!r} is on {dictionary.W_dec.device}, the model on {model.device}; move "
-            f"one: dictionary.to({str(model.device)!r})."
-        )
+    _on_device(model, dictionary, dictionary.W_dec.device)
 
     def read(cache: Mapping[str, Tensor], ids: Tensor) -> Codes:
         return dictionary.encode(cache[site].flatten(2))
@@ -204,6 +206,65 @@ def _of_dictionary(model: HookedModel, dictionary: Dictionary) -> Source:
         _into_stream(model, out, dictionary.W_dec.detach()),
         facts={"kind": dictionary.kind, "reads": site, "writes": out} | dictionary.sources,
     )
+
+
+def _of_layers(
+    model: HookedModel, transcoder: CrossLayerTranscoder, layers: list[TranscoderLayer]
+) -> Source:
+    """Features of layers of a cross-layer transcoder, those of one layer after those of another."""
+    points = model.hook_points
+    sites = [exact(layer.site_in, points) for layer in layers]
+    out = [exact(site, points) for site in transcoder.sites_out[layers[0].number :]]
+    for site in sites:
+        _fit(model, site, transcoder.d_in, "This transcoder")
+    for site in out:
+        _fit(model, site, transcoder.d_out, "This transcoder")
+    _on_device(model, transcoder, transcoder.b_dec[0].device)
+    if isinstance(transcoder.activation, SharedTopK):
+        raise InputError(
+            f"{transcoder!r} chooses its features among tokens that are encoded together, so what "
+            "is active at a token depends on the batch; ask of one that was made JumpReLU."
+        )
+
+    def read(cache: Mapping[str, Tensor], ids: Tensor) -> Codes:
+        found = [
+            layer.encode(cache[site].flatten(2)) for layer, site in zip(layers, sites, strict=True)
+        ]
+        indices = [codes.indices + i * transcoder.latents for i, codes in enumerate(found)]
+        values = [codes.values for codes in found]
+        total = len(layers) * transcoder.latents
+        return Codes(torch.cat(indices, dim=-1), torch.cat(values, dim=-1), total)
+
+    streams = [_into_stream(model, layer.site_out, layer.rows.detach()) for layer in layers]
+    known = [each for each in streams if each is not None]
+    labels = [
+        f"layer {layer.number}, feature {at}" for layer in layers for at in range(layer.latents)
+    ]
+    where = sites[0] if len(sites) == 1 else f"{len(sites)} layers from {sites[0]} on"
+    return Source(
+        f"{transcoder.kind} cross-layer transcoder at {where}",
+        "feature",
+        tuple(dict.fromkeys(sites)),
+        len(layers) * transcoder.latents,
+        read,
+        torch.cat(known) if len(known) == len(layers) else None,
+        tuple(labels),
+        {"kind": transcoder.kind, "reads": where, "writes": f"{out[0]} and later ones"}
+        | transcoder.sources,
+    )
+
+
+def _on_device(model: HookedModel, what: object, device: torch.device) -> None:
+    """Refuse what is on another device than the model.
+
+    Raises:
+        InputError: it is.
+    """
+    if device != model.device:
+        raise InputError(
+            f"{what!r} is on {device}, the model on {model.device}; move one: "
+            f"dictionary.to({str(model.device)!r})."
+        )
 
 
 def _of_axis(model: HookedModel, site: str) -> Source:

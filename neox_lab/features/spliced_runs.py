@@ -21,7 +21,7 @@ from neox_lab.experiments.patching.prompts import PromptsLike
 from neox_lab.experiments.prompt_pairs import Batch, batch, pair
 from neox_lab.features.reading import written_site
 from neox_lab.model.hook_points import HookFunction, HookPoint
-from neox_lab.sae import Codes, Dictionary
+from neox_lab.sae import Codes, Dictionary, TranscoderLayer
 from neox_lab.sae.splicing import ACTS, ERROR, INPUT
 
 if TYPE_CHECKING:
@@ -122,6 +122,11 @@ class SplicedRuns:
             raise InputError(
                 f"dictionaries={shown(dictionaries)}; expected a Dictionary, or a list or mapping "
                 "of them."
+            )
+        if wrong := [each for each in listed if isinstance(each, TranscoderLayer)]:
+            raise InputError(
+                f"{wrong[0]!r} writes to several layers; a circuit is of dictionaries that write "
+                "to one each. nl.features.effects measures what each of its features does."
             )
         places = {written_site(model, each): each for each in listed}
         if len(places) < len(listed):

@@ -71,8 +71,8 @@ def top_examples(
 
     Args:
         model: any of the classes, with a tokenizer if there are texts.
-        what: a dictionary, a hook name such as ``"blocks.3.mlp.hook_post"``, or a ``Head``,
-            ``Direction`` or ``Source`` of this room.
+        what: a dictionary, a cross-layer transcoder or a ``.layer(2)`` of it, a hook name such as
+            ``"blocks.3.mlp.hook_post"``, or a ``Head``, ``Direction`` or ``Source`` of this room.
         texts: as for ``nl.activations.collect``: a list or an iterator of strings, of token ids, or
             of rows of a data set.
         top: how many highest examples of each feature.

@@ -11,6 +11,7 @@ from neox_lab.sae.cross_layer_weights import CrossLayerWeights
 from neox_lab.sae.crosscoder import Crosscoder
 from neox_lab.sae.dictionary import Dictionary, Weights
 from neox_lab.sae.loading import available, load
+from neox_lab.sae.one_layer import TranscoderLayer
 from neox_lab.sae.planting import Planted, planted
 from neox_lab.sae.recipes import Recipe
 from neox_lab.sae.sites_checking import SitesCheck
@@ -29,6 +30,7 @@ __all__ = [
     "Recipe",
     "SitesCheck",
     "TrainedDictionary",
+    "TranscoderLayer",
     "Weights",
     "available",
     "load",

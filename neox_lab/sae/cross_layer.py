@@ -27,7 +27,8 @@ from neox_lab.sae.answering import Answering
 from neox_lab.sae.bags import rows_summed
 from neox_lab.sae.codes import Codes, joined, require_codes
 from neox_lab.sae.cross_layer_inputs import Inputs, Passed, by_layer, require
-from neox_lab.sae.cross_layer_weights import CrossLayerWeights
+from neox_lab.sae.cross_layer_weights import CrossLayerWeights, check_lists
+from neox_lab.sae.one_layer import TranscoderLayer
 from neox_lab.sae.rows import Texts
 from neox_lab.sae.saving import save_cross_layer
 from neox_lab.sae.shared_top_k import SharedTopK
@@ -107,24 +108,9 @@ class CrossLayerTranscoder(Answering):
         Raises:
             ConfigError: names it.
         """
-        listed: dict[str, Sequence[object]] = {
-            name: getattr(self, name) for name in ("sites_in", "sites_out", "into", "out")
-        }
-        activation = () if isinstance(self.activation, SharedTopK) else self.activation
-        if not isinstance(self.activation, SharedTopK):
-            listed["activation"] = activation
-        for name, given in listed.items():
-            if len(given) != self.layers and (given or name not in ("into", "out")):
-                raise ConfigError(f"{name} has {len(given)} entries for {self.layers} layers.")
-        if not all(isinstance(site, str) for site in (*self.sites_in, *self.sites_out)):
-            raise ConfigError("sites_in and sites_out must be names of hook points.")
-        for layer, module in enumerate(activation):
-            for name, held in module.named_buffers() if isinstance(module, nn.Module) else ():
-                if held.isnan().any() or held.numel() not in (1, self.latents):
-                    raise ConfigError(
-                        f"{name} of layer {layer} is {list(held.shape)}; expected "
-                        f"{self.latents} numbers."
-                    )
+        lists = {name: getattr(self, name) for name in ("sites_in", "sites_out", "into", "out")}
+        activation = None if isinstance(self.activation, SharedTopK) else self.activation
+        check_lists(self.layers, self.latents, lists, activation)
 
     @property
     def layers(self) -> int:
@@ -158,6 +144,26 @@ class CrossLayerTranscoder(Answering):
             [*self.offset],
             [*self.scale],
         )
+
+    def layer(self, number: int) -> TranscoderLayer:
+        """The features that one layer reads, for ``nl.features``.
+
+            nl.features.active(model, transcoder.layer(2), "The king went to the city")
+
+        Raises:
+            InputError: there is no such layer.
+        """
+        return TranscoderLayer(self, number)
+
+    def rows(self, source: int, target: int) -> Tensor:
+        """What a feature of activation 1 writes to a layer, ``[latent, d_out]``.
+
+        Raises:
+            InputError: there is no such pair of layers.
+        """
+        rows = self.W_dec(source, target)
+        received = self._received(rows.new_ones(self.latents), target, None)
+        return self._at_scale(received[:, None] * rows, target)
 
     def W_enc(self, layer: int) -> Tensor:  # noqa: N802
         """Encoder of a layer, ``[d_in, latent]``."""

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neox_lab.errors import ConfigError
+from neox_lab.sae.activations import Activation
 
 Pair = tuple[int, int]
 """The layer that a feature reads and one that it writes to."""
@@ -74,3 +75,34 @@ class CrossLayerWeights(NamedTuple):
                     raise ConfigError(f"{name}[{key}] is {tensor.dtype}; expected floating-point.")
                 if not tensor.isfinite().all():
                     raise ConfigError(f"{name}[{key}] holds NaN or infinite numbers.")
+
+
+def check_lists(
+    layers: int,
+    latents: int,
+    lists: Mapping[str, Sequence[object]],
+    activation: Sequence[Activation] | None,
+) -> None:
+    """Refuse what does not fit the weights.
+
+    Args:
+        layers: how many there are.
+        latents: features of each.
+        lists: of what there has to be one for each layer: sites, and statistics or none.
+        activation: of each layer; None for one of all.
+
+    Raises:
+        ConfigError: names it.
+    """
+    listed = dict(lists) if activation is None else {**lists, "activation": activation}
+    for name, given in listed.items():
+        if len(given) != layers and (given or name not in ("into", "out")):
+            raise ConfigError(f"{name} has {len(given)} entries for {layers} layers.")
+    if not all(isinstance(site, str) for site in (*lists["sites_in"], *lists["sites_out"])):
+        raise ConfigError("sites_in and sites_out must be names of hook points.")
+    for layer, module in enumerate(activation or ()):
+        for name, held in module.named_buffers() if isinstance(module, nn.Module) else ():
+            if held.isnan().any() or held.numel() not in (1, latents):
+                raise ConfigError(
+                    f"{name} of layer {layer} is {list(held.shape)}; expected {latents} numbers."
+                )
