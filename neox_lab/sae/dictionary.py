@@ -189,9 +189,7 @@ class Dictionary(Answering):
         Raises:
             InputError: another width, or no activations.
         """
-        fits = isinstance(x, Tensor) and x.shape[-1:] == (self.d_in,) and x.is_floating_point()
-        if not fits:
-            raise InputError(self._what_to_give(x))
+        self._require(x)
         read, _ = self.normalise(x.to(self.encoder.dtype))
         tokens = read.reshape(-1, self.d_in)
         codes = self._screened(tokens)
@@ -201,18 +199,26 @@ class Dictionary(Answering):
         shape = (*x.shape[:-1], codes.indices.shape[-1])
         return Codes(codes.indices.view(shape), codes.values.view(shape), self.latents)
 
-    def _what_to_give(self, x: object) -> str:
-        """What is wrong with something that was to be encoded, and what to give."""
-        wanted = f"this dictionary reads what stands at {self.site_in}, [*tokens, {self.d_in}]"
+    def _require(self, x: object) -> None:
+        """Refuse what cannot be encoded, and say what to give.
+
+        Raises:
+            InputError: another width, or no tensor.
+        """
+        if isinstance(x, Tensor) and x.shape[-1:] == (self.d_in,) and x.is_floating_point():
+            return
+        wanted = f"this dictionary reads {self.site_in}, [*tokens, {self.d_in}]"
         if isinstance(x, Tensor):
             shape = list(x.shape)
             heads = x.dim() > 1 and x.shape[-1] * x.shape[-2] == self.d_in
             if not x.is_floating_point():
-                return f"x is {x.dtype} {shape}; {wanted}, floating-point."
-            return f"x is {shape}; {wanted}." + " Give x.flatten(-2)." * heads
+                raise InputError(f"x is {x.dtype} {shape}; {wanted}, floating-point.")
+            raise InputError(f"x is {shape}; {wanted}." + " Give x.flatten(-2)." * heads)
         if isinstance(x, Mapping):
-            return f"x is a cache or a mapping; {wanted}: encode(cache[{self.site_in!r}])."
-        return (
+            raise InputError(
+                f"x is a cache or a mapping; {wanted}: encode(cache[{self.site_in!r}])."
+            )
+        raise InputError(
             f"x={shown(x, 80)}; {wanted}: of a text it is in model.run_with_cache(text)[1]; "
             "nl.features.active(model, dictionary, text) answers for it at once."
         )
@@ -249,14 +255,18 @@ class Dictionary(Answering):
             ``[*tokens, d_out]``, in the dtype of ``x``, or in the dictionary's.
 
         Raises:
-            InputError: codes of another dictionary, or ``x`` is needed.
+            InputError: codes of another dictionary, ``x`` of other tokens, or it is needed.
         """
         require_codes(codes, self.latents)
         if x is None and (self.W_skip is not None or self.normalise is not unchanged):
             raise InputError("Give decode the x that was encoded: it has a part in the output.")
-        written = self._sum(codes) + self.b_dec
         if x is None:
-            return written
+            return self._sum(codes) + self.b_dec
+        self._require(x)
+        if x.shape[:-1] != codes.indices.shape[:-1]:
+            shapes = [list(tensor.shape[:-1]) for tensor in (x, codes.indices)]
+            raise InputError(f"x is of tokens {shapes[0]}, the codes are of {shapes[1]}.")
+        written = self._sum(codes) + self.b_dec
         original = x.to(self.encoder.dtype)
         if not self.is_transcoder:
             factor, shift = self.normalise(original)[1]

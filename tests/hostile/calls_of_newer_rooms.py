@@ -174,6 +174,21 @@ def _calls_of_dictionaries_of_several_sites(model: Any) -> dict[str, Call]:
             many.decode,
             {"codes": many.encode(inputs), "inputs": inputs},
         ),
+        "sae.CrossLayerTranscoder.encode_layer": (many.encode_layer, {"layer": 0, "x": inputs[0]}),
+        "sae.CrossLayerTranscoder.save_pretrained": (partial(_saved, many), {"folder": "kept"}),
+        "sae.CrossLayerTranscoder.layer": (
+            lambda layer, **given: nl.features.active(model, many.layer(layer), **given),
+            {"layer": 0, "inputs": "abcd"},
+        ),
+        "features.top_examples of all layers": (
+            nl.features.top_examples,
+            {"model": model, "what": many, "texts": texts, "progress": False},
+        ),
+        "model.spliced across layers": (
+            partial(_spliced, model),
+            {"dictionary": many, "error": False},
+        ),
+        "sae.Crosscoder.save_pretrained": (partial(_saved, two), {"folder": "kept"}),
         "sae.Crosscoder.check": (two.check, {"models": [model, model], "texts": texts}),
         "sae.Crosscoder.encode": (two.encode, {"inputs": both}),
         "sae.Crosscoder.decode": (two.decode, {"codes": two.encode(both), "inputs": both}),
@@ -197,6 +212,12 @@ def _calls_of_dictionaries(model: Any, folder: Path) -> dict[str, Call]:
             | {"dtype": torch.float32, "device": "cpu"},
         ),
         **_calls_of_dictionaries_of_several_sites(model),
+        "sae.Dictionary.encode": (dictionary.encode, {"x": torch.ones(3, dictionary.d_in)}),
+        "sae.Dictionary.decode": (
+            dictionary.decode,
+            {"codes": dictionary.encode(torch.ones(3, dictionary.d_in))}
+            | {"x": torch.ones(3, dictionary.d_in)},
+        ),
         "sae.Dictionary.check": (dictionary.check, {"model": model, "texts": ["abcd", "bc"]}),
         "sae.Dictionary.save_pretrained": (partial(_saved, dictionary), {"folder": "kept"}),
         "sae.Dictionary.export": (

@@ -168,6 +168,11 @@ def test_what_encode_and_decode_are_given() -> None:
         assert "[*tokens, 64]" in told(lambda w=wrong: dictionary.encode(w), InputError)
     dense = dictionary.encode(cache["blocks.1.hook_mlp_out"]).dense()
     assert "dense matrix" in told(lambda: dictionary.decode(dense), InputError)  # type: ignore[arg-type]
+    codes = dictionary.encode(cache["blocks.1.hook_mlp_out"])
+    for wrong in (3, cache, torch.zeros(3, 12, 5)):
+        assert "[*tokens, 64]" in told(lambda w=wrong: dictionary.decode(codes, w), InputError)
+    message = told(lambda: dictionary.decode(codes, torch.zeros(2, 12, 64)), InputError)
+    assert message == "x is of tokens [2, 12], the codes are of [3, 12]."
     for wrong in (None, 3, cache, torch.zeros(2, 5)):
         assert "as encode gives" in told(lambda w=wrong: dictionary.decode(w), InputError)
 
