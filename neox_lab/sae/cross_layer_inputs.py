@@ -49,9 +49,9 @@ def require(x: object, site: str, width: int) -> Tensor:
     """What stands at a site.
 
     Raises:
-        InputError: it is no tensor, or of another width.
+        InputError: it is no floating-point tensor, or of another width.
     """
-    if not isinstance(x, Tensor) or x.dim() < 1 or x.shape[-1] != width:
-        what = list(x.shape) if isinstance(x, Tensor) else shown(x)
-        raise InputError(f"At {site}: {what}; expected [*tokens, {width}].")
-    return x
+    if isinstance(x, Tensor) and x.shape[-1:] == (width,) and x.is_floating_point():
+        return x
+    what = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else shown(x, 80)
+    raise InputError(f"At {site}: {what}; expected floating-point [*tokens, {width}].")

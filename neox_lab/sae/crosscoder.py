@@ -341,8 +341,11 @@ class Crosscoder(Answering):
             raise InputError(f"inputs is a cache or a mapping; {expected}: encode({listed}).")
         if not isinstance(inputs, list | tuple) or len(inputs) != self.n:
             raise InputError(f"inputs={shown(inputs)}; {expected}.")
-        if not all(isinstance(x, Tensor) and x.dim() and x.shape[-1] == self.d for x in inputs):
+        fits = [isinstance(x, Tensor) and x.shape[-1:] == (self.d,) for x in inputs]
+        if not all(fits):
             raise InputError(f"inputs: {expected}; got {[_shape(x) for x in inputs]}.")
+        if wrong := [x.dtype for x in inputs if not x.is_floating_point()]:
+            raise InputError(f"inputs: {expected}, floating-point; got {wrong[0]}.")
         if len({x.shape for x in inputs}) > 1:
             raise InputError(f"inputs: {expected}; got {[_shape(x) for x in inputs]}.")
         return list(inputs)

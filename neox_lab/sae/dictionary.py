@@ -207,7 +207,7 @@ class Dictionary(Answering):
         """
         if isinstance(x, Tensor) and x.shape[-1:] == (self.d_in,) and x.is_floating_point():
             return
-        wanted = f"this dictionary reads {self.site_in}, [*tokens, {self.d_in}]"
+        wanted = f"this dictionary reads what stands at {self.site_in}, [*tokens, {self.d_in}]"
         if isinstance(x, Tensor):
             shape = list(x.shape)
             heads = x.dim() > 1 and x.shape[-1] * x.shape[-2] == self.d_in

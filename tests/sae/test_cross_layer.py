@@ -445,7 +445,7 @@ def test_inputs_that_are_refused() -> None:
     for bad, message in (
         (x[:2], "3 sites; got 2"),
         ({0: x[0], 1: x[1]}, "blocks.2.mlp.hook_in are missing"),
-        ([*x[:2], x[2][:, :7]], r"\[5, 7\]; expected \[\*tokens, 8\]"),
+        ([*x[:2], x[2][:, :7]], r"\[5, 7\]; expected floating-point \[\*tokens, 8\]"),
         ([*x[:2], x[2][:4]], "expected one"),
         ("abc", "expected tensors by layer"),
         ([*x[:2], None], "missing"),

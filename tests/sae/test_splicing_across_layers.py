@@ -374,8 +374,9 @@ def test_one_layer_is_encoded_alone() -> None:
     for wrong in (-1, 3, 0.5, "1", None, True):
         with pytest.raises(InputError, match="layer="):
             clt.encode_layer(wrong, x[0])  # type: ignore[arg-type]
-    with pytest.raises(InputError, match="expected \\[\\*tokens, 64\\]"):
-        clt.encode_layer(0, x[0][..., :5])
+    for wrong_x in (x[0][..., :5], x[0].long(), torch.zeros(()), "a", None):
+        with pytest.raises(InputError, match=r"expected floating-point \[\*tokens, 64\]"):
+            clt.encode_layer(0, wrong_x)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------------ refusing
@@ -438,6 +439,10 @@ def test_crosscoders_are_refused_in_words() -> None:
         _, cache = model.run_with_cache(tokens())
         codes = layers.encode([cache[site] for site in layers.sites])
         assert codes.count.shape == (3, 12)
+        with pytest.raises(InputError, match=r"floating-point; got torch.int64"):
+            layers.encode([cache[site].long() for site in layers.sites])
+        with pytest.raises(InputError, match=r"encode\(\[cache\[site\] for site"):
+            layers.encode(cache)  # type: ignore[arg-type]
         steer = [
             (site, lambda x, hook, i=i: x + 2 * layers.W_dec[i, 5])
             for i, site in enumerate(layers.sites)
