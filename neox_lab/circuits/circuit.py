@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from neox_lab.views import NetworkView
 
 
+SIGNS = ("helps: removing it lowers the metric", "hurts: removing it raises the metric")
+"""What a score below and one above 0 means; other numbers, such as counts, have no such meaning."""
+BARE_SIGNS = ("below 0", "above 0")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Circuit(GridResult):
     """Edges from writers to readers.
@@ -235,6 +240,7 @@ class Circuit(GridResult):
             self.value_name,
             self.name,
             f"{self.edges:,} of {self.all_edges:,} edges.",
+            signs=SIGNS if self.value_name.startswith("score") else BARE_SIGNS,
         )
 
 

@@ -114,9 +114,13 @@ class EdgeScores(AttributionResult):
         else:
             kept = highest(weight, table, count)
         order = "most helpful" if helping else "largest"
-        name = f"Circuit of the {count:,} {order} edges by {self.method}"
+        pruned = dataclasses.replace(found, computed=kept).pruned()
+        left_out = int(kept.sum()) - pruned.edges
+        some = f"{pruned.edges:,} of the " if left_out else "the "
+        name = f"Circuit of {some}{count:,} {order} edges by {self.method}"
         name += ", grown from the logits" if method == "greedy" else ""
-        return dataclasses.replace(found, computed=kept, name=name).pruned()
+        name += f" ({left_out:,} lead{'s' * (left_out == 1)} nowhere)" if left_out else ""
+        return dataclasses.replace(pruned, name=name)
 
     def recovery(self, truth: Circuit | Sequence[tuple[str, str]]) -> dict[str, float]:
         """How well the sizes of the scores tell a circuit that is known.

@@ -38,9 +38,10 @@ BUDGET, LIMIT = 1_000_000, 2_000_000  # bytes of a fragment: what it should and 
 _PARTS = {
     "attention": ("maps",),
     "examples": ("pieces",),
-    "explorer": ("maps", "explorer_panels", "explorer_answers"),
+    "explorer": ("maps", "saving", "explorer_panels", "explorer_answers"),
     "grid": ("cells",),
     "lens_pair": ("cells",),
+    "network": ("saving",),
     "slider": ("cells",),
     "strip": ("pieces",),
 }

@@ -1,7 +1,7 @@
 """A network in rows, from where it reads to where it answers: parts as boxes, edges between them.
 
 The first row is on top. An edge is as wide as its number is large, blue where that is below zero
-and orange where it is above.
+and orange where it is above. One whose note is q, k or v ends at that letter of its reader.
 """
 
 from __future__ import annotations
@@ -15,7 +15,17 @@ from neox_lab.checks import FINITE, TEXT, check, several, shown, whole
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, texts
-from neox_lab.views.drawing import HEADING, INK, LESS, MORE, SOFT, Sheet, decimals, number
+from neox_lab.views.drawing import (
+    HEADING,
+    INK,
+    LESS,
+    MORE,
+    SOFT,
+    Sheet,
+    decimals,
+    number,
+    text_width,
+)
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import figure_text, isolated, label
@@ -26,7 +36,9 @@ if TYPE_CHECKING:
 EDGES = 1_000  # of a live view
 DRAWN = 300  # of a picture
 NAME_LIMIT, ROW_LIMIT = 24, 20
-BOX, HIGH, GAP, ROW = 0.5, 0.2, 0.12, 0.75  # inches: a box, from box to box, from row to row
+BOX, GAP, ROW = 0.5, 0.12, 0.75  # inches: a box, from box to box, from row to row
+HIGH, HIGH_WITH_PORTS = 0.2, 0.28
+PORTS = {"q": -0.15, "k": 0.0, "v": 0.15}  # where an edge to one of a head's inputs ends
 LEFT, LEAST = 0.75, 5.5
 LISTED = 20  # edges of the table
 
@@ -61,6 +73,7 @@ class NetworkView(View):
         title: the headline.
         note: a line below it.
         boxes: what stands in the box of each part; None for its name.
+        signs: what a number below 0 and one above 0 means.
 
     Raises:
         InputError: there is no edge, or parts, rows and edges do not fit together.
@@ -79,6 +92,7 @@ class NetworkView(View):
         title: str | None = None,
         note: str = "",
         boxes: Sequence[str] | None = None,
+        signs: Sequence[str] = ("below 0", "above 0"),
     ) -> None:
         listed = several("names", names, "a list of strings, one for each part", InputError)
         self.names = texts(listed, len(listed), "names", "part")
@@ -98,6 +112,7 @@ class NetworkView(View):
         found = [_link(link) for link in several("links", links, "a list of edges", InputError)]
         self.links = sorted(found, key=lambda link: -abs(link.value))
         self.value_name = check("value_name", value_name, TEXT, InputError)
+        self.signs = texts(signs, 2, "signs", "side of 0")
         self.note = check("note", note, TEXT, InputError)
         if not self.links or max(self.rows) >= len(self.row_labels):
             raise InputError("a network needs at least one edge, and a label for each row")
@@ -157,6 +172,7 @@ class NetworkView(View):
             "value": rounded(np.array([link.value for link in shown]), 5),
             "note": [label(link.note, NAME_LIMIT) if link.note else "" for link in shown],
             "value_name": self.value_name,
+            "signs": self.signs,
         }
 
     def _reader(self, link: Link) -> str:
@@ -198,12 +214,14 @@ class NetworkView(View):
             note += f"The {len(drawn)} largest of {len(self.links):,}."
         sheet.heading(0, figure_text(self.title), figure_text(note.strip()))
         most = abs(self.links[0].value) or 1.0
+        ports = {(link.end, link.note) for link in drawn if link.note in PORTS}
+        high = HIGH_WITH_PORTS if ports else HIGH
         for sign, colour in ((-1, LESS), (1, MORE)):
             links = [link for link in reversed(drawn) if (link.value >= 0) == (sign > 0)]
             if not links:
                 continue
             shares = [abs(link.value) / most for link in links]
-            paths = [PathPatch(_curve(places, link)) for link in links]
+            paths = [PathPatch(_curve(places, link, high)) for link in links]
             collection = PatchCollection(
                 paths,
                 facecolors="none",
@@ -212,19 +230,26 @@ class NetworkView(View):
                 alpha=[0.25 + 0.6 * share**0.5 for share in shares],
             )
             sheet.axes.add_collection(collection)
-        for name, (x, y) in zip(self.boxes, places, strict=True):
-            style = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.7, "zorder": 3}
-            sheet.rectangle(x - BOX / 2, y - HIGH / 2, BOX, HIGH, **style)
+        style = {"ha": "center", "va": "center_baseline", "zorder": 4}
+        for part, (name, (x, y)) in enumerate(zip(self.boxes, places, strict=True)):
+            frame = {"facecolor": "white", "edgecolor": INK, "linewidth": 0.7, "zorder": 3}
+            sheet.rectangle(x - BOX / 2, y - high / 2, BOX, high, **frame)
+            read = [letter for letter in PORTS if (part, letter) in ports]
+            for letter in read:
+                sheet.text(x + PORTS[letter], y - 0.08, letter, 5.5, color=SOFT, **style)
             shown = figure_text(label(name, NAME_LIMIT), 9)
-            style = {"ha": "center", "va": "center_baseline", "zorder": 4}
-            sheet.text(x, y, shown, 6.5, **style)
+            sheet.text(x, y + (0.05 if read else 0), shown, 6.5, **style)
         for row, name in enumerate(self.row_labels):
             y = HEADING + 0.15 + row * ROW
             sheet.text(0, y, figure_text(label(name, ROW_LIMIT)), 7.5, color=SOFT, va="center")
         bottom = HEADING + len(self.row_labels) * ROW - 0.1
-        sheet.text(LEFT, bottom, "below 0", 7.5, color=LESS, weight="bold")
-        sheet.text(LEFT + 0.6, bottom, "above 0", 7.5, color=MORE, weight="bold")
-        sheet.text(LEFT + 1.2, bottom, figure_text(self.value_name), 7.5, color=SOFT)
+        sheet.text(LEFT, bottom, figure_text(self.value_name), 7.5, color=SOFT)
+        x = LEFT
+        for words, colour in zip(self.signs, (LESS, MORE), strict=True):
+            shown = figure_text(words)
+            sheet.text(x, bottom + 0.16, shown, 7.5, color=colour, weight="bold")
+            x += 1.15 * text_width(shown, 7.5) + 0.2
+        sheet.size = max(sheet.size[0], x), sheet.size[1] + 0.16
         sheet._measure()
         return sheet
 
@@ -255,13 +280,13 @@ def _link(given: object) -> Link:
     return Link(begin, end, value, note)
 
 
-def _curve(places: list[tuple[float, float]], link: Link) -> Any:
+def _curve(places: list[tuple[float, float]], link: Link, high: float) -> Any:
     """A line from below one box to above another, upright at both ends."""
     from matplotlib.path import Path
 
     (x1, y1), (x2, y2) = places[link.begin], places[link.end]
-    x2 += {"q": -0.15, "k": 0.0, "v": 0.15}.get(link.note, 0.0)
-    y1, y2 = y1 + HIGH / 2, y2 - HIGH / 2
+    x2 += PORTS.get(link.note, 0.0)
+    y1, y2 = y1 + high / 2, y2 - high / 2
     bend = 0.5 * (y2 - y1)
     corners = [(x1, y1), (x1, y1 + bend), (x2, y2 - bend), (x2, y2)]
     return Path(corners, [Path.MOVETO, Path.CURVE4, Path.CURVE4, Path.CURVE4])

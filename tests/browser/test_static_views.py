@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from contrast import poorly_readable
 from pages import places, watch
+from PIL import Image
 from table_model import TableModel
 
 from neox_lab.views import (
@@ -510,6 +512,43 @@ def rgb(colours: list[str]) -> list[tuple[int, ...] | None]:
     """Computed colours; None for one that is transparent."""
     parts = [tuple(map(int, re.findall(r"\d+", colour))) for colour in colours]
     return [part if len(part) == 3 else None for part in parts]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_network_is_saved_as_it_stands(page: Any, tmp_path: Path, scheme: str) -> None:
+    links = [Link(0, 1, -2.0, "q"), Link(0, 1, 1.0, "v"), Link(1, 2, -1.0), Link(0, 2, 0.5)]
+    view = NetworkView(
+        ["embed", "L0H1", "logits"], [0, 1, 2], [-1, 0, -1], ["a", "b", "c"], links, "score",
+        signs=("helps", "hurts"),
+    )  # fmt: skip
+    view.to_html(tmp_path / "network.html")
+    page.emulate_media(color_scheme=scheme)
+    opened(page, tmp_path / "network.html")
+    assert page.locator(".port").all_text_contents() == ["q", "v"]
+    assert re.search(r"helps\s+hurts", shown(page))
+    page.get_by_role("slider").fill("3")
+    saved = {}
+    for form in ("SVG", "PNG"):
+        with page.expect_download() as waiting:
+            page.get_by_role("button", name=form, exact=True).click()
+        assert waiting.value.suggested_filename == f"network.{form.lower()}"
+        saved[form] = Path(waiting.value.path()).read_bytes()
+    page.goto("about:blank")
+    page.set_content(saved["SVG"].decode("utf-8"))
+    seen = page.evaluate(
+        """() => [...document.querySelectorAll("path")].map((node) => {
+          const { display, stroke } = getComputedStyle(node);
+          return display === "none" ? "" : stroke;
+        })"""
+    )
+    less, more = {
+        "light": ((33, 113, 181), (230, 97, 1)),
+        "dark": ((90, 166, 216), (239, 132, 48)),
+    }[scheme]
+    assert rgb(seen) == [None, less, more, less]  # the smallest of all is not drawn
+    pixels = np.asarray(Image.open(io.BytesIO(saved["PNG"])).convert("RGB")).reshape(-1, 3)
+    assert (pixels[0] > 200).all() == (scheme == "light")
+    assert len(np.unique(pixels, axis=0)) > 50
 
 
 def test_curves_are_read_along_the_axis_and_hidden(page: Any, files: Any) -> None:

@@ -70,6 +70,23 @@ def test_the_planted_way_of_the_key_is_recovered(method: str) -> None:
     assert result.circuit(edges=3).evaluate().faithfulness == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.parametrize("method", ["threshold", "greedy"])
+def test_a_circuit_says_how_many_edges_it_was_asked_for(method: str) -> None:
+    clean, corrupted = prompts(3, 8, first=2)
+    result = scores(small(num_hidden_layers=3), clean, corrupted, METRIC, "eap")
+    names_of = set()
+    for count in (3, 12, 13, int(result.is_computed.sum())):
+        circuit = result.circuit(edges=count, method=method)  # type: ignore[arg-type]
+        lost = count - circuit.edges
+        some = f"{circuit.edges} of the {count}" if lost else f"the {count}"
+        assert circuit.name.startswith(f"Circuit of {some} largest edges by eap")
+        assert circuit.name.endswith(f"({lost} lead{'s' if lost == 1 else ''} nowhere)") == bool(
+            lost
+        )
+        names_of.add(bool(lost))
+    assert names_of == {True, False}
+
+
 def test_evaluation_counts_what_is_there() -> None:
     model = small(num_hidden_layers=3).double()
     clean, corrupted = prompts(6, 8, first=2)

@@ -878,6 +878,25 @@ def test_a_page_allows_our_scripts_and_no_other() -> None:
     assert "unsafe-inline'; script-src 'sha256-" in page
 
 
+def test_a_network_marks_the_inputs_of_heads_and_what_its_signs_mean() -> None:
+    links = [Link(0, 1, -2.0, "q"), Link(0, 1, 1.0, "v"), Link(0, 2, -1.0, "k"), Link(1, 2, 1, "w")]
+    view = NetworkView(
+        ["a", "b", "c"], [0, 1, 2], [0, 1, 2], ["x"] * 3, links, "score", signs=("helps", "hurts")
+    )
+    written = {text.get_text(): text for text in view._draw().axes.texts}
+    places = view._places()
+    for letter, part, right in (("q", 1, -1), ("v", 1, 1), ("k", 2, 0)):
+        x, y = written[letter].get_position()
+        assert np.sign(round(x - places[part][0], 6)) == right and y < places[part][1]
+    assert "w" not in written  # no input of a head
+    assert (written["helps"].get_color(), written["hurts"].get_color()) == (LESS, MORE)
+    assert view.data()["signs"] == ["helps", "hurts"]
+    plain = NetworkView(["a", "b"], [0, 1], [0, 0], ["x"] * 2, [Link(0, 1, 1.0)], "score")
+    assert {"below 0", "above 0"} <= {text.get_text() for text in plain._draw().axes.texts}
+    with pytest.raises(InputError, match="signs"):
+        NetworkView(["a", "b"], [0, 1], [0, 0], ["x"] * 2, links[:1], "score", signs=("one",))
+
+
 def test_scripts_know_no_network_and_write_no_markup() -> None:
     for kind in kinds():
         text = script(kind).replace("http://www.w3.org/2000/svg", "")

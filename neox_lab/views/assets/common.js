@@ -23,6 +23,8 @@ function frame(element, data) {
   outer.attachShadow({ mode: "open" }).append(el("style", {}, STYLE), section);
   element.replaceChildren(outer);
   standOn(getComputedStyle(section).backgroundColor);
+  section.style.setProperty("--less", css(signed(1 / 6))); // the middle of each half
+  section.style.setProperty("--more", css(signed(5 / 6)));
   steady(status);
   return { body, say: (text) => (status.textContent = text) };
 }

@@ -200,12 +200,6 @@ function savers(panel, run, store, host) {
   });
 }
 
-function download(name, kind, content) {
-  const link = el("a", { download: name, href: URL.createObjectURL(new Blob([content], { type: kind })) });
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
-}
-
 /** The numbers of a panel, one row each. */
 function csv(panel, run, state) {
   const { reading, parts } = run;

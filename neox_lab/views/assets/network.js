@@ -1,12 +1,13 @@
 // Parts in rows with edges between them; pointing at a part shows its edges, a slider how many are
 // drawn at all.
 //
-// data: title, notes, names, boxes (what stands in them), rows, columns (-1: the middle), row_labels, begin, end, value, note (of edges, the largest
-// first), value_name.
+// data: title, notes, names, boxes (what stands in them), rows, columns (-1: the middle), row_labels,
+// begin, end, value, note (of edges, the largest first), value_name, signs (what a number below and
+// one above 0 means).
 
-const [BOX, HIGH, GAP, ROW, LEFT, TOP] = [52, 20, 10, 74, 70, 20];
+const [BOX, GAP, ROW, LEFT, TOP] = [52, 10, 74, 70, 20];
 const LISTED = 10; // edges of a part, each way
-const PORTS = { q: -16, k: 0, v: 16 };
+const PORTS = { q: -16, k: 0, v: 16 }; // where an edge to one of a head's inputs ends
 
 function mount(element, data) {
   const { body, say } = frame(element, data);
@@ -18,6 +19,8 @@ function mount(element, data) {
     part.x = LEFT + share * wide;
     part.y = TOP + part.row * ROW;
   });
+  const ported = data.note.some((note) => note in PORTS);
+  const HIGH = ported ? 28 : 20;
   const most = Math.max(...data.value.map(Math.abs)) || 1;
 
   const high = TOP + (data.row_labels.length - 1) * ROW + HIGH + 8;
@@ -51,6 +54,14 @@ function mount(element, data) {
     const name = svg("text", { x: part.x, y: part.y + 4, "text-anchor": "middle" });
     name.textContent = part.box;
     box.append(name);
+    const read = new Set(part.edges.filter((edge) => edge.to === part).map((edge) => edge.note));
+    for (const [letter, right] of Object.entries(PORTS)) {
+      if (!read.has(letter)) continue;
+      name.setAttribute("y", part.y + 10);
+      const port = svg("text", { x: part.x + right, y: part.y - 4, "text-anchor": "middle", class: "port" });
+      port.textContent = letter;
+      box.append(port);
+    }
     return box;
   });
   picture.append(...items);
@@ -61,12 +72,15 @@ function mount(element, data) {
   const control = el("div", { class: "slider" }, el("span", {}, "edges"), slider, shown);
   const legend = el("p", { class: "hint" });
   const swatch = (kind) => el("i", { class: `swatch ${kind}` });
-  legend.append(swatch("less"), " below 0 ", swatch("more"), " above 0 · ", data.value_name);
+  const [less, more] = data.signs;
+  const [below, above] = [el("br"), el("br")];
+  legend.append(swatch("less"), ` ${less}`, below, swatch("more"), ` ${more}`, above, data.value_name);
   const name = el("h4", { dir: "auto" }, "");
   const lists = el("div", { class: "edges" });
   const beside = steady(el("div", {}, name, lists));
   body.append(el("div", { class: "scroll" }, picture));
-  body.append(el("div", { class: "network-side" }, control, legend, beside));
+  const savers = el("p", { class: "hint savers" }, "save", ...drawingSavers(picture, "network"));
+  body.append(el("div", { class: "network-side" }, control, legend, beside, savers));
   let count = edges.length;
 
   const choice = selection(draw, 0);
@@ -122,7 +136,7 @@ function mount(element, data) {
     });
     const table = bars(rows);
     table.querySelectorAll("i").forEach((bar, at) => {
-      bar.style.background = css(first[at].value < 0 ? LESS : MORE);
+      bar.style.background = `var(--${first[at].value < 0 ? "less" : "more"})`;
     });
     const more = found.length - first.length;
     const rest = more ? [el("p", { class: "hint" }, `and ${more} more`)] : [];
