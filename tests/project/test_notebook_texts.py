@@ -11,6 +11,8 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+PARTS = (0, 2), (2, 3), (3, 5)
+"""Columns of 23's table: heads of the start, the head behind "and", heads against who gives."""
 pytestmark = pytest.mark.skipif(not NOTEBOOKS, reason="needs the repository's notebooks")
 
 
@@ -191,3 +193,49 @@ def test_19_says_of_steering_what_it_prints() -> None:
     kept, without = (row for row in rows if row)
     assert kept[0] > 0.9 > 0.75 > without[0], "praise and blame are hard to tell apart"
     assert without[1:] == pytest.approx(kept[1:], abs=0.05), "other tasks stay"
+
+
+def test_23_says_of_the_frame_what_it_prints() -> None:
+    square = output("23_why_a_frame_fails", 'for join in ("with", "and")')
+    rights = {
+        (join, begin): int(right)
+        for join, begin, right in re.findall(r"(with|and) +(There|Then) +(\d+) ", square)
+    }
+    assert rights["with", "There"] == 0 and rights["and", "Then"] > 65
+    assert 0 < max(rights["with", "Then"], rights["and", "There"]) < 36, "both words count"
+    table = output("23_why_a_frame_fails", 'by="head")')
+    parts = {
+        title: [float(part) for part in row.split()]
+        for title, row in re.findall(r"^(\w+, \w+ gives) +(.*)$", table, re.MULTILINE)
+    }
+    start, behind, against = ({t: sum(p[a:b]) for t, p in parts.items()} for a, b in PARTS)
+    assert start["works, first gives"] < -9 < 9 < start["works, second gives"]
+    assert max(abs(start[t] + behind[t]) for t in parts if "works" in t) < 3, "it cancels"
+    assert min(against[t] for t in parts if "works" in t) > 5, "this decides"
+    assert start["fails, first gives"] < -6 < 6 < start["fails, second gives"], "as ever"
+    assert max(abs(p[t]) for p in (behind, against) for t in parts if "fails" in t) < 1
+    layers = output("23_why_a_frame_fails", "def by_layer(frame)")
+    assert re.findall(r"where it (\w+), layer (\d) changes", layers) == [
+        ("fails", "1"),
+        ("works", "3"),
+    ]
+    told = output("23_why_a_frame_fails", "def written(head")
+    found = re.findall(r"^\d +(.*?) +([\d.]+) +(\d+)$", told, re.MULTILINE)
+    helps = [title for title, look, right in found if float(look) > 0.5 and int(right) > 36]
+    assert helps == ["L0H2 at the other name", "L0H2 at the other name, of other people"]
+    edges = output("23_why_a_frame_fails", "evaluation = circuit.evaluate(random=20)")
+    faithful, chance = map(float, re.findall(r"edges ([\d.]+); .* most (-?[\d.]+)", edges)[0])
+    assert faithful > 0.5 > 0.1 > chance
+    others = [float(other) for other in re.findall(r"^L\dH\d +\S+ +\S+ +(\S+)$", edges, re.M)]
+    assert max(map(abs, others[:4])) < 0.3 < 5 < min(map(abs, others[4:])), "layer 3 alone"
+    off = output("23_why_a_frame_fails", "pairs = {pair: right(fails, without(pair))")
+    without, most = map(int, re.findall(r"L1H3: (\d+);\n.* most (\d+)", off)[0])
+    assert without > 2 * most
+    assert re.findall(r"(\d+) of 72", output("23_why_a_frame_fails", "bystander =")) == [
+        *("0", "0", "72")
+    ]
+    ahead = output("23_why_a_frame_fails", "def foretold(")
+    rows = re.findall(r"^\w+ .*? +([\d.]+) +([\d.]+) +([\d.]+) +\d", ahead, re.MULTILINE)
+    assert len(rows) == 2
+    for own, sign, drawn in (map(float, row) for row in rows):
+        assert own > drawn + 0.2 and sign > 0.6
