@@ -26,14 +26,22 @@ def inputs(kind: str) -> Tensor:
         return 1e4 * x
     if kind == "zero":
         return 0 * x
+    if kind == "below zero":  # with so low a bias hardly a pre-activation is above it
+        return 1e-3 * x
     if kind == "of equal rows":
         return x[:1].expand(300, D).clone()
     return x
 
 
-@pytest.mark.parametrize("kind", ["random", "large", "zero", "of equal rows"])
-def test_the_k_largest_are_found(kind: str) -> None:
+@pytest.mark.parametrize("few_threads", [0, 10**6])
+@pytest.mark.parametrize("kind", ["random", "large", "zero", "of equal rows", "below zero"])
+def test_the_k_largest_are_found(
+    kind: str, few_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(screening, "_FEW_THREADS", few_threads)
     W, b = encoder()  # noqa: N806
+    if kind == "below zero":
+        b = b - 2.5
     x = inputs(kind)
     values, latents = screening.top_k(x, W, b, K, screening.screen(W, b))
     whole = x.double() @ W.double().T + b.double()
@@ -117,3 +125,17 @@ def test_the_default_dtype_does_not_matter() -> None:
         torch.set_default_dtype(torch.float32)
     for one, other in zip(found, usual, strict=True):
         assert torch.equal(one, other)
+
+
+def test_rows_that_are_no_numbers_stay_so() -> None:
+    """Of either sign, since blocks are compared by their bits."""
+    W, b = encoder()  # noqa: N806
+    x = inputs("random")
+    x[3, 5], x[4, 5], x[5, 5] = torch.nan, -torch.nan, torch.inf
+    values, latents = screening.top_k(x, W, b, K, screening.screen(W, b))
+    whole = x @ W.T + b
+    assert values[3:5].isnan().all() and (values[5] == torch.inf).all()
+    assert (whole[5].gather(0, latents[5]) == torch.inf).all()
+    sound = [0, 1, 2, *range(6, 300)]
+    expected = whole[sound].topk(K, dim=1).values
+    torch.testing.assert_close(values[sound], expected, rtol=1e-5, atol=1e-5)
