@@ -69,6 +69,7 @@ class Steering(LocatedWatcher):
     def call(self, tensor: Tensor, _tap: Tap) -> Tensor:
         """The tensor ``[batch, pos, ...]`` with the chosen positions edited."""
         chosen = None if self.where is None else self.where.chosen(self, tensor.shape[1])
+        self.positions = None  # of this run; the next one tells its own
         flat = tensor.flatten(2)
         edited = self.edit(flat)
         if chosen is not None:
