@@ -11,7 +11,9 @@ What is minimised is the distance to the whole model plus a price times the exce
 edges over a target, which comes down from all edges to the wanted number. The price rises as long
 as there is an excess. (Cao et al., 2021, arXiv:2104.03514, "Low-complexity probing via finding
 subnetworks"; Bhaskar et al., 2024, arXiv:2406.16778, "Finding Transformer Circuits with Edge
-Pruning".)
+Pruning".) Unlike there, nodes have no masks of their own, one price stands for two multipliers, and
+masks begin almost fully open. An edge that matters only while another is half open may stay, and
+another seed may find other edges: ``circuit.evaluate()`` on prompts of its own is the judge.
 """
 
 from __future__ import annotations

@@ -128,7 +128,9 @@ PLANTED: dict[str, tuple[Callable[[str], str], Callable[[str], str], set[tuple[s
     ("question", "given"),
     [
         ("another answer", {"steps": 150}),
-        ("another answer", {"steps": 150, "objective": "metric"}),
+        pytest.param(
+            "another answer", {"steps": 150, "objective": "metric"}, marks=pytest.mark.slow
+        ),
         ("answers swapped", {"steps": 300}),
         pytest.param("another text", {"steps": 600}, marks=pytest.mark.slow),
     ],

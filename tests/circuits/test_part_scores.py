@@ -102,7 +102,10 @@ def test_the_integral_over_embeddings_is_the_whole_difference() -> None:
 
 
 @pytest.mark.parametrize("parallel", [True, False])
-def test_neurons_are_those_of_the_network_by_hand(parallel: bool) -> None:
+def test_neurons_are_those_of_the_network_by_hand(
+    parallel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("neox_lab.circuits.neuron_runs.TOKENS_AT_ONCE", 2 * 2 * 9)  # two neurons
     model = small(use_parallel_residual=parallel, intermediate_size=7).double()
     clean, corrupted, clean_side, corrupted_side = texts()
     exact = neuron_scores(model, clean_side, corrupted_side, METRIC, "exact")
