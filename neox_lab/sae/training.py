@@ -3,6 +3,7 @@
     trained = nl.sae.train(model, texts, site=("resid_post", 2), latents=1024, k=16)
     trained                    # the curves, in a notebook
     trained.dictionary         # the dictionary
+    trained.save("kept")       # with its curves; nl.sae.load("kept") reads the dictionary alone
     nl.sae.train(model, texts, site=..., latents=..., to="run")     # goes on if it was stopped
 
 What is done in a step is in ``recipes``. The order of rows follows from the seed and the epoch
