@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from neox_lab.errors import InputError
+from neox_lab.errors import HookError, InputError
 from neox_lab.experiments import graph
 from neox_lab.experiments.parts_alone import check_parts
 from neox_lab.experiments.patching.prompts import Prompts
@@ -47,7 +47,6 @@ class CachedRuns:
         first: the first column that runs.
         stream: the bases' residual stream entering that layer, ``[pair, pos, d_model]``.
         source: what stands at the site in the sources, ``[pair, width]``.
-        kept_label: whether the model gives each base its label without any exchange ``[pair]``.
     """
 
     def __init__(self, model: HookedModel, pairs: ReadPairs, site: Site) -> None:
@@ -55,28 +54,37 @@ class CachedRuns:
 
         Raises:
             InputError: a site that does not fit, see ``place``, or that is above all blocks.
-            HookError: a function is spliced into the model, or a part was exchanged for another.
+            HookError: a function is spliced into the model, hooks that write are in force, or a
+                part was exchanged for another.
         """
         check_parts(model)
+        _refuse_hooks(model)
         graph.check_whole(model)
         self.model, self.pairs = model, pairs
         self.placed = place(site, model, pairs.base, pairs.source, pairs.roles)
         self.layers = model.config.num_hidden_layers
         self.is_stream, self.start = _entry(self.placed.point, self.layers)
         self.last = _last_columns(pairs.base)
-        self.first = int(self.placed.columns.min())
-        sizes = model.config.hidden_size * self.placed.columns.shape[0] * self.first
-        per_number = next(model.parameters()).element_size()
-        if 2 * sizes * (self.layers - self.start) * per_number > MOST_KEPT:
-            self.first = 0
+        self.first = self._first()
         parts = [self._run(rows) for rows in torch.arange(len(pairs.labels)).split(BATCH)]  # type: ignore[no-untyped-call]
-        streams, before, sources, kept = zip(*parts, strict=True)
+        streams, before, sources = zip(*parts, strict=True)
         self.stream, self.source = torch.cat(streams), torch.cat(sources)
-        self.kept_label = torch.cat(kept)
         self._before = [
             (torch.cat([keys for keys, _ in layer]), torch.cat([values for _, values in layer]))
             for layer in zip(*before, strict=True)
         ]
+
+    def _first(self) -> int:
+        """The first column that runs."""
+        first = int(self.placed.columns.min())
+        numbers = 2 * self.model.config.hidden_size * (self.layers - self.start)
+        kept = len(self) * first * numbers * next(self.model.parameters()).element_size()
+        return first if kept <= MOST_KEPT and self._same_angles(first) else 0
+
+    def _same_angles(self, length: int) -> bool:
+        """Whether positions turn by the same angles in a run of so many columns."""
+        rotary = self.model.backbone.rotary
+        return length == 0 or rotary.regime(length) == rotary.regime(self.pairs.base.ids.shape[1])
 
     @property
     def width(self) -> int:
@@ -138,36 +146,39 @@ class CachedRuns:
         return logits.masked_fill(answers < 0, -torch.inf).logsumexp(dim=-1)
 
     @torch.no_grad()
-    def _run(self, rows: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor, Tensor]:
-        """Stream, keys and values before it, the source's values, and whether labels are kept."""
-        base, source = (_part(side, rows) for side in (self.pairs.base, self.pairs.source))
-        last = f"blocks.{self.layers - 1}.hook_resid_post"
-        start = last if self.start == self.layers else f"blocks.{self.start}.hook_resid_pre"
-        seen = KeyValueCache(self.layers)
-        _, cache = self.model.run_with_cache(
-            base.ids,
-            [start, last],
-            stop_at_layer=self.layers,
-            attention_mask=base.mask,
-            past_key_values=seen,
-        )
+    def _run(self, rows: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]], Tensor]:
+        """Stream, keys and values before it, and the source's values, of some pairs."""
+        base = _part(self.pairs.base, rows, self.pairs.base.ids.shape[1])
+        stream = self.model.run_with_hooks(
+            base.ids, stop_at_layer=self.start, attention_mask=base.mask, use_cache=False
+        ).last_hidden_state
         before = []
-        for layer in range(self.start, self.layers if self.first else self.start):
-            keys, values = seen[layer]
-            assert keys is not None and values is not None
-            before.append((keys[:, :, : self.first].clone(), values[:, :, : self.first].clone()))
-        answered = self._answers(cache[last], self.last[rows]).argmax(dim=-1)
-        values = self._source_values(source, rows)
-        kept = answered == self.pairs.base_labels[rows]
-        return cache[start][:, self.first :].clone(), before, values, kept
+        if self.first and self.start < self.layers:
+            seen = KeyValueCache(self.layers)
+            self.model.run_with_hooks(
+                stream[:, : self.first],
+                start_at_layer=self.start,
+                stop_at_layer=self.layers,
+                attention_mask=None if base.mask is None else base.mask[:, : self.first],
+                past_key_values=seen,
+            )
+            for keys, values in [seen[layer] for layer in range(self.start, self.layers)]:
+                assert keys is not None and values is not None
+                before.append((keys, values))
+        return stream[:, self.first :].clone(), before, self._source_values(rows)
 
-    def _source_values(self, source: Prompts, rows: Tensor) -> Tensor:
-        point = self.placed.point
+    def _source_values(self, rows: Tensor) -> Tensor:
+        """What stands at the site in some sources; what is above it or after it does not run."""
+        point, columns = self.placed.point, self.placed.source_columns
+        length = int(columns.max()) + 1
+        if "key_pos" in point.axes or not self._same_angles(length):
+            length = self.pairs.source.ids.shape[1]
+        source = _part(self.pairs.source, rows, length)
         stop = 0 if point.layer is None else point.layer + 1
         _, cache = self.model.run_with_cache(
             source.ids, point.name, stop_at_layer=stop, attention_mask=source.mask
         )
-        return self.placed.read(cache[point.name], self.placed.source_columns[rows])
+        return self.placed.read(cache[point.name], columns[rows])
 
 
 def _entry(point: HookPoint, layers: int) -> tuple[bool, int]:
@@ -190,9 +201,23 @@ def _entry(point: HookPoint, layers: int) -> tuple[bool, int]:
     return False, point.layer
 
 
-def _part(prompts: Prompts, rows: Tensor) -> Prompts:
-    mask = None if prompts.mask is None else prompts.mask[rows]
-    return Prompts(prompts.ids[rows], mask)
+def _refuse_hooks(model: HookedModel) -> None:
+    """Raise where hooks of the user's would see parts of runs instead of whole ones.
+
+    Raises:
+        HookError: there is one that writes.
+    """
+    if any(w.writes for placed in model.hook_stack.placements for w in placed.watchers):
+        raise HookError(
+            "Hooks that write are in force, and runs of pairs begin at the site, in the middle of "
+            "the network and of the text, where such hooks would see parts. Leave their with block."
+        )
+
+
+def _part(prompts: Prompts, rows: Tensor, length: int) -> Prompts:
+    """Some prompts, up to a column."""
+    mask = None if prompts.mask is None else prompts.mask[rows, :length]
+    return Prompts(prompts.ids[rows, :length], mask)
 
 
 def _last_columns(prompts: Prompts) -> Tensor:

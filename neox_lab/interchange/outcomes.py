@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.frames import make_frame
-from neox_lab.interchange.cached_runs import CachedRuns, Change
+from neox_lab.interchange.cached_runs import BATCH, CachedRuns, Change
 from neox_lab.interchange.sites import Site
 from neox_lab.results import FrameResult
 
@@ -66,11 +66,10 @@ class Outcome:
             "low": low,
             "high": high,
             "kept_base": self.kept,
-            "other": 1 - self.right - self.kept,
+            "other": max(0.0, 1 - self.right - self.kept),
         }
 
 
-@torch.no_grad()
 def outcome(runs: CachedRuns, change: Change, batch_size: int) -> Outcome:
     """What an exchange does to the pairs whose label changes.
 
@@ -81,14 +80,20 @@ def outcome(runs: CachedRuns, change: Change, batch_size: int) -> Outcome:
     """
     pairs = runs.pairs
     numbers = pairs.changes.nonzero().flatten()
+    answered = _answered(runs, numbers, change, batch_size)
+    right = (answered == pairs.labels[numbers]).double().mean()
+    kept = (answered == pairs.base_labels[numbers]).double().mean()
+    return Outcome(float(right), float(kept), len(numbers))
+
+
+@torch.no_grad()
+def _answered(runs: CachedRuns, numbers: Tensor, change: Change, batch_size: int) -> Tensor:
+    """What the model answers to some bases, ``[pair]``."""
     parts: list[Tensor] = [
         runs.logits(rows, change).argmax(dim=-1)
         for rows in numbers.split(batch_size)  # type: ignore[no-untyped-call]
     ]
-    answered = torch.cat(parts)
-    right = (answered == pairs.labels[numbers]).double().mean()
-    kept = (answered == pairs.base_labels[numbers]).double().mean()
-    return Outcome(float(right), float(kept), len(numbers))
+    return torch.cat(parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +165,9 @@ def result_of(
 ) -> InterchangeResult:
     """The result of what was asked about (the first of ``rows``) and its nulls."""
     changes = runs.pairs.changes
+    every = torch.arange(len(runs), device=changes.device)
+    unchanged = _answered(runs, every, lambda own, other: own, BATCH)
+    base_accuracy = (unchanged == runs.pairs.base_labels).double().mean()
     return InterchangeResult(
         make_frame([found.row(name) for name, found in rows.items()]),
         site,
@@ -167,6 +175,6 @@ def result_of(
         int(changes.sum()),
         int((~changes).sum()),
         chance,
-        float(runs.kept_label.double().mean()),
+        float(base_accuracy),
         losses,
     )

@@ -70,9 +70,8 @@ class InterchangeMap(GridResult):
 
         worst = float(self.nulls.max())
         note = (
-            f"Share of {self.pairs} held-out pairs that answer as the causal model says; "
-            f"{self.unchanged} more were left out, whose label does not change. Chance "
-            f"{self.chance:.2f}; the largest null of all cells {worst:.2f}."
+            f"{self.pairs} held-out pairs; {self.unchanged} more, whose label does not change, "
+            f"left out. Chance {self.chance:.2f}, largest null {worst:.2f}."
         )
         rank = self.directions.shape[-1]
         title = f"DAS, {rank} direction{'s' if rank > 1 else ''} of {self.hook}"

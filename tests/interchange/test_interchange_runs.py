@@ -10,8 +10,8 @@ from patching_oracle import small
 from torch import Tensor
 
 import neox_lab as nl
-from neox_lab.errors import CheckpointError, HookNameError, InputError
-from neox_lab.interchange import Pairs, Site, run
+from neox_lab.errors import CheckpointError, HookError, HookNameError, InputError
+from neox_lab.interchange import Pairs, Site, accuracy, run
 from neox_lab.interchange.cached_runs import CachedRuns
 from neox_lab.interchange.pairs import read_pairs
 from neox_lab.interchange.running import exchanged
@@ -229,3 +229,12 @@ def test_unequal_lengths_are_explained() -> None:
         run(model, base, (Site(("resid_post", 0), -1), torch.arange(2, 14).view(2, 6)))
     with pytest.raises(InputError, match="nothing to exchange"):
         run(model, base)
+
+
+def test_hooks_that_write_are_refused() -> None:
+    model = small()
+    pairs = Pairs([[3, 4]], [[5, 6]], [7], [8])
+    with model.hooks([("blocks.0.hook_mlp_out", lambda x, hook: 0 * x)]):
+        with pytest.raises(HookError, match="Hooks that write are in force"):
+            accuracy(model, pairs, Site(("resid_post", 0), -1))
+    accuracy(model, pairs, Site(("resid_post", 0), -1))
