@@ -86,6 +86,16 @@ def alike(text: str) -> set[str]:
     }
 
 
+def tiny(vocab_size: int) -> Any:
+    """A model that knows nothing, with the tokenizer of the built-in one."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = nl.GPTNeoXForCausalLM(
+        nl.GPTNeoXConfig(vocab_size=vocab_size, intermediate_size=32, **sizes)
+    )
+    model.tokenizer = nl.load().tokenizer
+    return model
+
+
 @pytest.fixture(scope="module")
 def items() -> Any:
     return sealed.items()
@@ -105,8 +115,7 @@ def test_the_prompts_pass_the_checks(items: Any) -> None:
     asks_the_model = {"wrong_preferred", "no_effect"}  # what it answers is what is measured
     assert asks_the_model < {check.name for check in CHECKS}
     answers = list(zip(items["correct"], items["wrong"], strict=True))
-    untrained = nl.load(revision="step0")
-    report = nl.check_prompts(untrained, list(items["clean"]), list(items["corrupted"]), answers)
+    report = nl.check_prompts(tiny(2048), list(items["clean"]), list(items["corrupted"]), answers)
     found = report.frame[~report.frame["check"].isin(asks_the_model)]
     assert found[found["severity"] != "note"].empty
     assert set(found["check"]) <= {"answer_in_prompt"}
@@ -269,6 +278,9 @@ def test_the_card_says_what_is_found() -> None:
         r"^\| (\w+) \| [\d.]+ \| ([\d.]+) \| (.*) to (.*) \| .* \| (.*) \|$", card, re.M
     )
     assert [name for name, *_ in table] == list(world.TASKS)
+    every = sealed.items()
+    assert f"{len(every)} items that nobody looked at" in card
+    assert f"in {every['sentence'].nunique()} sentence frames by hand" in card
     found = sealed.evaluate(nl.load())
     for row, (_, *told) in zip(found.frame.itertuples(), table, strict=True):
         numbers = (row.accuracy, row.accuracy_low, row.accuracy_high, row.moved)
@@ -302,17 +314,7 @@ def test_what_cannot_be_asked_is_refused() -> None:
 
 
 def test_a_tokenizer_that_cannot_ask_gives_missing_numbers() -> None:
-    small = nl.GPTNeoXForCausalLM(
-        nl.GPTNeoXConfig(
-            vocab_size=300,
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-        )
-    )
-    small.tokenizer = nl.load().tokenizer
-    (row,) = sealed.evaluate(small, ["ioi"]).frame.itertuples()
+    (row,) = sealed.evaluate(tiny(300), ["ioi"]).frame.itertuples()
     assert (row.count, row.left_out, row.frames) == (0, 144, 0)
     assert all(map(math.isnan, (row.accuracy, row.frames_low, row.moved, row.moved_high)))
 
