@@ -376,6 +376,11 @@ def test_what_cannot_be_right_is_refused() -> None:
         attribution_graph(model, made, torch.zeros(1, 4, dtype=torch.long))
     with pytest.raises(HookError), model.spliced(made[0]):
         attribution_graph(model, made, IDS[None])
+    changed = model.hooks([("blocks.1.hook_resid_post", lambda x, point: 1.1 * x)])
+    with pytest.raises(HookError, match=r"blocks\.1\.hook_resid_post"), changed:
+        attribution_graph(model, made, IDS[None])
+    with pytest.raises(InputError, match="is_transcoder"):
+        attribution_graph(model, [random_dictionary(D, "blocks.1.hook_mlp_out")], IDS[None])
     backbone = nl.GPTNeoXModel(model.config)
     with pytest.raises(InputError, match="unembedding"):
         attribution_graph(backbone, made, IDS[None])

@@ -16,7 +16,7 @@ from neox_lab.circuits.attribution_graphs.result import AttributionGraph, scores
 from neox_lab.circuits.attribution_graphs.rows import Rows, influence, sparse
 from neox_lab.circuits.attribution_graphs.transcoders import Transcoders, TranscodersLike
 from neox_lab.dropout import refuse_dropout
-from neox_lab.errors import InputError
+from neox_lab.errors import HookError, InputError
 from neox_lab.experiments.patching.prompts import PromptsLike, read_prompts
 from neox_lab.experiments.splices import check_splices
 from neox_lab.model.parts import at_least_float32
@@ -67,7 +67,8 @@ def attribution_graph(
     Raises:
         InputError: no transcoders of this model's MLPs, more than one prompt, or no feature is
             active.
-        HookError: a function is spliced in, or the model is not what the linear maps need.
+        HookError: a function is spliced in, a hook that may change something is placed, or the
+            model is not what the linear maps need.
     """
     require_model(model)
     if model.head != "causal-lm":
@@ -78,6 +79,11 @@ def attribution_graph(
     refuse_dropout(model)
     check_splices(model, (), "An attribution graph takes the network's own parts.")
     check("progress", progress, SWITCH, InputError)
+    if placed := model.hook_stack.changing:
+        raise HookError(
+            f"A hook is placed at {placed[0]!r}, and what it changes would be in no edge. Leave "
+            "its with block first; a hook that only looks says so with nl.reads_only."
+        )
     most = check("max_features", max_features, whole(least=1), InputError)
     count = check("interventions", interventions, whole(least=0), InputError)
     found = Transcoders(model, transcoders)
@@ -95,8 +101,7 @@ def attribution_graph(
     if not graph.conservation <= EXACT:
         tell(
             f"Incoming edges miss a node's own value by up to {graph.conservation:.1e} of it; "
-            f"rounding in {model.dtype} does that, or a hook that changes the run. Use "
-            "model.float(), without hooks."
+            f"rounding in {model.dtype} does that. Use model.float()."
         )
     return graph
 

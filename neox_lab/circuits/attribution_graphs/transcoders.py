@@ -204,7 +204,8 @@ def _place(model: HookedModel, read: str, written: str, what: object) -> tuple[i
         raise InputError(
             f"{what!r} is no transcoder of an MLP in this model: it reads {reads.name!r} and "
             f"writes {writes.name!r}. An attribution graph needs ones that read "
-            f"{', '.join(repr(name) for name in allowed)} of a block and write its hook_mlp_out."
+            f"{', '.join(repr(name) for name in allowed)} of a block and write its hook_mlp_out"
+            + ("." if read != written else "; of a mixed list give those with is_transcoder True.")
         )
     return reads.layer, reads.name
 
