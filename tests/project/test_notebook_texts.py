@@ -169,9 +169,16 @@ def test_17_says_of_the_circuit_what_it_prints() -> None:
     assert max(rows["mean"][0], rows["zero"][0]) < rows["mean_by_pos"][0] < faithful, (
         "against zeros or means more of the model is needed"
     )
-    truth = output("17_circuits", "truth.top(5)")
-    edges = re.findall(r"(\S+) +(\S+) +-42", truth)
-    assert edges == [("L1H2", "logits"), ("embed", "L0H1.v"), ("L0H1", "L1H2.k")]
+    found: dict[str, list[float]] = {}  # two for each planted model: induction, two steps, names
+    for line in output("17_circuits", "scored[name, kind].recovery(").splitlines():
+        name, *cells = re.split(r"  +", line.strip())
+        if cells and re.fullmatch(r"[\d.]+", cells[0]):
+            found.setdefault(name, []).extend(map(float, cells))
+    assert len(found) == 7 and all(len(row) == 6 for row in found.values())
+    assert found["exact"] == [1] * 6 and all(row[2:4] == [1, 1] for row in found.values())
+    assert max(found["eap"][4], found["both-ends"][4]) < 0.7, "they see next to nothing"
+    few, more, many = (found[f"eap-ig, {steps} steps"] for steps in (5, 10, 20))
+    assert more[4] > few[4] and more[4] > many[4] and more[0] < few[0], "more are not always better"
 
 
 def test_19_says_of_steering_what_it_prints() -> None:
