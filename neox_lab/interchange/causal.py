@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Mapping
 from random import Random
 from typing import Any, TypeAlias
 
-from neox_lab.checks import SEED, check, shown, whole
+from neox_lab.checks import SEED, check, several, shown, whole
 from neox_lab.errors import InputError, nearest
 from neox_lab.interchange.pairs import Labels, Pairs
 
@@ -59,8 +59,13 @@ class CausalModel:
         for name, function in {**variables, "label": label}.items():
             if not callable(function):
                 raise InputError(f"{name} is {shown(function)}; expected a function.")
+        roles = {} if roles is None else roles
+        if not isinstance(roles, Mapping) or not all(map(_is_role, roles.values())):
+            raise InputError(
+                f"roles={shown(roles, 80)}; expected fields by name, or pairs (field, occurrence)."
+            )
         self.variables = dict(variables)
-        self.choices, self.roles = choices, dict(roles or {})
+        self.choices, self.roles = choices, dict(roles)
         self._prompt, self._label = prompt, label
 
     def text(self, fields: Fields) -> str:
@@ -115,6 +120,7 @@ class CausalModel:
             InputError: see ``values``.
         """
         self._known(variable)
+        base, source = _fields(base), _fields(source)
         return self.label_of(base, **{variable: self.values(source)[variable]})
 
     def pairs(
@@ -133,7 +139,8 @@ class CausalModel:
             InputError: see ``values``; fewer than two inputs, or a role that is not in a prompt.
         """
         self._known(variable)
-        drawn = list(inputs)
+        words = "inputs of the causal model, fields by name"
+        drawn = [_fields(each) for each in several("inputs", inputs, words, InputError)]
         if len(drawn) < 2:
             raise InputError(f"{len(drawn)} inputs make no pair; expected at least two.")
         count = len(drawn) if count is None else count
@@ -166,8 +173,8 @@ class CausalModel:
             variable,
         )
 
-    def _known(self, variable: str) -> None:
-        if variable not in self.variables:
+    def _known(self, variable: object) -> None:
+        if not isinstance(variable, str) or variable not in self.variables:
             close = nearest(variable, tuple(self.variables))
             raise InputError(
                 f"variable={shown(variable)}; expected one of {', '.join(self.variables)}.{close}"
@@ -185,6 +192,24 @@ class CausalModel:
                 f"prompt {text!r} has {len(starts)}."
             )
         return starts[which] + len(word) - 1
+
+
+def _is_role(given: object) -> bool:
+    """A field, or a field and a number."""
+    if isinstance(given, tuple) and len(given) == 2:
+        return isinstance(given[0], str) and type(given[1]) is int
+    return isinstance(given, str)
+
+
+def _fields(given: object) -> Fields:
+    """One input of a causal model.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
+        raise InputError(f"{shown(given, 80)} is no input; expected fields by name, in a dict.")
+    return given
 
 
 def _stands(word: str, text: str, at: int) -> bool:

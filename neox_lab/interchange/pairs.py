@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import torch
 from torch import Tensor
 
-from neox_lab.checks import SEED, check, number, several, shown
+from neox_lab.checks import SEED, check, number, plain, several, shown
 from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import output_ids
 from neox_lab.experiments.patching.prompts import Prompts, read_prompts
@@ -56,17 +56,25 @@ class Pairs:
             InputError: there is not, or there is no pair.
         """
         for name in ("base", "source", "base_labels", "labels"):
-            given = getattr(self, name)
-            listed = several(name, given, "one for each pair, in a list", InputError)
-            object.__setattr__(self, name, [_row(one) for one in listed])
+            kinds = (str, int) if "labels" in name else (str, list)
+            words = "one for each pair, in a list"
+            listed = [plain(one) for one in several(name, getattr(self, name), words, InputError)]
+            if wrong := [one for one in listed if type(one) not in kinds]:
+                what = "tokens or names" if "labels" in name else "texts or rows of token ids"
+                raise InputError(f"{name} holds {shown(wrong[0], 80)}; expected {what}.")
+            object.__setattr__(self, name, listed)
         counts = {name: len(getattr(self, name)) for name in ("base", "source", "labels")}
         counts["base_labels"] = len(self.base_labels)
         if len(set(counts.values())) > 1 or not self.base:
             told = ", ".join(f"{count} {name}" for name, count in counts.items())
             raise InputError(f"There are {told}; expected one of each for each pair.")
-        for name, sides in self.roles.items():
-            if any(len(side) != len(self) for side in sides):
-                raise InputError(f"roles[{name!r}] must have one position for each pair.")
+        if not isinstance(self.roles, Mapping):
+            raise InputError(f"roles={shown(self.roles, 80)}; expected positions by name.")
+        for role, sides in self.roles.items():
+            if not isinstance(sides, tuple) or [len(side) for side in sides] != [len(self)] * 2:
+                raise InputError(
+                    f"roles[{shown(role)}] must have one position in each base and each source."
+                )
 
     def __len__(self) -> int:
         """How many pairs."""
@@ -199,11 +207,6 @@ def read_pairs(model: HookedModel, pairs: object, name: str = "pairs") -> ReadPa
         changes,
         roles,  # type: ignore[arg-type]
     )
-
-
-def _row(one: object) -> object:
-    """Token ids as a list, whatever they were; anything else as it is."""
-    return one.tolist() if isinstance(one, Tensor) else one
 
 
 def _tokens(model: HookedModel, side: Sequence[object], name: str) -> Prompts:

@@ -129,6 +129,8 @@ def sweep(
     """
     refuse_dropout(model)
     progress = check("progress", progress, SWITCH, InputError)
+    if not isinstance(hook, str):
+        raise InputError(f"hook={shown(hook, 80)}; expected a name such as 'resid_post'.")
     places = _places(positions)
     numbers = _layers(layers, model.config.num_hidden_layers)
     cells = []

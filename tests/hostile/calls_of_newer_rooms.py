@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from calls_of_circuits import calls_of_circuits
+from calls_of_interchange import calls_of_interchange
 from calls_of_steering import calls_of_steering
 from dictionaries import random_dictionary
 
@@ -80,6 +81,7 @@ def newer_calls(model: Any, folder: Path) -> dict[str, Call]:
         ),
         **_calls_of_single_patches(model),
         **calls_of_circuits(model, folder),
+        **calls_of_interchange(model),
         **calls_of_steering(model, folder),
     }
 
