@@ -322,7 +322,9 @@ class _Question:
         """Scores of each pair ``[pair, writer, reader]``, or of all together ``[1, ..]``."""
         clean, corrupted = self.both.corrupted, self.both.clean
         written = list(dict.fromkeys(node.writing_hook for node in self.writers))
-        value, self.rows, own = gradients.activations(clean, written)
+        layers = self.model.config.num_hidden_layers if method == "ig-activations" else 0
+        streams = [f"blocks.{layer}.hook_resid_pre" for layer in range(layers)]
+        value, self.rows, own = gradients.activations(clean, [*written, *streams])
         other_value, _, other = gradients.activations(corrupted, written)
         self.ends = float(value), float(other_value)
         shape = (len(clean.ids), len(self.writers), *own["hook_embed"].shape[1:])
@@ -334,7 +336,7 @@ class _Question:
                     changes[:, row] = node.part_of(change)
         start, end = own["hook_embed"], other["hook_embed"]
         if method == "ig-activations":
-            return self._by_writer(start, changes, steps)
+            return self._by_writer(start, [own[name] for name in streams], changes, steps)
         rule: tuple[Sequence[float], Sequence[float]] = gradients.quadrature(steps)
         if method != "eap-ig":
             rule = ([0], [1]) if method == "eap" else ([0, 1], [0.5, 0.5])
@@ -366,7 +368,9 @@ class _Question:
         scores = scores.float()
         return (scores if self.rows is not None else scores.sum(dim=0, keepdim=True)).cpu()
 
-    def _by_writer(self, embed: Tensor, changes: Tensor, steps: int) -> Tensor:
+    def _by_writer(
+        self, embed: Tensor, streams: list[Tensor], changes: Tensor, steps: int
+    ) -> Tensor:
         """The integral for each writer by itself: its output goes from u to u', nobody else's."""
         total, clean = torch.zeros(()), self.both.corrupted
         places, weights = gradients.quadrature(steps)
@@ -382,10 +386,9 @@ class _Question:
                 )
             ]
             path = line(torch.zeros_like(changes[:, row]), changes[:, row], places)
-            slopes = (
-                mean_slopes(clean, reading, embed + path, weights)
-                if node.kind == "embed"
-                else mean_slopes(clean, reading, embed.expand_as(path), weights, Added(node, path))
-            )
+            embeds, added = embed + path, None
+            if node.kind != "embed":
+                embeds, added = embed.expand_as(path), Added(node, path, streams[node.layer])
+            slopes = mean_slopes(clean, reading, embeds, weights, added)
             total = total + self._products(changes, slopes, row)
         return total

@@ -47,15 +47,17 @@ Slopes = Callable[[str], Tensor]
 
 
 class Added(NamedTuple):
-    """What a writer writes beside its own in each run.
+    """What a head or an MLP writes beside its own in each run.
 
     Attributes:
-        node: the writer.
+        node: which.
         change: ``[step, batch, pos, d_model]``.
+        stream: what enters its layer, and is the same in all runs: ``[batch, pos, d_model]``.
     """
 
     node: Node
     change: Tensor
+    stream: Tensor
 
     def hook(self) -> tuple[str, HookFunction]:
         """What adds it to runs side by side."""
@@ -120,7 +122,7 @@ def _one_by_one(
 
 
 def _part(added: Added, some: slice) -> Added:
-    return Added(added.node, added.change[some])
+    return added._replace(change=added.change[some])
 
 
 class _Sums:
@@ -156,18 +158,20 @@ class _Sums:
         def keep(tensor: Tensor, point: HookPoint) -> None:
             seen[point.name] = tensor  # a copy of its own, which only what comes after it reads
 
-        copies = len(embeds)
+        copies, layer, start = len(embeds), 0, embeds.flatten(0, 1)
         hooks: list[tuple[str, HookFunction]] = [*gradients.even_padding(self.batch, copies)]
         if added is not None:
             hooks.append(added.hook())
+            layer, start = added.node.layer, added.stream.repeat(copies, 1, 1)
         hooks += [(head.projected, note) for head in self.heads.values()]
         hooks += [(name, note) for name in {head.stream for head in self.heads.values()}]
         hooks += [(name, keep) for name in self.names if name.endswith("hook_mlp_in")]
         arguments = self.batch.repeated(copies)
         del arguments["input_ids"]
+        arguments |= {"start_at_layer": layer, "stop_at_layer": self.layers}
         with torch.enable_grad():
-            start = embeds.flatten(0, 1).to(self.model.dtype).detach().requires_grad_()
-            output = self.model.run_with_hooks(start, hooks, stop_at_layer=self.layers, **arguments)
+            start = start.to(self.model.dtype).detach().requires_grad_()
+            output = self.model.run_with_hooks(start, hooks, **arguments)
             seen[self.last] = stream = output.last_hidden_state
             value = self.batch.sum_of_streams(stream)
             if not value.requires_grad:
