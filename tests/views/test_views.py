@@ -888,6 +888,12 @@ def test_a_network_marks_the_inputs_of_heads_and_what_its_signs_mean() -> None:
     for letter, part, right in (("q", 1, -1), ("v", 1, 1), ("k", 2, 0)):
         x, y = written[letter].get_position()
         assert np.sign(round(x - places[part][0], 6)) == right and y < places[part][1]
+        ends = [
+            tuple(path.vertices[-1])
+            for lines in view._draw().axes.collections
+            for path in lines.get_paths()
+        ]
+        assert any(abs(end - x) < 1e-6 and 0 < y - top < 0.1 for end, top in ends)
     assert "w" not in written  # no input of a head
     assert (written["helps"].get_color(), written["hurts"].get_color()) == (LESS, MORE)
     assert view.data()["signs"] == ["helps", "hurts"]
