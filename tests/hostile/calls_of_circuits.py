@@ -65,7 +65,7 @@ def calls_of_circuits(model: Any, folder: Path) -> dict[str, Any]:
         ),
         "circuits.prune_edges": (
             nl.circuits.prune_edges,
-            {"model": model, **asked, "edges": 20, "share": None, "objective": "kl"}
+            {"model": model, **asked, "edges": 5, "share": None, "objective": "kl"}
             | {"ablation": "zero", "steps": 2, "learning_rate": 0.1, "seed": 0, "progress": False},
         ),
         "circuits.read_circuit": (nl.circuits.read_circuit, {"path": folder / "circuit.pt"}),
