@@ -28,7 +28,7 @@ from neox_lab.circuits.edges import edge_labels, edge_table
 from neox_lab.circuits.neuron_runs import neuron_hook, removed
 from neox_lab.circuits.prompts import Asked
 from neox_lab.circuits.runs import CircuitRuns
-from neox_lab.circuits.selection import wanted
+from neox_lab.circuits.selection import require_all, wanted
 from neox_lab.errors import InputError
 from neox_lab.experiments import graph
 from neox_lab.experiments.attribution import gradients
@@ -80,8 +80,10 @@ class NodeScores(AttributionResult):
                 they matter either way.
 
         Raises:
-            InputError: not exactly one of ``nodes`` and ``share``, or one out of range.
+            InputError: not exactly one of ``nodes`` and ``share``, or one out of range; or a score
+                is NaN.
         """
+        require_all(self, torch.ones_like(self.is_computed))
         names = self.labels["component"]
         count = wanted("nodes", nodes, share, len(names) - 1)
         check("helping", helping, SWITCH, InputError)

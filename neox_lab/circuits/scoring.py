@@ -36,7 +36,7 @@ from neox_lab.circuits.edges import edge_labels, edge_table
 from neox_lab.circuits.prompts import Asked
 from neox_lab.circuits.recovery import recovery
 from neox_lab.circuits.runs import Ablation
-from neox_lab.circuits.selection import greedy, highest, wanted
+from neox_lab.circuits.selection import greedy, highest, require_all, wanted
 from neox_lab.errors import InputError
 from neox_lab.experiments import graph
 from neox_lab.experiments.attribution import gradients
@@ -65,8 +65,8 @@ EXACT_UNIT = "change of {} when the edge is removed"
 class EdgeScores(AttributionResult):
     """What removing each edge does to the metric; see the module.
 
-    ``values`` is ``[writer, reader]``; ``is_computed`` is True where the model has an edge, and
-    ``total`` what removing all edges does: the metric of the corrupted minus that of the clean
+    ``values`` is ``[writer, reader]``; ``is_computed`` is True where the model has an edge (and,
+    in a sweep that was interrupted, it was measured), and ``total`` what removing all edges does: the metric of the corrupted minus that of the clean
     prompts.
 
     Attributes:
@@ -77,6 +77,20 @@ class EdgeScores(AttributionResult):
     method: str
     parallel: bool
     _asked: Asked | None = dataclasses.field(default=None, compare=False)
+
+    def _table(self) -> Tensor:
+        """True for every edge of the model, ``[writer, reader]``, all of which have scores.
+
+        Raises:
+            InputError: some have not.
+        """
+        layers = sum(name.startswith("MLP") for name in self.labels["writer"])
+        writers, readers = (
+            [graph.node_of(name, layers) for name in self.labels[axis]] for axis in self.axes
+        )
+        table = edge_table(writers, readers, self.parallel)
+        require_all(self, table)
+        return table
 
     def circuit(
         self,
@@ -100,9 +114,10 @@ class EdgeScores(AttributionResult):
                 how much they matter either way.
 
         Raises:
-            InputError: not exactly one of ``edges`` and ``share``, or one out of range.
+            InputError: not exactly one of ``edges`` and ``share``, or one out of range; or a score
+                is not known, as after an interrupted sweep.
         """
-        table = self.is_computed
+        table = self._table()
         count = wanted("edges", edges, share, int(table.sum()))
         check("method", method, one_of("threshold", "greedy"), InputError)
         check("helping", helping, SWITCH, InputError)
@@ -135,8 +150,10 @@ class EdgeScores(AttributionResult):
             largest scores; ``smallest_true`` and ``largest_other``, sizes of scores.
 
         Raises:
-            InputError: the truth is none of this model, or has none or all of its edges.
+            InputError: the truth is none of this model, or has none or all of its edges; or a
+                score is not known.
         """
+        self._table()
         return recovery(self, truth)
 
     def to_eap_ig(self, path: str | os.PathLike[str], d_model: int | None = None) -> None:
@@ -147,10 +164,10 @@ class EdgeScores(AttributionResult):
             d_model: width of the model; needed only of scores that came from a file.
 
         Raises:
-            InputError: another ending, or the width is not known.
+            InputError: another ending, or the width or a score is not known.
             CheckpointError: it cannot be written.
         """
-        chosen(self, self.is_computed, "", self._asked, self.parallel).to_eap_ig(path, d_model)
+        chosen(self, self._table(), "", self._asked, self.parallel).to_eap_ig(path, d_model)
 
     def faithfulness(
         self,
@@ -237,9 +254,12 @@ def scores(
         return edge_sweep(model, corrupted, clean, metric, progress=False).effect()
 
     question = _Question(both)
+    table = edge_table(question.writers, question.readers, question.parallel)
+    known = table
     if method == "exact":
         sweep = edge_sweep(model, corrupted, clean, metric)
         values, per_row = sweep.effect(), None
+        known = table & sweep.is_computed
         if sweep.samples is not None and sweep.base_samples is not None:
             per_row = sweep.samples - sweep.base_samples[:, None, None]
         ends = sweep.base, sweep.clean
@@ -247,15 +267,15 @@ def scores(
         found = question.estimate(method, steps)
         values = found.sum(dim=0) if question.rows is None else found.mean(dim=0)
         per_row, ends = None if question.rows is None else found, question.ends
-    table = edge_table(question.writers, question.readers, question.parallel)
+    done = f" (interrupted after {int(known.sum()):,} of {int(table.sum()):,})"
     return EdgeScores(
-        values=values.masked_fill(~table, torch.nan),
-        computed=table,
+        values=values.masked_fill(~known, torch.nan),
+        computed=known,
         axes=("writer", "reader"),
         labels=edge_labels(question.writers, question.readers),
         total=ends[1] - ends[0],
-        per_row=None if per_row is None else per_row.masked_fill(~table, torch.nan),
-        title=f"Edges by {method}",
+        per_row=None if per_row is None else per_row.masked_fill(~known, torch.nan),
+        title=f"Edges by {method}" + ("" if torch.equal(known, table) else done),
         value_name=("" if method == "exact" else "estimated ")
         + EXACT_UNIT.format(metric_name(metric)),
         facts={"clean": ends[0], "corrupted": ends[1], "steps": float(steps)},

@@ -12,8 +12,31 @@ from torch import Tensor
 from neox_lab.checks import check, number, whole
 from neox_lab.errors import InputError
 from neox_lab.experiments.graph import Node
+from neox_lab.results import GridResult
 
 PATIENCE = 2_000  # random ways in a row that bring no new edge
+
+
+def require_all(scores: GridResult, table: Tensor) -> None:
+    """Refuse scores of which some are not known: a rank among them would mean nothing.
+
+    Args:
+        scores: of edges or of nodes.
+        table: True for those that there are, in the shape of the scores.
+
+    Raises:
+        InputError: some were not measured, or are NaN.
+    """
+    unknown = table & (~scores.is_computed | scores.values.isnan())
+    if not bool(unknown.any()):
+        return
+    first = unknown.nonzero()[0].tolist()
+    name = " → ".join(scores.labels[axis][at] for axis, at in zip(scores.axes, first, strict=True))
+    raise InputError(
+        f"{int(unknown.sum()):,} of {int(table.sum()):,} scores are not known, the first that of "
+        f"{name}, so which are largest is not known either: the sweep was interrupted, or the "
+        "model gives NaN (model.check() names such weights). Compute them again."
+    )
 
 
 def wanted(name: str, count: int | None, share: float | None, most: int) -> int:
