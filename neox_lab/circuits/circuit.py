@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from neox_lab.checks import shown
 from neox_lab.circuits.eap_files import EapFile, write
 from neox_lab.circuits.edges import edge_table, without_dangling
-from neox_lab.circuits.evaluation import Evaluation, check_fit, evaluate
+from neox_lab.circuits.evaluation import (
+    Evaluation,
+    check_fit,
+    evaluate,
+    require_edges,
+    require_shape,
+)
 from neox_lab.circuits.prompts import Asked, prompts_of, width_of
 from neox_lab.circuits.runs import CircuitRuns
 from neox_lab.errors import InputError
@@ -107,10 +114,11 @@ class Circuit(GridResult):
             index of two circuits of these sizes drawn edge by edge at random.
 
         Raises:
-            InputError: a circuit of a model of another shape.
+            InputError: no circuit, or one of a model of another shape or wiring.
         """
-        if not isinstance(other, Circuit) or other.labels != self.labels:
-            raise InputError("overlap needs a circuit of a model with the same layers and heads.")
+        if not isinstance(other, Circuit):
+            raise InputError(f"other={shown(other)}; expected a circuit.")
+        require_shape(other, self.labels, self.parallel)
         shared = int((self.kept & other.kept).sum())
         either = int((self.kept | other.kept).sum())
         chance = self.edges * other.edges / max(1, self.all_edges)
@@ -129,10 +137,15 @@ class Circuit(GridResult):
             the circuit's are ablated all the while). An edge near 0 is not needed.
 
         Raises:
-            InputError: the circuit came from a file and no longer knows its prompts.
+            InputError: the circuit is empty, or came from a file and no longer knows its prompts.
         """
+        if self._asked is None:
+            raise InputError(
+                "This circuit came from a file and no longer knows its prompts, so minimality() "
+                "cannot run them; evaluate(clean, corrupted, metric, model=model) can."
+            )
         runs = CircuitRuns(prompts_of(self._asked, None, None, None, None), "resample")
-        check_fit(self.kept, self.labels, runs)
+        check_fit(self, runs)
         places = self.kept.nonzero()
         without = self.kept.repeat(len(places), 1, 1)
         without[torch.arange(len(places)), places[:, 0], places[:, 1]] = False
@@ -181,9 +194,7 @@ class Circuit(GridResult):
             HookError: a function is spliced in between heads and MLPs.
         """
         return evaluate(
-            self.kept,
-            self.labels,
-            self.name,
+            self,
             self._asked,
             clean,
             corrupted,
@@ -216,6 +227,7 @@ class Circuit(GridResult):
         """
         from neox_lab.views import Link, NetworkView
 
+        require_edges(self.kept)
         nodes, layers = self.nodes, self._layers
         place = {name: at for at, name in enumerate(nodes)}
         found = [node_of(name, layers) for name in nodes]

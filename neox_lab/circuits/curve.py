@@ -21,8 +21,8 @@ import torch
 
 from neox_lab.checks import SEED, check, number, several, whole
 from neox_lab.circuits.circuit import Circuit
-from neox_lab.circuits.edges import edge_table
-from neox_lab.circuits.evaluation import NOTHING, WHOLE, check_fit
+from neox_lab.circuits.edges import edge_labels, edge_table
+from neox_lab.circuits.evaluation import NOTHING, WHOLE, require_shape
 from neox_lab.circuits.faithfulness import faithfulness
 from neox_lab.circuits.prompts import prompts_of
 from neox_lab.circuits.runs import CircuitRuns
@@ -61,13 +61,18 @@ class FaithfulnessCurve(FrameResult):
 
     @property
     def cpr(self) -> float:
-        """∫ f over the requested share, as in MIB; higher is better, also above 1."""
-        return _area(self.frame["requested"], self.frame["faithfulness"])
+        """∫ f over the requested share, as in MIB; higher is better; NaN for one size."""
+        return self._area(self.frame["faithfulness"])
 
     @property
     def cmd(self) -> float:
-        """∫ |1 - f| over the requested share, as in MIB; 0 is best."""
-        return _area(self.frame["requested"], (1 - self.frame["faithfulness"]).abs())
+        """∫ |1 - f| over the requested share, as in MIB; 0 is best; NaN for one size."""
+        return self._area((1 - self.frame["faithfulness"]).abs())
+
+    def _area(self, values: pd.Series[float]) -> float:
+        """Over the requested share; one size has no area, which is not the best CMD."""
+        x = self.frame["requested"]
+        return _area(x, values) if x.nunique() > 1 else float("nan")
 
     @property
     def cpr_log(self) -> float:
@@ -145,8 +150,9 @@ def curve(
     seed = check("seed", seed, SEED, InputError)
     runs = CircuitRuns(prompts_of(circuits[0]._asked, clean, corrupted, metric, model), ablation)
     table = edge_table(runs.writers, runs.readers, runs.parallel)
+    labels = edge_labels(runs.writers, runs.readers)
     for circuit in circuits:
-        check_fit(circuit.kept | table, circuit.labels, runs)
+        require_shape(circuit, labels, runs.parallel)
     chance = Random(seed)
     others = [
         random_circuit(table, circuit.edges, runs.writers, runs.readers, chance)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.checks import SEED, check, whole
-from neox_lab.circuits.edges import edge_table
+from neox_lab.circuits.edges import edge_labels, edge_table
 from neox_lab.circuits.faithfulness import faithfulness
 from neox_lab.circuits.prompts import Asked, prompts_of
 from neox_lab.circuits.runs import CircuitRuns
@@ -24,6 +24,7 @@ from neox_lab.results import FrameResult
 if TYPE_CHECKING:
     import pandas as pd
 
+    from neox_lab.circuits.circuit import Circuit
     from neox_lab.family.contract import HookedModel
     from neox_lab.views import BarsView
 
@@ -89,8 +90,8 @@ class Evaluation(FrameResult):
         if len(others):
             names.append(f"random circuits (mean of {len(others)})")
             values.append(float(others.mean()))
-            names.append("random circuits (best)")
-            values.append(float(others.max()))
+            names.append("random circuits (nearest to 1)")
+            values.append(float(others[(others - 1).abs().argsort(kind="stable")].iloc[0]))
         own = shown.iloc[0]
         note = (
             f"Faithfulness of the circuit {own['faithfulness']:.2f} [{own['low']:.2f}, "
@@ -101,9 +102,7 @@ class Evaluation(FrameResult):
 
 
 def evaluate(
-    kept: Tensor,
-    labels: dict[str, list[str]],
-    name: str,
+    circuit: Circuit,
     asked: Asked | None,
     clean: PromptsLike | None,
     corrupted: PromptsLike | None,
@@ -114,12 +113,13 @@ def evaluate(
     random: int,
     seed: int,
 ) -> Evaluation:
-    """See ``Circuit.evaluate``; ``labels`` name the rows and columns of ``kept``."""
+    """See ``Circuit.evaluate``."""
     random = check("random", random, whole(least=0, most=100_000), InputError)
     seed = check("seed", seed, SEED, InputError)
     both = prompts_of(asked, clean, corrupted, metric, model)
     runs = CircuitRuns(both, ablation)
-    check_fit(kept, labels, runs)
+    check_fit(circuit, runs)
+    kept = circuit.kept
     table = edge_table(runs.writers, runs.readers, runs.parallel)
     chance = Random(seed)
     others = [
@@ -141,31 +141,60 @@ def evaluate(
         }
     )
     return Evaluation(
-        frame, samples, name or "Circuit", ablation, metric_name(both.corrupted.metric)
+        frame, samples, circuit.name or "Circuit", ablation, metric_name(both.corrupted.metric)
     )
 
 
-def check_fit(kept: Tensor, labels: dict[str, list[str]], runs: CircuitRuns) -> None:
+def check_fit(circuit: Circuit, runs: CircuitRuns) -> None:
     """Refuse a circuit that is empty or of a model of another shape or wiring.
 
     Args:
-        kept: its edges ``[writer, reader]``.
-        labels: names of rows and columns.
+        circuit: which.
         runs: of the model.
 
     Raises:
         InputError: it is.
     """
-    writers, readers = ([node.name for node in nodes] for nodes in (runs.writers, runs.readers))
-    if labels != {"writer": writers, "reader": readers}:
-        raise InputError(
-            f"The circuit belongs to a model with {len(labels['writer'])} writers and "
-            f"{len(labels['reader'])} readers; this one has {len(writers)} and {len(readers)}."
+    require_shape(circuit, edge_labels(runs.writers, runs.readers), runs.parallel)
+    require_edges(circuit.kept)
+
+
+def require_shape(circuit: Circuit, labels: dict[str, list[str]], parallel: bool) -> None:
+    """Refuse a circuit of a model of another shape or wiring.
+
+    Args:
+        circuit: which.
+        labels: names of the writers and the readers of the model that it should be of.
+        parallel: the wiring of that model.
+
+    Raises:
+        InputError: it is one.
+    """
+    if circuit.labels != labels:
+        own, other = (
+            [len(each[a]) for a in ("writer", "reader")] for each in (circuit.labels, labels)
         )
-    if bool((kept & ~edge_table(runs.writers, runs.readers, runs.parallel)).any()):
         raise InputError(
-            "The circuit has edges that this model has not: from a head to the MLP of its own "
-            "layer. It belongs to a model with sequential blocks; this one's are parallel."
+            f"The circuit belongs to a model with {own[0]} writers and {own[1]} readers; this one "
+            f"has {other[0]} and {other[1]}."
         )
+    if circuit.parallel != parallel:
+        kinds = {True: "parallel", False: "sequential"}
+        raise InputError(
+            f"The circuit belongs to a model with {kinds[circuit.parallel]} blocks; this one's are "
+            f"{kinds[parallel]}, where heads have {'no ' if parallel else ''}edges to the MLP of "
+            "their own layer."
+        )
+
+
+def require_edges(kept: Tensor) -> None:
+    """Refuse a circuit without edges.
+
+    Args:
+        kept: True for its edges ``[writer, reader]``.
+
+    Raises:
+        InputError: it has none.
+    """
     if not bool(kept.any()):
         raise InputError("The circuit has no edge. Choose more edges, or a lower threshold.")

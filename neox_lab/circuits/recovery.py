@@ -9,22 +9,26 @@ from torch import Tensor
 
 from neox_lab.checks import several, shown
 from neox_lab.circuits.circuit import Circuit
+from neox_lab.circuits.evaluation import require_shape
 from neox_lab.errors import InputError
 from neox_lab.results import GridResult
 
 
-def recovery(scores: GridResult, truth: Circuit | Sequence[tuple[str, str]]) -> dict[str, float]:
+def recovery(
+    scores: GridResult, truth: Circuit | Sequence[tuple[str, str]], parallel: bool
+) -> dict[str, float]:
     """Compare scores with a truth; see ``EdgeScores.recovery``.
 
     Args:
         scores: a score for each edge.
         truth: the true circuit.
+        parallel: the wiring of the model.
 
     Raises:
         InputError: the truth is none of this model, or has none or all of its edges.
     """
     table = scores.is_computed
-    true = _true(scores, truth)[table]
+    true = _true(scores, truth, parallel)[table]
     sizes = scores.values[table].abs().double()
     own, others = sizes[true], sizes[~true]
     if not len(own) or not len(others):
@@ -42,11 +46,10 @@ def recovery(scores: GridResult, truth: Circuit | Sequence[tuple[str, str]]) -> 
     }
 
 
-def _true(scores: GridResult, truth: Circuit | Sequence[tuple[str, str]]) -> Tensor:
+def _true(scores: GridResult, truth: Circuit | Sequence[tuple[str, str]], parallel: bool) -> Tensor:
     """True for the edges of the truth, ``[writer, reader]``."""
     if isinstance(truth, Circuit):
-        if truth.labels != scores.labels:
-            raise InputError("recovery needs a circuit of a model with the same layers and heads.")
+        require_shape(truth, scores.labels, parallel)
         return truth.kept
     writers, readers = scores.labels["writer"], scores.labels["reader"]
     true = torch.zeros_like(scores.is_computed)

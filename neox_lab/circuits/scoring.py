@@ -65,9 +65,9 @@ EXACT_UNIT = "change of {} when the edge is removed"
 class EdgeScores(AttributionResult):
     """What removing each edge does to the metric; see the module.
 
-    ``values`` is ``[writer, reader]``; ``is_computed`` is True where the model has an edge (and,
-    in a sweep that was interrupted, it was measured), and ``total`` what removing all edges does: the metric of the corrupted minus that of the clean
-    prompts.
+    ``values`` is ``[writer, reader]``; ``is_computed`` is True where the model has an edge (that
+    was reached, if a sweep was interrupted), and ``total`` what removing all edges does: the metric
+    of the corrupted minus that of the clean prompts.
 
     Attributes:
         method: how they were found.
@@ -154,7 +154,7 @@ class EdgeScores(AttributionResult):
                 score is not known.
         """
         self._table()
-        return recovery(self, truth)
+        return recovery(self, truth, self.parallel)
 
     def to_eap_ig(self, path: str | os.PathLike[str], d_model: int | None = None) -> None:
         """Write the scores, with every edge in the graph, as EAP-IG and MIB read them.

@@ -258,7 +258,7 @@ def test_overlap_has_its_chance() -> None:
         ]
         drawn.append(len(sets[0] & sets[1]) / len(sets[0] | sets[1]))
     assert found["expected"] == pytest.approx(np.mean(drawn), abs=0.02)
-    with pytest.raises(InputError, match="same layers"):
+    with pytest.raises(InputError, match="belongs to a model with"):
         one.overlap(scores(small(), clean, corrupted, METRIC, "eap").circuit(edges=5))
 
 
