@@ -144,6 +144,8 @@ class _Run:
         self.changes = weight.new_zeros(shape)  # [writer, circuit, batch, pos, d_model]
         known = [row for row, node in enumerate(runs.writers) if node.layer < start]
         self.changes[known] = (weight[known] - runs.own[known])[:, None]
+        self.before = runs.table.sum(dim=0).tolist()  # by reader: it sees so many first writers
+        self.added: dict[str, Tensor] = {}
 
     def hooks(self) -> list[tuple[str, HookFunction]]:
         """Everything that watches and changes the run."""
@@ -170,20 +172,32 @@ class _Run:
 
     def seen(self, tensor: Tensor, hook: str) -> Tensor:
         """What readers see: the stream, with replacements along the edges that are cut."""
-        columns = [c for node, c in self.runs._columns.items() if node.reading_hook == hook]
-        before = [
-            row
-            for node, row in self.runs._rows.items()
-            if node.precedes(self.runs.readers[columns[0]], self.runs.parallel)
-        ]
-        first, last = before[0], before[-1] + 1  # writers come in the order in which they write
-        cut = self.cut[:, first:last, columns]
-        changes = self.changes[first:last]
+        if hook not in self.added:
+            self.added = self._added(hook)
+        added = self.added.pop(hook)  # [circuit, reader, batch, pos, d_model]
+        split = tensor.view(self.count, -1, *tensor.shape[1:])
         if tensor.dim() == 4:  # [circuit * batch, pos, head, d_model]
-            added = torch.einsum("cwh,wcbpd->cbphd", cut, changes)
-        else:
-            added = torch.einsum("cw,wcbpd->cbpd", cut[:, :, 0], changes)
-        return tensor + added.reshape(tensor.shape)
+            return (split + added.permute(0, 2, 3, 1, 4)).flatten(0, 1)
+        return (split + added[:, 0]).flatten(0, 1)
+
+    def _added(self, hook: str) -> dict[str, Tensor]:
+        """What readers of a hook see beside the stream, and those that see the same writers.
+
+        Everything that writers wrote is read from memory for it, which takes longer than the
+        product itself; so queries, keys and values, and an MLP in parallel, share one.
+        """
+        readers, before = self.runs.readers, self.before
+        first = next(at for at, node in enumerate(readers) if node.reading_hook == hook)
+        alike = [at for at, rows in enumerate(before) if rows == before[first]]
+        cut = self.cut[:, : before[first], alike[0] : alike[-1] + 1]
+        changes = self.changes[: before[first]].transpose(0, 1)
+        found = cut.transpose(1, 2) @ changes.flatten(2)
+        found = found.view(*found.shape[:2], *changes.shape[2:])
+        names = [readers[at].reading_hook for at in alike]
+        return {
+            name: found[:, names.index(name) : names.index(name) + names.count(name)]
+            for name in dict.fromkeys(names)
+        }
 
 
 def _replacement(both: Pair, found: Tensor, ablation: str) -> Tensor:
