@@ -37,6 +37,7 @@ BUDGET, LIMIT = 1_000_000, 2_000_000  # bytes of a fragment: what it should and 
 
 _PARTS = {
     "attention": ("maps",),
+    "attribution_graph": ("saving",),
     "examples": ("pieces",),
     "explorer": ("maps", "saving", "explorer_panels", "explorer_answers"),
     "grid": ("cells",),

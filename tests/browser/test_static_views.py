@@ -750,3 +750,10 @@ def test_a_graph_is_read_node_by_node(page: Any, tmp_path: Path) -> None:
     slider.fill("2")
     assert live.locator('[data-kind="edges"] path').count() == 2
     assert "2 of 6" in live.locator(".slider output").inner_text()
+    with page.expect_download() as waiting:
+        live.get_by_title("Save the drawing as SVG").click()
+    saved = Path(waiting.value.path()).read_text(encoding="utf-8")
+    assert "city" in saved and saved.count("<circle") == 3
+    left, top = map(float, re.search(r'viewBox="(\S+) (\S+)', saved).groups())
+    ends = [float(y) for y in re.findall(r'<circle[^>]* cy="([\d.]+)"', saved)]
+    assert left < 0 and all(top < y for y in ends), "all of it is in sight"

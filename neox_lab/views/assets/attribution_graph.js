@@ -79,7 +79,8 @@ function mount(element, data) {
   const pins = el("div", { class: "pins" });
   const beside = steady(el("div", {}, title, about, pin, lists));
   body.append(el("div", { class: "scroll" }, picture));
-  body.append(el("div", { class: "network-side" }, control, legend, pins, beside));
+  const savers = el("p", { class: "hint savers" }, "save", ...drawingSavers(picture, "graph"));
+  body.append(el("div", { class: "network-side" }, control, legend, pins, beside, savers));
   const pinned = new Set(data.pinned);
   const choice = selection(draw, 0);
   roving(picture, items, 0, choice);

@@ -6,8 +6,8 @@ function download(name, kind, content) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-const STYLED = ["fill", "stroke", "stroke-width", "stroke-opacity", "opacity", "display", "font-size",
-  "font-family"];
+const STYLED = ["fill", "stroke", "stroke-width", "stroke-opacity", "stroke-dasharray", "text-anchor",
+  "opacity", "display", "font-size", "font-family"];
 const RIM = 8; // around it
 const SHARPER = 2; // dots of a PNG for each of the page
 
@@ -33,10 +33,12 @@ function standing(picture) {
     const kept = STYLED.map((each) => `${each}:${style.getPropertyValue(each)}`);
     copies[at].setAttribute("style", kept.join(";"));
   });
-  const [width, height] = ["width", "height"].map((side) => picture.viewBox.baseVal[side] + 2 * RIM);
-  const place = { viewBox: `${-RIM} ${-RIM} ${width} ${height}`, width, height };
+  const box = picture.viewBox.baseVal;
+  const [x, y] = [box.x - RIM, box.y - RIM];
+  const [width, height] = [box.width + 2 * RIM, box.height + 2 * RIM];
+  const place = { viewBox: `${x} ${y} ${width} ${height}`, width, height };
   for (const [name, value] of Object.entries(place)) copy.setAttribute(name, value);
-  copy.prepend(svg("rect", { x: -RIM, y: -RIM, width, height, fill: css(ground) }));
+  copy.prepend(svg("rect", { x, y, width, height, fill: css(ground) }));
   return new XMLSerializer().serializeToString(copy);
 }
 
