@@ -111,8 +111,8 @@ def read(path: str | os.PathLike[str]) -> EapFile:
     found = read_json(place) if place.suffix == ".json" else _unpickled(place)
     try:
         told = found["cfg"]
-        layers, heads = int(told["n_layers"]), int(told["n_heads"])
-        parallel = bool(told["parallel_attn_mlp"])
+        layers, heads = _whole(told["n_layers"]), _whole(told["n_heads"])
+        parallel = _truth(told["parallel_attn_mlp"])
         if not (0 < layers < 10_000 and 0 < heads < 10_000):
             raise ValueError(f"{layers} layers and {heads} heads")
         writers, readers = writers_of(layers, heads), readers_of(layers, heads)
@@ -120,11 +120,10 @@ def read(path: str | os.PathLike[str]) -> EapFile:
         if place.suffix == ".json":
             values, kept = _of_names(found["edges"], writers, readers)
         else:
-            values = torch.as_tensor(found["edges_scores"]).float()
-            kept = torch.as_tensor(found["edges_in_graph"]).bool()
+            values, kept = _tensor(found["edges_scores"]), _tensor(found["edges_in_graph"]) != 0
             if values.shape != table.shape or kept.shape != table.shape:
                 raise ValueError(f"scores {list(values.shape)}, expected {list(table.shape)}")
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
         raise CheckpointError(
             f"{str(place)!r} is no file of EAP-IG: {type(error).__name__}: {error}"
         ) from error
@@ -163,8 +162,28 @@ def _of_names(
         writer, _, reader = name.partition("->")
         at = rows[writer], columns[reader]
         values[at] = float(told.get("score", 0.0))
-        kept[at] = bool(told["in_graph"])
+        kept[at] = _truth(told["in_graph"])
     return values, kept
+
+
+def _whole(given: object) -> int:
+    if not isinstance(given, int) or isinstance(given, bool):
+        raise ValueError(f"{given!r} is no whole number")
+    return given
+
+
+def _truth(given: object) -> bool:
+    if given not in (True, False):  # "false" would be true
+        raise ValueError(f"{given!r} is neither true nor false")
+    return bool(given)
+
+
+def _tensor(given: object) -> Tensor:
+    """Numbers as float32, dense."""
+    found = torch.as_tensor(given)
+    if found.is_complex() or found.is_meta:
+        raise ValueError(f"a tensor of {found.dtype} on {found.device}; expected numbers")
+    return found.to_dense().float()
 
 
 def _kept_nodes(content: EapFile) -> set[str]:

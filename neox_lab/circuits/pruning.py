@@ -132,7 +132,8 @@ def prune_edges(
         The circuit with the record of the search; ``circuit.evaluate()`` puts it to the test.
 
     Raises:
-        InputError: an argument makes no sense, the metric has no gradient, or nothing is left.
+        InputError: an argument makes no sense, the metric is NaN or has no gradient, or nothing is
+            left.
         HookError: a function is spliced in between heads and MLPs.
     """
     check("objective", objective, one_of("metric", "kl"), InputError)
@@ -141,6 +142,7 @@ def prune_edges(
     seed = check("seed", seed, SEED, InputError)
     asked = Asked(model, clean, corrupted, metric)
     runs = CircuitRuns(asked.pair(), ablation)
+    runs.require_numbers()
     count = wanted("edges", edges, share, int(runs.table.sum()))
     search = _Search(runs, objective, count, rate, seed)
     with watched(progress, "step") as watch:

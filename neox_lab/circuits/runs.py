@@ -127,6 +127,20 @@ class CircuitRuns:
             stream = self.model.run_with_hooks(stream, run.hooks(), **arguments).last_hidden_state
         return at_least_float32(self.batch.measure_streams(stream)).cpu()
 
+    def require_numbers(self) -> None:
+        """Refuse to search where the metric of the whole model or of nothing is no number.
+
+        Raises:
+            InputError: it is NaN or infinite.
+        """
+        ends = self.clean, self.measure(torch.zeros_like(self.table)[None])[0]
+        for name, found in zip(("whole model", "model with every edge cut"), ends, strict=True):
+            if not bool(found.isfinite().all()):
+                raise InputError(
+                    f"The metric of the {name} is NaN or infinite, so that no edge can be told "
+                    "from another. model.check() names weights that are not finite."
+                )
+
     def _first_cut(self, kept: Tensor) -> int:
         """The first layer with a reader that sees something else."""
         columns = (~kept & self.table).any(dim=0).any(dim=0).nonzero().flatten().tolist()

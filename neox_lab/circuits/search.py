@@ -112,7 +112,7 @@ def acdc(
         A circuit for each order, and how much they agree.
 
     Raises:
-        InputError: an argument makes no sense, or nothing is left.
+        InputError: an argument makes no sense, the metric is NaN, or nothing is left.
         HookError: a function is spliced in between heads and MLPs.
     """
     threshold = check("threshold", threshold, number(above=0, below=float("inf")), InputError)
@@ -120,6 +120,7 @@ def acdc(
     seed = check("seed", seed, SEED, InputError)
     asked = Asked(model, clean, corrupted, metric)
     runs = CircuitRuns(asked.pair(), ablation)
+    runs.require_numbers()
     total, kept, counts = int(runs.table.sum()), [], []
     with watched(progress, "edge") as watch:
         for order in range(orders):

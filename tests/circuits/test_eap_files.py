@@ -110,3 +110,49 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError):
         read_scores(tmp_path / "code.pt")
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("cfg", "n_layers"), 2.7),
+        (("cfg", "n_heads"), True),
+        (("cfg", "parallel_attn_mlp"), "false"),
+        (("edges", "input->m0", "in_graph"), "False"),
+        (("edges", "input->m0", "score"), 1e300),
+    ],
+)
+def test_what_stands_there_in_another_kind_is_refused(
+    place: tuple[str, ...], value: object, tmp_path: Path
+) -> None:
+    clean, corrupted = prompts(2, 6, first=1)
+    path = tmp_path / "scores.json"
+    scores(small(), clean, corrupted, METRIC, "eap").to_eap_ig(path)
+    found = json.loads(path.read_text())
+    where = found
+    for name in place[:-1]:
+        where = where[name]
+    where[place[-1]] = value
+    path.write_text(json.dumps(found))
+    for reads in (read_scores, read_circuit):
+        with pytest.raises(CheckpointError, match="no file of EAP-IG"):
+            reads(path)
+
+
+def test_tensors_that_hold_no_numbers_are_refused(tmp_path: Path) -> None:
+    clean, corrupted = prompts(2, 6, first=1)
+    path = tmp_path / "scores.pt"
+    scores(small(), clean, corrupted, METRIC, "eap").to_eap_ig(path)
+    found = torch.load(path)
+    for value in (None, found["edges_scores"].to(torch.complex64)):
+        torch.save({**found, "edges_scores": value}, path)
+        with pytest.raises(CheckpointError, match="no file of EAP-IG"):
+            read_scores(path)
+    expected = read_scores_of(found, path)
+    torch.save({**found, "edges_scores": found["edges_scores"].to_sparse()}, path)
+    assert read_scores(path) == expected
+
+
+def read_scores_of(found: dict[str, Any], path: Path) -> EdgeScores:
+    torch.save(found, path)
+    return read_scores(path)

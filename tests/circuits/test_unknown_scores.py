@@ -11,7 +11,7 @@ import torch
 from patching_oracle import prompts, small
 from torch import Tensor
 
-from neox_lab.circuits import EdgeScores, node_scores, scores
+from neox_lab.circuits import EdgeScores, acdc, node_scores, prune_edges, scores
 from neox_lab.errors import InputError, NeoxLabWarning
 from neox_lab.experiments.metrics import logit_difference
 
@@ -75,3 +75,18 @@ def test_scores_that_are_nan_make_no_circuit(tmp_path: Path) -> None:
         nodes = node_scores(model, clean, corrupted, METRIC)
     with pytest.raises(InputError, match="9 of 9 scores are not known, the first that of embed"):
         nodes.circuit(nodes=3)
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_searches_refuse_a_metric_that_is_nan(cut: bool) -> None:
+    clean, corrupted = prompts(2, 6, first=1)
+    model = small()
+    with torch.no_grad():
+        model.gpt_neox.embed_in.weight[(corrupted if cut else clean)[0, 1]] = math.nan
+    says = "model with every edge cut" if cut else "whole model"
+    for search in (
+        lambda: acdc(model, clean, corrupted, METRIC, 0.05, progress=False),
+        lambda: prune_edges(model, clean, corrupted, METRIC, edges=9, steps=2, progress=False),
+    ):
+        with pytest.raises(InputError, match=f"The metric of the {says} is NaN"):
+            search()
