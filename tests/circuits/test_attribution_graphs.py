@@ -407,3 +407,15 @@ def test_shares_of_edges() -> None:
     weight = torch.tensor([0.0, 0.0, 1.0])
     layers = torch.tensor([-1, 0, 1])
     assert edges.influence(weight, layers).tolist() == [1.0, 0.25, 0.0]
+
+
+def test_numbers_that_cannot_be_traced_are_refused() -> None:
+    model = network()
+    for made in (lambda: transcoder(1), cross_layer):
+        for other, wrong in ((model, made().float()), (network().float(), made())):
+            with pytest.raises(InputError, match="float64 goes with float64 only"):
+                attribution_graph(other, wrong, IDS[None], progress=False)
+    with torch.no_grad():
+        model.gpt_neox.layers[2].mlp.dense_4h_to_h.weight[0, 0] = float("nan")
+    with pytest.raises(InputError, match="logits of this prompt are NaN or infinite"):
+        attribution_graph(model, transcoder(1), IDS[None], progress=False)

@@ -65,8 +65,8 @@ def attribution_graph(
         Nodes, edges, how exact they are, and how well interventions agree.
 
     Raises:
-        InputError: no transcoders of this model's MLPs, more than one prompt, or no feature is
-            active.
+        InputError: no transcoders of this model's MLPs, more than one prompt, no feature is
+            active, or logits are NaN.
         HookError: a function is spliced in, a hook that may change something is placed, or the
             model is not what the linear maps need.
     """
@@ -89,6 +89,11 @@ def attribution_graph(
     found = Transcoders(model, transcoders)
     ids = _one_prompt(model, prompt)
     run = LocalReplacement(model, ids, found, _special(model, ids))
+    if not bool(run.logits.isfinite().all()):
+        raise InputError(
+            "The logits of this prompt are NaN or infinite, so that there is nothing to trace. "
+            "model.check() names weights that are not finite."
+        )
     if not len(run.features):
         raise InputError(
             "No feature is active in this prompt (special tokens left out), so that there is "

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from neox_lab.checks import shown
@@ -77,15 +78,12 @@ class Transcoders:
                 f"{each!r} normalises each token by its own statistics, so that its features are "
                 "not linear in what they read; an attribution graph needs one that does not."
             )
-        if each.W_dec.device != model.device:
-            raise InputError(
-                f"{each!r} is on {each.W_dec.device}, the model on {model.device}; move one: "
-                f"transcoder.to({str(model.device)!r})."
-            )
+        _require_same(model, each, each.W_dec)
         self.by_layer[layer], self.read_at[layer] = each, name
 
     def _take_cross(self, model: HookedModel, given: CrossLayerTranscoder) -> None:
         self.cross = given
+        _require_same(model, given, given.encoders[0])
         crossing = [pair for pair in given._skip_of if pair[0] != pair[1]]
         for name, held in (
             ("normalises its inputs", given.into),
@@ -161,6 +159,24 @@ class Transcoders:
             listed = [codes[layer] for layer in self.layers]
             return dict(enumerate(self.cross.decode(listed, [read[at] for at in self.layers])))
         return {at: self.by_layer[at].decode(codes[at], read[at]) for at in self.layers}
+
+
+def _require_same(model: HookedModel, what: object, weight: Tensor) -> None:
+    """Refuse a transcoder on another device, or one of both in float64.
+
+    Raises:
+        InputError: it is.
+    """
+    if weight.device != model.device:
+        raise InputError(
+            f"{what!r} is on {weight.device}, the model on {model.device}; move one: "
+            f"transcoder.to({str(model.device)!r})."
+        )
+    if (weight.dtype == torch.float64) != (model.dtype == torch.float64):
+        raise InputError(
+            f"{what!r} is in {weight.dtype}, the model in {model.dtype}; float64 goes with float64 "
+            f"only: transcoder.to({model.dtype})."
+        )
 
 
 def _listed(given: object) -> list[Dictionary]:
