@@ -289,4 +289,19 @@ def _rows(
     if everything:
         return {name: stored[name][later].float().flatten(1) for name in names}, norms
     vectors: Mapping[str, object] = vectors_of(model, stored, names, cast(int, pos))
+    if isinstance(pos, str):
+        return {name: _later_means(stored, name) for name in names}, norms
     return {name: torch.tensor(vectors[name]) for name in names}, norms
+
+
+def _later_means(stored: Stored, name: str) -> Tensor:
+    """The mean of each document at a site ``[document, d]``: of all rows but the first, if any."""
+    counts = torch.unique_consecutive(stored.document, return_counts=True)[1]
+    number = torch.arange(len(counts)).repeat_interleave(counts)
+    kept = ((stored.pos > 0) | (counts[number] == 1)).nonzero()[:, 0]
+    site, number = stored[name], number[kept]
+    total = torch.zeros(len(counts), *site.shape[1:])
+    for start in range(0, len(kept), _TOGETHER):
+        part = slice(start, start + _TOGETHER)
+        total.index_add_(0, number[part], site[kept[part]].float())
+    return total.flatten(1) / number.bincount(minlength=len(counts))[:, None]

@@ -173,7 +173,7 @@ def _directions(
     fewest = min(len(at.shuffled) for at in direction.sites.values())
     for kind, most in (("random", controls), ("shuffled", min(controls, fewest))):
         for draw in range(most):
-            number = draw + seed * controls if kind == "random" else draw
+            number = (draw + seed * controls) % 2**31 if kind == "random" else draw
             yield kind, draw, direction.control(kind, number)
 
 

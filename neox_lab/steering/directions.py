@@ -434,8 +434,9 @@ def steer(
         for name, at in direction.sites.items():
             origin = 0.0 if math.isnan(at.origin) else at.origin
             edit = Edit(at.vector.to(model.device), mode, scale, origin)
-            watcher = Steering(points[exact(name, points)], edit, where)
-            placement.entries.append((name, [watcher]))
+            # At hook_embed no run has said where positions stand; the first block reads the same.
+            there = "blocks.0.hook_resid_pre" if name == "hook_embed" else exact(name, points)
+            placement.entries.append((there, [Steering(points[there], edit, where)]))
     with model.hook_stack.placed(placement, must_fire=True):
         yield model
 

@@ -114,8 +114,12 @@ def direction(
     found = of_texts(model, first, other, names, positions, batch_size)
     if method == "probe":
         pos = -1 if positions == "last" else positions
-        if not isinstance(pos, int | list | tuple) and pos != "mean":
-            raise InputError(f"a probe reads one position of a text, not {shown(positions)}")
+        if not isinstance(pos, int | list | tuple):
+            raise InputError(
+                f"a probe reads one position of a text, not {shown(positions)}; one of mean "
+                "activations, first tokens included, is found with nl.probing.probe(..., "
+                "pos='mean') and given as positive"
+            )
         kinds = [1] * len(first) + [0] * len(other)
         result = probe(model, [*first, *other], kinds, names, pos, seed=seed)
         return _of_probe(model, result, names, found)
@@ -135,8 +139,7 @@ def _names(model: HookedModel, site: Site | None) -> list[str]:
     if not isinstance(site, str | tuple):
         asked = several("site", site, "a site, or several", InputError)
     listed = [s if isinstance(s, str) else exact(s, model.hook_points) for s in asked]
-    names = ["blocks.0.hook_resid_pre" if n == "hook_embed" else n for n in listed]
-    found = site_names(model, names)
+    found = site_names(model, listed)
     order = list(model.hook_points)
     found.sort(key=order.index)
     one_width(model, found)

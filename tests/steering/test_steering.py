@@ -267,6 +267,45 @@ def test_texts_pairs_labels_and_collections_are_one(model: Any, tmp_path: Any) -
         assert at.origin == pytest.approx(expected.origin, rel=1e-4)
 
 
+@pytest.mark.parametrize("positions", ["mean", "all", 1])
+def test_collections_are_read_where_texts_are(model: Any, tmp_path: Any, positions: Any) -> None:
+    """First tokens, whose activations are of another size, are left out of means alike."""
+    texts = {"positive": [*POSITIVE, "ab"], "negative": [*NEGATIVE, "eg"]}
+    if positions == "mean":
+        texts["positive"].append("c")  # has no other token than the first
+    stored = {
+        side: nl.activations.collect(model, given, SITE, tmp_path / side, progress=False)
+        for side, given in texts.items()
+    }
+    found, expected = (
+        nl.steering.direction(model, **sides, site=SITE, positions=positions).vectors[SITE]
+        for sides in (stored, texts)
+    )
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("site", ["hook_embed", "embed", "*embed"])
+def test_the_embedding_is_a_site(model: Any, site: str, tmp_path: Any) -> None:
+    """Whatever it is called, and wherever the direction came from."""
+    ids, mask = padded(model, ["abcde", "ba"])
+    found = nl.steering.direction(model, POSITIVE, NEGATIVE, site=site, positions=1)
+    (vector,) = found.vectors.values()
+    stored = nl.activations.collect(
+        model, POSITIVE + NEGATIVE, "hook_embed", tmp_path / "s", progress=False
+    )
+    labels = [1] * 6 + [0] * 6
+    kept = nl.steering.direction(model, stored, labels=labels, site=site, positions=1)
+    stream = model(ids, attention_mask=mask, stop_at_layer=0).last_hidden_state.clone()
+    stream[0, 1] += 2 * vector
+    stream[1, 4] += 2 * vector
+    expected = model(inputs_embeds=stream, start_at_layer=0, attention_mask=mask).logits
+    for each in (found, kept):
+        with each.steer(2.0, positions=1):
+            steered = model(ids, attention_mask=mask).logits
+        chosen = mask.bool()
+        torch.testing.assert_close(steered[chosen], expected[chosen], atol=1e-5, rtol=1e-5)
+
+
 def test_bad_input_is_explained(model: Any, found: nl.steering.Direction) -> None:
     ask = nl.steering.direction
     for error, words, arguments in (
@@ -281,6 +320,7 @@ def test_bad_input_is_explained(model: Any, found: nl.steering.Direction) -> Non
         (InputError, "no position 5", {"positions": 5}),
         (InputError, "pairs", {"negative": None}),
         (InputError, "dictionary", {"method": "feature"}),
+        (InputError, "first tokens included", {"method": "probe", "positions": "mean"}),
     ):
         given = {"positive": POSITIVE, "negative": NEGATIVE, "site": SITE} | arguments
         with pytest.raises(error, match=words):
