@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,7 +24,7 @@ from neox_lab.interchange.outcomes import (
     outcome,
     result_of,
 )
-from neox_lab.interchange.pairs import Pairs, read_pairs
+from neox_lab.interchange.pairs import Pairs, ReadPairs, read_pairs
 from neox_lab.interchange.running import exchanged
 from neox_lab.interchange.sites import Site, find_point
 from neox_lab.interchange.subspaces import (
@@ -248,7 +248,13 @@ def _search(
             "name the site without it."
         )
     own, other = read_pairs(model, pairs), read_pairs(model, held_out, "held_out")
-    _refuse_shared(pairs, held_out)
+    if bool((own.labels == own.labels[0]).all()):
+        raise InputError(
+            f"All labels of pairs are {shown(pairs.labels[0])}: whatever gives it would look like "
+            "the variable, and labels that are all the same cannot be permuted. Add pairs with "
+            "other labels."
+        )
+    _refuse_shared(held_out, own, other)
     learning, tested = CachedRuns(model, own, site), CachedRuns(model, other, site)
     if learning.width != tested.width:
         raise InputError(
@@ -273,8 +279,8 @@ def _search(
     rows = {FOUND: _of_directions(tested, directions, size)}
     rows |= _random(tested, directions.shape[1], size, settings.seed)
     if nulls:
-        mixed = read_pairs(model, pairs.permuted(settings.seed))
-        rows[PERMUTED] = _of_directions(tested, find(learning, mixed.labels)[0], size)
+        mixed = own.labels[pairs.mixed(settings.seed)]
+        rows[PERMUTED] = _of_directions(tested, find(learning, mixed)[0], size)
         fresh = fresh_model(model, settings.seed)
         there = [CachedRuns(fresh, each, site) for each in (own, other)]
         rows[UNTRAINED] = _of_directions(there[1], find(there[0], own.labels)[0], size)
@@ -307,7 +313,7 @@ def fresh_model(model: HookedModel, seed: int) -> HookedModel:
         seed: of the weights.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU alone, which is put back
         fresh: Any = type(model)(model.config)  # type: ignore[call-arg]
     fresh.tokenizer = model.tokenizer
     weight = next(model.parameters())
@@ -320,16 +326,26 @@ def _kind(runs: CachedRuns) -> tuple[torch.dtype, torch.device]:
     return torch.promote_types(runs.source.dtype, torch.float32), runs.source.device
 
 
-def _refuse_shared(pairs: Pairs, held_out: Pairs) -> None:
-    """Raise where a pair to test on is one to train on.
+def _refuse_shared(held_out: Pairs, own: ReadPairs, other: ReadPairs) -> None:
+    """Raise where a pair to test on has the tokens of one to train on.
 
     Raises:
         InputError: there is one.
     """
-    known = {(str(a), str(b)) for a, b in zip(pairs.base, pairs.source, strict=True)}
-    for row, pair in enumerate(zip(held_out.base, held_out.source, strict=True)):
-        if tuple(map(str, pair)) in known:
+    known = set(_tokens(own))
+    for row, tokens in enumerate(_tokens(other)):
+        if tokens in known:
+            pair = held_out.base[row], held_out.source[row]
             raise InputError(
                 f"Pair {row} of held_out, {shown(pair, 120)}, is one of the pairs to train on. "
                 "Accuracy is of pairs that training has not seen: pairs.split() makes two sets."
             )
+
+
+def _tokens(pairs: ReadPairs) -> Iterator[tuple[tuple[int, ...], ...]]:
+    """The tokens of each base and its source, without padding."""
+    sides = [
+        [tuple(ids[own].tolist()) for ids, own in zip(side.ids, side.own, strict=True)]
+        for side in (pairs.base, pairs.source)
+    ]
+    return zip(*sides, strict=True)

@@ -16,6 +16,7 @@ from neox_lab.experiments.metrics import output_ids
 from neox_lab.experiments.patching.prompts import Prompts, read_prompts
 from neox_lab.interchange.sites import Roles
 from neox_lab.model.output_heads import answers_per_text
+from neox_lab.selections import entries, kept_axis
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -75,6 +76,17 @@ class Pairs:
                 raise InputError(
                     f"roles[{shown(role)}] must have one position in each base and each source."
                 )
+            wrong = [at for side in sides for at in side if type(plain(at)) is not int]
+            if wrong:
+                raise InputError(
+                    f"roles[{shown(role)}] holds {shown(wrong[0])}; expected the number of a "
+                    "character in each text."
+                )
+        if not isinstance(self.choices, Mapping | None):
+            raise InputError(
+                f"choices={shown(self.choices, 80)}; expected the tokens of each answer, "
+                "by its name."
+            )
 
     def __len__(self) -> int:
         """How many pairs."""
@@ -97,7 +109,13 @@ class Pairs:
 
         Args:
             which: their numbers.
+
+        Raises:
+            InputError: there are no such pairs, or none was chosen.
         """
+        found = entries("which", kept_axis("which", which, InputError), len(self), InputError)
+        numbers = range(len(self))[found] if isinstance(found, slice) else found
+        which = [numbers] if isinstance(numbers, int) else list(numbers)
         picked: dict[str, Any] = {
             name: [getattr(self, name)[row] for row in which]
             for name in ("base", "source", "base_labels", "labels")
@@ -132,9 +150,18 @@ class Pairs:
         Args:
             seed: of the order.
         """
-        labels: list[Any] = list(self.labels)
-        Random(check("seed", seed, SEED, InputError)).shuffle(labels)
+        labels: list[Any] = [self.labels[row] for row in self.mixed(seed)]
         return dataclasses.replace(self, labels=labels)
+
+    def mixed(self, seed: int = 0) -> list[int]:
+        """Whose label each pair gets in ``permuted``.
+
+        Args:
+            seed: of the order.
+        """
+        order = list(range(len(self)))
+        Random(check("seed", seed, SEED, InputError)).shuffle(order)
+        return order
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +258,12 @@ def _labels(model: HookedModel, pairs: Pairs) -> tuple[Tensor | None, Tensor, Te
             raise InputError(
                 f"The label {shown(wrong[0])} is none of choices; expected one of "
                 f"{', '.join(groups)}."
+            )
+        every = [token for tokens in groups.values() for token in tokens.tolist()]
+        if twice := [token for token in every if every.count(token) > 1]:
+            raise InputError(
+                f"The token {shown(twice[0])} stands in choices twice, so it would count twice or "
+                "for two answers; name each token once."
             )
         ids = [list(groups).index(label) for label in known]
         answers = torch.nn.utils.rnn.pad_sequence(list(groups.values()), True, -1).to(model.device)

@@ -90,8 +90,9 @@ def exchanged(own: Tensor, other: Tensor, subspace: Tensor | None) -> Tensor:
     """
     if subspace is None:
         return other
-    directions = subspace.to(own)
-    return own + (other - own) @ directions @ directions.T
+    wide = torch.promote_types(own.dtype, torch.float32)  # rounded columns are not orthonormal
+    directions = subspace.to(own.device, wide)
+    return own + ((other - own).to(wide) @ directions @ directions.T).to(own.dtype)
 
 
 def source_values(model: HookedModel, source: Prompts, placed: PlacedSite) -> Tensor:

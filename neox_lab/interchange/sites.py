@@ -157,6 +157,12 @@ def place(
     if site.pos is None or point.axes == _PATTERN:
         _refuse_unequal(base, source, point, site.pos is None)
     columns, source_columns = _columns(site, base, source, roles or {})
+    if point.axes == _PATTERN and not torch.equal(columns, source_columns):
+        raise InputError(
+            f"pos={shown(site.pos, 80)}: {point.name!r} has key positions, which correspond by "
+            "number, so a query at one position cannot look where one at another did, perhaps "
+            "ahead of itself. Name the same position of base and source."
+        )
     sizes = axis_sizes(model.config, *base.ids.shape)
     rest = list(shape_at(point, sizes)[2:])
     heads = None

@@ -8,7 +8,7 @@ import pytest
 
 import neox_lab as nl
 from neox_lab.errors import InputError
-from neox_lab.interchange import CausalModel
+from neox_lab.interchange import CausalModel, Pairs, Site, accuracy
 
 
 def giving() -> CausalModel:
@@ -102,3 +102,29 @@ def test_what_is_wrong_is_explained() -> None:
         CausalModel("{a}", {}, lambda a: a)
     with pytest.raises(InputError, match="part='test'"):
         nl.gym.CAUSAL["ioi"].pairs("receiver", 5, "test")  # type: ignore[arg-type]
+
+
+def test_what_is_wrong_with_pairs_is_explained() -> None:
+    model = nl.load()
+    given: dict[str, Any] = {
+        "base": [" Anna went", " Tom went"],
+        "source": [" Tom went", " Anna went"],
+        "base_labels": ["a", "b"],
+        "labels": ["b", "a"],
+    }
+    for words, more in (
+        ("holds 'one'; expected the number", {"roles": {"x": ([0, 0], ["one", 1])}}),
+        ("holds 0.5", {"roles": {"x": ([0, 0.5], [0, 1])}}),
+        ("expected the tokens of each", {"choices": ["a", "b"]}),
+    ):
+        with pytest.raises(InputError, match=words):
+            Pairs(**given, **more)
+    for choices in ({"a": [3, 4], "b": [4, 5]}, {"a": [3, 3], "b": [5]}):
+        with pytest.raises(InputError, match="stands in choices twice"):
+            accuracy(model, Pairs(**given, choices=choices), Site(("resid_post", 0), -1))
+    pairs = Pairs(**given)
+    assert pairs.rows([False, True]).base == [" Tom went"]  # type: ignore[comparison-overlap]
+    assert pairs.rows(range(1)).base == [" Anna went"]  # type: ignore[comparison-overlap]
+    for which in ([2], "ab", 1.5, None, []):
+        with pytest.raises(InputError):
+            pairs.rows(which)  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.errors import InputError
+from neox_lab.gym.planting import tokenizer
 from neox_lab.interchange import InterchangeMap, Pairs, Site, accuracy, boundless, das, mask, sweep
 from neox_lab.interchange.cached_runs import CachedRuns
 from neox_lab.interchange.pairs import read_pairs
@@ -126,10 +127,13 @@ def test_a_mask_finds_coordinates() -> None:
     assert found.site.subspace.nonzero().tolist()[0] == [2, 0]
 
 
-def test_training_leaves_no_trace(planted: tuple[Any, Pairs, Pairs]) -> None:
+def test_training_leaves_no_trace(
+    planted: tuple[Any, Pairs, Pairs], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, pairs, held_out = planted[0], planted[1].rows(range(60)), planted[2].rows(range(40))
     before = {name: weight.clone() for name, weight in model.named_parameters()}
     state = torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("a GPU's state"))
     one = das(model, pairs, held_out, PLANTED, 1, epochs=1, seed=3, progress=False)
     assert torch.equal(torch.get_rng_state(), state)
     other = das(model, pairs, held_out, PLANTED, 1, epochs=1, seed=3, progress=False)
@@ -166,6 +170,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no site": ({"site": "resid_post"}, "expected nl.interchange.Site"),
     "epochs": ({"epochs": 0}, "epochs=0"),
     "shared": ({"held_out": random_pairs()}, "one of the pairs to train on"),
+    "one label": ({"pairs": Pairs([[3, 4]] * 2, [[5, 6]] * 2, [7, 8], [9, 9])}, "All labels"),
     "no pairs": ({"pairs": ["ab"]}, "expected nl.interchange.Pairs"),
 }
 
@@ -177,6 +182,25 @@ def test_bad_input_is_explained(name: str) -> None:
     with pytest.raises(InputError, match=message):
         das(model, **{"pairs": random_pairs(), "held_out": other, **CALL, "epochs": 1, **given})
     assert not model.hook_stack.placements
+
+
+def test_a_text_and_its_tokens_are_one_pair() -> None:
+    """What training has seen is not held out, however it was written."""
+    model = small(vocab_size=96)
+    model.tokenizer = tokenizer()
+    texts, ids = ["abc", "bca"], [model.tokenizer(text).input_ids for text in ("abc", "bca")]
+    pairs = Pairs(texts, texts[::-1], ["a", "b"], ["c", "d"])
+    with pytest.raises(InputError, match="Pair 0 of held_out"):
+        das(model, pairs, Pairs(ids[1:], ids[:1], [5], [6]), CALL["site"], epochs=1)
+
+
+def test_two_pairs_have_a_null() -> None:
+    """Permuted labels may be those of the bases; they are trained on all the same."""
+    pairs = Pairs([[3, 4, 5], [4, 4, 5]], [[5, 6, 7], [4, 6, 6]], [2, 3], [3, 2])
+    held_out, given = random_pairs(seed=1), {"epochs": 1, "progress": False}
+    for seed in range(4):
+        found = das(small(), pairs, held_out, CALL["site"], seed=seed, **given)  # type: ignore
+        assert "permuted labels" in found.nulls
 
 
 def test_pairs_that_show_nothing_are_refused() -> None:

@@ -231,6 +231,25 @@ def test_unequal_lengths_are_explained() -> None:
         run(model, base)
 
 
+@pytest.mark.parametrize("hook", ["pattern", "attn_scores"])
+def test_a_query_does_not_look_ahead(hook: str) -> None:
+    """The row of a later query would let an earlier one read what comes after it."""
+    model = small()
+    base, source = torch.arange(2, 8)[None], torch.arange(3, 9)[None]
+    with pytest.raises(InputError, match="ahead of itself"):
+        run(model, base, (Site((hook, 0), (2, 5)), source))
+    run(model, base, (Site((hook, 0), (5, -1)), source))
+
+
+def test_a_subspace_is_as_exact_in_a_half_precision_model() -> None:
+    """Only activations are rounded: rounded columns would not be orthonormal any more."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.linalg.qr(torch.randn(64, 16, generator=generator)).Q
+    own, other = torch.randn(2, 500, 64, generator=generator).bfloat16()
+    wide = (other - own).double() @ directions.double() @ directions.double().T
+    assert torch.equal(exchanged(own, other, directions), own + wide.bfloat16())
+
+
 def test_hooks_that_write_are_refused() -> None:
     model = small()
     pairs = Pairs([[3, 4]], [[5, 6]], [7], [8])
