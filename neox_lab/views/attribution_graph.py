@@ -186,7 +186,11 @@ class AttributionGraphView(View):
         """Nodes of the largest influence, and edges that carry most."""
         best = sorted(self.marks, key=lambda mark: -mark.influence)[:LISTED]
         rows = [
-            [isolated(label(m.name, NAME_LIMIT)), number(m.influence, 3), label(m.said, 60)]
+            [
+                isolated(label(m.name, NAME_LIMIT)),
+                number(m.influence, 3),
+                label(m.said, 60) if m.said else "",
+            ]
             for m in best
         ]
         nodes = Table("Nodes", [("node", "l"), ("influence", "r"), ("", "l")], rows)
@@ -230,7 +234,7 @@ class AttributionGraphView(View):
             "x": rounded(np.array([places[at][0] for at in shown_marks]), 3),
             "y": rounded(np.array([places[at][1] for at in shown_marks]), 3),
             "influence": rounded(np.array([mark.influence for mark in marks]), 4),
-            "said": [label(mark.said, 120) for mark in marks],
+            "said": [label(mark.said, 120) if mark.said else "" for mark in marks],
             "page": [mark.page for mark in marks],
             "group": [group_of.get(at, -1) for at in shown_marks],
             "group_names": [label(name, NAME_LIMIT) for name in self.groups],
@@ -255,9 +259,9 @@ class AttributionGraphView(View):
         widths = [LEAST] * len(self.tokens)
         lines = dict.fromkeys(range(-1, self.layers + 1), 1)
         for (layer, pos), members in cells.items():
-            in_line = min(PER_LINE, len(members))
-            widths[pos] = max(widths[pos], (in_line + 1.2) * STEP)
-            lines[layer] = max(lines[layer], -(-len(members) // PER_LINE))
+            in_line = min(self._per_line(layer), len(members))
+            widths[pos] = max(widths[pos], (in_line + 1.2) * self._step(layer))
+            lines[layer] = max(lines[layer], -(-len(members) // self._per_line(layer)))
         edges = np.concatenate([[LEFT], LEFT + np.cumsum(widths)])
         columns = ((edges[1:] + edges[:-1]) / 2).tolist()
         rows, y = [], HEADING + 0.1
@@ -268,13 +272,21 @@ class AttributionGraphView(View):
         places = [(0.0, 0.0)] * len(self.marks)
         for (layer, pos), members in cells.items():
             members.sort(key=lambda at: -self.marks[at].influence)
-            count = -(-len(members) // PER_LINE)
+            most = self._per_line(layer)
+            count = -(-len(members) // most)
             for rank, at in enumerate(members):
-                line, slot = divmod(rank, PER_LINE)
-                in_line = min(PER_LINE, len(members) - line * PER_LINE)
-                x = columns[pos] + (slot - (in_line - 1) / 2) * STEP
+                line, slot = divmod(rank, most)
+                in_line = min(most, len(members) - line * most)
+                x = columns[pos] + (slot - (in_line - 1) / 2) * self._step(layer)
                 places[at] = x, rows[self.layers - layer] + (line - (count - 1) / 2) * LINE
         return places, columns, rows, (float(edges[-1]), y + self._feet())
+
+    def _step(self, layer: int) -> float:
+        """From mark to mark; logits have their names above them."""
+        return 2 * STEP if layer == self.layers else STEP
+
+    def _per_line(self, layer: int) -> int:
+        return len(self.marks) if layer == self.layers else PER_LINE
 
     def _feet(self) -> float:
         """Room for the tokens' names, which lean, and a line below them."""

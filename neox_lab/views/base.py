@@ -42,6 +42,7 @@ class View(ABC):
     """
 
     asset: ClassVar[str]
+    note: str = ""  # a line below the headline
 
     def __init__(self, title: str | None, otherwise: str = "") -> None:
         """Name the view.
@@ -138,8 +139,8 @@ class View(ABC):
         return bundle
 
     def __repr__(self) -> str:
-        parts = [self.title, self.alt_text, *(table.to_text() for table in self.tables())]
-        return "\n\n".join(parts)
+        tables = [table.to_text() for table in self.tables()]
+        return "\n\n".join(filter(None, [self.title, self.note, self.alt_text, *tables]))
 
     def _encoded(self, form: FormatName, dpi: float) -> bytes:
         """The picture's bytes in one of matplotlib's formats."""

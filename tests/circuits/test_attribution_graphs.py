@@ -16,7 +16,7 @@ from neox_lab.circuits import attribution_graph
 from neox_lab.circuits.attribution_graphs.edges import Edges, largest
 from neox_lab.circuits.attribution_graphs.replacement import LocalReplacement
 from neox_lab.circuits.attribution_graphs.transcoders import Transcoders
-from neox_lab.errors import CheckpointError, HookError, InputError, NeoxLabWarning
+from neox_lab.errors import CheckpointError, HookError, InputError, NeoxLabWarning, PromptWarning
 from neox_lab.sae import CrossLayerTranscoder, CrossLayerWeights
 from neox_lab.sae.activations import JumpReLU, ReLU, TopK
 
@@ -399,6 +399,26 @@ def test_half_precision_says_how_far_it_is_off() -> None:
     with pytest.warns(NeoxLabWarning, match="model.float"):
         graph = attribution_graph(model, made, IDS[None], interventions=1)
     assert graph.conservation > 1e-3
+
+
+def test_edges_of_a_node_are_asked_by_its_name() -> None:
+    graph = attribution_graph(network(), KINDS["plain"](), IDS[None], interventions=0)
+    last = graph.nodes["name"].iloc[-1]
+    into = graph.into(last)
+    told = graph.nodes.set_index("name").loc[last]
+    assert set(into["target"]) == {last}
+    assert into["weight"].sum() == pytest.approx(told["incoming"], abs=0.006 * told["gross"])
+    assert graph.out_of(into["source"][0])["source"].unique().tolist() == [into["source"][0]]
+    for wrong in ("L9F9@9", 3, None):
+        with pytest.raises(InputError, match="no node"):
+            graph.into(wrong)  # type: ignore[arg-type]
+
+
+def test_a_prompt_that_ends_in_a_space_is_told() -> None:
+    model = nl.load()
+    made = nl.gym.dictionaries(model)["mlp_1"]
+    with pytest.warns(PromptWarning, match="space"):
+        attribution_graph(model, made, "The king went to the ", interventions=0)
 
 
 def test_shares_of_edges() -> None:

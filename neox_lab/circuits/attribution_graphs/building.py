@@ -18,6 +18,7 @@ from neox_lab.circuits.attribution_graphs.transcoders import Transcoders, Transc
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import HookError, InputError
 from neox_lab.experiments.patching.prompts import PromptsLike, read_prompts
+from neox_lab.experiments.prompt_doctor.inside import warn_of_prompts
 from neox_lab.experiments.splices import check_splices
 from neox_lab.model.parts import at_least_float32
 from neox_lab.notices import tell
@@ -122,6 +123,7 @@ def _one_prompt(model: HookedModel, prompt: PromptsLike) -> Tensor:
         raise InputError(
             f"prompt is {len(given.ids)} texts; an attribution graph is of one. Ask for each."
         )
+    warn_of_prompts(model, None, {"prompt": given})
     return given.ids[0][given.own[0]]
 
 

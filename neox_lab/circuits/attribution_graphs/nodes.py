@@ -11,9 +11,13 @@ from torch import Tensor
 from neox_lab.circuits.attribution_graphs.replacement import LocalReplacement
 from neox_lab.circuits.attribution_graphs.rows import Rows
 from neox_lab.frames import make_frame
+from neox_lab.views.tokens import label
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+LONGEST = 40  # characters of a token in the name of a node
 
 
 class Logits(NamedTuple):
@@ -63,11 +67,19 @@ def node_table(
     ]
     ids = run.ids.tolist()
     rows += [
-        (f"{tokens[where]}@{where}", "token", -1, where, tokens[where], ids[where], -1)
+        (
+            f"{label(tokens[where], LONGEST)}@{where}",
+            "token",
+            -1,
+            where,
+            tokens[where],
+            ids[where],
+            -1,
+        )
         for where in range(length)
     ]
     rows += [
-        (f"logit {text}", "logit", run.layers, length - 1, text, one, -1)
+        (f"logit {label(text, LONGEST)}", "logit", run.layers, length - 1, text, one, -1)
         for text, one in zip(answers, logits.ids.tolist(), strict=True)
     ]
     columns = ["name", "kind", "layer", "pos", "token", "token_id", "latent"]

@@ -88,6 +88,38 @@ class AttributionGraph(FrameResult):
             "weight": self.links.weight[order].numpy(),
         })  # fmt: skip
 
+    def into(self, name: str) -> pd.DataFrame:
+        """The edges into a node, the largest first.
+
+        Args:
+            name: of the node, as in ``nodes``.
+
+        Raises:
+            InputError: there is no such node.
+        """
+        return self._edges_at("target", name)
+
+    def out_of(self, name: str) -> pd.DataFrame:
+        """The edges out of a node, the largest first.
+
+        Args:
+            name: of the node, as in ``nodes``.
+
+        Raises:
+            InputError: there is no such node.
+        """
+        return self._edges_at("source", name)
+
+    def _edges_at(self, end: str, name: object) -> pd.DataFrame:
+        names = self.nodes["name"].tolist()
+        if not isinstance(name, str) or name not in names:
+            raise InputError(
+                f"There is no node {shown(name)} in this graph; .frame lists them, such as "
+                f"{names[0]!r} and {names[-1]!r}."
+            )
+        edges = self.edges
+        return edges[edges[end] == name].reset_index(drop=True)
+
     @property
     def conservation(self) -> float:
         """The largest |missing|, as a share of the sum of all that comes in, each taken absolute.
@@ -157,7 +189,7 @@ class AttributionGraph(FrameResult):
         Raises:
             InputError: a node that is not in the picture, or no such folders.
         """
-        from neox_lab.views import AttributionGraphView, Flow
+        from neox_lab.views import AttributionGraphView, Flow, label
 
         folders = _folders(pages, self.layers)
         small = self if self.kept != (1.0, 1.0) else self.prune()
@@ -172,7 +204,7 @@ class AttributionGraph(FrameResult):
             [Flow(*each) for each in zip(*ends, shares, strict=True)],
             groups,
             pinned,
-            f"What made it say {answer['token'].strip()!r}",
+            f"What made it say {label(answer['token'], 20)}",
             *self._notes(small),
         )
 
