@@ -23,6 +23,7 @@ from neox_lab.gym.planting_variable import VARIABLES
 from neox_lab.gym.words import NAMES, OBJECTS, PLACES, YEARS, Split
 from neox_lab.gym.world import ASKED, BEGINNINGS, GIVING, GOT, SPANS
 from neox_lab.interchange import CausalModel, Pairs
+from neox_lab.named import Named
 
 _COUNT = whole(least=2, most=100_000)
 
@@ -123,79 +124,82 @@ def _number(**variables: bool) -> str:
 _YEARS = [int(year) for year in YEARS]
 _MIDDLE = 1780  # of a year before 1764, most later ones are not after it
 
-CAUSAL = {
-    task.name: task
-    for task in (
-        CausalTask(
-            "ioi",
-            "who receives: giver_is_first says which of the two named gives, receiver is who is "
-            "left",
-            CausalModel(
-                _text,
-                {
-                    "giver_is_first": lambda a, c: c == a,
-                    "receiver": lambda a, b, giver_is_first: b if giver_is_first else a,
-                },
-                lambda receiver: f" {receiver}",
-                roles={"first": ("a", 0), "second": ("b", 0), "giver": ("c", -1)},
+CAUSAL = Named(
+    "causal model",
+    {
+        task.name: task
+        for task in (
+            CausalTask(
+                "ioi",
+                "who receives: giver_is_first says which of the two named gives, receiver is who "
+                "is left",
+                CausalModel(
+                    _text,
+                    {
+                        "giver_is_first": lambda a, c: c == a,
+                        "receiver": lambda a, b, giver_is_first: b if giver_is_first else a,
+                    },
+                    lambda receiver: f" {receiver}",
+                    roles={"first": ("a", 0), "second": ("b", 0), "giver": ("c", -1)},
+                ),
+                _giving,
             ),
-            _giving,
-        ),
-        CausalTask(
-            "greater_than",
-            f"which year is greater: begins_late says whether most years after begin are after "
-            f"{_MIDDLE}",
-            CausalModel(
-                _text,
-                {
-                    "begin": lambda year: int(year),
-                    "begins_late": lambda begin: (
-                        2 * sum(each > _MIDDLE for each in _YEARS)
-                        > sum(each > begin for each in _YEARS)
-                    ),
-                },
-                lambda begins_late: "late" if begins_late else "early",
-                choices={
-                    "early": [f" {year}" for year in _YEARS if year <= _MIDDLE],
-                    "late": [f" {year}" for year in _YEARS if year > _MIDDLE],
-                },
-                roles={"begin": "year"},
+            CausalTask(
+                "greater_than",
+                f"which year is greater: begins_late says whether most years after begin are after "
+                f"{_MIDDLE}",
+                CausalModel(
+                    _text,
+                    {
+                        "begin": lambda year: int(year),
+                        "begins_late": lambda begin: (
+                            2 * sum(each > _MIDDLE for each in _YEARS)
+                            > sum(each > begin for each in _YEARS)
+                        ),
+                    },
+                    lambda begins_late: "late" if begins_late else "early",
+                    choices={
+                        "early": [f" {year}" for year in _YEARS if year <= _MIDDLE],
+                        "late": [f" {year}" for year in _YEARS if year > _MIDDLE],
+                    },
+                    roles={"begin": "year"},
+                ),
+                _begins,
             ),
-            _begins,
-        ),
-        CausalTask(
-            "tracking",
-            "who holds what: asks_first says which of the two things is asked about, holder is who "
-            "has it",
-            CausalModel(
-                _story,
-                {
-                    "asks_first": lambda one, asked: asked == one,
-                    "holder": lambda has_one, has_other, asks_first: (
-                        has_one if asks_first else has_other
-                    ),
-                },
-                lambda holder: f" {holder}",
-                roles={
-                    "first thing": ("one", 0),
-                    "first holder": ("has_one", 0),
-                    "second thing": ("other", 0),
-                    "second holder": ("has_other", 0),
-                    "asked": ("asked", -1),
-                },
+            CausalTask(
+                "tracking",
+                "who holds what: asks_first says which of the two things is asked about, holder "
+                "is who has it",
+                CausalModel(
+                    _story,
+                    {
+                        "asks_first": lambda one, asked: asked == one,
+                        "holder": lambda has_one, has_other, asks_first: (
+                            has_one if asks_first else has_other
+                        ),
+                    },
+                    lambda holder: f" {holder}",
+                    roles={
+                        "first thing": ("one", 0),
+                        "first holder": ("has_one", 0),
+                        "second thing": ("other", 0),
+                        "second holder": ("has_other", 0),
+                        "asked": ("asked", -1),
+                    },
+                ),
+                _got,
             ),
-            _got,
-        ),
-        CausalTask(
-            "planted",
-            "the ten variables of nl.gym.planted_variable(), a_is_capital to j_is_capital",
-            CausalModel(
-                "".join(f"{{{letter}}}" for letter in VARIABLES) + "=",
-                {f"{letter}_is_capital": _is_capital(letter) for letter in VARIABLES},
-                _number,
+            CausalTask(
+                "planted",
+                "the ten variables of nl.gym.planted_variable(), a_is_capital to j_is_capital",
+                CausalModel(
+                    "".join(f"{{{letter}}}" for letter in VARIABLES) + "=",
+                    {f"{letter}_is_capital": _is_capital(letter) for letter in VARIABLES},
+                    _number,
+                ),
+                _letters,
             ),
-            _letters,
-        ),
-    )
-}
+        )
+    },
+)
 """Every causal model by its task's name."""

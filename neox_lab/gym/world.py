@@ -33,6 +33,7 @@ from neox_lab.gym.words import (
     Split,
     split,
 )
+from neox_lab.named import Named
 
 GIVING = Templates(
     train=(
@@ -370,19 +371,27 @@ def tracking(random: Random, part: Split) -> Example:
     return Example(pair, ".", template, words)
 
 
-TASKS = {
-    task.name: task
-    for task in (
-        Task(
-            "ioi", "who receives, if the giver is named twice", "arXiv:2211.00593", indirect_object
-        ),
-        Task("induction", "what followed this word last time", "arXiv:2209.11895", induction),
-        Task("facts", "capitals and languages of countries", "arXiv:2202.05262", facts),
-        Task("agreement", "number of the verb across a distractor", "arXiv:1611.01368", agreement),
-        Task("pronouns", "he or she, from the name", "arXiv:2004.12265", pronouns),
-        Task("greater_than", "a later year", "arXiv:2305.00586", greater_than),
-        Task("sentiment", "praise or blame", "arXiv:2310.15154", sentiment),
-        Task("tracking", "who or what is where", "arXiv:2310.17191", tracking),
-    )
-}
+TASKS = Named(
+    "task",
+    {
+        task.name: task
+        for task in (
+            Task(
+                "ioi",
+                "who receives, if the giver is named twice",
+                "arXiv:2211.00593",
+                indirect_object,
+            ),
+            Task("induction", "what followed this word last time", "arXiv:2209.11895", induction),
+            Task("facts", "capitals and languages of countries", "arXiv:2202.05262", facts),
+            Task(
+                "agreement", "number of the verb across a distractor", "arXiv:1611.01368", agreement
+            ),
+            Task("pronouns", "he or she, from the name", "arXiv:2004.12265", pronouns),
+            Task("greater_than", "a later year", "arXiv:2305.00586", greater_than),
+            Task("sentiment", "praise or blame", "arXiv:2310.15154", sentiment),
+            Task("tracking", "who or what is where", "arXiv:2310.17191", tracking),
+        )
+    },
+)
 """Every task by name."""

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 FOUND, WHOLE = "subspace", "whole site"
 RANDOM, PERMUTED, UNTRAINED = "random subspace", "permuted labels", "random model"
+MISSED = 0.2
+"""What a subspace may lack of the whole site before that is said."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +153,12 @@ class InterchangeResult(FrameResult):
             f"Chance (commonest label) {self.chance:.2f}; without an exchange the model answers "
             f"{self.base_accuracy:.2f} of the bases rightly."
         )
+        whole = self.frame.loc[self.frame["run"] == WHOLE, "accuracy"]
+        if self.rank and len(whole) and whole.iloc[0] - own["accuracy"] > MISSED:
+            note += (
+                f" The whole site gives {whole.iloc[0]:.2f}, so this subspace has not found all of "
+                "it: train longer (epochs=), or give it more directions (rank=)."
+            )
         title = "Interchange accuracy" + (f": {self.variable}" if self.variable else "")
         return BarsView(self.frame["run"].tolist(), self.frame["accuracy"].tolist(), title, note)
 

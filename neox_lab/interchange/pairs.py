@@ -126,22 +126,22 @@ class Pairs:
         }
         return dataclasses.replace(self, **picked, roles=roles)
 
-    def split(self, share: float = 0.5, seed: int = 0) -> tuple[Pairs, Pairs]:
+    def split(self, held_out: float = 0.5, seed: int = 0) -> tuple[Pairs, Pairs]:
         """Pairs to train on and pairs to test on.
 
         Args:
-            share: how large a share is for training.
+            held_out: how large a share is for testing.
             seed: of the order.
 
         Raises:
-            InputError: no share, or a side without a pair.
+            InputError: no such share, or a side without a pair.
         """
-        share = check("share", share, _SHARE, InputError)
+        share = check("held_out", held_out, _SHARE, InputError)
         order = list(range(len(self)))
         Random(check("seed", seed, SEED, InputError)).shuffle(order)
-        count = round(share * len(order))
+        count = len(order) - round(share * len(order))
         if count in (0, len(order)):
-            raise InputError(f"share={share} of {len(self)} pairs leaves one side empty.")
+            raise InputError(f"held_out={share} of {len(self)} pairs leaves one side empty.")
         return self.rows(sorted(order[:count])), self.rows(sorted(order[count:]))
 
     def permuted(self, seed: int = 0) -> Pairs:

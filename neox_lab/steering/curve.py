@@ -97,7 +97,9 @@ class SteeringCurve(FrameResult):
                 continue
             for kind, rows in self.frame.groupby("kind", sort=False):
                 lines[f"{kind}: {panel.split(',')[0]}"] = self._line(Line, rows, measure, panel)
-        title = f"Steering ({self.mode}), {prompts} prompts"
+        moved = [abs(effect) for effects in self.control_effects.values() for effect in effects]
+        beside = f", controls up to {max(moved):.3g}" if moved else ""
+        title = f"Steering ({self.mode}), {prompts} prompts: effect {self.effect:.3g}{beside}"
         return CurvesView(title, lines, "scale", self.metric)
 
     def _line(self, kind: Any, rows: pd.DataFrame, measure: str, panel: str) -> Any:

@@ -249,7 +249,8 @@ def read_source(source: PathOrId, options: HubOptions) -> tuple[Tokenizer, Saved
         raise CheckpointError(
             f"{os.fspath(source)!r} has no tokenizer.json, nor vocab.json with merges.txt. It "
             f"holds: {', '.join(list_files(source, options)) or 'nothing'}. SentencePiece models "
-            "(*.model) are not GPT-NeoX tokenizers and cannot be read."
+            "(*.model) are not GPT-NeoX tokenizers and cannot be read. A model that was saved here "
+            "has one once model.tokenizer.save_pretrained(folder) has written it beside."
         )
     beside = [find(name) for name in (CONFIG_FILE, ROLES_FILE, ADDED_FILE)]
     config, roles, added = [{} if path is None else read_json(path) for path in beside]

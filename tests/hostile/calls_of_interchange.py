@@ -25,7 +25,7 @@ def calls_of_interchange(model: Any) -> dict[str, Any]:
     return {
         "interchange.Pairs": (nl.interchange.Pairs, {**sides, "roles": {}, "variable": "first"}),
         "interchange.Pairs.permuted": (pairs.permuted, {"seed": 0}),
-        "interchange.Pairs.split": (pairs.split, {"share": 0.5, "seed": 0}),
+        "interchange.Pairs.split": (pairs.split, {"held_out": 0.5, "seed": 0}),
         "interchange.CausalModel": (
             nl.interchange.CausalModel,
             {"prompt": "{x}", "variables": {"first": lambda x: x}, "label": lambda first: first}

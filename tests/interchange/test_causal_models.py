@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import neox_lab as nl
-from neox_lab.errors import InputError
+from neox_lab.errors import InputError, NoSuchNameError
 from neox_lab.interchange import CausalModel, Pairs, Site, accuracy
 
 
@@ -61,6 +61,8 @@ def test_pairs_have_the_labels_of_the_causal_model() -> None:
     assert not set(zip(one.base, one.source, strict=True)) & set(
         zip(other.base, other.source, strict=True)
     )
+    train, test = pairs.split(1 / 3)
+    assert (len(train), len(test)) == (4, 2), "the share is of what is held out"
     assert sorted(pairs.permuted().labels) == sorted(pairs.labels)  # type: ignore[type-var]
 
 
@@ -128,3 +130,10 @@ def test_what_is_wrong_with_pairs_is_explained() -> None:
     for which in ([2], "ab", 1.5, None, []):
         with pytest.raises(InputError):
             pairs.rows(which)  # type: ignore[arg-type]
+
+
+def test_a_task_without_a_causal_model_is_named_with_those_that_have_one() -> None:
+    with pytest.raises(NoSuchNameError, match="causal model is called 'agreement'; there are ioi"):
+        nl.gym.CAUSAL["agreement"]
+    with pytest.raises(NoSuchNameError, match=r"task is called 'agrement'.*agreement"):
+        nl.gym.TASKS["agrement"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.errors import InputError
+from neox_lab.frames import make_frame
 from neox_lab.gym.planting import tokenizer
 from neox_lab.interchange import InterchangeMap, Pairs, Site, accuracy, boundless, das, mask, sweep
 from neox_lab.interchange.cached_runs import CachedRuns
+from neox_lab.interchange.outcomes import InterchangeResult
 from neox_lab.interchange.pairs import read_pairs
 from neox_lab.interchange.subspaces import BoundedRotation, CoordinateMask, Rotation
 from neox_lab.interchange.training import loss
@@ -240,3 +243,16 @@ def test_the_map_shows_where_the_variable_is(
         sweep(model, pairs, held_out, {})
     with pytest.raises(InputError, match="layers"):
         sweep(model, pairs, held_out, places, layers=[7])
+
+
+def test_a_subspace_that_lacks_much_of_its_site_says_so() -> None:
+    frame = make_frame({
+        "run": ["subspace", "random subspace", "whole site"], "accuracy": [0.1, 0.0, 0.96],
+        "low": [0.0, 0.0, 0.9], "high": [0.2, 0.1, 1.0], "kept_base": [0.9, 1.0, 0.0],
+        "other": [0.0, 0.0, 0.04],
+    })  # fmt: skip
+    site = Site("resid_post.1", -1, subspace=torch.eye(8)[:, :2])
+    found = InterchangeResult(frame, site, "giver", 50, 3, 0.1, 0.9, torch.empty(0))
+    assert "whole site gives 0.96" in found.view().note and "rank=" in repr(found)
+    frame = frame.assign(accuracy=[0.9, 0.0, 0.96])
+    assert "whole site" not in dataclasses.replace(found, frame=frame).view().note

@@ -58,6 +58,8 @@ def test_a_sentiment_direction_moves_sentiment_and_its_controls_do_not() -> None
         assert len(spans) == 3, kind
         assert max(map(abs, spans)) < 0.3 * curve.effect
         assert abs(sum(spans) / 3) < 0.2 * curve.effect
+    most = max(abs(span) for spans in curve.control_effects.values() for span in spans)
+    assert f"effect {curve.effect:.3g}, controls up to {most:.3g}" in repr(curve)
     unsteered = curve.frame[curve.frame["scale"] == 0]
     assert unsteered["kl_bits"].abs().max() < 1e-5
     assert unsteered["metric"].nunique() == 1
