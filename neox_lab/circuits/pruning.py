@@ -37,6 +37,7 @@ from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.progress_report import ProgressReport, watched
 from neox_lab.experiments.patching.prompts import PromptsLike
 from neox_lab.frames import make_frame
+from neox_lab.notices import tell
 from neox_lab.results import FrameResult
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ LOW, HIGH = -0.1, 1.1  # the interval to which the sigmoid is stretched
 BEGIN = 4.0
 """Location of every mask at first: fully open in 92 of 100 draws. With less, one edge of a chain of
 five is nearly always half cut, and then the others have no gradient."""
+UNFINISHED = 1.5  # expected open edges, as a multiple of those wanted, above which that is said
 WARM_UP = 0.5  # share of the steps in which the target comes down
 
 
@@ -166,6 +168,13 @@ def prune_edges(
         raise InputError(
             f"Nothing is left of {count:,} edges: no way from the embedding to the logits is open. "
             "Allow more edges, or more steps."
+        )
+    expected = search.record["expected_edges"][-1]
+    if watch.complete and expected > UNFINISHED * count:
+        tell(
+            f"Edge pruning stopped while {expected:,.0f} edges were expected open and {count:,} "
+            "wanted: the circuit is the most open of them, and nobody tried it alone. Give more "
+            f"steps than {steps:,}."
         )
     return PrunedEdges(circuit, make_frame(search.record), masks, unit, watch.complete)
 

@@ -19,7 +19,7 @@ from neox_lab.circuits import prune_edges
 from neox_lab.circuits.masked_runs import distance_to_clean, logits_under
 from neox_lab.circuits.pruning import masks_of, open_probability
 from neox_lab.circuits.runs import CircuitRuns
-from neox_lab.errors import InputError
+from neox_lab.errors import InputError, NeoxLabWarning
 from neox_lab.experiments.metrics import logit_difference, span_logit
 from neox_lab.experiments.prompt_pairs import pair
 
@@ -177,6 +177,12 @@ def test_interrupted_and_told() -> None:
     clean, corrupted = prompts(2, 6, first=1)
     result = prune_edges(small(), clean, corrupted, METRIC, 20, steps=50, progress=report)
     assert len(result.frame) == 7 and not result.complete
+
+
+def test_a_search_that_was_too_short_is_told() -> None:
+    clean, corrupted = prompts(4, 8, first=2)
+    with pytest.warns(NeoxLabWarning, match=r"20 wanted.*more steps than 30"):
+        prune_edges(small(), clean, corrupted, METRIC, 20, steps=30, progress=False)
 
 
 def test_what_makes_no_sense_is_refused() -> None:
