@@ -264,7 +264,7 @@ class AttributionGraphView(View):
             lines[layer] = max(lines[layer], -(-len(members) // self._per_line(layer)))
         edges = np.concatenate([[LEFT], LEFT + np.cumsum(widths)])
         columns = ((edges[1:] + edges[:-1]) / 2).tolist()
-        rows, y = [], HEADING + 0.1
+        rows, y = [], HEADING + 0.05 + 0.055 * self._longest()
         for layer in reversed(range(-1, self.layers + 1)):
             high = ROW + (lines[layer] - 1) * LINE
             rows.append(y + high / 2)
@@ -287,6 +287,11 @@ class AttributionGraphView(View):
 
     def _per_line(self, layer: int) -> int:
         return len(self.marks) if layer == self.layers else PER_LINE
+
+    def _longest(self) -> int:
+        """Letters of the longest name of a logit, as it is drawn."""
+        names = [mark.name.removeprefix("logit ") for mark in self.marks if mark.kind == "logit"]
+        return max((len(label(name, TOKEN_LIMIT)) for name in names), default=0)
 
     def _feet(self) -> float:
         """Room for the tokens' names, which lean, and a line below them."""

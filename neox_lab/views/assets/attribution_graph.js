@@ -22,7 +22,7 @@ function mount(element, data) {
     into: [],
     out: [],
   }));
-  const top = Math.min(...data.rows) * INCH - 66;
+  const top = Math.min(...data.rows) * INCH - 78;
   const [wide, high] = [data.size[0] * INCH + 10, data.size[1] * INCH - top];
   const picture = svg("svg", { viewBox: `0 ${top} ${wide} ${high}`, class: "network graph" });
   picture.setAttribute("role", "listbox");
