@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from types import SimpleNamespace
 from typing import cast
@@ -111,20 +111,31 @@ class SteeringWidget(LiveWidget):
         note = f"{sum(changed)} of {len(steered)} new tokens are others; they are marked."
         views = [
             _strip(given.prompt, plain, [False] * len(plain), "The model itself", "Unsteered."),
-            _strip(given.prompt, steered, changed, said, note),
+            _strip(given.prompt, steered, changed, said, note, plain),
         ]
         panels = [panel(str(at), view, beside=True) for at, view in enumerate(views)]
         done = [len(steered), given.length]
         self._show(job, views[1], panels, now, beside=views[:1], progress=done)
 
 
-def _strip(prompt: str, pieces: list[str], changed: list[bool], title: str, note: str) -> StripView:
-    """A prompt and its continuation, the tokens that differ marked."""
+def _strip(
+    prompt: str,
+    pieces: list[str],
+    changed: list[bool],
+    title: str,
+    note: str,
+    plain: Sequence[str] = (),
+) -> StripView:
+    """A prompt and its continuation, the tokens that differ marked and listed."""
     made = [
         Piece(piece, kind="changed" if other else None, strength=0.5)
         for piece, other in zip(pieces, changed, strict=True)
     ]
-    return StripView([Piece(prompt), *made], title, note)
+    found = [
+        {"new token": at, "by itself": one, "steered": other}
+        for at, (one, other) in enumerate(zip(plain, pieces, strict=False))
+    ]
+    return StripView([Piece(prompt), *made], title, note, found, "Token by token")
 
 
 def steering(direction: Direction, prompt: str = "", scale: float = 1.0) -> SteeringWidget:
