@@ -131,7 +131,7 @@ PLANTED: dict[str, tuple[Callable[[str], str], Callable[[str], str], set[tuple[s
         pytest.param(
             "another answer", {"steps": 150, "objective": "metric"}, marks=pytest.mark.slow
         ),
-        ("answers swapped", {"steps": 300}),
+        pytest.param("answers swapped", {"steps": 300}, marks=pytest.mark.slow),
         pytest.param("another text", {"steps": 600}, marks=pytest.mark.slow),
     ],
 )
