@@ -55,7 +55,7 @@ def attribution_graph(
     Args:
         model: a causal language model; float32, for numbers to be exact.
         transcoders: of its MLPs: one, a list or a mapping of them, or a cross-layer transcoder.
-        prompt: one text, or its token ids.
+        prompt: one text, or its token ids ``[1, pos]``; padding is left out.
         max_features: so many features get a row of their own, those that matter most for the logits
             as far as is known when they are chosen.
         interventions: so many of the features that matter most are removed in real runs, whose
