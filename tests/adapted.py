@@ -30,9 +30,10 @@ METRIC = nl.patching.logit_difference([3, 4], [6, 7])
 
 
 def build(name: str = LM, **overrides: Any) -> Any:
+    """A model in float64, where rounding hides no difference and makes none."""
     model = getattr(nl, name)(nl.GPTNeoXConfig(**SMALL | overrides)).eval()
     randomize(model, std=0.3)
-    return model
+    return model.double()
 
 
 def ids(seed: int = 0) -> Tensor:
@@ -51,7 +52,7 @@ def with_lora(model: Any, targets: list[str] = MATRICES, **settings: Any) -> Any
             if "lora_" in name:
                 noise = torch.randn(parameter.shape, generator=generator)
                 parameter.copy_(0.3 * noise)
-    return model.eval()
+    return model.double().eval()
 
 
 def merged(model: Any) -> Any:

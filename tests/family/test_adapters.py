@@ -210,7 +210,7 @@ def test_an_adapter_can_be_turned_off() -> None:
 
 def test_half_precision() -> None:
     adapted = with_lora(build()).bfloat16()
-    close(adapted.W_O.float(), merged(adapted).W_O.float(), 0.01)
+    close(adapted.W_O.float(), merged(adapted).W_O.float(), 0.02)
     merged_values = QUESTIONS["z"](merged(adapted).float())
     close(QUESTIONS["z"](adapted).float(), merged_values.float(), 0.1)
 
