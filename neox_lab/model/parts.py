@@ -247,6 +247,8 @@ def _like(module: nn.Module) -> Tensor:
     for parameter in module.parameters():
         if parameter.is_floating_point() and not parameter.is_meta:
             return parameter.new_empty(0)
+        if parameter.is_floating_point():  # put aside: it comes back in its dtype when it is needed
+            dtype = parameter.dtype
         device = device if parameter.is_meta else parameter.device
     return torch.empty(0, device=device, dtype=dtype)
 
