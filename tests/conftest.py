@@ -20,7 +20,8 @@ from newer_transformers import (  # noqa: F401  pytest finds its hooks here
 )
 from small_hub import SmallHub
 
-torch.set_num_threads(2)
+# Two cores, shared with the other workers if pytest-xdist has some.
+torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 # Machines that run tests are shared and slow; how long an example takes is not what is tested.
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("shared")

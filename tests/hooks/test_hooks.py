@@ -374,7 +374,7 @@ CONSEQUENCES: list[tuple[str, str, ByHand]] = [
 
 
 @WIRINGS
-@pytest.mark.parametrize(("edited", "changed", "by_hand"), CONSEQUENCES, ids=lambda v: str(v)[:30])
+@pytest.mark.parametrize(("edited", "changed", "by_hand"), CONSEQUENCES)
 @torch.no_grad()
 def test_an_edit_has_the_effect_computed_by_hand(
     edited: str, changed: str, by_hand: ByHand, parallel: bool

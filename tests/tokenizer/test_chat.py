@@ -177,7 +177,7 @@ def test_any_conversation_is_written_as_transformers_writes_it(
         {"sanitize_control_tokens": True, "truncation": True, "max_length": 9},
         {"sanitize_control_tokens": True, "return_tensors": "pt"},
     ],
-    ids=str,
+    ids=lambda options: "-".join(options) or "none",
 )
 def test_options_mean_what_they_mean_in_transformers(
     ours: GPTNeoXTokenizerFast, theirs: Any, template: str, options: dict[str, Any]
