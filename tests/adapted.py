@@ -68,4 +68,6 @@ def merged(model: Any) -> Any:
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> None:
     scale = float(b.detach().abs().nan_to_num().max().clamp(min=1))
-    torch.testing.assert_close(a.double(), b.double(), rtol=0, atol=tolerance * scale, equal_nan=True)
+    torch.testing.assert_close(
+        a.double(), b.double(), rtol=0, atol=tolerance * scale, equal_nan=True
+    )

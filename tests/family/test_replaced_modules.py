@@ -356,7 +356,8 @@ def test_quantized_matrices_have_no_weight() -> None:
 
             def forward(self, x: Tensor) -> Tensor:
                 step = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-9) / 127
-                return (x / step).round() @ self.stored.to(x.dtype).T * self.scale * step + self.bias
+                weight = self.stored.to(x.dtype).T * self.scale
+                return (x / step).round() @ weight * step + self.bias
 
         return Rounded()
 
