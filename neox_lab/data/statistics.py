@@ -230,6 +230,22 @@ def normal_interval(values: Sequence[float] | Floats, level: float = 0.95) -> tu
     return float(low), float(high)
 
 
+def student_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean of few values; NaNs of fewer than two.
+
+    Raises:
+        InputError: ``level`` is no share.
+    """
+    from scipy import stats
+
+    level = check("level", level, _LEVEL, InputError)
+    listed = np.asarray(values, dtype=np.float64)
+    if len(listed) < 2:
+        return math.nan, math.nan
+    half = stats.t.ppf((1 + level) / 2, len(listed) - 1) * listed.std(ddof=1) / len(listed) ** 0.5
+    return float(listed.mean() - half), float(listed.mean() + half)
+
+
 def correlation(one: Floats, other: Floats, *, ranks: bool = False) -> float:
     """How far two rows of numbers rise together, from -1 to 1.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,35 +13,18 @@ from neox_lab.checks import SEED, SWITCH, check, number, shown, whole
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError
 from neox_lab.interchange.cached_runs import CachedRuns
-from neox_lab.interchange.outcomes import (
-    FOUND,
-    PERMUTED,
-    RANDOM,
-    UNTRAINED,
-    WHOLE,
-    InterchangeResult,
-    Outcome,
-    outcome,
-    result_of,
-)
+from neox_lab.interchange.nulls import of_directions, random_rows, trained_rows
+from neox_lab.interchange.outcomes import FOUND, WHOLE, InterchangeResult, result_of
 from neox_lab.interchange.pairs import Pairs, ReadPairs, read_pairs
-from neox_lab.interchange.running import exchanged
 from neox_lab.interchange.sites import Site, find_point
-from neox_lab.interchange.subspaces import (
-    BoundedRotation,
-    CoordinateMask,
-    Rotation,
-    Subspace,
-    random_directions,
-)
+from neox_lab.interchange.subspaces import BoundedRotation, CoordinateMask, Rotation, Subspace
 from neox_lab.interchange.training import Settings, train
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
 
-DRAWS = 5
-"""Random subspaces that one is compared with."""
 _COUNT, _RATE = whole(least=1, most=10**6), number(above=0, most=10)
+_DRAWS = whole(least=0, most=1000)
 
 
 def accuracy(
@@ -67,10 +50,10 @@ def accuracy(
     find_point(site, model)
     runs = CachedRuns(model, read_pairs(model, pairs), site)
     if site.subspace is None:
-        rows = {WHOLE: _of_directions(runs, None, batch_size)}
+        rows = {WHOLE: of_directions(runs, None, batch_size)}
     else:
-        rows = {FOUND: _of_directions(runs, site.subspace, batch_size)}
-        rows |= _random(runs, site.subspace.shape[1], batch_size, seed)
+        rows = {FOUND: of_directions(runs, site.subspace, batch_size)}
+        rows |= random_rows(runs, site.subspace.shape[1], batch_size, seed)
     return result_of(runs, rows, site, pairs.variable, pairs.chance, torch.zeros(0))
 
 
@@ -85,7 +68,7 @@ def das(
     batch_size: int = 32,
     learning_rate: float = 1e-2,
     seed: int = 0,
-    nulls: bool = True,
+    nulls: int = 5,
     progress: bool = True,
 ) -> InterchangeResult:
     """Find directions at a site that carry a variable: distributed alignment search.
@@ -102,8 +85,9 @@ def das(
         batch_size: pairs in a step.
         learning_rate: the largest of Adam's; it rises for a tenth of the steps, then falls to 0.
         seed: of the first directions, of the order of pairs and of the nulls.
-        nulls: also train on permuted labels and on a model with fresh weights, which takes three
-            times as long. Random subspaces are always tried.
+        nulls: how often each null that must be trained is drawn: on permuted labels, and in a
+            model with fresh weights. Each draw of each takes as long as the finding; 0 for none.
+            Random subspaces are always tried.
         progress: show a bar.
 
     Raises:
@@ -130,7 +114,7 @@ def boundless(
     batch_size: int = 32,
     learning_rate: float = 1e-2,
     seed: int = 0,
-    nulls: bool = True,
+    nulls: int = 5,
     progress: bool = True,
 ) -> InterchangeResult:
     """The same where the number of directions is learned, too: boundless DAS.
@@ -176,7 +160,7 @@ def mask(
     batch_size: int = 32,
     learning_rate: float = 1e-1,
     seed: int = 0,
-    nulls: bool = True,
+    nulls: int = 5,
     progress: bool = True,
 ) -> InterchangeResult:
     """Find which of a site's own numbers carry a variable: no rotation, a weight for each.
@@ -235,12 +219,12 @@ def _search(
     site: Site,
     make: Callable[[CachedRuns, torch.Generator], Subspace],
     rank: object,
-    nulls: bool,
+    nulls: object,
     settings: Settings,
 ) -> InterchangeResult:
     """Train on some pairs, test on others, and do the same where nothing can be found."""
     refuse_dropout(model)
-    nulls = check("nulls", nulls, SWITCH, InputError)
+    draws = check("nulls", nulls, _DRAWS, InputError)
     find_point(site, model)
     if site.subspace is not None:
         raise InputError(
@@ -268,57 +252,20 @@ def _search(
             "directions."
         )
 
-    def find(runs: CachedRuns, labels: Tensor) -> tuple[Tensor, Tensor]:
-        chosen = torch.Generator().manual_seed(settings.seed)
-        subspace = make(runs, chosen)
-        losses = train(runs, labels, subspace, settings)
+    def find(runs: CachedRuns, labels: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+        drawn = dataclasses.replace(settings, seed=seed)
+        subspace = make(runs, torch.Generator().manual_seed(seed))
+        losses = train(runs, labels, subspace, drawn)
         return subspace.directions(), losses
 
-    size = settings.batch_size
-    directions, losses = find(learning, own.labels)
-    rows = {FOUND: _of_directions(tested, directions, size)}
-    rows |= _random(tested, directions.shape[1], size, settings.seed)
-    if nulls:
-        mixed = own.labels[pairs.mixed(settings.seed)]
-        rows[PERMUTED] = _of_directions(tested, find(learning, mixed)[0], size)
-        fresh = fresh_model(model, settings.seed)
-        there = [CachedRuns(fresh, each, site) for each in (own, other)]
-        rows[UNTRAINED] = _of_directions(there[1], find(there[0], own.labels)[0], size)
-    rows[WHOLE] = _of_directions(tested, None, size)
+    size, seed = settings.batch_size, settings.seed
+    directions, losses = find(learning, own.labels, seed)
+    rows = {FOUND: of_directions(tested, directions, size)}
+    rows |= random_rows(tested, directions.shape[1], size, seed)
+    rows |= trained_rows(find, learning, tested, pairs, size, [seed + n for n in range(draws)])
+    rows[WHOLE] = of_directions(tested, None, size)
     found = dataclasses.replace(site, subspace=directions.cpu())
     return result_of(tested, rows, found, held_out.variable, held_out.chance, losses)
-
-
-def _of_directions(runs: CachedRuns, directions: Tensor | None, batch_size: int) -> Outcome:
-    """What exchanging along directions does."""
-    return outcome(runs, lambda own, other: exchanged(own, other, directions), batch_size)
-
-
-def _random(runs: CachedRuns, rank: int, batch_size: int, seed: int) -> dict[str, Outcome]:
-    """What random subspaces of a rank do."""
-    chosen = torch.Generator().manual_seed(seed)
-    return {
-        f"{RANDOM} {draw + 1}": _of_directions(
-            runs, random_directions(runs.width, rank, chosen), batch_size
-        )
-        for draw in range(DRAWS)
-    }
-
-
-def fresh_model(model: HookedModel, seed: int) -> HookedModel:
-    """A model of the same class and shape with weights as they are before training.
-
-    Args:
-        model: what it looks like.
-        seed: of the weights.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # of the CPU alone, which is put back
-        fresh: Any = type(model)(model.config)  # type: ignore[call-arg]
-    fresh.tokenizer = model.tokenizer
-    weight = next(model.parameters())
-    made: HookedModel = fresh.to(weight.device, weight.dtype).eval()
-    return made
 
 
 def _kind(runs: CachedRuns) -> tuple[torch.dtype, torch.device]:

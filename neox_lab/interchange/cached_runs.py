@@ -42,7 +42,8 @@ class CachedRuns:
     Attributes:
         model: the model.
         pairs: as it reads them.
-        placed: the site.
+        site: as the user named it.
+        placed: the site in these pairs.
         start: the first layer that runs.
         first: the first column that runs.
         stream: the bases' residual stream entering that layer, ``[pair, pos, d_model]``.
@@ -60,7 +61,7 @@ class CachedRuns:
         check_parts(model)
         _refuse_hooks(model)
         graph.check_whole(model)
-        self.model, self.pairs = model, pairs
+        self.model, self.pairs, self.site = model, pairs, site
         self.placed = place(site, model, pairs.base, pairs.source, pairs.roles)
         self.layers = model.config.num_hidden_layers
         self.is_stream, self.start = _entry(self.placed.point, self.layers)

@@ -8,8 +8,9 @@ whose label does not change are left out, and the same is asked of
     permuted labels      directions trained with the labels of other pairs
     random model         the same procedure on a model of the same shape with fresh weights
 
-``chance`` is what the best guess without reading anything would get: the share of the commonest
-label. A null that does nothing at all gets 0.
+Each null is drawn several times, for one draw says little (see ``nulls``). ``chance`` is what the
+best guess without reading anything would get: the share of the commonest label. A null that does
+nothing at all gets 0.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from neox_lab.data.statistics import student_interval
 from neox_lab.frames import make_frame
 from neox_lab.interchange.cached_runs import BATCH, CachedRuns, Change
 from neox_lab.interchange.sites import Site
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 FOUND, WHOLE = "subspace", "whole site"
 RANDOM, PERMUTED, UNTRAINED = "random subspace", "permuted labels", "random model"
+NULLS = (RANDOM, PERMUTED, UNTRAINED)
+NULL_COLUMNS = ("null", "draws", "mean", "low", "high", "largest", "reached", "p")
 MISSED = 0.2
 """What a subspace may lack of the whole site before that is said."""
 
@@ -104,8 +108,9 @@ class InterchangeResult(FrameResult):
 
     Attributes:
         frame: a row for what was asked about, ``"subspace"`` or ``"whole site"``, and one for each
-            null: ``run``, ``accuracy`` with ``low`` and ``high`` (95 %), ``kept_base`` (share that
-            still gives the base's label: nothing happened) and ``other`` (neither label).
+            draw of each null: ``run``, ``accuracy`` with ``low`` and ``high`` (95 %), ``kept_base``
+            (share that still gives the base's label: nothing happened) and ``other`` (neither
+            label).
         site: where, with the subspace that was found.
         variable: of the causal model.
         pairs: on how many pairs it was tested.
@@ -131,10 +136,36 @@ class InterchangeResult(FrameResult):
 
     @property
     def nulls(self) -> dict[str, float]:
-        """The largest accuracy of each null, by name."""
-        names = self.frame["run"].iloc[1:].str.replace(r" \d+$", "", regex=True)
-        nulls = self.frame["accuracy"].iloc[1:].groupby(names.to_numpy(), sort=False).max()
-        return {str(name): float(value) for name, value in nulls.items() if name != WHOLE}
+        """The accuracy of each null, by name: the mean of its draws."""
+        found = self.null_frame
+        return dict(zip(found["null"], found["mean"], strict=True))
+
+    @property
+    def null_frame(self) -> pd.DataFrame:
+        """The finding against its nulls, a row each.
+
+        ``null``; ``draws``, how many; ``mean`` accuracy with ``low`` and ``high`` (95 %: Student's
+        over draws, or Wilson's over pairs where that is wider); the ``largest`` draw; how many
+        draws ``reached`` the finding; and ``p``, the chance of that where there is nothing to find:
+        (reached + 1) / (draws + 1).
+        """
+        rows, by_name = [], dict[str, list[float]]()
+        for run, accuracy in zip(self.frame["run"], self.frame["accuracy"], strict=True):
+            if (name := str(run).rstrip("0123456789 ")) in NULLS:
+                by_name.setdefault(name, []).append(float(accuracy))
+        for name, values in by_name.items():
+            mean = sum(values) / len(values)
+            low, high = Outcome(mean, 0.0, self.pairs).interval
+            if len(values) > 1:
+                within = student_interval(values)
+                low, high = max(0.0, min(low, within[0])), min(1.0, max(high, within[1]))
+            reached = sum(value >= self.accuracy for value in values)
+            rows.append({
+                "null": name, "draws": len(values), "mean": mean, "low": low, "high": high,
+                "largest": max(values), "reached": reached,
+                "p": (reached + 1) / (len(values) + 1),
+            })  # fmt: skip
+        return make_frame(rows, list(NULL_COLUMNS))
 
     @property
     def rank(self) -> int:
@@ -142,25 +173,36 @@ class InterchangeResult(FrameResult):
         return 0 if self.site.subspace is None else self.site.subspace.shape[1]
 
     def view(self) -> BarsView:
-        """Accuracies as bars."""
+        """Accuracies as bars, of each null the mean of its draws."""
         from neox_lab.views import BarsView
 
-        own = self.frame.iloc[0]
-        rank = f", {self.rank} directions" if self.rank else ""
+        own, nulls = self.frame.iloc[0], self.null_frame
+        rank = f", {self.rank} direction{'s' if self.rank > 1 else ''}" if self.rank else ""
         note = (
             f"{own['accuracy']:.2f} [{own['low']:.2f}, {own['high']:.2f}] of {self.pairs} held-out "
             f"pairs{rank}; {self.unchanged} more were left out, whose label does not change. "
             f"Chance (commonest label) {self.chance:.2f}; without an exchange the model answers "
             f"{self.base_accuracy:.2f} of the bases rightly."
         )
+        if len(nulls):
+            largest, name = max(zip(nulls["largest"], nulls["null"], strict=True))
+            note += (
+                f" Nulls are means of draws: {int(nulls['reached'].sum())} of "
+                f"{int(nulls['draws'].sum())} reach the finding, the largest is "
+                f"{largest:.2f} ({name})."
+            )
         whole = self.frame.loc[self.frame["run"] == WHOLE, "accuracy"]
         if self.rank and len(whole) and whole.iloc[0] - own["accuracy"] > MISSED:
             note += (
                 f" The whole site gives {whole.iloc[0]:.2f}, so this subspace has not found all of "
                 "it: train longer (epochs=), or give it more directions (rank=)."
             )
+        bars = {str(own["run"]): float(own["accuracy"])}
+        if len(whole):
+            bars[WHOLE] = float(whole.iloc[0])
         title = "Interchange accuracy" + (f": {self.variable}" if self.variable else "")
-        return BarsView(self.frame["run"].tolist(), self.frame["accuracy"].tolist(), title, note)
+        bars |= self.nulls
+        return BarsView(list(bars), list(bars.values()), title, note)
 
 
 def result_of(

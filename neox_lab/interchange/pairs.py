@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -147,6 +148,10 @@ class Pairs:
     def permuted(self, seed: int = 0) -> Pairs:
         """The same pairs with labels of others among them: what is left is no variable.
 
+        Pairs of each label get all labels, in the shares that these have: labels that were merely
+        shuffled would, by luck, be the right ones or the wrong ones too often. They are not made to
+        differ, either: of two labels the other one would be as good as the right one.
+
         Args:
             seed: of the order.
         """
@@ -159,9 +164,27 @@ class Pairs:
         Args:
             seed: of the order.
         """
-        order = list(range(len(self)))
-        Random(check("seed", seed, SEED, InputError)).shuffle(order)
-        return order
+        random, count = Random(check("seed", seed, SEED, InputError)), len(self)
+        order = list(range(count))
+        random.shuffle(order)
+        number = {label: n for n, label in enumerate(dict.fromkeys(map(self._both, order)))}
+        kinds = {label: n for n, (label, _) in enumerate(number)}
+        order.sort(key=lambda row: (kinds[self.labels[row]], number[self._both(row)]))
+        stride = _stride(count)  # whatever stands together is spread over all
+        start, given = random.randrange(count), [0] * count
+        for place, row in enumerate(order):
+            given[row] = order[(place * stride + start) % count]
+        return given
+
+    def _both(self, row: int) -> tuple[str | int, str | int]:
+        """Labels of a pair after the exchange and before it."""
+        return self.labels[row], self.base_labels[row]
+
+
+def _stride(count: int) -> int:
+    """About 0.618 of ``count``, without a common divisor: its multiples are spread most evenly."""
+    near = sorted(range(1, count + 1), key=lambda stride: abs(stride - 0.618034 * count))
+    return next(stride for stride in near if math.gcd(stride, count) == 1)
 
 
 @dataclasses.dataclass(frozen=True)

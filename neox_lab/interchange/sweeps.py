@@ -37,7 +37,7 @@ class InterchangeMap(GridResult):
     Attributes:
         values: accuracy on held-out pairs whose label changes, ``[layer, pos]``.
         whole: the same where the whole site is exchanged, ``[layer, pos]``.
-        nulls: the largest accuracy of each null ``[null, layer, pos]``: random subspaces, and, if
+        nulls: mean accuracy of each null's draws ``[null, layer, pos]``: random subspaces, and, if
             they were asked for, permuted labels and a random model.
         directions: what was found, ``[layer, pos, width, rank]``.
         hook: first part of the short form of the hook points.
@@ -102,7 +102,7 @@ def sweep(
     batch_size: int = 32,
     learning_rate: float = 1e-2,
     seed: int = 0,
-    nulls: bool = True,
+    nulls: int = 1,
     progress: bool = True,
 ) -> InterchangeMap:
     """DAS at every layer and some positions.
@@ -119,7 +119,8 @@ def sweep(
         batch_size: see ``das``.
         learning_rate: see ``das``.
         seed: see ``das``.
-        nulls: see ``das``; without them a third of the time.
+        nulls: see ``das``; one draw in each cell makes many, and with 0 it takes a third of the
+            time.
         progress: show a bar.
 
     Raises:

@@ -16,7 +16,7 @@ def calls_of_interchange(model: Any) -> dict[str, Any]:
     others = nl.interchange.Pairs(**{**sides, "base": ["bb", "dd"]})
     asked = {"model": model, "pairs": pairs, "held_out": others}
     training = {"epochs": 1, "batch_size": 2, "learning_rate": 0.01, "seed": 0}
-    training |= {"nulls": False, "progress": False}
+    training |= {"nulls": 0, "progress": False}
     causal = nl.interchange.CausalModel(
         "{x}{y}", {"first": lambda x: x}, lambda first, y: first if y == "b" else y
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -90,12 +91,27 @@ def test_the_planted_variable_is_found(planted: tuple[Any, Pairs, Pairs]) -> Non
     assert result.base_accuracy == 1
     assert set(result.nulls) == {"random subspace", "permuted labels", "random model"}
     assert all(abs(null - result.chance) <= 0.05 for null in result.nulls.values())
+    assert (result.null_frame["reached"] == 0).all()
+    assert result.null_frame["p"].tolist() == [1 / 11, 1 / 6, 1 / 6]
     assert result.pairs + result.unchanged == len(held_out)
     assert result.pairs == len(held_out.changing) < len(held_out)
     truth = nl.gym.planted_variable.DIRECTIONS[:, 2]  # type: ignore[attr-defined]
     assert float((truth @ result.site.subspace).abs()) > 0.8  # type: ignore[operator]
     again = accuracy(model, held_out, result.site)
     assert again.accuracy == result.accuracy
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 9))
+def test_every_null_stays_by_chance(seed: int) -> None:
+    """Other pairs, other splits, other draws."""
+    pairs = nl.gym.CAUSAL["planted"].pairs("c_is_capital", 500, seed=seed).split(seed=seed)
+    found = das(nl.gym.planted_variable(), *pairs, PLANTED, 1, seed=100 * seed, **FEW)
+    nulls = found.null_frame
+    assert found.accuracy >= 0.98
+    assert ((nulls["mean"] - found.chance).abs() <= 0.05).all()
+    assert (nulls["reached"] == 0).all() and nulls["largest"].max() < 0.5
+    assert (nulls["low"] <= nulls["mean"]).all() and (nulls["mean"] <= nulls["high"]).all()
 
 
 def test_the_truth_follows_and_the_whole_site_does_not(planted: tuple[Any, Pairs, Pairs]) -> None:
@@ -114,7 +130,7 @@ def test_the_truth_follows_and_the_whole_site_does_not(planted: tuple[Any, Pairs
 
 def test_boundless_finds_few_directions(planted: tuple[Any, Pairs, Pairs]) -> None:
     model, pairs, held_out = planted
-    result = boundless(model, pairs, held_out, PLANTED, 8, nulls=False, **FEW)
+    result = boundless(model, pairs, held_out, PLANTED, 8, nulls=0, **FEW)
     assert result.accuracy >= 0.98
     assert result.rank < 8
 
@@ -124,7 +140,7 @@ def test_a_mask_finds_coordinates() -> None:
     model, found = nl.gym.planted_variable(), None
     pairs, held_out = nl.gym.CAUSAL["planted"].pairs("c_is_capital", 500).split()
     site = Site(("z", 0), -1, heads=1)  # the head writes its first ten numbers
-    found = mask(model, pairs, held_out, site, nulls=False, **FEW)
+    found = mask(model, pairs, held_out, site, nulls=0, **FEW)
     assert found.accuracy >= 0.98
     assert found.site.subspace is not None
     assert found.site.subspace.nonzero().tolist()[0] == [2, 0]
@@ -206,6 +222,26 @@ def test_two_pairs_have_a_null() -> None:
         assert "permuted labels" in found.nulls
 
 
+def test_permuted_labels_tell_nothing_of_the_true_ones() -> None:
+    """Pairs of each label get all labels, in their shares, whether labels are few or many."""
+    for names, seeds in (("aab", 6), ("abcdefghijklmnopqrstuvwxyz", 3), ("ab", 6)):
+        for seed in range(seeds):
+            chosen = Random(seed)
+            labels, base = chosen.choices(names, k=211), chosen.choices(names, k=211)
+            pairs = Pairs(["t"] * 211, ["s"] * 211, base, labels)
+            given = pairs.permuted(seed).labels
+            assert sorted(given) == sorted(labels)  # type: ignore[type-var]
+            assert given != pairs.permuted(seed + 1).labels
+            for label in set(labels):
+                own = [new for new, old in zip(given, labels, strict=True) if old == label]
+                for new in set(labels):
+                    expected = labels.count(label) * labels.count(new) / 211
+                    assert abs(own.count(new) - expected) < 3
+    one = Pairs(["t"] * 40, ["s"] * 40, ["a"] * 40, list(map(str, range(40))))
+    same = [old == new for old, new in zip(one.labels, one.permuted().labels, strict=True)]
+    assert sum(same) <= 2
+
+
 def test_pairs_that_show_nothing_are_refused() -> None:
     model = small()
     same = Pairs([[3, 4]], [[5, 6]], [7], [7])
@@ -226,7 +262,7 @@ def test_the_map_shows_where_the_variable_is(
 ) -> None:
     model, pairs, held_out = planted[0], planted[1], planted[2].rows(range(60))
     places = {"its letter": 2, "last": -1}
-    found = sweep(model, pairs, held_out, places, layers=[0, 2], nulls=False, **FEW)
+    found = sweep(model, pairs, held_out, places, layers=[0, 2], nulls=0, **FEW)
     assert found.values.shape == (2, 2)
     assert found.values[:, 1].min() >= 0.98
     assert found.values[:, 0].max() == 0  # read already
