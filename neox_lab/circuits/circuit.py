@@ -19,6 +19,7 @@ from neox_lab.circuits.evaluation import (
     require_edges,
     require_shape,
 )
+from neox_lab.circuits.head_patterns import head_patterns
 from neox_lab.circuits.prompts import Asked, prompts_of, width_of
 from neox_lab.circuits.runs import CircuitRuns
 from neox_lab.errors import InputError
@@ -222,6 +223,9 @@ class Circuit(GridResult):
     def view(self) -> NetworkView:
         """The circuit as a network: the embedding on top, the logits below.
 
+        A head that is pointed at or clicked shows where it looks on the first clean prompt, if the
+        circuit knows its prompts: a run of the model as it is now.
+
         Raises:
             InputError: it has no edge.
         """
@@ -253,6 +257,7 @@ class Circuit(GridResult):
             self.name,
             f"{self.edges:,} of {self.all_edges:,} edges.",
             signs=SIGNS if self.value_name.startswith("score") else BARE_SIGNS,
+            attention=None if self._asked is None else head_patterns(self._asked, found),
         )
 
 

@@ -13,13 +13,13 @@ all of it, and one run back for each node that is reached.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from neox_lab.checks import COUNT, check
+from neox_lab.checks import COUNT, check, shown
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution.agreement import Agreement, compare
 from neox_lab.experiments.attribution.gradients import even_padding
@@ -112,14 +112,19 @@ class FeatureEdges(Result):
         )
         return compare(estimated, self._measure(len(frame)), k)
 
-    def view(self) -> NetworkView:
+    def view(self, pages: Mapping[str, str] | None = None) -> NetworkView:
         """A row for each site and one for the metric; in a row, ends of large edges come first.
 
+        Args:
+            pages: for sites the folder that ``nl.features.pages`` wrote of their dictionary:
+                features link to their page in it.
+
         Raises:
-            InputError: there is no edge.
+            InputError: there is no edge, or a folder is of no site.
         """
         from neox_lab.views import Link, NetworkView
 
+        folders = self._folders(pages)
         if self.frame.empty:
             raise InputError("There is no edge above the threshold; ask for a lower one.")
         edges = [self.frame[name].tolist() for name in COLUMNS]
@@ -146,7 +151,32 @@ class FeatureEdges(Result):
             self.value_name,
             self.title,
             boxes=[box or "metric" for box in boxes],
+            pages=[
+                f"{folders[site].rstrip('/')}/{latent}.html"
+                if site in folders and latent.isdigit()
+                else ""
+                for site, latent in parts
+            ],
         )
+
+    def _folders(self, pages: object) -> dict[str, str]:
+        """The folder of pages of each site that has one.
+
+        Raises:
+            InputError: something else.
+        """
+        if pages is None:
+            return {}
+        if not isinstance(pages, Mapping) or not all(
+            isinstance(one, str) for one in pages.values()
+        ):
+            raise InputError(
+                f"pages={shown(pages)}; expected the folder that nl.features.pages wrote, for "
+                f"each site: {{{self.sites[0]!r}: 'pages'}}."
+            )
+        if strange := [site for site in pages if site not in self.sites]:
+            raise InputError(f"pages has {shown(strange[0])}, which is none of {self.sites}.")
+        return dict(pages)
 
 
 def _place(runs: SplicedRuns, node: Node | None) -> tuple[str, str]:

@@ -25,7 +25,7 @@ from neox_lab.views.heatmap import HeatmapView
 from neox_lab.views.lens import LensView
 from neox_lab.views.lens_pair import LensPairView
 from neox_lab.views.model_views import attention, hooks
-from neox_lab.views.network import Link, NetworkView
+from neox_lab.views.network import HeadPatterns, Link, NetworkView
 from neox_lab.views.notebooks import clean_notebook, notebook_faults
 from neox_lab.views.pairs import PairView
 from neox_lab.views.predictions import PredictionsView
@@ -46,6 +46,7 @@ __all__ = [
     "ExamplesView",
     "ExplorerView",
     "Flow",
+    "HeadPatterns",
     "HeatmapView",
     "LensPairView",
     "LensView",

@@ -42,7 +42,7 @@ _PARTS = {
     "explorer": ("maps", "saving", "explorer_panels", "explorer_answers"),
     "grid": ("cells",),
     "lens_pair": ("cells",),
-    "network": ("saving",),
+    "network": ("maps", "saving"),
     "slider": ("cells",),
     "strip": ("pieces",),
 }

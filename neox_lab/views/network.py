@@ -1,7 +1,8 @@
 """A network in rows, from where it reads to where it answers: parts as boxes, edges between them.
 
 The first row is on top. An edge is as wide as its number is large, blue where that is below zero
-and orange where it is above. One whose note is q, k or v ends at that letter of its reader.
+and orange where it is above. One whose note is q, k or v ends at that letter of its reader. In a
+browser, a head that is pointed at or clicked shows where it looks, and a feature links to its page.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import numpy as np
 from neox_lab.checks import FINITE, TEXT, check, several, shown, whole
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
-from neox_lab.views.base import View, texts
+from neox_lab.views.attention_data import attention_data
+from neox_lab.views.attention_patterns import AttentionPatterns
+from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import (
     HEADING,
     INK,
@@ -41,6 +44,7 @@ HIGH, HIGH_WITH_PORTS = 0.2, 0.28
 PORTS = {"q": -0.15, "k": 0.0, "v": 0.15}  # where an edge to one of a head's inputs ends
 LEFT, LEAST = 0.75, 5.5
 LISTED = 20  # edges of the table
+WEIGHTS = 300_000  # characters for the attention of all heads
 
 
 class Link(NamedTuple):
@@ -59,6 +63,22 @@ class Link(NamedTuple):
     note: str = ""
 
 
+class HeadPatterns(NamedTuple):
+    """Where some of the parts look, which are heads.
+
+    Attributes:
+        parts: their numbers.
+        patterns: weights of each ``[part, query, key]``, finite and not negative.
+        pieces: the tokens, one string for each position.
+        said: on what text, such as ``"the first prompt"``.
+    """
+
+    parts: Sequence[int]
+    patterns: object
+    pieces: Sequence[str]
+    said: str = "one prompt"
+
+
 class NetworkView(View):
     """Parts in rows, and edges that go down from one to another.
 
@@ -74,9 +94,11 @@ class NetworkView(View):
         note: a line below it.
         boxes: what stands in the box of each part; None for its name.
         signs: what a number below 0 and one above 0 means.
+        attention: where heads among the parts look, to be seen in a browser; None for nothing.
+        pages: where each part has a page of its own, "" where it has none; None for none at all.
 
     Raises:
-        InputError: there is no edge, or parts, rows and edges do not fit together.
+        InputError: there is no edge, or parts, rows, edges, patterns and pages do not fit together.
     """
 
     asset = "network"
@@ -93,6 +115,8 @@ class NetworkView(View):
         note: str = "",
         boxes: Sequence[str] | None = None,
         signs: Sequence[str] = ("below 0", "above 0"),
+        attention: HeadPatterns | None = None,
+        pages: Sequence[str] | None = None,
     ) -> None:
         listed = several("names", names, "a list of strings, one for each part", InputError)
         self.names = texts(listed, len(listed), "names", "part")
@@ -119,6 +143,8 @@ class NetworkView(View):
         for link in self.links:
             if max(link.begin, link.end) >= len(self.rows):
                 raise InputError(f"{link} joins parts that are not there; there are {count}")
+        self.attention = None if attention is None else _attention(attention, count)
+        self.pages = [""] * count if pages is None else texts(pages, count, "pages", "part")
         super().__init__(title, "Network")
 
     @property
@@ -154,6 +180,8 @@ class NetworkView(View):
         """Parts and edges, the largest edges first."""
         shown = self.links[:EDGES]
         notes = [self.note] if self.note else []
+        looks = self._looks()
+        notes += [] if looks is None else looks["notes"]
         if len(shown) < len(self.links):
             notes.append(
                 f"To stay small this shows only the first {len(shown):,} of {len(self.links):,} "
@@ -173,6 +201,31 @@ class NetworkView(View):
             "note": [label(link.note, NAME_LIMIT) if link.note else "" for link in shown],
             "value_name": self.value_name,
             "signs": self.signs,
+            "pages": self.pages,
+            "attention": looks,
+        }
+
+    def _looks(self) -> dict[str, Any] | None:
+        """The attention of heads as ``assets/maps.js`` reads it, of as many as fit."""
+        if self.attention is None:
+            return None
+        parts, patterns = self.attention
+        found = attention_data(patterns, WEIGHTS)
+        note = (
+            f"Attention is that on {patterns.title}, rounded to ±{patterns.top / 510:.1g}; click a "
+            "head to hold its map."
+        )
+        shown, count = len(found["heads"]), len(found["pieces"])
+        if shown < len(parts):
+            note += f" To stay small, {shown} of {len(parts)} heads have one."
+        if found["first"]:
+            note += (
+                f" To stay small, maps are of the last {count} of {len(patterns.pieces)} tokens."
+            )
+        return found | {
+            "parts": [parts[at] for at in found["heads"]],
+            "title": label(patterns.title, 2 * NAME_LIMIT),
+            "notes": [note],
         }
 
     def _reader(self, link: Link) -> str:
@@ -263,6 +316,29 @@ def _numbers(name: str, given: list[Any], least: int, count: int) -> list[int]:
     if len(given) != count:
         raise InputError(f"{name} has {len(given)} entries; needed: {count}, one for each part")
     return [check(name, each, whole(least=least, most=10**6), InputError) for each in given]
+
+
+def _attention(given: object, count: int) -> tuple[list[int], AttentionPatterns]:
+    """The parts that are heads, and their patterns as of one layer; the title says on what text.
+
+    Args:
+        given: what somebody gave.
+        count: of the parts.
+
+    Raises:
+        InputError: it is none, or of parts that are not there.
+    """
+    if not isinstance(given, HeadPatterns):
+        raise InputError(f"attention={shown(given)}; expected a HeadPatterns.")
+    kind = whole(least=0, most=count - 1)
+    listed = several("parts", given.parts, "numbers of parts", InputError)
+    parts = [check("parts", part, kind, InputError) for part in listed]
+    found = array(given.patterns, "part query key", "patterns")
+    if len(found) != len(parts):
+        raise InputError(f"patterns are of {len(found)} parts; parts has {len(parts)}")
+    made = AttentionPatterns(found[None], given.pieces)
+    made.title = check("said", given.said, TEXT, InputError)
+    return parts, made
 
 
 def _link(given: object) -> Link:

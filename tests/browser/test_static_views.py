@@ -23,6 +23,7 @@ from neox_lab.views import (
     CurvesView,
     ExamplesView,
     Flow,
+    HeadPatterns,
     HeatmapView,
     LensPairView,
     LensView,
@@ -144,6 +145,7 @@ def every_view(pieces: list[str]) -> dict[str, View]:
             pieces,
             [Link(at, at + 1, 0.5 - at % 2, "qkv"[at % 3]) for at in range(count - 1)],
             "score",
+            attention=HeadPatterns([1, 2], causal(1, 2, count)[0], pieces, pieces[0]),
         ),
         "attribution graph": AttributionGraphView(
             pieces,
@@ -549,6 +551,59 @@ def test_a_network_is_saved_as_it_stands(page: Any, tmp_path: Path, scheme: str)
     pixels = np.asarray(Image.open(io.BytesIO(saved["PNG"])).convert("RGB")).reshape(-1, 3)
     assert (pixels[0] > 200).all() == (scheme == "light")
     assert len(np.unique(pixels, axis=0)) > 50
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_head_of_a_network_shows_where_it_looks(page: Any, tmp_path: Path, scheme: str) -> None:
+    links = [Link(0, 1, -2.0, "q"), Link(0, 2, 1.0, "v"), Link(1, 3, -1.0), Link(2, 3, 0.5)]
+    patterns = causal(1, 2, len(HOSTILE))[0]
+    view = NetworkView(
+        ["embed", "L0H1", "L0H0", "f5"], [0, 1, 1, 2], [-1, 1, 0, -1], ["a", "b", "c"], links,
+        "score", attention=HeadPatterns([2, 1], patterns, HOSTILE, "the first prompt"),
+        pages=["", "", "", "pages/5.html"],
+    )  # fmt: skip
+    view.to_html(tmp_path / "network.html")
+    page.emulate_media(color_scheme=scheme)
+    live = opened(page, tmp_path / "network.html")
+    part = {name: live.locator(f'.part[aria-label*="{name}"]') for name in view.names}
+    field = live.locator(".looks .field")
+    assert not field.is_visible()
+    part["embed"].hover()
+    assert not field.is_visible()
+    part["L0H0"].hover()
+    assert field.is_visible()
+    for name, at in (("L0H0", 0), ("L0H1", 1)):
+        part[name].click()
+        assert live.locator(".looks .caption").inner_text().strip("\u2068\u2069")[:4] == name
+        (box,) = places(page, field)
+        cell = box["width"] / len(HOSTILE)
+        query, key = 6, 3
+        page.mouse.move(box["x"] + (key + 0.5) * cell, box["y"] + (query + 0.5) * cell)
+        said = re.search(r"(.*)@6 → &amp;@3: (\S+) ±", status(page))
+        assert said and float(said[2]) == pytest.approx(patterns[at, query, key], abs=0.003)
+        seen = page.evaluate(
+            """([query, key]) => {
+              const root = document.querySelector(".neox-live").shadowRoot;
+              const canvas = root.querySelector(".looks canvas");
+              return [...canvas.getContext("2d").getImageData(key, query, 1, 1).data];
+            }""",
+            [query, key],
+        )
+        share = round(255 * float(patterns[at, query, key])) / 255
+        assert np.allclose(seen[:3], viridis(share**0.5), atol=6)
+        assert page.evaluate("window.hacked") is None
+        page.keyboard.press("Escape")
+    part["f5"].click()
+    assert not field.is_visible()
+    assert live.locator(".network-side h4 a").get_attribute("href") == "pages/5.html"
+    assert not poorly_readable(page)
+
+
+def viridis(share: float) -> list[float]:
+    """Matplotlib's colour, from 0 to 255."""
+    import matplotlib
+
+    return [255 * channel for channel in matplotlib.colormaps["viridis"](share)[:3]]
 
 
 def test_curves_are_read_along_the_axis_and_hidden(page: Any, files: Any) -> None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from patching_oracle import prompts, small
-from test_circuit_runs import METRIC
+from test_circuit_runs import METRIC, texts
 
 import neox_lab as nl
 from neox_lab.circuits import Circuit, EdgeScores, scores
@@ -111,6 +113,32 @@ def test_evaluation_counts_what_is_there() -> None:
     assert inside.all()
     assert circuit.evaluate(random=7, seed=3) == result
     assert 0 <= result.better_than_random <= 1
+
+
+def test_the_picture_has_the_attention_of_its_heads_on_the_first_clean_prompt() -> None:
+    model = small(num_hidden_layers=3, attention_dropout=0.1)
+    clean, corrupted = ({k: v.flip(0) for k, v in side.items()} for side in texts()[2:])
+    circuit = scores(model, clean, corrupted, METRIC).circuit(edges=40)
+    ids = clean["input_ids"][0][clean["attention_mask"][0] > 0]
+    assert len(ids) < clean["input_ids"].shape[1]  # padding is left out
+    view = circuit.view()
+    assert view.attention is not None
+    parts, patterns = view.attention
+    _, cache = model.run_with_cache(ids[None])
+    assert parts == [at for at, name in enumerate(view.names) if name.startswith("L")]
+    assert len(parts) > 3
+    for row, at in enumerate(parts):
+        layer, head = map(int, re.findall(r"\d+", view.names[at]))
+        want = cache["pattern", layer][0, head]
+        np.testing.assert_allclose(patterns.patterns[0, row], want, atol=1e-5)
+    assert patterns.pieces == [f"⟨{i}⟩" for i in ids.tolist()]
+    model.train()
+    assert circuit.view().attention is None  # dropout would show others each time
+    model.eval()
+    with torch.no_grad():
+        model.gpt_neox.layers[0].attention.query_key_value.weight.fill_(torch.nan)
+    assert circuit.view().attention is None
+    assert "Attention" not in str(dataclasses.replace(circuit, _asked=None).view().data()["notes"])
 
 
 def test_other_prompts_other_models_and_files(tmp_path: Path) -> None:

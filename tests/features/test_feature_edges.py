@@ -244,6 +244,18 @@ def test_only_nodes_and_edges_above_their_thresholds_are_listed() -> None:
     assert edges.frame["effect"].abs().is_monotonic_decreasing
     assert edges.view().frame["value"].tolist() == edges.frame["effect"].tolist()
     assert edges.to_png().startswith(b"\x89PNG")
+    site, latent = next(
+        (a, b) for a, b in zip(edges.frame["upstream"], edges.frame["upstream_latent"], strict=True)
+        if b.isdigit()
+    )  # fmt: skip
+    view = edges.view({site: "there/"})
+    linked = dict(zip(view.names, view.pages, strict=True))
+    assert linked[f"{site} f{latent}"] == f"there/{latent}.html"
+    assert {name.split()[0] for name, page in linked.items() if page} == {site}
+    assert not any(page for name, page in linked.items() if name.endswith("error"))
+    for wrong in ("there", {site: 3}, {"nowhere": "there"}):
+        with pytest.raises(InputError, match="pages"):
+            edges.view(wrong)  # type: ignore[arg-type]
     assert not model.hook_stack.placements
     assert all(parameter.grad is None for each in [model, *ours] for parameter in each.parameters())
 

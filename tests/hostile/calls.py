@@ -240,7 +240,7 @@ def calls(folder: Path) -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
             {"names": ["a", "b"], "rows": [0, 1], "columns": [-1, 0], "row_labels": ["x", "y"]}
             | {"links": [view.Link(0, 1, 0.5, "q")], "value_name": "v", "title": "t", "note": ""}
             | {"signs": ["helps", "hurts"]}
-            | {"boxes": ["a", "b"]},
+            | {"boxes": ["a", "b"], "attention": None, "pages": ["", "p.html"]},
         ),
         "views.StripView": (
             view.StripView,

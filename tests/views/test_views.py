@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import importlib
 import io
@@ -33,6 +34,7 @@ from neox_lab.views import (
     CurvesView,
     ExamplesView,
     Flow,
+    HeadPatterns,
     HeatmapView,
     LensPairView,
     LensView,
@@ -901,6 +903,38 @@ def test_a_network_marks_the_inputs_of_heads_and_what_its_signs_mean() -> None:
     assert {"below 0", "above 0"} <= {text.get_text() for text in plain._draw().axes.texts}
     with pytest.raises(InputError, match="signs"):
         NetworkView(["a", "b"], [0, 1], [0, 0], ["x"] * 2, links[:1], "score", signs=("one",))
+
+
+def test_a_network_takes_where_its_heads_look_and_keeps_it_small() -> None:
+    rng = np.random.default_rng(0)
+    given = rng.uniform(size=(2, 3, 3)).astype("float32") * np.tri(3, dtype="float32")
+    network = functools.partial(
+        NetworkView, ["a", "b", "c"], [0, 1, 2], [0, 1, 2], ["x"] * 3, [Link(0, 1, 1.0)], "score"
+    )
+    view = network(attention=HeadPatterns([2, 1], given, ["p", "q", "</script>"], "this"))
+    looks = view.data()["attention"]
+    assert (looks["parts"], looks["pieces"]) == ([2, 1], ["p", "q", "</script>"])
+    levels = np.frombuffer(zlib.decompress(base64.b64decode(looks["weights"])), np.uint8)
+    want = 255 * given[:, np.tri(3, dtype=bool)].ravel()
+    assert np.abs(levels - want).max() <= 0.5
+    assert "on this, rounded to ±0.002" in view.data()["notes"][-1]
+    assert "</script>" not in view.to_html().replace("</script>", "", 2)
+    many = rng.uniform(size=(3, 400, 400)).astype("float32")
+    small = network(attention=HeadPatterns([0, 1, 2], many, ["p"] * 400)).data()
+    assert len(small["attention"]["weights"]) <= 300_000
+    assert f"{len(small['attention']['parts'])} of 3 heads have one" in small["notes"][-1]
+    assert network().data()["attention"] is None and network().data()["pages"] == [""] * 3
+    for wrong in (
+        HeadPatterns([3], given[:1], ["p"] * 3),
+        HeadPatterns([1], given, ["p"] * 3),
+        HeadPatterns([1, 2], -given, ["p"] * 3),
+        HeadPatterns([1, 2], given, ["p"] * 2),
+        given,
+    ):
+        with pytest.raises(InputError):
+            network(attention=wrong)
+    with pytest.raises(InputError, match="pages has 1"):
+        network(pages=["x"])
 
 
 def test_scripts_know_no_network_and_write_no_markup() -> None:

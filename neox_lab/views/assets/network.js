@@ -1,15 +1,18 @@
-// Parts in rows with edges between them; pointing at a part shows its edges, a slider how many are
-// drawn at all.
+// Parts in rows with edges between them; pointing at a part shows its edges, and of a head where it
+// looks, a slider how many are drawn at all.
 //
 // data: title, notes, names, boxes (what stands in them), rows, columns (-1: the middle), row_labels,
 // begin, end, value, note (of edges, the largest first), value_name, signs (what a number below and
-// one above 0 means).
+// one above 0 means), pages (of parts, "" for none), attention (null, or that of heads: what
+// attention.js reads of one layer, and parts (which they are); its title says on what text).
 
 const [BOX, GAP, ROW, LEFT, TOP] = [52, 10, 74, 70, 20];
 const LISTED = 10; // edges of a part, each way
+const MAP = 250; // the side of a map of attention
 const PORTS = { q: -16, k: 0, v: 16 }; // where an edge to one of a head's inputs ends
 
-function mount(element, data) {
+async function mount(element, data) {
+  const looks = data.attention && (await looking(data));
   const { body, say } = frame(element, data);
   const parts = data.names.map((name, at) => ({ name, box: data.boxes[at], row: data.rows[at], edges: [] }));
   const columns = Math.max(0, ...data.columns) + 1;
@@ -77,7 +80,11 @@ function mount(element, data) {
   legend.append(swatch("less"), ` ${less}`, below, swatch("more"), ` ${more}`, above, data.value_name);
   const name = el("h4", { dir: "auto" }, "");
   const lists = el("div", { class: "edges" });
-  const beside = steady(el("div", {}, name, lists));
+  const map = looks && largeMap(data.attention, pointed, { most: MAP });
+  const where = el("div", { class: "looks" });
+  const how = looks && `where it looks, on ${data.attention.title}; colours by the square root of weights`;
+  if (looks) where.append(el("p", { class: "hint" }, how), map.node);
+  const beside = steady(el("div", {}, name, lists, where));
   body.append(el("div", { class: "scroll" }, picture));
   const savers = el("p", { class: "hint savers" }, "save", ...drawingSavers(picture, "network"));
   body.append(el("div", { class: "network-side" }, control, legend, beside, savers));
@@ -95,6 +102,11 @@ function mount(element, data) {
     const own = part.edges.filter((edge) => edge.at < count);
     const [read, write] = [own.filter((e) => e.to === part), own.filter((e) => e.from === part)];
     name.textContent = part.name;
+    const page = data.pages[place];
+    if (page) name.append(" · ", el("a", { href: page }, "its page"));
+    const panel = looks && looks.get(place);
+    where.style.display = panel ? "" : "none";
+    if (panel) map.show(panel, null);
     lists.replaceChildren(...list("reads", read, "from"), ...list("is read by", write, "to"));
     const how = locked ? ". Locked; Esc unlocks." : "";
     say(`${isolate(part.name)}: ${read.length} edges in, ${write.length} out${how}`);
@@ -123,8 +135,19 @@ function mount(element, data) {
     picture.classList.remove("chosen");
     items.forEach((item) => item.classList.remove("shown"));
     name.textContent = "";
-    lists.replaceChildren(el("p", { class: "hint" }, "Point at a part for its edges."));
+    where.style.display = "none";
+    const more = looks ? ", and at a head for where it looks; a click holds it." : ".";
+    lists.replaceChildren(el("p", { class: "hint" }, `Point at a part for its edges${more}`));
     say(`${parts.length} parts, ${edges.length} edges`);
+  }
+
+  /** Say the weight that is pointed at. */
+  function pointed(query, key) {
+    const { pieces, first, top } = data.attention;
+    const panel = looks.get(choice.state.place);
+    const named = (at) => `${isolate(pieces[at])}@${at + first}`;
+    const weight = `${panel.weight(query, key).toFixed(3)} ± ${(top / 510).toFixed(3)}`;
+    say(`${panel.name}: ${named(query)} → ${named(key)}: ${weight}`);
   }
 
   function list(title, found, end) {
@@ -148,4 +171,11 @@ function mount(element, data) {
     node.textContent = content;
     picture.append(node);
   }
+}
+
+/** The map of each part that is a head and has one, by its number. */
+async function looking({ attention, names }) {
+  const panels = panelsOf(attention, await unpack(attention.weights));
+  const own = attention.parts.map((part, at) => [part, { ...panels[at], name: isolate(names[part]) }]);
+  return new Map(own);
 }
