@@ -13,6 +13,7 @@
     ├── HookError           (ValueError)   a hook would read or write something that makes no sense
     │   ├── HookNameError   (KeyError)     no hook point has that name
     │   └── HookNeverFiredError            a hook was placed but its point was not reached
+    ├── LostWorkerError     (RuntimeError) whoever did a piece of work elsewhere was lost
     └── GenerationError     (ValueError)   an argument of ``generate`` is unknown or contradictory
 
     NeoxLabWarning          (UserWarning)  an answer is there, and something about it must be known
@@ -91,6 +92,10 @@ class HookNameError(HookError, KeyError):
 
 class HookNeverFiredError(HookError):
     """A hook was placed, the model ran, and the hook's point was never reached."""
+
+
+class LostWorkerError(NeoxLabError, RuntimeError):
+    """A piece of work was lost with the process that did it, again and again."""
 
 
 class GenerationError(NeoxLabError, ValueError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from neox_lab.checks import SWITCH, Kind, check, one_of, or_none, plain, several, shown
+from neox_lab.checks import SWITCH, check, one_of, plain, several, shown
 from neox_lab.dynamics.auditing import warn_of
 from neox_lab.dynamics.faults import Faults, find_faults
 from neox_lab.dynamics.fetching import Fetcher
@@ -23,6 +23,7 @@ from neox_lab.dynamics.result import DynamicsResult, gathered
 from neox_lab.dynamics.sources import Hub, Revision, Source, source_of
 from neox_lab.dynamics.tensors import TensorMeasure
 from neox_lab.errors import CheckpointError, InputError, NeoxLabWarning
+from neox_lab.executors import EXECUTOR, AnyExecutor, run_pieces
 from neox_lab.family.heads import CLASSES
 from neox_lab.family.loading import load
 from neox_lab.files import path_of
@@ -31,9 +32,6 @@ from neox_lab.progress import Progress
 from neox_lab.steps import nearest_revisions
 
 EXPECTED_STEPS = "'log', 'all' or a list of steps and names of revisions"
-EXECUTOR: Kind[Executor | None] = or_none(
-    Kind("an executor, as of concurrent.futures", lambda value: isinstance(value, Executor))
-)
 
 _ENOUGH = 3  # revisions at which the measure itself fails before it is taken to be wrong
 
@@ -125,7 +123,7 @@ def run(
     device: torch.device | str | int | None = None,
     keep: Literal["all", "none"] = "all",
     to: str | os.PathLike[str] | None = None,
-    executor: Executor | None = None,
+    executor: AnyExecutor | None = None,
     progress: bool = True,
 ) -> DynamicsResult:
     """Ask one question at many steps of training.
@@ -158,14 +156,17 @@ def run(
             the cache before stays.
         to: a folder in which each revision's answer is kept. A run that was stopped goes on from
             there, and ``read`` makes the result of it again. None keeps nothing.
-        executor: any ``concurrent.futures.Executor``, which measures several revisions at once; its
-            processes must be able to import the measure. None measures here, one after another.
+        executor: any ``concurrent.futures.Executor``, or one of submitit, which measures several
+            revisions at once, on this machine or on others (``docs/many-machines.md``); its
+            processes must be able to import the measure. A revision whose process is lost is
+            measured again. None measures here, one after another.
         progress: show a line that says how far it has got.
 
     Raises:
         InputError: an argument makes no sense, or the measure fails everywhere.
         CheckpointError: no such model or step, the folder is of another run or in use, the disk is
             full.
+        LostWorkerError: the executor broke and cannot be replaced.
     """
     if not callable(measure):
         raise InputError(
@@ -298,7 +299,11 @@ def _of_files(job: Job, chosen: Sequence[Revision]) -> Faults:
 
 
 def _measure_all(
-    job: Job, todo: Sequence[Revision], records: Records, executor: Executor | None, bar: Progress
+    job: Job,
+    todo: Sequence[Revision],
+    records: Records,
+    executor: AnyExecutor | None,
+    bar: Progress,
 ) -> None:
     """Measure what is left and keep each answer.
 
@@ -365,28 +370,20 @@ def _one_by_one(job: Job, todo: Sequence[Revision]) -> Generator[Record, None, N
 
 
 def _at_once(
-    job: Job, todo: Sequence[Revision], executor: Executor
+    job: Job, todo: Sequence[Revision], executor: AnyExecutor
 ) -> Generator[Record, None, None]:
     """The records of revisions in the order in which they are ready.
 
     Raises:
         InputError: the executor cannot run the measure.
+        LostWorkerError: the executor broke.
     """
-    futures: list[Future[Record]] = [executor.submit(job.whole, revision) for revision in todo]
+    made = run_pieces(executor, job.whole, todo, called=lambda revision: revision.name, lost=failed)
     try:
-        for future in as_completed(futures):
-            try:
-                record = future.result()
-            except Exception as error:  # measures' own errors are in their records
-                raise InputError(
-                    f"The executor cannot measure a revision: {in_words(error)}. A measure for "
-                    "other processes must be a function that they can import: one of a module, "
-                    "or functools.partial of it."
-                ) from error
+        for _, record in made:
             yield record
     finally:
-        for future in futures:
-            future.cancel()
+        made.close()
 
 
 def failed(revision: Revision, error: str) -> Record:

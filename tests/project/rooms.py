@@ -26,6 +26,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
         "checks.py memory.py padding.py progress.py",
         "small tools: values in range, memory, rows of one length, bars",
     ),
+    ("executors.py", "independent pieces of work, sent to other processes and machines"),
     ("notices.py", "what must be known about an answer"),
     ("named.py", "mappings that say what they have"),
     ("frames.py", "tables of numbers and of any text"),

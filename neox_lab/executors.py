@@ -1,0 +1,299 @@
+"""Sending independent pieces of work to other processes and other machines.
+
+A question that is a set of pieces takes ``executor=``: a ``concurrent.futures.Executor`` (a pool of
+processes, ``client.get_executor()`` of Dask, ``MPIPoolExecutor`` of mpi4py) or whatever else has
+``submit`` and gives something with ``result``, such as the executors of submitit. All of them send
+through ``run_pieces``::
+
+    for number, answer in run_pieces(executor, function, pieces):
+        ...
+
+A piece is small (names, revisions, ranges), never a model. One whose worker is lost is sent again.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures.process import ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from neox_lab.checks import Kind, or_none
+from neox_lab.errors import InputError, LostWorkerError
+
+Piece = TypeVar("Piece")
+Answer = TypeVar("Answer")
+
+ATTEMPTS = 3
+"""How often a piece is sent whose worker is lost."""
+AHEAD = 128
+"""Pieces under way where an executor does not say how many workers it has."""
+_LONGEST_PAUSE = 1.0  # seconds between two looks at what cannot be waited for
+
+
+class Promise(Protocol):
+    """What sending gives: a ``Future``, or a job of submitit."""
+
+    def result(self) -> object:
+        """The answer, or the error instead of one."""
+
+
+class Submits(Protocol):
+    """Whatever takes work and is no ``concurrent.futures.Executor``."""
+
+    def submit(self, function: Callable[..., object], /, *arguments: object) -> Promise:
+        """Send a call."""
+
+
+AnyExecutor = Executor | Submits
+"""Who does the work."""
+EXECUTOR: Kind[AnyExecutor | None] = or_none(
+    Kind(
+        "an executor: one of concurrent.futures, client.get_executor() of Dask, or another object "
+        "with submit",
+        lambda value: not isinstance(value, type) and callable(getattr(value, "submit", None)),
+    )
+)
+
+
+@dataclass
+class _Sent(Generic[Piece]):
+    """A piece, its number, and how often its worker was lost."""
+
+    number: int
+    piece: Piece
+    losses: int = 0
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """An error of the function itself, which is no loss of a worker."""
+
+    error: Exception
+
+
+def run_pieces(
+    executor: AnyExecutor,
+    function: Callable[[Piece], Answer],
+    pieces: Iterable[Piece],
+    *,
+    called: Callable[[Piece], str] = str,
+    lost: Callable[[Piece, str], Answer] | None = None,
+) -> Generator[tuple[int, Answer], None, None]:
+    """The answers of a function for every piece, in the order in which they are ready.
+
+    Pieces are taken from the iterable as workers need them. One that was lost with its worker is
+    sent again, after a second loss alone, so that it takes no other with it; a pool of processes
+    that broke is replaced by one of the same kind. When the generator is closed, or an interrupt
+    comes, what is left is cancelled.
+
+    Args:
+        executor: who does the work.
+        function: of a piece; the workers must be able to import it, or the executor to send it.
+        pieces: small descriptions that can be pickled.
+        called: what a piece is called in messages.
+        lost: the answer of a piece that is lost again and again, from the piece and a sentence
+            that says so; None raises.
+
+    Yields:
+        The number of a piece, and its answer.
+
+    Raises:
+        InputError: the executor cannot send the function, a piece or an answer, or is shut down.
+        LostWorkerError: a piece was lost again and again.
+        Exception: whatever the function raised for a piece.
+    """
+    post = _Post(executor)
+    fresh = (_Sent(number, piece) for number, piece in enumerate(pieces))
+    again: deque[_Sent[Piece]] = deque()
+    under_way: list[tuple[Promise, _Sent[Piece]]] = []
+    try:
+        while True:
+            group = _next(fresh, again, len(under_way), post.room)
+            post.send(function, group, under_way)
+            if not under_way:
+                return
+            ready = _ready([promise for promise, _ in under_way])
+            finished = [each for each in under_way if id(each[0]) in ready]
+            under_way = [each for each in under_way if id(each[0]) not in ready]
+            for promise, sent in finished:
+                try:
+                    answer: Any = promise.result()
+                except Exception as error:
+                    _refuse_unsendable(error)
+                    sent.losses += 1
+                    post.mend(error)
+                    if sent.losses < ATTEMPTS:
+                        again.append(sent)
+                        continue
+                    told = _told(called(sent.piece), error)
+                    if lost is None:
+                        raise LostWorkerError(told) from error
+                    answer = lost(sent.piece, told)
+                if isinstance(answer, _Failure):
+                    raise answer.error
+                yield sent.number, answer
+    finally:
+        for promise, _ in under_way:
+            with suppress(Exception):  # it may have ended by now
+                promise.cancel()  # type: ignore[attr-defined]
+        post.close()
+
+
+class _Post:
+    """An executor, and what takes its place when it breaks."""
+
+    def __init__(self, executor: AnyExecutor) -> None:
+        self._executor, self._own = executor, False
+        workers = getattr(executor, "_max_workers", None)
+        self.room = 2 * workers if isinstance(workers, int) else AHEAD
+
+    def send(
+        self,
+        function: Callable[[Piece], object],
+        group: Sequence[_Sent[Piece]],
+        under_way: list[tuple[Promise, _Sent[Piece]]],
+    ) -> None:
+        """Send pieces; together, where the executor makes one array of several jobs.
+
+        Args:
+            function: what is done with each.
+            group: the pieces.
+            under_way: each is put there once it is sent.
+
+        Raises:
+            InputError: it does not take them.
+        """
+        batch = getattr(self._executor, "batch", None)
+        together: AbstractContextManager[object] = nullcontext()
+        if len(group) > 1 and callable(batch):
+            together = batch()
+        with together:
+            for sent in group:
+                under_way.append((self._sent(function, sent), sent))
+
+    def _sent(self, function: Callable[[Piece], object], sent: _Sent[Piece]) -> Promise:
+        try:
+            return self._executor.submit(_attempt, function, sent.piece, sent.losses)
+        except BrokenExecutor as error:
+            self.mend(error)
+            return self._executor.submit(_attempt, function, sent.piece, sent.losses)
+        except Exception as error:
+            _refuse_unsendable(error)
+            raise InputError(
+                f"The executor takes no work: {type(error).__name__}: {error}"
+            ) from error
+
+    def mend(self, error: Exception) -> None:
+        """Replace a pool of processes that broke; others find new workers themselves.
+
+        Raises:
+            LostWorkerError: it is of another kind, and broke.
+        """
+        if not isinstance(error, BrokenExecutor) or not _is_broken(self._executor):
+            return
+        if type(self._executor) is not ProcessPoolExecutor:
+            raise LostWorkerError(
+                f"The executor broke ({error}). Make another one and call again: what was done is "
+                "kept where a folder was given."
+            ) from error
+        broken: Any = self._executor  # its settings have no public names
+        self.close()
+        self._own = True
+        self._executor = ProcessPoolExecutor(
+            broken._max_workers,
+            broken._mp_context,
+            broken._initializer,
+            broken._initargs,
+            max_tasks_per_child=broken._max_tasks_per_child,
+        )
+
+    def close(self) -> None:
+        """Let go of a pool that was made here."""
+        if self._own and isinstance(self._executor, Executor):
+            self._executor.shutdown(cancel_futures=True)
+
+
+def _is_broken(executor: object) -> bool:
+    """Whether a pool of processes is one that takes no work any more; True of other executors."""
+    return bool(getattr(executor, "_broken", True))
+
+
+def _next(
+    fresh: Iterable[_Sent[Piece]], again: deque[_Sent[Piece]], under_way: int, room: int
+) -> list[_Sent[Piece]]:
+    """What is sent now: what was lost once, then new pieces; what was lost twice goes alone."""
+    suspect = next((sent for sent in again if sent.losses > 1), None)
+    if suspect is not None:
+        if under_way:
+            return []
+        again.remove(suspect)
+        return [suspect]
+    group: list[_Sent[Piece]] = []
+    while again and under_way + len(group) < room:
+        group.append(again.popleft())
+    if under_way + len(group) < room:
+        for sent in fresh:
+            group.append(sent)
+            if under_way + len(group) >= room:
+                break
+    return group
+
+
+def _ready(promises: Sequence[Promise]) -> set[int]:
+    """Which have an answer, by their ids; waits for the first."""
+    futures = [promise for promise in promises if isinstance(promise, Future)]
+    if len(futures) == len(promises):
+        return {id(future) for future in wait(futures, return_when=FIRST_COMPLETED).done}
+    pause = 0.02
+    while True:
+        done = {id(each) for each in promises if not hasattr(each, "done") or each.done()}
+        if done:
+            return done
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_PAUSE)
+
+
+def _attempt(function: Callable[[Piece], Answer], piece: Piece, losses: int) -> Answer | _Failure:
+    """What a worker does; ``losses`` makes each attempt a call of its own.
+
+    The function's own errors are answers, so any other error is of the worker or of the way there.
+    """
+    try:
+        return function(piece)
+    except Exception as error:
+        told = "".join(traceback.format_exception(error))
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # an error that does not survive the way
+            error = RuntimeError(f"{type(error).__name__}: {error}")
+        error.add_note(f"In a worker:\n{told}")
+        return _Failure(error)
+
+
+def _refuse_unsendable(error: Exception) -> None:
+    """Refuse what an executor cannot send; an error that says something else is a loss.
+
+    Raises:
+        InputError: it is such an error.
+    """
+    if isinstance(error, pickle.PicklingError | AttributeError | TypeError | ImportError):
+        raise InputError(
+            f"The executor cannot send this: {type(error).__name__}: {error}. What other processes "
+            "do must be a function that they can import: one of a module, or functools.partial of "
+            "it."
+        ) from error
+
+
+def _told(name: str, error: Exception) -> str:
+    said = str(error).strip().partition("\n")[0]
+    return (
+        f"The worker of {name} was lost {ATTEMPTS} times; at last: {type(error).__name__}: {said}. "
+        "Its memory may not be enough, or it cannot import what it was sent."
+    )
