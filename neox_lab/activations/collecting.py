@@ -4,37 +4,34 @@ from __future__ import annotations
 
 import errno
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from importlib.metadata import version
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from neox_lab.activations import manifest as manifests
-from neox_lab.activations.documents import (
-    Chunk,
-    Documents,
-    chunks,
-    digest,
-    documents,
-    kept,
-    prefix_checksums,
-    windows,
-)
+from neox_lab.activations.documents import Chunk, Documents, chunks, digest, documents, windows
 from neox_lab.activations.manifest import MANIFEST, Manifest, Shard
 from neox_lab.activations.planning import Choices, choices, refuse_no_room
-from neox_lab.activations.shards import checksum, room
 from neox_lab.activations.stored import Stored, open
-from neox_lab.checks import COUNT, SWITCH, check, name_not_finite, some_of
-from neox_lab.data.activations import read_batch
-from neox_lab.data.batches import by_length
+from neox_lab.activations.writing import (
+    NotFinite,
+    ShardWriter,
+    Window,
+    forget,
+    name_wrong,
+    noted,
+    without_files,
+    write_shard,
+)
+from neox_lab.checks import COUNT, SWITCH, check, some_of
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import CheckpointError, InputError, NeoxLabWarning
+from neox_lab.executors import EXECUTOR, AnyExecutor, run_pieces
 from neox_lab.family.contract import HookedModel
-from neox_lab.files import StrPath, alone, path_of, remove_unfinished, staged_file
+from neox_lab.family.origins import origin_of
+from neox_lab.files import StrPath, alone, path_of, remove_unfinished
 from neox_lab.model.identity import identity, refuse_another
 from neox_lab.progress import Progress
 
@@ -57,6 +54,7 @@ def collect(
     context: int | None = None,
     max_tokens: int | None = None,
     batch_size: int = 32,
+    executor: AnyExecutor | None = None,
     progress: bool = True,
 ) -> Stored:
     """Write the activations of texts at some sites to a folder, in one pass over the texts.
@@ -84,6 +82,11 @@ def collect(
             together with another one.
         max_tokens: stop after so many tokens, within a document if need be.
         batch_size: chunks in one forward pass.
+        executor: any ``concurrent.futures.Executor``, or one of submitit, whose workers write a
+            file each at a time, on this machine or on others (``docs/many-machines.md``). They load
+            the model for themselves, from where it was loaded here, and write into the same folder.
+            The files are the same, byte for byte, where processors and threads are. None writes
+            here, one after another.
         progress: show how far it is.
 
     Returns:
@@ -93,13 +96,17 @@ def collect(
         CheckpointError: the folder belongs to another model or to other texts or choices, holds
             other things, another process writes into it, or the disk has no room: what was written
             then can be read, and the same call goes on when there is room.
-        InputError: there is no token, an argument is not what it can be, or dropout is on.
+        InputError: there is no token, an argument is not what it can be, dropout is on, or workers
+            could not load the model.
         HookNameError: no site has that name.
+        LostWorkerError: the worker of a file was lost again and again; the same call goes on.
     """
     refuse_dropout(model)
     wanted = choices(model, sites, dtype, pos, skip_first, context, max_tokens)
     batch_size = check("batch_size", batch_size, COUNT, InputError)
     progress = check("progress", progress, SWITCH, InputError)
+    check("executor", executor, EXECUTOR, InputError)
+    origin = None if executor is None else origin_of(model)
     folder = path_of("to", to).expanduser()
     stream, ahead = _begun(documents(model, texts))
     there = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
@@ -109,7 +116,13 @@ def collect(
         Progress(most, "token", silent=not progress) as bar,
     ):
         read = chunks(chain(ahead, stream), wanted.context, wanted.max_tokens)
-        _read(model, read, folder, manifest, batch_size, bar)
+        left = _Left(read, folder, manifest, bar)
+        if executor is None or origin is None:
+            made = _here(model, left, folder, manifest, batch_size, bar)
+        else:
+            write = ShardWriter(origin, folder.absolute(), without_files(manifest), batch_size)
+            made = _elsewhere(executor, write, left, manifest, bar)
+        _keep(made, left, folder, manifest)
     return open(folder)
 
 
@@ -201,44 +214,110 @@ def _same(folder: Path, new: Manifest) -> Manifest:
     return old
 
 
-def _read(
+def _keep(
+    made: Generator[tuple[Shard, NotFinite], None, None],
+    left: _Left,
+    folder: Path,
+    manifest: Manifest,
+) -> None:
+    """Take files into the manifest as they are made, until all texts are there.
+
+    Raises:
+        CheckpointError: the folder holds activations of other texts, or the disk has no room.
+        LostWorkerError: the worker of a file was lost again and again.
+    """
+    with _room_explained(folder), closing(made):
+        for shard, wrong in made:
+            manifest.shards.append(shard)
+            manifest.documents, tokens = left.read.pop(len(manifest.shards) - 1)
+            manifest.tokens += tokens
+            manifest.write(folder)
+            forget(folder, len(manifest.shards) - 1)
+            name_wrong(wrong, manifest)
+    if left.number < len(manifest.shards):
+        raise _other_texts(folder)
+    manifest.complete = True
+    manifest.write(folder)
+    if left.empty:
+        warnings.warn(
+            f"Documents without a token have no rows: {some_of(left.empty)}.",
+            NeoxLabWarning,
+            stacklevel=3,
+        )
+
+
+class _Left:
+    """The windows that a folder does not hold yet, and what is known of those that were read.
+
+    Attributes:
+        number: how many windows were read.
+        empty: documents without a token.
+        read: of every window that is to be written, the documents up to its end, and its tokens.
+    """
+
+    def __init__(
+        self, stream: Iterator[Chunk], folder: Path, manifest: Manifest, bar: Progress
+    ) -> None:
+        self.number = 0
+        self.empty: list[str] = []
+        self.read: dict[int, tuple[int, int]] = {}
+        self._stream, self._folder, self._manifest, self._bar = stream, folder, manifest, bar
+        self._done = list(manifest.shards)
+
+    def __iter__(self) -> Iterator[tuple[int, list[Chunk]]]:
+        """Numbers and windows.
+
+        Raises:
+            CheckpointError: the folder holds activations of other texts.
+        """
+        for window in windows(self._stream, self._manifest.shard_tokens):
+            self.empty += [str(chunk.document) for chunk in window if not chunk.ids]
+            number, tokens = self.number, sum(len(chunk.ids) for chunk in window)
+            if number < len(self._done) or self._manifest.complete:
+                same = number < len(self._done) and self._done[number].tokens == digest(window)
+                if not same:
+                    raise _other_texts(self._folder)
+                self._bar.update(tokens)
+                self.number += 1
+                continue
+            self.number += 1
+            self.read[number] = (window[-1].document + 1, tokens)
+            yield number, window
+
+
+def _here(
     model: HookedModel,
-    stream: Iterator[Chunk],
+    left: _Left,
     folder: Path,
     manifest: Manifest,
     batch_size: int,
     bar: Progress,
-) -> None:
-    """Write what the folder does not hold yet.
-
-    Raises:
-        CheckpointError: it holds activations of other texts, or the disk has no room.
-    """
-    done, number, empty = len(manifest.shards), 0, []
-    for window in windows(stream, manifest.shard_tokens):
-        told = digest(window)
-        empty += [str(chunk.document) for chunk in window if not chunk.ids]
-        if number < done or manifest.complete:
-            if number >= done or manifest.shards[number].tokens != told:
-                raise _other_texts(folder)
+) -> Generator[tuple[Shard, NotFinite], None, None]:
+    """The files that are missing, written one after another."""
+    for number, window in left:
+        found = noted(folder, number, digest(window))
+        if found is None:
+            yield write_shard(model, window, folder, manifest, number, batch_size, bar)
         else:
-            with _room_explained(folder, manifest):
-                manifest.shards.append(_shard(model, window, folder, manifest, batch_size, bar))
-                manifest.documents = window[-1].document + 1
-                manifest.tokens += sum(len(chunk.ids) for chunk in window)
-                manifest.write(folder)
-        number += 1
-        bar.update(sum(len(chunk.ids) for chunk in window) if number <= done else 0)
-    if number < done:
-        raise _other_texts(folder)
-    manifest.complete = True
-    manifest.write(folder)
-    if empty:
-        warnings.warn(
-            f"Documents without a token have no rows: {some_of(empty)}.",
-            NeoxLabWarning,
-            stacklevel=3,
-        )
+            bar.update(left.read[number][1])
+            yield found, []
+
+
+def _elsewhere(
+    executor: AnyExecutor, write: ShardWriter, left: _Left, manifest: Manifest, bar: Progress
+) -> Generator[tuple[Shard, NotFinite], None, None]:
+    """The files that are missing, written by workers; in their order, whoever is first."""
+    first = len(manifest.shards)
+    ready: dict[int, tuple[Shard, NotFinite]] = {}
+    pieces = (Window.of(number, window) for number, window in left)
+    sent = run_pieces(executor, write, pieces, called=lambda window: f"file {window.number}")
+    with closing(sent):
+        for at, answer in sent:
+            ready[first + at] = answer
+            bar.update(left.read[first + at][1])
+            while len(manifest.shards) in ready:
+                yield ready.pop(len(manifest.shards))
+    remove_unfinished(write.folder)  # of workers that were lost
 
 
 def _other_texts(folder: Path) -> CheckpointError:
@@ -249,99 +328,20 @@ def _other_texts(folder: Path) -> CheckpointError:
 
 
 @contextmanager
-def _room_explained(folder: Path, manifest: Manifest) -> Iterator[None]:
+def _room_explained(folder: Path) -> Iterator[None]:
     """Say what to do where the disk is full.
 
     Raises:
         CheckpointError: it is.
     """
-    done, rows = len(manifest.shards), manifest.rows
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        there = manifests.read(folder)  # this one may say more than could be written
         raise CheckpointError(
-            f"The disk of {str(folder)!r} is full. {rows:,} rows in {done} files are there and "
-            "can be read with nl.activations.open; the same call goes on from there once there "
-            "is room."
+            f"The disk of {str(folder)!r} is full. {there.rows:,} rows in {len(there.shards)} "
+            "files are there and can be read with nl.activations.open; the same call goes on from "
+            "there once there is room."
         ) from error
-
-
-def _shard(
-    model: HookedModel,
-    window: list[Chunk],
-    folder: Path,
-    manifest: Manifest,
-    batch_size: int,
-    bar: Progress,
-) -> Shard:
-    """Write one file, its rows in the order of the chunks.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    path = folder / f"{len(manifest.shards):06d}.safetensors"
-    spans = [kept(chunk, manifest.pos, manifest.skip_first) for chunk in window]
-    ends = list(accumulate(len(span) for span in spans))
-    asked = [at for at, span in enumerate(spans) if len(span)]
-    with staged_file(path) as temporary:
-        tensors = room(temporary, manifest, ends[-1])
-        _fill_columns(tensors, window, spans)
-        for chosen in by_length(model, [len(window[at].ids) for at in asked], batch_size):
-            batch = [asked[each] for each in chosen]
-            _fill(
-                model,
-                tensors,
-                [window[at].ids for at in batch],
-                list(manifest.sites),
-                [(spans[at], ends[at]) for at in batch],
-            )
-            bar.update(sum(len(window[at].ids) for at in batch))
-        _name_not_finite(tensors, manifest)
-        size, told = temporary.stat().st_size, checksum(temporary)
-    return Shard(path.name, ends[-1], size, digest(window), told)
-
-
-def _fill(
-    model: HookedModel,
-    tensors: dict[str, Tensor],
-    ids: list[list[int]],
-    names: list[str],
-    places: list[tuple[range, int]],
-) -> None:
-    """Put the activations of one batch in their places: which positions, and where they end."""
-    cache, _ = read_batch(model, ids, names)
-    for name in names:
-        target = tensors[name]
-        values = cache[name].to(target.dtype).cpu()
-        for row, (span, end) in enumerate(places):
-            target[end - len(span) : end] = values[row, span.start : span.stop]
-
-
-def _fill_columns(tensors: dict[str, Tensor], window: list[Chunk], spans: list[range]) -> None:
-    """Put the columns of a window in their places."""
-    lengths = torch.tensor([len(chunk.ids) for chunk in window])
-    tokens = torch.tensor([token for chunk in window for token in chunk.ids], dtype=torch.long)
-    number = torch.arange(len(window)).repeat_interleave(lengths)
-    at = torch.arange(len(tokens)) - (lengths.cumsum(0) - lengths)[number]
-    low = torch.tensor([span.start for span in spans])[number]
-    high = torch.tensor([span.stop for span in spans])[number]
-    own = (at >= low) & (at < high)
-    documents = torch.tensor([chunk.document for chunk in window])
-    starts = torch.tensor([chunk.start for chunk in window])
-    tensors["document"].copy_(documents[number][own])
-    tensors["pos"].copy_((starts[number] + at)[own])
-    tensors["token"].copy_(tokens[own])
-    tensors["read"].copy_(prefix_checksums(tokens, at)[own])
-
-
-def _name_not_finite(tensors: dict[str, Tensor], manifest: Manifest) -> None:
-    for name in manifest.sites:
-        values = tensors[name].flatten(1)
-        if bool(values.sum(dtype=torch.float32).isfinite()):  # one quick look at all of them
-            continue
-        bad = (~values.isfinite().all(dim=1)).nonzero()[:, 0]
-        where = zip(tensors["document"][bad].tolist(), tensors["pos"][bad].tolist(), strict=True)
-        places = (f"document {document} position {pos}" for document, pos in where)
-        name_not_finite(f"What was collected at {name!r} in {manifest.dtype}", places)

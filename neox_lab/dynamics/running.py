@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from errno import EDQUOT, ENOSPC
 from pathlib import Path
@@ -379,11 +380,9 @@ def _at_once(
         LostWorkerError: the executor broke.
     """
     made = run_pieces(executor, job.whole, todo, called=lambda revision: revision.name, lost=failed)
-    try:
+    with closing(made):
         for _, record in made:
             yield record
-    finally:
-        made.close()
 
 
 def failed(revision: Revision, error: str) -> Record:

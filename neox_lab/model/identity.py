@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -137,13 +137,17 @@ def refuse_another(stored: object, now: Identity, what: str) -> None:
         return
     if not isinstance(stored, list | tuple) or len(stored) != len(_PARTS):
         raise CheckpointError(f"{what} says in no known way which model it belongs to.")
-    differing = [
-        part
-        for part, old, new in zip(_PARTS, stored, now, strict=True)
-        if old != new and None not in (old, new)
-    ]
-    if differing:
+    if wrong := differing(stored, now):
         raise CheckpointError(
-            f"{what} belongs to another model: {' and '.join(differing)} differ. Use it with the "
+            f"{what} belongs to another model: {' and '.join(wrong)} differ. Use it with the "
             "model that it was made with, or make it anew with this one."
         )
+
+
+def differing(one: Sequence[object], other: Sequence[object]) -> list[str]:
+    """The parts in which two identities differ; what one of them lacks fits any."""
+    return [
+        part
+        for part, first, second in zip(_PARTS, one, other, strict=True)
+        if first != second and None not in (first, second)
+    ]

@@ -16,7 +16,7 @@ import torch
 from collected_model import build
 
 import neox_lab as nl
-from neox_lab.activations import collecting, shards
+from neox_lab.activations import collecting, shards, writing
 from neox_lab.errors import CheckpointError
 from neox_lab.files import alone
 
@@ -75,7 +75,7 @@ def test_what_was_read_is_not_computed_again(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     collect(model, tmp_path)
-    monkeypatch.setattr(collecting, "read_batch", None)
+    monkeypatch.setattr(writing, "read_batch", None)
     stored = collect(model, tmp_path, iter(IDS))
     assert len(stored) == sum(map(len, IDS))
 
