@@ -6,9 +6,9 @@
 
 Bounds say how far ``s`` may be from the truth: with ``x = x' + dx`` and ``w = w' + dw`` it is off
 by at most ``|dx| |w'| + |x| |dw|`` (Cauchy and Schwarz), the rounding of its own 8 bits, and that
-of sums of d float32 numbers. A row where these bounds do not separate candidates from the rest is
-computed in full. What is looked through is divided into blocks, of which only those can matter
-whose maximum is among the largest.
+of sums of d float32 numbers. What is looked through is divided into blocks. The kth largest of
+their maxima, less what it may be off, is no more than the kth largest of all; candidates are those
+that may reach it. A row with candidates in too many blocks is computed in full.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from torch import Tensor
 from torch.nn.functional import linear, pad
 
 LEAST = 4096  # latents below which nothing is gained
-TOKENS = 128  # rows below which seeing that the encoder is the same costs what is saved
-_ROWS = 256  # at a time, so that what was just written is still near
-_BLOCK = 16  # latents of a block
-_WIDE = 3  # candidates, for each that is asked for
+TOKENS = 32  # rows below which seeing that the encoder is the same costs what is saved
+_ROWS = 256  # at a time, so that what was just written is still near; a multiple of 32 is fastest
+_BLOCK = 16  # latents of a block, which stand side by side
+_FEW = 4  # a share of the blocks; a row with more to look at is computed in full
 _FEW_THREADS = 4  # up to which NumPy, with one, finds the largest faster than PyTorch
 _UNIT = 2.0**-8  # rounding to bfloat16, relative
 
@@ -57,7 +57,7 @@ def is_fast() -> bool:
 
 def helps(tokens: Tensor, latents: int, k: int) -> bool:
     """Whether screening is faster for these tokens ``[token, d_in]``, and possible."""
-    fits = latents >= LEAST and latents % _BLOCK == 0 and latents > _BLOCK * (_WIDE * k + 1)
+    fits = latents >= LEAST and latents % _BLOCK == 0 and latents >= 2 * _FEW * _BLOCK * k
     on_cpu = tokens.device.type == "cpu" and tokens.dtype == torch.float32
     return fits and on_cpu and len(tokens) >= TOKENS and is_fast()
 
@@ -111,58 +111,71 @@ def top_k(
 def _some(
     read: Tensor, encoder: Tensor, b_enc: Tensor, k: int, by: Screen
 ) -> tuple[Tensor, Tensor]:
-    width = by.weights.shape[1] - read.shape[1]
-    ones = read.new_zeros(width)
-    ones[:2] = 1
-    low = torch.cat((read, ones.expand(len(read), width)), dim=1).bfloat16()
-    screened = low @ by.weights.T
-    values, latents, rest = _largest(screened, _WIDE * k)
+    rows, d_in = read.shape
+    low = pad(read, (0, by.weights.shape[1] - d_in, 0, -rows % 32))
+    low[:, d_in : d_in + 2] = 1
+    low = low.bfloat16()
+    # The encoder stands on the left: on the right it would be rearranged each time, all of it.
+    screened = (by.weights @ low.T)[:, :rows].view(-1, _BLOCK, rows)
+    maxima = _maxima(screened)
     norm = (read.square().sum(1) + 2).sqrt()
-    off = (read - low[:, : read.shape[1]].float()).norm(dim=1) * by.norm + norm * by.error
-    off += read.shape[1] * 2.0**-22 * norm * by.norm  # sums of float32 numbers, here and below
-    kth = values.topk(k, dim=1, sorted=False).values.amin(1)
-    certain = rest + _UNIT * rest.abs() + off < kth - _UNIT * kth.abs() - off
-    exact = _dots(read, encoder, latents) + b_enc[latents]
-    found, order = exact.topk(k, dim=1)
-    at = latents.gather(1, order)
-    if not bool(certain.all()):
-        found[~certain], at[~certain] = linear(read[~certain], encoder, b_enc).topk(k, dim=1)
-    return found, at
+    off = (read - low[:rows, :d_in].float()).norm(dim=1) * by.norm + norm * by.error
+    off += d_in * 2.0**-22 * norm * by.norm  # sums of float32 numbers, here and below
+    kth = _kth(maxima, k)
+    least = kth - _UNIT * kth.abs() - 2 * off
+    least -= 2 * _UNIT * least.abs()  # what was rounded to less than this is not among the largest
+    near = maxima.clamp(min=0) >= least[:, None]
+    many = (near.sum(1) > near.shape[1] // _FEW) | ~least.isfinite()
+    near[many] = False
+    row, block = _nonzero(near)
+    at, within = _nonzero(screened[block, :, row].float() >= least[row, None])
+    found, latents = _chosen(read, encoder, b_enc, k, row[at], block[at] * _BLOCK + within)
+    if bool(many.any()):
+        found[many], latents[many] = linear(read[many], encoder, b_enc).topk(k, dim=1)
+    return found, latents
 
 
-def _largest(screened: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The largest of each row, in no order, which they are, and the most that any other can be.
+def _maxima(screened: Tensor) -> Tensor:
+    """Of each block the largest number, ``[row, block]``; where none is above 0, one of them.
 
-    Blocks are made of latents that stand far apart, so that maxima are taken of whole rows. Their
-    bits are compared as whole numbers, which takes a third of the time and is the same where a
-    block has a number above 0; of others it is only known that they are not.
+    Bits are compared as whole numbers, which takes a third of the time.
     """
-    rows, latents = screened.shape
-    blocks = latents // _BLOCK
-    bits = screened.view(torch.int16).view(rows, _BLOCK, blocks)
-    kept, of_blocks = _top(bits.amax(1).view(torch.bfloat16).float(), count)
-    places = (torch.arange(0, latents, blocks)[None, :, None] + kept[:, None]).flatten(1)
-    values = screened.gather(1, places).float()
-    best, of_values = _top(values, count)
-    rest = torch.maximum(of_values, of_blocks).clamp(min=0)
-    return values.gather(1, best), places.gather(1, best), rest
+    bits = screened.view(torch.int16).amax(1)
+    return bits.T.contiguous().view(torch.bfloat16).float()
 
 
-def _top(numbers: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Where the largest of each row are, in no order, and the largest of the others ``[row]``."""
+def _kth(numbers: Tensor, k: int) -> Tensor:
+    """The kth largest of each row."""
     if torch.get_num_threads() > _FEW_THREADS:
-        values, at = numbers.topk(count + 1, dim=1)
-        return at[:, :count], values[:, count]
-    order = np.argpartition(numbers.numpy(), -count - 1, axis=1)[:, -count - 1 :]
-    at = torch.from_numpy(order)
-    return at[:, 1:], numbers.gather(1, at[:, :1])[:, 0]
+        return numbers.topk(k, dim=1).values[:, -1]
+    return torch.from_numpy(np.partition(numbers.numpy(), -k, axis=1)[:, -k].copy())
 
 
-def _dots(read: Tensor, encoder: Tensor, latents: Tensor) -> Tensor:
-    """``read @ encoder[latents]``, row by row, ``[row, latent]``."""
-    rows, count = latents.shape
-    bags = torch.arange(rows).repeat_interleave(count)
-    starts = torch.arange(0, rows * count, count)
+def _nonzero(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of what is true, in order."""
+    flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
+    return flat // mask.shape[1], flat % mask.shape[1]
+
+
+def _chosen(
+    read: Tensor, encoder: Tensor, b_enc: Tensor, k: int, row: Tensor, latent: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The k largest of each row among candidates, which come in the order of rows, in float32."""
+    rows = len(read)
+    count = torch.bincount(row, minlength=rows)
+    starts = count.cumsum(0) - count
+    slot = torch.arange(len(row)) - starts[row]
+    shape = rows, max(k, int(count.max()))
+    values = read.new_full(shape, -torch.inf)
+    values[row, slot] = _dots(read, encoder, latent, starts, row) + b_enc[latent]
+    latents = latent.new_zeros(shape)
+    latents[row, slot] = latent
+    found, order = values.topk(k, dim=1)
+    return found, latents.gather(1, order)
+
+
+def _dots(read: Tensor, encoder: Tensor, latents: Tensor, starts: Tensor, rows: Tensor) -> Tensor:
+    """``read[row] . encoder[latent]`` for each pair, ``[pair]``."""
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        read, encoder, latents.flatten(), starts, bags, 0
-    ).view(rows, count)
+        read, encoder, latents, starts, rows, 0
+    )

@@ -28,27 +28,64 @@ def inputs(kind: str) -> Tensor:
         return 0 * x
     if kind == "below zero":  # with so low a bias hardly a pre-activation is above it
         return 1e-3 * x
+    if kind == "tiny":  # of which bfloat16 has few bits, and some processors none
+        return 1e-39 * x
+    if kind == "cancelling":
+        x[:, 0] = 1000
+        return x
+    if kind == "mixed":  # the sizes of rows, and a number that drowns the others
+        x[::3] *= 1e6
+        x[1::3] *= 1e-6
+        x[:, 0] *= 1e5
+        x[5] = 0
+        return x
     if kind == "of equal rows":
         return x[:1].expand(300, D).clone()
     return x
 
 
-@pytest.mark.parametrize("few_threads", [0, 10**6])
-@pytest.mark.parametrize("kind", ["random", "large", "zero", "of equal rows", "below zero"])
+HOSTILE = [
+    "random",
+    "large",
+    "zero",
+    "of equal rows",
+    "below zero",
+    "tiny",
+    "ties",
+    "mixed",
+    "cancelling",
+]
+
+
+@pytest.mark.parametrize(("few_threads", "few"), [(0, 4), (10**6, 4), (10**6, 1), (10**6, 10**6)])
+@pytest.mark.parametrize("kind", HOSTILE)
 def test_the_k_largest_are_found(
-    kind: str, few_threads: int, monkeypatch: pytest.MonkeyPatch
+    kind: str, few_threads: int, few: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also where every row is gathered, however many candidates it has, and where none is."""
     monkeypatch.setattr(screening, "_FEW_THREADS", few_threads)
+    monkeypatch.setattr(screening, "_FEW", few)
+    full: list[int] = []
+    linear = screening.linear
+    monkeypatch.setattr(screening, "linear", lambda *a: full.append(len(a[0])) or linear(*a))
     W, b = encoder()  # noqa: N806
-    if kind == "below zero":
-        b = b - 2.5
+    if kind == "cancelling":  # what is rounded off is as large as what is left
+        W[:, 0] = 1 + 1e-3 * W[:, 0]
+        b = b - 1000
+    if kind in ("below zero", "ties"):
+        b = b - 2.5 if kind == "below zero" else 0 * b
+    if kind == "ties":  # every direction eight times, side by side and far apart
+        W = W[: LATENTS // 8].repeat_interleave(4, dim=0).repeat(2, 1)  # noqa: N806
     x = inputs(kind)
     values, latents = screening.top_k(x, W, b, K, screening.screen(W, b))
     whole = x.double() @ W.double().T + b.double()
     expected = whole.topk(K, dim=1).values
-    torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(whole.gather(1, latents), expected, rtol=1e-5, atol=1e-5)
+    near = 1e-6 * x.double().norm(dim=1, keepdim=True) * W.norm(dim=1).max() + 1e-6
+    assert ((values.double() - expected).abs() <= near).all()
+    assert ((whole.gather(1, latents) - expected).abs() <= near).all()
     assert all(len(set(row)) == K for row in latents.tolist())
+    if few != 4 or kind == "random":
+        assert sum(full) == (len(x) if few == 10**6 else 0)
 
 
 def test_rows_that_the_bounds_do_not_separate_are_computed_in_full() -> None:
@@ -125,6 +162,21 @@ def test_the_default_dtype_does_not_matter() -> None:
         torch.set_default_dtype(torch.float32)
     for one, other in zip(found, usual, strict=True):
         assert torch.equal(one, other)
+
+
+def test_where_all_are_equal_all_rows_are_computed_in_full() -> None:
+    W, b = encoder()  # noqa: N806
+    values, latents = screening.top_k(torch.zeros(300, D), W, 0 * b, K, screening.screen(W, 0 * b))
+    assert not values.any() and all(len(set(row)) == K for row in latents.tolist())
+
+
+def test_numbers_that_overflow_are_those_of_float32() -> None:
+    W, b = encoder()  # noqa: N806
+    x = 1e37 * inputs("random")
+    values, latents = screening.top_k(x, W, b, K, screening.screen(W, b))
+    whole = x @ W.T + b
+    assert torch.equal(values, whole.topk(K, dim=1).values)
+    assert torch.equal(whole.gather(1, latents), values)
 
 
 def test_rows_that_are_no_numbers_stay_so() -> None:
