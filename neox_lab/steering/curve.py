@@ -3,7 +3,7 @@
 At each scale the metric of each prompt is measured, and how far what the model predicts for texts
 moves from what it predicts unsteered (KL, in bits a token) and from what comes (cross-entropy, in
 bits a token). Controls are steered likewise: random directions of equal length, and what the
-method finds where labels say nothing.
+method finds where labels say nothing, all at right angles to the direction (see ``aside``).
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from neox_lab.views import CurvesView
 
 SCALES = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+_KINDS = {"direction": "direction", "random": "random", "shuffled": "shuffled labels"}
 MEASURES = ("metric", "kl_bits", "bits_per_token")
 
 
@@ -96,20 +97,24 @@ class SteeringCurve(FrameResult):
             if self.frame[measure].isna().all():
                 continue
             for kind, rows in self.frame.groupby("kind", sort=False):
-                lines[f"{kind}: {panel.split(',')[0]}"] = self._line(Line, rows, measure, panel)
+                name = f"{kind}: {panel.split(',')[0]}"
+                lines[name] = self._line(Line, rows, measure, panel, _KINDS[str(kind)])
         moved = [abs(effect) for effects in self.control_effects.values() for effect in effects]
-        beside = f", controls up to {max(moved):.3g}" if moved else ""
+        share = f" ({max(moved) / abs(self.effect):.0%})" if moved and self.effect else ""
+        beside = f", controls up to {max(moved):.3g}{share}" if moved else ""
         title = f"Steering ({self.mode}), {prompts} prompts: effect {self.effect:.3g}{beside}"
         return CurvesView(title, lines, "scale", self.metric)
 
-    def _line(self, kind: Any, rows: pd.DataFrame, measure: str, panel: str) -> Any:
+    def _line(self, made: Any, rows: pd.DataFrame, measure: str, panel: str, kind: str) -> Any:
         """One line with its band: the interval of the direction, the range of controls."""
         by_scale = rows.groupby("scale")
         mean = by_scale[measure].mean()
-        alone = rows["draw"].nunique() == 1
+        draws = rows["draw"].nunique()
+        alone = draws == 1
         low = by_scale[f"{measure}_low" if alone else measure].min()
         high = by_scale[f"{measure}_high" if alone else measure].max()
-        return kind(list(mean.index), mean, low, high, y_label=panel)
+        kind = f"{kind}, mean of {draws}" if draws > 1 else kind
+        return made(list(mean.index), mean, low, high, y_label=panel, kind=kind)
 
 
 def evaluate_direction(
@@ -120,7 +125,7 @@ def evaluate_direction(
     texts: Sequence[str] | None = None,
     mode: str = "add",
     positions: Places = "all",
-    controls: int = 2,
+    controls: int = 4,
     batch_size: int = 32,
     seed: int = 0,
 ) -> SteeringCurve:

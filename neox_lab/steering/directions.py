@@ -51,8 +51,8 @@ class AtSite:
         separation: how often an unseen positive example lies beyond an unseen negative one; 0.5 is
             chance, NaN if there were too few examples.
         null: the same with shuffled labels, the mean of all shufflings; NaN likewise.
-        shuffled: what the method finds where labels say nothing, ``[draw, d]``, each as long as
-            the vector.
+        shuffled: what the method finds where labels say nothing, ``[draw, d]``, each at right
+            angles to the vector and as long.
     """
 
     vector: Tensor
@@ -66,6 +66,27 @@ class AtSite:
     def norm(self) -> float:
         """Length of the vector."""
         return float(self.vector.norm())
+
+
+def aside(control: Tensor, vector: Tensor) -> Tensor | None:
+    """A control without its component along a direction, as long as that, float32.
+
+    Examples of one kind differ from each other along the direction, too: some praise is stronger.
+    So what is found between them, whatever the labels, has a share of the direction, and made as
+    long as the direction that share is large.
+
+    Args:
+        control: ``[d]``.
+        vector: the direction ``[d]``.
+
+    Returns:
+        None where nothing is left.
+    """
+    wide, unit = control.double(), vector.double() / vector.double().norm()
+    left = wide - (wide @ unit) * unit
+    if not float(left.norm()) > 1e-3 * float(wide.norm()):
+        return None
+    return (left * (vector.double().norm() / left.norm())).float()
 
 
 @dataclass(frozen=True)
@@ -149,9 +170,11 @@ class Direction(FrameResult):
     def control(self, kind: str = "random", draw: int = 0) -> Direction:
         """A direction that should do nothing of its own, as long as this one at every site.
 
+        All are at right angles to this one: a share of it would act, in a control, as it does here.
+
         Args:
-            kind: ``"random"``, drawn evenly from all directions, or ``"shuffled"``, what the same
-                method finds where labels say nothing.
+            kind: ``"random"``, drawn evenly, or ``"shuffled"``, what the same method finds where
+                labels say nothing.
             draw: which one, from 0; shuffled ones are as many as were made.
 
         Raises:
@@ -170,7 +193,12 @@ class Direction(FrameResult):
                 raise InputError(
                     f"there are {len(at.shuffled)} directions of shuffled labels at {name!r}"
                 )
-            made[name] = AtSite(vector * (at.norm / vector.norm()), at.site_norm)
+            beside = aside(vector, at.vector)
+            if beside is None:
+                raise InputError(
+                    f"nothing is at right angles to the direction at {name!r} in control {draw}"
+                )
+            made[name] = AtSite(beside, at.site_norm)
         return replace(self, sites=made, method=f"{kind} control of {self.method}")
 
     @contextmanager
@@ -229,7 +257,7 @@ class Direction(FrameResult):
         texts: Sequence[str] | None = None,
         mode: str = "add",
         positions: Places = "all",
-        controls: int = 2,
+        controls: int = 4,
         batch_size: int = 32,
         seed: int = 0,
     ) -> SteeringCurve:

@@ -23,10 +23,11 @@ from neox_lab.sae.dictionary import Dictionary
 from neox_lab.selections import entry
 from neox_lab.steering import fitting
 from neox_lab.steering.contrast import Contrast, Reading, of_stored, of_texts, sides
-from neox_lab.steering.directions import AtSite, Direction, check_widths, one_width
+from neox_lab.steering.directions import AtSite, Direction, aside, check_widths, one_width
 
 METHODS = (*fitting.METHODS, "probe", "feature")
-SHUFFLINGS = 3
+SHUFFLINGS, CONTROLS = 3, 8
+"""How often labels are shuffled: to see what is told apart then, and for directions to steer by."""
 Site = str | tuple[str, int] | Sequence[str | tuple[str, int]]
 """``"resid_post"`` (of every layer), a hook name, a glob, ``("resid_post", 2)``, or several."""
 
@@ -164,8 +165,9 @@ def _judged(vector: Tensor, found: Contrast, name: str, method: str, seed: int) 
     generator = torch.Generator().manual_seed(seed)
     p, n, paired = found.positive[name], found.negative[name], found.paired
     length = vector.norm()
-    nulls = [fitting.shuffled(method, p, n, paired, generator) for _ in range(SHUFFLINGS)]
-    draws = [null * length for null in nulls if null is not None]
+    nulls = [fitting.shuffled(method, p, n, paired, generator) for _ in range(CONTROLS)]
+    beside = [aside(null, vector) for null in nulls if null is not None]
+    draws = [null for null in beside if null is not None]
     return AtSite(
         vector,
         found.norms[name],

@@ -51,6 +51,7 @@ class Line:
         faint: drawn thin and grey, for what lies behind a smoothed line.
         y_label: what runs upwards, where that is not the plot's ``y_label``; such lines have a
             panel of their own, with its own scale, below the others.
+        kind: what it is of; lines of one kind look alike in all panels. None for the only one.
     """
 
     x: Any
@@ -59,6 +60,7 @@ class Line:
     high: Any = None
     faint: bool = False
     y_label: str | None = None
+    kind: str | None = None
 
 
 class CurvesView(View):
@@ -94,6 +96,9 @@ class CurvesView(View):
             raise InputError(f"no lines to draw in {shown(lines)}; expected Line by name")
         self.lines = {name: _checked(name, line) for name, line in lines.items()}
         self._short = labels(list(self.lines), NAME_LIMIT)
+        kinds = [name if line.kind is None else line.kind for name, line in self.lines.items()]
+        order = {kind: at for at, kind in enumerate(dict.fromkeys(kinds))}
+        self._looks = [order[kind] for kind in kinds]  # which colour, dash and mark each has
         self.x_label = check("x_label", x_label, TEXT, InputError)
         self.y_label = check("y_label", y_label, TEXT, InputError)
         shown_up = (line.y_label or self.y_label for line in self.lines.values())
@@ -160,7 +165,8 @@ class CurvesView(View):
         if every > 1:
             notes.append(f"To stay small this shows every {every}th of up to {most} points.")
         lines = []
-        for at, (name, line) in enumerate(zip(self._short, self.lines.values(), strict=True)):
+        each = zip(self._looks, self._short, self.lines.values(), strict=True)
+        for at, name, line in each:
             kept = np.unique(np.append(np.arange(0, len(line.x), every), max(0, len(line.x) - 1)))
             kept = kept[: len(line.x)]
             numbers = {
@@ -169,7 +175,7 @@ class CurvesView(View):
             colour = FAINT if line.faint else ON_BOTH[at % len(ON_BOTH)]
             lines.append({"name": name, **numbers, "faint": line.faint})
             lines[-1] |= {"colour": colour, "dash": "" if line.faint else _dash(at)}
-            lines[-1]["panel"] = self._panel(line)
+            lines[-1] |= {"panel": self._panel(line), "end": self._end_name(name, line)}
         return {
             "title": self.title,
             "notes": notes,
@@ -204,7 +210,7 @@ class CurvesView(View):
 
     def _plot(self, plot: Axes, panel: int, name: str) -> None:
         """One panel: its lines, its scale, and the axis they share."""
-        for at, line in enumerate(self.lines.values()):
+        for at, line in zip(self._looks, self.lines.values(), strict=True):
             if self._panel(line) == panel:
                 self._line(plot, at, line)
         for value in self.levels.values() if panel == 0 else ():
@@ -231,17 +237,23 @@ class CurvesView(View):
             name_ticks(plot.xaxis)
 
     @staticmethod
-    def _end(name: str, line: Line) -> str:
+    def _end_name(name: str, line: Line) -> str:
+        """A line's name within its panel."""
+        return name if line.kind is None else label(line.kind, NAME_LIMIT)
+
+    @classmethod
+    def _end(cls, name: str, line: Line) -> str:
         """What stands where a line ends."""
         finite = line.y[np.isfinite(line.y)]
         said = "" if line.faint or not len(finite) else f"  {number(float(finite[-1]), 3)}"
-        return f"{figure_text(name, END_LIMIT)}{said}"
+        return f"{figure_text(cls._end_name(name, line), END_LIMIT)}{said}"
 
     def _name_ends(self, sheet: Sheet, plot: Axes, panel: int, bottom: float, high: float) -> None:
         """The name and last value of each line of a panel, where the line ends."""
         low, top = plot.get_ylim()
         ends = []
-        for at, (name, line) in enumerate(zip(self._short, self.lines.values(), strict=True)):
+        each = zip(self._looks, self._short, self.lines.values(), strict=True)
+        for at, name, line in each:
             finite = line.y[np.isfinite(line.y)]
             if self._panel(line) == panel and len(finite):
                 value = float(finite[-1])
@@ -278,8 +290,8 @@ class CurvesView(View):
 
     def _legend(self, sheet: Sheet, y: float) -> None:
         """A line for each name, with its mark and its last value, below the plot."""
-        named = zip(self._short, self.lines.values(), strict=True)
-        for at, (name, line) in enumerate(named if len(self.panels) == 1 else ()):
+        named = zip(self._looks, self._short, self.lines.values(), strict=True)
+        for at, name, line in named if len(self.panels) == 1 else ():
             colour = FAINT if line.faint else ON_BOTH[at % len(ON_BOTH)]
             marker = None if line.faint or len(line.x) > MARKED else MARKERS[at % len(MARKERS)]
             style = "-" if line.faint else _style(at)
@@ -329,4 +341,6 @@ def _checked(name: str, line: Line) -> Line:
         )
     if line.y_label is not None:
         check(f"y_label of {name!r}", line.y_label, TEXT, InputError)
-    return Line(x, y, low, high, line.faint, line.y_label)
+    if line.kind is not None:
+        check(f"kind of {name!r}", line.kind, TEXT, InputError)
+    return Line(x, y, low, high, line.faint, line.y_label, line.kind)

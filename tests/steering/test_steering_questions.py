@@ -47,7 +47,7 @@ def test_a_sentiment_direction_moves_sentiment_and_its_controls_do_not() -> None
     words = [(p.correct, p.wrong) if p.correct in GOOD else (p.wrong, p.correct) for p in pairs]
     metric = nl.patching.logit_difference([w for w, _ in words], [w for _, w in words])
     curve = happy.evaluate(
-        metric, [pair.clean for pair in pairs], scales=(-1, -0.5, 0, 0.5, 1), controls=3
+        metric, [pair.clean for pair in pairs], scales=(-1, -0.5, 0, 0.5, 1), controls=8
     )
     mine = curve.frame[curve.frame["kind"] == "direction"]
     assert mine["metric"].is_monotonic_increasing
@@ -55,9 +55,9 @@ def test_a_sentiment_direction_moves_sentiment_and_its_controls_do_not() -> None
     assert mine["metric_low"].iloc[3] > mine["metric_high"].iloc[1]
     assert curve.effect > 15
     for kind, spans in curve.control_effects.items():
-        assert len(spans) == 3, kind
-        assert max(map(abs, spans)) < 0.3 * curve.effect
-        assert abs(sum(spans) / 3) < 0.2 * curve.effect
+        assert len(spans) == 8, kind
+        assert max(map(abs, spans)) < 0.15 * curve.effect
+        assert abs(sum(spans) / 8) < 0.05 * curve.effect
     most = max(abs(span) for spans in curve.control_effects.values() for span in spans)
     assert f"effect {curve.effect:.3g}, controls up to {most:.3g}" in repr(curve)
     unsteered = curve.frame[curve.frame["scale"] == 0]
@@ -65,6 +65,24 @@ def test_a_sentiment_direction_moves_sentiment_and_its_controls_do_not() -> None
     assert unsteered["metric"].nunique() == 1
     assert (mine["kl_bits"].iloc[[0, 4]] > 0.05).all()
     assert "bits a token" in repr(curve) or "KL" in repr(curve)
+
+
+@pytest.mark.parametrize("method", ["mean_difference", "pca", "logistic"])
+def test_controls_have_nothing_of_the_direction(model: Any, method: str) -> None:
+    """Few examples of unlike strength, whose shuffled labels would leave much of it in."""
+    for positive, negative in ((POSITIVE, NEGATIVE), (POSITIVE, NEGATIVE[:4])):
+        found = nl.steering.direction(model, positive, negative, site="resid_post", method=method)
+        drawn = 0
+        for kind, draws in (("random", 3), ("shuffled", len(found.sites[SITE].shuffled))):
+            for draw in range(draws):
+                control, drawn = found.control(kind, draw), drawn + 1
+                for name, vector in control.vectors.items():
+                    own = found.vectors[name]
+                    assert (
+                        abs(float(vector.double() @ own.double())) < 1e-5 * float(own.norm()) ** 2
+                    )
+                    assert float(vector.norm()) == pytest.approx(float(own.norm()), rel=1e-5)
+        assert drawn >= 5
 
 
 def test_the_curve_is_measured_as_it_says(model: Any, found: nl.steering.Direction) -> None:

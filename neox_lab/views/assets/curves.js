@@ -1,7 +1,7 @@
 // Lines over one axis; pointing at a place prints every line's value there.
 //
 // data: title, notes, x_label, y_label, x_names (names of the places 0, 1, …; may be null), lines:
-//   name, x, y, low, high (null where there is none), faint, colour, dash, panel; levels: {name:
+//   name, x, y, low, high (null where there is none), faint, colour, dash, panel, end (its name in the panel); levels: {name:
 //   value}, in the first panel; panels: what runs upwards in each, from top to bottom; ranges: the
 //   lowest and highest value of each panel's axis.
 
@@ -131,7 +131,7 @@ function mount(element, data) {
   function nameEnds(panel) {
     const ends = data.lines
       .filter((line) => line.panel === panel && line.y.some((value) => value !== null))
-      .map((line) => [up(line.y.filter((value) => value !== null).pop(), panel), line.name])
+      .map((line) => [up(line.y.filter((value) => value !== null).pop(), panel), line.end])
       .sort(([a], [b]) => a - b);
     let free = HIGH * panel + TOP;
     for (const [y, name] of ends) {
