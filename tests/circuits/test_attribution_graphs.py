@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,14 @@ from neox_lab.circuits import attribution_graph
 from neox_lab.circuits.attribution_graphs.edges import Edges, largest
 from neox_lab.circuits.attribution_graphs.replacement import LocalReplacement
 from neox_lab.circuits.attribution_graphs.transcoders import Transcoders
-from neox_lab.errors import CheckpointError, HookError, InputError, NeoxLabWarning, PromptWarning
+from neox_lab.errors import (
+    CheckpointError,
+    HookError,
+    InputError,
+    NeoxLabWarning,
+    PromptWarning,
+    TokenizerError,
+)
 from neox_lab.sae import CrossLayerTranscoder, CrossLayerWeights
 from neox_lab.sae.activations import JumpReLU, ReLU, TopK
 
@@ -180,6 +188,70 @@ def test_every_edge_equals_autograd(kind: str, parallel: bool) -> None:
     assert graph.conservation < 1e-9
     asked = graph.nodes[graph.nodes["value"].notna()]
     assert (asked["missing"].abs() <= 1e-8 * asked["gross"]).all()
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("target", [[23, 6, 0], (23, 6), 4], ids=["list", "pair", "one"])
+def test_own_targets_equal_autograd(target: Any, parallel: bool, tmp_path: Path) -> None:
+    model, made = network(parallel), KINDS["skip"]()
+    graph = attribution_graph(model, made, IDS[None], target=target, interventions=3)
+    run = LocalReplacement(model, IDS, Transcoders(model, made), IDS == 0)
+    scaled = Scaled(model, run)
+    logits, plain = scaled.logits(), model(IDS[None]).logits[0, -1].detach()
+    nodes = graph.nodes[graph.nodes["kind"] == "logit"]
+    listed = {"list": [23, 6, 0], "tuple": [23], "int": [4]}[type(target).__name__]
+    assert nodes["token_id"].tolist() == listed
+    assert nodes["weight"].tolist() == [1 / len(listed)] * len(listed)
+    for at, node in zip(nodes.index, nodes.itertuples(), strict=True):
+        own = logits[node.token_id]
+        value = own - (logits[6] if isinstance(target, tuple) else logits.mean())
+        expected, found = scaled.row(value), torch.zeros(run.sources, dtype=torch.float64)
+        into = graph.links.of(graph.links.target == at)
+        found[into.source] = into.weight
+        assert (found - expected).abs().max() <= 0.005 * float(expected.abs().sum()) / run.sources
+        assert node.value == pytest.approx(value.item(), abs=1e-9)
+        chance = plain.softmax(0)[node.token_id].item()
+        assert node.probability == pytest.approx(chance) or isinstance(target, tuple)
+    assert graph.conservation < 1e-9
+    told = graph.interventions.query("kind == 'logit'")
+    removed = graph.nodes.set_index("name").loc[told["removed"].iloc[0]]
+
+    def without(tensor: Tensor, point: Any) -> Tensor:
+        layer, lost = removed["layer"], torch.zeros_like(tensor)
+        lost[0, removed["pos"]] = removed["value"] * made[layer].W_dec[removed["latent"]]
+        return tensor - lost
+
+    hook = [(f"blocks.{removed['layer']}.hook_mlp_out", without)]
+    change = model.run_with_hooks(IDS[None], hook).logits[0, -1] - plain
+    change = change[listed] - (change[6] if isinstance(target, tuple) else change.mean())
+    assert told["model"].tolist()[: len(listed)] == pytest.approx(change.tolist(), abs=1e-9)
+    headline = graph.view().title
+    name = "23 over 6" if isinstance(target, tuple) else str(listed[0])
+    assert headline == f"What adds to {name}"
+    object.__setattr__(graph, "kept", (0.99, 0.99))
+    graph.to_neuronpedia(tmp_path / "graph.json", "six-tokens")
+    written = json.loads((tmp_path / "graph.json").read_text())["nodes"]
+    assert sum(node["is_target_logit"] for node in written) == len(listed)
+
+
+def test_targets_as_text_and_what_they_cannot_be() -> None:
+    model = nl.load()
+    made = nl.gym.dictionaries(model)["mlp_1"]
+    ask = functools.partial(
+        attribution_graph, model, made, "The king and the", max_features=20, interventions=0
+    )
+    pair = ask(target=(" Anna", " king"))
+    (node,) = pair.nodes[pair.nodes["kind"] == "logit"].to_dict("records")
+    assert node["name"] == "logit ·Anna over ·king"
+    logits = model("The king and the").logits[0, -1]
+    anna, king = (model.to_single_token(word) for word in (" Anna", " king"))
+    assert node["value"] == pytest.approx(float(logits[anna] - logits[king]), abs=1e-4)
+    for wrong in ((" queen",), (1, 2, 3), [], [3, 3], (" king", " king"), 1.5, [None], True, -1,
+                  10**6, {"a": 1}):  # fmt: skip
+        with pytest.raises(InputError):
+            ask(target=wrong)
+    with pytest.raises(TokenizerError):
+        ask(target=" Anna and king")
 
 
 def test_no_way_leads_between_features_of_one_layer_or_backwards() -> None:

@@ -35,7 +35,7 @@ def calls_of_circuits(model: Any, folder: Path) -> dict[str, Any]:
         "circuits.attribution_graph": (
             nl.circuits.attribution_graph,
             {"model": model, "transcoders": [transcoder], "prompt": "abcd", "max_features": 5}
-            | {"interventions": 1, "progress": False},
+            | {"interventions": 1, "progress": False, "target": ["a"]},
         ),
         "circuits.attribution_graph.prune": (graph.prune, {"nodes": 0.5, "edges": 0.5}),
         "circuits.attribution_graph.view": (

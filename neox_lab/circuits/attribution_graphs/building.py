@@ -10,10 +10,17 @@ from torch import Tensor
 from neox_lab.checks import SWITCH, check, require_model, whole
 from neox_lab.circuits.attribution_graphs.edges import joined
 from neox_lab.circuits.attribution_graphs.interventions import interventions_of
-from neox_lab.circuits.attribution_graphs.nodes import Logits, node_table
+from neox_lab.circuits.attribution_graphs.nodes import node_table
 from neox_lab.circuits.attribution_graphs.replacement import LocalReplacement
 from neox_lab.circuits.attribution_graphs.result import AttributionGraph, scores, weights
 from neox_lab.circuits.attribution_graphs.rows import Rows, influence, sparse
+from neox_lab.circuits.attribution_graphs.targets import (
+    Target,
+    Targets,
+    likeliest,
+    own_targets,
+    targets_of,
+)
 from neox_lab.circuits.attribution_graphs.transcoders import Transcoders, TranscodersLike
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import HookError, InputError
@@ -23,12 +30,11 @@ from neox_lab.experiments.splices import check_splices
 from neox_lab.model.parts import at_least_float32
 from neox_lab.notices import tell
 from neox_lab.progress import Progress
+from neox_lab.views.tokens import label
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
 
-PROBABILITY, MOST_LOGITS = 0.95, 10
-"""The logits of a graph: the likeliest tokens up to this probability together, at most so many."""
 _ROWS = 128
 EXACT = 1e-3  # conservation worse than this is said
 
@@ -40,11 +46,12 @@ def attribution_graph(
     transcoders: TranscodersLike,
     prompt: PromptsLike,
     *,
+    target: Target | None = None,
     max_features: int = 2_000,
     interventions: int = 8,
     progress: bool = True,
 ) -> AttributionGraph:
-    """Trace the likeliest next tokens back to features, errors and the tokens of the prompt.
+    """Trace next tokens, the likeliest or your own, back to features, errors and prompt tokens.
 
     Every MLP with a transcoder is replaced by its active features and what they miss; attention
     patterns and the denominators of layer norms stay as they were in this run. Then what each
@@ -56,6 +63,10 @@ def attribution_graph(
         model: a causal language model; float32, for numbers to be exact.
         transcoders: of its MLPs: one, a list or a mapping of them, or a cross-layer transcoder.
         prompt: one text, or its token ids ``[1, pos]``; padding is left out.
+        target: what is explained: a token as text (``" Anna"``, with its space) or as id, or a list
+            of them, each of which counts as much; a tuple of two is one thing, the logit of the
+            first over that of the second. None for the likeliest tokens up to a probability of 0.95
+            together, at most ten, each by its probability.
         max_features: so many features get a row of their own, those that matter most for the logits
             as far as is known when they are chosen.
         interventions: so many of the features that matter most are removed in real runs, whose
@@ -66,8 +77,9 @@ def attribution_graph(
         Nodes, edges, how exact they are, and how well interventions agree.
 
     Raises:
-        InputError: no transcoders of this model's MLPs, more than one prompt, no feature is
-            active, or logits are NaN.
+        InputError: no transcoders of this model's MLPs, more than one prompt, no such target, no
+            feature is active, or logits are NaN.
+        TokenizerError: a target is not exactly one token.
         HookError: a function is spliced in, a hook that may change something is placed, or the
             model is not what the linear maps need.
     """
@@ -87,6 +99,7 @@ def attribution_graph(
         )
     most = check("max_features", max_features, whole(least=1), InputError)
     count = check("interventions", interventions, whole(least=0), InputError)
+    named = None if target is None else targets_of(model, target)
     found = Transcoders(model, transcoders)
     ids = _one_prompt(model, prompt)
     run = LocalReplacement(model, ids, found, _special(model, ids))
@@ -100,7 +113,7 @@ def attribution_graph(
             "No feature is active in this prompt (special tokens left out), so that there is "
             "nothing to trace."
         )
-    logits = _logits(run)
+    logits = likeliest(run.logits) if named is None else own_targets(run.logits, *named)
     first = _trace_logits(run, logits)
     parts = _trace_features(run, logits, first, most, progress)
     graph = _made(run, logits, first, parts, count)
@@ -137,26 +150,14 @@ def _special(model: HookedModel, ids: Tensor) -> Tensor:
     return torch.isin(ids, torch.tensor(listed, dtype=ids.dtype, device=ids.device))
 
 
-def _logits(run: LocalReplacement) -> Logits:
-    """The likeliest tokens, up to a probability."""
-    chances = run.logits.softmax(dim=-1)
-    likeliest = chances.topk(min(MOST_LOGITS, len(chances)))
-    before = likeliest.values.cumsum(dim=0) - likeliest.values
-    count = int((before < PROBABILITY).sum())
-    ids = likeliest.indices[:count]
-    return Logits(ids, likeliest.values[:count], run.logits[ids] - run.logits.mean())
-
-
-def _trace_logits(run: LocalReplacement, logits: Logits) -> Rows:
-    """What every source adds to the logits, over their mean."""
+def _trace_logits(run: LocalReplacement, logits: Targets) -> Rows:
+    """What every source adds to the targets."""
     weight, bias = run.model.output_map
-    matrix = at_least_float32(weight)
-    covectors = matrix[logits.ids] - matrix.mean(dim=0)
+    covectors = logits.of(at_least_float32(weight))
     norm, last = run.final_norm(), len(run.ids) - 1
     constants = covectors @ norm.bias
     if bias is not None:
-        own = at_least_float32(bias)
-        constants = constants + own[logits.ids] - own.mean()
+        constants = constants + logits.of(at_least_float32(bias))
     pos = torch.full_like(logits.ids, last)
     begun = norm.at(pos).back(covectors)
     values, constants = run.trace(torch.full_like(pos, run.layers), pos, begun, constants)
@@ -164,7 +165,7 @@ def _trace_logits(run: LocalReplacement, logits: Logits) -> Rows:
 
 
 def _trace_features(
-    run: LocalReplacement, logits: Logits, first: Rows, most: int, progress: bool
+    run: LocalReplacement, logits: Targets, first: Rows, most: int, progress: bool
 ) -> list[tuple[int, Rows]]:
     """Rows of the features that matter most, by layer.
 
@@ -175,7 +176,7 @@ def _trace_features(
     most = min(most, len(known))
     with Progress(most, "feature traced", silent=not progress) as bar:
         while int(known.sum()) < most:
-            weight = influence(parts, logits.probability, first, run.sources)[: len(known)]
+            weight = influence(parts, logits.weight, first, run.sources)[: len(known)]
             weight = weight.masked_fill(known, -1)
             chosen = weight.topk(min(_ROWS, most - int(known.sum()))).indices
             order = run.features.layer[chosen].argsort(descending=True, stable=True)
@@ -205,23 +206,26 @@ def _traced(run: LocalReplacement, chosen: Tensor) -> list[tuple[int, Rows]]:
 
 def _made(
     run: LocalReplacement,
-    logits: Logits,
+    logits: Targets,
     first: Rows,
     parts: list[tuple[int, Rows]],
     count: int,
 ) -> AttributionGraph:
     """The graph of everything that was traced."""
     traced = torch.cat([rows.targets for _, rows in parts]).sort().values
-    total = influence(parts, logits.probability, first, run.sources)
+    total = influence(parts, logits.weight, first, run.sources)
     features = total[: len(run.features)]
     unexplored = float((features.sum() - features[traced].sum()) / total.sum())
     tokens, answers = (_pieces(run.model, ids) for ids in (run.ids, logits.ids))
+    if logits.minus is not None:
+        less = _pieces(run.model, logits.minus)
+        answers = [f"{label(answers[0])} over {label(less[0])}"]
     nodes = node_table(run, traced, logits, first, parts, tokens, answers)
     links = joined(traced, run.sources, len(run.features), first, parts)
     layers = torch.tensor(nodes["layer"].to_numpy(copy=True))
     nodes["influence"] = links.influence(weights(nodes), layers).numpy()
     replacement, completeness = scores(nodes, links)
-    changes = interventions_of(run, traced, logits.ids, nodes, links, count)
+    changes = interventions_of(run, traced, logits, nodes, links, count)
     return AttributionGraph(
         nodes, links, tokens, run.layers, changes, replacement, completeness, max(0.0, unexplored)
     )

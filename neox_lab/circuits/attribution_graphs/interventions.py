@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.circuits.attribution_graphs.replacement import LocalReplacement
+from neox_lab.circuits.attribution_graphs.targets import Targets
 from neox_lab.frames import make_frame
 from neox_lab.hooks import reads_only
 from neox_lab.model.hook_points import HookFunction, HookPoint
@@ -32,7 +33,7 @@ COLUMNS = ["removed", "target", "kind", "predicted", "replacement", "model"]
 def interventions_of(
     run: LocalReplacement,
     traced: Tensor,
-    tokens: Tensor,
+    logits: Targets,
     nodes: pd.DataFrame,
     edges: Edges,
     count: int,
@@ -42,27 +43,26 @@ def interventions_of(
     Args:
         run: the local replacement model.
         traced: numbers of the features that are nodes ``[feature]``, in their order.
-        tokens: ids of the logits that are nodes.
+        logits: those that are nodes.
         nodes: the table of nodes.
         edges: between them.
         count: how many are removed.
 
     Returns:
         ``removed`` and ``target`` (names), ``kind`` of the target, and its change: ``predicted``
-        along the edges, in the ``replacement`` model, and in the ``model`` itself. Logits are over
-        their mean.
+        along the edges, in the ``replacement`` model, and in the ``model`` itself.
     """
     features = torch.tensor((nodes["kind"] == "feature").to_numpy().nonzero()[0])
-    logits = torch.tensor((nodes["kind"] == "logit").to_numpy().nonzero()[0])
+    answers = torch.tensor((nodes["kind"] == "logit").to_numpy().nonzero()[0])
     strength = torch.tensor(nodes["influence"].to_numpy(copy=True))[features]
     best = strength.topk(min(count, len(features))).indices
     if not len(best):
         return make_frame([], columns=COLUMNS)
     predicted = predictions(nodes, edges, features[best])
     removed = traced[best.to(traced.device)]
-    held, free = (_changes(run, removed, traced, tokens, hold=hold) for hold in (True, False))
+    held, free = (_changes(run, removed, traced, logits, hold=hold) for hold in (True, False))
     names, rows = nodes["name"].tolist(), []
-    places = torch.cat([features, logits])
+    places = torch.cat([features, answers])
     for at, node in enumerate(features[best].tolist()):
         sizes = predicted[at, features].abs()
         sizes[best[at]] = 0
@@ -97,7 +97,7 @@ def predictions(nodes: pd.DataFrame, edges: Edges, removed: Tensor) -> Tensor:
 
 
 def _changes(
-    run: LocalReplacement, removed: Tensor, traced: Tensor, tokens: Tensor, hold: bool
+    run: LocalReplacement, removed: Tensor, traced: Tensor, targets: Targets, hold: bool
 ) -> Tensor:
     """Changes of traced features and of logits in runs without one feature each.
 
@@ -107,9 +107,8 @@ def _changes(
     runs = _Runs(run, removed, hold)
     ids = run.ids.expand(len(removed), -1)
     output = run.model.run_with_hooks(ids, runs.hooks())
-    logits = at_least_float32(output.logits[:, -1])
-    after = logits[:, tokens] - logits.mean(dim=-1, keepdim=True)
-    before = run.logits[tokens] - run.logits.mean()
+    after = targets.read(at_least_float32(output.logits[:, -1]))
+    before = targets.read(run.logits)
     found = run.features
     layer, pos, latent = (part[traced] for part in (found.layer, found.pos, found.latent))
     codes = runs.codes or run.transcoders.encode(runs.read)

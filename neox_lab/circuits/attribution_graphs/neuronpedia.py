@@ -146,7 +146,8 @@ def _node(row: Mapping[Hashable, Any], name: str, length: int) -> dict[str, Any]
         feature = both * (both + 1) // 2 + feature  # Cantor's pairing of layer and latent
     said = ""
     if is_logit:
-        said = f'Output "{row["token"]}" (p={row["probability"]:.3f})'
+        chance = f" (p={row['probability']:.3f})" if math.isfinite(row["probability"]) else ""
+        said = f'Output "{row["token"]}"{chance}'
     elif row["kind"] == "token":
         said = f'Emb: "{row["token"]}"'
     elif row["kind"] == "error":
@@ -157,7 +158,7 @@ def _node(row: Mapping[Hashable, Any], name: str, length: int) -> dict[str, Any]
         "layer": layer,
         "ctx_idx": int(row["pos"]),
         "feature_type": _TYPES[row["kind"]],
-        "token_prob": _finite(row["probability"]) if is_logit else 0.0,
+        "token_prob": (_finite(row["probability"]) or 0.0) if is_logit else 0.0,
         "is_target_logit": is_logit,
         "run_idx": 0,
         "reverse_ctx_idx": length - 1 - int(row["pos"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from neox_lab.circuits.attribution_graphs.replacement import LocalReplacement
 from neox_lab.circuits.attribution_graphs.rows import Rows
+from neox_lab.circuits.attribution_graphs.targets import Targets
 from neox_lab.frames import make_frame
 from neox_lab.views.tokens import label
 
@@ -20,24 +21,10 @@ if TYPE_CHECKING:
 LONGEST = 40  # characters of a token in the name of a node
 
 
-class Logits(NamedTuple):
-    """The tokens that a graph explains.
-
-    Attributes:
-        ids: ``[logit]``.
-        probability: ``[logit]``.
-        value: logit minus mean logit ``[logit]``.
-    """
-
-    ids: Tensor
-    probability: Tensor
-    value: Tensor
-
-
 def node_table(
     run: LocalReplacement,
     traced: Tensor,
-    logits: Logits,
+    logits: Targets,
     first: Rows,
     parts: list[tuple[int, Rows]],
     tokens: list[str],
@@ -91,16 +78,17 @@ def node_table(
 def _values(
     run: LocalReplacement,
     traced: Tensor,
-    logits: Logits,
+    logits: Targets,
     first: Rows,
     parts: list[tuple[int, Rows]],
     count: int,
 ) -> dict[str, Tensor]:
     """The numbers of each node, NaN where it has none."""
-    names = ("probability", "value", "incoming", "constant", "gross")
+    names = ("probability", "weight", "value", "incoming", "constant", "gross")
     table = {name: torch.full((count,), np.nan, dtype=torch.float64) for name in names}
     table["probability"][-len(logits.ids) :] = logits.probability.double().cpu()
-    table["value"][-len(logits.ids) :] = logits.value.double().cpu()
+    table["weight"][-len(logits.ids) :] = logits.weight.double().cpu()
+    table["value"][-len(logits.ids) :] = logits.read(run.logits).double().cpu()
     table["value"][: len(traced)] = run.features.activation[traced].double().cpu()
     place = torch.full((len(run.features),), -1, device=traced.device)
     place[traced] = torch.arange(len(traced), device=traced.device)

@@ -32,8 +32,9 @@ NODES, EDGES = 0.8, 0.98
 class AttributionGraph(FrameResult):
     """Who added what to whom, from the tokens of a prompt to the logits.
 
-    A node's ``value`` is the activation of a feature, or a logit over the mean of all; an edge's
-    weight is what its source adds to its target's value. For every feature and logit
+    A node's ``value`` is the activation of a feature, or a logit over the mean of all (over another
+    one, where that was asked for); an edge's weight is what its source adds to its target's value.
+    For every feature and logit
 
         value = sum of all incoming edges + constant          (biases of norms, attention, encoder)
 
@@ -45,9 +46,10 @@ class AttributionGraph(FrameResult):
             ``error``: what features miss of an MLP, or all of it where there are none; ``token``,
             ``logit``), ``layer`` (-1 for tokens, the number of layers for logits), ``pos``,
             ``token``, ``token_id`` (of tokens and logits, else -1), ``latent`` (of features, else
-            -1), ``probability`` (of logits), ``influence`` (how much of the logits goes back to
-            it), ``value``, ``incoming``, ``constant``, ``gross`` (the sum of all that comes in,
-            each taken absolute) and ``missing``; NaN where nothing comes in.
+            -1), ``probability`` (of logits over the mean), ``weight`` (how much each logit counts),
+            ``influence`` (how much of the logits goes back to it), ``value``, ``incoming``,
+            ``constant``, ``gross`` (the sum of all that comes in, each taken absolute) and
+            ``missing``; NaN where nothing comes in.
         links: the edges, by numbers of nodes.
         tokens: of the prompt.
         layers: of the model.
@@ -189,14 +191,14 @@ class AttributionGraph(FrameResult):
         Raises:
             InputError: a node that is not in the picture, or no such folders.
         """
-        from neox_lab.views import AttributionGraphView, Flow, label
+        from neox_lab.views import AttributionGraphView, Flow
 
         folders = _folders(pages, self.layers)
         small = self if self.kept != (1.0, 1.0) else self.prune()
         nodes, links = small.nodes, small.links
         ends = (links.source.tolist(), links.target.tolist(), links.weight.tolist())
         shares = links.shares(len(nodes)).tolist()
-        answer = nodes[nodes["kind"] == "logit"].iloc[0]
+        answer = nodes[nodes["kind"] == "logit"].iloc[0].to_dict()
         return AttributionGraphView(
             self.tokens,
             self.layers,
@@ -204,7 +206,7 @@ class AttributionGraph(FrameResult):
             [Flow(*each) for each in zip(*ends, shares, strict=True)],
             groups,
             pinned,
-            f"What made it say {label(answer['token'], 20)}",
+            _headline(answer),
             *self._notes(small),
         )
 
@@ -258,6 +260,14 @@ class AttributionGraph(FrameResult):
         return line, said
 
 
+def _headline(answer: Mapping[Hashable, Any]) -> str:
+    """What the first logit asks: the likeliest was said, others were asked for."""
+    from neox_lab.views import label
+
+    likeliest = answer["weight"] == answer["probability"]
+    return f"What {'made it say' if likeliest else 'adds to'} {label(answer['token'], 40)}"
+
+
 def _folders(pages: object, layers: int) -> dict[int, str]:
     """The folder with the pages of each layer's features.
 
@@ -289,13 +299,15 @@ def _mark(row: Mapping[Hashable, Any], folders: Mapping[int, str]) -> Mark:
     elif kind == "error":
         said = f"layer {layer}: what its features miss at {row['token']!r}"
     elif kind == "logit":
-        said, influence = f"probability {row['probability']:.1%}", float(row["probability"])
+        is_one = row["probability"] == row["probability"]
+        said = f"probability {row['probability']:.1%}" if is_one else "difference of two logits"
+        influence = float(row["weight"])
     return Mark(row["name"], kind, layer, int(row["pos"]), influence, said, page)
 
 
 def weights(nodes: pd.DataFrame) -> Tensor:
-    """The probability of logits, 0 of other nodes ``[node]``."""
-    chance = nodes["probability"].fillna(0).to_numpy(dtype=np.float64, copy=True)
+    """How much each logit counts, 0 of other nodes ``[node]``."""
+    chance = nodes["weight"].fillna(0).to_numpy(dtype=np.float64, copy=True)
     return torch.tensor(chance)
 
 
