@@ -22,15 +22,22 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from neox_lab.checks import SWITCH, check
 from neox_lab.data.statistics import student_interval
+from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.interchange.cached_runs import BATCH, CachedRuns, Change
 from neox_lab.interchange.sites import Site
+from neox_lab.model.identity import Identity, identity
 from neox_lab.results import FrameResult
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import pandas as pd
 
+    from neox_lab.family.contract import HookedModel
+    from neox_lab.files import StrPath
     from neox_lab.views import BarsView
 
 FOUND, WHOLE = "subspace", "whole site"
@@ -118,6 +125,7 @@ class InterchangeResult(FrameResult):
         chance: share of the commonest label among those tested.
         base_accuracy: share of all bases that the model answers rightly without an exchange.
         losses: of each step of training ``[step]``; empty where nothing was trained.
+        identity: of the model; None where nobody said.
     """
 
     frame: pd.DataFrame
@@ -128,6 +136,7 @@ class InterchangeResult(FrameResult):
     chance: float
     base_accuracy: float
     losses: Tensor
+    identity: Identity | None = None
 
     @property
     def accuracy(self) -> float:
@@ -204,6 +213,43 @@ class InterchangeResult(FrameResult):
         bars |= self.nulls
         return BarsView(list(bars), list(bars.values()), title, note)
 
+    def save(self, path: StrPath) -> Path:
+        """Write it, with the subspace and which model it belongs to.
+
+        Args:
+            path: a safetensors file; one that is there is replaced when the new one is whole.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
+        from neox_lab.interchange.saving import save
+
+        return save(self, path)
+
+    @classmethod
+    def load(
+        cls, path: StrPath, model: HookedModel | None = None, *, same: bool = True
+    ) -> InterchangeResult:
+        """What ``save`` wrote; its ``site`` goes to ``nl.interchange.accuracy`` and ``run``.
+
+        Args:
+            path: the file.
+            model: the model it belongs to, to see that it does.
+            same: it must be the model that the subspace was found in; False to try it in another,
+                such as another training step.
+
+        Raises:
+            CheckpointError: there is no such file, it is damaged or something else, or it belongs
+                to another model.
+            InputError: the model has no such site, or one of another width.
+        """
+        from neox_lab.interchange.saving import load
+
+        return load(path, model, check("same", same, SWITCH, InputError))
+
 
 def result_of(
     runs: CachedRuns,
@@ -227,4 +273,5 @@ def result_of(
         chance,
         float(base_accuracy),
         losses,
+        identity(runs.model),
     )

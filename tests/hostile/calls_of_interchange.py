@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import neox_lab as nl
 
 
-def calls_of_interchange(model: Any) -> dict[str, Any]:
+def calls_of_interchange(model: Any, folder: Path) -> dict[str, Any]:
     """By name: what is called, and with which arguments."""
     site = nl.interchange.Site(("resid_post", 0), -1)
     sides: dict[str, Any] = {"base": ["ab", "cd"], "source": ["cb", "ad"]}
@@ -22,8 +24,20 @@ def calls_of_interchange(model: Any) -> dict[str, Any]:
     )
     inputs = [{"x": "a", "y": "b"}, {"x": "c", "y": "b"}]
     planted = nl.gym.CAUSAL["planted"]
+    found = nl.interchange.accuracy(model, pairs, site)
+    found.save(folder / "found")
+
+    def saved(path: Any) -> Any:
+        with tempfile.TemporaryDirectory() as place:
+            found.save(str(Path(place) / path) if isinstance(path, str) else path)
+
     return {
         "interchange.Pairs": (nl.interchange.Pairs, {**sides, "roles": {}, "variable": "first"}),
+        "interchange.InterchangeResult.load": (
+            nl.interchange.InterchangeResult.load,
+            {"path": folder / "found", "model": model, "same": True},
+        ),
+        "interchange.InterchangeResult.save": (saved, {"path": "kept"}),
         "interchange.Pairs.permuted": (pairs.permuted, {"seed": 0}),
         "interchange.Pairs.split": (pairs.split, {"held_out": 0.5, "seed": 0}),
         "interchange.CausalModel": (

@@ -81,7 +81,7 @@ def newer_calls(model: Any, folder: Path) -> dict[str, Call]:
         ),
         **_calls_of_single_patches(model),
         **calls_of_circuits(model, folder),
-        **calls_of_interchange(model),
+        **calls_of_interchange(model, folder),
         **calls_of_steering(model, folder),
     }
 

@@ -1,0 +1,121 @@
+"""Results of interchange interventions in files: what was found, where, and in which model.
+
+A file is safetensors: ``subspace`` ``[width, rank]`` (where one was asked about) and ``losses``,
+and in the header the site, the table, and the model's identity.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from neox_lab.checks import plain, require_model
+from neox_lab.errors import CheckpointError, HookNameError, InputError
+from neox_lab.files import StrPath, path_of
+from neox_lab.frames import make_frame
+from neox_lab.hooks.table import axis_sizes, shape_at
+from neox_lab.interchange.outcomes import InterchangeResult
+from neox_lab.interchange.sites import Site, find_point
+from neox_lab.model.identity import Identity, identity, refuse_another
+from neox_lab.safetensors_files import FileFormat
+
+if TYPE_CHECKING:
+    from neox_lab.family.contract import HookedModel
+
+FORMAT = FileFormat("result of an interchange", "neox_lab interchange 1")
+_NUMBERS = ("variable", "pairs", "unchanged", "chance", "base_accuracy")
+
+
+def save(result: InterchangeResult, path: StrPath) -> Path:
+    """See ``InterchangeResult.save``."""
+    place, site = path_of("path", path), result.site
+    tensors = {"losses": result.losses}
+    if site.subspace is not None:
+        tensors["subspace"] = site.subspace
+    said = {name: getattr(result, name) for name in _NUMBERS}
+    said["frame"] = {str(name): column.tolist() for name, column in result.frame.items()}
+    said["site"] = {"hook": _said(site.hook), "pos": _said(site.pos), "heads": _said(site.heads)}
+    said |= {"rank": result.rank, "identity": result.identity}
+    FORMAT.write(place, tensors, said)
+    return place
+
+
+def load(path: StrPath, model: HookedModel | None, same: bool) -> InterchangeResult:
+    """See ``InterchangeResult.load``."""
+    place = path_of("path", path)
+    tensors, said = FORMAT.read(place)
+    try:
+        subspace = tensors["subspace"].clone() if "subspace" in tensors else None
+        where: Any = said["site"]
+        named = {name: _read(where[name]) for name in ("hook", "pos", "heads")}
+        known, frame = said["identity"], said["frame"]
+        if not isinstance(frame, Mapping) or not frame["run"]:
+            raise ValueError("it has no table")
+        numbers: dict[str, Any] = {name: said[name] for name in _NUMBERS}
+        found = InterchangeResult(
+            frame=make_frame(frame),
+            site=Site(**named, subspace=subspace),
+            losses=tensors["losses"].clone(),
+            identity=Identity(*known) if isinstance(known, list) else None,
+            **numbers,
+        )
+        if found.rank != said["rank"]:
+            raise ValueError(f"its subspace has {found.rank} directions, not {said['rank']}")
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
+        what = f"Cannot read the result of an interchange from {str(place)!r}"
+        raise CheckpointError(f"{what}: {error!r}") from error
+    if model is not None:
+        require_model(model)
+        if same:
+            refuse_another(found.identity, identity(model), "This subspace")
+        _check_width(found.site, model)
+    return found
+
+
+def _check_width(site: Site, model: HookedModel) -> None:
+    """Refuse a site that a model has not, or has with other numbers.
+
+    Raises:
+        InputError: it lacks the hook point, or its width is another.
+    """
+    try:
+        point = find_point(site, model)
+    except HookNameError as error:
+        raise InputError(f"This model has no such site: {error}") from error
+    if site.subspace is None or "key_pos" in point.axes:
+        return
+    rest = list(shape_at(point, axis_sizes(model.config, 1, 1))[2:])
+    if site.heads is not None:
+        rest[0] = 1
+    width = len(site.subspace)
+    if width % math.prod(rest):
+        raise InputError(
+            f"The subspace is of {width} numbers; in this model each place at {point.name!r} has "
+            f"{math.prod(rest)}."
+        )
+
+
+def _said(value: object) -> object:
+    """A hook, positions or heads as JSON can hold them; tuples and places by name are marked."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {"places": {name: _said(one) for name, one in value.items()}}
+    if isinstance(value, tuple):
+        return {"tuple": [_said(one) for one in value]}
+    if isinstance(value, list | range):
+        return [_said(one) for one in value]
+    return plain(value)
+
+
+def _read(value: object) -> Any:
+    """What ``_said`` wrote."""
+    if isinstance(value, Mapping):
+        if "tuple" in value:
+            return tuple(_read(one) for one in value["tuple"])
+        return {name: _read(one) for name, one in value["places"].items()}
+    return [_read(one) for one in value] if isinstance(value, list) else value
