@@ -40,6 +40,8 @@ SHARD_BYTES = 2**28
 FEWEST, MOST = 2**12, 2**18
 """Tokens that are read for one file: enough for batches of texts of similar length, and few enough
 to be held in memory and to be read again after an interruption."""
+GROWTH = 100
+"""A manifest of so many files is written again when there is one more, with workers."""
 
 
 def collect(
@@ -122,7 +124,7 @@ def collect(
         else:
             write = ShardWriter(origin, folder.absolute(), without_files(manifest), batch_size)
             made = _elsewhere(executor, write, left, manifest, bar)
-        _keep(made, left, folder, manifest)
+        _keep(made, left, folder, manifest, each=executor is None)
     return open(folder)
 
 
@@ -219,25 +221,38 @@ def _keep(
     left: _Left,
     folder: Path,
     manifest: Manifest,
+    each: bool,
 ) -> None:
     """Take files into the manifest as they are made, until all texts are there.
+
+    Args:
+        made: the files.
+        left: what they are made of.
+        folder: where the manifest is.
+        manifest: is written with every file; or, as workers leave notes of theirs, whenever it has
+            grown by a part in ``GROWTH``, since hundreds of thousands of files make it long.
+        each: with every file.
 
     Raises:
         CheckpointError: the folder holds activations of other texts, or the disk has no room.
         LostWorkerError: the worker of a file was lost again and again.
     """
+    written = len(manifest.shards)
     with _room_explained(folder), closing(made):
         for shard, wrong in made:
             manifest.shards.append(shard)
             manifest.documents, tokens = left.read.pop(len(manifest.shards) - 1)
             manifest.tokens += tokens
-            manifest.write(folder)
-            forget(folder, len(manifest.shards) - 1)
             name_wrong(wrong, manifest)
+            if each or len(manifest.shards) - written > written // GROWTH:
+                manifest.write(folder)
+                forget(folder, range(written, len(manifest.shards)))
+                written = len(manifest.shards)
     if left.number < len(manifest.shards):
         raise _other_texts(folder)
     manifest.complete = True
     manifest.write(folder)
+    forget(folder, range(written, len(manifest.shards)))
     if left.empty:
         warnings.warn(
             f"Documents without a token have no rows: {some_of(left.empty)}.",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
@@ -131,13 +131,14 @@ def noted(folder: Path, number: int, tokens: str) -> Shard | None:
     return None
 
 
-def forget(folder: Path, number: int) -> None:
-    """Remove the note of a file, if there is one; the manifest names it now.
+def forget(folder: Path, numbers: Iterable[int]) -> None:
+    """Remove the notes of files that have one; the manifest names these files now.
 
     Raises:
         OSError: it cannot be removed.
     """
-    _note(folder, number).unlink(missing_ok=True)
+    for number in numbers:
+        _note(folder, number).unlink(missing_ok=True)
 
 
 def _note(folder: Path, number: int) -> Path:

@@ -49,8 +49,8 @@ def content(folder: Path) -> dict[str, bytes]:
 class Backwards:
     """Does what is sent last first, in this process; everything goes through pickle."""
 
-    def __init__(self, room: int = 4) -> None:
-        self._max_workers = room // 2
+    def __init__(self, at: int = -1) -> None:
+        self._max_workers, self.at = 2, at
         self.waiting: list[Job] = []
         self.sent: list[bytes] = []
 
@@ -65,7 +65,7 @@ class Job:
         self.executor, self.call = executor, call
 
     def done(self) -> bool:
-        return self.executor.waiting[-1] is self
+        return self.executor.waiting[self.executor.at] is self
 
     def result(self) -> object:
         self.executor.waiting.remove(self)
@@ -145,6 +145,35 @@ def test_what_workers_wrote_before_it_stopped_is_not_made_again(
     for module in (writing, collecting):
         monkeypatch.setattr(module, "write_shard", real)
     collect(loaded, tmp_path / "here")
+    assert content(tmp_path / "there") == content(tmp_path / "here")
+
+
+def test_a_long_manifest_is_written_as_it_grows(
+    loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collecting, "GROWTH", 2)
+    collect(loaded, tmp_path / "here")
+    real, write = writing.write_shard, collecting.Manifest.write
+    lengths = []
+
+    def counted(manifest: Any, folder: Path) -> None:
+        lengths.append(len(manifest.shards))
+        write(manifest, folder)
+
+    def interrupted(*arguments: Any) -> Any:
+        if arguments[4] == 9:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(collecting.Manifest, "write", counted)
+    monkeypatch.setattr(writing, "write_shard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        collect(loaded, tmp_path / "there", executor=Backwards(0))
+    assert lengths == [0, 1, 2, 4, 7]
+    assert len(nl.activations.open(tmp_path / "there").manifest.shards) == 7
+    assert len(list((tmp_path / "there").glob(".*.written.json"))) == 2  # 7 and 8
+    monkeypatch.setattr(writing, "write_shard", real)
+    collect(loaded, tmp_path / "there", executor=Backwards(0))
     assert content(tmp_path / "there") == content(tmp_path / "here")
 
 
