@@ -24,7 +24,7 @@ from torch import Tensor
 from neox_lab.checks import check, one_of
 from neox_lab.errors import InputError
 from neox_lab.experiments.patching.prompts import Prompts, PromptsLike, read_prompts
-from neox_lab.experiments.patching.runs import PATTERN, Activations, run_and_keep
+from neox_lab.experiments.patching.runs import PATTERN, Activations, Stream
 from neox_lab.experiments.patching.sites import Site
 from neox_lab.experiments.patching.sources import GivenActivations
 
@@ -61,18 +61,18 @@ def ablation_source(
     check("value", value, one_of(*VALUES), InputError)
     hooks = list(dict.fromkeys(site.hook for site in sites))
     if value == "zero":
-        _, found = run_and_keep(model, Prompts(inputs.ids[:1], None), hooks)
-        return GivenActivations(_zeros(found, inputs))
+        found = Stream(model, Prompts(inputs.ids[:1], None), hooks)
+        return GivenActivations(_zeros(found, inputs), found)
     texts = inputs if reference is None else read_prompts(model, reference, "reference")
     patterns = any(site.is_pattern for site in sites)
     _check_fit(inputs, texts, value, patterns)
     if value == "resample":
         rows = _draw(inputs, texts, reference is None, seed, alike=patterns)
-    _, found = run_and_keep(model, texts, hooks)
+    found = Stream(model, texts, hooks)
     if value == "resample":
-        return GivenActivations(lambda hook, layer: found(hook, layer)[rows])
+        return GivenActivations(lambda hook, layer: found(hook, layer)[rows], found)
     means = _means_over_tokens if value == "mean" else _means_by_column
-    return GivenActivations(means(found, inputs, texts))
+    return GivenActivations(means(found, inputs, texts), found)
 
 
 def _check_fit(inputs: Prompts, texts: Prompts, value: str, patterns: bool) -> None:

@@ -12,7 +12,8 @@ without padding, so that every matrix is multiplied once a layer with all of the
 Left of a variant's first changed position everything is that of the patched run. Its keys and
 values are put in front of the variant's own, so attention is ordinary attention, and ``Block`` and
 ``Attention`` do all the arithmetic. Of the patched run one layer is asked for at a time, when the
-variants arrive there.
+variants arrive there (see ``climb``). Variants go up in groups, so that what a block makes of one
+group fits into memory.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Top(NamedTuple):
 
 
 class BatchedForward:
-    """Takes variants from where they enter to the top."""
+    """Knows which variants can differ, and makes groups that take them to the top."""
 
     def __init__(
         self, streams: PatchedStreams, sites: Sequence[Site], reads: Tensor | None
@@ -79,65 +80,81 @@ class BatchedForward:
             reach &= read | (variants.entry < len(self.blocks))
         return variants[reach]
 
-    def __call__(self, variants: Variants) -> Top:
-        """The residual streams of ``variants``, ordered by entry, after the last block."""
-        layers = len(self.blocks)
-        self.pair, self.start = variants.pair, variants.start
+    def group(self) -> BatchedGroup:
+        """A group without variants."""
+        return BatchedGroup(self)
+
+    def release(self) -> None:
+        """Forget the block that was run last."""
+        self.streams.release()
+
+
+class BatchedGroup:
+    """Variants that go up together.
+
+    Attributes:
+        variants: in the order in which they entered.
+        x: the residual streams of those that were in the block before ``[token, d_model]``; after
+            the last block, where only some columns are read, ``[variant, read, d_model]``.
+    """
+
+    def __init__(self, forward: BatchedForward) -> None:
+        """No variants yet."""
+        self.streams, self.sites, self.reads = forward.streams, forward.sites, forward.reads
+        self.run, self.blocks = forward.run, forward.blocks
+        self.variants = Variants.of({"pair": forward.run.blind.nonzero().flatten()[:0]})
+        self.x = self._nothing()
+        self._new: list[Tokens] = []
+
+    def add(self, variants: Variants) -> None:
+        """Take up variants whose patch is in the block that was run last."""
+        before = len(self.variants)
+        for site, layer, part, first in variants.by_site_and_layer():
+            tokens = self.streams.enter(self.sites[site], layer, part)
+            self._new.append(tokens._replace(variant=tokens.variant + before + first))
+        self.variants = Variants.joined([self.variants, variants])
+        self.pair, self.start = self.variants.pair, self.variants.start
         self.variant, self.pos = suffixes(self.start, self.run.length)
         counts = self.run.length - self.start
         self.offset = counts.cumsum(0) - counts
         self.lowest = int(self.start.min())
-        entered = torch.bincount(variants.entry, minlength=layers + 1).cumsum(0).tolist()
-        x = self._nothing()
-        tops, before = [], 0
-        for layer in range(int(variants.entry[0]), layers + 1):
-            now = entered[layer]
-            new = self._newcomers(variants[before:now], before)
-            if layer == layers:
-                tops.append(self._at_top(x, new, before, now))
-            elif layer == layers - 1 and self.reads is not None:
-                tops.append(self._last_step(layer, x, new, now))
-            else:
-                x = self._step(layer, x, new, now)
-            before = now
-        if self.reads is None:
-            return Top(self.variant, self.pos, tops[0])
-        return Top(None, None, torch.cat(tops))
 
-    def _newcomers(self, entering: Variants, before: int) -> Tokens:
-        """The changed tokens of variants that enter now, after ``before`` others."""
-        parts = [
-            (first, self.streams.enter(self.sites[site], layer, part))
-            for site, layer, part, first in entering.by_site_and_layer()
-        ]
+    def step(self, layer: int) -> None:
+        """Go through one block."""
+        old, new = self.x.to(self.run.cos.device), self._newcomers()
+        if layer == len(self.blocks) - 1 and self.reads is not None:
+            self.x = self._last_step(layer, old, new)
+        else:
+            self.x = self._step(layer, old, new)
+
+    def top(self) -> Top:
+        """The residual streams after the last block."""
+        x = self._at_top(self.x, self._newcomers()) if self._new else self.x
+        if self.reads is None:
+            return Top(self.variant, self.pos, x)
+        return Top(None, None, x)
+
+    def _newcomers(self) -> Tokens:
+        """The changed tokens of variants that enter now."""
+        parts, self._new = self._new, []
         if not parts:
-            nothing = entering.pair.new_empty(0)
+            nothing = self.pair.new_empty(0)
             return Tokens(nothing, nothing, self._nothing())
-        return Tokens(
-            torch.cat([part.variant + before + first for first, part in parts]),
-            torch.cat([part.pos for _, part in parts]),
-            torch.cat([part.x for _, part in parts]),
-        )
+        return Tokens(*(torch.cat(found) for found in zip(*parts, strict=True)))
 
     def _nothing(self) -> Tensor:
         """No tokens ``[0, d_model]``."""
-        return self.run.empty(0, self.run.layer(0).resid_pre.shape[-1])
+        return self.run.empty(0, self.run.final.shape[-1])
 
-    def _tokens(self, now: int) -> int:
-        """How many tokens the first ``now`` variants have."""
-        if now == len(self.pair):
-            return len(self.variant)
-        return int(self.offset[now])
-
-    def _filled(self, plain: Tensor, old: Tensor, new: Tokens, value: Tensor, now: int) -> Tensor:
-        """All tokens of ``now`` variants: ``old`` of earlier ones, ``value`` where new ones differ.
+    def _filled(self, plain: Tensor, old: Tensor, new: Tokens, value: Tensor) -> Tensor:
+        """All tokens: ``old`` of earlier variants, ``value`` where new ones differ.
 
         The rest of the new ones' tokens is that of the run, ``plain`` ``[batch, pos, d]``.
         """
-        done, total = len(old), self._tokens(now)
-        if done == total:
+        done = len(old)
+        if done == len(self.variant):
             return old
-        variant, pos = self.variant[done:total], self.pos[done:total]
+        variant, pos = self.variant[done:], self.pos[done:]
         fresh = plain[self.pair[variant], pos]
         fresh.index_copy_(0, self._place(new) - done, value)
         return torch.cat((old, fresh)) if done else fresh
@@ -154,10 +171,10 @@ class BatchedForward:
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def _spread(
-        self, plain: Tensor, value: Tensor, variant: Tensor, pos: Tensor, now: int, first: int = 0
+        self, plain: Tensor, value: Tensor, variant: Tensor, pos: Tensor, first: int = 0
     ) -> Tensor:
         """``[variant, pos, head, d_head]`` from position ``first`` on: the run's, and ``value``."""
-        spread = plain[:, first:].index_select(0, self.pair[:now])
+        spread = plain[:, first:].index_select(0, self.pair)
         flat = spread.view(-1, *spread.shape[2:])
         flat.index_copy_(0, variant * spread.shape[1] + (pos - first), value)
         return spread
@@ -175,45 +192,45 @@ class BatchedForward:
             torch.cat((self.pos[:done], new.pos)),
         )
 
-    def _step(self, layer: int, old: Tensor, new: Tokens, now: int) -> Tensor:
+    def _step(self, layer: int, old: Tensor, new: Tokens) -> Tensor:
         """One block: from the input's tokens to the output's, ``[token, d_model]``."""
         run, block = self.run.layer(layer), self.blocks[layer]
-        done, total = len(old), self._tokens(now)
+        done = len(old)
         x, variant, pos = self._changed(old, new)
         q, k, v = self._projected(layer, x, variant, pos)
-        q = self._spread(run.q, q, variant, pos, now, self.lowest)
-        k = self._spread(run.k, k, variant, pos, now)
-        v = self._spread(run.v, v, variant, pos, now)
-        mask = for_variants(self.run.visible(self.lowest), self.pair[:now])
+        q = self._spread(run.q, q, variant, pos, self.lowest)
+        k = self._spread(run.k, k, variant, pos)
+        v = self._spread(run.v, v, variant, pos)
+        mask = for_variants(self.run.visible(self.lowest), self.pair)
         z = block.attention.mix(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask)
         z = z.transpose(1, 2).reshape(-1, x.shape[1])
         wide = self.run.length - self.lowest
-        place = self.variant[:total] * wide + (self.pos[:total] - self.lowest)
+        place = self.variant * wide + (self.pos - self.lowest)
         attn_out = block.attention.dense(z.index_select(0, place))
-        resid_pre = self._filled(run.resid_pre, old, new, new.x, now)
+        resid_pre = self._filled(run.resid_pre, old, new, new.x)
         if not block.parallel:
             resid_mid = attn_out.add_(resid_pre)
             return block.transform(resid_mid, NO_TAP).add_(resid_mid)
         changed = block.transform(x, NO_TAP)
-        mlp_out = self._filled(run.mlp_out, changed[:done], new, changed[done:], now)
+        mlp_out = self._filled(run.mlp_out, changed[:done], new, changed[done:])
         return mlp_out.add_(attn_out).add_(resid_pre)
 
-    def _last_step(self, layer: int, old: Tensor, new: Tokens, now: int) -> Tensor:
+    def _last_step(self, layer: int, old: Tensor, new: Tokens) -> Tensor:
         """The last block, at the positions that are read: ``[variant, read, d_model]``."""
         assert self.reads is not None
         run, block = self.run.layer(layer), self.blocks[layer]
         x, variant, pos = self._changed(old, new)
-        read = self.reads[self.pair[:now]]  # [variant, read]
-        pair = self.pair[:now, None]
+        read = self.reads[self.pair]  # [variant, read]
+        pair = self.pair[:, None]
         token, which = (pos[:, None] == read[variant]).nonzero().unbind(1)
         at = variant[token], which
         q, k, v = self._projected(layer, x, variant, pos)
         queries = run.q[pair, read]  # [variant, read, head, d_head]
         queries[at] = q[token]
-        k = self._spread(run.k, k, variant, pos, now)
-        v = self._spread(run.v, v, variant, pos, now)
+        k = self._spread(run.k, k, variant, pos)
+        v = self._spread(run.v, v, variant, pos)
         z = block.attention.mix(
-            queries.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self._reading_mask(now)
+            queries.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), self._reading_mask()
         )
         attn_out = block.attention.dense(z.transpose(1, 2).flatten(2))
         resid_pre = run.resid_pre[pair, read]
@@ -225,7 +242,7 @@ class BatchedForward:
         mlp_out[at] = block.transform(x[token], NO_TAP)
         return mlp_out + attn_out + resid_pre
 
-    def _reading_mask(self, now: int) -> AttentionMask:
+    def _reading_mask(self) -> AttentionMask:
         """Who may look at whom, for queries at the positions that are read."""
         assert self.reads is not None
         last = self.run.length - 1
@@ -237,15 +254,14 @@ class BatchedForward:
             return AttentionMask(None, causal=False)
         batch = torch.arange(self.run.batch, device=self.reads.device)[:, None]
         bias = bias.expand(self.run.batch, -1, -1, -1)[batch, 0, self.reads]
-        return AttentionMask(bias[self.pair[:now], None], causal=False)
+        return AttentionMask(bias[self.pair, None], causal=False)
 
-    def _at_top(self, old: Tensor, new: Tokens, before: int, now: int) -> Tensor:
-        """What leaves the last block: all tokens, or ``[variant, read, d_model]`` of newcomers."""
+    def _at_top(self, old: Tensor, new: Tokens) -> Tensor:
+        """What leaves the last block: all tokens, or ``[variant, read, d_model]``."""
         if self.reads is None:
-            return self._filled(self.run.final, old, new, new.x, now)
-        read = self.reads[self.pair[before:now]]
-        final = self.run.final[self.pair[before:now, None], read]
-        variant = new.variant - before
-        token, which = (new.pos[:, None] == read[variant]).nonzero().unbind(1)
-        final[variant[token], which] = new.x[token]
+            return self._filled(self.run.final, old, new, new.x)
+        read = self.reads[self.pair]
+        final = self.run.final[self.pair[:, None], read]
+        token, which = (new.pos[:, None] == read[new.variant]).nonzero().unbind(1)
+        final[new.variant[token], which] = new.x[token]
         return final

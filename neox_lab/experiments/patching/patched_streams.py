@@ -39,7 +39,7 @@ class PatchedStreams:
             may_differ: False where patches are known to change nothing ``[batch, pos]``.
         """
         self.run, self.activations, self.may_differ = run, activations, may_differ
-        self._last: tuple[tuple[str, int], PatchedLayer] | None = None
+        self._made: dict[str, PatchedLayer] = {}
 
     def differs(self, site: Site, layer: int) -> Tensor:
         """Where the source differs from the run.
@@ -48,7 +48,7 @@ class PatchedStreams:
             boolean ``[batch, pos]``, ``[batch, pos, head]`` for heads, or ``[batch, pos, head,
             source_pos]`` for single attention weights.
         """
-        both = PatchedLayer(self.run, self.activations, site.hook, layer)
+        both = self._layer(site, layer)
         found = both.source != both.patched
         axes = 2 + sum(axis in site.axes for axis in ("head", "source_pos"))
         if found.dim() > axes:
@@ -66,9 +66,14 @@ class PatchedStreams:
         assert site.effect is not None  # of every site that does not need hooks
         return Tokens(variant, pos, site.effect(self._layer(site, layer), tokens))
 
+    def release(self) -> None:
+        """Forget the layer that was asked about."""
+        self._made = {}
+
     def _layer(self, site: Site, layer: int) -> PatchedLayer:
         """One layer, kept until another is asked for: its variants may come in several groups."""
-        key = site.name, layer
-        if self._last is None or self._last[0] != key:
-            self._last = key, PatchedLayer(self.run, self.activations, site.hook, layer)
-        return self._last[1]
+        made = self._made.get(site.name)
+        if made is None or made.number != layer:
+            made = PatchedLayer(self.run, self.activations, site.hook, layer)
+            self._made[site.name] = made
+        return made

@@ -50,6 +50,27 @@ class Cells:
         return self.starts()[-1]
 
 
+class Group(Protocol):
+    """Variants that go up together.
+
+    Attributes:
+        variants: which ones.
+        x: their residual streams, as far as they are.
+    """
+
+    variants: Variants
+    x: Tensor
+
+    def add(self, variants: Variants) -> None:
+        """Take up variants whose patch is in the block that was run last, or in the embedding."""
+
+    def step(self, layer: int) -> None:
+        """Go through one block."""
+
+    def top(self) -> Top:
+        """The residual streams after the last block."""
+
+
 class Forward(Protocol):
     """A way to run the variants of some pairs: ``BatchedForward`` or ``HookedForward``."""
 
@@ -59,39 +80,44 @@ class Forward(Protocol):
     def trimmed(self, site: Site, variants: Variants) -> Variants:
         """Those of a site's variants that can change what is read, with their ``start``."""
 
-    def __call__(self, variants: Variants) -> Top:
-        """The residual streams of ``variants`` after the last block."""
+    def group(self) -> Group:
+        """A group without variants."""
+
+    def release(self) -> None:
+        """Forget the block that was run last."""
 
 
-def find_variants(forward: Forward, cells: Cells, pairs: slice, layers: int) -> Variants:
-    """Every variant that has to be computed, by entry layer, site and cell, pairs innermost.
+def find_variants(forward: Forward, cells: Cells, pairs: slice, layer: int) -> Variants:
+    """The variants of one layer that have to be computed, by site and cell, pairs innermost.
 
     Args:
         forward: will run them.
         cells: of the whole sweep; the run may be shorter, if nothing further right is read.
         pairs: which pairs ``forward`` has.
-        layers: blocks of the network.
+        layer: that was run last; with block 0 goes the embedding, which counts as layer -1.
     """
-    parts = []
+    nothing = cells.columns.new_empty(0)
+    parts = [Variants.of({"pair": nothing})]
     columns = cells.columns[:, pairs]
     for number, (site, first) in enumerate(zip(cells.sites, cells.starts(), strict=False)):
-        for layer in site.layers(layers):
-            part = _differing(forward.differs(site, layer), site, columns)
-            place = {"layer": torch.full_like(part.pair, layer), "head": part.head}
-            place |= {"pos": part.cell, "source_pos": part.source_pos}
-            if site.entries:
-                place[site.axes[-1]] = part.head
-            cell = torch.zeros_like(part.pair)
-            for axis, size in zip(site.axes, cells.shape(site), strict=True):
-                cell = cell * size + place[axis]
-            part.cell, part.layer = cell + first, place["layer"]
-            part.entry = torch.full_like(cell, site.entry(layer))
-            part.site = torch.full_like(cell, number)
-            parts.append(forward.trimmed(site, part))
+        if site.layer is not None and max(site.layer, 0) != layer:
+            continue
+        at = layer if site.layer is None else site.layer
+        part = _differing(forward.differs(site, at), site, columns)
+        place = {"layer": torch.full_like(part.pair, at), "head": part.head}
+        place |= {"pos": part.cell, "source_pos": part.source_pos}
+        if site.entries:
+            place[site.axes[-1]] = part.head
+        cell = torch.zeros_like(part.pair)
+        for axis, size in zip(site.axes, cells.shape(site), strict=True):
+            cell = cell * size + place[axis]
+        part.cell, part.layer = cell + first, place["layer"]
+        part.entry = torch.full_like(cell, site.entry(at))
+        part.site = torch.full_like(cell, number)
+        parts.append(forward.trimmed(site, part))
     variants = Variants.joined(parts)
     order = torch.argsort(variants.pair, stable=True)
-    for key in (variants.cell, variants.site, variants.entry):
-        order = order[torch.argsort(key[order], stable=True)]
+    order = order[torch.argsort(variants.cell[order], stable=True)]
     return variants[order]
 
 
@@ -111,16 +137,18 @@ def _differing(differs: Tensor, site: Site, columns: Tensor) -> Variants:
     return Variants.of(fields | dict(zip(("head", "source_pos"), rest, strict=False)))
 
 
-def groups(
-    variants: Variants, length: int, budget: int, whole_cells: bool
+def spans(
+    variants: Variants, length: int, budget: int, whole_cells: bool, held: int
 ) -> Iterator[tuple[int, int]]:
     """Spans of variants with at most ``budget`` tokens, or one variant (or cell) that has more.
 
     Args:
-        variants: in the order in which they enter.
+        variants: by cell.
         length: columns of the run.
         budget: tokens.
         whole_cells: do not part the variants of a cell.
+        held: tokens of the group that the first span is added to; if there are any, the first span
+            may be empty.
     """
     if not len(variants):
         return
@@ -130,10 +158,10 @@ def groups(
         _, counts = variants.cell.cpu().unique_consecutive(return_counts=True)  # type: ignore[no-untyped-call]
         cuts = counts.cumsum(0)
     ends = ends[cuts - 1]  # tokens up to each place where a span may end
-    start = taken = at = 0
+    start, at, taken = 0, 0, -held
     while at < len(cuts):
         after = int(torch.searchsorted(ends, taken + budget, right=True))
-        at = max(after, at + 1)
-        stop = int(cuts[at - 1])
+        at = max(after, at if taken < 0 else at + 1)
+        stop = int(cuts[at - 1]) if at else 0
         yield start, stop
-        start, taken = stop, int(ends[at - 1])
+        start, taken = stop, int(ends[at - 1]) if at else 0

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from neox_lab.experiments.metrics import metric_name
+from neox_lab.experiments.patching.climb import Scores
 from neox_lab.experiments.patching.labels import axis_labels
 from neox_lab.experiments.patching.result import PatchResult
-from neox_lab.experiments.patching.runner import Question, Scores
+from neox_lab.experiments.patching.runner import Question
 
 Direction = Literal["denoising", "noising", "ablation"]
 

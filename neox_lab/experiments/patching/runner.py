@@ -1,15 +1,16 @@
-"""The runner: from a question to the metric of every cell, some pairs of prompts at a time.
+"""The runner: from a question to the metric of every cell, one block after the other.
 
-source.runs            the plain runs of the pairs
+source.runs            the plain runs of some pairs of prompts
+Part                   takes them and their variants up, see ``climb``
 find_variants          what can differ at all
-groups                 as many variants as may go up together
-BatchedForward         their residual streams after the last block; or, where functions are
+BatchedForward         the residual streams of variants after each block; or, where functions are
 HookedForward          spliced into the network, the same by ordinary runs with hooks
 MetricReadout          the metric of each
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,22 +22,24 @@ from neox_lab.errors import HookError, InputError
 from neox_lab.experiments.metrics import Metric
 from neox_lab.experiments.parts_alone import check_parts
 from neox_lab.experiments.patching.batched_forward import BatchedForward
+from neox_lab.experiments.patching.climb import Part, Scores
 from neox_lab.experiments.patching.hooked_forward import LEAVING, HookedForward
 from neox_lab.experiments.patching.metric_readout import readout
 from neox_lab.experiments.patching.patched_streams import PatchedStreams
-from neox_lab.experiments.patching.planning import Cells, Forward, find_variants, groups
+from neox_lab.experiments.patching.planning import Cells, Forward
 from neox_lab.experiments.patching.progress_report import ProgressReport, watched
 from neox_lab.experiments.patching.prompts import Positions, Prompts, patched_columns
 from neox_lab.experiments.patching.runs import hooks_to_keep
 from neox_lab.experiments.patching.sites import Site
 from neox_lab.experiments.patching.sources import Pairs, PlainRuns, Source
+from neox_lab.experiments.patching.spilling import Room
 from neox_lab.experiments.splices import IN_NETWORK, check_splices
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
 
 BUDGET = 2048
-"""Tokens that go up the layers together. More of them need more memory and are not faster."""
+"""Tokens that go through a block together. More of them need more memory and are not faster."""
 
 
 @dataclass(frozen=True)
@@ -58,35 +61,6 @@ class Question:
     metric: Metric
     sites: Sequence[Site]
     positions: Positions | None = None
-
-
-class Scores:
-    """The metric of every cell, and of every pair if the metric has that.
-
-    Attributes:
-        cells: how cells are numbered.
-        values: ``[pair or 1, cell]``; NaN until it is computed.
-        computed: whether it is, of the same shape.
-        rows_computed: whether the plain runs of a pair are ``[pair or 1]``.
-        patched: the metric without any patch ``[pair or 1]``.
-        source: the metric of the run that patches come from ``[pair or 1]``.
-        per_pair: whether pairs have values of their own.
-        complete: False if the sweep was interrupted.
-    """
-
-    def __init__(self, cells: Cells, pairs: int, per_pair: bool, dtype: torch.dtype) -> None:
-        """Nothing is known yet of the cells of ``pairs`` pairs."""
-        self.cells, self.per_pair, self.complete = cells, per_pair, True
-        rows = pairs if per_pair else 1
-        self.values = torch.full((rows, len(cells)), float("nan"), dtype=dtype)
-        self.computed = torch.zeros(self.values.shape, dtype=torch.bool)
-        self.rows_computed = torch.zeros(rows, dtype=torch.bool)
-        self.patched = torch.full((rows,), float("nan"), dtype=dtype)
-        self.source = self.patched.clone()
-
-    def rows(self, pairs: slice) -> slice:
-        """Where pairs have their values."""
-        return pairs if self.per_pair else slice(0, 1)
 
 
 class Runner:
@@ -129,27 +103,60 @@ class Runner:
             progress: show a bar; or who is told instead, and may raise KeyboardInterrupt.
 
         Returns:
-            The metric of each cell. If interrupted, what is done, marked incomplete.
+            The metric of each cell. If interrupted, what is done, marked incomplete: cells are
+            done when their variants are at the top.
         """
-        model, patched = self.question.model, self.question.patched
+        model = self.question.model
         dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-        batch, length = len(patched.ids), self._length()
+        batch = len(self.question.patched.ids)
         scores = Scores(self.cells, batch, self.metric.per_pair, dtype)
-        step = max(1, self.budget // (4 * length)) if self.metric.per_pair else batch
-        starts = range(0, batch, step)
-        hooks = list(dict.fromkeys(site.hook for site in self.question.sites))
-        kept = [*hooks, LEAVING] if self.through_hooks else hooks_to_keep(hooks)
+        work = self._work()
         with watched(progress, "token") as watch:
-            for turn, first in enumerate(starts):
-                numbers = slice(first, min(first + step, batch))
-                part, metric = patched.part(numbers, length), self.metric.of_pairs(numbers)
+            parts = self._parts(scores)
+            for layer, tokens in enumerate(work):
+                self.question.source.advance()
+                for number, part in enumerate(parts):
+                    share, before = tokens / len(parts), sum(work[:layer])
+                    before += int(number * share)
 
-                def report(done: int, total: int, turn: int = turn) -> None:
-                    watch.report(turn * total + done, total * len(starts))
+                    def report(done: float, before: int = before, share: float = share) -> None:
+                        watch.report(before + int(done * share), sum(work))
 
-                self._fill(scores, Pairs(model, numbers, part, hooks, kept, metric), report)
+                    part.step(layer, report)
         scores.complete = watch.complete
         return scores
+
+    def _work(self) -> list[int]:
+        """For each block about how many tokens go through it; 1 if there are none."""
+        pairs, length = len(self.question.patched.ids), self._length()
+        tokens = [2 * pairs * length] * self.cells.sizes["layer"]
+        for site in self.question.sites:
+            layers = site.layers(len(tokens))
+            cells = math.prod(self.cells.shape(site)) // (
+                len(layers) if "layer" in site.axes else 1
+            )
+            for layer in layers:
+                for above in range(max(0, site.entry(layer)), len(tokens)):
+                    tokens[above] += cells * pairs * length // 2
+        return tokens
+
+    def _parts(self, scores: Scores) -> list[Part]:
+        """The pairs, in parts whose plain runs go through a block at once."""
+        model, patched = self.question.model, self.question.patched
+        room = Room(model.device)
+        batch, length = len(patched.ids), self._length()
+        step = max(1, self.budget // (4 * length)) if self.metric.per_pair else batch
+        hooks = list(dict.fromkeys(site.hook for site in self.question.sites))
+        kept = [*hooks, LEAVING] if self.through_hooks else hooks_to_keep(hooks)
+        parts = []
+        for first in range(0, batch, step):
+            numbers = slice(first, min(first + step, batch))
+            prompts, metric = patched.part(numbers, length), self.metric.of_pairs(numbers)
+            pairs = Pairs(model, numbers, prompts, hooks, kept, metric)
+            runs = self.question.source.runs(pairs)
+            forward = self._forward(pairs, runs)
+            parts.append(Part(pairs, runs, forward, scores, self.budget, room))
+        return parts
 
     def _length(self) -> int:
         """Columns that have to be run: nothing right of what is read can matter to the network."""
@@ -159,44 +166,6 @@ class Runner:
             return whole
         needed = int(read.max()) + 1
         return needed if rotary.regime(needed) == rotary.regime(whole) else whole
-
-    def _fill(self, scores: Scores, pairs: Pairs, report: ProgressReport) -> None:
-        """Compute the cells of some pairs."""
-        runs = self.question.source.runs(pairs)
-        rows = scores.rows(pairs.numbers)
-        if runs.metric is not None:
-            scores.source[rows] = runs.metric.cpu().to(scores.source.dtype)
-        final = runs.patched.final
-        scores.patched[rows] = pairs.metric.of_run(final).cpu().to(scores.patched.dtype)
-        scores.rows_computed[rows] = True
-        self._fill_variants(scores, pairs, runs, report)
-
-    def _fill_variants(
-        self, scores: Scores, pairs: Pairs, runs: PlainRuns, report: ProgressReport
-    ) -> None:
-        """Compute the cells that differ from the patched run."""
-        run, metric = runs.patched, pairs.metric
-        forward = self._forward(pairs, runs)
-        variants = find_variants(forward, self.cells, pairs.numbers, len(run.blocks))
-        row, cell = torch.zeros_like(variants.pair).cpu(), variants.cell.cpu()
-        if metric.per_pair:
-            row = variants.pair.cpu() + pairs.numbers.start
-        # All other cells are those of the run without a patch.
-        rows = scores.rows(pairs.numbers)
-        scores.values[rows] = scores.patched[rows, None]
-        scores.computed[rows] = True
-        scores.values[row, cell], scores.computed[row, cell] = float("nan"), False
-        work = (run.length - variants.start) * (len(run.blocks) + 1 - variants.entry)
-        total, done = int(work.sum()), 0
-        whole_cells = not metric.per_pair
-        for start, stop in groups(variants, run.length, self.budget, whole_cells):
-            group = variants[start:stop]
-            for number, value in metric.of_variants(group, forward(group), run.final):
-                which = number.cpu() + start
-                scores.values[row[which], cell[which]] = value.cpu().to(scores.values.dtype)
-                scores.computed[row[which], cell[which]] = True
-            done += int(work[start:stop].sum())
-            report(done, total)
 
     def _forward(self, pairs: Pairs, runs: PlainRuns) -> Forward:
         """What runs the variants of some pairs."""

@@ -1,8 +1,9 @@
 """Plain runs: activations by hook name and layer, of prompts in which nothing is patched.
 
-The patched run is kept whole: it is what every variant shares below the patched layer, left of the
-patched position, and in every part of a block that a patch does not reach. Whoever goes up its
-layers asks for one at a time, ``run.layer(number)``, and for ``run.final`` at the top.
+A plain run is made while variants go up: ``Stream.advance`` runs one block and keeps what it shows,
+until the next block is run. So no layer is asked for twice, and one layer's activations at a time
+are held. The patched run is what every variant shares below the patched layer, left of the patched
+position, and in every part of a block that a patch does not reach.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from neox_lab.errors import HookNameError
 from neox_lab.experiments.patching.prompts import Prompts
 from neox_lab.family import GPTNeoXModel
+from neox_lab.hooks.hooking import Placement
 from neox_lab.model.attention import masked_scores
+from neox_lab.model.hook_points import HookPoint, Watcher
 from neox_lab.model.masking import AttentionMask, attention_mask
 from neox_lab.model.rotary import rotate
 
@@ -38,10 +42,11 @@ _KEPT = {
     "attn.hook_z": "z",
     "hook_attn_out": "attn_out",
     "hook_mlp_out": "mlp_out",
+    "hook_resid_post": "resid_post",
 }
 """What is kept of a run that gets patched, and the attribute of ``LayerRun`` that holds it."""
 
-_DERIVED = ("hook_resid_mid", "hook_resid_post", "attn.hook_q", "attn.hook_k", PATTERN)
+_DERIVED = ("hook_resid_mid", "attn.hook_q", "attn.hook_k", PATTERN)
 """What follows from that, see ``PlainRun.at``."""
 
 
@@ -53,6 +58,91 @@ def hook_name(hook: str, layer: int) -> str:
 def first_columns(found: Tensor, hook: str, length: int) -> Tensor:
     """The first ``length`` positions of activations, of queries and keys alike in patterns."""
     return found[:, :, :length, :length] if hook == PATTERN else found[:, :length]
+
+
+class Stream:
+    """A plain run on its way up, one block after the other.
+
+    Where a function is spliced in that sums up what it found in earlier blocks, all blocks are run
+    at once, and everything is kept.
+
+    Attributes:
+        network: the model without its head.
+        prompts: what is run.
+        at_once: whether all blocks are run at once.
+        entering: the residual stream before the block that was run last ``[batch, pos, d_model]``;
+            token ids ``[batch, pos]`` before the first.
+        leaving: that after it.
+    """
+
+    def __init__(self, model: HookedModel, prompts: Prompts, hooks: Iterable[str]) -> None:
+        """Nothing is run yet.
+
+        Args:
+            model: the model.
+            prompts: tokens and padding.
+            hooks: hook names relative to a block, or full ones: what is kept.
+        """
+        network = model.backbone
+        assert isinstance(network, GPTNeoXModel)
+        self.network, self.prompts, self._hooks = network, prompts, list(dict.fromkeys(hooks))
+        self._blocks = len(network.layers)
+        self._found: dict[str, Tensor] = {}
+        self._next = 0
+        self.at_once = any(each.since is not None for each in network.hook_stack.placements)
+        self.leaving = self.entering = prompts.ids
+
+    def advance(self) -> None:
+        """Run the next block, and keep what it shows instead of what the one before did."""
+        first, last = self._next, self._next + 1
+        self._next = last
+        if self.at_once:
+            last = self._blocks
+        if not (self.at_once and first):
+            self._found, self.entering = {}, self.leaving
+            self.leaving = self._run(self.entering, first, last)
+
+    def release(self) -> None:
+        """Keep only the residual stream, until the next block is run."""
+        if not self.at_once:
+            self._found = {}
+
+    def __call__(self, hook: str, layer: int) -> Tensor:
+        """What the block that was run last showed at a hook.
+
+        Raises:
+            HookNameError: nothing passed there.
+        """
+        name = hook_name(hook, layer)
+        if name not in self._found:
+            raise HookNameError(f"The run did not pass {name!r}, so nothing can be patched there.")
+        return self._found[name]
+
+    def _run(self, entering: Tensor, first: int, last: int) -> Tensor:
+        """Blocks ``first`` to ``last - 1``, and the embedding before block 0."""
+        points = self.network.hook_points
+        layers = range(first, last)
+        names = dict.fromkeys(hook_name(hook, layer) for hook in self._hooks for layer in layers)
+        among = [points[name] for name in names if name in points]
+        placement = Placement(points, (), ())
+        placement.entries = [
+            ("plain run", [Watcher(point, self._keep, writes=False)])
+            for point in among
+            if (0 if point.layer is None else point.layer) in layers
+        ]
+        with self.network.hook_stack.placed(placement, must_fire=False):
+            output = self.network(
+                **{"inputs_embeds" if first else "input_ids": entering},
+                start_at_layer=first,
+                stop_at_layer=last,
+                use_cache=False,
+                attention_mask=self.prompts.mask,
+            )
+        found: Tensor = output.last_hidden_state
+        return found
+
+    def _keep(self, tensor: Tensor, point: HookPoint) -> None:
+        self._found[point.name] = tensor
 
 
 @dataclass
@@ -67,6 +157,7 @@ class LayerRun:
         z: what each head read.
         attn_out: what attention adds ``[batch, pos, d_model]``.
         mlp_out: what the MLP adds.
+        resid_post: residual stream leaving the block.
     """
 
     resid_pre: Tensor
@@ -76,14 +167,15 @@ class LayerRun:
     z: Tensor
     attn_out: Tensor
     mlp_out: Tensor
+    resid_post: Tensor
 
 
 class PlainRun:
     """The run that gets patched.
 
     Attributes:
+        stream: makes it, a block at a time.
         blocks: the network's blocks.
-        final: residual stream after the last block ``[batch, pos, d_model]``.
         batch: pairs in it.
         length: positions.
         mask: 1 for text and 0 for padding ``[batch, pos]``, or None.
@@ -92,43 +184,53 @@ class PlainRun:
             own logits depend on all positions.
     """
 
-    def __init__(
-        self, model: HookedModel, prompts: Prompts, final: Tensor, activations: Activations
-    ) -> None:
-        """Nothing is run: see ``plain_run`` and ``both_runs``.
+    def __init__(self, model: HookedModel, prompts: Prompts, stream: Stream) -> None:
+        """Nothing is run yet.
 
         Args:
             model: the model.
-            prompts: the prompts.
-            final: residual stream after the last block.
-            activations: what was kept of it.
+            prompts: those that get patched.
+            stream: runs them, as the first rows of its batch.
         """
+        self.stream = stream
         self.blocks = blocks_of(model)
         self.mask = prompts.mask
         self.batch, self.length = prompts.ids.shape
         self.blind = ~prompts.own[:, 0]
-        self.final = final
-        self._activations = activations
-        self._layers: dict[int, LayerRun] = {}
+        self._layer: tuple[int, LayerRun] | None = None
         self._visible: dict[int, AttentionMask] = {}
-        positions = torch.arange(self.length, device=final.device)
+        positions = torch.arange(self.length, device=prompts.ids.device)
         cos, sin = model.backbone.rotary.angles(positions[None])
         self.cos, self.sin = cos[0], sin[0]  # [pos, 1, rotary_ndims]
 
     def layer(self, number: int) -> LayerRun:
-        """The activations of one layer."""
-        if number not in self._layers:
-            self._layers[number] = LayerRun(*(self._activations(hook, number) for hook in _KEPT))
-        return self._layers[number]
+        """The activations of the layer that was run last."""
+        if self._layer is None or self._layer[0] != number:
+            self._layer = number, LayerRun(*(self.kept(hook, number) for hook in _KEPT))
+        return self._layer[1]
+
+    def release(self) -> None:
+        """Forget the layer that was run last."""
+        self._layer = None
+
+    @property
+    def entering(self) -> Tensor:
+        """The residual stream before the block that was run last, see ``Stream``."""
+        return self.stream.entering[: self.batch]
+
+    @property
+    def final(self) -> Tensor:
+        """The residual stream after the last block that was run ``[batch, pos, d_model]``."""
+        return self.stream.leaving[: self.batch]
 
     def empty(self, *sizes: int) -> Tensor:
         """A tensor of the residual stream's dtype and device, not filled."""
-        return self.layer(0).resid_pre.new_empty(sizes)
+        return self.stream.leaving.new_empty(sizes)
 
     def visible(self, first: int = 0) -> AttentionMask:
         """Who may look at whom, for queries from position ``first`` on and keys everywhere."""
         if first not in self._visible:
-            like = self.layer(0).resid_pre
+            like = self.stream.leaving
             self._visible[first] = attention_mask(
                 self.mask, self.batch, self.length - first, first, like.dtype, like.device
             )
@@ -157,7 +259,7 @@ class PlainRun:
 
     def kept(self, hook: str, layer: int) -> Tensor:
         """What was kept of the run at a hook, as it is."""
-        return self._activations(hook, layer)
+        return self.stream(hook, layer)[: self.batch]
 
     def at(self, hook: str, layer: int) -> Tensor:
         """The run's activation at a hook that patches replace; queries and keys are rotated."""
@@ -165,9 +267,6 @@ class PlainRun:
         match hook:
             case "hook_resid_mid":
                 return run.attn_out + run.resid_pre
-            case "hook_resid_post":
-                last = layer + 1 == len(self.blocks)
-                return self.final if last else self.layer(layer + 1).resid_pre
             case "attn.hook_q":
                 return run.q
             case "attn.hook_k":
@@ -177,7 +276,7 @@ class PlainRun:
         if hook in _KEPT:
             kept: Tensor = getattr(run, _KEPT[hook])
             return kept
-        return self._activations(hook, layer)
+        return self.kept(hook, layer)
 
     def _pattern(self, layer: int) -> Tensor:
         """The run's attention weights ``[batch, head, pos, source_pos]``."""
@@ -193,56 +292,9 @@ def blocks_of(model: HookedModel) -> list[Block]:
     return [network.block(layer) for layer in range(len(network.layers))]
 
 
-def run_and_keep(
-    model: HookedModel, prompts: Prompts, hooks: Iterable[str]
-) -> tuple[Tensor, Activations]:
-    """Run the layers once and keep some activations.
-
-    Args:
-        model: the model.
-        prompts: tokens and padding.
-        hooks: hook names relative to a block, or full ones.
-
-    Returns:
-        The residual stream after the last block, and the activations.
-    """
-    network = model.backbone
-    assert isinstance(network, GPTNeoXModel)
-    layers = len(network.layers)
-    names = [hook_name(hook, layer) for hook in hooks for layer in range(layers)]
-    output, cache = network.run_with_cache(
-        prompts.ids, names, stop_at_layer=layers, use_cache=False, attention_mask=prompts.mask
-    )
-    return output.last_hidden_state, lambda hook, layer: cache[hook_name(hook, layer)]
-
-
 def hooks_to_keep(hooks: Iterable[str]) -> list[str]:
     """What has to be kept of a run that gets patched at ``hooks``, for ``PlainRun.at``."""
     return list(dict.fromkeys([*_KEPT, *(hook for hook in hooks if hook not in _DERIVED)]))
-
-
-def plain_run(model: HookedModel, prompts: Prompts, kept: Iterable[str]) -> PlainRun:
-    """Run ``prompts``, which get patched, once, and keep what stands at hooks ``kept``."""
-    return PlainRun(model, prompts, *run_and_keep(model, prompts, kept))
-
-
-def both_runs(
-    model: HookedModel, patched: Prompts, source: Prompts, kept: Iterable[str]
-) -> tuple[PlainRun, Tensor, Activations]:
-    """Run two batches of prompts as one, which takes hardly longer than one of short prompts.
-
-    Returns:
-        The run of ``patched``, and of ``source`` the residual stream after the last block and the
-        activations at hooks ``kept``.
-    """
-    count = len(patched.ids)
-    mask = None
-    if patched.mask is not None or source.mask is not None:
-        mask = torch.cat((patched.own, source.own)).long()
-    both = Prompts(torch.cat((patched.ids, source.ids)), mask)
-    final, found = run_and_keep(model, both, dict.fromkeys(kept))
-    run = PlainRun(model, patched, final[:count], lambda hook, layer: found(hook, layer)[:count])
-    return run, final[count:], lambda hook, layer: found(hook, layer)[count:]
 
 
 def for_variants(mask: AttentionMask, pair: Tensor | None) -> AttentionMask:

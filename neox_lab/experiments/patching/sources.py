@@ -5,14 +5,15 @@
     CachedSource        an ActivationCache of any run
     GivenActivations    activations that somebody computed, such as means or zeros (``ablation``)
 
-Each makes, for some pairs, the plain runs: of the prompts that get patched, and whatever it takes
-to know its own activations by hook and layer. Each says what the metric is where its activations
-come from, if it can know that, and in which columns they can differ from those of the patched run.
+Each begins, for some pairs, the plain runs: of the prompts that get patched, and whatever it takes
+to know its own activations by hook and layer. They go up with the variants, a block at a time. Each
+says what the metric is where its activations come from, if it can know that, and in which columns
+they can differ from those of the patched run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -27,11 +28,9 @@ from neox_lab.experiments.patching.runs import (
     PATTERN,
     Activations,
     PlainRun,
-    both_runs,
+    Stream,
     first_columns,
     hook_name,
-    plain_run,
-    run_and_keep,
 )
 
 if TYPE_CHECKING:
@@ -65,15 +64,29 @@ class PlainRuns(NamedTuple):
 
     Attributes:
         patched: the run that gets patched.
+        streams: what has to be advanced, a block at a time.
         activations: the source's, which are patched in; as many columns as ``patched``.
         may_differ: False where patches are known to change nothing that is read ``[batch, pos]``.
-        metric: of the source run, a scalar or ``[batch]``; None if nobody knows.
+        metric: says at the top what the metric of the source run is, a scalar or ``[batch]``; None
+            if nobody knows.
     """
 
     patched: PlainRun
+    streams: tuple[Stream, ...]
     activations: Activations
     may_differ: Tensor
-    metric: Tensor | None
+    metric: Callable[[], Tensor | None]
+
+    def advance(self) -> None:
+        """Run the next block."""
+        for stream in self.streams:
+            stream.advance()
+
+    def release(self) -> None:
+        """Keep only residual streams, until the next block is run."""
+        self.patched.release()
+        for stream in self.streams:
+            stream.release()
 
 
 class Source:
@@ -85,16 +98,24 @@ class Source:
 
     prompts: Prompts | None = None
 
-    def runs(self, pairs: Pairs) -> PlainRuns:
-        """The patched run, and what is patched into it."""
-        patched = plain_run(pairs.model, pairs.prompts, pairs.kept)
-        activations, metric = self.run(pairs)
-        may = may_differ(None, pairs.prompts, pairs.metric.positions)
-        return PlainRuns(patched, activations, may, metric)
+    def advance(self) -> None:
+        """Run the next block of what all pairs share, if there is anything."""
 
-    def run(self, pairs: Pairs) -> tuple[Activations, Tensor | None]:
-        """The source's activations and its metric, both for some pairs."""
+    def runs(self, pairs: Pairs) -> PlainRuns:
+        """The patched run, and what is patched into it; no block is run yet."""
+        stream = Stream(pairs.model, pairs.prompts, pairs.kept)
+        patched = PlainRun(pairs.model, pairs.prompts, stream)
+        own, activations, metric = self.begin(pairs)
+        may = may_differ(None, pairs.prompts, pairs.metric.positions)
+        return PlainRuns(patched, (stream, *own), activations, may, metric)
+
+    def begin(self, pairs: Pairs) -> Own:
+        """What the source runs, its activations and its metric, all for some pairs."""
         raise NotImplementedError
+
+
+Own = tuple[Sequence[Stream], Activations, Callable[[], Tensor | None]]
+"""What a source runs itself, its activations, and its metric at the top."""
 
 
 class SourcePrompts(Source):
@@ -106,11 +127,20 @@ class SourcePrompts(Source):
 
     def runs(self, pairs: Pairs) -> PlainRuns:
         """See Source."""
-        source = self.prompts.part(pairs.numbers, pairs.prompts.ids.shape[1])
-        kept = [*pairs.kept, *pairs.hooks]
-        patched, final, activations = both_runs(pairs.model, pairs.prompts, source, kept)
-        may = may_differ(source, pairs.prompts, pairs.metric.positions)
-        return PlainRuns(patched, activations, may, pairs.metric.of_run(final))
+        patched, count = pairs.prompts, len(pairs.prompts.ids)
+        source = self.prompts.part(pairs.numbers, patched.ids.shape[1])
+        mask = None
+        if patched.mask is not None or source.mask is not None:
+            mask = torch.cat((patched.own, source.own)).long()
+        both = Prompts(torch.cat((patched.ids, source.ids)), mask)
+        stream = Stream(pairs.model, both, [*pairs.kept, *pairs.hooks])
+        return PlainRuns(
+            PlainRun(pairs.model, patched, stream),
+            (stream,),
+            lambda hook, layer: stream(hook, layer)[count:],
+            may_differ(source, patched, pairs.metric.positions),
+            lambda: pairs.metric.of_run(stream.leaving[count:]),
+        )
 
 
 class AlignedPrompts(Source):
@@ -131,10 +161,10 @@ class AlignedPrompts(Source):
         self.prompts: Prompts = prompts
         self.columns, self.metric = columns, readout(model, metric, prompts)
 
-    def run(self, pairs: Pairs) -> tuple[Activations, Tensor | None]:
+    def begin(self, pairs: Pairs) -> Own:
         """See Source."""
         prompts = self.prompts.part(pairs.numbers, self.prompts.ids.shape[1])
-        final, found = run_and_keep(pairs.model, prompts, pairs.hooks)
+        found = Stream(pairs.model, prompts, pairs.hooks)
         columns = self.columns[pairs.numbers, : pairs.prompts.ids.shape[1]]
         batch = torch.arange(len(columns), device=columns.device)[:, None]
 
@@ -144,7 +174,8 @@ class AlignedPrompts(Source):
             source = found(hook, layer)
             return source[batch, columns.clamp(max=source.shape[1] - 1)]
 
-        return activations, self.metric.of_pairs(pairs.numbers).of_run(final)
+        metric = self.metric.of_pairs(pairs.numbers)
+        return (found,), activations, lambda: metric.of_run(found.leaving)
 
 
 class CachedSource(Source):
@@ -160,7 +191,7 @@ class CachedSource(Source):
         self.cache = cache
         self.batch, self.width = patched.ids.shape
 
-    def run(self, pairs: Pairs) -> tuple[Activations, Tensor | None]:
+    def begin(self, pairs: Pairs) -> Own:
         """See Source; the metric is known if the cache has the last residual stream.
 
         Raises:
@@ -180,7 +211,7 @@ class CachedSource(Source):
             found = found.to(pairs.prompts.ids.device).expand(self.batch, *found.shape[1:])
             return first_columns(found[pairs.numbers], hook, length)
 
-        return activations, self._metric(pairs)
+        return (), activations, lambda: self._metric(pairs)
 
     def _metric(self, pairs: Pairs) -> Tensor | None:
         name = f"blocks.{pairs.model.config.num_hidden_layers - 1}.hook_resid_post"
@@ -216,15 +247,25 @@ def check_padding(cache: ActivationCache, patched: Prompts) -> None:
 class GivenActivations(Source):
     """Activations from elsewhere, of as many rows and positions as the patched prompts."""
 
-    def __init__(self, activations: Activations) -> None:
-        """``activations`` of all pairs and columns."""
-        self.activations = activations
+    def __init__(self, activations: Activations, texts: Stream | None = None) -> None:
+        """``activations`` of all pairs and columns, asked for layer by layer.
 
-    def run(self, pairs: Pairs) -> tuple[Activations, Tensor | None]:
+        Args:
+            activations: the activations.
+            texts: a run that they are made of, which goes up with the others.
+        """
+        self.activations, self.texts = activations, texts
+
+    def advance(self) -> None:
+        """See Source."""
+        if self.texts is not None:
+            self.texts.advance()
+
+    def begin(self, pairs: Pairs) -> Own:
         """See Source; nobody knows the metric."""
         length = pairs.prompts.ids.shape[1]
 
         def activations(hook: str, layer: int) -> Tensor:
             return first_columns(self.activations(hook, layer)[pairs.numbers], hook, length)
 
-        return activations, None
+        return (), activations, lambda: None

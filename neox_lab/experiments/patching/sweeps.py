@@ -56,7 +56,8 @@ def sweep(
     Exact: each number is that of a forward pass of its own (Meng et al., ROME, arXiv:2202.05262;
     Zhang and Nanda, "Towards best practices of activation patching", arXiv:2309.16042), but only
     what can differ is computed, see
-    ``batched_forward`` (and ``hooked_forward``). Prompts and answers that make the numbers mean
+    ``batched_forward`` (and ``hooked_forward``), and all goes up the layers together, so that each
+    layer's weights are used once (``climb``). Prompts and answers that make the numbers mean
     something else are told in a ``PromptWarning``, see ``nl.check_prompts``.
 
     Args:
@@ -80,12 +81,14 @@ def sweep(
         entries: with a hook point ``[batch, pos, own axis]`` as the site: numbers along its own
             axis, such as neurons or latents, or a slice or mask of it. Cells are then
             ``(pos, own axis)``, each one entry.
-        budget: tokens that are computed together. More memory, never another answer.
+        budget: tokens that go through a block together. More memory, never another answer. What
+            waits for its next block is in memory or, if that has no room, in a file without a name.
         progress: show a bar with the time left; or a function that is told how much is done and
             how much there is, and ends the sweep by raising KeyboardInterrupt.
 
     Returns:
-        The metric of each cell. If interrupted, what is done, marked incomplete.
+        The metric of each cell. If interrupted, what is done, marked incomplete: all cells are done
+        in the last layer.
 
     Raises:
         InputError: pairs of unequal length or equal prompts, an unknown site, a metric that does

@@ -1,0 +1,120 @@
+"""Each layer's weights are used in one place and time of a question, however large it is."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from patching_oracle import prompts, small
+from torch import Tensor
+
+import neox_lab as nl
+from neox_lab.experiments.patching import spilling
+from neox_lab.experiments.patching.sites import SITES
+
+difference = nl.patching.logit_difference(5, 8)
+
+USED: list[int] = []
+
+
+class Weight(Tensor):
+    """A weight of a block that notes whenever something is computed with it."""
+
+    layer: int
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ not in ("__get__", "is_inference"):  # shape, dtype, device
+            USED.extend(each.layer for each in args if isinstance(each, cls))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+def watched(**more: Any) -> Any:
+    """A model of four layers whose blocks' weights are watched."""
+    model = small(num_hidden_layers=4, **more)
+    for layer, block in enumerate(model.backbone.layers):
+        for module in block.modules():
+            for name, weight in module._parameters.items():
+                if weight is not None:
+                    own = weight.detach().as_subclass(Weight)
+                    own.layer, own._is_param = layer, True  # type: ignore[attr-defined]
+                    module._parameters[name] = own  # type: ignore[assignment]
+    USED.clear()
+    return model
+
+
+def visits() -> list[int]:
+    """Layers in the order in which they were used, each stay once."""
+    return [layer for layer, _ in itertools.groupby(USED)]
+
+
+def everything(logits: Tensor) -> Tensor:
+    """Reads all logits."""
+    return logits.softmax(dim=-1)[..., 3].mean()
+
+
+SWEEPS: dict[str, Callable[[Any, Tensor, Tensor], object]] = {
+    "many groups": lambda *of: nl.patching.sweep(*of, difference, "z", budget=12, progress=False),
+    "all logits": lambda *of: nl.patching.sweep(*of, everything, "k", budget=12, progress=False),
+    "named positions": lambda *of: nl.patching.sweep(
+        *of, difference, "resid_post", positions={"a": (3, 2)}, progress=False
+    ),
+    "zero": lambda of, clean, _: nl.patching.ablate(of, clean, difference, "z", "zero"),
+    "mean": lambda of, clean, other: nl.patching.ablate(
+        of, clean, difference, ["attn_out", "mlp_out"], reference=other, budget=12
+    ),
+    "resample": lambda of, clean, _: nl.patching.ablate(of, clean, difference, "z", "resample"),
+}
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+@pytest.mark.parametrize("name", SWEEPS)
+def test_each_layer_once(name: str, parallel: bool) -> None:
+    SWEEPS[name](watched(use_parallel_residual=parallel), *prompts(3, 5, 1))
+    assert visits() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("site", [site for site in SITES if site != "resid_mid"])
+def test_each_layer_once_at_every_site(site: str) -> None:
+    model = watched()
+    nl.patching.sweep(model, *prompts(2, 5, 1), difference, site, budget=20, progress=False)
+    assert visits() == [0, 1, 2, 3]
+
+
+def test_each_layer_once_through_hooks_and_from_a_cache() -> None:
+    model, (clean, corrupted) = watched(), prompts(2, 5, 1)
+    whole = "blocks.2.mlp.hook_post"
+    nl.patching.sweep(model, clean, corrupted, difference, whole, budget=12, progress=False)
+    assert visits() == [0, 1, 2, 3]
+    _, cache = model.run_with_cache(clean)
+    USED.clear()
+    nl.patching.get_act_patch_block_every(model, corrupted, cache, difference)
+    assert visits() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_rows_that_do_not_fit_wait_in_a_file(
+    parallel: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = small(num_hidden_layers=3, use_parallel_residual=parallel).double()
+    given = (model, *prompts(3, 6, 1))
+    sites = ["z", "k", "blocks.0.mlp.hook_post"]
+    for metric, site in zip((difference, everything, difference), sites, strict=True):
+        whole = nl.patching.sweep(*given, metric, site, progress=False)
+        files: list[Tensor] = []
+        mapped = spilling._mapped
+
+        def note(x: Tensor, files: list[Tensor] = files, mapped: Any = mapped) -> Tensor:
+            files.append(mapped(x))
+            return files[-1]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(spilling, "free_memory", lambda device: spilling.SHARE * 2000)
+            patch.setattr(spilling, "_mapped", note)
+            part = nl.patching.sweep(*given, metric, site, budget=12, progress=False)
+        assert len(files) > 1
+        torch.testing.assert_close(part.values, whole.values, rtol=1e-12, atol=1e-12)
