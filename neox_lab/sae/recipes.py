@@ -11,8 +11,8 @@ rows. BatchTopK (Bussmann et al., arXiv:2412.06410) takes the k * rows largest o
 afterwards what is above the running mean of the smallest that was taken. JumpReLU has gradients for
 its thresholds by a rectangle of some bandwidth (Rajamanoharan et al., arXiv:2407.14435), with the
 penalty that aims at an L0. ReLU is Anthropic's of April 2024: its decoder rows are free, and their
-norms are in the penalty. With all others decoder rows have norm 1, and of their gradient only what
-turns them is kept.
+norms are in the penalty, which here rises for half of the steps. With all others decoder rows have
+norm 1, and of their gradient only what turns them is kept.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ class Recipe:
         learning_rate: of Adam (betas 0.9 and 0.999, gradient clipped to norm 1); None for
             ``2e-4 / sqrt(latents / 2**14)``, which is Gao et al.'s and here used for all kinds.
             Papers train ReLU at 5e-5 and JumpReLU at 7e-5, for some hundred thousand steps.
-        warm_up: share of the steps in which the rate, and the penalty of ReLU and JumpReLU, rise.
+        warm_up: share of the steps in which the rate rises.
+        penalty_warm_up: share of the steps in which the penalty rises; None for 0.5 (relu) and
+            0.05 (jumprelu). Anthropic's ReLU has 0.05, of some hundred thousand steps; of a
+            thousand that is so few that some features never form.
         decay: share of the steps, at the end, in which the rate falls to 0.
         centre: where ``b_dec`` begins, ``"mean"`` or ``"geometric median"`` of the rows.
         auxiliary: how much the auxiliary loss of dead features counts.
@@ -58,6 +61,7 @@ class Recipe:
 
     learning_rate: float | None = None
     warm_up: float = 0.05
+    penalty_warm_up: float | None = None
     decay: float = 0.2
     centre: Literal["mean", "geometric median"] = "mean"
     auxiliary: float = 1 / 32
@@ -75,6 +79,7 @@ class Recipe:
         positive, share = number(above=0), number(least=0, most=1)
         check("learning_rate", self.learning_rate, or_none(positive), InputError)
         check("warm_up", self.warm_up, share, InputError)
+        check("penalty_warm_up", self.penalty_warm_up, or_none(share), InputError)
         check("decay", self.decay, share, InputError)
         check("centre", self.centre, one_of("mean", "geometric median"), InputError)
         check("auxiliary", self.auxiliary, number(least=0), InputError)
@@ -86,13 +91,19 @@ class Recipe:
     def rate(self, step: int, steps: int, latents: int) -> float:
         """The learning rate of a step, counted from 0."""
         peak = self.learning_rate or 2e-4 / math.sqrt(latents / 2**14)
-        return (
-            peak * self.risen(step, steps) * min(1.0, (steps - step) / max(1, self.decay * steps))
-        )
+        fallen = min(1.0, (steps - step) / max(1, self.decay * steps))
+        return peak * _risen(step, steps, self.warm_up) * fallen
 
-    def risen(self, step: int, steps: int) -> float:
-        """How far the warm-up has come, 0 to 1."""
-        return min(1.0, (step + 1) / max(1, self.warm_up * steps))
+    def penalty(self, step: int, steps: int, kind: Kind) -> float:
+        """How far the penalty has risen at a step, 0 to 1."""
+        share = self.penalty_warm_up
+        if share is None:
+            share = 0.5 if kind == "relu" else 0.05
+        return _risen(step, steps, share)
+
+
+def _risen(step: int, steps: int, share: float) -> float:
+    return min(1.0, (step + 1) / max(1, share * steps))
 
 
 class Terms(NamedTuple):

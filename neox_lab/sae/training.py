@@ -219,7 +219,7 @@ class _Run:
         trainee.train()
         device, (scale_in, scale_out) = trainee.b_dec.device, self.scales
         x, y = x.to(device).float() * scale_in, y.to(device).float() * scale_out
-        risen = self.recipe.risen(self.step, self.steps)
+        risen = self.recipe.penalty(self.step, self.steps, trainee.kind)
         terms = trainee.terms(x, y, risen)
         loss = float(terms.loss.detach())
         self.optimizer.zero_grad()

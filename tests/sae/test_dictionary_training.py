@@ -44,6 +44,29 @@ def test_planted_features_are_found(kind: Any) -> None:
     assert trained.held_out.fvu < 0.25
 
 
+@pytest.mark.parametrize("seed", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2))])
+def test_relu_finds_planted_features_in_few_steps(seed: int) -> None:
+    """With a penalty that is whole from the start a tenth of them would be missing."""
+    planted = nl.sae.planted(features=128, d_model=48, active=3, rows=20_000, seed=seed)
+    trained = train(
+        planted.activations, latents=256, kind="relu", steps=200, batch_size=512, seed=seed,
+        recipe=Recipe(learning_rate=5e-3),
+    )  # fmt: skip
+    assert planted.recovered(trained.dictionary) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["jumprelu", "relu"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_kinds_with_a_penalty_find_planted_features(kind: Any, seed: int) -> None:
+    planted = nl.sae.planted(features=128, d_model=48, active=3, rows=60_000, seed=seed)
+    trained = train(
+        planted.activations, latents=256, kind=kind, k=3, steps=500, batch_size=1024, seed=seed,
+        recipe=Recipe(learning_rate=3e-3),
+    )  # fmt: skip
+    assert planted.recovered(trained.dictionary) >= (0.99 if kind == "relu" else 0.95)
+
+
 def test_planted_activations_are_sums_of_their_features() -> None:
     planted = nl.sae.planted(features=30, d_model=12, active=2, rows=9000)
     made = planted.coefficients.to_dense() @ planted.directions

@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import minimize
 from torch import Tensor
 
-from neox_lab.sae.recipes import KINDS, Recipe, Trainee, geometric_median
+from neox_lab.sae.recipes import KINDS, Kind, Recipe, Trainee, geometric_median
 from neox_lab.sae.sparse_products import batch_top_k
 
 D, OUT, LATENTS, ROWS, K = 10, 14, 40, 24, 3
@@ -106,7 +106,20 @@ def test_terms_add_up_and_dead_features_count_only_in_training(kind: str) -> Non
     assert float(made.terms(x, x).auxiliary) == 0
 
 
-def test_the_penalty_rises_with_the_warm_up() -> None:
+def test_the_penalty_rises_in_its_own_time() -> None:
+    cases: list[tuple[Recipe, Kind, int]] = [
+        (Recipe(), "relu", 49),
+        (Recipe(warm_up=0.9), "jumprelu", 4),
+        (Recipe(penalty_warm_up=0.2), "relu", 19),
+        (Recipe(penalty_warm_up=0), "jumprelu", 0),
+    ]
+    for recipe, kind, last in cases:
+        risen = [recipe.penalty(step, 100, kind) for step in range(100)]
+        assert risen[last] == risen[99] == 1
+        assert risen[0] == pytest.approx(1 / (last + 1)) and sorted(risen) == risen
+
+
+def test_the_penalty_is_multiplied_by_how_far_it_has_risen() -> None:
     for kind in ("relu", "jumprelu"):
         made, x = trainee(kind), numbers(ROWS, D, seed=11)
         whole = made.terms(x, x, 1.0).penalty.detach()
