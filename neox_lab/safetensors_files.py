@@ -85,6 +85,29 @@ def layout(
     return Layout(header, offsets, len(header) + end)
 
 
+def places(path: Path) -> dict[str, tuple[int, tuple[int, ...], torch.dtype]]:
+    """Where each tensor of a file starts, from its beginning, with its shape and dtype.
+
+    Tensors of dtypes that are never written here are left out.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it has no such header.
+        KeyError: an entry of the header lacks something.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ValueError("its header is longer than the file")
+        header = json.loads(file.read(length))
+    header.pop(_METADATA, None)
+    return {
+        name: (8 + length + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]])
+        for name, entry in header.items()
+        if entry["dtype"] in DTYPES
+    }
+
+
 def write(temporary: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write one file in place, making one tensor contiguous at a time.
 

@@ -35,12 +35,14 @@ from neox_lab.checkpoint.reading import (
     open_weights,
 )
 from neox_lab.checkpoint.report import LoadingReport, Shape
+from neox_lab.checkpoint.spreading import stream_from, streamed_names
 from neox_lab.checks import check, one_of
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import CheckpointError, ConfigError, DeviceError, ShapeError
 from neox_lab.hub import DEFAULTS, HubOptions, PathOrId, pin
 from neox_lab.model.output_heads import OUTPUT_HEADS
 from neox_lab.notices import mention
+from neox_lab.streaming.placement import budgets, place, sizes_of
 
 logger = logging.getLogger("neox_lab")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -63,6 +65,7 @@ def load_into(
     options: HubOptions = DEFAULTS,
     dtype: torch.dtype | str | None = "auto",
     device_map: DeviceMap = None,
+    max_memory: Mapping[int | str | torch.device, int | str] | None = None,
     variant: str | None = None,
     use_safetensors: bool | None = None,
     ignore_mismatched_sizes: bool = False,
@@ -79,6 +82,8 @@ def load_into(
         dtype: ``"auto"`` or None for the configuration's dtype, else that of the checkpoint's
             first tensor; or a dtype to convert to.
         device_map: the one device to load to, see ``to_device``.
+        max_memory: how many bytes of weights each device may hold; what does not fit is read from
+            its files for each pass.
         variant: use the files of this variant (``"fp16"``).
         use_safetensors: True for safetensors only, False for ``.bin`` only, None for both.
         ignore_mismatched_sizes: initialise parameters whose shape differs, instead of failing.
@@ -124,7 +129,15 @@ def load_into(
     stored = (tensors.tensors[name].dtype for name in sources.values())
     first = next((dtype for dtype in stored if isinstance(dtype, torch.dtype)), torch.float32)
     config.dtype = wanted_dtype or config.dtype or first
-    _fill(model, sources, tensors, config.dtype, device)
+    placement = None
+    if max_memory is not None:
+        sizes = sizes_of(parameters, config.num_hidden_layers, config.dtype, first)
+        placement = place(sizes, budgets(max_memory, [device]))
+    in_files = streamed_names(parameters, placement)
+    resident = {name: source for name, source in sources.items() if name not in in_files}
+    _fill(model, resident, tensors, config.dtype, device, copy=bool(in_files))
+    if placement is not None and in_files:
+        stream_from(model, in_files, sources, tensors, placement, config.dtype)
     absent = [name for name in parameters if name not in sources]
     absent = _complete(model, config, absent, device)
 
@@ -299,13 +312,14 @@ def _fill(
     tensors: TensorSource,
     dtype: torch.dtype,
     device: torch.device,
+    copy: bool = False,
 ) -> None:
     """Replace the parameters named in ``sources`` by their tensors.
 
     A file's pages are used as they are only if all its tensors fit, for one tensor that keeps
-    the mapping would also keep the pages that others were copied from.
+    the mapping would also keep the pages that others were copied from. With ``copy`` none are.
     """
-    copy = any(tensors.tensors[source].dtype != dtype for source in sources.values())
+    copy = copy or any(tensors.tensors[source].dtype != dtype for source in sources.values())
     copied, in_use = 0, set()
     for name, source in sources.items():
         stored = tensors.read(source)

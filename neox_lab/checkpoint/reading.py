@@ -53,15 +53,22 @@ class TensorSource(ABC):
     def release(self) -> None:
         """Drop the mapping, so that pages read so far stop counting as memory in use."""
 
+    def path(self, _name: str) -> Path | None:
+        """The file that the tensor of that name is in; None if it is in memory."""
+        return None
+
 
 class WeightFile(TensorSource):
     """A file of tensors.
 
     Attributes:
-        path: where it is.
+        file_path: where it is.
     """
 
-    path: Path
+    file_path: Path
+
+    def path(self, _name: str) -> Path:  # noqa: D102
+        return self.file_path
 
 
 class SafetensorsFile(WeightFile):
@@ -73,7 +80,7 @@ class SafetensorsFile(WeightFile):
         Raises:
             CheckpointError: the file is damaged.
         """
-        self.path = path
+        self.file_path = path
         self._file: Any = None
         self.tensors = {}
         file = self._opened()
@@ -94,9 +101,9 @@ class SafetensorsFile(WeightFile):
     def _opened(self) -> Any:
         if self._file is None:
             try:
-                self._file = safe_open(self.path, framework="pt", device="cpu")
+                self._file = safe_open(self.file_path, framework="pt", device="cpu")
             except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-                raise _damaged(self.path, error) from error
+                raise _damaged(self.file_path, error) from error
         return self._file
 
 
@@ -105,7 +112,7 @@ class TorchFile(WeightFile):
 
     def __init__(self, path: Path) -> None:
         """Map the file, or read it if it is of the time before PyTorch 1.6."""
-        self.path = path
+        self.file_path = path
         with open(path, "rb") as file:
             self._mapped = file.read(4) == b"PK\3\4"  # as torch tells; zipfile reads further
         self._tensors: dict[str, Tensor] | None = None
@@ -126,14 +133,14 @@ class TorchFile(WeightFile):
         return self._tensors
 
     def _load(self) -> dict[str, Tensor]:
-        content = unpickled(self.path, mapped=self._mapped)
+        content = unpickled(self.file_path, mapped=self._mapped)
         if not isinstance(content, Mapping) or not all(
             isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout is torch.strided
             for name, tensor in content.items()
         ):
             raise CheckpointError(
-                f"{self.path} should hold a table of dense tensors (a state dict), and holds a "
-                f"{type(content).__name__} of something else."
+                f"{self.file_path} should hold a table of dense tensors (a state dict), and holds "
+                f"a {type(content).__name__} of something else."
             )
         return dict(content)
 
@@ -190,8 +197,8 @@ class Shards(TensorSource):
             for name, info in file.tensors.items():
                 if name in self._owner:
                     raise CheckpointError(
-                        f"Tensor {name!r} is in two shards, {self._owner[name].path.name} and "
-                        f"{file.path.name}."
+                        f"Tensor {name!r} is in two shards, {self._owner[name].file_path.name} and "
+                        f"{file.file_path.name}."
                     )
                 self._owner[name] = file
                 self.tensors[name] = info
@@ -201,7 +208,7 @@ class Shards(TensorSource):
     def _compare(self, index: dict[str, str]) -> None:
         for name, filename in index.items():
             owner = self._owner.get(name)
-            if owner is None or owner.path.name != filename:
+            if owner is None or owner.file_path.name != filename:
                 raise CheckpointError(
                     f"The index says that tensor {name!r} is in {filename}, and it is not there."
                 )
@@ -214,6 +221,9 @@ class Shards(TensorSource):
 
     def read(self, name: str) -> Tensor:  # noqa: D102
         return self._owner[name].read(name)
+
+    def path(self, name: str) -> Path:  # noqa: D102
+        return self._owner[name].file_path
 
     def release(self) -> None:  # noqa: D102
         for file in set(self._owner.values()):

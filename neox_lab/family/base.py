@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from neox_lab.kinship import Kin
 from neox_lab.model.network import Network
 from neox_lab.other_dictionary_names import WITH_DICTIONARIES
 from neox_lab.other_names import MODEL, ours
+from neox_lab.streaming import refuse_moves, refuse_training
 
 
 class GPTNeoXPreTrainedModel(
@@ -151,6 +152,21 @@ class GPTNeoXPreTrainedModel(
             module.bias.zero_()
         if isinstance(module, nn.LayerNorm):
             module.reset_parameters()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or evaluation mode.
+
+        Raises:
+            TrainingError: training, and layers of this model are read from their files.
+        """
+        if mode:
+            refuse_training(self)
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        # What .to(), .half(), .cuda() and the like come down to.
+        refuse_moves(self, fn)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
     def tie_weights(self) -> None:
         """Share input and output embeddings if the configuration asks for it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict, Unpack, overload
 
 import torch
@@ -35,6 +35,7 @@ class LoadOptions(TypedDict, total=False):
     dtype: torch.dtype | str | None
     device: torch.device | str | int | None
     labels: Sequence[str] | None
+    max_memory: Mapping[int | str | torch.device, int | str] | None
 
 
 @overload
@@ -65,6 +66,7 @@ def load(
     dtype: torch.dtype | str | None = ...,
     device: torch.device | str | int | None = ...,
     labels: Sequence[str] | None = ...,
+    max_memory: Mapping[int | str | torch.device, int | str] | None = ...,
 ) -> GPTNeoXPreTrainedModel: ...
 @names_ours
 def load(
@@ -74,6 +76,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | int | None = None,
     labels: Sequence[str] | None = None,
+    max_memory: Mapping[int | str | torch.device, int | str] | None = None,
 ) -> GPTNeoXPreTrainedModel:
     """A model in evaluation mode, with its tokenizer as ``model.tokenizer``.
 
@@ -90,6 +93,12 @@ def load(
         device: where to; ``"auto"`` means an accelerator if there is one, None the CPU.
         labels: names of the classes or tags, for a head that is to be trained; None for those of
             the checkpoint. The built-in model comes with trained heads, which None gives.
+        max_memory: how many bytes of weights a device may hold: ``{"cpu": "8GB"}``. As many layers
+            as fit stay in memory; the others are read from their safetensors files for each pass,
+            by a thread that is one layer ahead, and converted on the way if ``dtype`` says so.
+            Every question gives the numbers that it gives in memory. Such a model cannot be
+            trained or saved, and ``generate`` reads those layers once a token: give it many
+            prompts at a time. Activations come on top.
 
     Returns:
         The class that ``head`` names: a ``GPTNeoXForCausalLM`` unless another is asked for.
@@ -97,6 +106,7 @@ def load(
     Raises:
         ConfigError: an unknown head or device, or labels for a head that has none.
         CheckpointError: a file is missing, damaged or does not fit, or there is no such revision.
+        DeviceError: ``max_memory`` is too little for what must stay and two layers.
     """
     check("head", head, one_of(*CLASSES), ConfigError)
     from neox_lab.checkpoint.loading import to_device
@@ -118,6 +128,7 @@ def load(
         revision=revision,
         dtype=dtype or (torch.float32 if on_cpu else "auto"),
         device_map=device,
+        max_memory=max_memory,
     )
     model.tokenizer = GPTNeoXTokenizerFast.from_pretrained(text_source, revision=revision)
     return model

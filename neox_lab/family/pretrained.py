@@ -17,6 +17,7 @@ from neox_lab.family.adapters import Adapters
 from neox_lab.files import StrPath
 from neox_lab.hub import HubOptions, PathOrId, pin
 from neox_lab.hub_upload import upload
+from neox_lab.streaming import refuse_saving
 
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
@@ -29,7 +30,10 @@ _NOT_NEEDED_TO_SAVE = ("save_function", "save_peft_format", "distributed_checkpo
 _OF_UPLOADS = frozenset(
     "repo_id commit_message commit_description private revision create_pr tags".split()
 )
-_LOADING = ("variant", "use_safetensors", "ignore_mismatched_sizes", "key_mapping", "state_dict")
+_LOADING = (
+    *("max_memory", "variant", "use_safetensors", "ignore_mismatched_sizes"),
+    *("key_mapping", "state_dict"),
+)
 
 
 class Pretrained(Adapters):
@@ -88,6 +92,7 @@ class Pretrained(Adapters):
             config: configuration to use instead of the checkpoint's own.
             output_loading_info: also return which weights were missing, unexpected or mismatched.
             more: ``subfolder, cache_dir, force_download, local_files_only, token`` (where from);
+                ``max_memory`` (how much of it stays in memory, see ``nl.load``);
                 ``variant, use_safetensors, ignore_mismatched_sizes, key_mapping, state_dict``
                 (how); any field of the configuration, to override it.
 
@@ -224,6 +229,7 @@ class Pretrained(Adapters):
             self._save_adapter(save_directory, state_dict)
         else:
             if state_dict is None:
+                refuse_saving(self)
                 check_names(self, self.config)
             save(
                 self,

@@ -17,14 +17,15 @@ large matrix of a large model may not be. About a gigabyte of numbers is read in
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neox_lab.errors import CheckpointError, NeoxLabWarning
 
@@ -69,7 +70,7 @@ def identity(model: HookedModel) -> Identity:
     structure = json.dumps(described, sort_keys=True, default=str)
     return Identity(
         hashlib.sha256(structure.encode()).hexdigest(),
-        weights_print(named.items()),
+        weights_print(named.items(), functools.partial(_attribute, dict(model.named_modules()))),
         None if model.tokenizer is None else _tokenizer_print(model.tokenizer),
     )
 
@@ -84,17 +85,29 @@ def _adapters(model: HookedModel) -> list[list[object]]:
     ]
 
 
-def weights_print(named: Iterable[tuple[str, Tensor]]) -> str:
+def _attribute(modules: Mapping[str, nn.Module], name: str) -> Tensor:
+    """What stands under the name of a parameter: of one whose numbers are in a file, these."""
+    owner, _, leaf = name.rpartition(".")
+    found: Tensor = getattr(modules[owner], leaf)
+    return found
+
+
+def weights_print(
+    named: Iterable[tuple[str, Tensor]], look_up: Callable[[str], Tensor] | None = None
+) -> str:
     """The checksum of weights.
 
     Args:
         named: names and weights, in any order.
+        look_up: what has the numbers of a weight that is a mere description (``meta``), by name.
     """
     weights = sorted(named)
     whole = sum(weight.numel() for _, weight in weights) <= WHOLE
     digest = hashlib.sha256()
     for name, weight in weights:
         digest.update(name.encode())
+        if weight.is_meta and look_up is not None:
+            weight = look_up(name)
         if weight.is_meta:
             continue
         flat = weight.detach().flatten()

@@ -11,6 +11,9 @@ Black et al., GPT-NeoX-20B, arXiv:2204.06745; Biderman et al., Pythia, arXiv:230
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
 import torch
 from torch import Tensor, nn
 
@@ -23,9 +26,27 @@ from neox_lab.model.masking import attention_mask, own_positions, packed_texts
 from neox_lab.model.rotary import RotaryTable
 from neox_lab.selections import whole_number
 
+_NOTHING = nullcontext()
+
+
+class Store(Protocol):
+    """Where layers are that do not stay in memory."""
+
+    def expect(self, first: int, last: int) -> None:
+        """Start reading, for a run of the layers ``first`` to ``last - 1``."""
+
+    def noting(self) -> AbstractContextManager[None]:
+        """Inside, autograd keeps notes of weights and reads them again."""
+
 
 class Network(nn.Module):
-    """Embedding, blocks and final layer norm, under Hugging Face's parameter names."""
+    """Embedding, blocks and final layer norm, under Hugging Face's parameter names.
+
+    Attributes:
+        store: what reads layers from their files for each pass; None where all are in memory.
+    """
+
+    store: Store | None = None
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         """Build the modules ``config`` describes; weights are PyTorch's defaults."""
@@ -152,13 +173,16 @@ class Network(nn.Module):
         recompute = (
             self.gradient_checkpointing and self.training and torch.is_grad_enabled() and not taps
         )
-        for layer in range(first, last):
-            block, tap = self.layers[layer], taps.block(layer)
-            if recompute:
-                residual = block(residual, rotation, visible, recompute=True)
-            else:
-                store = None if keys_values is None else keys_values.layers[layer]
-                residual = block(residual, rotation, visible, store, tap)
+        if self.store is not None:
+            self.store.expect(first, last)
+        with _NOTHING if self.store is None else self.store.noting():
+            for layer in range(first, last):
+                block, tap = self.layers[layer], taps.block(layer)
+                if recompute:
+                    residual = block(residual, rotation, visible, recompute=True)
+                else:
+                    kept = None if keys_values is None else keys_values.layers[layer]
+                    residual = block(residual, rotation, visible, kept, tap)
         return residual
 
     def attend_alone(

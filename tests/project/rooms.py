@@ -48,6 +48,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("results.py", "what every answer does to be seen, saved and compared"),
     ("kernels/", "products and layouts of weights: how fast, never what"),
     ("model/", "the pure network: hook points, rotary, attention, block, the one loop"),
+    ("streaming/", "layers of models larger than memory, read from their files as they are needed"),
     ("hooks/", "the table, names, hooking, caching, taking the stream apart"),
     ("checkpoint/ generation/", "files to tensors and back; tokens one after another"),
     ("built_in.py", "where the built-in model lies"),
