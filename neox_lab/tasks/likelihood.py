@@ -13,76 +13,24 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from neox_lab.checks import check, name_not_finite, one_of, whole
-from neox_lab.data.batches import by_length
-from neox_lab.data.encoding import pad_rows, start_of_text, token_ids, tokenizer_of
+from neox_lab.data.encoding import start_of_text, token_ids, tokenizer_of
 from neox_lab.data.tables import refuse
-from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import DataError, InputError
+from neox_lab.executors import AnyExecutor
 from neox_lab.frames import make_frame
 from neox_lab.tasks.result import TaskResult, metrics_view
+from neox_lab.tasks.scoring import Scored, log_probabilities
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from neox_lab.family.contract import LanguageModel
     from neox_lab.views import StripView
-
-
-class Scored(NamedTuple):
-    """A run of tokens to be scored after others.
-
-    Attributes:
-        context: token ids that are only read.
-        target: token ids that are scored; each is predicted from everything before it.
-    """
-
-    context: list[int]
-    target: list[int]
-
-
-@torch.inference_mode()
-def log_probabilities(
-    model: LanguageModel, requests: Sequence[Scored], batch_size: int = 16
-) -> list[tuple[Tensor, Tensor]]:
-    """Log probability of each target token, and whether it was the likeliest.
-
-    Args:
-        model: a GPTNeoXForCausalLM.
-        requests: what to score; context and target together within the model's positions, and at
-            least one token in all before the first target.
-        batch_size: requests in one forward pass; they are sorted by length.
-
-    Returns:
-        For each request float32 ``[target]`` in nats and boolean ``[target]``, on the CPU.
-
-    Raises:
-        InputError: dropout is on.
-    """
-    refuse_dropout(model)
-    found: list[tuple[Tensor, Tensor]] = [(torch.empty(0), torch.empty(0))] * len(requests)
-    # The last token is predicted and never read.
-    read = [(context + target)[:-1] for context, target in requests]
-    for rows in by_length(model, [len(line) for line in read], batch_size):
-        # Padding stands on the right, where causal attention cannot see it.
-        ids, mask = pad_rows([read[row] for row in rows], 0)
-        most = max(len(requests[row].target) for row in rows)
-        kept = (mask.sum(dim=1, keepdim=True) - most + torch.arange(most)).clamp(min=0)
-        logits = model(ids.to(model.device), logits_to_keep=kept.to(model.device)).logits
-        scores = logits.float().log_softmax(dim=-1).cpu()
-        for row, line in zip(rows, scores, strict=True):
-            target = torch.tensor(requests[row].target)
-            line = line[most - len(target) :]
-            chosen = line.gather(-1, target[:, None])[:, 0]
-            # Nothing is likeliest where one of the numbers is none.
-            found[row] = chosen, (line.argmax(dim=-1) == target) & ~line.isnan().any(dim=-1)
-    return found
 
 
 def windows(ids: Sequence[int], context: int, stride: int, first: int | None) -> Iterator[Scored]:
@@ -110,6 +58,7 @@ def perplexity(
     context: int | None = None,
     stride: int | None = None,
     batch_size: int = 16,
+    executor: AnyExecutor | None = None,
 ) -> TaskResult:
     """How surprised the model is by texts.
 
@@ -120,6 +69,8 @@ def perplexity(
         stride: new tokens scored by each window; None for half of ``context``. Smaller means more
             context for each token, and more work.
         batch_size: windows in one forward pass.
+        executor: any ``concurrent.futures.Executor``, or one of submitit, whose workers score the
+            batches (``docs/many-machines.md``); None scores here.
 
     Returns:
         ``metrics``: ``loss`` in nats per token, ``perplexity`` = exp(loss), ``bits_per_byte`` and
@@ -128,7 +79,8 @@ def perplexity(
 
     Raises:
         DataError: a text has fewer than two tokens, or no text is given.
-        InputError: ``stride`` or ``context`` makes no sense.
+        InputError: ``stride`` or ``context`` makes no sense, or workers could not load the model.
+        LostWorkerError: a worker was lost again and again.
     """
     listed = [texts] if isinstance(texts, str) else list(texts)
     context, stride = _sizes(model, context, stride)
@@ -143,7 +95,7 @@ def perplexity(
         requests += cut
         owner += [number] * len(cut)
     losses: list[list[float]] = [[] for _ in rows]
-    scored = log_probabilities(model, requests, batch_size)
+    scored = log_probabilities(model, requests, batch_size, executor)
     for number, (values, _) in zip(owner, scored, strict=True):
         losses[number] += (-values).tolist()
     pieces = [tokenizer_of(model).pieces(row) for row in rows]
@@ -172,7 +124,10 @@ def perplexity(
 
 
 def continuations(
-    model: LanguageModel, pairs: Sequence[tuple[str, str]], batch_size: int = 16
+    model: LanguageModel,
+    pairs: Sequence[tuple[str, str]],
+    batch_size: int = 16,
+    executor: AnyExecutor | None = None,
 ) -> pd.DataFrame:
     """How likely each continuation is after its context.
 
@@ -180,6 +135,8 @@ def continuations(
         model: a GPTNeoXForCausalLM with a tokenizer.
         pairs: context and continuation; an empty context stands for the start of a text.
         batch_size: pairs in one forward pass.
+        executor: any ``concurrent.futures.Executor``, or one of submitit, whose workers score the
+            batches (``docs/many-machines.md``); None scores here.
 
     Returns:
         One row a pair: ``log_probability`` (sum over its tokens, nats), ``greedy`` (whether greedy
@@ -187,6 +144,8 @@ def continuations(
 
     Raises:
         DataError: a continuation has no token, or more than the model has positions; by number.
+        InputError: dropout is on, or workers could not load the model.
+        LostWorkerError: a worker was lost again and again.
     """
     requests = [encoded_pair(model, *pair) for pair in pairs]
     empty = [(row, repr(pairs[row])) for row, r in enumerate(requests) if not r.target]
@@ -205,7 +164,7 @@ def continuations(
             "characters": len(continuation),
         }
         for (context, continuation), (values, greedy) in zip(
-            pairs, log_probabilities(model, requests, batch_size), strict=True
+            pairs, log_probabilities(model, requests, batch_size, executor), strict=True
         )
     ]
     frame = make_frame(rows)
@@ -257,6 +216,7 @@ def choose(
     right: Sequence[int] | None = None,
     *,
     per: str = "option",
+    executor: AnyExecutor | None = None,
 ) -> TaskResult:
     """Multiple choice: the likeliest option after each question.
 
@@ -267,6 +227,8 @@ def choose(
         right: number of the right option of each question, if known.
         per: compare the log probability of the whole ``option``, or per ``character`` or
             ``token``, which favours no length.
+        executor: any ``concurrent.futures.Executor``, or one of submitit, whose workers score the
+            batches (``docs/many-machines.md``); None scores here.
 
     Returns:
         A row for each option; ``metrics`` has ``accuracy`` if ``right`` is given. Of a question
@@ -274,7 +236,8 @@ def choose(
 
     Raises:
         DataError: a question without options, or whose right option is not there; by row.
-        InputError: an unknown ``per``.
+        InputError: an unknown ``per``, or workers could not load the model.
+        LostWorkerError: a worker was lost again and again.
     """
     from neox_lab.views.bars import BarsView
 
@@ -282,7 +245,7 @@ def choose(
     check("per", per, one_of(*units), InputError)
     _check_options(questions, options, right)
     pairs = [(q, o) for q, listed in zip(questions, options, strict=True) for o in listed]
-    frame = continuations(model, pairs)
+    frame = continuations(model, pairs, executor=executor)
     owners = [number for number, listed in enumerate(options) for _ in listed]
     frame.insert(0, "question", owners)
     unit = units[per]
@@ -303,12 +266,16 @@ def choose(
     )
 
 
-def last_word(model: LanguageModel, texts: Sequence[str]) -> TaskResult:
+def last_word(
+    model: LanguageModel, texts: Sequence[str], *, executor: AnyExecutor | None = None
+) -> TaskResult:
     """Predict the last word of each text from all before it (LAMBADA, arXiv:1606.06031).
 
     Args:
         model: a GPTNeoXForCausalLM with a tokenizer.
         texts: each of two words at least.
+        executor: any ``concurrent.futures.Executor``, or one of submitit, whose workers score the
+            batches (``docs/many-machines.md``); None scores here.
 
     Returns:
         ``metrics``: ``accuracy``, the share of texts whose last word greedy decoding would write,
@@ -316,11 +283,14 @@ def last_word(model: LanguageModel, texts: Sequence[str]) -> TaskResult:
 
     Raises:
         DataError: a text has fewer than two words; by number.
+        InputError: dropout is on, or workers could not load the model.
+        LostWorkerError: a worker was lost again and again.
     """
     cuts = [text.rstrip().rpartition(" ") for text in texts]
     wrong = [(row, f"{text!r:.40}") for row, text in enumerate(texts) if not cuts[row][0]]
     refuse("A text needs two words at least", wrong, "Leave these texts out.")
-    frame = continuations(model, [(before, space + word) for before, space, word in cuts])
+    pairs = [(before, space + word) for before, space, word in cuts]
+    frame = continuations(model, pairs, executor=executor)
     found = frame["log_probability"].to_numpy(dtype=float)
     metrics = {
         "accuracy": math.nan if np.isnan(found).any() else float(frame["greedy"].mean()),

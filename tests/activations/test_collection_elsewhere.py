@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
-import pickle
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from backwards import Backwards
 from collected_model import build
 
 import neox_lab as nl
@@ -44,33 +44,6 @@ def collect(model: Any, folder: Path, texts: Any = IDS, **given: Any) -> Any:
 
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-class Backwards:
-    """Does what is sent last first, in this process; everything goes through pickle."""
-
-    def __init__(self, at: int = -1) -> None:
-        self._max_workers, self.at = 2, at
-        self.waiting: list[Job] = []
-        self.sent: list[bytes] = []
-
-    def submit(self, function: Any, /, *arguments: Any) -> Job:
-        self.sent.append(pickle.dumps((function, arguments)))
-        self.waiting.append(Job(self, self.sent[-1]))
-        return self.waiting[-1]
-
-
-class Job:
-    def __init__(self, executor: Backwards, call: bytes) -> None:
-        self.executor, self.call = executor, call
-
-    def done(self) -> bool:
-        return self.executor.waiting[self.executor.at] is self
-
-    def result(self) -> object:
-        self.executor.waiting.remove(self)
-        function, arguments = pickle.loads(self.call)
-        return function(*arguments)
 
 
 def test_the_bytes_are_those_of_one_machine(loaded: Any, tmp_path: Path) -> None:
