@@ -415,11 +415,13 @@ def out_of_reach(repository: str, revision: str | None, error: Exception | None)
         reason = "network use is switched off (local_files_only or HF_HUB_OFFLINE)"
     else:
         reason = f"the hub cannot be reached ({type(error).__name__}: {error})"
+    shape = "" if "/" in repository else " Ids on the hub look like 'EleutherAI/pythia-70m'."
     return CheckpointError(
-        f"{repository!r} at revision {revision or 'main'!r} is not in the local cache, "
-        f"and {reason}.{nearest_models(repository)} "
-        "Give a local directory instead, or download the model once with a network and then set "
-        "HF_HUB_OFFLINE=1, or call neox_lab.load() for the built-in model, which needs no network."
+        f"There is no directory {repository!r} here, and of that id on the hub the revision "
+        f"{revision or 'main'!r} is not in the local cache, and {reason}."
+        f"{nearest_models(repository)}{shape} Give a local directory that is there, or download it "
+        "once with a network and then set HF_HUB_OFFLINE=1. What is built in needs no network: "
+        "neox_lab.load() is the model, nl.gym.dictionaries() are its dictionaries."
     )
 
 

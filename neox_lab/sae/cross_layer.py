@@ -44,6 +44,8 @@ _DENSE = 2**24  # numbers of the matrix [token, latent] that exist at a time whi
 class CrossLayerTranscoder(Answering):
     """Features of every layer of a network that write to that layer and those after it.
 
+    ``CrossLayerWeights`` shows how one is made of your own tensors.
+
     Attributes:
         sites_in: hook points it reads, by layer.
         sites_out: hook points it writes, by layer.

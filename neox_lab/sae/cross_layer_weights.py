@@ -18,6 +18,31 @@ Pair = tuple[int, int]
 class CrossLayerWeights(NamedTuple):
     """The tensors of a cross-layer transcoder; a matrix that pairs share is one object.
 
+    A transcoder of your own tensors, here random ones::
+
+        import torch, neox_lab as nl
+        from neox_lab.sae.activations import ReLU  # or TopK, JumpReLU
+
+        model = nl.load()
+        d, latents, layers = model.config.hidden_size, 300, model.config.num_hidden_layers
+        weights = nl.sae.CrossLayerWeights(
+            W_enc=[torch.randn(d, latents) for _ in range(layers)],
+            b_enc=[torch.full((latents,), -20.0) for _ in range(layers)],
+            W_dec={
+                (source, target): 0.01 * torch.randn(latents, d)
+                for source in range(layers) for target in range(source, layers)
+            },
+            b_dec=[torch.zeros(d) for _ in range(layers)],
+        )
+        mine = nl.sae.CrossLayerTranscoder(
+            weights, [ReLU()] * layers, kind="ReLU",
+            sites_in=[f"blocks.{layer}.mlp.hook_in" for layer in range(layers)],
+            sites_out=[f"blocks.{layer}.hook_mlp_out" for layer in range(layers)],
+        )
+        mine.check(model, ["Mary has the key."])    # does it fit its sites?
+        nl.features.active(model, mine.layer(2), "Mary has the key.")
+        mine.save_pretrained("mine")                # nl.sae.load("mine") reads it
+
     Attributes:
         W_enc: of each layer ``[d_in, latent]``.
         b_enc: of each layer ``[latent]``.

@@ -92,6 +92,24 @@ class Weights(NamedTuple):
 class Dictionary(Answering):
     """Features at one place of the network.
 
+    One of your own tensors, here random ones::
+
+        import torch, neox_lab as nl
+        from neox_lab.sae.activations import TopK  # or ReLU, JumpReLU
+
+        model = nl.load()
+        d, latents = model.config.hidden_size, 300
+        weights = nl.sae.Weights(
+            W_enc=torch.randn(d, latents), b_enc=torch.zeros(latents),
+            W_dec=torch.randn(latents, d), b_dec=torch.zeros(d),
+        )
+        mine = nl.sae.Dictionary(
+            weights, TopK(8), site_in="blocks.2.hook_resid_post", kind="TopK"
+        )
+        mine.check(model, ["Mary has the key."])    # does it fit its site?
+        nl.features.active(model, mine, "Mary has the key.")
+        mine.save_pretrained("mine")                # nl.sae.load("mine") reads it
+
     Attributes:
         W_enc: ``[d_in, latent]``.
         b_enc: ``[latent]``.

@@ -81,6 +81,23 @@ def test_without_a_network_what_was_fetched_is_there(
         load(NAME, subfolder="transcoder")
 
 
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_name_of_nothing_is_told_plainly(
+    hub: SmallHub, offline: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.down = True
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    with pytest.raises(CheckpointError) as caught:
+        load("nowhere")
+    said = str(caught.value)
+    reason = "network use is switched off" if offline else "the hub cannot be reached"
+    for words in (
+        "There is no directory 'nowhere' here", reason, "Ids on the hub look like",
+        "Give a local directory that is there", "nl.gym.dictionaries()",
+    ):  # fmt: skip
+        assert words in said
+
+
 def test_what_a_hub_does_not_have(hub: SmallHub, repository: Repository) -> None:
     with pytest.raises(CheckpointError, match=r"no revision .branch, tag, commit. 'nightly'"):
         load(NAME, revision="nightly")
