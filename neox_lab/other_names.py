@@ -189,6 +189,77 @@ ARGUMENTS = Names(
 """Of calls."""
 
 
+_SCALES = ("strength", "alpha", "coefficient", "factor")
+_ONE_SITE = "site=('resid_post', layer)"
+
+STEERED = (
+    Names(
+        {"coeff": "scale=", "operator": "mode=", "normalize": "mode='norm-preserving'"},
+        "repeng",
+        "",
+    ),
+    Names(
+        {
+            "multiplier": "scale=",
+            "token_indices": "positions=",
+            "min_token_index": "positions=slice(index, None)",
+        },
+        "steering-vectors",
+        "",
+    ),
+    Names(
+        dict.fromkeys(_SCALES, "scale=")
+        | dict.fromkeys(("layer", "layers"), "direction.at(('resid_post', layer))")
+        | dict.fromkeys(("pos", "position"), "positions="),
+        "Another tool",
+        "",
+    ),
+)
+"""Of calls that steer."""
+
+DIRECTIONS = (
+    Names(
+        {
+            "dataset": "the arguments positive and negative",
+            "hidden_layers": "site=, such as [('resid_post', 1), ('resid_post', 2)]",
+            "max_batch_size": "batch_size=",
+        },
+        "repeng",
+        "",
+    ),
+    Names(
+        {
+            "training_samples": "the argument positive, pairs of texts",
+            "layer_type": "site='resid_post', 'attn_out' or 'mlp_out'",
+            "read_token_index": "positions=",
+            "aggregator": "method=",
+        },
+        "steering-vectors",
+        "",
+    ),
+    Names(
+        {"layer": _ONE_SITE, "layers": "site=[('resid_post', 1), ('resid_post', 2)]"}
+        | dict.fromkeys(("pos", "position"), "positions=")
+        | {"hook": "site=", "hook_name": "site="},
+        "Another tool",
+        "",
+    ),
+)
+"""Of calls that find a direction."""
+
+INTERCHANGED = (
+    Names({"low_rank_dimension": "rank="}, "pyvene", ""),
+    Names(
+        dict.fromkeys(("k", "dim", "n_directions", "top"), "rank=")
+        | {"lr": "learning_rate=", "n_epochs": "epochs=", "num_epochs": "epochs="}
+        | dict.fromkeys(("layer", "pos", "position"), "site=Site(('resid_post', layer), pos=-1)"),
+        "Another tool",
+        "",
+    ),
+)
+"""Of calls that look for a subspace."""
+
+
 def ours(name: str, *tables: Names) -> str:
     """A sentence saying what is here what another library calls ``name``; empty if nothing is.
 

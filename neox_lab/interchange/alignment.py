@@ -19,6 +19,7 @@ from neox_lab.interchange.pairs import Pairs, ReadPairs, read_pairs
 from neox_lab.interchange.sites import Site, find_point
 from neox_lab.interchange.subspaces import BoundedRotation, CoordinateMask, Rotation, Subspace
 from neox_lab.interchange.training import Settings, train
+from neox_lab.other_names import INTERCHANGED, names_ours_of
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -27,6 +28,7 @@ _COUNT, _RATE = whole(least=1, most=10**6), number(above=0, most=10)
 _DRAWS = whole(least=0, most=1000)
 
 
+@names_ours_of(*INTERCHANGED)
 def accuracy(
     model: HookedModel, pairs: Pairs, site: Site, *, batch_size: int = 64, seed: int = 0
 ) -> InterchangeResult:
@@ -57,6 +59,7 @@ def accuracy(
     return result_of(runs, rows, site, pairs.variable, pairs.chance, torch.zeros(0))
 
 
+@names_ours_of(*INTERCHANGED)
 def das(
     model: HookedModel,
     pairs: Pairs,
@@ -103,6 +106,7 @@ def das(
     return _search(model, pairs, held_out, site, make, rank, nulls, settings)
 
 
+@names_ours_of(*INTERCHANGED)
 def boundless(
     model: HookedModel,
     pairs: Pairs,
@@ -149,6 +153,7 @@ def boundless(
     return _search(model, pairs, held_out, site, make, most, nulls, settings)
 
 
+@names_ours_of(*INTERCHANGED)
 def mask(
     model: HookedModel,
     pairs: Pairs,

@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from neox_lab.views import CurvesView
 
 SCALES = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
-_KINDS = {"direction": "direction", "random": "random", "shuffled": "shuffled labels"}
 MEASURES = ("metric", "kl_bits", "bits_per_token")
 
 
@@ -98,7 +97,7 @@ class SteeringCurve(FrameResult):
                 continue
             for kind, rows in self.frame.groupby("kind", sort=False):
                 name = f"{kind}: {panel.split(',')[0]}"
-                lines[name] = self._line(Line, rows, measure, panel, _KINDS[str(kind)])
+                lines[name] = self._line(Line, rows, measure, panel, str(kind))
         moved = [abs(effect) for effects in self.control_effects.values() for effect in effects]
         share = f" ({max(moved) / abs(self.effect):.0%})" if moved and self.effect else ""
         beside = f", controls up to {max(moved):.3g}{share}" if moved else ""
@@ -113,7 +112,7 @@ class SteeringCurve(FrameResult):
         alone = draws == 1
         low = by_scale[f"{measure}_low" if alone else measure].min()
         high = by_scale[f"{measure}_high" if alone else measure].max()
-        kind = f"{kind}, mean of {draws}" if draws > 1 else kind
+        kind = f"{kind} (mean of {draws})" if draws > 1 else kind
         return made(list(mean.index), mean, low, high, y_label=panel, kind=kind)
 
 

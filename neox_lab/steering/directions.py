@@ -17,6 +17,7 @@ from neox_lab.frames import make_frame
 from neox_lab.hooks.hooking import Placement
 from neox_lab.hooks.names import exact
 from neox_lab.model.identity import Identity, identity, refuse_another
+from neox_lab.other_names import STEERED, names_ours_of
 from neox_lab.results import FrameResult
 from neox_lab.steering.edits import MODES, Edit, Steering
 from neox_lab.steering.places import Places, Where
@@ -201,6 +202,7 @@ class Direction(FrameResult):
             made[name] = AtSite(beside, at.site_norm)
         return replace(self, sites=made, method=f"{kind} control of {self.method}")
 
+    @names_ours_of(*STEERED)
     @contextmanager
     def steer(
         self, scale: float = 1.0, positions: Places = "all", mode: str = "add"
@@ -248,6 +250,7 @@ class Direction(FrameResult):
 
         return project(self, inputs)
 
+    @names_ours_of(*STEERED)
     def evaluate(
         self,
         metric: Metric,
@@ -286,6 +289,7 @@ class Direction(FrameResult):
             self, metric, inputs, scales, texts, mode, positions, controls, batch_size, seed
         )
 
+    @names_ours_of(*STEERED)
     def side_effects(
         self,
         scale: float = 1.0,
@@ -420,6 +424,7 @@ class Direction(FrameResult):
         return CurvesView(title, lines, "site", "separation", names, {"chance": 0.5})
 
 
+@names_ours_of(*STEERED)
 @contextmanager
 def steer(
     *directions: tuple[Direction, float], positions: Places = "all", mode: str = "add"

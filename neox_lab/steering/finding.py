@@ -19,6 +19,7 @@ from neox_lab.experiments.probing_result import ProbeResult
 from neox_lab.family.contract import HookedModel
 from neox_lab.hooks.names import exact
 from neox_lab.model.identity import identity
+from neox_lab.other_names import DIRECTIONS, names_ours_of
 from neox_lab.sae.dictionary import Dictionary
 from neox_lab.selections import entry
 from neox_lab.steering import fitting
@@ -32,6 +33,7 @@ Site = str | tuple[str, int] | Sequence[str | tuple[str, int]]
 """``"resid_post"`` (of every layer), a hook name, a glob, ``("resid_post", 2)``, or several."""
 
 
+@names_ours_of(*DIRECTIONS)
 def direction(
     model: HookedModel,
     positive: Sequence[str] | Sequence[tuple[str, str]] | Stored | ProbeResult | Dictionary,

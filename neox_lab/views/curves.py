@@ -120,14 +120,23 @@ class CurvesView(View):
 
     @property
     def alt_text(self) -> str:
-        """Where each line begins and ends."""
-        parts = [
-            f"{_named(name)} from {number(float(line.y[0]), 3)} to {number(float(line.y[-1]), 3)}"
-            for name, line in self.lines.items()
-            if len(line.y) and not line.faint
-        ]
+        """Where each line begins and ends; lines that look alike, panel by panel."""
+        parts: list[str] = []
+        for panel, shown_up in enumerate(self.panels):
+            of_kinds: list[str] = []
+            alone: list[str] = []
+            for name, line in self.lines.items():
+                if self._panel(line) == panel and len(line.y) and not line.faint:
+                    ends = f"from {number(float(line.y[0]), 3)} to {number(float(line.y[-1]), 3)}"
+                    named = f"{_named(line.kind or name)} {ends}"
+                    (alone if line.kind is None else of_kinds).append(named)
+            if of_kinds:
+                parts.append(f"{_named(shown_up)}: {', '.join(of_kinds)}")
+            parts += alone
         levels = [f"{_named(name)} at {number(value, 3)}" for name, value in self.levels.items()]
-        return f"{self._axes()}: {'; '.join([*parts, *levels])}."
+        said = "; ".join([*parts, *levels])
+        grouped = any(line.kind is not None for line in self.lines.values())
+        return f"Over {_named(self.x_label)}, {said}." if grouped else f"{self._axes()}: {said}."
 
     def _panel(self, line: Line) -> int:
         """The number of the panel a line stands in, from the top."""

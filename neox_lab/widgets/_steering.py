@@ -11,6 +11,7 @@ import traitlets
 
 from neox_lab.errors import InputError
 from neox_lab.family.contract import LanguageModel
+from neox_lab.model.identity import Identity, identity
 from neox_lab.steering.directions import Direction
 from neox_lab.steering.edits import MODES
 from neox_lab.views import StripView
@@ -63,7 +64,8 @@ class SteeringWidget(LiveWidget):
                 "GPTNeoXForCausalLM."
             )
         self._direction = direction
-        self._plain: tuple[str, int, list[str]] = ("", 0, [])  # what the model wrote by itself
+        self._plain: list[str] = []  # what the model wrote by itself
+        self._plain_of: tuple[str, int, Identity] | None = None  # from what, and with which weights
         super().__init__(
             options={"mode": MODES, "positions": PLACES},
             **{"heading": "Steering", "verb": "Write", "prompt": prompt, "scale": scale},
@@ -75,12 +77,13 @@ class SteeringWidget(LiveWidget):
         if not given.prompt:
             raise InputError("Give a prompt to continue.")
         steering = self._direction.steer(given.scale, given.positions, given.mode)
-        if self._plain[:2] != (given.prompt, given.length):
+        wanted = given.prompt, given.length, identity(self._direction.model)
+        if self._plain_of != wanted:
             pieces: list[str] = []
             for piece in self._written(given):
                 pieces.append(piece)
                 job.check()
-            self._plain = (given.prompt, given.length, pieces)
+            self._plain, self._plain_of = pieces, wanted
         steered: list[str] = []
         try:
             with steering:
@@ -105,7 +108,7 @@ class SteeringWidget(LiveWidget):
         self, job: Job, given: SimpleNamespace, steered: list[str], now: bool = False
     ) -> None:
         """Both continuations, side by side."""
-        plain = self._plain[2]
+        plain = self._plain
         changed = [at >= len(plain) or piece != plain[at] for at, piece in enumerate(steered)]
         said = f"Steered: {given.mode}, scale {given.scale:g}, {given.positions}"
         note = f"{sum(changed)} of {len(steered)} new tokens are others; they are marked."

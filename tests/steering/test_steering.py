@@ -341,3 +341,20 @@ def test_bad_input_is_explained(model: Any, found: nl.steering.Direction) -> Non
     with pytest.raises(InputError, match="numbers"):
         found.on(build(hidden_size=64), same=False)
     assert not model.hook_stack.placements
+
+
+def test_arguments_of_other_tools_are_answered_with_ours() -> None:
+    model: Any = build()
+    found = nl.steering.direction(model, POSITIVE, NEGATIVE, site=SITE)
+    asked: dict[str, tuple[Any, dict[str, Any], str]] = {
+        "repeng": (found.steer, {"coeff": 1.5}, "repeng's coeff is scale= here"),
+        "steering-vectors": (found.steer, {"multiplier": 2}, "multiplier is scale= here"),
+        "strength": (nl.steering.steer, {"strength": 1}, "Another tool's strength is scale="),
+        "layer": (found.evaluate, {"layer": 1}, "direction.at\\(\\('resid_post', layer\\)\\)"),
+        "found at a layer": (nl.steering.direction, {"layer": 1}, "layer is site=\\('resid_post'"),
+        "subspace": (nl.interchange.das, {"low_rank_dimension": 4}, "is rank= here"),
+        "top": (nl.interchange.das, {"top": 4}, "top is rank= here"),
+    }
+    for function, given, words in asked.values():
+        with pytest.raises(TypeError, match=words):
+            function(**given)

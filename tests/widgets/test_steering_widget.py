@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import torch
 
 import neox_lab as nl
 from neox_lab.errors import InputError
@@ -88,3 +89,17 @@ def test_what_cannot_be_steered_is_explained(happy: nl.steering.Direction) -> No
     with pytest.raises(InputError, match="prompt"):
         widget.wait(LONG)
     assert "prompt" in widget.message
+
+
+def test_the_original_is_written_anew_where_weights_were_edited() -> None:
+    model: Any = nl.load()
+    found = nl.steering.direction(model, ["good", "great"], ["bad", "awful"], site="resid_post")
+    widget = nl.widgets.steering(found.at(("resid_post", 1)), PROMPT)
+    widget.wait(LONG)
+    for number, edit in enumerate((lambda w: w.mul_(-1), lambda w: w.data.mul_(-1)), 1):
+        with torch.no_grad():
+            edit(model.backbone.layers[2].mlp.dense_4h_to_h.weight)
+        widget.set_state({"length": 8, "request": {"id": number, "action": "run"}})
+        widget.wait(LONG)
+        anew = written(found.at(("resid_post", 1)), 0.0)[:8]
+        assert [text.replace("⏎\n", "\n") for text in shown(widget.panels[0])] == anew
