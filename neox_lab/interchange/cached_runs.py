@@ -206,8 +206,16 @@ def _refuse_hooks(model: HookedModel) -> None:
     """Raise where hooks of the user's would see parts of runs instead of whole ones.
 
     Raises:
-        HookError: there is one that writes.
+        HookError: there is one that writes, or a dictionary or function is spliced in.
     """
+    if spliced := list(model.hook_stack.spliced):
+        raise HookError(
+            f"Something is spliced in at {spliced[0]!r}, and runs of pairs begin at the site, in "
+            "the middle of network and text, where it would see parts. nl.interchange.run "
+            "runs whole texts and exchanges its points too, such as hook_sae_acts. Or leave its "
+            "with block, and give what a dictionary's features write as the site's subspace: "
+            "torch.linalg.qr(dictionary.rows[features].T).Q."
+        )
     if any(w.writes for placed in model.hook_stack.placements for w in placed.watchers):
         raise HookError(
             "Hooks that write are in force, and runs of pairs begin at the site, in the middle of "

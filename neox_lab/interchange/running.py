@@ -33,7 +33,9 @@ def run(model: HookedModel, base: PromptsLike, *swaps: Swap) -> Any:
         nl.interchange.run(model, base, (site, source))
         nl.interchange.run(model, base, (site, source), (other_site, other_source))
 
-    Every source runs by itself, without any exchange. A list of texts is padded on the left.
+    Every source runs by itself, without any exchange. A list of texts is padded on the left. In a
+    ``with model.spliced(dictionary)`` block sites may be the dictionary's: ``hook_sae_acts`` with
+    unit vectors as the subspace exchanges single features.
 
     Args:
         model: any class.

@@ -11,7 +11,18 @@ from neox_lab.checks import TEXT, check
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array, texts
-from neox_lab.views.drawing import AMOUNT, HEADING, LESS, MORE, SOFT, Sheet, number, text_width
+from neox_lab.views.drawing import (
+    AMOUNT,
+    HEADING,
+    LESS,
+    LINE,
+    MORE,
+    SOFT,
+    Sheet,
+    broken,
+    number,
+    text_width,
+)
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
 from neox_lab.views.strips import WIDTH, StripView, largest_of
@@ -167,15 +178,17 @@ class BarsView(View):
         low, high = min(0.0, float(values.min())), max(0.0, float(values.max()))
         unit = WIDE / ((high - low) or 1.0)
         zero = left + (0.55 if low < 0 else 0) - low * unit
-        bottom, strip = HEADING + len(names) * STEP, self._attributed_text()
+        cut = f" The first {MOST} of {len(self.names)}." if len(self.names) > MOST else ""
+        note = broken(figure_text(self.note) + cut, 8, WIDTH)
+        top = HEADING + LINE * (len(note) - 1)
+        bottom, strip = top + len(names) * STEP, self._attributed_text()
         page = zero + high * unit + 0.7, bottom
         if strip is not None:
             page = max(page[0], WIDTH), bottom + 0.4 + strip.height
         sheet = Sheet(*page)
-        cut = f" The first {MOST} of {len(self.names)}." if len(self.names) > MOST else ""
-        sheet.heading(0, figure_text(self.title), figure_text(self.note) + cut)
+        sheet.heading(0, figure_text(self.title), "\n".join(note))
         for row, (name, value) in enumerate(zip(names, values, strict=True)):
-            y, size = HEADING + row * STEP, float(value) * unit
+            y, size = top + row * STEP, float(value) * unit
             colour = AMOUNT if low == 0 else MORE if value >= 0 else LESS
             sheet.rectangle(
                 min(zero, zero + size), y, abs(size), STEP - 0.07, facecolor=colour, linewidth=0

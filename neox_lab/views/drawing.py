@@ -36,7 +36,7 @@ AMOUNT = "#21918c"  # the middle of viridis
 LESS, MORE = "#2171b5", "#e66101"  # the middle of each half of ``diverging``
 INK, SOFT, FAINT = "#1a1a1a", "#5f6368", "#ececec"
 POINTS = 72  # a typographer's points in an inch
-MARGIN, HEADING = 0.15, 0.54  # inches
+MARGIN, HEADING, LINE = 0.15, 0.54, 0.16  # inches
 FormatName = Literal["png", "svg", "pdf"]
 # Without dates and version numbers the same picture is the same file.
 METADATA: dict[str, dict[str, str | None]] = {
@@ -81,12 +81,17 @@ class Sheet:
         self.axes.set(xlim=(-MARGIN, width + MARGIN), ylim=(height + MARGIN, -MARGIN))
 
     def heading(self, x: float, title: str, subtitle: str) -> None:
-        """A title and a line below it, in the first ``HEADING`` inches; the page is made to fit."""
-        widest = x + max(1.15 * text_width(title, 11.5), text_width(subtitle, 8))
+        """A title and a line below it, in the first ``HEADING`` inches; the page is made to fit.
+
+        Each further line of ``subtitle`` takes ``LINE`` inches more.
+        """
+        lines = subtitle.split("\n")
+        widest = x + max(1.15 * text_width(title, 11.5), *(text_width(line, 8) for line in lines))
         self.size = max(self.size[0], widest), self.size[1]
         self._measure()
         self.text(x, 0.14, title, 11.5, weight="bold")
-        self.text(x, 0.35, subtitle, 8, color=SOFT)
+        for number, line in enumerate(lines):
+            self.text(x, 0.35 + LINE * number, line, 8, color=SOFT)
 
     def text(self, x: float, y: float, text: str, size: float = 8, **style: Any) -> None:
         """``text`` with its anchor (left, baseline) at a point; ``style`` is matplotlib's."""
@@ -140,6 +145,18 @@ class Sheet:
             at = x + width * float(norm(tick))
             self.axes.plot([at, at], [y + 0.12, y + 0.16], color=SOFT, linewidth=0.6)
             self.text(at, y + 0.19, shown, 7, color=SOFT, ha="center", va="top")
+
+
+def broken(text: str, size: float, width: float) -> list[str]:
+    """``text`` in lines of at most ``width`` inches, or of one word; no text is one empty line."""
+    lines, free, space = [""], 0.0, text_width("a a", size) - text_width("aa", size)
+    for word in text.split(" "):
+        wide = text_width(word, size)
+        if lines[-1] and wide + space > free:
+            lines.append("")
+        free = (free - space if lines[-1] else width) - wide
+        lines[-1] += f" {word}" if lines[-1] else word
+    return lines
 
 
 def text_width(text: str, size: float) -> float:

@@ -67,6 +67,26 @@ def test_a_sentiment_direction_moves_sentiment_and_its_controls_do_not() -> None
     assert "bits a token" in repr(curve) or "KL" in repr(curve)
 
 
+def test_bfloat16_is_steered_as_float32_is() -> None:
+    good, bad, _ = sentiment(40, "train")
+    pairs = sentiment(20)[2]
+    words = [(p.correct, p.wrong) if p.correct in GOOD else (p.wrong, p.correct) for p in pairs]
+    metric = nl.patching.logit_difference([w for w, _ in words], [w for _, w in words])
+    curves, vectors = [], []
+    for model in (nl.load(), nl.load().bfloat16()):
+        happy = nl.steering.direction(model, good, bad, site=("resid_post", 1))
+        vectors.append(next(iter(happy.vectors.values())))
+        curve = happy.evaluate(metric, [pair.clean for pair in pairs], (-1, 0, 1), controls=2)
+        assert (
+            max(abs(e) for each in curve.control_effects.values() for e in each) < curve.effect / 5
+        )
+        curves.append(curve.frame[curve.frame["kind"] == "direction"])
+    assert float(torch.cosine_similarity(*vectors, dim=0)) > 0.999
+    for name, most in (("metric", 0.5), ("kl_bits", 0.1), ("bits_per_token", 0.1)):
+        assert (curves[0][name] - curves[1][name]).abs().max() < most
+    assert curves[1]["metric"].is_monotonic_increasing
+
+
 @pytest.mark.parametrize("method", ["mean_difference", "pca", "logistic"])
 def test_controls_have_nothing_of_the_direction(model: Any, method: str) -> None:
     """Few examples of unlike strength, whose shuffled labels would leave much of it in."""
