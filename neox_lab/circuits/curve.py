@@ -2,6 +2,8 @@
 
     CPR = ∫ f dk        CMD = ∫ |1 - f| dk         k: share of all edges, from 0.001 to 1
 
+or, for circuits of whole nodes, k: share of all nodes.
+
 MIB (Mueller et al., 2025, arXiv:2504.13151) takes k as it was *requested*, before pruning, on a
 linear axis, where half the area is decided between 50 and 100 % of the edges and what happens below
 1 % hardly counts. ``cpr`` and ``cmd`` are these. ``cpr_log`` and ``cmd_log`` take the share that
@@ -12,21 +14,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from neox_lab.checks import SEED, check, number, several, whole
 from neox_lab.circuits.circuit import Circuit
 from neox_lab.circuits.edges import edge_labels, edge_table
 from neox_lab.circuits.evaluation import NOTHING, WHOLE, require_shape
 from neox_lab.circuits.faithfulness import faithfulness
-from neox_lab.circuits.prompts import prompts_of
+from neox_lab.circuits.prompts import in_sample, prompts_of, seen_before
 from neox_lab.circuits.runs import CircuitRuns
-from neox_lab.circuits.selection import random_circuit
+from neox_lab.circuits.selection import counted, random_circuit
 from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import Metric
 from neox_lab.experiments.patching.prompts import PromptsLike
@@ -40,24 +43,45 @@ if TYPE_CHECKING:
     from neox_lab.views import CurvesView
 
 
+SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The shares of all edges, or of all nodes, at which MIB evaluates circuits."""
+
+
+class Nodes(NamedTuple):
+    """What is known of circuits of whole nodes.
+
+    Attributes:
+        total: how many heads and MLPs the model has.
+        at_random: the edges among a share of them, drawn at random, ``[writer, reader]``.
+    """
+
+    total: int
+    at_random: Callable[[float, Random], Tensor]
+
+
 @dataclasses.dataclass(frozen=True)
 class FaithfulnessCurve(FrameResult):
     """Circuits of many sizes.
 
     Attributes:
-        frame: one row a size: ``requested`` (share of all edges), ``requested_edges``, ``edges``
-            and ``share`` (after pruning), ``metric``, ``faithfulness`` with ``low`` and ``high``
-            over prompts, and of random circuits of about as many edges ``random`` (mean),
+        frame: one row a size: ``requested`` (share of all edges, or of all nodes),
+            ``requested_edges`` or ``requested_nodes``, ``edges`` and ``share`` of all edges (after
+            pruning), ``metric``, ``faithfulness`` with ``low`` and ``high`` over prompts, and of
+            random circuits of about as many edges, or of as many nodes, ``random`` (mean),
             ``random_low`` and ``random_high`` (lowest and highest) and ``random_edges`` (mean).
         name: how circuits were found.
         ablation: what stood outside them.
         ends: the metric of the whole model and with everything ablated.
+        seen: see ``Evaluation``.
+        prompts: how many there are.
     """
 
     frame: pd.DataFrame
     name: str
     ablation: str
     ends: dict[str, float]
+    seen: int | None = dataclasses.field(default=None, compare=False)
+    prompts: int = 0
 
     @property
     def cpr(self) -> float:
@@ -99,7 +123,7 @@ class FaithfulnessCurve(FrameResult):
         """
         from neox_lab.views import CurvesView, Line
 
-        frame = self.frame[self.frame["edges"] > 0]
+        frame, told = self.frame[self.frame["edges"] > 0], in_sample(self.seen, self.prompts)
         places = list(range(len(frame)))
         lines = {"circuit": Line(places, frame["faithfulness"], frame["low"], frame["high"])}
         if frame["random"].notna().any():
@@ -107,7 +131,7 @@ class FaithfulnessCurve(FrameResult):
                 places, frame["random"], frame["random_low"], frame["random_high"]
             )
         return CurvesView(
-            f"{self.name}; outside: {self.ablation}",
+            f"{self.name}; outside: {self.ablation}" + (f"; {told}" if told else ""),
             lines,
             "edges",
             "faithfulness",
@@ -117,7 +141,7 @@ class FaithfulnessCurve(FrameResult):
 
 
 def checked_shares(shares: object) -> list[float]:
-    """Shares of all edges, the smallest first.
+    """Shares of all edges or nodes, the smallest first.
 
     Args:
         shares: what a user gave.
@@ -144,11 +168,28 @@ def curve(
     ablation: str,
     random: int,
     seed: int,
+    nodes: Nodes | None = None,
 ) -> FaithfulnessCurve:
-    """See ``EdgeScores.faithfulness``; ``circuits`` are those of the ``requested`` shares."""
+    """See ``EdgeScores.faithfulness``.
+
+    Args:
+        circuits: those of the ``requested`` shares.
+        requested: of all edges or nodes.
+        name: how circuits were found.
+        clean: see ``Circuit.evaluate``.
+        corrupted: see ``Circuit.evaluate``.
+        metric: see ``Circuit.evaluate``.
+        model: see ``Circuit.evaluate``.
+        ablation: see ``Circuit.evaluate``.
+        random: random circuits for each size.
+        seed: of these, and of the intervals.
+        nodes: of circuits of whole nodes; then random ones are too.
+    """
     random = check("random", random, whole(least=0, most=100_000), InputError)
     seed = check("seed", seed, SEED, InputError)
-    runs = CircuitRuns(prompts_of(circuits[0]._asked, clean, corrupted, metric, model), ablation)
+    asked = circuits[0]._asked
+    both = prompts_of(asked, clean, corrupted, metric, model)
+    runs = CircuitRuns(both, ablation)
     table = edge_table(runs.writers, runs.readers, runs.parallel)
     labels = edge_labels(runs.writers, runs.readers)
     for circuit in circuits:
@@ -156,7 +197,9 @@ def curve(
     chance = Random(seed)
     others = [
         random_circuit(table, circuit.edges, runs.writers, runs.readers, chance)
-        for circuit in circuits
+        if nodes is None
+        else nodes.at_random(share, chance)
+        for share, circuit in zip(requested, circuits, strict=True)
         for _ in range(random)
     ]
     tables = [table, table & False, *(circuit.kept for circuit in circuits), *others]
@@ -171,7 +214,11 @@ def curve(
     frame = make_frame(
         {
             "requested": requested,
-            "requested_edges": [max(1, int(share * total)) for share in requested],
+            **(
+                {"requested_edges": [counted(share, total) for share in requested]}
+                if nodes is None
+                else {"requested_nodes": [counted(share, nodes.total) for share in requested]}
+            ),
             "edges": edges,
             "share": [count / total for count in edges],
             "metric": samples[found].double().mean(dim=1).tolist(),
@@ -185,7 +232,8 @@ def curve(
         }
     )
     ends = {WHOLE: float(samples[0].double().mean()), NOTHING: float(samples[1].double().mean())}
-    return FaithfulnessCurve(frame, name, ablation, ends)
+    seen = seen_before(asked, both)
+    return FaithfulnessCurve(frame, name, ablation, ends, seen, len(both.corrupted.ids))
 
 
 def _area(x: object, y: object) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from neox_lab.checks import SEED, check, whole
 from neox_lab.circuits.edges import edge_labels, edge_table
 from neox_lab.circuits.faithfulness import faithfulness
-from neox_lab.circuits.prompts import Asked, prompts_of
+from neox_lab.circuits.prompts import Asked, in_sample, prompts_of, seen_before
 from neox_lab.circuits.runs import CircuitRuns
 from neox_lab.circuits.selection import random_circuit
 from neox_lab.errors import InputError
@@ -45,6 +45,8 @@ class Evaluation(FrameResult):
         name: what was evaluated.
         ablation: what stood outside the circuit.
         metric: what was measured.
+        seen: how many of the prompts the circuit was found with, None where nobody knows. What is
+            measured on those is in-sample and says little of others.
     """
 
     frame: pd.DataFrame
@@ -52,6 +54,7 @@ class Evaluation(FrameResult):
     name: str
     ablation: str
     metric: str
+    seen: int | None = dataclasses.field(default=None, compare=False)
 
     @property
     def faithfulness(self) -> float:
@@ -98,7 +101,11 @@ class Evaluation(FrameResult):
             f"{own['high']:.2f}] with {own['edges']:,} edges; outside: {self.ablation}. 1 is the "
             "whole model, 0 is nothing."
         )
-        return BarsView(names, values, f"{self.name}: faithfulness", note)
+        title, told = f"{self.name}: faithfulness", in_sample(self.seen, self.samples.shape[1])
+        if told:
+            title += f" ({told})"
+            note += " The circuit was found with prompts of these; give evaluate() held-out ones."
+        return BarsView(names, values, title, note)
 
 
 def evaluate(
@@ -141,7 +148,12 @@ def evaluate(
         }
     )
     return Evaluation(
-        frame, samples, circuit.name or "Circuit", ablation, metric_name(both.corrupted.metric)
+        frame,
+        samples,
+        circuit.name or "Circuit",
+        ablation,
+        metric_name(both.corrupted.metric),
+        seen_before(asked, both),
     )
 
 

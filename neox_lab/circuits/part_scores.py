@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from random import Random
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -24,11 +25,12 @@ from torch import Tensor
 
 from neox_lab.checks import COUNT, SWITCH, check, one_of, whole
 from neox_lab.circuits.circuit import Circuit
+from neox_lab.circuits.curve import SHARES, FaithfulnessCurve, Nodes, checked_shares, curve
 from neox_lab.circuits.edges import edge_labels, edge_table
 from neox_lab.circuits.neuron_runs import neuron_hook, removed
 from neox_lab.circuits.prompts import Asked
-from neox_lab.circuits.runs import CircuitRuns
-from neox_lab.circuits.selection import require_all, wanted
+from neox_lab.circuits.runs import Ablation, CircuitRuns
+from neox_lab.circuits.selection import counted, require_all, wanted
 from neox_lab.errors import InputError
 from neox_lab.experiments import graph
 from neox_lab.experiments.attribution import gradients
@@ -84,12 +86,27 @@ class NodeScores(AttributionResult):
                 is NaN.
         """
         require_all(self, torch.ones_like(self.is_computed))
-        names = self.labels["component"]
-        count = wanted("nodes", nodes, share, len(names) - 1)
+        count = wanted("nodes", nodes, share, len(self.values) - 1)
         check("helping", helping, SWITCH, InputError)
         weight = -self.values if helping else self.values.abs()
-        order = weight[1:].argsort(descending=True, stable=True)
-        inside = {names[0], "logits", *(names[1 + at] for at in order[:count].tolist())}
+        best = (1 + weight[1:].argsort(descending=True, stable=True)[:count]).tolist()
+        order_name = "most helpful" if helping else "largest"
+        kept, labels = self._among(best)
+        return Circuit(
+            values=self.values[:, None].expand(kept.shape).contiguous(),
+            computed=kept,
+            axes=("writer", "reader"),
+            labels=labels,
+            parallel=self.parallel,
+            name=f"Circuit of the {count:,} {order_name} heads and MLPs by {self.method}",
+            value_name="score of the writer: " + self.value_name,
+            _asked=self._asked,
+        )
+
+    def _among(self, chosen: Sequence[int]) -> tuple[Tensor, dict[str, list[str]]]:
+        """The edges among some components, the embedding and the logits, and all labels."""
+        names = self.labels["component"]
+        inside = {names[0], "logits", *(names[at] for at in chosen)}
         layers = sum(name.startswith("MLP") for name in names)
         heads = len(names) // layers - 1 if layers else 0
         writers = [node_of(name, layers) for name in names]
@@ -97,17 +114,53 @@ class NodeScores(AttributionResult):
         wrote = torch.tensor([node.name in inside for node in writers])
         read = torch.tensor([node.name.split(".")[0] in inside for node in readers])
         table = edge_table(writers, readers, self.parallel)
-        order_name = "most helpful" if helping else "largest"
-        return Circuit(
-            values=self.values[:, None].expand(table.shape).contiguous(),
-            computed=table & wrote[:, None] & read,
-            axes=("writer", "reader"),
-            labels=edge_labels(writers, readers),
-            parallel=self.parallel,
-            name=f"Circuit of the {count:,} {order_name} heads and MLPs by {self.method}",
-            value_name="score of the writer: " + self.value_name,
-            _asked=self._asked,
-        )
+        return table & wrote[:, None] & read, edge_labels(writers, readers)
+
+    def faithfulness(
+        self,
+        shares: Sequence[float] = SHARES,
+        *,
+        helping: bool = False,
+        clean: PromptsLike | None = None,
+        corrupted: PromptsLike | None = None,
+        metric: Metric | None = None,
+        model: HookedModel | None = None,
+        ablation: Ablation = "resample",
+        random: int = 5,
+        seed: int = 0,
+    ) -> FaithfulnessCurve:
+        """How faithful circuits of whole nodes are, beside as many nodes at random.
+
+        ``cpr`` and ``cmd`` are over the share of nodes that was requested, as in MIB. Its weighted
+        count of edges (each times the kept share of what its writer writes) is that of all edges
+        where a node is in as a whole: the column ``edges``.
+
+        Args:
+            shares: of all heads and MLPs, each from 0 to 1.
+            helping: see ``circuit``.
+            clean: see ``Circuit.evaluate``; give prompts that no score was made from.
+            corrupted: see ``Circuit.evaluate``.
+            metric: see ``Circuit.evaluate``.
+            model: see ``Circuit.evaluate``.
+            ablation: see ``Circuit.evaluate``.
+            random: random circuits for each size.
+            seed: of these, and of the intervals.
+
+        Raises:
+            InputError: an argument makes no sense.
+            HookError: a function is spliced in between heads and MLPs.
+        """
+        wished = checked_shares(shares)
+        count = len(self.values) - 1
+
+        def at_random(share: float, chance: Random) -> Tensor:
+            return self._among(chance.sample(range(1, count + 1), counted(share, count)))[0]
+
+        return curve(
+            [self.circuit(share=each, helping=helping) for each in wished], wished,
+            f"Circuits of nodes by {self.method}", clean, corrupted, metric, model,
+            ablation=ablation, random=random, seed=seed, nodes=Nodes(count, at_random),
+        )  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -290,14 +343,8 @@ class _Question:
         clean, corrupted = self.sides
         known = list(dict.fromkeys([*names, "hook_embed"]))
         own, other = (gradients.activations(side, known)[2] for side in (clean, corrupted))
-        embeddings = own["hook_embed"], other["hook_embed"]
-        if self.method == "eap":
-            slopes = gradients.run(clean, names).gradients
-        elif self.method == "both-ends":
-            ends = [gradients.run(clean, names, embeds=e).gradients for e in embeddings]
-            slopes = {name: (ends[0][name] + ends[1][name]) / 2 for name in names}
-        else:
-            slopes = gradients.along_path(clean, names, *embeddings, self.steps)
+        ends = own["hook_embed"], other["hook_embed"]
+        slopes = gradients.along_path(clean, names, *ends, self.steps, self.method)
         return {n: (other[n] - own[n]).float() * slopes[n].float() for n in names}
 
     def fields(self, found: Callable[[], Tensor], part: str) -> dict[str, Any]:

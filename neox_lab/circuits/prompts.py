@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from neox_lab.checks import require_model
 from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import Metric
-from neox_lab.experiments.patching.prompts import PromptsLike
+from neox_lab.experiments.patching.prompts import Prompts, PromptsLike, read_prompts
 from neox_lab.experiments.prompt_pairs import Pair, pair
 from neox_lab.notices import gathered
 
@@ -40,6 +40,41 @@ class Asked:
         """
         require_model(self.model)
         return pair(self.model, self.corrupted, self.clean, self.metric)
+
+
+def seen_before(known: Asked | None, both: Pair) -> int | None:
+    """How many of the prompts are among those that a circuit was found with.
+
+    Args:
+        known: what it was found with.
+        both: prompts; the clean ones stand on its ``corrupted`` side.
+
+    Returns:
+        None where nobody knows what it was found with.
+    """
+    if known is None:
+        return None
+    with gathered():  # told when they were first read
+        first = read_prompts(known.model, known.clean, "clean")
+    found, rows = _rows(first), _rows(both.corrupted.prompts)
+    return sum(row in found for row in rows)
+
+
+def in_sample(seen: int | None, count: int) -> str:
+    """What a number of prompts that were seen before means for a result, or nothing.
+
+    Args:
+        seen: so many, see ``seen_before``.
+        count: all of them.
+    """
+    if not seen:
+        return ""
+    return "in-sample" if seen == count else f"{seen} of {count} prompts in-sample"
+
+
+def _rows(prompts: Prompts) -> list[tuple[int, ...]]:
+    """The tokens of each text, without padding."""
+    return [tuple(ids[own].tolist()) for ids, own in zip(prompts.ids, prompts.own, strict=True)]
 
 
 def width_of(known: Asked | None, d_model: int | None) -> int:

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from neox_lab.checks import SWITCH, check, one_of, whole
 from neox_lab.circuits.circuit import Circuit, chosen
-from neox_lab.circuits.curve import FaithfulnessCurve, checked_shares, curve
+from neox_lab.circuits.curve import SHARES, FaithfulnessCurve, checked_shares, curve
 from neox_lab.circuits.eap_files import read
 from neox_lab.circuits.edges import edge_labels, edge_table
 from neox_lab.circuits.prompts import Asked
@@ -55,9 +55,6 @@ if TYPE_CHECKING:
 
 Method = Literal["exact", "eap", "eap-ig", "ig-activations", "both-ends"]
 METHODS: tuple[Method, ...] = ("exact", "eap", "eap-ig", "ig-activations", "both-ends")
-SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-"""The shares of all edges at which MIB evaluates circuits."""
-
 EXACT_UNIT = "change of {} when the edge is removed"
 
 
@@ -357,10 +354,8 @@ class _Question:
         start, end = own["hook_embed"], other["hook_embed"]
         if method == "ig-activations":
             return self._by_writer(start, [own[name] for name in streams], changes, steps)
-        rule: tuple[Sequence[float], Sequence[float]] = gradients.quadrature(steps)
-        if method != "eap-ig":
-            rule = ([0], [1]) if method == "eap" else ([0, 1], [0.5, 0.5])
-        slopes = mean_slopes(clean, self.read, line(start, end, rule[0]), rule[1])
+        places, weights = gradients.rule_of(method, steps)
+        slopes = mean_slopes(clean, self.read, line(start, end, places), weights)
         return self._products(changes, slopes)
 
     def _products(self, changes: Tensor, slopes: Slopes, only: int | None = None) -> Tensor:

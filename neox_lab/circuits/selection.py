@@ -56,6 +56,16 @@ def wanted(name: str, count: int | None, share: float | None, most: int) -> int:
     if count is not None:
         return check(name, count, whole(least=1, most=most), InputError)
     share = check("share", share, number(above=0, most=1), InputError)
+    return counted(share, most)
+
+
+def counted(share: float, most: int) -> int:
+    """How many a share of all is, at least one.
+
+    Args:
+        share: from 0 to 1.
+        most: how many there are.
+    """
     return max(1, int(share * most))
 
 

@@ -141,6 +141,30 @@ def test_the_picture_has_the_attention_of_its_heads_on_the_first_clean_prompt() 
     assert "Attention" not in str(dataclasses.replace(circuit, _asked=None).view().data()["notes"])
 
 
+def test_a_circuit_on_the_prompts_it_was_found_with_says_so(tmp_path: Path) -> None:
+    model, (clean, corrupted) = small(), prompts(4, 8, first=2)
+    others = prompts(4, 8, first=2, seed=1)
+    found = scores(model, clean, corrupted, METRIC)
+    circuit = found.circuit(edges=20)
+    for same in ({}, {"clean": clean, "corrupted": corrupted, "metric": METRIC}):
+        own = circuit.evaluate(random=1, **same)
+        assert own.seen == 4 and own.view().title.endswith("faithfulness (in-sample)")
+        assert "held-out" in own.view().note
+        curve = found.faithfulness([0.1, 0.5], random=0, **same)
+        assert curve.seen == 4 and curve.view().title.endswith("in-sample")
+    held_out = circuit.evaluate(*others, METRIC, random=1)
+    assert held_out.seen == 0 and "in-sample" not in held_out.view().title + held_out.view().note
+    mixed = [
+        torch.cat([own[:1], other]) for own, other in zip((clean, corrupted), others, strict=True)
+    ]
+    some = circuit.evaluate(*mixed, METRIC, random=1)
+    assert some.seen == 1 and some.view().title.endswith("(1 of 5 prompts in-sample)")
+    circuit.save(tmp_path / "circuit.safetensors")
+    read = Circuit.load(tmp_path / "circuit.safetensors")
+    unknown = read.evaluate(clean, corrupted, METRIC, model=model, random=1)
+    assert unknown.seen is None and "in-sample" not in unknown.view().title
+
+
 def test_other_prompts_other_models_and_files(tmp_path: Path) -> None:
     model, other = small(seed=0), small(seed=1)
     clean, corrupted = prompts(3, 8, first=2)

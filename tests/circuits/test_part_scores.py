@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,53 @@ def test_a_dictionary_in_place_is_told_where_its_features_are_scored(name: str) 
                     ask(*given, *threshold, **edges)  # type: ignore[operator]
         else:  # part of its MLP, a node
             assert node_scores(*given).values.isfinite().all()
+
+
+def test_a_curve_over_whole_nodes_is_circuits_one_by_one() -> None:
+    model = small(num_hidden_layers=3).double()
+    clean, corrupted = prompts(6, 8, first=2)
+    found = node_scores(model, clean, corrupted, METRIC, "exact")
+    shares = (0.001, 0.1, 0.25, 0.5, 1.0)
+    curve = found.faithfulness(shares, random=4, seed=2)
+    counts = curve.frame["requested_nodes"].tolist()
+    assert counts == [1, 1, 3, 6, 12]  # of 9 heads and 3 MLPs
+    one_by_one = [found.circuit(nodes=count).evaluate(random=0) for count in counts]
+    values = [each.faithfulness for each in one_by_one]
+    assert curve.frame["faithfulness"].tolist() == pytest.approx(values, abs=1e-6)
+    assert curve.frame["edges"].tolist() == [each.frame["edges"][1] for each in one_by_one]
+    steps = [after - before for before, after in itertools.pairwise(shares)]
+    means = [(after + before) / 2 for before, after in itertools.pairwise(values)]
+    area = sum(step * mean for step, mean in zip(steps, means, strict=True))
+    assert curve.cpr == pytest.approx(area, abs=1e-6)
+    misses = [(abs(1 - a) + abs(1 - b)) / 2 for a, b in itertools.pairwise(values)]
+    area = sum(step * miss for step, miss in zip(steps, misses, strict=True))
+    assert curve.cmd == pytest.approx(area, abs=1e-6)
+    for column in ("random", "random_low", "random_high"):  # there is one way to take all nodes
+        assert curve.frame[column].iloc[-1] == pytest.approx(1, abs=1e-6)
+    assert curve.frame["random_low"][2] < curve.frame["random_high"][2]
+    assert "in-sample" in curve.view().title
+    again = found.faithfulness(shares, random=4, seed=2)
+    assert again == curve and found.faithfulness(shares, random=4, seed=3) != curve
+    helping = found.faithfulness((0.25, 1.0), helping=True, random=0)
+    want = found.circuit(nodes=3, helping=True).evaluate(random=0).faithfulness
+    assert helping.frame["faithfulness"][0] == pytest.approx(want, abs=1e-6)
+
+
+def test_random_nodes_are_as_many_as_were_asked_for() -> None:
+    clean, corrupted = prompts(2, 8, first=2)
+    found = node_scores(small(num_hidden_layers=3), clean, corrupted, METRIC, "eap")
+    for chosen in ([1], [1, 4, 9], list(range(1, 13))):
+        kept, labels = found._among(chosen)
+        inside = {found.labels["component"][at] for at in chosen} | {"embed", "logits"}
+        seen = {
+            name.split(".")[0]
+            for row, column in kept.nonzero().tolist()
+            for name in (labels["writer"][row], labels["reader"][column])
+        }
+        assert seen == inside
+        table = found.circuit(share=1.0).kept
+        ends = [
+            (labels["writer"][a] in inside) and (labels["reader"][b].split(".")[0] in inside)
+            for a, b in table.nonzero().tolist()
+        ]
+        assert int(kept.sum()) == sum(ends)

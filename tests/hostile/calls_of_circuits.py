@@ -63,6 +63,10 @@ def calls_of_circuits(model: Any, folder: Path) -> dict[str, Any]:
             nl.circuits.node_scores(model, **asked, method="eap").circuit,
             {"nodes": 2, "share": None, "helping": True},
         ),
+        "circuits.node_scores.faithfulness": (
+            nl.circuits.node_scores(model, **asked, method="eap").faithfulness,
+            {"shares": [0.5], "helping": False, **more},
+        ),
         "circuits.prune_edges": (
             nl.circuits.prune_edges,
             {"model": model, **asked, "edges": 5, "share": None, "objective": "kl"}

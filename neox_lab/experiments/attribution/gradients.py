@@ -125,30 +125,53 @@ def even_padding(batch: Batch, copies: int = 1) -> list[tuple[str, HookFunction]
 
 
 def along_path(
-    batch: Batch, names: Sequence[str], start: Tensor, end: Tensor, steps: int
+    batch: Batch,
+    names: Sequence[str],
+    start: Tensor,
+    end: Tensor,
+    steps: int,
+    method: str = "eap-ig",
 ) -> dict[str, Tensor]:
     """Gradients averaged over embeddings on the straight line from ``start`` to ``end``.
-
-    The integral over the line is taken with Gauss and Legendre's rule, which is exact for
-    polynomials of degree 2 steps - 1.
 
     Args:
         batch: what to run.
         names: full hook names.
         start: embeddings ``[batch, pos, d_model]``.
         end: likewise.
-        steps: runs forward and back.
+        steps: see ``rule_of``.
+        method: see ``rule_of``.
     """
     totals: dict[str, Tensor] = {}
-    for place, weight in zip(*quadrature(steps), strict=True):
+    for place, weight in zip(*rule_of(method, steps), strict=True):
         found = run(batch, names, embeds=start + place * (end - start)).gradients
         for name, gradient in found.items():
             totals[name] = totals.get(name, 0) + weight * gradient
     return totals
 
 
+def rule_of(method: str, steps: int) -> tuple[list[float], list[float]]:
+    """Where an estimate takes its gradients, and with which weights.
+
+    Args:
+        method: ``"eap"`` at the start alone, ``"both-ends"`` at the start and the end; any other
+            along the whole way.
+        steps: gradients along the whole way.
+
+    Returns:
+        Places from 0, the start, to 1, the end; weights that add up to 1.
+    """
+    if method == "eap":
+        return [0.0], [1.0]
+    if method == "both-ends":
+        return [0.0, 1.0], [0.5, 0.5]
+    return quadrature(steps)
+
+
 def quadrature(steps: int) -> tuple[list[float], list[float]]:
     """Places and weights of Gauss and Legendre's rule on the interval from 0 to 1.
+
+    Its sum is the integral of polynomials up to degree 2 steps - 1.
 
     Raises:
         InputError: fewer than one step.
