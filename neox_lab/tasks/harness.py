@@ -107,9 +107,9 @@ class _Answers:
         refuse_dropout(self.model)
         asked = [request.args for request in requests]
         if self.executor is None or not asked:
-            return [goes_on(self.model, *each) for each in asked]
+            return [_goes_on(self.model, *each) for each in asked]
         drawn = {at: _is_drawn(wanted) for at, (_, wanted) in enumerate(asked)}
-        found = {at: goes_on(self.model, *asked[at]) for at in drawn if drawn[at]}
+        found = {at: _goes_on(self.model, *asked[at]) for at in drawn if drawn[at]}
         sent = [at for at in drawn if not drawn[at]]
         write = Writer(origin_of(self.model))
         made = run_pieces(
@@ -132,14 +132,14 @@ class Writer:
 
     def __call__(self, request: tuple[str, dict[str, Any]]) -> str:
         """How its context goes on."""
-        return goes_on(cast("LanguageModel", self.origin.model()), *request)
+        return _goes_on(cast("LanguageModel", self.origin.model()), *request)
 
 
 def _is_drawn(wanted: Mapping[str, Any]) -> bool:
     return bool(wanted.get("do_sample") and wanted.get("temperature", 1.0))
 
 
-def goes_on(model: LanguageModel, context: str, wanted: Mapping[str, Any]) -> str:
+def _goes_on(model: LanguageModel, context: str, wanted: Mapping[str, Any]) -> str:
     """How a context goes on, up to the first of its stop strings.
 
     Args:

@@ -26,6 +26,17 @@ from neox_lab.frames import make_frame
 from neox_lab.tasks.result import TaskResult, metrics_view
 from neox_lab.tasks.scoring import Scored, log_probabilities
 
+__all__ = [
+    "Scored",
+    "choose",
+    "continuations",
+    "encoded_pair",
+    "last_word",
+    "log_probabilities",
+    "perplexity",
+    "windows",
+]
+
 if TYPE_CHECKING:
     import pandas as pd
 

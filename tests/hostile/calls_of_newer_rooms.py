@@ -32,7 +32,10 @@ def newer_calls(model: Any, folder: Path) -> dict[str, Call]:
     kept = {"model": model, "texts": ["abcd", "bc"], "sites": "resid_post", "dtype": "float16"}
     kept |= {"pos": "all", "skip_first": 1, "context": 3, "max_tokens": 5}
     return {
-        "activations.collect": (_collect, {**kept, "batch_size": 2, "progress": False}),
+        "activations.collect": (
+            _collect,
+            {**kept, "batch_size": 2, "executor": None, "progress": False},
+        ),
         "activations.open": (nl.activations.open, {"folder": folder / "stored", "verify": True}),
         "activations.plan": (nl.activations.plan, {**kept, "to": "."}),
         "check_prompts": (
