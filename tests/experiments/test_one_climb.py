@@ -63,6 +63,13 @@ SWEEPS: dict[str, Callable[[Any, Tensor, Tensor], object]] = {
     "named positions": lambda *of: nl.patching.sweep(
         *of, difference, "resid_post", positions={"a": (3, 2)}, progress=False
     ),
+    "edges": lambda *of: nl.patching.edge_sweep(*of, difference, tokens_at_once=60, progress=False),
+    "paths": lambda *of: nl.patching.path_patch(
+        *of, difference, "all", ["L1H0", "MLP2", "L3H1.q", "logits"], tokens_at_once=60
+    ),
+    "paths through MLPs": lambda *of: nl.patching.path_patch(
+        *of, difference, "all", ["L1H0", "MLP2"], through="mlps", tokens_at_once=60
+    ),
     "zero": lambda of, clean, _: nl.patching.ablate(of, clean, difference, "z", "zero"),
     "mean": lambda of, clean, other: nl.patching.ablate(
         of, clean, difference, ["attn_out", "mlp_out"], reference=other, budget=12

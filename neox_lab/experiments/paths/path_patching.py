@@ -35,7 +35,7 @@ from neox_lab.experiments.metrics import BoundMetric, Metric, metric_name
 from neox_lab.experiments.patching.progress_report import ProgressReport, watched
 from neox_lab.experiments.patching.prompts import Positions, PromptsLike
 from neox_lab.experiments.patching.result import PatchResult
-from neox_lab.experiments.paths.path_runs import PathRuns, Sender, Through
+from neox_lab.experiments.paths.path_runs import Path, PathRuns, Sender, Through
 from neox_lab.experiments.prompt_pairs import pair
 
 if TYPE_CHECKING:
@@ -107,11 +107,8 @@ def path_patch(
         )
     places = range(len(positions or [""]))
     sending = [Sender(tuple(nodes), place) for place in places for nodes in groups]
-    samples, computed = runs.unknown(len(sending)), torch.zeros(len(sending), dtype=torch.bool)
-    with watched(progress, "path") as watch:
-        for some, values in runs.joint(sending, reading):
-            samples[some], computed[some] = values, True
-            watch.report(some.stop, len(sending))
+    with watched(progress, "block") as watch:
+        runs.run([Path(sender, reading) for sender in sending], watch.report)
     labels = {} if positions is None else {"pos": [str(name) for name in positions]}
     told = receivers if isinstance(receivers, str) else ", ".join(receivers)
     if listed == ["heads"]:
@@ -119,7 +116,8 @@ def path_patch(
         labels["head"] = _numbers(model.config.num_attention_heads)
     else:
         labels["sender"] = [" + ".join(node.name for node in group) for group in groups]
-    return _result(runs, metric, samples, computed, labels, f"paths to {told}", watch.complete)
+    found = runs.values, runs.computed
+    return _result(runs, metric, *found, labels, f"paths to {told}", watch.complete)
 
 
 def edge_sweep(
@@ -161,16 +159,16 @@ def edge_sweep(
     runs = PathRuns(pair(model, clean, corrupted, metric, positions), "nothing", tokens_at_once)
     places = range(len(positions or [""]))
     sending = [Sender((node,), place) for place in places for node in writers]
-    count = len(places) * sum(runs.precedes(w, r) for w in writers for r in readers)
-    if not count:
+    after = [[runs.precedes(sender.nodes[0], reader) for reader in readers] for sender in sending]
+    there = torch.tensor(after)
+    edges = [(sending[row], readers[column]) for row, column in there.nonzero().tolist()]
+    if not edges:
         raise InputError("No sender comes before a receiver: there is no edge between them.")
-    samples, done = runs.unknown(len(sending), len(readers)), 0
-    computed = torch.zeros(samples.shape[:-1], dtype=torch.bool)
-    with watched(progress, "edge") as watch:
-        for row, column, values in runs.edges(sending, readers):
-            samples[row, column], computed[row, column] = values, True
-            done += len(row)
-            watch.report(done, count)
+    with watched(progress, "block") as watch:
+        runs.run([Path(sender, (reader,)) for sender, reader in edges], watch.report)
+    samples = runs.values.new_full((*there.shape, runs.values.shape[1]), torch.nan)
+    computed = torch.zeros_like(there)
+    samples[there], computed[there] = runs.values, runs.computed
     labels = {} if positions is None else {"pos": [str(name) for name in positions]}
     labels |= {"writer": [w.name for w in writers], "reader": [r.name for r in readers]}
     return _result(runs, metric, samples, computed, labels, "edges", watch.complete)
