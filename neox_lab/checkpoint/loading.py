@@ -39,10 +39,12 @@ from neox_lab.checkpoint.spreading import stream_from, streamed_names
 from neox_lab.checks import check, one_of
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import CheckpointError, ConfigError, DeviceError, ShapeError
+from neox_lab.files import size_in_words
 from neox_lab.hub import DEFAULTS, HubOptions, PathOrId, pin
+from neox_lab.memory import free_memory
 from neox_lab.model.output_heads import OUTPUT_HEADS
 from neox_lab.notices import mention
-from neox_lab.streaming.placement import budgets, place, sizes_of
+from neox_lab.streaming.placement import Sizes, budgets, place, sizes_of
 
 logger = logging.getLogger("neox_lab")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -130,8 +132,10 @@ def load_into(
     first = next((dtype for dtype in stored if isinstance(dtype, torch.dtype)), torch.float32)
     config.dtype = wanted_dtype or config.dtype or first
     placement = None
-    if max_memory is not None:
-        sizes = sizes_of(parameters, config.num_hidden_layers, config.dtype, first)
+    sizes = sizes_of(parameters, config.num_hidden_layers, config.dtype, first)
+    if max_memory is None:
+        _check_room(sizes, first, config.dtype, device)
+    else:
         placement = place(sizes, budgets(max_memory, [device]))
     in_files = streamed_names(parameters, placement)
     resident = {name: source for name, source in sources.items() if name not in in_files}
@@ -269,6 +273,25 @@ def to_device(device_map: DeviceMap) -> torch.device:
             '"cpu", "cuda:0", a number, a torch.device, "auto", or {"": device}.'
         ) from error
     return device
+
+
+def _check_room(
+    sizes: Sizes, stored: torch.dtype, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Refuse to copy weights that do not fit; mapped ones are pages of their files and always do.
+
+    Raises:
+        DeviceError: converted or moved, they would take more memory than there is.
+    """
+    free = free_memory(device)
+    copied = stored != dtype or device.type != "cpu"
+    if copied and free is not None and sizes.total > free:
+        raise DeviceError(
+            f"As {dtype} on {device} the weights take {size_in_words(sizes.total)}, and "
+            f"{size_in_words(free)} are free. Read layers from their files as they are needed, "
+            f'max_memory={{"{device}": "{size_in_words(0.8 * free)}"}}, or load to the CPU in '
+            f'their own dtype, dtype="auto" ({stored}): then they are mapped, not copied.'
+        )
 
 
 def _compare_shapes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from neox_lab.model.network import Network
 from neox_lab.other_dictionary_names import WITH_DICTIONARIES
 from neox_lab.other_names import MODEL, ours
 from neox_lab.streaming import refuse_moves, refuse_training
+
+if TYPE_CHECKING:
+    from neox_lab.streaming.plan import MemoryPlan
 
 
 class GPTNeoXPreTrainedModel(
@@ -229,6 +232,24 @@ class GPTNeoXPreTrainedModel(
     def get_memory_footprint(self) -> int:
         """Bytes that the weights take."""
         return sum(p.numel() * p.element_size() for p in self.parameters())
+
+    def memory_plan(self, read_rate: float | None = None) -> MemoryPlan:
+        """What lives where, what a pass reads from files, and what questions cost.
+
+        Args:
+            read_rate: bytes a second that the disk brings; None measures it, on one layer if none
+                was read yet (what the system keeps in memory of the file comes faster).
+
+        Returns:
+            A small table: ``.frame`` has the parts of the model, ``.questions`` their passes.
+
+        Raises:
+            InputError: a rate that is no number above 0.
+            CheckpointError: a layer that is read to measure the rate cannot be.
+        """
+        from neox_lab.streaming.plan import memory_plan
+
+        return memory_plan(self, read_rate)
 
     @classmethod
     def can_generate(cls) -> bool:

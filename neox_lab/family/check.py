@@ -17,6 +17,7 @@ from neox_lab.family.structure import evaluating
 from neox_lab.frames import make_frame
 from neox_lab.hooks.table import axis_sizes, shape_at
 from neox_lab.model.hook_points import HookPoint
+from neox_lab.model.identity import numbers_of
 from neox_lab.model.outputs import ModelOutput
 from neox_lab.progress import Progress
 
@@ -60,7 +61,8 @@ def check(model: HookedModel, tokens: Tensor | None = None) -> pd.DataFrame:
 
 def weights_not_finite(model: HookedModel) -> list[str]:
     """Names of the weights that hold NaN or infinity."""
-    return [name for name, weight in model.named_parameters() if not _is_finite(weight)]
+    named = model.named_parameters()
+    return [name for name, weight in named if not _is_finite(numbers_of(model, name, weight))]
 
 
 def _is_finite(weight: Tensor) -> bool:

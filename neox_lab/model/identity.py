@@ -21,11 +21,11 @@ import functools
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from neox_lab.errors import CheckpointError, NeoxLabWarning
 
@@ -70,7 +70,7 @@ def identity(model: HookedModel) -> Identity:
     structure = json.dumps(described, sort_keys=True, default=str)
     return Identity(
         hashlib.sha256(structure.encode()).hexdigest(),
-        weights_print(named.items(), functools.partial(_attribute, dict(model.named_modules()))),
+        weights_print(named.items(), functools.partial(numbers_of, model)),
         None if model.tokenizer is None else _tokenizer_print(model.tokenizer),
     )
 
@@ -85,29 +85,37 @@ def _adapters(model: HookedModel) -> list[list[object]]:
     ]
 
 
-def _attribute(modules: Mapping[str, nn.Module], name: str) -> Tensor:
-    """What stands under the name of a parameter: of one whose numbers are in a file, these."""
+def numbers_of(model: HookedModel, name: str, weight: Tensor) -> Tensor:
+    """A weight with its numbers, of one that is a mere description (``meta``): from its file.
+
+    Args:
+        model: whose weight.
+        name: of the parameter.
+        weight: the parameter.
+    """
+    if not weight.is_meta:
+        return weight
     owner, _, leaf = name.rpartition(".")
-    found: Tensor = getattr(modules[owner], leaf)
+    found: Tensor = getattr(dict(model.named_modules())[owner], leaf)
     return found
 
 
 def weights_print(
-    named: Iterable[tuple[str, Tensor]], look_up: Callable[[str], Tensor] | None = None
+    named: Iterable[tuple[str, Tensor]], look_up: Callable[[str, Tensor], Tensor] | None = None
 ) -> str:
     """The checksum of weights.
 
     Args:
         named: names and weights, in any order.
-        look_up: what has the numbers of a weight that is a mere description (``meta``), by name.
+        look_up: from a name and a weight that may be a mere description to one with its numbers.
     """
     weights = sorted(named)
     whole = sum(weight.numel() for _, weight in weights) <= WHOLE
     digest = hashlib.sha256()
     for name, weight in weights:
         digest.update(name.encode())
-        if weight.is_meta and look_up is not None:
-            weight = look_up(name)
+        if look_up is not None:
+            weight = look_up(name, weight)
         if weight.is_meta:
             continue
         flat = weight.detach().flatten()

@@ -67,6 +67,7 @@ class LayerStore:
         dtype: which matrices are converted to on the way.
         device: where they are computed with.
         read: what was read so far.
+        passing: bytes that a matrix takes on its way, where it is converted.
     """
 
     def __init__(
@@ -82,6 +83,9 @@ class LayerStore:
         matrices = next(iter(self.sources.values()), {}).values()
         same = Counter(place.numel * dtype.itemsize for place in matrices)
         self._slots = Slots({nbytes: AT_A_TIME * count for nbytes, count in same.items()})
+        places = [place for named in self.sources.values() for place in named.values()]
+        others = [place.nbytes for place in places if place.dtype != dtype]
+        self.passing = min(CONVERTED, max(others, default=0))
         self._upload = None if device.type == "cpu" else Upload(device)
         self._lock = threading.Lock()
         self._there: dict[int, Future[_Weights]] = {}
@@ -211,13 +215,24 @@ class LayerStore:
             place.file.read(place, 0, slot.bytes())
             return tensor
         flat, size = tensor.view(-1), place.dtype.itemsize
-        piece = self._slots.take(min(CONVERTED, place.nbytes))
+        piece = self._slots.take(self.passing)
         numbers = piece.tensor((piece.nbytes // size,), place.dtype)
         for start in range(0, place.nbytes, piece.nbytes):
             end = min(start + piece.nbytes, place.nbytes)
             place.file.read(place, start, piece.bytes()[: end - start])
             flat[start // size : end // size].copy_(numbers[: (end - start) // size])
         return tensor
+
+    def measure(self) -> float:
+        """Bytes that a second of reading brings: so far, or of one layer that is read for it.
+
+        Pages that the system keeps in memory are read faster than the disk can.
+        """
+        if self.read.seconds == 0:
+            self.take(
+                *next((layer, name) for layer in self.sources for name in self.sources[layer])
+            )
+        return self.read.nbytes / self.read.seconds
 
     @property
     def nbytes(self) -> int:

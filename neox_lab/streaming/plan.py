@@ -1,0 +1,185 @@
+"""What lives where, what a pass reads, and how long that takes: before anything runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from neox_lab.checks import check, number, or_none
+from neox_lab.errors import InputError
+from neox_lab.files import size_in_words
+from neox_lab.frames import make_frame
+from neox_lab.model.network import Network
+from neox_lab.results import FrameResult
+from neox_lab.streaming.linear import store_of
+from neox_lab.streaming.placement import Sizes, sizes_of
+from neox_lab.streaming.store import AT_A_TIME
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.views import BarsView
+
+RATE = or_none(number(above=0))
+PASSES = (
+    ("a forward pass, with or without a cache or hooks", 1.0),
+    ("a logit lens", 1.0),
+    ("a gradient: up and down again", 2.0),
+    ("a sweep of patches: the plain runs, then the climb", 2.0),
+    ("generate: each token, however many prompts", 1.0),
+)
+"""Questions, and how often each needs every layer."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of a model's weights.
+
+    Attributes:
+        part: which.
+        where: where they are.
+        nbytes: memory that they take there.
+        read: bytes that a pass reads of them from files.
+    """
+
+    part: str
+    where: str
+    nbytes: int
+    read: int
+
+
+@dataclass(frozen=True)
+class MemoryPlan(FrameResult):
+    """What lives where.
+
+    Attributes:
+        parts: of the model.
+        rate: bytes that are read from its files in a second; None if nothing is read.
+    """
+
+    parts: tuple[Part, ...]
+    rate: float | None
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """One row for each part: ``part``, ``where``, ``bytes`` and ``read_each_pass``."""
+        return make_frame(
+            [
+                {"part": p.part, "where": p.where, "bytes": p.nbytes, "read_each_pass": p.read}
+                for p in self.parts
+            ]
+        )
+
+    @property
+    def memory(self) -> int:
+        """Bytes of weights in memory; activations come on top."""
+        return sum(part.nbytes for part in self.parts)
+
+    @property
+    def read(self) -> int:
+        """Bytes that a pass reads from files."""
+        return sum(part.read for part in self.parts)
+
+    @property
+    def questions(self) -> pd.DataFrame:
+        """What questions cost: ``question``, ``passes``, ``bytes`` read and ``seconds`` of reading.
+
+        What is computed meanwhile takes its own time; whichever takes longer is how long it takes.
+        """
+        seconds = self.read / self.rate if self.rate else 0.0
+        return make_frame(
+            [
+                {
+                    "question": question,
+                    "passes": passes,
+                    "bytes": int(passes * self.read),
+                    "seconds": passes * seconds,
+                }
+                for question, passes in PASSES
+            ]
+        )
+
+    @property
+    def title(self) -> str:
+        """The plan in a line."""
+        memory = f"{size_in_words(self.memory)} of weights in memory"
+        if self.rate is None:
+            return f"{memory}, nothing to read"
+        return f"{memory}, {size_in_words(self.read)} read each pass"
+
+    @property
+    def note(self) -> str:
+        """How long a pass takes at least."""
+        if self.rate is None:
+            return "All layers are in memory."
+        seconds = self.read / self.rate
+        return f"At {size_in_words(self.rate)} a second, a pass takes {seconds:.3g} s at least."
+
+    def view(self) -> BarsView:
+        """A bar for each part, as long as its memory in megabytes."""
+        from neox_lab.views import BarsView
+
+        names = [f"{part.part}, {part.where}" for part in self.parts]
+        megabytes = [round(part.nbytes / 1e6, 3) for part in self.parts]
+        return BarsView(names, megabytes, title=f"{self.title} (MB)", note=self.note)
+
+    def __repr__(self) -> str:
+        """Parts and questions as tables."""
+        lines = [self.title, self.note, ""]
+        wide = max(len(part.part) for part in self.parts)
+        for part in self.parts:
+            read = f", {size_in_words(part.read)} read each pass" if part.read else ""
+            lines.append(f"  {part.part:<{wide}}  {part.where}: {size_in_words(part.nbytes)}{read}")
+        if self.rate is not None:
+            lines.append("")
+            for question, passes in PASSES:
+                seconds = passes * self.read / self.rate
+                lines.append(f"  {question}: {passes:g} passes, {seconds:.3g} s of reading")
+        return "\n".join(lines)
+
+
+def memory_plan(model: nn.Module, read_rate: float | None = None) -> MemoryPlan:
+    """What lives where; see ``GPTNeoXPreTrainedModel.memory_plan``.
+
+    Args:
+        model: one of the five classes.
+        read_rate: bytes a second; None measures it.
+
+    Raises:
+        InputError: a rate that is no number above 0.
+        CheckpointError: a layer that is read to measure the rate cannot be.
+    """
+    given = check("read_rate", read_rate, RATE, InputError)
+    network = getattr(model, "gpt_neox", model)
+    assert isinstance(network, Network)
+    layers = len(network.layers)
+    parameters = dict(model.named_parameters())
+    dtype = next(iter(parameters.values())).dtype
+    sizes = sizes_of(parameters, layers, dtype, dtype)
+    store = store_of(model)
+    main = str(next(iter(parameters.values())).device)
+    parts = [Part("embeddings, head and vectors", main, sizes.fixed, 0)]
+    streamed = set() if store is None else set(store.sources)
+    resident = [layer for layer in range(layers) if layer not in streamed]
+    if resident:
+        parts.append(Part(_named(resident), main, _bytes(sizes, resident), 0))
+    if store is None:
+        return MemoryPlan(tuple(parts), None)
+    read = sum(place.nbytes for named in store.sources.values() for place in named.values())
+    room = AT_A_TIME * max(sizes.layers) + store.passing
+    files = len(store.files)
+    where = f"{main}, two at a time from {files} file{'s' * (files > 1)}"
+    parts.append(Part(_named(sorted(streamed)), where, room, read))
+    return MemoryPlan(tuple(parts), given or store.measure())
+
+
+def _bytes(sizes: Sizes, layers: list[int]) -> int:
+    return sum(sizes.layers[layer] for layer in layers)
+
+
+def _named(layers: list[int]) -> str:
+    """Layers in words; they are a stretch."""
+    first, last = layers[0], layers[-1]
+    return f"layer {first}" if first == last else f"layers {first} to {last}"

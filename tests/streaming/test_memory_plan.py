@@ -1,0 +1,79 @@
+"""What the plan says is what then happens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from files_of_models import LAYERS, both, gradient, tokens, written
+
+import neox_lab as nl
+from neox_lab.checkpoint import loading
+from neox_lab.errors import DeviceError, InputError
+from neox_lab.streaming.plan import PASSES
+
+LAYER = 4 * 12 * 32 * 32
+
+
+def test_a_plan_says_what_is_where_and_what_a_pass_reads(tmp_path: Path) -> None:
+    whole, streamed, store = both(written(tmp_path), resident=2)
+    plan = streamed.memory_plan()
+    assert list(plan.frame["bytes"][1:]) == [2 * LAYER, 2 * LAYER]
+    assert plan.read == (LAYERS - 2) * LAYER
+    assert plan.rate is not None
+    assert plan.memory == whole.get_memory_footprint() - (LAYERS - 4) * LAYER
+    before = store.read.nbytes
+    streamed(tokens())
+    assert store.read.nbytes - before <= plan.read
+    assert "layers 2 to 4" in repr(plan)
+    assert plan.questions["seconds"][0] == pytest.approx(plan.read / plan.rate)
+    assert streamed.memory_plan(read_rate=100).questions["seconds"][0] == plan.read / 100
+    at_home = whole.memory_plan()
+    assert at_home.rate is None
+    assert at_home.read == 0
+    assert at_home.memory == whole.get_memory_footprint()
+    assert "nothing to read" in repr(at_home)
+    assert at_home == whole.memory_plan()
+    with pytest.raises(InputError, match="read_rate"):
+        streamed.memory_plan(read_rate=0)
+
+
+def test_questions_need_no_more_passes_than_the_plan_says(tmp_path: Path) -> None:
+    _, streamed, store = both(written(tmp_path))
+    metric = nl.patching.logit_difference(3, 4)
+    asked: list[tuple[str, Any]] = [
+        ("forward", lambda: streamed(tokens())),
+        ("lens", lambda: nl.lens.logit_lens(streamed, tokens(1))),
+        ("gradient", lambda: gradient(streamed, lambda x: streamed(inputs_embeds=x)[0], tokens())),
+        ("sweep", lambda: nl.patching.sweep(streamed, tokens(1), tokens(1, seed=4), metric)),
+        ("generate", lambda: streamed.generate(tokens(), max_new_tokens=1)),
+    ]
+    for name, ask in asked:
+        passes = next(number for question, number in PASSES if name in question)
+        before = store.read.layers
+        ask()
+        assert store.read.layers - before <= passes * (LAYERS - 1), name
+
+
+def test_bfloat16_files_are_read_at_their_own_size(tmp_path: Path) -> None:
+    _, streamed, store = both(written(tmp_path, dtype=torch.bfloat16), dtype="float32")
+    plan = streamed.memory_plan()
+    assert plan.read == (LAYERS - 1) * LAYER // 2
+    streamed(tokens())
+    assert store.nbytes == plan.parts[-1].nbytes
+
+
+def test_a_conversion_that_does_not_fit_is_refused_in_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = nl.GPTNeoXForCausalLM.from_pretrained
+    written(tmp_path, dtype=torch.bfloat16)
+    monkeypatch.setattr(loading, "free_memory", lambda _device: 100_000)
+    with pytest.raises(DeviceError, match="max_memory=") as error:
+        load(tmp_path, dtype="float32")
+    assert 'dtype="auto"' in str(error.value)
+    mapped = load(tmp_path)  # as it is in the file, whatever is free
+    assert mapped.dtype == torch.bfloat16
+    assert mapped(tokens()).logits.isfinite().all()
