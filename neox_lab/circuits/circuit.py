@@ -30,6 +30,7 @@ from neox_lab.results import GridResult
 if TYPE_CHECKING:
     import pandas as pd
 
+    from neox_lab.executors import AnyExecutor
     from neox_lab.experiments.metrics import Metric
     from neox_lab.experiments.patching.prompts import PromptsLike
     from neox_lab.family.contract import HookedModel
@@ -172,6 +173,7 @@ class Circuit(GridResult):
         ablation: str = "resample",
         random: int = 20,
         seed: int = 0,
+        executor: AnyExecutor | None = None,
     ) -> Evaluation:
         """Run the prompts with everything outside the circuit ablated.
 
@@ -185,14 +187,18 @@ class Circuit(GridResult):
                 ``"mean_by_pos"`` column by column), or ``"zero"``.
             random: circuits at random of as many edges, to compare with.
             seed: of these, and of the intervals.
+            executor: any ``concurrent.futures.Executor``, or one of submitit, whose workers run the
+                circuits (``docs/many-machines.md``); None runs them here.
 
         Returns:
             The metric of the whole model, of the circuit, of all but the circuit, of nothing and of
             random circuits; faithfulness of each, with an interval over prompts.
 
         Raises:
-            InputError: an empty circuit, a model of another shape, or arguments that make no sense.
+            InputError: an empty circuit, a model of another shape, or arguments that make no sense;
+                workers could not load the model, or the metric cannot be sent.
             HookError: a function is spliced in between heads and MLPs.
+            LostWorkerError: the worker of some circuits was lost again and again.
         """
         return evaluate(
             self,
@@ -204,6 +210,7 @@ class Circuit(GridResult):
             ablation=ablation,
             random=random,
             seed=seed,
+            executor=executor,
         )
 
     def to_eap_ig(self, path: str | os.PathLike[str], d_model: int | None = None) -> None:

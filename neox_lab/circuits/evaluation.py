@@ -11,11 +11,13 @@ from torch import Tensor
 
 from neox_lab.checks import SEED, check, whole
 from neox_lab.circuits.edges import edge_labels, edge_table
+from neox_lab.circuits.elsewhere import measured_elsewhere
 from neox_lab.circuits.faithfulness import faithfulness
 from neox_lab.circuits.prompts import Asked, in_sample, prompts_of, seen_before
 from neox_lab.circuits.runs import CircuitRuns
 from neox_lab.circuits.selection import random_circuit
 from neox_lab.errors import InputError
+from neox_lab.executors import EXECUTOR, AnyExecutor
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.prompts import PromptsLike
 from neox_lab.frames import make_frame
@@ -119,8 +121,10 @@ def evaluate(
     ablation: str,
     random: int,
     seed: int,
+    executor: AnyExecutor | None = None,
 ) -> Evaluation:
     """See ``Circuit.evaluate``."""
+    check("executor", executor, EXECUTOR, InputError)
     random = check("random", random, whole(least=0, most=100_000), InputError)
     seed = check("seed", seed, SEED, InputError)
     both = prompts_of(asked, clean, corrupted, metric, model)
@@ -135,7 +139,11 @@ def evaluate(
     ]
     names = [WHOLE, CIRCUIT, REST, NOTHING, *(f"random {at + 1}" for at in range(random))]
     tables = torch.stack([table, kept, table & ~kept, table & False, *others])
-    samples = runs.measure(tables)
+    samples = (
+        runs.measure(tables)
+        if executor is None
+        else measured_elsewhere(executor, both, ablation, tables, runs.at_once)
+    )
     ratio = faithfulness(samples, samples[0], samples[3], seed)
     frame = make_frame(
         {
