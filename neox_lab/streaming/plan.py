@@ -27,7 +27,7 @@ PASSES = (
     ("a forward pass, with or without a cache or hooks", 1.0),
     ("a logit lens", 1.0),
     ("a gradient: up and down again", 2.0),
-    ("a sweep of patches: the plain runs, then the climb", 2.0),
+    ("a sweep of patches, however many cells", 1.0),
     ("generate: each token, however many prompts", 1.0),
 )
 """Questions, and how often each needs every layer."""
@@ -121,9 +121,10 @@ class MemoryPlan(FrameResult):
         """A bar for each part, as long as its memory in megabytes."""
         from neox_lab.views import BarsView
 
-        names = [f"{part.part}, {part.where}" for part in self.parts]
-        megabytes = [round(part.nbytes / 1e6, 3) for part in self.parts]
-        return BarsView(names, megabytes, title=f"{self.title} (MB)", note=self.note)
+        names = [f"{part.part}, streamed" if part.read else part.part for part in self.parts]
+        megabytes = [part.nbytes / 1e6 for part in self.parts]
+        note = f"{self.note} Bars are megabytes in memory."
+        return BarsView(names, megabytes, title=self.title, note=note)
 
     def __repr__(self) -> str:
         """Parts and questions as tables."""
@@ -160,7 +161,7 @@ def memory_plan(model: nn.Module, read_rate: float | None = None) -> MemoryPlan:
     sizes = sizes_of(parameters, layers, dtype, dtype)
     store = store_of(model)
     main = str(next(iter(parameters.values())).device)
-    parts = [Part("embeddings, head and vectors", main, sizes.fixed, 0)]
+    parts = [Part("embeddings, head, vectors", main, sizes.fixed, 0)]
     streamed = set() if store is None else set(store.sources)
     resident = [layer for layer in range(layers) if layer not in streamed]
     if resident:
