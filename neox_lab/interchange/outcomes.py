@@ -248,7 +248,7 @@ class InterchangeResult(FrameResult):
         """
         from neox_lab.interchange.saving import load
 
-        return load(path, model, check("same", same, SWITCH, InputError))
+        return cls(**load(path, model, check("same", same, SWITCH, InputError)))
 
 
 def result_of(

@@ -18,13 +18,13 @@ from neox_lab.errors import CheckpointError, HookNameError, InputError
 from neox_lab.files import StrPath, path_of
 from neox_lab.frames import make_frame
 from neox_lab.hooks.table import axis_sizes, shape_at
-from neox_lab.interchange.outcomes import InterchangeResult
 from neox_lab.interchange.sites import Site, find_point
 from neox_lab.model.identity import Identity, identity, refuse_another
 from neox_lab.safetensors_files import FileFormat
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
+    from neox_lab.interchange.outcomes import InterchangeResult
 
 FORMAT = FileFormat("result of an interchange", "neox_lab interchange 1")
 _NUMBERS = ("variable", "pairs", "unchanged", "chance", "base_accuracy")
@@ -44,8 +44,8 @@ def save(result: InterchangeResult, path: StrPath) -> Path:
     return place
 
 
-def load(path: StrPath, model: HookedModel | None, same: bool) -> InterchangeResult:
-    """See ``InterchangeResult.load``."""
+def load(path: StrPath, model: HookedModel | None, same: bool) -> dict[str, Any]:
+    """The fields of a result; see ``InterchangeResult.load``."""
     place = path_of("path", path)
     tensors, said = FORMAT.read(place)
     try:
@@ -55,24 +55,21 @@ def load(path: StrPath, model: HookedModel | None, same: bool) -> InterchangeRes
         known, frame = said["identity"], said["frame"]
         if not isinstance(frame, Mapping) or not frame["run"]:
             raise ValueError("it has no table")
-        numbers: dict[str, Any] = {name: said[name] for name in _NUMBERS}
-        found = InterchangeResult(
-            frame=make_frame(frame),
-            site=Site(**named, subspace=subspace),
-            losses=tensors["losses"].clone(),
-            identity=Identity(*known) if isinstance(known, list) else None,
-            **numbers,
-        )
-        if found.rank != said["rank"]:
-            raise ValueError(f"its subspace has {found.rank} directions, not {said['rank']}")
+        found: dict[str, Any] = {name: said[name] for name in _NUMBERS}
+        found |= {"frame": make_frame(frame), "losses": tensors["losses"].clone()}
+        found["site"] = site = Site(**named, subspace=subspace)
+        found["identity"] = Identity(*known) if isinstance(known, list) else None
+        rank = 0 if subspace is None else subspace.shape[1]
+        if rank != said["rank"]:
+            raise ValueError(f"its subspace has {rank} directions, not {said['rank']}")
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         what = f"Cannot read the result of an interchange from {str(place)!r}"
         raise CheckpointError(f"{what}: {error!r}") from error
     if model is not None:
         require_model(model)
         if same:
-            refuse_another(found.identity, identity(model), "This subspace")
-        _check_width(found.site, model)
+            refuse_another(found["identity"], identity(model), "This subspace")
+        _check_width(site, model)
     return found
 
 
