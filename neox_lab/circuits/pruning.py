@@ -13,13 +13,16 @@ as there is an excess. (Cao et al., 2021, arXiv:2104.03514, "Low-complexity prob
 subnetworks"; Bhaskar et al., 2024, arXiv:2406.16778, "Finding Transformer Circuits with Edge
 Pruning".) Unlike there, nodes have no masks of their own, one price stands for two multipliers, and
 masks begin almost fully open. An edge that matters only while another is half open may stay, and
-another seed may find other edges: ``circuit.evaluate()`` on prompts of its own is the judge.
+another seed may find other edges (``seeds=3`` says how many): ``evaluate`` on prompts of its own is
+the judge.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -28,6 +31,7 @@ from torch import Tensor
 from neox_lab.checks import COUNT, SEED, check, number, one_of
 from neox_lab.circuits.circuit import Circuit
 from neox_lab.circuits.edges import edge_labels
+from neox_lab.circuits.evaluation import Evaluation
 from neox_lab.circuits.masked_runs import distance_to_clean, logits_under
 from neox_lab.circuits.prompts import Asked
 from neox_lab.circuits.runs import Ablation, CircuitRuns
@@ -62,31 +66,92 @@ class PrunedEdges(FrameResult):
 
     Attributes:
         circuit: the edges whose masks are open at the end; as values their masks.
-        frame: one row a step: ``step``, ``distance`` to the whole model under the masks that were
-            drawn, ``expected_edges`` that are open, their ``target``, and the ``price`` of all
-            edges together, as a multiple of the distance of the empty circuit.
-        masks: of every edge at the end, without noise, from 0 to 1 ``[writer, reader]``.
+        circuits: the same of every seed; ``circuit`` is the first.
+        frame: one row a step of each seed: ``seed``, ``step``, ``distance`` to the whole model
+            under the masks that were drawn, ``expected_edges`` that are open, their ``target``, and
+            the ``price`` of all edges together, as a multiple of the distance of the empty circuit.
+        masks: of every edge at the end of the first seed, without noise, from 0 to 1
+            ``[writer, reader]``.
         objective: what the distance is.
-        complete: False once it was interrupted; the circuit is that of the last step.
+        ablation: what readers saw along cut edges.
+        complete: False once it was interrupted; circuits are those of the last step, and seeds
+            that did not begin have none.
     """
 
-    circuit: Circuit
+    circuits: tuple[Circuit, ...]
     frame: pd.DataFrame
     masks: Tensor
     objective: str
+    ablation: Ablation
     complete: bool
 
+    @property
+    def circuit(self) -> Circuit:
+        """That of the first seed."""
+        return self.circuits[0]
+
+    @property
+    def overlaps(self) -> pd.DataFrame:
+        """What each two seeds share, see ``Circuit.overlap``.
+
+        Columns: ``first``, ``second`` (seeds), ``shared`` edges, ``jaccard`` index, and
+        ``expected``, that of two circuits of these sizes drawn edge by edge at random.
+        """
+        seeds = self.frame["seed"].drop_duplicates().tolist()
+        rows = [
+            (seeds[a], seeds[b], *self.circuits[a].overlap(self.circuits[b]).values())
+            for a, b in itertools.combinations(range(len(self.circuits)), 2)
+        ]
+        return make_frame(rows, columns=["first", "second", "shared", "jaccard", "expected"])
+
+    def evaluate(
+        self,
+        clean: PromptsLike | None = None,
+        corrupted: PromptsLike | None = None,
+        metric: Metric | None = None,
+        *,
+        model: HookedModel | None = None,
+        ablation: Ablation | None = None,
+        random: int = 20,
+        seed: int = 0,
+    ) -> Evaluation:
+        """Run the prompts with everything outside the circuit of the first seed ablated.
+
+        Args:
+            clean: see ``Circuit.evaluate``; give prompts that it was not found with.
+            corrupted: see ``Circuit.evaluate``.
+            metric: see ``Circuit.evaluate``.
+            model: see ``Circuit.evaluate``.
+            ablation: see ``Circuit.evaluate``; None for that of the search.
+            random: see ``Circuit.evaluate``.
+            seed: see ``Circuit.evaluate``.
+
+        Raises:
+            InputError: see ``Circuit.evaluate``.
+            HookError: a function is spliced in between heads and MLPs.
+        """
+        outside = self.ablation if ablation is None else ablation
+        return self.circuit.evaluate(
+            clean, corrupted, metric, model=model, ablation=outside, random=random, seed=seed
+        )
+
     def view(self) -> CurvesView:
-        """Distance and open edges over the steps."""
+        """Distance and open edges over the steps of the first seed."""
         from neox_lab.views import CurvesView, Line
 
-        steps, edges = self.frame["step"], "edges"
+        frame, edges, name = self.frame, "edges", self.circuit.name
+        frame = frame[frame["seed"] == frame["seed"].iloc[0]]
+        if len(self.circuits) > 1:
+            found, chance = (self.overlaps[column].mean() for column in ("jaccard", "expected"))
+            name = f"Edge pruning, {len(self.circuits)} seeds: mean Jaccard index {found:.2f}"
+            name += f" (by chance {chance:.2f})"
+        steps = frame["step"]
         return CurvesView(
-            self.circuit.name,
+            name,
             {
-                "distance": Line(steps, self.frame["distance"]),
-                "expected edges": Line(steps, self.frame["expected_edges"], y_label=edges),
-                "target": Line(steps, self.frame["target"], y_label=edges, faint=True),
+                "distance": Line(steps, frame["distance"]),
+                "expected edges": Line(steps, frame["expected_edges"], y_label=edges),
+                "target": Line(steps, frame["target"], y_label=edges, faint=True),
             },
             "step",
             f"distance: {self.objective}",
@@ -107,6 +172,7 @@ def prune_edges(
     steps: int = 500,
     learning_rate: float = 0.1,
     seed: int = 0,
+    seeds: int = 1,
     progress: bool | ProgressReport = True,
 ) -> PrunedEdges:
     """Learn which edges can be cut, all at once; see the module.
@@ -128,10 +194,12 @@ def prune_edges(
         steps: steps of Adam.
         learning_rate: of the masks.
         seed: of their noise.
+        seeds: search so many times, with this seed and the next ones: ``overlaps`` says how far
+            they find the same.
         progress: a bar with the time left, or who is told; see ``nl.patching.sweep``.
 
     Returns:
-        The circuit with the record of the search; ``circuit.evaluate()`` puts it to the test.
+        The circuit with the record of the search; ``evaluate`` puts it to the test.
 
     Raises:
         InputError: an argument makes no sense, the metric is NaN or has no gradient, or nothing is
@@ -142,41 +210,40 @@ def prune_edges(
     steps = check("steps", steps, COUNT, InputError)
     rate = check("learning_rate", learning_rate, number(above=0, below=math.inf), InputError)
     seed = check("seed", seed, SEED, InputError)
+    tries = check("seeds", seeds, COUNT, InputError)
+    check("seed", seed + tries - 1, SEED, InputError)
     asked = Asked(model, clean, corrupted, metric)
     runs = CircuitRuns(asked.pair(), ablation)
     runs.require_numbers()
     count = wanted("edges", edges, share, int(runs.table.sum()))
-    search = _Search(runs, objective, count, rate, seed)
+    searches: list[_Search] = []
     with watched(progress, "step") as watch:
-        for step in range(steps):
-            search.step(step / max(1, WARM_UP * steps))
-            watch.report(step + 1, steps)
-    masks = search.masks()
-    kept = highest(search.location.detach().cpu(), (masks > 0.5) & runs.table, count)
-    unit = f"|change of {metric_name(metric)}|" if objective == "metric" else "KL divergence, nats"
-    circuit = Circuit(
-        values=masks,
-        computed=kept,
-        axes=("writer", "reader"),
-        labels=edge_labels(runs.writers, runs.readers),
-        parallel=runs.parallel,
-        name=f"Circuit of at most {count:,} edges by edge pruning",
-        value_name="how far the mask is open",
-        _asked=asked,
-    ).pruned()
-    if not circuit.edges:
-        raise InputError(
-            f"Nothing is left of {count:,} edges: no way from the embedding to the logits is open. "
-            "Allow more edges, or more steps."
-        )
-    expected = search.record["expected_edges"][-1]
+        for own in range(tries):
+            searches.append(_Search(runs, objective, count, rate, seed + own))
+            for step in range(steps):
+                searches[-1].step(step / max(1, WARM_UP * steps))
+                watch.report(own * steps + step + 1, tries * steps)
+    searches = [search for search in searches if search.record["step"]]
+    if not searches:
+        raise InputError("Interrupted before the first step: nothing was learned.")
+    circuits = tuple(search.circuit(asked) for search in searches)
+    expected = max(search.record["expected_edges"][-1] for search in searches)
     if watch.complete and expected > UNFINISHED * count:
         tell(
             f"Edge pruning stopped while {expected:,.0f} edges were expected open and {count:,} "
             "wanted: the circuit is the most open of them, and nobody tried it alone. Give more "
             f"steps than {steps:,}."
         )
-    return PrunedEdges(circuit, make_frame(search.record), masks, unit, watch.complete)
+    unit = f"|change of {metric_name(metric)}|" if objective == "metric" else "KL divergence, nats"
+    record: dict[str, Sequence[float]] = {
+        "seed": [search.seed for search in searches for _ in search.record["step"]]
+    }
+    record |= {
+        name: [value for search in searches for value in search.record[name]]
+        for name in searches[0].record
+    }
+    masks = searches[0].masks()
+    return PrunedEdges(circuits, make_frame(record), masks, unit, ablation, watch.complete)
 
 
 class _Search:
@@ -185,7 +252,7 @@ class _Search:
     def __init__(
         self, runs: CircuitRuns, objective: Objective, count: int, rate: float, seed: int
     ) -> None:
-        self.runs, self.count = runs, count
+        self.runs, self.count, self.seed = runs, count, seed
         self.distance = distance_to_clean(runs, objective)
         self.table = runs.table.to(runs.replacements.device)
         self.total = int(runs.table.sum())
@@ -223,6 +290,31 @@ class _Search:
         found = (len(self.record["step"]), distance, expected, target, self.price)
         for name, value in zip(self.record, found, strict=True):
             self.record[name].append(float(torch.as_tensor(value).detach()))
+
+    def circuit(self, asked: Asked) -> Circuit:
+        """The edges whose masks are open now.
+
+        Raises:
+            InputError: nothing is left.
+        """
+        masks, runs, count = self.masks(), self.runs, self.count
+        kept = highest(self.location.detach().cpu(), (masks > 0.5) & runs.table, count)
+        found = Circuit(
+            values=masks,
+            computed=kept,
+            axes=("writer", "reader"),
+            labels=edge_labels(runs.writers, runs.readers),
+            parallel=runs.parallel,
+            name=f"Circuit of at most {count:,} edges by edge pruning",
+            value_name="how far the mask is open",
+            _asked=asked,
+        ).pruned()
+        if not found.edges:
+            raise InputError(
+                f"Nothing is left of {count:,} edges: no way from the embedding to the logits is "
+                "open. Allow more edges, or more steps."
+            )
+        return found
 
     def masks(self) -> Tensor:
         """Masks without noise, 0 where there is no edge ``[writer, reader]``."""

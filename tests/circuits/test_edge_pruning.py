@@ -168,6 +168,48 @@ def test_the_record_and_the_seed() -> None:
     assert torch.equal(before, model(clean).logits)
 
 
+def test_several_seeds_are_searches_of_their_own_with_their_overlaps() -> None:
+    model = small(num_hidden_layers=3)
+    clean, corrupted = prompts(4, 8, first=2)
+    given: Any = {"share": 0.2, "steps": 60, "progress": False, "ablation": "zero"}
+    several = prune_edges(model, clean, corrupted, METRIC, seed=3, seeds=3, **given)
+    alone = [prune_edges(model, clean, corrupted, METRIC, seed=seed, **given) for seed in (3, 4, 5)]
+    assert [each.circuit for each in alone] == list(several.circuits)
+    assert several.circuit == several.circuits[0] and torch.equal(several.masks, alone[0].masks)
+    assert several.frame["seed"].tolist() == [3] * 60 + [4] * 60 + [5] * 60
+    assert several.frame["distance"].tolist() == [
+        distance for each in alone for distance in each.frame["distance"]
+    ]
+    overlaps = several.overlaps
+    assert overlaps[["first", "second"]].to_numpy().tolist() == [[3, 4], [3, 5], [4, 5]]
+    total = several.circuit.all_edges
+    for row in overlaps.itertuples():
+        one, other = (names(c, c.kept) for c in (alone[row.first - 3].circuit,
+                                                 alone[row.second - 3].circuit))  # fmt: skip
+        assert row.shared == len(one & other)
+        assert row.jaccard == pytest.approx(len(one & other) / len(one | other))
+        chance = len(one) * len(other) / total
+        assert row.expected == pytest.approx(chance / (len(one) + len(other) - chance))
+    mean = overlaps["jaccard"].mean()
+    assert f"3 seeds: mean Jaccard index {mean:.2f} (by chance" in several.view().title
+    assert alone[0].overlaps.empty and "Jaccard" not in alone[0].view().title
+
+
+def test_what_was_pruned_is_evaluated_as_its_circuit() -> None:
+    clean, corrupted = prompts(4, 8, first=2)
+    found = prune_edges(
+        small(), clean, corrupted, METRIC, 20, steps=40, ablation="zero", progress=False
+    )
+    own = found.evaluate(random=2)
+    assert own.ablation == "zero" and own.seen == 4
+    assert own == found.circuit.evaluate(random=2, ablation="zero")
+    held_out = prompts(4, 8, first=2, seed=1)
+    given: Any = {"ablation": "mean", "random": 1, "seed": 4}
+    assert found.evaluate(*held_out, METRIC, **given) == found.circuit.evaluate(
+        *held_out, METRIC, **given
+    )
+
+
 def test_interrupted_and_told() -> None:
     def report(done: int, total: int) -> None:
         assert total == 50
@@ -177,6 +219,16 @@ def test_interrupted_and_told() -> None:
     clean, corrupted = prompts(2, 6, first=1)
     result = prune_edges(small(), clean, corrupted, METRIC, 20, steps=50, progress=report)
     assert len(result.frame) == 7 and not result.complete
+
+    def later(done: int, total: int) -> None:
+        assert total == 150
+        if done == 57:
+            raise KeyboardInterrupt
+
+    asked: Any = {"steps": 50, "seeds": 3, "progress": later}
+    result = prune_edges(small(), clean, corrupted, METRIC, 60, **asked)
+    assert len(result.circuits) == 2 and result.frame["seed"].tolist() == [0] * 50 + [1] * 7
+    assert not result.complete
 
 
 def test_a_search_that_was_too_short_is_told() -> None:

@@ -25,6 +25,7 @@ def calls_of_circuits(model: Any, folder: Path) -> dict[str, Any]:
     )
     graph = nl.circuits.attribution_graph(model, transcoder, "abcd", progress=False)
     node = graph.prune().nodes["name"].iloc[0]
+    pruned = nl.circuits.prune_edges(model, **asked, edges=15, steps=3, progress=False)
     more = {**asked, "model": model, "ablation": "resample", "random": 1, "seed": 0}
     return {
         "circuits.acdc": (
@@ -70,7 +71,8 @@ def calls_of_circuits(model: Any, folder: Path) -> dict[str, Any]:
         "circuits.prune_edges": (
             nl.circuits.prune_edges,
             {"model": model, **asked, "edges": 5, "share": None, "objective": "kl"}
-            | {"ablation": "zero", "steps": 2, "learning_rate": 0.1, "seed": 0, "progress": False},
+            | {"ablation": "zero", "steps": 2, "learning_rate": 0.1, "seed": 0, "progress": False}
+            | {"seeds": 1},
         ),
         "circuits.read_circuit": (nl.circuits.read_circuit, {"path": folder / "circuit.pt"}),
         "circuits.read_scores": (nl.circuits.read_scores, {"path": folder / "scores.json"}),
@@ -88,6 +90,7 @@ def calls_of_circuits(model: Any, folder: Path) -> dict[str, Any]:
         ),
         "circuits.scores.recovery": (scores.recovery, {"truth": [("embed", "logits")]}),
         "circuits.circuit.evaluate": (circuit.evaluate, more),
+        "circuits.pruned.evaluate": (pruned.evaluate, more),
         "circuits.circuit.overlap": (circuit.overlap, {"other": circuit}),
         "gym.planted_ioi": (nl.gym.planted_ioi, {"parallel": False}),
         "gym.planted_ioi().pairs": (nl.gym.planted_ioi().pairs, {"count": 2, "seed": 0}),
