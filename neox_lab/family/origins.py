@@ -19,6 +19,7 @@ from neox_lab.built_in import is_inside, weights_directory
 from neox_lab.errors import InputError
 from neox_lab.family.heads import CLASSES
 from neox_lab.model.identity import Identity, differing, identity
+from neox_lab.streaming import store_of
 
 if TYPE_CHECKING:
     from neox_lab.family.base import GPTNeoXPreTrainedModel
@@ -106,12 +107,18 @@ def origin_of(model: HookedModel) -> Origin:
         model: any of the classes, as it was loaded.
 
     Raises:
-        InputError: nobody could load it again: it was made here, or hooks are in place.
+        InputError: nobody could load it again as it is: it was made here, hooks are in place, or
+            its layers are read from files.
     """
     if changing := model.hook_stack.changing:
         raise InputError(
             f"Hooks are in place at {', '.join(changing[:3])}, and workers have none: they load "
             "the model for themselves. Take the hooks away, or leave out executor=."
+        )
+    if store_of(model.backbone) is not None:
+        raise InputError(
+            "Layers of the model are read from its files here (max_memory=), and workers would "
+            "load it whole. Load it without max_memory=, or leave out executor=."
         )
     place = str(model.config.name_or_path or "")
     if not place:

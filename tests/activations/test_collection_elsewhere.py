@@ -206,6 +206,9 @@ def test_models_that_nobody_could_load_again(loaded: Any, tmp_path: Path) -> Non
     hooks = [("blocks.0.hook_resid_post", lambda value, hook: value * 2)]
     with loaded.hooks(fwd_hooks=hooks), pytest.raises(InputError, match="Hooks are in place at bl"):
         collect(loaded, tmp_path / "a", executor=Backwards())
+    streamed = type(loaded).from_pretrained(loaded.config.name_or_path, max_memory={"cpu": "18KB"})
+    with pytest.raises(InputError, match=r"Layers of the model are read from its files here"):
+        collect(streamed, tmp_path / "a", executor=Backwards())
     assert not (tmp_path / "a").exists()
     changed = type(loaded).from_pretrained(loaded.config.name_or_path)
     with torch.no_grad():
