@@ -8,6 +8,7 @@ and shapes are compared before any tensor is read, so what cannot fit fails at o
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -35,7 +36,14 @@ from neox_lab.checkpoint.reading import (
     open_weights,
 )
 from neox_lab.checkpoint.report import LoadingReport, Shape
-from neox_lab.checkpoint.spreading import stream_from, streamed_names
+from neox_lab.checkpoint.spreading import (
+    PLANS,
+    device_of,
+    placement_of,
+    spread,
+    stream_from,
+    streamed_names,
+)
 from neox_lab.checks import check, one_of
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import CheckpointError, ConfigError, DeviceError, ShapeError
@@ -44,7 +52,7 @@ from neox_lab.hub import DEFAULTS, HubOptions, PathOrId, pin
 from neox_lab.memory import free_memory
 from neox_lab.model.output_heads import OUTPUT_HEADS
 from neox_lab.notices import mention
-from neox_lab.streaming.placement import Sizes, budgets, place, sizes_of
+from neox_lab.streaming.placement import Sizes, sizes_of
 
 logger = logging.getLogger("neox_lab")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -52,8 +60,8 @@ PACKAGE = Path(__file__).resolve().parents[1]
 Model = TypeVar("Model", bound=nn.Module)
 
 Device = torch.device | str | int
-DeviceMap = Device | Mapping[str, Device] | None
-"""One device: itself, its name or number, ``{"": device}``, ``"auto"``, or None for the CPU."""
+DeviceMap = Device | Mapping[str, Device] | Mapping[int, Device] | None
+"""A device, its name or number; ``"auto"``; None for the CPU; or devices by layer or module."""
 
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in WEIGHT_DTYPES.values()}
 _RELEASE_AFTER = 32 * 2**20  # bytes copied out of mapped files before their pages are given back
@@ -83,7 +91,9 @@ def load_into(
         options: where and how to look, see ``HubOptions``.
         dtype: ``"auto"`` or None for the configuration's dtype, else that of the checkpoint's
             first tensor; or a dtype to convert to.
-        device_map: the one device to load to, see ``to_device``.
+        device_map: the device to load to, see ``to_device``; ``"auto"`` spreads layers over several
+            accelerators; or devices by layer (``{0: "cpu", 1: "cuda:0"}``) or module, where
+            ``"disk"`` means that a layer is read from its file for each pass.
         max_memory: how many bytes of weights each device may hold; what does not fit is read from
             its files for each pass.
         variant: use the files of this variant (``"fp16"``).
@@ -102,7 +112,7 @@ def load_into(
         DeviceError: the default device has no memory ("meta").
         ConfigError: a dtype or device that is unknown or not there.
     """
-    device, wanted_dtype = to_device(device_map), to_dtype(dtype)
+    wanted_dtype = to_dtype(dtype)
     if torch.get_default_device().type == "meta":
         raise DeviceError(
             "You are using `from_pretrained` with a meta device context manager, where there is no "
@@ -131,19 +141,21 @@ def load_into(
     stored = (tensors.tensors[name].dtype for name in sources.values())
     first = next((dtype for dtype in stored if isinstance(dtype, torch.dtype)), torch.float32)
     config.dtype = wanted_dtype or config.dtype or first
-    placement = None
     sizes = sizes_of(parameters, config.num_hidden_layers, config.dtype, first)
-    if max_memory is None:
+    placement = placement_of(device_map, max_memory, sizes, to_device)
+    device = to_device(device_map) if placement is None else placement.main
+    if placement is None:
         _check_room(sizes, first, config.dtype, device)
-    else:
-        placement = place(sizes, budgets(max_memory, [device]))
+    where = functools.partial(device_of, placement=placement, one=device)
     in_files = streamed_names(parameters, placement)
     resident = {name: source for name, source in sources.items() if name not in in_files}
-    _fill(model, resident, tensors, config.dtype, device, copy=bool(in_files))
+    _fill(model, resident, tensors, config.dtype, where, copy=bool(in_files))
     if placement is not None and in_files:
         stream_from(model, in_files, sources, tensors, placement, config.dtype)
     absent = [name for name in parameters if name not in sources]
-    absent = _complete(model, config, absent, device)
+    absent = _complete(model, config, absent, where)
+    if placement is not None:
+        spread(model)
 
     changed = {name for name, _, _ in mismatched}
     missing = tuple(name for name in absent if name not in changed)
@@ -236,9 +248,6 @@ def to_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
     return _DTYPES[check("dtype", name, one_of("auto", *_DTYPES), ConfigError)]
 
 
-_PLANS = ("auto", "balanced", "balanced_low_0", "sequential")
-
-
 def to_device(device_map: DeviceMap) -> torch.device:
     """The device that ``device_map`` means; a model is never spread over several.
 
@@ -260,7 +269,7 @@ def to_device(device_map: DeviceMap) -> torch.device:
         place = next(iter(place.values()))
     if place is None:
         place = "cpu"
-    if isinstance(place, str) and place in _PLANS:
+    if isinstance(place, str) and place in PLANS:
         place = "cuda" if torch.cuda.is_available() else "cpu"
         place = "mps" if torch.backends.mps.is_available() else place
     try:
@@ -334,7 +343,7 @@ def _fill(
     sources: Mapping[str, str],
     tensors: TensorSource,
     dtype: torch.dtype,
-    device: torch.device,
+    where: Callable[[str], torch.device],
     copy: bool = False,
 ) -> None:
     """Replace the parameters named in ``sources`` by their tensors.
@@ -347,7 +356,7 @@ def _fill(
     for name, source in sources.items():
         stored = tensors.read(source)
         shared = stored.data_ptr() in in_use  # two names in one .bin may mean the same memory
-        tensor = stored.to(device=device, dtype=dtype, copy=copy or shared)
+        tensor = stored.to(device=where(name), dtype=dtype, copy=copy or shared)
         if tensor is stored:
             in_use.add(tensor.data_ptr())
         else:
@@ -365,7 +374,10 @@ def _set(model: nn.Module, name: str, parameter: nn.Parameter) -> None:
 
 
 def _complete(
-    model: nn.Module, config: GPTNeoXConfig, absent: list[str], device: torch.device
+    model: nn.Module,
+    config: GPTNeoXConfig,
+    absent: list[str],
+    where: Callable[[str], torch.device],
 ) -> list[str]:
     """Tie embeddings if the configuration asks for it, and initialise what is absent.
 
@@ -391,7 +403,7 @@ def _complete(
         settled = pair if stored else (OUTPUT_EMBEDDING,)
         absent = [name for name in absent if name not in settled]
     for name in absent:
-        _initialise(model, config, name, device)
+        _initialise(model, config, name, where(name))
     if tie:
         _set(model, OUTPUT_EMBEDDING, model.get_parameter(INPUT_EMBEDDING))
     return absent

@@ -22,7 +22,7 @@ from neox_lab.kinship import Kin
 from neox_lab.model.network import Network
 from neox_lab.other_dictionary_names import WITH_DICTIONARIES
 from neox_lab.other_names import MODEL, ours
-from neox_lab.streaming import refuse_moves, refuse_training
+from neox_lab.streaming import devices_of, refuse_moves, refuse_training
 
 if TYPE_CHECKING:
     from neox_lab.streaming.plan import MemoryPlan
@@ -169,7 +169,10 @@ class GPTNeoXPreTrainedModel(
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # What .to(), .half(), .cuda() and the like come down to.
         refuse_moves(self, fn)
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if (network := self.backbone).devices is not None:
+            network.devices = devices_of(network)
+        return self
 
     def tie_weights(self) -> None:
         """Share input and output embeddings if the configuration asks for it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, overload
 
 import torch
 
@@ -25,6 +25,9 @@ from neox_lab.hub_models import full_name
 from neox_lab.model.output_heads import OUTPUT_HEADS
 from neox_lab.other_names import names_ours
 
+if TYPE_CHECKING:
+    from neox_lab.checkpoint.loading import DeviceMap
+
 Name = str | os.PathLike[str] | None
 
 
@@ -35,6 +38,7 @@ class LoadOptions(TypedDict, total=False):
     dtype: torch.dtype | str | None
     device: torch.device | str | int | None
     labels: Sequence[str] | None
+    device_map: DeviceMap
     max_memory: Mapping[int | str | torch.device, int | str] | None
 
 
@@ -66,6 +70,7 @@ def load(
     dtype: torch.dtype | str | None = ...,
     device: torch.device | str | int | None = ...,
     labels: Sequence[str] | None = ...,
+    device_map: DeviceMap = ...,
     max_memory: Mapping[int | str | torch.device, int | str] | None = ...,
 ) -> GPTNeoXPreTrainedModel: ...
 @names_ours
@@ -76,6 +81,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | int | None = None,
     labels: Sequence[str] | None = None,
+    device_map: DeviceMap = None,
     max_memory: Mapping[int | str | torch.device, int | str] | None = None,
 ) -> GPTNeoXPreTrainedModel:
     """A model in evaluation mode, with its tokenizer as ``model.tokenizer``.
@@ -93,6 +99,12 @@ def load(
         device: where to; ``"auto"`` means an accelerator if there is one, None the CPU.
         labels: names of the classes or tags, for a head that is to be trained; None for those of
             the checkpoint. The built-in model comes with trained heads, which None gives.
+        device_map: instead of ``device``: ``"auto"`` or ``"balanced"`` spread the layers over all
+            accelerators, ``"sequential"`` fills one after the other, and ``{layer: device}`` says
+            where each goes (``"disk"``: read from its file for each pass; ``""``: all the rest).
+            The residual stream moves from device to device, activations stay where their layer
+            is, and what is no layer is on the first. Runs of the whole model work so (generation,
+            caches, hooks, lenses, gradients); sweeps of patches want one device.
         max_memory: how many bytes of weights a device may hold: ``{"cpu": "8GB"}``. As many layers
             as fit stay in memory; the others are read from their safetensors files for each pass,
             by a thread that is one layer ahead, and converted on the way if ``dtype`` says so.
@@ -121,13 +133,16 @@ def load(
         name = text_source = _full_name(name)
     # One commit for model and tokenizer, even if the branch moves in between.
     revision = pin(name, HubOptions(revision=revision)).revision
-    on_cpu = to_device(device).type == "cpu"
+    if device is not None and device_map is not None:
+        raise ConfigError("device and device_map say the same thing: give one of both.")
+    spread = isinstance(device_map, Mapping)
+    on_cpu = not spread and to_device(device_map if device is None else device).type == "cpu"
     model = CLASSES[head].from_pretrained(
         name,
         **_label_settings(head, labels),
         revision=revision,
         dtype=dtype or (torch.float32 if on_cpu else "auto"),
-        device_map=device,
+        device_map=device if device_map is None else device_map,
         max_memory=max_memory,
     )
     model.tokenizer = GPTNeoXTokenizerFast.from_pretrained(text_source, revision=revision)

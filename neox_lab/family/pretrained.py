@@ -88,7 +88,8 @@ class Pretrained(Adapters):
                 ``EleutherAI/pythia-70m``; None with ``state_dict=`` and ``config=``.
             revision: branch, tag (``step3000``) or commit on the hub.
             dtype: ``"auto"`` (or None) keeps the checkpoint's; or one to convert to.
-            device_map: device to load to: ``"cpu"``, ``"cuda:0"``, a number, ``"auto"``.
+            device_map: device to load to: ``"cpu"``, ``"cuda:0"``, a number, ``"auto"``; or devices
+                by layer, see ``nl.load``.
             config: configuration to use instead of the checkpoint's own.
             output_loading_info: also return which weights were missing, unexpected or mismatched.
             more: ``subfolder, cache_dir, force_download, local_files_only, token`` (where from);

@@ -39,6 +39,10 @@ class AttentionMask(NamedTuple):
     causal: bool
     blind: bool = False
 
+    def to(self, device: torch.device) -> AttentionMask:
+        """The same on another device."""
+        return self if self.bias is None else self._replace(bias=self.bias.to(device))
+
     def full_bias(self, scores: Tensor) -> Tensor | None:
         """The additive bias for ``scores`` ``[.., query_pos, key_pos]``, the triangle included."""
         if not self.causal:

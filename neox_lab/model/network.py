@@ -44,9 +44,12 @@ class Network(nn.Module):
 
     Attributes:
         store: what reads layers from their files for each pass; None where all are in memory.
+        devices: the device of each layer, to which the residual stream moves; None where all are
+            on one. What is no layer is on one device, to which it comes back.
     """
 
     store: Store | None = None
+    devices: tuple[torch.device, ...] | None = None
 
     def __init__(self, config: GPTNeoXConfig) -> None:
         """Build the modules ``config`` describes; weights are PyTorch's defaults."""
@@ -175,15 +178,20 @@ class Network(nn.Module):
         )
         if self.store is not None:
             self.store.expect(first, last)
+        home = residual.device
         with _NOTHING if self.store is None else self.store.noting():
             for layer in range(first, last):
                 block, tap = self.layers[layer], taps.block(layer)
+                if self.devices is not None:
+                    device = self.devices[layer]
+                    residual, visible = residual.to(device), visible.to(device)
+                    rotation = rotation[0].to(device), rotation[1].to(device)
                 if recompute:
                     residual = block(residual, rotation, visible, recompute=True)
                 else:
                     kept = None if keys_values is None else keys_values.layers[layer]
                     residual = block(residual, rotation, visible, kept, tap)
-        return residual
+        return residual if self.devices is None else residual.to(home)
 
     def attend_alone(
         self, layer: int, normalized: Tensor, mask: Tensor | None = None, taps: Taps = NO_TAPS

@@ -19,11 +19,13 @@ from neox_lab.streaming.linear import (
     store_of,
     stream,
 )
+from neox_lab.streaming.placement import devices_of
 from neox_lab.streaming.store import LayerStore
 
 __all__ = [
     "LayerStore",
     "StreamedLinear",
+    "devices_of",
     "refuse_moves",
     "refuse_saving",
     "refuse_training",

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from neox_lab.errors import ConfigError, DeviceError
 from neox_lab.files import parse_size, size_in_words
+from neox_lab.model.network import Network
 from neox_lab.streaming.store import AT_A_TIME, CONVERTED
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")
@@ -64,6 +65,14 @@ class Placement:
     devices: tuple[torch.device, ...]
     streamed: frozenset[int]
     main: torch.device
+
+
+def devices_of(network: Network) -> tuple[torch.device, ...] | None:
+    """On which device each layer is; None if all are where the rest of the network is."""
+    blocks = (network.block(layer) for layer in range(len(network.layers)))
+    devices = tuple(next(b.input_layernorm.parameters()).device for b in blocks)
+    main = next(network.parameters()).device
+    return devices if {*devices} - {main} else None
 
 
 def sizes_of(

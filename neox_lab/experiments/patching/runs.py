@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from neox_lab.errors import HookNameError
+from neox_lab.errors import HookNameError, InputError
 from neox_lab.experiments.patching.prompts import Prompts
 from neox_lab.family import GPTNeoXModel
 from neox_lab.hooks.hooking import Placement
@@ -82,9 +82,17 @@ class Stream:
             model: the model.
             prompts: tokens and padding.
             hooks: hook names relative to a block, or full ones: what is kept.
+
+        Raises:
+            InputError: the layers are on several devices.
         """
         network = model.backbone
         assert isinstance(network, GPTNeoXModel)
+        if network.devices is not None:
+            raise InputError(
+                "The layers of this model are on several devices, and sweeps of patches want all "
+                "on one device. Load it with device= and, if it does not fit, max_memory=."
+            )
         self.network, self.prompts, self._hooks = network, prompts, list(dict.fromkeys(hooks))
         self._blocks = len(network.layers)
         self._found: dict[str, Tensor] = {}
