@@ -247,7 +247,10 @@ def test_a_subspace_is_as_exact_in_a_half_precision_model() -> None:
     directions = torch.linalg.qr(torch.randn(64, 16, generator=generator)).Q
     own, other = torch.randn(2, 500, 64, generator=generator).bfloat16()
     wide = (other - own).double() @ directions.double() @ directions.double().T
-    assert torch.equal(exchanged(own, other, directions), own + wide.bfloat16())
+    exact = own.double() + wide
+    least = (exact.bfloat16() - exact).square().mean()  # what is handed on is half precision
+    error = (exchanged(own, other, directions) - exact).square().mean()
+    assert error < 2 * least  # with rounded columns 2.6 times
 
 
 def test_hooks_that_write_are_refused() -> None:

@@ -128,8 +128,9 @@ def test_the_best_span_of_all_windows_is_found(
     names = ("start_logits", "end_logits")
     logits = [{n: torch.randn(len(w.ids), generator=chance) for n in names} for w in windows]
     spans: dict[tuple[int, int], float] = {}
-    nothing = float("inf")
+    nothing, sure = float("inf"), -float("inf")
     for window, row in zip(windows, logits, strict=True):
+        pairs: list[float] = []
         start, end = row["start_logits"], row["end_logits"]
         nothing = min(nothing, float(start[-1] + end[-1]))
         for a, (low, _) in enumerate(window.offsets):
@@ -137,17 +138,18 @@ def test_the_best_span_of_all_windows_is_found(
                 if text[low:high].strip():
                     score = float(start[window.first + a] + end[window.first + b])
                     spans[low, high] = max(spans.get((low, high), score), score)
+                    pairs.append(score)
+        if len(pairs) > answering.CANDIDATES:  # pairs of tokens below are not looked at
+            sure = max(sure, sorted(pairs)[-answering.CANDIDATES])
     (found,) = answering._ranked(windows, logits, frame)
     best = sorted([*spans.values(), nothing], reverse=True)
-    # Where several tokens are one character, so many pairs of tokens are fewer spans.
-    count = min(100, len(found))
+    count = sum(score > sure for score in best)
     assert [answer.score for answer in found[:count]] == pytest.approx(best[:count], abs=1e-6)
-    pairs = max(len(window.offsets) * (len(window.offsets) + 1) // 2 for window in windows)
-    assert len(found) == len(best) or pairs > answering.CANDIDATES
+    assert len(found) == len(best) or sure > -float("inf")
     for answer in found:
         if answer.text:
             assert answer.text == text[answer.start : answer.end]
-            assert spans[answer.start, answer.end] >= answer.score
+            assert spans[answer.start, answer.end] >= answer.score - 1e-6
         else:
             assert answer.score == pytest.approx(nothing)
 
