@@ -110,7 +110,9 @@ def load(
             by a thread that is one layer ahead, and converted on the way if ``dtype`` says so.
             Every question gives the numbers that it gives in memory. Such a model cannot be
             trained or saved, and ``generate`` reads those layers once a token: give it many
-            prompts at a time. Activations come on top.
+            prompts at a time. Activations come on top. None: all weights in memory; or, on the CPU
+            in their files' own dtype (``dtype="auto"``), mapped: pages of the file that the system
+            brings and drops as it likes, so that a model larger than memory runs too, slower.
 
     Returns:
         The class that ``head`` names: a ``GPTNeoXForCausalLM`` unless another is asked for.

@@ -74,6 +74,12 @@ def remove_from_weights(direction: Direction) -> HookedModel:
     unit = vector / vector.norm()
     model = copy.deepcopy(direction.model)
     network = model.backbone
+    if network.store is not None:
+        raise HookError(
+            "Layers of this model are read from their files for each pass, so changes of their "
+            "weights would be lost. Load it without max_memory=, or take the direction out of "
+            "activations: with direction.removed():"
+        )
     _untie(model)
     with torch.no_grad():
         embedding = network.embed_in

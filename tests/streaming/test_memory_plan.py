@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +66,45 @@ def test_bfloat16_files_are_read_at_their_own_size(tmp_path: Path) -> None:
     assert plan.read == (LAYERS - 1) * LAYER // 2
     streamed(tokens())
     assert store.nbytes == plan.parts[-1].nbytes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say")
+def test_a_mapped_model_takes_no_memory_of_its_own(tmp_path: Path) -> None:
+    """Forward, cache, sweep and gradient read pages of the file; converting makes a copy."""
+    shape = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8}
+    made = nl.GPTNeoXConfig(vocab_size=97, num_attention_heads=4, **shape)
+    nl.GPTNeoXForCausalLM(made).save_pretrained(tmp_path)  # 100 MB
+    script = f"""
+import torch
+import neox_lab as nl
+def own():
+    status = open("/proc/self/status").read()
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+ids = torch.arange(1, 8)[None]
+warm = nl.load()
+warm(ids)
+embeds = warm.backbone.embed_in(ids).detach().requires_grad_()
+warm(inputs_embeds=embeds).logits.sum().backward()
+metric = nl.patching.logit_difference(3, 4)
+nl.patching.sweep(warm, ids, ids + 1, metric)
+before = own()
+model = nl.GPTNeoXForCausalLM.from_pretrained({str(tmp_path)!r})
+model.requires_grad_(False)
+model.run_with_cache(ids)
+nl.patching.sweep(model, ids, ids + 1, metric)
+embeds = model.backbone.embed_in(ids).detach().requires_grad_()
+model(inputs_embeds=embeds).logits.sum().backward()
+print(own() - before)
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert int(ran.stdout) < 40e6
 
 
 def test_a_conversion_that_does_not_fit_is_refused_in_words(

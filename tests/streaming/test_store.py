@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import neox_lab as nl
-from neox_lab.errors import CheckpointError, ConfigError, DeviceError, TrainingError
+from neox_lab.errors import CheckpointError, ConfigError, DeviceError, HookError, TrainingError
 from neox_lab.model.identity import identity
 from neox_lab.streaming import store_of
 from neox_lab.streaming.placement import Sizes, budgets, place
@@ -264,6 +264,11 @@ def test_what_cannot_be_done_is_said(models: Any, tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match="wrote into"):
         streamed(tokens())
     assert torch.equal(streamed(tokens()).logits, whole(tokens()).logits)
+    built_in = nl.load(max_memory={"cpu": "3.4 MB"})
+    texts = ["a good day"] * 4, ["a bad day"] * 4
+    direction = nl.steering.direction(built_in, *texts, site=("resid_post", 1))
+    with pytest.raises(HookError, match=r"removed\(\)"):
+        direction.remove_from_weights()
     with pytest.raises(CheckpointError, match="pickled"):
         pickle.dumps(streamed)
 
