@@ -101,6 +101,17 @@ def test_each_layer_once_through_hooks_and_from_a_cache() -> None:
     USED.clear()
     nl.patching.get_act_patch_block_every(model, corrupted, cache, difference)
     assert visits() == [0, 1, 2, 3]
+    _, own = model.run_with_cache(corrupted)
+    USED.clear()
+    every = nl.patching.get_act_patch_direct_path_all_sources(
+        model, corrupted, cache, own, difference, verbose=False
+    )
+    assert visits() == [0, 1, 2, 3]
+    one = nl.patching.get_act_patch_direct_path(
+        model, corrupted, cache, own, difference, 1, 2, verbose=False
+    )
+    torch.testing.assert_close(every[1, 2], one, rtol=1e-4, atol=1e-4)
+    assert bool(one[2:].any()) and not bool(one[:2].any())
 
 
 @pytest.mark.parametrize("parallel", [True, False])

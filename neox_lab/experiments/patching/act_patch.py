@@ -9,6 +9,7 @@ because then only two logits are made.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
@@ -24,6 +25,7 @@ from neox_lab.experiments.patching.sources import GivenActivations, check_paddin
 from neox_lab.experiments.patching.sweeps import sweep
 from neox_lab.experiments.prompt_doctor.inside import warn_of_prompts
 from neox_lab.experiments.splices import check_splices
+from neox_lab.head_names import head_name
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -140,45 +142,52 @@ def get_act_patch_direct_path(
     prompts = read_prompts(model, corrupted_tokens, "corrupted_tokens")
     warn_of_prompts(model, patching_metric, {"corrupted": prompts})
     caches = (clean_cache, corrupted_cache)
-    return _direct_path(
-        model, prompts, caches, patching_metric, src_layer, src_head, component, verbose
-    )
+    sender = (range(model.config.num_hidden_layers)[src_layer], src_head)
+    return _direct_paths(model, prompts, caches, patching_metric, [sender], component, verbose)[0]
 
 
 @torch.no_grad()
-def _direct_path(
+def _direct_paths(
     model: HookedModel,
     patched: Prompts,
     caches: tuple[ActivationCache, ActivationCache],
     patching_metric: Metric,
-    src_layer: int,
-    src_head: int,
+    senders: list[tuple[int, int]],
     component: Literal["q", "k", "v"],
     verbose: bool,
 ) -> Tensor:
-    """``get_act_patch_direct_path`` of prompts that were looked at; the clean cache first."""
+    """``get_act_patch_direct_path`` of prompts that were looked at, the clean cache first.
+
+    Each sender is a site of its own, so that all go up the layers together: ``[sender, layer,
+    head]``.
+    """
     check_ready(model)
     check_splices(model, (), "Direct paths are computed from weights and cached streams alone.")
     for cache in caches:
         cache.check_model(model)
-    blocks = blocks_of(model)
-    sender = blocks[src_layer].attention
-    weight = sender.writing().weight.reshape(-1, sender.heads, sender.d_head)[:, src_head]
-    z, own = (cache["z", src_layer][:, :, src_head] for cache in caches)
-    change = (z - own) @ weight.t()  # [batch, pos, d_model]
-
-    def activations(hook: str, layer: int) -> Tensor:
-        block = blocks[layer]
-        resid_pre = caches[1]["resid_pre", layer]
-        read = resid_pre + change if layer > src_layer else resid_pre
-        return block.attention.project(block.input_layernorm(read))["qkv".index(component)]
-
-    for cache in caches:
         check_padding(cache, patched)
-    sites = find_sites(f"{component}_all_pos", model.config.use_parallel_residual)
+    blocks = blocks_of(model)
+    known = {f"{component} after {head_name(*sender)}": sender for sender in senders}
+    changes: dict[tuple[int, int], Tensor] = {}  # what senders below write, [batch, pos, d_model]
+
+    def activations(asked: str, layer: int) -> Tensor:
+        attention, read = blocks[layer].attention, caches[1]["resid_pre", layer]
+        sender = at, head = known[asked]
+        if layer == at:
+            weight = attention.writing().weight.reshape(-1, attention.heads, attention.d_head)
+            z, own = (cache["z", layer][:, :, head] for cache in caches)
+            changes[sender] = (z - own) @ weight[:, head].t()
+        elif layer > at:
+            read = read + changes[sender]
+        return attention.project(blocks[layer].input_layernorm(read))["qkv".index(component)]
+
+    site = find_sites(f"{component}_all_pos", model.config.use_parallel_residual)[0]
+    sites = [dataclasses.replace(site, name=name, asked=name) for name in known]
     question = Question(model, patched, GivenActivations(activations), patching_metric, sites)
     values = build_result(question, Runner(question).run(verbose), "denoising").values
-    values[: src_layer + 1] = 0.0
+    values = values.view(len(senders), *values.shape[-2:])
+    for found, (layer, _) in zip(values, senders, strict=True):
+        found[: layer + 1] = 0.0
     return values
 
 
@@ -196,9 +205,6 @@ def get_act_patch_direct_path_all_sources(
     prompts = read_prompts(model, corrupted_tokens, "corrupted_tokens")
     warn_of_prompts(model, patching_metric, {"corrupted": prompts})
     caches = (clean_cache, corrupted_cache)
-    found = [
-        _direct_path(model, prompts, caches, patching_metric, layer, head, component, verbose)
-        for layer in range(layers)
-        for head in range(heads)
-    ]
-    return torch.stack(found).view(layers, heads, layers, heads)
+    senders = [(layer, head) for layer in range(layers) for head in range(heads)]
+    found = _direct_paths(model, prompts, caches, patching_metric, senders, component, verbose)
+    return found.view(layers, heads, layers, heads)

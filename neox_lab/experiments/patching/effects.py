@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from neox_lab.experiments.patching.runs import PATTERN, Activations, PlainRun
+from neox_lab.experiments.patching.runs import PATTERN, PlainRun
 from neox_lab.experiments.patching.variants import Variants
 from neox_lab.model.hook_points import NO_TAP
 
@@ -63,17 +63,17 @@ class PatchedLayer:
         block: the layer's weights.
     """
 
-    def __init__(self, run: PlainRun, activations: Activations, hook: str, number: int) -> None:
-        """``activations`` are the source's; nothing is computed yet."""
+    def __init__(self, run: PlainRun, found: Tensor, hook: str, number: int) -> None:
+        """``found`` is what the source has at the hook; nothing is computed yet."""
         self.run, self.number = run, number
         self.own, self.block = run.layer(number), run.blocks[number]
-        self._activations, self._hook = activations, hook
+        self._found, self._hook = found, hook
         self._z: Tensor | None = None
 
     @cached_property
     def source(self) -> Tensor:
         """What the source has at the hook, ``[batch, pos, ...]``; queries and keys rotated."""
-        found = self._activations(self._hook, self.number)
+        found = self._found
         if self._hook in ("attn.hook_q", "attn.hook_k"):
             found = self.run.rotated(found)
         return found.transpose(1, 2) if self._hook == PATTERN else found

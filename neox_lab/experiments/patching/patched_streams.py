@@ -74,6 +74,7 @@ class PatchedStreams:
         """One layer, kept until another is asked for: its variants may come in several groups."""
         made = self._made.get(site.name)
         if made is None or made.number != layer:
-            made = PatchedLayer(self.run, self.activations, site.hook, layer)
+            asked = site.asked or site.hook
+            made = PatchedLayer(self.run, self.activations(asked, layer), site.hook, layer)
             self._made[site.name] = made
         return made

@@ -57,6 +57,7 @@ class Site:
         layer: the only block that has the hook, -1 for the embedding; None if all have it.
         entries: numbers along the hook point's last axis, each a cell; empty if a cell replaces
             all of it.
+        asked: what the source is asked for, where that is not simply what stands at the hook.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Site:
     changes: Literal["own", "next"] = "next"
     layer: int | None = None
     entries: tuple[int, ...] = ()
+    asked: str = ""
 
     @property
     def by_head(self) -> bool:
