@@ -8,7 +8,8 @@ its own; before every pass the system is told to forget the files, so that passe
 
     peak    memory of the process that is no page of a file, at its highest, above what it was
             after the imports (VmHWM, which counts pages of mapped files, in brackets)
-    pass    seconds of a forward pass
+    pass    seconds of a forward pass; what a process has mapped the system does not forget, so
+            of a shape that fits into memory ``mapped`` reads memory, not the disk
     read    bytes that the pass reads from the files, and its rate as a share of the disk's: of
             reading the same files in large pieces and doing nothing with them
     sweep   seconds of a ``resid_pre`` sweep over all layers and positions

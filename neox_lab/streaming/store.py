@@ -130,18 +130,14 @@ class LayerStore:
                 break
             except CancelledError:  # another thread wanted others first
                 continue
-            except CheckpointError:
+            except Exception:
                 self._forget_failed()  # what failed is read again if it is asked for again
                 raise
         tensor = weights.tensors[name]
         if tensor._version != weights.versions[name]:
             with self._lock:
-                self._there.pop(layer, None)
-            raise DeviceError(
-                f"Somebody wrote into {name} of layer {layer}, which is read from its file for "
-                "each pass, so the change would be lost. Load the model without max_memory= to "
-                "change weights, or change activations with hooks."
-            )
+                if self._there.get(layer) is wanted:
+                    self._give_up(layer)
         return weights.ready(tensor)
 
     def owner(self, storage: int) -> tuple[int, str] | None:
@@ -178,9 +174,7 @@ class LayerStore:
         missing = [layer for layer in layers if layer not in self._there]
         others = [layer for layer in self._there if layer not in layers]
         for layer in others[: max(0, len(self._there) + len(missing) - AT_A_TIME)]:
-            self._there.pop(layer).cancel()
-            if self._upload is not None:
-                self._upload.computed()
+            self._give_up(layer)
         for layer in missing:
             try:
                 self._there[layer] = self._reader.submit(self._fill, layer)
@@ -189,6 +183,26 @@ class LayerStore:
                     "The files of this model were closed, so its layers cannot be read any more. "
                     "Load the model again."
                 ) from error
+
+    def _give_up(self, layer: int) -> None:
+        """Let a layer go.
+
+        Raises:
+            DeviceError: somebody wrote into its weights, which would be lost now.
+        """
+        gone = self._there.pop(layer)
+        if self._upload is not None:
+            self._upload.computed()
+        if gone.cancel() or not gone.done() or gone.exception() is not None:
+            return
+        weights = gone.result()
+        for name, tensor in weights.tensors.items():
+            if tensor._version != weights.versions[name]:
+                raise DeviceError(
+                    f"Somebody wrote into {name} of layer {layer}, which is read from its file for "
+                    "each pass, so the change is lost. Load the model without max_memory= to "
+                    "change weights, or change activations with hooks."
+                )
 
     def _forget_failed(self) -> None:
         with self._lock:

@@ -23,6 +23,15 @@ LAYER = 4 * 12 * 32 * 32
 def test_a_plan_says_what_is_where_and_what_a_pass_reads(tmp_path: Path) -> None:
     whole, streamed, store = both(written(tmp_path), resident=2)
     plan = streamed.memory_plan()
+    budget = plan.memory
+    assert (
+        nl.GPTNeoXForCausalLM.from_pretrained(tmp_path, max_memory={"cpu": budget})
+        .memory_plan(read_rate=1)
+        .memory
+        == budget
+    )
+    less = nl.GPTNeoXForCausalLM.from_pretrained(tmp_path, max_memory={"cpu": budget - 1})
+    assert less.memory_plan(read_rate=1).memory == budget - LAYER
     assert list(plan.frame["bytes"][1:]) == [2 * LAYER, 2 * LAYER]
     assert plan.read == (LAYERS - 2) * LAYER
     assert plan.rate is not None
