@@ -108,7 +108,7 @@ class NodeScores(AttributionResult):
         names = self.labels["component"]
         inside = {names[0], "logits", *(names[at] for at in chosen)}
         layers = sum(name.startswith("MLP") for name in names)
-        heads = len(names) // layers - 1 if layers else 0
+        heads = (len(names) - 1) // layers - 1 if layers else 0
         writers = [node_of(name, layers) for name in names]
         readers = graph.readers_of(layers, heads)
         wrote = torch.tensor([node.name in inside for node in writers])
