@@ -291,7 +291,7 @@ def dtype_at(point: HookPoint, model_dtype: torch.dtype) -> torch.dtype:
 
 
 def as_markdown() -> str:
-    """The table for the README: ``python -m neox_lab.hooks.table``."""
+    """The table of ``docs/hooks.md``: ``python -m neox_lab.hooks.table``."""
     lines = ["| name | shape | meaning | Hugging Face path | only in |", "|---|---|---|---|---|"]
     of_heads = (row for head in OUTPUT_HEADS.values() for row in head_rows(head))
     for row in (*ROWS, *of_heads):

@@ -1,7 +1,7 @@
 """The rooms of the package, from the ground up: written down here and nowhere else.
 
-The README's drawing is made from this list (``python tests/project/rooms.py``), and
-``test_rooms.py`` reads every import and holds it against it.
+The drawing in ``docs/architecture.md`` is made from this list by ``python tests/project/rooms.py``,
+and ``test_rooms.py`` reads every import and holds it against it.
 """
 
 from __future__ import annotations
@@ -144,22 +144,22 @@ def _targets(node: ast.AST, known: dict[str, Path]) -> Iterator[str]:
 
 
 def drawing() -> str:
-    """The floors as the README shows them."""
+    """The floors as the page shows them."""
     widest = max(len(rooms) for rooms, _ in FLOORS)
     lines = [f"  {rooms:<{widest}}  {words}".rstrip() for rooms, words in FLOORS]
     return "\n".join(["```", "neox_lab/", *lines, "```"])
 
 
-README_BLOCK = re.compile("(<!-- rooms -->\n).*?(\n<!-- end of rooms -->)", re.DOTALL)
+PAGE = ROOT / "docs" / "architecture.md"
+BLOCK = re.compile("(<!-- rooms -->\n).*?(\n<!-- end of rooms -->)", re.DOTALL)
 
 
-def write_readme() -> None:
-    """Put the drawing into the README."""
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    path.write_text(README_BLOCK.sub(lambda m: m[1] + drawing() + m[2], text), encoding="utf-8")
+def write_page() -> None:
+    """Put the drawing into the page."""
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(BLOCK.sub(lambda m: m[1] + drawing() + m[2], text), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    write_readme()
+    write_page()
     sys.stdout.write(drawing() + "\n")

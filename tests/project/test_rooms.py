@@ -89,9 +89,8 @@ def test_few_parameters_may_be_anything() -> None:
     assert len(found) < MOST_ANY, "\n".join(found)
 
 
-def test_the_readme_shows_the_rooms() -> None:
-    readme = (rooms.ROOT / "README.md").read_text(encoding="utf-8")
-    shown = rooms.README_BLOCK.search(readme)
+def test_the_page_shows_the_rooms() -> None:
+    shown = rooms.BLOCK.search(rooms.PAGE.read_text(encoding="utf-8"))
     assert shown is not None
     assert rooms.drawing() in shown[0], "run python tests/project/rooms.py"
 
