@@ -77,7 +77,7 @@ def test_claimed_figures_are_the_measured_ones() -> None:
 
 
 def test_every_notebook_is_listed() -> None:
-    listed = re.findall(r"`(\d\d_\w+)`", section("Notebooks"))
+    listed = re.findall(r"\[`(\d\d_\w+)`\]\(notebooks/\1\.ipynb\)", section("Notebooks"))
     assert listed == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
