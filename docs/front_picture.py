@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
 import tempfile
 from pathlib import Path
 from urllib.parse import quote
@@ -20,7 +21,7 @@ import neox_lab as nl
 PICTURE = Path(__file__).with_name("explorer.png")
 PROMPTS = "The best school of Sweden is in", "The best school of Russia is in"
 SELECTED = {"layer": 1, "head": 0}
-CHROMIUM = "/usr/bin/chromium"
+CHROMIUM = os.environ.get("NEOX_LAB_CHROMIUM", "/usr/bin/chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 WIDTH = 1180
 
