@@ -37,6 +37,10 @@ class NeoxLabError(Exception):
 class NeoxLabWarning(UserWarning):
     """Something about an answer must be known; the message names it."""
 
+    def __init__(self, message: object = "") -> None:
+        # Half a character, as a name may have, can neither be sent nor written to a file.
+        super().__init__(str(message).encode("utf-8", "backslashreplace").decode("utf-8"))
+
 
 class PromptWarning(NeoxLabWarning):
     """Prompts or answers make a number mean something else; ``nl.check_prompts`` tells all."""

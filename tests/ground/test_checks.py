@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from neox_lab.checks import (
     plain,
     whole,
 )
-from neox_lab.errors import ConfigError, InputError
+from neox_lab.errors import ConfigError, InputError, NeoxLabWarning
 
 NAN, INFINITE = math.nan, math.inf
 
@@ -143,3 +144,9 @@ def test_values_that_say_no_numbers_are_refused_in_words() -> None:
             check("x", value, whole(), InputError)
         assert str(caught.value).endswith("expected a whole number.")
         assert len(str(caught.value)) < 300
+
+
+def test_a_warning_can_be_sent_and_written_whatever_it_names() -> None:
+    with pytest.warns(NeoxLabWarning) as told:
+        warnings.warn("\ud800 é is NaN", NeoxLabWarning, stacklevel=1)
+    assert str(told[0].message) == "\\ud800 é is NaN"
