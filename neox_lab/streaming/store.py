@@ -131,7 +131,8 @@ class LayerStore:
             except CancelledError:  # another thread wanted others first
                 continue
             except Exception:
-                self._forget_failed()  # what failed is read again if it is asked for again
+                with self._lock:
+                    self._forget_failed()  # what failed is read again if it is asked for again
                 raise
         tensor = weights.tensors[name]
         if tensor._version != weights.versions[name]:
@@ -171,6 +172,7 @@ class LayerStore:
         if os.getpid() != self._process:
             self._start()
             self._there.clear()
+        self._forget_failed()  # that of a pass before, or read ahead: it may go well now
         missing = [layer for layer in layers if layer not in self._there]
         others = [layer for layer in self._there if layer not in layers]
         for layer in others[: max(0, len(self._there) + len(missing) - AT_A_TIME)]:
@@ -205,10 +207,9 @@ class LayerStore:
                 )
 
     def _forget_failed(self) -> None:
-        with self._lock:
-            for layer, future in list(self._there.items()):
-                if future.done() and (future.cancelled() or future.exception() is not None):
-                    del self._there[layer]
+        for layer, future in list(self._there.items()):
+            if future.done() and (future.cancelled() or future.exception() is not None):
+                del self._there[layer]
 
     def _fill(self, layer: int) -> _Weights:
         """Read a layer; the reader's work."""

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +124,7 @@ def test_a_file_that_is_cut_short_is_told_and_can_come_back(models: Any, tmp_pat
     os.truncate(path, len(content) // 3)
     with pytest.raises(CheckpointError, match="cut short"):
         streamed(tokens())
+    store._reader.submit(int).result()  # what was to be read ahead has failed as well
     path.write_bytes(content)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert torch.equal(streamed(tokens()).logits, whole(tokens()).logits)
@@ -131,6 +133,15 @@ def test_a_file_that_is_cut_short_is_told_and_can_come_back(models: Any, tmp_pat
     with pytest.raises(CheckpointError, match="changed"):
         streamed(tokens())
     assert store.nbytes <= 2 * 4 * 12 * 32 * 32
+
+
+def test_what_failed_while_it_was_read_ahead_is_read_again(models: Any) -> None:
+    whole, streamed, store = models
+    for layer in store.sources:
+        failed: Future[Any] = Future()
+        failed.set_exception(CheckpointError("The file was cut short then."))
+        store._there[layer] = failed
+        assert torch.equal(streamed(tokens()).logits, whole(tokens()).logits)
 
 
 def test_a_file_that_is_replaced_or_deleted_goes_on_being_read(models: Any, tmp_path: Path) -> None:
