@@ -249,7 +249,7 @@ def to_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
 
 
 def to_device(device_map: DeviceMap) -> torch.device:
-    """The device that ``device_map`` means; a model is never spread over several.
+    """The one device that ``device_map`` means; several are for ``streaming.placement``.
 
     Args:
         device_map: a device, its name or number, a mapping whose values are all one device,
@@ -261,6 +261,11 @@ def to_device(device_map: DeviceMap) -> torch.device:
     """
     place = device_map
     if isinstance(place, Mapping):
+        if set(map(str, place.values())) <= {"disk"}:  # or none at all
+            raise ConfigError(
+                f"device_map={device_map!r} names no device to compute on. Layers may be on "
+                '"disk", the rest may not: {0: "disk", "": "cpu"}, or give max_memory=.'
+            )
         if len({str(device) for device in place.values()}) != 1:
             raise ConfigError(
                 f"device_map={device_map!r} spreads the model over devices, which is not "

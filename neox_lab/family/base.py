@@ -22,7 +22,7 @@ from neox_lab.kinship import Kin
 from neox_lab.model.network import Network
 from neox_lab.other_dictionary_names import WITH_DICTIONARIES
 from neox_lab.other_names import MODEL, ours
-from neox_lab.streaming import devices_of, refuse_moves, refuse_training
+from neox_lab.streaming import devices_of, refuse_loading, refuse_moves, refuse_training
 
 if TYPE_CHECKING:
     from neox_lab.streaming.plan import MemoryPlan
@@ -165,6 +165,18 @@ class GPTNeoXPreTrainedModel(
         if mode:
             refuse_training(self)
         return super().train(mode)
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Load weights by name, as ``nn.Module`` does.
+
+        Raises:
+            DeviceError: some are of layers that are read from their files.
+            RuntimeError: see ``nn.Module``.
+        """
+        refuse_loading(self, state_dict)
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # What .to(), .half(), .cuda() and the like come down to.

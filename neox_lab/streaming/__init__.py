@@ -13,6 +13,7 @@
 
 from neox_lab.streaming.linear import (
     StreamedLinear,
+    refuse_loading,
     refuse_moves,
     refuse_saving,
     refuse_training,
@@ -26,6 +27,7 @@ __all__ = [
     "LayerStore",
     "StreamedLinear",
     "devices_of",
+    "refuse_loading",
     "refuse_moves",
     "refuse_saving",
     "refuse_training",

@@ -8,7 +8,7 @@ like see.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -50,6 +50,12 @@ class StreamedLinear(Linear):
                 "be replaced. Load the model without max_memory= to change weights."
             )
         super().__setattr__(name, value)
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Tensor], prefix: str, *rest: Any
+    ) -> None:
+        refuse_loading(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """The product; the backward pass reads the weight again."""
@@ -115,6 +121,26 @@ def refuse_moves(model: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
             f"This model reads layers from files, as {store.dtype} on {store.device}; it cannot be "
             f"turned into {then.dtype} on {then.device}. Load it again with dtype= and device=."
         )
+
+
+def refuse_loading(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: str = "") -> None:
+    """Raise if ``state_dict`` has weights of layers that are in files; PyTorch would drop them.
+
+    Args:
+        model: or a part of one.
+        state_dict: what is to be loaded into it.
+        prefix: of its names there.
+
+    Raises:
+        DeviceError: it has some.
+    """
+    for name, module in model.named_modules(prefix=prefix.rstrip(".")):
+        key = f"{name}.weight".lstrip(".")
+        if isinstance(module, StreamedLinear) and key in state_dict:
+            raise DeviceError(
+                f"{key} is read from its file for each pass, so other weights cannot be loaded "
+                "into it. Load the model without max_memory= to change weights."
+            )
 
 
 def refuse_training(model: nn.Module) -> None:

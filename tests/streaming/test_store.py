@@ -264,6 +264,19 @@ def test_what_cannot_be_done_is_said(models: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="copy the files"):
         streamed.save_pretrained(tmp_path / "again")
     assert not (tmp_path / "again").exists()
+    before = streamed.embed_out.weight.clone()
+    others = {name: 0 * weight for name, weight in whole.state_dict().items()}
+    for part, weights in (
+        (streamed, others),
+        (streamed.gpt_neox.layers[3].mlp, {"dense_h_to_4h.weight": torch.zeros(128, 32)}),
+    ):
+        with pytest.raises(DeviceError, match="other weights cannot be loaded"):
+            part.load_state_dict(weights, strict=False)
+    assert torch.equal(streamed.embed_out.weight, before)  # nothing of them was
+    streamed.load_state_dict({"embed_out.weight": before}, strict=False)
+    for wrong in ({}, {"": "disk"}):
+        with pytest.raises(ConfigError, match="names no device to compute on"):
+            nl.load(device_map=wrong)
     for move in (lambda m: m.half(), lambda m: m.double(), lambda m: m.to("meta")):
         with pytest.raises(DeviceError, match="Load it again"):
             move(streamed)
