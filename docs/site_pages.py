@@ -18,6 +18,8 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 PLACES = {
     "README.md": "index.md",
+    "CHANGELOG.md": "changes.md",
+    "CITATION.cff": "CITATION.cff",
     "CONTRIBUTING.md": "contributing.md",
     "LICENSE": "LICENSE",
     "benchmarks/README.md": "benchmarks.md",

@@ -6,9 +6,9 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 
+from neox_lab import __version__
 from neox_lab.errors import NeoxLabError
 
 INTERRUPTED = 130  # as shells count: 128 and the signal's number
@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="neox-lab", description="Look inside GPT-NeoX and Pythia models."
     )
-    parser.add_argument("--version", action="version", version=f"neox_lab {version('neox_lab')}")
+    parser.add_argument("--version", action="version", version=f"neox_lab {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     tour = commands.add_parser("tour", help="load, generate, cache, look, patch; print and report")
     tour.add_argument("--model", help="directory or hub id; default: the built-in model")
