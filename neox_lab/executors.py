@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from neox_lab.checks import Kind, or_none
+from neox_lab.checks import Kind, or_none, shown
 from neox_lab.errors import InputError, LostWorkerError
 
 Piece = TypeVar("Piece")
@@ -69,6 +69,13 @@ class _Sent(Generic[Piece]):
     number: int
     piece: Piece
     losses: int = 0
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """What the function returned; anything else comes from the executor."""
+
+    answer: Any
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ def run_pieces(
             under_way = [each for each in under_way if id(each[0]) not in ready]
             for promise, sent in finished:
                 try:
-                    answer: Any = promise.result()
+                    found = promise.result()
                 except Exception as error:
                     _refuse_unsendable(error)
                     sent.losses += 1
@@ -135,10 +142,8 @@ def run_pieces(
                     told = _told(called(sent.piece), error)
                     if lost is None:
                         raise LostWorkerError(told) from error
-                    answer = lost(sent.piece, told)
-                if isinstance(answer, _Failure):
-                    raise answer.error
-                yield sent.number, answer
+                    found = _Answered(lost(sent.piece, told))
+                yield sent.number, _opened(found)
     finally:
         for promise, _ in under_way:
             with suppress(Exception):  # it may have ended by now
@@ -152,7 +157,7 @@ class _Post:
     def __init__(self, executor: AnyExecutor) -> None:
         self._executor, self._own = executor, False
         workers = getattr(executor, "_max_workers", None)
-        self.room = 2 * workers if isinstance(workers, int) else AHEAD
+        self.room = 2 * workers if isinstance(workers, int) and workers > 0 else AHEAD
 
     def send(
         self,
@@ -180,7 +185,7 @@ class _Post:
 
     def _sent(self, function: Callable[[Piece], object], sent: _Sent[Piece]) -> Promise:
         try:
-            return self._executor.submit(_attempt, function, sent.piece, sent.losses)
+            promise = self._executor.submit(_attempt, function, sent.piece, sent.losses)
         except BrokenExecutor as error:
             self.mend(error)
             return self._executor.submit(_attempt, function, sent.piece, sent.losses)
@@ -189,6 +194,12 @@ class _Post:
             raise InputError(
                 f"The executor takes no work: {type(error).__name__}: {error}"
             ) from error
+        if not callable(getattr(promise, "result", None)):
+            raise InputError(
+                f"The executor's submit gives {shown(promise)}; expected something with result(), "
+                "such as a concurrent.futures.Future."
+            )
+        return promise
 
     def mend(self, error: Exception) -> None:
         """Replace a pool of processes that broke; others find new workers themselves.
@@ -260,21 +271,47 @@ def _ready(promises: Sequence[Promise]) -> set[int]:
         pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _attempt(function: Callable[[Piece], Answer], piece: Piece, losses: int) -> Answer | _Failure:
+def _opened(found: object) -> Any:
+    """The answer in what an executor gave.
+
+    Raises:
+        InputError: it gave something else.
+        Exception: the function's own error.
+    """
+    if isinstance(found, _Failure):
+        raise found.error
+    if not isinstance(found, _Answered):
+        raise InputError(
+            f"The executor gave {shown(found)} for an answer; expected what the function that it "
+            "was sent returns, as it is."
+        )
+    return found.answer
+
+
+def _attempt(
+    function: Callable[[Piece], object], piece: Piece, losses: int
+) -> _Answered | _Failure:
     """What a worker does; ``losses`` makes each attempt a call of its own.
 
     The function's own errors are answers, so any other error is of the worker or of the way there.
     """
     try:
-        return function(piece)
-    except Exception as error:
+        return _Answered(function(piece))
+    except (Exception, SystemExit) as error:  # an exit would end the process that asked
         told = "".join(traceback.format_exception(error))
-        try:
-            pickle.loads(pickle.dumps(error))
-        except Exception:  # an error that does not survive the way
-            error = RuntimeError(f"{type(error).__name__}: {error}")
-        error.add_note(f"In a worker:\n{told}")
-        return _Failure(error)
+        sent = error if isinstance(error, Exception) and _survives(error) else None
+        sent = sent or RuntimeError(f"{type(error).__name__}: {error}")
+        sent.add_note(f"In a worker:\n{told}")
+        return _Failure(sent)
+
+
+def _survives(error: Exception) -> bool:
+    """Whether an error can be sent."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return False
+    return True
 
 
 def _refuse_unsendable(error: Exception) -> None:

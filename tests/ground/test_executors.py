@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import pickle
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -192,6 +192,77 @@ def test_what_cannot_be_sent() -> None:
             list(run_pieces(pool, lambda piece: piece, [1]))
     with pytest.raises(InputError, match="takes no work: RuntimeError: cannot schedule"):
         list(run_pieces(pool, square, [1]))
+
+
+class Wrong:
+    """Takes work and gives something else back."""
+
+    def __init__(self, gives: Callable[[], Any]) -> None:
+        self.gives = gives
+
+    def submit(self, function: Any, /, *arguments: Any) -> Any:
+        return self.gives()
+
+
+@pytest.mark.parametrize(
+    ("gives", "words"),
+    [
+        (lambda: None, "submit gives None; expected something with result"),
+        (lambda: 4, "submit gives 4; expected something with result"),
+        (lambda: Job(lambda: None), "The executor gave None for an answer"),
+        (lambda: Job(lambda: 16), "The executor gave 16 for an answer"),
+    ],
+)
+def test_an_executor_that_gives_something_else(gives: Callable[[], Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        list(run_pieces(Wrong(gives), square, [4]))
+
+
+def leaves(number: int) -> int:
+    raise SystemExit(3)
+
+
+@pytest.mark.parametrize("make", [lambda: ThreadPoolExecutor(1), lambda: forked(1)])
+def test_a_function_that_ends_its_program_does_not_end_this_one(
+    make: Callable[[], Executor],
+) -> None:
+    with make() as executor, pytest.raises(RuntimeError, match="SystemExit: 3"):
+        list(run_pieces(executor, leaves, [1]))
+
+
+def test_an_executor_that_says_it_has_no_workers() -> None:
+    jobs = Jobs()
+    jobs._max_workers = 0  # type: ignore[attr-defined]
+    assert sorted(run_pieces(jobs, square, range(8))) == SQUARES
+
+
+def test_what_others_cancel_is_sent_again() -> None:
+    class Cancelling(ThreadPoolExecutor):
+        """Cancels the third call before it is begun."""
+
+        calls = 0
+
+        def submit(self, function: Any, /, *arguments: Any) -> Any:
+            self.calls += 1
+            if self.calls == 3:
+                cancelled: Future[Any] = Future()
+                cancelled.cancel()
+                cancelled.set_running_or_notify_cancel()
+                return cancelled
+            return super().submit(function, *arguments)
+
+    with Cancelling(2) as executor:
+        assert sorted(run_pieces(executor, square, range(8))) == SQUARES
+    assert executor.calls == 9
+
+
+def test_an_executor_that_is_shut_down_in_the_middle() -> None:
+    executor = ThreadPoolExecutor(1)
+    made = run_pieces(executor, square, range(8))
+    assert next(made) == (0, 0)
+    executor.shutdown(cancel_futures=True)
+    with pytest.raises(InputError, match="takes no work"):
+        list(made)
 
 
 @pytest.mark.parametrize(
