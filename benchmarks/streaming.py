@@ -127,7 +127,7 @@ def measure(folder: Path, way: str, tokens: int, sweep: bool) -> dict[str, float
             parameter.data = parameter.data.clone()
     if way == "streamed":
         named = dict(model.named_parameters())
-        sizes = sizes_of(named, model.config.num_hidden_layers, model.dtype, model.dtype)
+        sizes = sizes_of(named, model.config.num_hidden_layers, model.dtype, {})
         del named, model
         model = load(folder, max_memory={"cpu": sizes.fixed + KEPT * sizes.layers[0]})
     ids = torch.randint(VOCAB, (1, tokens), generator=torch.Generator().manual_seed(0))

@@ -138,10 +138,11 @@ def load_into(
     if tensors.tensors or state_dict is None:  # no tensors at all: a fresh model is wanted
         require_backbone(found, parameters)
     sources, mismatched = _compare_shapes(found, parameters, tensors, ignore_mismatched_sizes)
-    stored = (tensors.tensors[name].dtype for name in sources.values())
-    first = next((dtype for dtype in stored if isinstance(dtype, torch.dtype)), torch.float32)
+    kinds = {name: tensors.tensors[source].dtype for name, source in sources.items()}
+    stored = {name: dtype for name, dtype in kinds.items() if isinstance(dtype, torch.dtype)}
+    first = next(iter(stored.values()), torch.float32)
     config.dtype = wanted_dtype or config.dtype or first
-    sizes = sizes_of(parameters, config.num_hidden_layers, config.dtype, first)
+    sizes = sizes_of(parameters, config.num_hidden_layers, config.dtype, stored)
     placement = placement_of(device_map, max_memory, sizes, to_device)
     device = to_device(device_map) if placement is None else placement.main
     if placement is None:

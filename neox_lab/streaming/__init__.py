@@ -2,6 +2,7 @@
 
     files       where in which file a matrix lies, and reading it
     slots       memory that is filled again and again, and never while somebody looks at it
+    written     whether somebody wrote into it, which would be lost
     store       which layers are in memory, and the one thread that reads the next
     accelerator the way of a layer to an accelerator
     linear      a linear map whose weight is in the store

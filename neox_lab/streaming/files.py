@@ -2,7 +2,8 @@
 
 Files are read in large pieces by plain reads: touching a mapped file brings a page at a time, at
 a fifth of the disk's rate. A file is opened once and kept open, so it may be replaced or unlinked
-meanwhile; one that is written into or cut short is noticed at the next layer.
+meanwhile; one that is written into or cut short is noticed by whatever reads it then. No place in
+it is remembered between reads: forked processes would share that, and read each other's weights.
 """
 
 from __future__ import annotations
@@ -86,22 +87,29 @@ class OpenFile:
         Raises:
             CheckpointError: the file was cut short or written into, or the disk fails.
         """
+        at = place.offset + start
         try:
             self._check_unchanged()
-            self._file.seek(place.offset + start)
             while into:
-                count = self._file.readinto(into[:PIECE])
+                count = self._read_at(at, into[:PIECE])
                 if not count:
                     raise CheckpointError(
                         f"{self.path} ends {len(into)} bytes before the weights that the next "
                         "layer needs: it was cut short, or its disk is gone. Copy or download it "
                         "again, then load the model again."
                     )
-                into = into[count:]
+                into, at = into[count:], at + count
+            self._check_unchanged()
         except (OSError, ValueError) as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(f"{self.path} cannot be read any more: {error}.") from error
+
+    def _read_at(self, at: int, into: memoryview) -> int | None:
+        if hasattr(os, "preadv"):
+            return os.preadv(self._file.fileno(), [into], at)
+        self._file.seek(at)
+        return self._file.readinto(into)
 
     def _check_unchanged(self) -> None:
         if self._now() != self._stamp:
@@ -118,3 +126,8 @@ class OpenFile:
     def close(self) -> None:
         """Close the file; what was read stays."""
         self._file.close()
+
+    def __del__(self) -> None:
+        """Close the file of a model that nobody has any more, without Python's warning of it."""
+        if hasattr(self, "_file"):
+            self._file.close()

@@ -57,6 +57,14 @@ class StreamedLinear(Linear):
         refuse_loading(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *rest)
 
+    def _save_to_state_dict(self, *_given: Any) -> None:
+        raise CheckpointError(
+            f"The weight of layer {self.layer} is read from its file for each pass, and all of "
+            "them may be more than fits into memory, so there is no state_dict() of it. Copy the "
+            "files, load the model without max_memory=, or take the weights one after another: "
+            "model.blocks[layer].W_in, or block.mlp.dense_h_to_4h.weight."
+        )
+
     def __call__(self, *inputs: Any, **named: Any) -> Any:
         """The product; the backward pass reads the weight again."""
         with self.store.noting():

@@ -76,7 +76,10 @@ def devices_of(network: Network) -> tuple[torch.device, ...] | None:
 
 
 def sizes_of(
-    parameters: Mapping[str, Tensor], layers: int, dtype: torch.dtype, stored: torch.dtype
+    parameters: Mapping[str, Tensor],
+    layers: int,
+    dtype: torch.dtype,
+    stored: Mapping[str, torch.dtype],
 ) -> Sizes:
     """The sizes of a model's weights in ``dtype``; tied weights count twice.
 
@@ -84,17 +87,17 @@ def sizes_of(
         parameters: by name; on ``meta`` or not.
         layers: how many there are.
         dtype: that they are to have.
-        stored: the dtype that they have in their file.
+        stored: by name the dtypes that they have in their files; ``dtype`` of those left out.
     """
-    fixed, of_layers, largest = 0, [0] * layers, 0
+    fixed, of_layers, passing = 0, [0] * layers, 0
     for name, parameter in parameters.items():
         where, nbytes = split_name(name), parameter.numel() * dtype.itemsize
         if where is None or parameter.dim() < 2:
             fixed += nbytes
         else:
             of_layers[where[0]] += nbytes
-            largest = max(largest, parameter.numel() * stored.itemsize)
-    passing = 0 if dtype == stored else min(largest, CONVERTED)
+            if (found := stored.get(name, dtype)) != dtype:
+                passing = max(passing, min(parameter.numel() * found.itemsize, CONVERTED))
     return Sizes(fixed, tuple(of_layers), passing)
 
 

@@ -30,6 +30,7 @@ from neox_lab.streaming.accelerator import Upload
 from neox_lab.streaming.files import OpenFile, Place
 from neox_lab.streaming.gradients import noting
 from neox_lab.streaming.slots import Slots
+from neox_lab.streaming.written import Seals
 
 AT_A_TIME = 2
 CONVERTED = 16 * 2**20  # bytes that are read at a time where they are converted on the way
@@ -52,10 +53,11 @@ class Read:
 
 @dataclass
 class _Weights:
-    """The matrices of one layer, and how often each had been written to when it was filled."""
+    """The matrices of one layer, and what they were when they had been read."""
 
+    layer: int
     tensors: dict[str, Tensor]
-    versions: dict[str, int]
+    seals: Seals
     ready: Callable[[Tensor], Tensor]
 
 
@@ -87,21 +89,34 @@ class LayerStore:
         others = [place.nbytes for place in places if place.dtype != dtype]
         self.passing = min(CONVERTED, max(others, default=0))
         self._upload = None if device.type == "cpu" else Upload(device)
-        self._lock = threading.Lock()
         self._there: dict[int, Future[_Weights]] = {}
-        self._at = -1
+        self._at = self._stopped = -1
         self._announced = range(0)
+        self._written: DeviceError | None = None  # found by the reader, to be raised by others
         self._start()
 
     def _start(self) -> None:
-        """A reader of this process: threads do not live on in a forked one."""
-        self._process = os.getpid()
+        """A reader of this process: threads do not live on in a forked one, and locks stay shut."""
+        self._process, self._shared = os.getpid(), threading.Lock()
+        self._there.clear()
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="neox_lab layers")
 
+    @property
+    def _lock(self) -> threading.Lock:
+        if os.getpid() != self._process:
+            self._start()
+        return self._shared
+
     def expect(self, first: int, last: int) -> None:
-        """Start reading, for a run of the layers ``first`` to ``last - 1``."""
+        """Start reading, for a run of the layers ``first`` to ``last - 1``.
+
+        One that goes on where the last one stopped is a step of a climb (see ``patching.climb``):
+        the layer above is read while this one is used.
+        """
         with self._lock:
-            self._announced = range(first, last)
+            climbs = first == self._stopped
+            self._stopped = last
+            self._announced = range(first, last + 1 if climbs else last)
             coming = [layer for layer in self.sources if layer in self._announced]
             if coming and coming[0] not in self._there:
                 self._want(*coming[:AT_A_TIME])
@@ -135,10 +150,12 @@ class LayerStore:
                     self._forget_failed()  # what failed is read again if it is asked for again
                 raise
         tensor = weights.tensors[name]
-        if tensor._version != weights.versions[name]:
+        if weights.seals.counted(name, tensor) or self._written is not None:
             with self._lock:
-                if self._there.get(layer) is wanted:
-                    self._give_up(layer)
+                if weights.seals.counted(name, tensor) and self._there.get(layer) is wanted:
+                    del self._there[layer]
+                    self._written = _lost(layer, name)
+                self._tell_written()
         return weights.ready(tensor)
 
     def owner(self, storage: int) -> tuple[int, str] | None:
@@ -168,51 +185,53 @@ class LayerStore:
         self._at = layer
 
     def _want(self, *layers: int) -> None:
-        """Have these layers read, in this order, in the place of others that are there."""
-        if os.getpid() != self._process:
-            self._start()
-            self._there.clear()
+        """Have these layers read, in this order, in the place of others that are there.
+
+        Raises:
+            CheckpointError: the store was closed.
+            DeviceError: somebody wrote into others, which were given up.
+        """
+        self._tell_written()
         self._forget_failed()  # that of a pass before, or read ahead: it may go well now
         missing = [layer for layer in layers if layer not in self._there]
         others = [layer for layer in self._there if layer not in layers]
-        for layer in others[: max(0, len(self._there) + len(missing) - AT_A_TIME)]:
-            self._give_up(layer)
+        spare = max(0, len(self._there) + len(missing) - AT_A_TIME)
+        left = [self._there.pop(layer) for layer in others[:spare]]
+        gone = [future for future in left if not future.cancel()]
+        if left and self._upload is not None:
+            self._upload.computed()
         for layer in missing:
             try:
-                self._there[layer] = self._reader.submit(self._fill, layer)
+                self._there[layer] = self._reader.submit(self._fill, layer, gone)
             except RuntimeError as error:  # the executor was shut down
                 raise CheckpointError(
                     "The files of this model were closed, so its layers cannot be read any more. "
                     "Load the model again."
                 ) from error
 
-    def _give_up(self, layer: int) -> None:
-        """Let a layer go.
+    def _tell_written(self) -> None:
+        error, self._written = self._written, None
+        if error is not None:
+            raise error
 
-        Raises:
-            DeviceError: somebody wrote into its weights, which would be lost now.
-        """
-        gone = self._there.pop(layer)
-        if self._upload is not None:
-            self._upload.computed()
-        if gone.cancel() or not gone.done() or gone.exception() is not None:
+    def _look_at(self, gone: Future[_Weights]) -> None:
+        """See whether somebody wrote into a layer that was given up; the reader's work."""
+        if gone.exception() is not None:
             return
         weights = gone.result()
-        for name, tensor in weights.tensors.items():
-            if tensor._version != weights.versions[name]:
-                raise DeviceError(
-                    f"Somebody wrote into {name} of layer {layer}, which is read from its file for "
-                    "each pass, so the change is lost. Load the model without max_memory= to "
-                    "change weights, or change activations with hooks."
-                )
+        name = weights.seals.broken(weights.tensors)
+        if name is not None:
+            self._written = _lost(weights.layer, name)
 
     def _forget_failed(self) -> None:
         for layer, future in list(self._there.items()):
             if future.done() and (future.cancelled() or future.exception() is not None):
                 del self._there[layer]
 
-    def _fill(self, layer: int) -> _Weights:
-        """Read a layer; the reader's work."""
+    def _fill(self, layer: int, gone: list[Future[_Weights]]) -> _Weights:
+        """Read a layer over those that were given up; the reader's work."""
+        while gone:
+            self._look_at(gone.pop())  # and let go of it
         began = time.perf_counter()
         made = self._read if self._upload is None else self._upload.sender(self.dtype)
         tensors = {name: made(place) for name, place in self.sources[layer].items()}
@@ -220,7 +239,7 @@ class LayerStore:
         self.read.layers += 1
         self.read.nbytes += sum(place.nbytes for place in self.sources[layer].values())
         self.read.seconds += time.perf_counter() - began
-        return _Weights(tensors, {name: t._version for name, t in tensors.items()}, ready)
+        return _Weights(layer, tensors, Seals(tensors), ready)
 
     def _read(self, place: Place) -> Tensor:
         """A matrix in a slot, converted on the way if need be."""
@@ -286,3 +305,11 @@ class LayerStore:
 
 def _as_it_is(tensor: Tensor) -> Tensor:
     return tensor
+
+
+def _lost(layer: int, name: str) -> DeviceError:
+    return DeviceError(
+        f"Somebody wrote into {name} of layer {layer}, which is read from its file for each pass, "
+        "so the change is lost. Load the model without max_memory= to change weights, or change "
+        "activations with hooks."
+    )

@@ -55,7 +55,8 @@ def both(
     load = CLASSES[head].from_pretrained
     whole = load(folder, dtype=dtype)
     parameters = dict(whole.named_parameters())
-    needed = sizes_of(parameters, LAYERS, whole.dtype, stored_dtype(folder))
+    stored = dict.fromkeys(parameters, stored_dtype(folder))
+    needed = sizes_of(parameters, LAYERS, whole.dtype, stored)
     budget = needed.fixed + needed.passing + (2 + resident) * needed.layers[0]
     streamed = load(folder, dtype=dtype, max_memory={"cpu": budget})
     store = store_of(streamed)

@@ -128,3 +128,73 @@ def test_a_conversion_that_does_not_fit_is_refused_in_words(
     mapped = load(tmp_path)  # as it is in the file, whatever is free
     assert mapped.dtype == torch.bfloat16
     assert mapped(tokens()).logits.isfinite().all()
+
+
+PEAKS = """
+import sys, threading, time
+import torch
+import neox_lab as nl
+def own():
+    status = open("/proc/self/status").read()
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+ids = torch.arange(1, 8)[None]
+other = torch.where(ids == 3, 9, ids)
+metric = nl.patching.logit_difference(3, 4)
+def gradient(model):
+    embeds = model.backbone.embed_in(ids).detach().requires_grad_()
+    model(inputs_embeds=embeds).logits.sum().backward()
+questions = {
+    "forward": lambda model: model(ids),
+    "cache": lambda model: model.run_with_cache(ids),
+    "sweep": lambda model: nl.patching.sweep(model, ids, other, metric, progress=False),
+    "gradient": gradient,
+    "generate": lambda model: model.generate(ids, max_new_tokens=3, do_sample=False),
+}
+warm = nl.load()
+for ask in questions.values():
+    ask(warm)
+before, peak, on = own(), 0, True
+def watch():
+    global peak
+    while on:
+        peak = max(peak, own())
+        time.sleep(0.002)
+watcher = threading.Thread(target=watch)
+watcher.start()
+budget = int(sys.argv[2])
+streamed = budget and {"max_memory": {"cpu": budget}} or {}
+model = nl.GPTNeoXForCausalLM.from_pretrained(sys.argv[1], **streamed).requires_grad_(False)
+for name, ask in questions.items():
+    if name == "generate" and not budget:
+        break  # it lays weights out anew, which takes as much as they do
+    ask(model)
+    print(name, peak - before)
+    peak = 0
+on = False
+watcher.join()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say")
+def test_no_question_takes_more_memory_than_its_budget(tmp_path: Path) -> None:
+    """At most a tenth more, and what activations take: that is what a mapped model takes."""
+    shape = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 10}
+    made = nl.GPTNeoXConfig(vocab_size=97, num_attention_heads=4, **shape)
+    nl.GPTNeoXForCausalLM(made).save_pretrained(tmp_path)  # 285 MB
+    budget = 88_000_000  # three of ten layers
+    peaks: dict[int, dict[str, int]] = {}
+    for given in (0, budget):
+        ran = subprocess.run(
+            [sys.executable, "-c", PEAKS, str(tmp_path), str(given)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        peaks[given] = {line.split()[0]: int(line.split()[1]) for line in ran.stdout.splitlines()}
+    activations = peaks[0] | {"generate": peaks[0]["forward"]}
+    assert len(peaks[budget]) == 5
+    for question, peak in peaks[budget].items():
+        assert peak > budget // 2, question  # it was measured
+        assert peak <= 1.1 * budget + max(0, activations[question]), question
