@@ -14,6 +14,8 @@ from neox_lab.checks import several, shown
 from neox_lab.errors import GenerationError
 from neox_lab.generation.assisted import Assistant, Drafter, PromptLookup, draft_and_check
 from neox_lab.generation.beams import BeamSearch
+from neox_lab.generation.captured import records
+from neox_lab.generation.captured_stepper import CapturedStepper
 from neox_lab.generation.generation_config import GenerationConfig
 from neox_lab.generation.model_stepper import ModelStepper
 from neox_lab.generation.processor_order import UserProcessors, merge, processors_in_order
@@ -117,14 +119,7 @@ class GenerateCall:
         times = max(self.settings.num_beams, self.settings.num_return_sequences)
         self.prompt = prompt.repeated(times)
         self.new_tokens = self.settings.max_length - self.prompt.ids.shape[1]
-        self.stepper = ModelStepper(
-            model,
-            self.prompt,
-            self.new_tokens,
-            self.settings.use_cache,
-            output_hidden_states=self.settings.output_hidden_states,
-            output_attentions=self.settings.output_attentions,
-        )
+        self.stepper = self._stepper()
         own = UserProcessors(
             functions("logits_processor", companions.logits_processor),
             companions.prefix_allowed_tokens_fn,
@@ -135,6 +130,23 @@ class GenerateCall:
         self.stopping = stopping_criteria(self.settings, companions, self.prompt.padding)
         self.beams: BeamSearch | None = None
         self.steps = self._strategy()
+
+    def _stepper(self) -> ModelStepper:
+        """What runs the model: by recorded steps, where the device has some and no step is more."""
+        settings, others = self.settings, self.companions
+        wanted = {n: getattr(settings, n) for n in ("output_hidden_states", "output_attentions")}
+        more = (
+            any(wanted.values())
+            or settings.num_beams > 1
+            or self.drafts
+            or settings.guidance_scale not in (None, 1)
+            or others.logits_processor
+            or others.stopping_criteria
+            or others.prefix_allowed_tokens_fn
+        )
+        if settings.use_cache and not more and records(self.model.device):
+            return CapturedStepper(self.model, self.prompt, self.new_tokens)
+        return ModelStepper(self.model, self.prompt, self.new_tokens, settings.use_cache, **wanted)
 
     @property
     def drafts(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -308,19 +308,20 @@ def _run(call: GenerateCall) -> Generated:
                 f"streamer={shown(streamer)}; expected an object with put() and end()."
             )
         streamer.put(call.prompt.ids.cpu())
-    try:
-        for step in call.steps:
-            builder.add(step)
+    with call.stepper.alone() if streamer is None else nullcontext():
+        try:
+            for step in call.steps:
+                builder.add(step)
+                if streamer is not None:
+                    for tokens in new_tokens(step.ids, step.new):
+                        streamer.put(tokens)
+        except KeyboardInterrupt:
+            count = builder.ids.shape[1] - call.prompt.ids.shape[1]
+            _log.warning("Generation was interrupted; returning the %d tokens there are.", count)
+            call.stepper.forget_beyond(builder.ids)
+        finally:
             if streamer is not None:
-                for tokens in new_tokens(step.ids, step.new):
-                    streamer.put(tokens)
-    except KeyboardInterrupt:
-        count = builder.ids.shape[1] - call.prompt.ids.shape[1]
-        _log.warning("Generation was interrupted; returning the %d tokens there are.", count)
-        call.stepper.forget_beyond(builder.ids)
-    finally:
-        if streamer is not None:
-            streamer.end()
+                streamer.end()
     return builder.build(call.stepper, call.beams)
 
 

@@ -227,6 +227,11 @@ class RotaryTable:
         self._regime = _TYPES[config.rope_parameters["rope_type"]].regime
         self._by_device: dict[torch.device, tuple[Tensor, float]] = {}
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether how far a position turns depends on how long the text is."""
+        return self._regime is not None
+
     def regime(self, length: int) -> int:
         """A number that is the same for lengths whose positions turn by the same angles.
 
