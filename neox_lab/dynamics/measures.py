@@ -223,7 +223,7 @@ def _printed(value: Any) -> str:
 def _function(function: types.FunctionType, seen: Seen) -> Iterator[str]:
     """A function: its code, its defaults, what it closes over, what it uses of its module."""
     yield f"{function.__module__}.{function.__qualname__}"
-    if function.__module__.startswith("neox_lab."):
+    if (function.__module__ or "").startswith("neox_lab."):  # none where code was run by exec
         return
     cells = []
     for cell in function.__closure__ or ():

@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     import pandas as pd
 
 LABEL_LIMIT = 24
-ANSWERS = ("attribution", "patching", "switched", "writing")
+OPENED = ("features", "tuned", "steering", "circuit", "training")
+"""Panels that are computed when they are opened, as in ``assets/explorer_opened.js``."""
+ANSWERS = ("attribution", "patching", "switched", "writing", *OPENED)
 """Answers that bring the calls that made them, as in ``assets/explorer.js``; effects do, too."""
-GIVEN_UP = ("writing", "attribution", "effects", "patching", "switched", "compared")
+GIVEN_UP = ("writing", "attribution", "effects", "patching", "switched", *OPENED, "compared")
 """Answers in the order in which they stay out of a page that would be too large, the last first."""
 
 
@@ -73,25 +75,12 @@ class ReadingView:
         """For the script, attention weights in ``room`` characters."""
         attention = attention_data(self.attention, room)
         kept = ("layers", "heads", "causal", "top", "measures", "weights", "first")
-        probabilities = self.lens.probabilities
         return {
             "prompt": self.prompt,
             "pieces": [label(piece, LABEL_LIMIT) for piece in self.attention.pieces],
             "attention": {name: attention[name] for name in kept},
             "about": [label(piece, LABEL_LIMIT) for piece in self.about],
-            "lens": {
-                "rows": self.lens.row_labels,
-                "candidates": [
-                    [
-                        [
-                            [label(piece, LABEL_LIMIT), round(float(share), 4)]
-                            for piece, share in zip(cell, shares, strict=True)
-                        ]
-                        for cell, shares in zip(row, probabilities[at], strict=True)
-                    ]
-                    for at, row in enumerate(self.lens.candidates)
-                ],
-            },
+            "lens": lens_data(self.lens),
             "shares": self.shares
             and {
                 "names": self.shares.names,
@@ -99,6 +88,21 @@ class ReadingView:
                 "values": rounded(self.shares.values, 3),
             },
         }
+
+
+def lens_data(lens: LensView) -> dict[str, Any]:
+    """A lens for the script: its rows, and the candidates of each row and position."""
+    cells = [
+        [
+            [
+                [label(piece, LABEL_LIMIT), round(float(share), 4)]
+                for piece, share in zip(cell, shares, strict=True)
+            ]
+            for cell, shares in zip(row, lens.probabilities[at], strict=True)
+        ]
+        for at, row in enumerate(lens.candidates)
+    ]
+    return {"rows": lens.row_labels, "candidates": cells}
 
 
 def chosen(state: Mapping[str, object], name: str, count: int, otherwise: int = -1) -> int:

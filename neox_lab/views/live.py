@@ -38,11 +38,15 @@ BUDGET, LIMIT = 1_000_000, 2_000_000  # bytes of a fragment: what it should and 
 _PARTS = {
     "attention": ("maps",),
     "attribution_graph": ("saving",),
+    "curves": ("plot",),
     "examples": ("pieces",),
-    "explorer": ("maps", "saving", "explorer_panels", "explorer_answers"),
+    "explorer": (
+        *("maps", "saving", "plot", "wiring", "explorer_panels", "explorer_answers"),
+        *("explorer_opened", "explorer_drawn", "explorer_steps"),
+    ),
     "grid": ("cells",),
     "lens_pair": ("cells",),
-    "network": ("maps", "saving"),
+    "network": ("maps", "saving", "wiring"),
     "slider": ("cells",),
     "strip": ("pieces",),
 }

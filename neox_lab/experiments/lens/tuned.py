@@ -33,6 +33,7 @@ from neox_lab.model.identity import Identity, identity, refuse_another
 from neox_lab.notices import tell
 
 if TYPE_CHECKING:
+    from neox_lab.experiments.patching.progress_report import ProgressReport
     from neox_lab.family.contract import HookedModel, LanguageModel
     from neox_lab.family.text import Inputs
 
@@ -224,7 +225,7 @@ class TunedLens:
         batch_size: int = 8,
         seed: int = 0,
         precision: Literal["float32", "bfloat16"] = "float32",
-        progress: bool = True,
+        progress: bool | ProgressReport = True,
     ) -> TunedLensResult:
         """Train a lens, all layers from one pass over the hidden states.
 
@@ -258,7 +259,8 @@ class TunedLens:
             seed: of the order of the documents and of which are held out.
             precision: of products with the unembedding, which take nearly all of the time.
                 ``bfloat16`` as published; faster where the device multiplies such numbers.
-            progress: show how far it has got.
+            progress: show how far it has got; or a function that is told the steps done and all
+                steps, and may raise KeyboardInterrupt.
 
         Returns:
             How close each layer comes on the held-out documents; ``.lens`` is the lens.
@@ -278,7 +280,8 @@ class TunedLens:
             steps, tokens_per_step, length, lr, weight_decay, held_out, batch_size, seed, precision
         ).checked()
         require_end(model)
-        check("progress", progress, SWITCH, InputError)
+        if not callable(progress):
+            check("progress", progress, SWITCH, InputError)
         rows = documents(model, texts)
         with torch.inference_mode(False), torch.enable_grad():
             trained = train(model, rows, recipe, to, progress)

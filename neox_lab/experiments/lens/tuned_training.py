@@ -27,6 +27,7 @@ from neox_lab.progress import Progress
 from neox_lab.safetensors_files import FileFormat
 
 if TYPE_CHECKING:
+    from neox_lab.experiments.patching.progress_report import ProgressReport
     from neox_lab.family.contract import LanguageModel
 
 MOMENTUM, CLIP = 0.9, 1.0
@@ -171,7 +172,7 @@ def train(
     rows: list[list[int]],
     recipe: Recipe,
     to: str | os.PathLike[str] | None,
-    progress: bool,
+    progress: bool | ProgressReport,
 ) -> Trained:
     """Train on token ids of documents; see ``TunedLens.train`` for the rest.
 
@@ -196,7 +197,9 @@ def train(
     plan = hashlib.sha256(text.encode()).hexdigest()
     with _folder(to) as folder:
         losses = _resumed(folder, plan, translators)
-        with Progress(recipe.steps, "step", done=len(losses), silent=not progress) as bar:
+        told = progress if callable(progress) else None
+        silent = told is not None or not progress
+        with Progress(recipe.steps, "step", done=len(losses), silent=silent) as bar:
             for step, chosen in enumerate(_plan([len(p) for p in parts], recipe)):
                 if step < len(losses):
                     continue
@@ -208,6 +211,8 @@ def train(
                     )
                 translators.step(recipe.lr * (1 - step / recipe.steps))
                 bar.update(note=f"{losses[-1]:.3g} bits")
+                if told is not None:
+                    told(len(losses), recipe.steps)
                 if len(losses) % EVERY == 0:
                     _save(folder, plan, translators, losses)
         lens = _stored(model, translators, whose)

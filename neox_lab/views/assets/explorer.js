@@ -2,11 +2,12 @@
 //
 // data: title, notes, model (in words), layers, heads, state, reading, parts, code
 //   state: position, key (or null), row (of the lens), layer, head, measure, shown ("first",
-//     "second" or "difference"), lines (whether a pattern is drawn as lines)
+//     "second" or "difference"), lines (whether a pattern is drawn as lines), open (names of panels),
+//     feature (or null)
 //   reading: prompt, pieces, attention (as in attention.js), about [pos], lens: rows and candidates
 //     [row][pos] of [text, share]; shares: names, where [layer, head or null] or null, values [pos][part]
 //   parts: what was asked for so far: compared (a reading, with same and change [row][pos]), effects,
-//     attribution, patching, writing, switched
+//     attribution, patching, writing, switched, and those of explorer_opened.js
 //   revisions (may be missing): names, chosen, readings ({name: reading} of those that were run)
 //   code: Python that makes the same, with {position}, {layer}, {head} and {revision} in it; an answer may have code of its own
 // A live host has emit(event, detail): "state", "ask", "save", "branch", "show", "revision"; and
@@ -30,7 +31,7 @@ async function mount(element, data, host) {
     return node;
   };
   const ask = (text, what, title) => (host ? [button(text, () => emit("ask", { what }), title)] : []);
-  const grid = el("div", { class: "explorer" });
+  const grid = el("div", { class: "explorer panels" });
   const views = switches("which prompt", () => run.choices(), "first", (shown) => store.set({ shown }));
   store.on((state) => views.draw(run.readable(state.shown)));
   const panels = [
@@ -56,10 +57,15 @@ async function mount(element, data, host) {
     panels.push(patchingPanel(run, store, save, [...ask("patch the stream", "resid_pre"), ...ask("attention", "attn_out"), ...ask("MLP", "mlp_out")]));
   if (there("writing")) panels.push(writingPanel(run, store, save, ask("write on", "writing"), emit));
   grid.append(...panels);
+  const more = openedPanels(run, store, save, emit);
   const steps = data.revisions ? [slider(data.revisions, run, store, emit)] : [];
-  body.append(el("div", { class: "above" }, el("span", {}, data.model), ...steps, views.group), grid, python(data, run, store));
+  const code = python(data, run, store);
+  const [tokens, , heads, , lens] = panels;
+  const first = firstSteps(emit.live, { tokens, lens, heads, deeper: more, python: code });
+  const above = el("div", { class: "above" }, el("span", {}, data.model), ...steps, el("span", {}, first.again, views.group));
+  body.append(above, first.node, grid, more, code);
   body.classList.add("explorer-body");
-  const wanted = ["effects", "attribution", "patching", "writing", "switched", "compared", "reading"];
+  const wanted = ["effects", ...ANSWERS, "compared", "reading"];
   if (host) for (const name of wanted) host.part(name, (part) => took(name, part));
   store.draw();
   jumps(body, panels);
@@ -99,6 +105,11 @@ function slider({ names, chosen, readings }, run, store, emit) {
     run.reading = await run.open(readings[name]);
     store.draw();
   });
+  run.walk = (name) => {
+    if (!names.includes(name)) return;
+    input.value = names.indexOf(name);
+    for (const event of ["input", "change"]) input.dispatchEvent(new Event(event));
+  };
   run.moved = () => (run.revision = names[Number(input.value)]);
   input.addEventListener("change", () => emit("revision", { name: names[Number(input.value)] }));
   return el("label", { class: "revision" }, "revision ", input, shown);
@@ -141,6 +152,8 @@ function within(state, run) {
     measure: String(state.measure || ""),
     shown: ["first", "second", "difference"].includes(state.shown) ? state.shown : "first",
     lines: state.lines === true,
+    open: Object.keys(OPENED).filter((name) => Array.isArray(state.open) && state.open.includes(name)),
+    feature: whole(state.feature, Infinity, null),
   };
 }
 
@@ -168,7 +181,7 @@ function jumps(body, panels) {
   });
 }
 
-const ANSWERS = ["attribution", "patching", "switched", "writing"]; // with code of their own
+const ANSWERS = ["attribution", "patching", "switched", "writing", ...Object.keys(OPENED)]; // with code of their own
 
 /** The calls that make what is shown, to take to a notebook. */
 function python(data, run, store) {
@@ -221,6 +234,7 @@ function csv(panel, run, state) {
     parts: () => [["part", "share"], ...reading.shares.names.map((name, part) => [name, reading.shares.values[state.position][part]])],
     attribution: () => [["pos", "token", "value"], ...(parts.attribution ? parts.attribution.values.map((value, at) => [at, pieces[at], value]) : [])],
     patching: () => [["layer", "pos", "value"], ...(parts.patching ? parts.patching.values.flatMap((line, layer) => line.map((value, pos) => [layer, pos, value])) : [])],
+    ...openedRows(run),
     writing: () => [["token", "probability"], ...(parts.writing ? parts.writing.tokens.map(({ text, share }) => [text, share]) : [])],
   }[panel]();
   const cell = (value) => `"${String(value ?? "").replaceAll('"', '""')}"`;

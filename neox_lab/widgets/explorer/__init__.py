@@ -8,6 +8,8 @@
     reading     two runs on a prompt: lens, attention, what every part writes
     revisions   checkpoints of one training
     questions   what is asked further: switching off, patching, attribution
+    opened      panels that are computed when they are opened: features, circuits, steering
+    tools       what these work with
     selection   what is selected
     examples    prompts to click
     widget      the live widget
@@ -20,12 +22,19 @@ What is drawn is ``views/explorer.py`` and its scripts, with or without a kernel
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from neox_lab.checks import TEXT, check, shown
 from neox_lab.errors import InputError
 from neox_lab.family import GPTNeoXForCausalLM
 from neox_lab.widgets.explorer.revisions import Load, Revisions
+from neox_lab.widgets.explorer.tools import checked
 from neox_lab.widgets.explorer.widget import ExplorerWidget
+
+if TYPE_CHECKING:
+    from neox_lab.experiments.lens import TunedLens
+    from neox_lab.sae import Dictionary
+    from neox_lab.steering import Direction
 
 __all__ = ["ExplorerWidget", "explore"]
 
@@ -37,6 +46,9 @@ def explore(
     *,
     against: GPTNeoXForCausalLM | None = None,
     revisions: Sequence[str] | Mapping[str, Load] | None = None,
+    dictionaries: Mapping[str, Dictionary] | None = None,
+    tuned: TunedLens | None = None,
+    direction: Direction | None = None,
 ) -> ExplorerWidget:
     """Look at one run of a model in panels that are linked: select something, and all follow.
 
@@ -48,6 +60,9 @@ def explore(
         revisions: names of its checkpoints over training, the last of them ``model`` itself, or a
             function that loads the model for each name; a slider walks over them, with one in
             memory at a time.
+        dictionaries: of features, by name, for the panel of these; the built-in model has its own.
+        tuned: a tuned lens for its panel; of the built-in model a small one is trained there.
+        direction: to steer along; else it leads from the second prompt to the first.
 
     Returns:
         A live widget; ``.result`` is the same as a view that needs no kernel, and
@@ -55,7 +70,7 @@ def explore(
 
     Raises:
         InputError: a model that cannot write or has no tokenizer, a prompt that is no text, or
-            fewer than two revisions.
+            fewer than two revisions, or something of another kind.
     """
     for name, text in (("prompt", prompt), ("second", second)):
         check(name, text, TEXT, InputError)
@@ -65,4 +80,6 @@ def explore(
             "functions that load the model."
         )
     walk = None if revisions is None else Revisions(model, revisions)
-    return ExplorerWidget(model, prompt, second, against, walk)
+    return ExplorerWidget(
+        model, prompt, second, against, checked(dictionaries, tuned, direction, walk)
+    )

@@ -27,6 +27,7 @@ from neox_lab.views.live import rounded
 from neox_lab.widgets.explorer.calls import hooked
 from neox_lab.widgets.explorer.reading import CANDIDATES, Reading
 from neox_lab.widgets.explorer.selection import Selection
+from neox_lab.widgets.explorer.tools import Tools
 
 Report = Callable[[int, int], None]
 
@@ -58,6 +59,7 @@ class Asked:
         chosen: what is selected.
         effects: measures of heads that were asked for before.
         report: told how much is done.
+        tools: what panels that are opened work with.
     """
 
     model: GPTNeoXForCausalLM
@@ -67,6 +69,7 @@ class Asked:
     chosen: Selection
     effects: dict[str, Any]
     report: Report
+    tools: Tools
 
     @property
     def metric(self) -> LogitMetric:
@@ -81,11 +84,21 @@ class Asked:
         token = int(self.first.about[self.chosen.position])
         return f"nl.patching.logit_difference({token}, pos={self.chosen.position})"
 
+    @property
+    def difference_code(self) -> str:
+        """The call that makes ``difference()``."""
+        correct, wrong = int(self.first.about[-1]), int(self.other().about[-1])
+        return f"nl.patching.logit_difference({correct}, {wrong})"
+
+    @property
+    def pieces(self) -> str:
+        """What both prompts expect at their ends, for people."""
+        return f"“{_piece(self.first)}” against “{_piece(self.other())}”"
+
     def swept(self, name: str, site: str) -> str:
         """The calls that patch ``site`` from the second prompt."""
-        correct, wrong = int(self.first.about[-1]), int(self.other().about[-1])
         return (
-            f"difference = nl.patching.logit_difference({correct}, {wrong})\n"
+            f"difference = {self.difference_code}\n"
             f'{name} = nl.patching.sweep(model, prompt, second, difference, "{site}")'
         )
 
@@ -187,8 +200,7 @@ def patching(asked: Asked, site: str) -> Answer:
     result = sweep(asked.model, asked.first.ids, second.ids, metric, site, progress=asked.report)
     note = (
         f"{site} of the first prompt put into a run on the second, a layer and a position at a "
-        f"time: share of the difference in “{_piece(asked.first)}” against “{_piece(second)}” "
-        "that comes back."
+        f"time: share of the difference in {asked.pieces} that comes back."
     )
     data = {"site": site, "values": rounded(result.normalized().numpy(), 4), "note": note}
     data["code"] = asked.swept("swept", site)

@@ -11,10 +11,11 @@ import numpy as np
 from neox_lab.errors import InputError
 from neox_lab.results import Result
 from neox_lab.views import BarsView, HeatmapView, PredictionsView, View, label
+from neox_lab.widgets.explorer.opened import OPENED
 from neox_lab.widgets.explorer.reading import Reading
 from neox_lab.widgets.explorer.selection import Selection
 
-ASKED_FOR = ("attribution", "patching", "writing")
+ASKED_FOR = ("attribution", "patching", "writing", *OPENED)
 FORMS: dict[str, Callable[[View], bytes]] = {
     "png": lambda view: view.to_png(),
     "svg": lambda view: view.to_svg().encode(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,11 +21,13 @@ from neox_lab.widgets.branches import Branches
 from neox_lab.widgets.explorer import questions
 from neox_lab.widgets.explorer.calls import as_python, continued
 from neox_lab.widgets.explorer.examples import examples
+from neox_lab.widgets.explorer.opened import OPENED, answer
 from neox_lab.widgets.explorer.questions import Answer, Asked
 from neox_lab.widgets.explorer.reading import Reading, compare, read
-from neox_lab.widgets.explorer.revisions import Revisions, check_writes
+from neox_lab.widgets.explorer.revisions import check_writes
 from neox_lab.widgets.explorer.saving import FORMS, panel_view
 from neox_lab.widgets.explorer.selection import Selection
+from neox_lab.widgets.explorer.tools import Tools
 from neox_lab.widgets.live import LiveWidget
 from neox_lab.widgets.panels import choices
 from neox_lab.widgets.panels import panel as picture
@@ -40,8 +43,9 @@ ANSWERS: dict[str, Callable[[Asked], Answer]] = {
     "resid_pre": lambda asked: questions.patching(asked, "resid_pre"),
     "attn_out": lambda asked: questions.patching(asked, "attn_out"),
     "mlp_out": lambda asked: questions.patching(asked, "mlp_out"),
+    **{panel: partial(answer, panel) for panel in OPENED},
 }
-PARTS = ("compared", "effects", "attribution", "patching", "switched", "writing")
+PARTS = ("compared", "effects", "attribution", "patching", "switched", "writing", *OPENED)
 """Traits with what was asked for, which the browser gets one by one."""
 WANTED = {name: name for name in ("ask", "save", "branch", "show")} | {
     "state": "select",
@@ -64,6 +68,11 @@ class ExplorerWidget(LiveWidget):
         patching: where the difference between the prompts travels.
         switched: what comes next with one head changed.
         writing: the continuation.
+        features: which are active, and to what effect.
+        tuned: what the tuned lens reads.
+        steering: what a direction does.
+        circuit: which edges carry the difference between the prompts.
+        training: the expected token over checkpoints.
         revision: the checkpoint on show; empty if there is only one.
         reading: what it made of the prompt, if another one is drawn already.
         download: a file for the browser to save.
@@ -85,6 +94,11 @@ class ExplorerWidget(LiveWidget):
     patching: Any = traitlets.Dict().tag(sync=True)
     switched: Any = traitlets.Dict().tag(sync=True)
     writing: Any = traitlets.Dict().tag(sync=True)
+    features: Any = traitlets.Dict().tag(sync=True)
+    tuned: Any = traitlets.Dict().tag(sync=True)
+    steering: Any = traitlets.Dict().tag(sync=True)
+    circuit: Any = traitlets.Dict().tag(sync=True)
+    training: Any = traitlets.Dict().tag(sync=True)
     reading: Any = traitlets.Dict().tag(sync=True)
     download: Any = traitlets.Dict().tag(sync=True)
 
@@ -94,13 +108,14 @@ class ExplorerWidget(LiveWidget):
         prompt: str,
         second: str = "",
         against: GPTNeoXForCausalLM | None = None,
-        revisions: Revisions | None = None,
+        tools: Tools | None = None,
     ) -> None:
         check_writes(model)
         if against is not None:
             check_writes(against)
         self._model, self._against = model, against
-        self._revisions = revisions
+        self._tools = Tools() if tools is None else tools
+        self._revisions = revisions = self._tools.revisions
         self.revision = "" if revisions is None else revisions.chosen
         self._read_before: dict[str, Reading] = {}
         self._reading: Reading | None = None
@@ -281,17 +296,21 @@ class ExplorerWidget(LiveWidget):
                 raise KeyboardInterrupt  # how a sweep is ended
             self._publish(job, progress=[done, total])
 
-        asked = Asked(
-            self._model, reading, other, self._against is None, chosen, dict(self.effects), report
-        )
-        answer = ANSWERS[what](asked)
-        if not getattr(answer.result, "complete", True):
+        alone, effects = self._against is None, dict(self.effects)
+        asked = Asked(self._model, reading, other, alone, chosen, effects, report, self._tools)
+        try:
+            found = ANSWERS[what](asked)
+        except KeyboardInterrupt:  # from ``report``, where nobody else took it
+            raise Stopped from None
+        job.check()
+        if not getattr(found.result, "complete", True):
             raise Stopped
-        if answer.result is not None:
-            self._answers[answer.part] = answer.result
-        told: dict[str, object] = {answer.part: answer.data}
-        if answer.part == "effects":
-            told["state"] = {**self.state, "measure": list(answer.data)[-1]}
+        self._answers.pop(found.part, None)
+        if found.result is not None:
+            self._answers[found.part] = found.result
+        told: dict[str, object] = {found.part: found.data}
+        if found.part == "effects":
+            told["state"] = {**self.state, "measure": list(found.data)[-1]}
         self._publish(job, now=True, **told)
         self._keep(job)
 
