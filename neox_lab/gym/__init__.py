@@ -12,6 +12,8 @@
     nl.gym.planted_ioi()                       # planted circuits with their true edges and prompts
     nl.gym.planted_variable()                  # one whose variables were
     nl.gym.CAUSAL["ioi"].pairs("receiver", 99) # pairs for interchange interventions
+    nl.gym.pairs(model, "ioi", 8)              # those of a task that this tokenizer can be asked
+    nl.gym.check("likeliest token", " Rome")   # the notebooks' exercises: right, or not yet
 
 It loads in milliseconds and needs no network. ``world`` has the eight tasks, ``labelled`` the data
 of the heads, ``sealed`` items that nothing here was trained or chosen by, ``training_texts`` what
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
     from neox_lab.gym import labelled, sealed
     from neox_lab.gym.built_in_dictionaries import dictionaries, dictionary_card, named_features
     from neox_lab.gym.causal import CAUSAL, CausalTask
-    from neox_lab.gym.evaluation import Evaluation, evaluate, repeat_loss, tasks
+    from neox_lab.gym.course import check, claim, course_model, exercises
+    from neox_lab.gym.evaluation import Evaluation, evaluate, pairs, repeat_loss, tasks
     from neox_lab.gym.examples import Example, Pair, Task
     from neox_lab.gym.planting import planted
     from neox_lab.gym.planting_induction import planted_induction
@@ -49,10 +52,15 @@ _HOME = {
     "PlantedCircuit": "planting_parts",
     "TASKS": "world",
     "Task": "examples",
+    "check": "course",
+    "claim": "course",
+    "course_model": "course",
     "dictionaries": "built_in_dictionaries",
     "dictionary_card": "built_in_dictionaries",
     "evaluate": "evaluation",
+    "exercises": "course",
     "named_features": "built_in_dictionaries",
+    "pairs": "evaluation",
     "planted": "planting",
     "planted_induction": "planting_induction",
     "planted_ioi": "planting_ioi",
@@ -71,11 +79,16 @@ __all__ = [
     "Pair",
     "PlantedCircuit",
     "Task",
+    "check",
+    "claim",
+    "course_model",
     "dictionaries",
     "dictionary_card",
     "evaluate",
+    "exercises",
     "labelled",
     "named_features",
+    "pairs",
     "planted",
     "planted_induction",
     "planted_ioi",

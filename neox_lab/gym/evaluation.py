@@ -2,6 +2,7 @@
 
     nl.gym.evaluate(model)              # accuracy and logit difference by task
     nl.gym.evaluate(model).examples     # every prompt, and why some were left out
+    nl.gym.pairs(model, "ioi", 8)       # pairs that can be asked
     nl.gym.repeat_loss(model)           # does it look up what came before?
 
 A task asks for one token after a prompt. Another tokenizer may cut an answer into several tokens,
@@ -163,6 +164,47 @@ def evaluate(
     check("part", part, one_of("train", "held-out"), InputError)
     check("seed", seed, whole(), InputError)
     return ask(model, {name: TASKS[name].pairs(count, part, seed) for name in names}, batch_size)
+
+
+def pairs(
+    model: LanguageModel, task: str, count: int, part: Split = "held-out", seed: int = 0
+) -> list[Pair]:
+    """Pairs of a task that this model's tokenizer can be asked.
+
+    Its prompts are as long as each other and its answers one token. Of the built-in model, and of
+    whatever reads every word as one token, they are those of ``TASKS[task].pairs``.
+
+    Args:
+        model: a GPTNeoXForCausalLM with a tokenizer.
+        task: its name.
+        count: how many.
+        part: ``"train"`` or ``"held-out"``, see ``evaluate``.
+        seed: of the draw.
+
+    Returns:
+        ``count`` pairs, fewer if the task has fewer of this kind.
+
+    Raises:
+        InputError: an unknown task, ``count`` is no number of pairs, or there is no such pair.
+        TokenizerError: a model without tokenizer.
+    """
+    require_model(model)
+    (name,) = task_names([task])
+    count = check("count", count, whole(least=1, most=10_000), InputError)
+    check("part", part, one_of("train", "held-out"), InputError)
+    check("seed", seed, whole(), InputError)
+    found: list[Pair] = []
+    reason = ""
+    for pair in TASKS[name].pairs(max(200, 4 * count), part, seed):
+        prompt, why = as_tokens(model, pair)
+        reason = reason or why
+        if prompt is not None:
+            found.append(pair)
+        if len(found) == count:
+            break
+    if not found:
+        raise InputError(f"No prompt of {name} can be asked this model: {reason}.")
+    return found
 
 
 def task_names(tasks: Sequence[str] | None) -> list[str]:

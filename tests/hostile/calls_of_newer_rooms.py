@@ -136,7 +136,16 @@ def _calls_of_features(model: Any) -> dict[str, Call]:
             | {"quantiles": 2, "held_out": 0.5, "context": 4, "skip_first": 1, "max_tokens": 7}
             | {"batch_size": 1, "together": [3, 0], "seed": 1, "progress": False},
         ),
+        "gym.check": (
+            nl.gym.check,
+            {"exercise": "second choice", "answer": " a", "model": model},
+        ),
+        "gym.claim": (nl.gym.claim, {"holds": True, "sentence": "it holds"}),
         "gym.dictionaries": (nl.gym.dictionaries, {"model": nl.load()}),
+        "gym.pairs": (
+            nl.gym.pairs,
+            {"model": nl.load(), "task": "ioi", "count": 2, "part": "train", "seed": 0},
+        ),
         "gym.sealed.evaluate": (
             nl.gym.sealed.evaluate,
             {"model": nl.load(revision="step0"), "tasks": ["facts"], "batch_size": 64, "seed": 1},

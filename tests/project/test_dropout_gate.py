@@ -215,6 +215,7 @@ NO_QUESTIONS = {
     "activations.plan",  # texts alone
     "detect.composition",  # weights alone
     "gym.dictionaries",  # files alone
+    "gym.pairs",  # tokens alone
     "detect.repeated_tokens",  # tokens alone
     "lens.singular_vectors",  # weights alone
     "lens.svd",  # weights alone

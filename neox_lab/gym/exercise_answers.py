@@ -1,0 +1,324 @@
+"""What is right in the exercises of the notebooks, worked out from a model.
+
+Where many answers are right, such as a hook or a sentence, what the answer does is tried.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from neox_lab.checks import several
+from neox_lab.errors import InputError
+from neox_lab.family import load
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neox_lab.family import (
+        GPTNeoXForCausalLM,
+        GPTNeoXForQuestionAnswering,
+        GPTNeoXForSequenceClassification,
+        GPTNeoXForTokenClassification,
+    )
+
+Judge = Callable[[Any, Any], bool]
+"""A model and an answer of the right kind; whether it is right."""
+BEGINNING = "The people of the United"
+GIVING = "When Mary and Tom went to the park, Tom gave the key to"
+
+
+def as_row(value: object) -> Tensor:
+    """What has numbers as entries, as one row of them; errors of many kinds if it has not."""
+    entries = several("answer", value, "numbers", InputError)
+    return torch.tensor([float(entry) for entry in entries])
+
+
+def number(compute: Callable[[Any], float]) -> Judge:
+    """Right within one in a hundred."""
+
+    def judge(model: GPTNeoXForCausalLM, answer: float) -> bool:
+        expected = compute(model)
+        return abs(answer - expected) <= 0.01 * abs(expected)
+
+    return judge
+
+
+def same(compute: Callable[[Any], object]) -> Judge:
+    """Right if it is the same; texts whatever space stands around them."""
+
+    def judge(model: GPTNeoXForCausalLM, answer: object) -> bool:
+        expected = compute(model)
+        if isinstance(expected, str) and isinstance(answer, str):
+            return answer.strip() == expected.strip()
+        return (tuple(answer) if isinstance(answer, list) else answer) == expected
+
+    return judge
+
+
+def _strongest(values: Tensor) -> tuple[int, int]:
+    """Layer and head of the largest of ``[layer, head]``."""
+    layer, head = divmod(int(values.argmax()), values.shape[1])
+    return layer, head
+
+
+@torch.no_grad()
+def _next_logits(model: GPTNeoXForCausalLM, text: str) -> Tensor:
+    """Logits of the token after a text, ``[vocab]``."""
+    logits: Tensor = model(model.to_tokens(text)).logits[0, -1].float().cpu()
+    return logits
+
+
+def ranked(text: str, rank: int) -> Judge:
+    """The piece of the token of a rank, 0 being the likeliest, after a text."""
+    return same(
+        lambda model: model.tokenizer.piece_text(
+            int(_next_logits(model, text).sort(descending=True, stable=True).indices[rank])
+        )
+    )
+
+
+def written(model: GPTNeoXForCausalLM) -> float:
+    """Log probability, in nats, of what greedy search writes."""
+    prompt = model.to_tokens("It is the duty of")
+    text = cast(Tensor, model.generate(prompt, max_new_tokens=8, do_sample=False))
+    return -losses(model, text)[prompt.shape[1] - 1 :].sum().item()
+
+
+@torch.no_grad()
+def losses(model: GPTNeoXForCausalLM, tokens: Tensor) -> Tensor:
+    """Loss of each token but the first, in nats, ``[pos - 1]``."""
+    log_probability = model(tokens).logits[0, :-1].float().log_softmax(-1)
+    losses: Tensor = -log_probability.gather(1, tokens[0, 1:, None].to(model.device))[:, 0]
+    return losses.cpu()
+
+
+@torch.no_grad()
+def silenced(
+    model: GPTNeoXForCausalLM, hooks: Sequence[tuple[str, Callable[..., Tensor | None]]]
+) -> bool:
+    """Whether under the hooks layer 1 lacks what head 1 writes, and nothing else has changed."""
+    _, plain = model.run_with_cache(BEGINNING)
+    with model.hooks(list(hooks)):
+        _, cache = model.run_with_cache(BEGINNING)
+    own = plain["result", 1][:, :, 1]
+    expected = plain["attn_out", 1] - own
+    scale = 1e-3 * float(own.abs().max())
+    same_below = torch.allclose(cache["resid_pre", 1], plain["resid_pre", 1], atol=scale)
+    same_mlp = torch.allclose(cache["mlp_out", 1], plain["mlp_out", 1], atol=scale)
+    written = torch.allclose(cache["attn_out", 1], expected, atol=scale)
+    return same_below and same_mlp and written
+
+
+@torch.no_grad()
+def looks_at_second(model: GPTNeoXForCausalLM) -> tuple[int, int]:
+    """The head that looks most from the last token at the one with number 1."""
+    _, cache = model.run_with_cache(GIVING, "*.hook_pattern")
+    layers = range(model.config.num_hidden_layers)
+    return _strongest(torch.stack([cache["pattern", layer][0, :, -1, 1] for layer in layers]))
+
+
+@torch.no_grad()
+def surprise_before_last_layer(model: GPTNeoXForCausalLM) -> float:
+    """Surprise of the next token in bits, read off the stream before the last layer."""
+    tokens = model.to_tokens(f"{BEGINNING} States")
+    _, cache = model.run_with_cache(tokens, "*.hook_resid_pre")
+    stream = cache["resid_pre", model.config.num_hidden_layers - 1]
+    normed = model.gpt_neox.final_layer_norm(stream[0, -2])
+    read = (model.get_output_embeddings()(normed)).float().log_softmax(-1)
+    return float(-read[tokens[0, -1]] / torch.log(torch.tensor(2.0)))
+
+
+def carries_capital(model: GPTNeoXForCausalLM) -> tuple[int, int]:
+    """The head that changes most when it is patched from Spain into Norway."""
+    from neox_lab.experiments import patching
+
+    metric = patching.logit_difference(" Madrid", " Oslo")
+    clean, corrupted = "The capital of Spain is", "The capital of Norway is"
+    swept = patching.sweep(model, clean, corrupted, metric, site="z_all_pos", progress=False)
+    return _strongest(swept.effect())
+
+
+def finds_copy(model: GPTNeoXForCausalLM) -> tuple[int, int]:
+    """The head that looks most at the earlier copy of the present token."""
+    from neox_lab.experiments import detection as detect
+
+    return _strongest(detect.heads(model, "duplicate_token").values)
+
+
+@torch.no_grad()
+def tells_women(model: GPTNeoXForCausalLM, answer: object) -> bool:
+    """Whether women lie higher along a direction in at least nine of ten unseen texts."""
+    from neox_lab.gym.world import TASKS
+
+    direction = as_row(answer)
+    if len(direction) != model.config.hidden_size:
+        return False
+    pairs = TASKS["pronouns"].pairs(80, "train", seed=11)
+    site = f"blocks.{model.config.num_hidden_layers - 1}.hook_resid_post"
+    streams = [model.run_with_cache(pair.clean, site)[1][site][0, -1] for pair in pairs]
+    along = torch.stack(streams).float().cpu() @ direction
+    women = torch.tensor([pair.correct == " she" for pair in pairs])
+    middle = (along[women].mean() + along[~women].mean()) / 2
+    return float(((along > middle) == women).float().mean()) >= 0.9
+
+
+def praised(model: GPTNeoXForSequenceClassification, answer: str) -> bool:
+    """Whether a word of praise after ``not`` is called positive all the same."""
+    from neox_lab.gym.words import POSITIVE
+    from neox_lab.tasks import classification
+
+    if not re.search(rf"\bnot ({'|'.join(POSITIVE)})\b", answer):
+        return False
+    return bool(classification.predict(model, answer).frame["prediction"][0] == "positive")
+
+
+def unanswered(model: GPTNeoXForQuestionAnswering, answer: str) -> bool:
+    """Whether a text has a key in it and the reader cannot tell where."""
+    from neox_lab.tasks import answering
+
+    if not re.search(r"\bkey\b", answer):
+        return False
+    found = answering.predict(model, "Where is the key?", answer).frame["answer"][0]
+    return bool(found == "")
+
+
+def three_persons(model: GPTNeoXForTokenClassification, answer: str) -> bool:
+    """Whether exactly three persons are found."""
+    from neox_lab.tasks import tagging
+
+    if not answer.strip():
+        return False
+    found = tagging.predict(model, answer).frame
+    return int((found["label"] == "PER").sum()) == 3
+
+
+def first_step(model: GPTNeoXForCausalLM) -> int:
+    """The first revision at which a head looks one token back at more than half."""
+    from neox_lab.built_in import revisions
+    from neox_lab.experiments import detection as detect
+
+    for name in revisions():
+        if detect.heads(load(revision=name), "previous_token").values.max() > 0.5:
+            return int(name.removeprefix("step"))
+    return -1
+
+
+def read_at_start(model: GPTNeoXForCausalLM) -> float:
+    """Mean distance of the row 0_pre from the end, in bits."""
+    from neox_lab.experiments import lens
+
+    frame = lens.logit_lens(model, GIVING).frame
+    return float(frame[frame["layer"] == "0_pre"]["kl_bits"].mean())
+
+
+def highest_feature(model: GPTNeoXForCausalLM) -> int:
+    """The feature of ``resid_post_1`` that is highest at the end of a short text."""
+    from neox_lab.gym.built_in_dictionaries import dictionaries
+
+    dictionary = dictionaries(model)["resid_post_1"]
+    with torch.no_grad():
+        _, cache = model.run_with_cache("Then the dogs", ("resid_post", 1))
+        return int(dictionary.encode(cache["resid_post", 1]).dense()[0, -1].argmax())
+
+
+@torch.no_grad()
+def looks_two_back(model: GPTNeoXForCausalLM) -> tuple[int, int]:
+    """The head that looks most, on average, at the token two before its own."""
+    _, cache = model.run_with_cache(GIVING, "*.hook_pattern")
+    layers = range(model.config.num_hidden_layers)
+    back = [cache["pattern", n][0].diagonal(-2, dim1=-2, dim2=-1).mean(dim=-1) for n in layers]
+    return _strongest(torch.stack(back))
+
+
+@torch.no_grad()
+def nearest_features(model: GPTNeoXForCausalLM) -> float:
+    """The largest cosine between two rows of what ``resid_post_2`` writes."""
+    from neox_lab.gym.built_in_dictionaries import dictionaries
+
+    rows = torch.nn.functional.normalize(dictionaries(model)["resid_post_2"].W_dec, dim=-1)
+    return float((rows @ rows.T).fill_diagonal_(-1).max())
+
+
+def _largest(frame: pd.DataFrame, column: str) -> Any:
+    """The row with the largest size in a column."""
+    return frame.iloc[int(frame[column].abs().to_numpy().argmax())]
+
+
+def strongest_part(model: GPTNeoXForCausalLM) -> str:
+    """The head or MLP that changes the metric of eight prompts most, removed by itself."""
+    from neox_lab.circuits import node_scores
+    from neox_lab.experiments import patching
+    from neox_lab.gym.evaluation import pairs
+
+    asked = pairs(model, "ioi", 8)
+    metric = patching.logit_difference([p.correct for p in asked], [p.wrong for p in asked])
+    clean, corrupted = [p.clean for p in asked], [p.corrupted for p in asked]
+    frame = node_scores(model, clean, corrupted, metric, method="exact").frame
+    parts = frame[frame["component"] != "embed"]
+    return str(_largest(parts, "value")["component"])
+
+
+def first_edge(model: GPTNeoXForCausalLM) -> tuple[str, str]:
+    """The strongest edge of the planted look-up in two steps."""
+    from neox_lab.circuits import scores
+    from neox_lab.gym.planting_two_step import planted_two_step
+
+    made = planted_two_step()
+    found = scores(made.model, **made.question(), method="exact").frame
+    row = _largest(found, "value")
+    return row["writer"], row["reader"]
+
+
+def influential(model: GPTNeoXForCausalLM) -> str:
+    """The name of the feature with the largest influence in a graph."""
+    from neox_lab.circuits import attribution_graph
+    from neox_lab.gym.built_in_dictionaries import dictionaries
+
+    transcoders = {name: each for name, each in dictionaries(model).items() if each.is_transcoder}
+    graph = attribution_graph(model, transcoders, "The doctors near the tree")
+    features = graph.frame[graph.frame["kind"] == "feature"]
+    return str(_largest(features, "influence")["name"])
+
+
+@torch.no_grad()
+def turned(model: GPTNeoXForCausalLM) -> float:
+    """Cosine of the directions from blame to praise after layers 1 and 2."""
+    from neox_lab.gym.world import TASKS
+
+    pairs = TASKS["sentiment"].pairs(60, "train")
+    praise = (" good", " loved", " happy", " praised")
+    differences: list[list[Tensor]] = [[], []]
+    for pair in pairs:
+        sign = 1 if pair.correct in praise else -1
+        _, clean = model.run_with_cache(pair.clean, "*.hook_resid_post")
+        _, corrupted = model.run_with_cache(pair.corrupted, "*.hook_resid_post")
+        for rows, layer in zip(differences, (1, 2), strict=True):
+            side = ("resid_post", layer)
+            rows.append(sign * (clean[side][0, -1] - corrupted[side][0, -1]).float().cpu())
+    first, second = (torch.stack(rows).mean(dim=0) for rows in differences)
+    return float(torch.nn.functional.cosine_similarity(first, second, dim=0))
+
+
+def exchanged(model: GPTNeoXForCausalLM) -> str:
+    """What a planted model answers after one of its variables was exchanged."""
+    from neox_lab import interchange
+    from neox_lab.gym.planting_variable import DIRECTIONS, planted_variable
+
+    planted = planted_variable()
+    site = interchange.Site(("resid_post", 0), pos=-1, subspace=DIRECTIONS[:, :1])
+    found = interchange.run(planted, "aBcdEfghij=", (site, "AbcdefghiJ="))
+    return str(planted.to_string(int(found.logits[0, -1].argmax())))
+
+
+def passes(model: GPTNeoXForCausalLM) -> float:
+    """How often every layer is read while nine tokens are written."""
+    streamed: Any = load(max_memory={"cpu": "3.4 MB"})
+    read = streamed.backbone.store.read
+    before = read.layers
+    streamed.generate(BEGINNING, max_new_tokens=9, do_sample=False)
+    return (read.layers - before) / streamed.config.num_hidden_layers

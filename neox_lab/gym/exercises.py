@@ -1,0 +1,283 @@
+"""The exercises of the notebooks: what is asked, what an answer looks like, and a hint."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from neox_lab.checks import FINITE, TEXT, Kind, whole
+from neox_lab.errors import NeoxLabError
+from neox_lab.family import load
+from neox_lab.gym import exercise_answers as right
+from neox_lab.gym.exercise_answers import BEGINNING, GIVING, Judge
+from neox_lab.named import Named
+
+
+@dataclasses.dataclass(frozen=True)
+class Exercise:
+    """One exercise.
+
+    Attributes:
+        notebook: the name of the notebook it belongs to.
+        question: what is asked.
+        kind: what an answer looks like.
+        judge: whether an answer is right.
+        hint: what to try.
+        head: the head of the model that it is about.
+        built_in: it is about the built-in model, whatever model the course is about.
+    """
+
+    notebook: str
+    question: str
+    kind: Kind[Any]
+    judge: Judge
+    hint: str
+    head: str = "causal-lm"
+    built_in: bool = False
+
+    def model(self, name: str | None) -> Any:
+        """The model that it is about, in a course about the model of this name."""
+        own = self.built_in or self.head != "causal-lm"
+        return load(None if own else name, head=self.head)
+
+
+def _is_place(value: object) -> bool:
+    return (
+        isinstance(value, tuple | list)
+        and len(value) == 2
+        and all(whole(least=0).accepts(part) for part in value)
+    )
+
+
+def _is_edge(value: object) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and all(map(TEXT.accepts, value))
+
+
+def _is_hooks(value: object) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(hook, tuple) and len(hook) == 2 and callable(hook[1]) for hook in value
+    )
+
+
+def _is_direction(value: object) -> bool:
+    try:
+        row = right.as_row(value)
+    except (NeoxLabError, TypeError, ValueError, RuntimeError):
+        return False
+    return row.dim() == 1 and bool(row.isfinite().all())
+
+
+PLACE: Kind[Any] = Kind("a layer and a head such as (1, 2)", _is_place)
+EDGE: Kind[Any] = Kind('who writes and who reads, such as ("L0H1", "L1H2.k")', _is_edge)
+HOOKS: Kind[Any] = Kind("a list of hooks (name, function)", _is_hooks)
+DIRECTION: Kind[Any] = Kind("a row of d_model finite numbers", _is_direction)
+COUNT = whole(least=0)
+
+
+EXERCISES: Named[Exercise] = Named(
+    "exercise",
+    {
+        "likeliest token": Exercise(
+            "00_start_here",
+            'Which token does the model find likeliest after "The capital of Norway is"?',
+            TEXT,
+            right.ranked("The capital of Norway is", 0),
+            "model(prompt).logits[0, -1].argmax() is its number; model.to_string writes it out.",
+        ),
+        "greedy text": Exercise(
+            "01_generate",
+            'Greedy search writes 8 tokens after "It is the duty of". What is the sum of their '
+            "log probabilities, in nats?",
+            FINITE,
+            right.number(right.written),
+            "compute_transition_scores with normalize_logits=True gives one number a token.",
+        ),
+        "one head silenced": Exercise(
+            "02_hooks_and_cache",
+            "Give hooks under which head 1 of layer 1 writes nothing, while all else in that layer "
+            "writes what it did.",
+            HOOKS,
+            right.silenced,
+            "z has the shape [batch, pos, head, d_head]: set one of its heads to zero.",
+        ),
+        "who looks at Mary": Exercise(
+            "03_attention_maps",
+            f'In "{GIVING}", which head looks most from the last token at the second one?',
+            PLACE,
+            right.same(right.looks_at_second),
+            "maps.frame has every weight: query_pos is the last, key_pos is 1.",
+        ),
+        "surprise early": Exercise(
+            "04_logit_lens",
+            f'How surprising, in bits, is " States" after "{BEGINNING}", read off the stream '
+            "before the last layer?",
+            FINITE,
+            right.number(right.surprise_before_last_layer),
+            "watch=[' States'] follows its probability; take −log2 in the row before the last.",
+        ),
+        "who carries the capital": Exercise(
+            "05_activation_patching",
+            'Patch one head at a time, at all positions, from "The capital of Spain is" into "The '
+            'capital of Norway is": which one adds most to " Madrid" minus " Oslo"?',
+            PLACE,
+            right.same(right.carries_capital),
+            "site='z_all_pos'; .top() lists the largest changes in either direction.",
+        ),
+        "who finds the copy": Exercise(
+            "06_induction_heads",
+            "Which head looks most at the earlier copy of the present token itself?",
+            PLACE,
+            right.same(right.finds_copy),
+            'nl.detect.heads knows the pattern "duplicate_token"; .top(1) has the highest score.',
+        ),
+        "a direction for women": Exercise(
+            "07_probing",
+            "Give a direction of the stream after the last layer along which texts about women lie "
+            "higher at the last word than those about men, nine times out of ten.",
+            DIRECTION,
+            right.tells_women,
+            "method='difference' has the mean of each class in .weight, a row for each label, in "
+            "alphabetical order.",
+        ),
+        "not wonderful": Exercise(
+            "08_sequence_classification",
+            'Write a text of blame, with "not" right before a word of praise from '
+            "neox_lab.gym.words.POSITIVE, that the shipped head calls positive.",
+            TEXT,
+            right.praised,
+            "The head has learned words more than sentences; .explain() says which ones it counts.",
+            head="sequence-classification",
+        ),
+        "no answer": Exercise(
+            "09_question_answering",
+            'Write a text with the word "key" in it to which the reader answers "Where is the '
+            'key?" with nothing.',
+            TEXT,
+            right.unanswered,
+            "Let the text say something else of the key than where it is.",
+            head="question-answering",
+        ),
+        "three persons": Exercise(
+            "10_token_tagging",
+            "Write a text in which the shipped tagger finds three persons, no more and no fewer.",
+            TEXT,
+            right.three_persons,
+            "One sentence for each, as in the texts at the top.",
+            head="token-classification",
+        ),
+        "loss of a sentence": Exercise(
+            "11_language_modelling",
+            'What is the mean loss, in nats per token, of "The capital of Spain is Madrid."?',
+            FINITE,
+            right.number(
+                lambda model: float(
+                    right.losses(model, model.to_tokens("The capital of Spain is Madrid.")).mean()
+                )
+            ),
+            "likelihood.perplexity has it among its metrics; perplexity is its exponential.",
+        ),
+        "second choice": Exercise(
+            "12_live_widgets",
+            'Write on from "Mary put the key in the" in a widget: what is the second likeliest '
+            "first token?",
+            TEXT,
+            right.ranked("Mary put the key in the", 1),
+            "writing.branches[0].tokens[0].alternatives, the likeliest first.",
+        ),
+        "first step": Exercise(
+            "13_training_dynamics",
+            "At which of the built-in model's revisions does a head first look one token back with "
+            "more than half of its attention? (The step alone.)",
+            COUNT,
+            right.same(right.first_step),
+            'nl.dynamics.run(lambda model: nl.detect.heads(model, "previous_token"), steps="all"); '
+            "its .frame has the scores.",
+            built_in=True,
+        ),
+        "far from the end": Exercise(
+            "14_tuned_lens",
+            f'Read "{GIVING}" through the logit lens: how far, in bits and on average over '
+            "positions, is the row 0_pre from the end?",
+            FINITE,
+            right.number(right.read_at_start),
+            "The column kl_bits of .frame; group it by layer.",
+        ),
+        "feature of the dogs": Exercise(
+            "15_features",
+            'Which feature of resid_post_1 is highest at the last token of "Then the dogs"?',
+            COUNT,
+            right.same(right.highest_feature),
+            "nl.features.active(model, dictionary, text) has the activations; or encode the cache.",
+            built_in=True,
+        ),
+        "nearest features": Exercise(
+            "16_training_a_dictionary",
+            "In the dictionary resid_post_2, how large is the largest cosine between what two "
+            "features write?",
+            FINITE,
+            right.number(right.nearest_features),
+            "Rows of W_dec, normalized; the product with themselves, without the diagonal.",
+            built_in=True,
+        ),
+        "strongest part": Exercise(
+            "17_circuits",
+            'Which head or MLP has the largest exact node score in nl.gym.pairs(model, "ioi", 8)? '
+            "(Its name.)",
+            TEXT,
+            right.same(right.strongest_part),
+            "nl.circuits.node_scores(..., method='exact'); its .top() or .frame.",
+        ),
+        "most influential": Exercise(
+            "18_attribution_graphs",
+            'Which feature has the largest influence in the graph of "The doctors near the tree"? '
+            "(Its name.)",
+            TEXT,
+            right.same(right.influential),
+            "graph.frame, rows whose kind is feature; the largest influence.",
+            built_in=True,
+        ),
+        "turned between layers": Exercise(
+            "19_steering",
+            "What is the cosine between the directions from blame to praise after layers 1 and 2, "
+            'found in two_kinds("train", 60)?',
+            FINITE,
+            right.number(right.turned),
+            "everywhere.vectors has one for each layer, by the name of its site.",
+        ),
+        "one digit exchanged": Exercise(
+            "20_interchange",
+            "In nl.gym.planted_variable(), take from the run on AbcdefghiJ= into the run on "
+            "aBcdEfghij= what stands after layer 0 at the last position along the direction of a. "
+            "What does the model answer?",
+            TEXT,
+            right.same(right.exchanged),
+            "A Site with subspace=DIRECTIONS[:, :1]; nl.interchange.run has the logits.",
+            built_in=True,
+        ),
+        "passes to write": Exercise(
+            "21_large_models",
+            "With 3.4 MB, how often is every layer read to write nine tokens after one prompt of "
+            f'a few tokens, such as "{BEGINNING}"?',
+            FINITE,
+            right.number(right.passes),
+            "read_by counts it; the first token comes with the pass over the prompt.",
+            built_in=True,
+        ),
+        "two tokens back": Exercise(
+            "24_heads_in_weights_and_texts",
+            f'In "{GIVING}", which head looks most, on average, at the token two before its own?',
+            PLACE,
+            right.same(right.looks_two_back),
+            "two_back is a pattern; give the text to nl.detect.heads beside it.",
+        ),
+        "strongest edge": Exercise(
+            "25_where_estimates_fail",
+            "Which edge of nl.gym.planted_two_step() has the largest exact effect?",
+            EDGE,
+            right.same(right.first_edge),
+            "made.model and **made.question() go to nl.circuits.scores with method='exact'.",
+            built_in=True,
+        ),
+    },
+)
+"""Exercises by name, in the order of the notebooks."""
