@@ -8,11 +8,16 @@
 In a notebook the line is an ordinary output that is replaced a few times a second and empty at the
 end. A widget would not do: it leaves a broken output in the file when the kernel is gone. In a
 terminal the line is written over itself; where standard error is a file, nothing is written.
+
+There is one line at a time. Work within other work is told of in the line of that:
+
+    ▕██████                  ▏ 5/20 tokens · 22 s each · 5:30 min left · 31/44 layers, 7 s left
 """
 
 from __future__ import annotations
 
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Any
@@ -20,6 +25,7 @@ from typing import Any
 EVERY = 0.25  # seconds between two pictures of the bar
 WIDTH = 24  # characters of the bar
 PARTS = " ▏▎▍▌▋▊▉"  # eighths of a character
+_OPEN = threading.local()  # its ``bar`` is the innermost one of a thread
 
 
 class Progress:
@@ -42,7 +48,8 @@ class Progress:
         delay: float = 0.5,
     ) -> None:
         self.total, self.unit, self.done, self.silent = total, unit, done, silent
-        self._before, self._note, self._width = done, "", 0
+        self._before, self._note, self._inside, self._width = done, "", "", 0
+        self._around: Progress | None = None
         self._start = self._clock()
         self._next = self._start + delay
         self._shown = False
@@ -53,24 +60,50 @@ class Progress:
         self.done += count
         self._note = note or self._note
         now = self._clock()
-        if not self.silent and now >= self._next:
-            self._next = now + EVERY
+        if self.silent or now < self._next:
+            return
+        self._next = now + EVERY
+        if self._around is None:
             self._show(self.line())
+        else:
+            self._around._hear(", ".join(filter(None, [self._count(), self._left(), self._inside])))
 
     def line(self) -> str:
         """The line as it is now."""
-        seconds = self._clock() - self._start
-        rate = (self.done - self._before) / seconds if seconds > 0 else 0.0
-        parts = [f"{self.done:,} {self.unit if self.done == 1 else plural(self.unit)}"]
+        parts = [self._count()]
         if self.total:
-            share = min(1.0, self.done / self.total)
-            parts[0] = f"{_bar(share)} {self.done:,}/{self.total:,} {plural(self.unit)}"
+            parts[0] = f"{_bar(min(1.0, self.done / self.total))} {parts[0]}"
+        rate = self._rate()
         parts.append(f"{rate:.3g}/s" if rate >= 1 or not rate else f"{1 / rate:.3g} s each")
-        if self.total and rate:
-            parts.append(f"{duration(max(0, self.total - self.done) / rate)} left")
-        return " · ".join([*parts, *([self._note] if self._note else [])])
+        return " · ".join(filter(None, [*parts, self._left(), self._inside, self._note]))
+
+    def _count(self) -> str:
+        """How much is done."""
+        if self.total:
+            return f"{self.done:,}/{self.total:,} {plural(self.unit)}"
+        return f"{self.done:,} {self.unit if self.done == 1 else plural(self.unit)}"
+
+    def _rate(self) -> float:
+        """How much is done in a second."""
+        seconds = self._clock() - self._start
+        return (self.done - self._before) / seconds if seconds > 0 else 0.0
+
+    def _left(self) -> str:
+        """How long it will take; empty where nobody knows."""
+        rate = self._rate()
+        if not (self.total and rate):
+            return ""
+        return f"{duration(max(0, self.total - self.done) / rate)} left"
+
+    def _hear(self, inside: str) -> None:
+        """How far work within this one is; empty when it is over."""
+        self._inside = inside
+        if inside:
+            self.update(0)
 
     def __enter__(self) -> Progress:
+        self._around = getattr(_OPEN, "bar", None)
+        _OPEN.bar = self
         return self
 
     def __exit__(
@@ -79,6 +112,9 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        _OPEN.bar = self._around
+        if self._around is not None:
+            self._around._hear("")
         if self._shown:
             self._show("")
 

@@ -20,12 +20,14 @@ from neox_lab.generation.generation_config import FILE_NAME, GenerationConfig
 from neox_lab.generation.output_builder import OutputBuilder
 from neox_lab.generation.outputs import Generated
 from neox_lab.generation.processors import Processor
+from neox_lab.generation.sampling import Step
 from neox_lab.generation.settings import HasDict
 from neox_lab.generation.stopping import Criterion
 from neox_lab.generation.stream import Describer, StreamStep
 from neox_lab.generation.streamers import BaseStreamer, new_tokens
 from neox_lab.hub import HubOptions, PathOrId, find_file
 from neox_lab.model.key_value_cache import KeyValueCache
+from neox_lab.progress import Progress
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel
@@ -308,9 +310,10 @@ def _run(call: GenerateCall) -> Generated:
                 f"streamer={shown(streamer)}; expected an object with put() and end()."
             )
         streamer.put(call.prompt.ids.cpu())
-    with call.stepper.alone() if streamer is None else nullcontext():
+    alone = call.stepper.alone() if streamer is None else nullcontext()
+    with alone, _counted(call) as steps:
         try:
-            for step in call.steps:
+            for step in steps:
                 builder.add(step)
                 if streamer is not None:
                     for tokens in new_tokens(step.ids, step.new):
@@ -323,6 +326,23 @@ def _run(call: GenerateCall) -> Generated:
             if streamer is not None:
                 streamer.end()
     return builder.build(call.stepper, call.beams)
+
+
+@contextmanager
+def _counted(call: GenerateCall) -> Iterator[Iterable[Step]]:
+    """The steps of a call; of a model whose layers are read for each token, with a bar."""
+    if call.model.backbone.store is None or call.companions.streamer is not None:
+        yield call.steps
+        return
+    with Progress(call.new_tokens, "token", delay=1) as bar:
+        yield _told(call.steps, bar)
+
+
+def _told(steps: Iterable[Step], bar: Progress) -> Iterator[Step]:
+    """``steps``; ``bar`` hears of each."""
+    for step in steps:
+        bar.update(step.new)
+        yield step
 
 
 def _run_custom(call: GenerateCall, strategy: Callable[..., Generated]) -> Generated:

@@ -11,6 +11,7 @@ Black et al., GPT-NeoX-20B, arXiv:2204.06745; Biderman et al., Pythia, arXiv:230
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -32,11 +33,8 @@ _NOTHING = nullcontext()
 class Store(Protocol):
     """Where layers are that do not stay in memory."""
 
-    def expect(self, first: int, last: int) -> None:
-        """Start reading, for a run of the layers ``first`` to ``last - 1``."""
-
-    def noting(self) -> AbstractContextManager[None]:
-        """Inside, autograd keeps notes of weights and reads them again."""
+    def going(self, first: int, last: int) -> AbstractContextManager[Iterable[int]]:
+        """The layers ``first`` to ``last - 1``, to be run one after the other inside."""
 
 
 class Network(nn.Module):
@@ -176,11 +174,9 @@ class Network(nn.Module):
         recompute = (
             self.gradient_checkpointing and self.training and torch.is_grad_enabled() and not taps
         )
-        if self.store is not None:
-            self.store.expect(first, last)
         home = residual.device
-        with _NOTHING if self.store is None else self.store.noting():
-            for layer in range(first, last):
+        with _NOTHING if self.store is None else self.store.going(first, last) as streamed:
+            for layer in range(first, last) if streamed is None else streamed:
                 block, tap = self.layers[layer], taps.block(layer)
                 if self.devices is not None:
                     device = self.devices[layer]

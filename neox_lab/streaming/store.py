@@ -16,9 +16,9 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn, Self
 
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import CheckpointError, DeviceError
+from neox_lab.progress import Progress
 from neox_lab.streaming.accelerator import Upload
 from neox_lab.streaming.files import OpenFile, Place
 from neox_lab.streaming.gradients import noting
@@ -107,7 +108,22 @@ class LayerStore:
             self._start()
         return self._shared
 
-    def expect(self, first: int, last: int) -> None:
+    @contextmanager
+    def going(self, first: int, last: int) -> Iterator[Iterable[int]]:
+        """The layers ``first`` to ``last - 1``, to be run one after the other in a ``with`` block.
+
+        Reading starts, autograd is given notes of weights, and a bar says which layer it is at.
+        """
+        self._expect(first, last)
+        read = [layer for layer in range(first, last) if layer in self.sources]
+        with self.noting():
+            if len(read) < 2:
+                yield range(first, last)
+                return
+            with Progress(last, "layer", done=read[0], delay=1) as bar:
+                yield _told(range(first, last), bar)
+
+    def _expect(self, first: int, last: int) -> None:
         """Start reading, for a run of the layers ``first`` to ``last - 1``.
 
         One that goes on where the last one stopped is a step of a climb (see ``patching.climb``):
@@ -301,6 +317,14 @@ class LayerStore:
             "A model whose layers are read from files as they are needed cannot be pickled or "
             "stored: the file it came from is its copy. Load it where it is needed."
         )
+
+
+def _told(layers: range, bar: Progress) -> Iterator[int]:
+    """``layers``; ``bar`` hears of each that was done, from the first that was read on."""
+    for layer in layers:
+        yield layer
+        if layer >= bar.done:
+            bar.update()
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:

@@ -118,3 +118,40 @@ def test_nothing_is_imported_for_it() -> None:
 def test_several_of_what_is_counted() -> None:
     assert Progress(total=2, unit="patch").line().split(" · ")[0].endswith(" 0/2 patches")
     assert Progress(unit="path", done=3).line().startswith("3 paths")
+
+
+def test_work_within_other_work_is_told_of_in_its_line(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress(total=3, unit="token") as outer:
+        outer.update()
+        for _ in range(2):
+            with Progress(total=4, unit="layer") as inner:
+                clock.now += 1
+                inner.update()
+                assert outer.line().endswith(" left · 1/4 layers, 3 s left")
+            assert "layer" not in outer.line()
+        assert terminal.getvalue().count("▕") == terminal.getvalue().count("\r") == 2
+        outer.update()
+    with Progress(total=4, unit="layer") as alone:
+        clock.now += 1
+        alone.update()
+    assert "\r▕██████                  ▏ 1/4 layers · 1/s · 3 s left" in terminal.getvalue()
+
+
+def test_within_silent_work_all_is_silent(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    for outer, inner in ((True, False), (False, True)):
+        with (
+            Progress(total=3, silent=outer, delay=100),
+            Progress(total=3) as middle,
+            Progress(total=3, silent=inner) as last,
+        ):
+            clock.now += 5
+            last.update()
+            if outer:
+                middle.update()
+    assert terminal.getvalue() == ""

@@ -21,10 +21,18 @@ class Watch:
     Attributes:
         report: to be told.
         complete: False once the work was interrupted.
+        at: where it is, in words.
     """
 
     report: ProgressReport
     complete: bool = True
+    at: str = ""
+
+    def climb(self, layers: int) -> Iterator[int]:
+        """The numbers of so many layers; says in which one it is."""
+        for layer in range(layers):
+            self.at = f"in layer {layer} of 0 to {layers - 1}"
+            yield layer
 
 
 @contextmanager
@@ -48,7 +56,7 @@ def watched(wanted: bool | ProgressReport, unit: str) -> Iterator[Watch]:
 
         def report(done: int, total: int) -> None:
             bar.total = total
-            bar.update(done - bar.done)
+            bar.update(done - bar.done, watch.at)
 
         watch = Watch(wanted if callable(wanted) else report)
         try:
