@@ -67,6 +67,7 @@ class Part:
         runs: their plain runs.
         forward: knows their variants.
         scores: where the metric goes.
+        span: numbers of the cells that go up.
         budget: tokens of a group.
         room: where groups wait.
     """
@@ -75,6 +76,7 @@ class Part:
     runs: PlainRuns
     forward: Forward
     scores: Scores
+    span: slice
     budget: int
     room: Room
 
@@ -118,6 +120,7 @@ class Part:
     def _find(self, layer: int) -> Variants:
         """The variants that are patched in a layer."""
         found = find_variants(self.forward, self.scores.cells, self.pairs.numbers, layer)
+        found = found[(found.cell >= self.span.start) & (found.cell < self.span.stop)]
         self.places.append(self.scores.places(found, self.pairs.numbers))
         return found
 
@@ -142,8 +145,8 @@ class Part:
         self.final = self.runs.patched.final
         scores.patched[rows] = metric.of_run(self.final).cpu().to(scores.patched.dtype)
         scores.rows_computed[rows] = True
-        scores.values[rows] = scores.patched[rows, None]
-        scores.computed[rows] = True
+        scores.values[rows, self.span] = scores.patched[rows, None]
+        scores.computed[rows, self.span] = True
         for place in self.places:
             scores.values[place], scores.computed[place] = float("nan"), False
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from neox_lab.checks import COUNT, check, require_model
 from neox_lab.errors import HookError, InputError
@@ -33,6 +34,7 @@ from neox_lab.experiments.patching.runs import hooks_to_keep
 from neox_lab.experiments.patching.sites import Site
 from neox_lab.experiments.patching.sources import Pairs, PlainRuns, Source
 from neox_lab.experiments.patching.spilling import Room
+from neox_lab.experiments.patching.stretches import stretches
 from neox_lab.experiments.splices import IN_NETWORK, check_splices
 
 if TYPE_CHECKING:
@@ -40,6 +42,9 @@ if TYPE_CHECKING:
 
 BUDGET = 2048
 """Tokens that go through a block together. More of them need more memory and are not faster."""
+
+READ = 256
+"""Tokens that are computed, more or less, while a disk brings the weights of one layer."""
 
 
 @dataclass(frozen=True)
@@ -104,43 +109,55 @@ class Runner:
 
         Returns:
             The metric of each cell. If interrupted, what is done, marked incomplete: cells are
-            done when their variants are at the top.
+            done when their variants are at the top, see ``stretches``.
         """
         model = self.question.model
         dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
         batch = len(self.question.patched.ids)
         scores = Scores(self.cells, batch, self.metric.per_pair, dtype)
-        work = self._work()
+        layers, entries = self.cells.sizes["layer"], self._entries()
+        tokens = batch * self._length()
+        costs = (layers - entries).clamp(min=0) * tokens // 2
+        climbs = stretches(model, costs, 2 * tokens * layers, self.budget * layers)
+        work = [self._work(entries[span]) for span in climbs]
+        total, before = sum(map(sum, work)), 0
         with watched(progress, "token") as watch:
-            parts = self._parts(scores)
-            for layer, tokens in enumerate(work):
-                self.question.source.advance()
-                for number, part in enumerate(parts):
-                    share, before = tokens / len(parts), sum(work[:layer])
-                    before += int(number * share)
+            for span, of_blocks in zip(climbs, work, strict=True):
+                self.question.source.start()
+                parts = self._parts(scores, span)
+                for layer in watch.climb(layers):
+                    self.question.source.advance()
+                    share = of_blocks[layer] / len(parts)
+                    for number, part in enumerate(parts):
+                        done = before + int(number * share)
 
-                    def report(done: float, before: int = before, share: float = share) -> None:
-                        watch.report(before + int(done * share), sum(work))
+                        def report(own: float, done: int = done, share: float = share) -> None:
+                            watch.report(done + int(own * share), total)
 
-                    part.step(layer, report)
+                        part.step(layer, report)
+                    before += of_blocks[layer]
         scores.complete = watch.complete
         return scores
 
-    def _work(self) -> list[int]:
-        """For each block about how many tokens go through it; 1 if there are none."""
-        pairs, length = len(self.question.patched.ids), self._length()
-        tokens = [2 * pairs * length] * self.cells.sizes["layer"]
+    def _entries(self) -> Tensor:
+        """The first block that the variants of each cell go through ``[cell]``."""
+        entries, counts = [], []
         for site in self.question.sites:
-            layers = site.layers(len(tokens))
-            cells = math.prod(self.cells.shape(site)) // (
-                len(layers) if "layer" in site.axes else 1
-            )
-            for layer in layers:
-                for above in range(max(0, site.entry(layer)), len(tokens)):
-                    tokens[above] += cells * pairs * length // 2
-        return tokens
+            layers = site.layers(self.cells.sizes["layer"])
+            entries += [max(0, site.entry(layer)) for layer in layers]
+            counts += [math.prod(self.cells.shape(site)) // len(layers)] * len(layers)
+        return torch.tensor(entries).repeat_interleave(torch.tensor(counts))
 
-    def _parts(self, scores: Scores) -> list[Part]:
+    def _work(self, entries: Tensor) -> list[int]:
+        """For each block about how many tokens go through it, or could while it is read."""
+        tokens = len(self.question.patched.ids) * self._length()
+        least = 0 if self.question.model.backbone.store is None else READ
+        return [
+            max(least, 2 * tokens + int((entries <= layer).sum()) * tokens // 2)
+            for layer in range(self.cells.sizes["layer"])
+        ]
+
+    def _parts(self, scores: Scores, span: slice) -> list[Part]:
         """The pairs, in parts whose plain runs go through a block at once."""
         model, patched = self.question.model, self.question.patched
         room = Room(model.device)
@@ -155,7 +172,7 @@ class Runner:
             pairs = Pairs(model, numbers, prompts, hooks, kept, metric)
             runs = self.question.source.runs(pairs)
             forward = self._forward(pairs, runs)
-            parts.append(Part(pairs, runs, forward, scores, self.budget, room))
+            parts.append(Part(pairs, runs, forward, scores, span, self.budget, room))
         return parts
 
     def _length(self) -> int:

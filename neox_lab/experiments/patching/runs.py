@@ -95,10 +95,14 @@ class Stream:
             )
         self.network, self.prompts, self._hooks = network, prompts, list(dict.fromkeys(hooks))
         self._blocks = len(network.layers)
+        self.at_once = any(each.since is not None for each in network.hook_stack.placements)
+        self.start()
+
+    def start(self) -> None:
+        """Nothing is run yet, or it is forgotten."""
         self._found: dict[str, Tensor] = {}
         self._next = 0
-        self.at_once = any(each.since is not None for each in network.hook_stack.placements)
-        self.leaving = self.entering = prompts.ids
+        self.leaving = self.entering = self.prompts.ids
 
     def advance(self) -> None:
         """Run the next block, and keep what it shows instead of what the one before did."""

@@ -98,6 +98,9 @@ class Source:
 
     prompts: Prompts | None = None
 
+    def start(self) -> None:
+        """A climb begins at the first block."""
+
     def advance(self) -> None:
         """Run the next block of what all pairs share, if there is anything."""
 
@@ -255,6 +258,11 @@ class GivenActivations(Source):
             texts: a run that they are made of, which goes up with the others.
         """
         self.activations, self.texts = activations, texts
+
+    def start(self) -> None:
+        """See Source."""
+        if self.texts is not None:
+            self.texts.start()
 
     def advance(self) -> None:
         """See Source."""

@@ -87,8 +87,10 @@ def sweep(
             how much there is, and ends the sweep by raising KeyboardInterrupt.
 
     Returns:
-        The metric of each cell. If interrupted, what is done, marked incomplete: all cells are done
-        in the last layer.
+        The metric of each cell. If interrupted, what is done, marked incomplete. A climb measures
+        its cells in its last layer; a long sweep of a model in memory is several climbs, the cells
+        of upper layers first, so something is done early. One of a model whose layers are read from
+        files is a single climb, which reads each of them once: before its end nothing is measured.
 
     Raises:
         InputError: pairs of unequal length or equal prompts, an unknown site, a metric that does

@@ -78,7 +78,8 @@ def path_patch(
 
     Returns:
         The metric for each sender, over ``("layer", "head")`` for ``"heads"``, else over
-        ``("sender",)``; in front of them ``"pos"`` if positions are named.
+        ``("sender",)``; in front of them ``"pos"`` if positions are named. If interrupted, what is
+        done, as by ``nl.patching.sweep``.
 
     Raises:
         InputError: unknown names, senders none of which comes before a receiver, pairs of unequal
@@ -108,7 +109,7 @@ def path_patch(
     places = range(len(positions or [""]))
     sending = [Sender(tuple(nodes), place) for place in places for nodes in groups]
     with watched(progress, "block") as watch:
-        runs.run([Path(sender, reading) for sender in sending], watch.report)
+        runs.run([Path(sender, reading) for sender in sending], watch)
     labels = {} if positions is None else {"pos": [str(name) for name in positions]}
     told = receivers if isinstance(receivers, str) else ", ".join(receivers)
     if listed == ["heads"]:
@@ -148,7 +149,8 @@ def edge_sweep(
 
     Returns:
         The metric over ``("writer", "reader")``; not computed where the reader does not come after
-        the writer. In front of them ``"pos"`` if positions are named: where the writer writes.
+        the writer. In front of them ``"pos"`` if positions are named: where the writer writes. If
+        interrupted, what is done, as by ``nl.patching.sweep``.
 
     Raises:
         InputError: see ``path_patch``.
@@ -165,7 +167,7 @@ def edge_sweep(
     if not edges:
         raise InputError("No sender comes before a receiver: there is no edge between them.")
     with watched(progress, "block") as watch:
-        runs.run([Path(sender, (reader,)) for sender, reader in edges], watch.report)
+        runs.run([Path(sender, (reader,)) for sender, reader in edges], watch)
     samples = runs.values.new_full((*there.shape, runs.values.shape[1]), torch.nan)
     computed = torch.zeros_like(there)
     samples[there], computed[there] = runs.values, runs.computed

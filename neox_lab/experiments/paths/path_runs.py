@@ -9,7 +9,7 @@ changed inputs, and the copies in which they are set to that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -19,8 +19,10 @@ from neox_lab.checks import COUNT, check
 from neox_lab.errors import InputError
 from neox_lab.experiments.graph import Node
 from neox_lab.experiments.metrics import BoundMetric
+from neox_lab.experiments.patching.progress_report import Watch
 from neox_lab.experiments.patching.runs import Stream
 from neox_lab.experiments.patching.spilling import Room
+from neox_lab.experiments.patching.stretches import stretches
 from neox_lab.experiments.prompt_pairs import Batch, Pair
 from neox_lab.hooks import reads_only
 from neox_lab.model.attention import head_results
@@ -95,40 +97,55 @@ class PathRuns:
         self._changes: dict[Node, Tensor] = {}
 
     @torch.no_grad()
-    def run(self, paths: Sequence[Path], report: Callable[[int, int], None]) -> None:
+    def run(self, paths: Sequence[Path], watch: Watch) -> None:
         """Send every change; fills ``values`` and ``computed``.
 
         Args:
             paths: what is sent where.
-            report: told how many blocks copies have gone through, and how many there are.
+            watch: told how many blocks copies have gone through, and how many there are.
         """
         self.values = torch.full((len(paths), len(self.samples)), torch.nan).to(self.samples)
         self.computed = torch.zeros(len(paths), dtype=torch.bool)
+        order = sorted(range(len(paths)), key=lambda number: paths[number].entry)
+        costs = torch.tensor([self.layers + 1 - paths[number].entry for number in order])
+        total, done = int(costs.sum()), 0
+        for span in stretches(self.model, costs, 2 * self.layers, self.at_once * self.layers):
+            self._climb(paths, order[span], watch, done, total)
+            done += int(costs[span].sum())
+
+    def _climb(
+        self, paths: Sequence[Path], order: list[int], watch: Watch, done: int, total: int
+    ) -> None:
+        """Both plain runs and some paths go up.
+
+        Args:
+            paths: all of them.
+            order: numbers of those that go up, in the order in which they enter.
+            watch: see ``run``.
+            done: what was done before.
+            total: what there is to do.
+        """
         kept = [*_WRITTEN, "hook_resid_pre", "hook_mlp_in"]
         self.own = Stream(self.model, self.corrupted.prompts, kept)
         self._clean = Stream(self.model, self.both.clean.prompts, _WRITTEN)
-        order = sorted(range(len(paths)), key=lambda number: paths[number].entry)
         room = Room(self.model.device)
-        groups = [
-            Group(self, [paths[number] for number in order[first : first + self.at_once]], room)
-            for first in range(0, len(paths), self.at_once)
-        ]
-        senders = {node for path in paths for node in path.sender.nodes}
-        total, done = sum(self.layers + 1 - path.entry for path in paths), 0
-        for layer in range(self.layers):
+        starts = range(0, len(order), self.at_once)
+        numbers = [order[first : first + self.at_once] for first in starts]
+        groups = [Group(self, [paths[number] for number in each], room) for each in numbers]
+        senders = {node for number in order for node in paths[number].sender.nodes}
+        for layer in watch.climb(self.layers):
             self._advance(layer, senders)
             for group in groups:
                 going = group.step(layer)
                 done += going
                 if going:
-                    report(done, total)
+                    watch.report(done, total)
         self._measure_runs()
-        for number, group in enumerate(groups):
-            which = torch.tensor(order[number * self.at_once :][: self.at_once])
+        for which, group in zip(numbers, groups, strict=True):
             self.values[which] = self._measure(self.corrupted, group.top()).to(self.values)
             self.computed[which] = True
             done += len(which)
-            report(done, total)
+            watch.report(done, total)
 
     def _advance(self, layer: int, senders: set[Node]) -> None:
         """Both plain runs go through one block; what its senders change is kept."""
