@@ -37,11 +37,29 @@ class Measurer:
         """The metric under each circuit, from the shape of their table and its bits."""
         shape, bits = kept
         table = np.unpackbits(bits, count=int(np.prod(shape))).reshape(shape)
-        return _runs(self.origin, self.question).measure(torch.from_numpy(table).bool()).numpy()
+        runs = runs_there(self.origin, self.question)
+        return runs.measure(torch.from_numpy(table).bool()).numpy()
+
+
+def sendable(both: Pair, ablation: str) -> bytes:
+    """What workers need to know for ``CircuitRuns``, see ``Measurer.question``.
+
+    Raises:
+        InputError: the metric cannot be sent.
+    """
+    sides = [(side.prompts, side.metric) for side in (both.clean, both.corrupted)]
+    try:
+        return pickle.dumps((*sides, ablation))
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InputError(
+            f"metric={shown(both.corrupted.metric)} cannot be sent to workers ({error}); expected "
+            "one that nl.patching makes, or a function of a module that they can import."
+        ) from error
 
 
 @functools.lru_cache(maxsize=1)
-def _runs(origin: Origin, question: bytes) -> CircuitRuns:
+def runs_there(origin: Origin, question: bytes) -> CircuitRuns:
+    """The runs of a question, in a worker: made once."""
     clean, corrupted, ablation = pickle.loads(question)
     model = origin.model()
     return CircuitRuns(Pair(Batch(model, *clean), Batch(model, *corrupted), None, None), ablation)
@@ -66,17 +84,9 @@ def measured_elsewhere(
         InputError: workers could not load the model, or the metric cannot be sent.
         LostWorkerError: the worker of some circuits was lost again and again.
     """
-    sides = [(side.prompts, side.metric) for side in (both.clean, both.corrupted)]
-    try:
-        question = pickle.dumps((*sides, ablation))
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise InputError(
-            f"metric={shown(both.corrupted.metric)} cannot be sent to workers ({error}); expected "
-            "one that nl.patching makes, or a function of a module that they can import."
-        ) from error
     tables = [kept[start : start + at_once].cpu() for start in range(0, len(kept), at_once)]
     pieces = [(tuple(table.shape), np.packbits(table.numpy())) for table in tables]
-    measure = Measurer(origin_of(both.corrupted.model), question)
+    measure = Measurer(origin_of(both.corrupted.model), sendable(both, ablation))
     found: list[Tensor] = [torch.empty(0)] * len(pieces)
     with closing(
         run_pieces(executor, measure, pieces, called=lambda piece: f"{piece[0][0]} circuits")

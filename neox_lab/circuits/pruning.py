@@ -30,13 +30,13 @@ from torch import Tensor
 
 from neox_lab.checks import COUNT, SEED, check, number, one_of
 from neox_lab.circuits.circuit import Circuit
-from neox_lab.circuits.edges import edge_labels
 from neox_lab.circuits.evaluation import Evaluation
-from neox_lab.circuits.masked_runs import distance_to_clean, logits_under
 from neox_lab.circuits.prompts import Asked
+from neox_lab.circuits.pruning_search import Learned, Search, Wanted, searched_elsewhere
 from neox_lab.circuits.runs import Ablation, CircuitRuns
-from neox_lab.circuits.selection import highest, wanted
+from neox_lab.circuits.selection import wanted
 from neox_lab.errors import InputError
+from neox_lab.executors import EXECUTOR, AnyExecutor
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.progress_report import ProgressReport, watched
 from neox_lab.experiments.patching.prompts import PromptsLike
@@ -51,13 +51,7 @@ if TYPE_CHECKING:
     from neox_lab.views import CurvesView
 
 Objective = Literal["metric", "kl"]
-TEMPERATURE = 2 / 3
-LOW, HIGH = -0.1, 1.1  # the interval to which the sigmoid is stretched
-BEGIN = 4.0
-"""Location of every mask at first: fully open in 92 of 100 draws. With less, one edge of a chain of
-five is nearly always half cut, and then the others have no gradient."""
 UNFINISHED = 1.5  # expected open edges, as a multiple of those wanted, above which that is said
-WARM_UP = 0.5  # share of the steps in which the target comes down
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,6 +167,7 @@ def prune_edges(
     learning_rate: float = 0.1,
     seed: int = 0,
     seeds: int = 1,
+    executor: AnyExecutor | None = None,
     progress: bool | ProgressReport = True,
 ) -> PrunedEdges:
     """Learn which edges can be cut, all at once; see the module.
@@ -196,15 +191,18 @@ def prune_edges(
         seed: of their noise.
         seeds: search so many times, with this seed and the next ones: ``overlaps`` says how far
             they find the same.
+        executor: any ``concurrent.futures.Executor``, or one of submitit, whose workers take a seed
+            each; they load the model for themselves (``docs/many-machines.md``).
         progress: a bar with the time left, or who is told; see ``nl.patching.sweep``.
 
     Returns:
         The circuit with the record of the search; ``evaluate`` puts it to the test.
 
     Raises:
-        InputError: an argument makes no sense, the metric is NaN or has no gradient, or nothing is
-            left.
+        InputError: an argument makes no sense, the metric is NaN or has no gradient, nothing is
+            left, or workers could not load the model.
         HookError: a function is spliced in between heads and MLPs.
+        LostWorkerError: the worker of a seed was lost again and again.
     """
     check("objective", objective, one_of("metric", "kl"), InputError)
     steps = check("steps", steps, COUNT, InputError)
@@ -212,21 +210,33 @@ def prune_edges(
     seed = check("seed", seed, SEED, InputError)
     tries = check("seeds", seeds, COUNT, InputError)
     check("seed", seed + tries - 1, SEED, InputError)
+    check("executor", executor, EXECUTOR, InputError)
     asked = Asked(model, clean, corrupted, metric)
-    runs = CircuitRuns(asked.pair(), ablation)
+    both = asked.pair()
+    runs = CircuitRuns(both, ablation)
     runs.require_numbers()
     count = wanted("edges", edges, share, int(runs.table.sum()))
-    searches: list[_Search] = []
+    wants = Wanted(objective, count, rate, steps)
+    learned: dict[int, Learned] = {}
     with watched(progress, "step") as watch:
-        for own in range(tries):
-            searches.append(_Search(runs, objective, count, rate, seed + own))
-            for step in range(steps):
-                searches[-1].step(step / max(1, WARM_UP * steps))
-                watch.report(own * steps + step + 1, tries * steps)
-    searches = [search for search in searches if search.record["step"]]
+        if executor is None:
+            for own in range(tries):
+                search = Search(runs, wants, seed + own)
+                learned[seed + own] = search.learned
+
+                def told(done: int, before: int = own * steps) -> None:
+                    watch.report(before + done, tries * steps)
+
+                search.run(told)
+        else:
+            seeds_there = range(seed, seed + tries)
+            for each in searched_elsewhere(executor, both, ablation, wants, seeds_there):
+                learned[each.seed] = each
+                watch.report(len(learned) * steps, tries * steps)
+    searches = [each for _, each in sorted(learned.items()) if each.record["step"]]
     if not searches:
         raise InputError("Interrupted before the first step: nothing was learned.")
-    circuits = tuple(search.circuit(asked) for search in searches)
+    circuits = tuple(search.circuit(runs, count, asked) for search in searches)
     expected = max(search.record["expected_edges"][-1] for search in searches)
     if watch.complete and expected > UNFINISHED * count:
         tell(
@@ -242,100 +252,5 @@ def prune_edges(
         name: [value for search in searches for value in search.record[name]]
         for name in searches[0].record
     }
-    masks = searches[0].masks()
+    masks = searches[0].masks(runs)
     return PrunedEdges(circuits, make_frame(record), masks, unit, ablation, watch.complete)
-
-
-class _Search:
-    """Masks, the price of an open edge, and what happened so far."""
-
-    def __init__(
-        self, runs: CircuitRuns, objective: Objective, count: int, rate: float, seed: int
-    ) -> None:
-        self.runs, self.count, self.seed = runs, count, seed
-        self.distance = distance_to_clean(runs, objective)
-        self.table = runs.table.to(runs.replacements.device)
-        self.total = int(runs.table.sum())
-        self.location = torch.full(runs.table.shape, BEGIN, device=self.table.device)
-        self.location.requires_grad_()
-        self.adam = torch.optim.Adam([self.location], lr=rate)
-        self.noise = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            self.unit = float(self.distance(logits_under(runs, torch.zeros_like(self.location))))
-        if not self.unit > 0:
-            raise InputError(
-                "The answer is the same with every edge cut, so there is nothing to keep. Look at "
-                "the pairs and the metric: nl.check_prompts(model, clean, corrupted, metric)."
-            )
-        self.price = 0.0
-        self.record: dict[str, list[float]] = {
-            name: [] for name in ("step", "distance", "expected_edges", "target", "price")
-        }
-
-    def step(self, done: float) -> None:
-        """One draw of masks, and one step of Adam.
-
-        Args:
-            done: how far the target has come down, from 0.
-        """
-        target = self.total + (self.count - self.total) * min(1.0, done)
-        drawn = torch.rand(self.location.shape, generator=self.noise).to(self.location.device)
-        distance = self.distance(logits_under(self.runs, masks_of(self.location, drawn)))
-        expected = open_probability(self.location)[self.table].sum()
-        excess = (expected - target) / self.total
-        (slope,) = torch.autograd.grad(distance / self.unit + self.price * excess, self.location)
-        self.location.grad = slope
-        self.adam.step()
-        self.price = max(0.0, self.price + float(excess.detach()))
-        found = (len(self.record["step"]), distance, expected, target, self.price)
-        for name, value in zip(self.record, found, strict=True):
-            self.record[name].append(float(torch.as_tensor(value).detach()))
-
-    def circuit(self, asked: Asked) -> Circuit:
-        """The edges whose masks are open now.
-
-        Raises:
-            InputError: nothing is left.
-        """
-        masks, runs, count = self.masks(), self.runs, self.count
-        kept = highest(self.location.detach().cpu(), (masks > 0.5) & runs.table, count)
-        found = Circuit(
-            values=masks,
-            computed=kept,
-            axes=("writer", "reader"),
-            labels=edge_labels(runs.writers, runs.readers),
-            parallel=runs.parallel,
-            name=f"Circuit of at most {count:,} edges by edge pruning",
-            value_name="how far the mask is open",
-            _asked=asked,
-        ).pruned()
-        if not found.edges:
-            raise InputError(
-                f"Nothing is left of {count:,} edges: no way from the embedding to the logits is "
-                "open. Allow more edges, or more steps."
-            )
-        return found
-
-    def masks(self) -> Tensor:
-        """Masks without noise, 0 where there is no edge ``[writer, reader]``."""
-        with torch.no_grad():
-            return (masks_of(self.location, None) * self.table).cpu()
-
-
-def masks_of(location: Tensor, drawn: Tensor | None) -> Tensor:
-    """Hard-concrete masks.
-
-    Args:
-        location: of each distribution; large for an open edge.
-        drawn: numbers from 0 to 1 of the same shape; None leaves the noise and the temperature out.
-    """
-    if drawn is None:
-        soft = location.sigmoid()
-    else:
-        soft = ((torch.logit(drawn, eps=1e-6) + location) / TEMPERATURE).sigmoid()
-    return (soft * (HIGH - LOW) + LOW).clamp(0, 1)
-
-
-def open_probability(location: Tensor) -> Tensor:
-    """How likely each mask is not 0."""
-    return (location - TEMPERATURE * math.log(-LOW / HIGH)).sigmoid()

@@ -11,23 +11,29 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
+from contextlib import closing
 from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from neox_lab.checks import COUNT, SEED, check, number
 from neox_lab.circuits.circuit import Circuit
 from neox_lab.circuits.edges import edge_labels
+from neox_lab.circuits.elsewhere import runs_there, sendable
 from neox_lab.circuits.faithfulness import faithfulness
 from neox_lab.circuits.prompts import Asked
 from neox_lab.circuits.runs import Ablation, CircuitRuns
 from neox_lab.errors import InputError
+from neox_lab.executors import EXECUTOR, AnyExecutor, run_pieces
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.progress_report import ProgressReport, watched
 from neox_lab.experiments.patching.prompts import PromptsLike
+from neox_lab.family.origins import Origin, origin_of
 from neox_lab.frames import make_frame
 from neox_lab.results import FrameResult
 
@@ -89,6 +95,7 @@ def acdc(
     ablation: Ablation = "resample",
     orders: int = 3,
     seed: int = 0,
+    executor: AnyExecutor | None = None,
     progress: bool | ProgressReport = True,
 ) -> AcdcResult:
     """Take edges away as long as the metric stays where it is; see the module.
@@ -106,45 +113,94 @@ def acdc(
         ablation: see ``Circuit.evaluate``.
         orders: how many orders are tried.
         seed: of the orders.
+        executor: any ``concurrent.futures.Executor``, or one of submitit, whose workers take an
+            order each; they load the model for themselves (``docs/many-machines.md``).
         progress: a bar with the time left, or who is told; see ``nl.patching.sweep``.
 
     Returns:
         A circuit for each order, and how much they agree.
 
     Raises:
-        InputError: an argument makes no sense, the metric is NaN, or nothing is left.
+        InputError: an argument makes no sense, the metric is NaN, nothing is left, or workers could
+            not load the model.
         HookError: a function is spliced in between heads and MLPs.
+        LostWorkerError: the worker of an order was lost again and again.
     """
     threshold = check("threshold", threshold, number(above=0, below=float("inf")), InputError)
     orders = check("orders", orders, COUNT, InputError)
     seed = check("seed", seed, SEED, InputError)
+    check("executor", executor, EXECUTOR, InputError)
     asked = Asked(model, clean, corrupted, metric)
-    runs = CircuitRuns(asked.pair(), ablation)
+    both = asked.pair()
+    runs = CircuitRuns(both, ablation)
     runs.require_numbers()
-    total, kept, counts = int(runs.table.sum()), [], []
+    total = int(runs.table.sum())
+    found: dict[int, tuple[Tensor, int]] = {}
     with watched(progress, "edge") as watch:
-        for order in range(orders):
-            left, made = runs.table.clone(), 0
-            distance = 0.0
-            for done, (row, column) in enumerate(_order(runs, Random(seed + order)), 1):
-                left[row, column] = False
-                if not _is_read(left, runs, column):
-                    continue
-                made += 1
-                moved = _distance(runs, left)
-                if moved - distance < threshold:
-                    distance = moved
-                else:
-                    left[row, column] = True
-                watch.report(order * total + done, orders * total)
-            kept.append(left)
-            counts.append(made)
-    return _result(runs, asked, kept, counts, threshold)
+        if executor is None:
+            for order in range(orders):
+
+                def told(done: int, before: int = order * total) -> None:
+                    watch.report(before + done, orders * total)
+
+                found[order] = _taken_away(runs, threshold, seed + order, told)
+        else:
+            remove = _Remover(origin_of(model), sendable(both, ablation), threshold)
+            seeds = range(seed, seed + orders)
+            sent = run_pieces(executor, remove, seeds, called=lambda each: f"order {each - seed}")
+            with closing(sent):
+                for order, (left, made) in sent:
+                    found[order] = torch.from_numpy(left), made
+                    watch.report(len(found) * total, orders * total)
+    if not found:
+        raise InputError("Interrupted before the first order was done: nothing was found.")
+    return _result(runs, asked, dict(sorted(found.items())), threshold)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Remover:
+    """What a worker does with an order; small, and can be pickled.
+
+    Attributes:
+        origin: of the model.
+        question: see ``sendable``.
+        threshold: see ``acdc``.
+    """
+
+    origin: Origin
+    question: bytes
+    threshold: float
+
+    def __call__(self, seed: int) -> tuple[NDArray[np.bool_], int]:
+        """See ``_taken_away``."""
+        runs = runs_there(self.origin, self.question)
+        left, made = _taken_away(runs, self.threshold, seed, lambda done: None)
+        return left.numpy(), made
+
+
+def _taken_away(
+    runs: CircuitRuns, threshold: float, seed: int, told: Callable[[int], None]
+) -> tuple[Tensor, int]:
+    """What is left of all edges in one order ``[writer, reader]``, and how many runs were made."""
+    left, made, distance = runs.table.clone(), 0, 0.0
+    for done, (row, column) in enumerate(_order(runs, Random(seed)), 1):
+        left[row, column] = False
+        if not _is_read(left, runs, column):
+            continue
+        made += 1
+        moved = _distance(runs, left)
+        if moved - distance < threshold:
+            distance = moved
+        else:
+            left[row, column] = True
+        told(done)
+    return left, made
 
 
 def _result(
-    runs: CircuitRuns, asked: Asked, kept: list[Tensor], counts: list[int], threshold: float
+    runs: CircuitRuns, asked: Asked, found: dict[int, tuple[Tensor, int]], threshold: float
 ) -> AcdcResult:
+    """What is left in each order, with its number and how many runs were made."""
     labels = edge_labels(runs.writers, runs.readers)
     circuits = tuple(
         Circuit(
@@ -157,7 +213,7 @@ def _result(
             value_name="1 for an edge that is left",
             _asked=asked,
         ).pruned()
-        for left in kept
+        for left, _ in found.values()
     )
     if not any(circuit.edges for circuit in circuits):
         raise InputError(
@@ -169,13 +225,13 @@ def _result(
     ratio = faithfulness(samples, samples[0], samples[1])
     frame = make_frame(
         {
-            "order": list(range(len(circuits))),
+            "order": list(found),
             "edges": [circuit.edges for circuit in circuits],
             "metric": samples[2:].double().mean(dim=1).tolist(),
             "faithfulness": ratio.value[2:].tolist(),
             "low": ratio.low[2:].tolist(),
             "high": ratio.high[2:].tolist(),
-            "runs": counts,
+            "runs": [made for _, made in found.values()],
         }
     )
     return AcdcResult(circuits, frame, threshold)

@@ -17,7 +17,7 @@ from torch import Tensor
 import neox_lab as nl
 from neox_lab.circuits import prune_edges
 from neox_lab.circuits.masked_runs import distance_to_clean, logits_under
-from neox_lab.circuits.pruning import masks_of, open_probability
+from neox_lab.circuits.pruning_search import masks_of, open_probability
 from neox_lab.circuits.runs import CircuitRuns
 from neox_lab.errors import InputError, NeoxLabWarning
 from neox_lab.experiments.metrics import logit_difference, span_logit
