@@ -3,7 +3,7 @@
     task = nl.gym.CAUSAL["ioi"]
     pairs = task.pairs("giver_is_first", 300, part="train")
     held_out = task.pairs("giver_is_first", 100)
-    nl.interchange.das(model, pairs, held_out, nl.interchange.Site(("resid_post", 3), "end"))
+    nl.interchange.das(model, pairs, held_out, nl.interchange.Site(("resid_post", 1), "giver"))
 
 Each says how an answer comes about, not how the model computes it: whether the model has such a
 variable, and where, is the question.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -137,3 +138,12 @@ def test_a_task_without_a_causal_model_is_named_with_those_that_have_one() -> No
         nl.gym.CAUSAL["agreement"]
     with pytest.raises(NoSuchNameError, match=r"task is called 'agrement'.*agreement"):
         nl.gym.TASKS["agrement"]
+
+
+def test_the_site_in_the_modules_example_is_one_of_its_task() -> None:
+    from neox_lab.gym import causal
+
+    shown = re.findall(r'nl\.interchange\.Site\(\(.*?\), "\w+"\)', causal.__doc__ or "")
+    site = eval(shown[0], {"nl": nl})
+    held_out = nl.gym.CAUSAL["ioi"].pairs("giver_is_first", 100)
+    assert nl.interchange.accuracy(nl.load(), held_out, site).frame["accuracy"][0] > 0.3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,22 @@ def test_the_refusal_is_quoted() -> None:
     assert str(refused.value) in " ".join(page.split())
 
 
+def blocks_of(document: Path | str) -> list[str]:
+    """The Python on a page; what is another library's is marked so and left out."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_a_function_is_shown_with_what_it_takes(document: Path) -> None:
+    """A line that only names a function runs, and shows nobody how to call it."""
+    for block in blocks_of(document):
+        for line in ast.parse(block).body:
+            if isinstance(line, ast.Expr) and isinstance(line.value, ast.Attribute):
+                named = ast.unparse(line.value)
+                assert not named.startswith("nl.") or not callable(eval(named, {"nl": nl})), named
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", PAGES)
@@ -98,8 +115,6 @@ def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         rows = "The film was fine.,positive\nThe film was dull.,negative\n" * 4
         Path(name).write_text(f"text,label\n{rows}", encoding="utf-8")
     names: dict[str, Any] = {}
-    text = (ROOT / page).read_text(encoding="utf-8")
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    assert blocks
-    for block in blocks:
+    assert blocks_of(page)
+    for block in blocks_of(page):
         exec(compile(block, page, "exec"), names)
