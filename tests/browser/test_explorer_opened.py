@@ -154,3 +154,18 @@ def test_five_steps_for_a_first_visit_and_never_again(page: Any, file: Path) -> 
     assert not steps.is_visible(), "not shown again"
     page.get_by_role("button", name="first steps").click()
     assert steps.is_visible() and "1 of 5" in steps.inner_text()
+
+
+def test_text_is_never_markup_in_what_is_opened(model: Any, page: Any) -> None:
+    prompt, second = "</script><b>x</b> of Sweden is in", "</script><b>x</b> of Russia is in"
+    given = {'"><img src=x>': nl.gym.dictionaries(model)["resid_post_3"]}
+    widget = nl.explore(model, prompt, second, dictionaries=given)
+    stage = Stage(page, widget)
+    stage.done()
+    for what, name in ALL.items():
+        page.get_by_role("button", name=name, exact=True).click()
+        stage.until(lambda what=what: getattr(widget, what) and widget.phase == "done")
+    assert "missing" not in widget.features and "missing" not in widget.circuit
+    assert panel(page, "Features").locator(".token", has_text="<").count() > 0
+    assert page.locator(".panels b, .panels img, .panels script").count() == 0
+    widget.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import torch
 import neox_lab as nl
 from neox_lab.errors import InputError
 from neox_lab.views import explorer as explorer_view
+from neox_lab.views.drawing import number
 from neox_lab.views.explorer import ExplorerView
 from neox_lab.widgets.explorer import ExplorerWidget
 from neox_lab.widgets.explorer.opened import OPENED
@@ -92,8 +94,8 @@ def test_features_are_those_of_the_dictionary_at_the_selected_layer(model: Any) 
         assert effect == pytest.approx(change, abs=2e-3)
         at = made["effects"].labels["latent"].index(str(latent))
         assert effect == pytest.approx(float(made["effects"].values[at]), abs=1e-3)
-    assert f"{made['missed']:.0%} of the variance" in found["control"]
-    assert f"at once by {made['effects'].total:.2f}" in found["control"]
+    assert f"{100 * made['missed']:.0f} % of the variance" in found["control"]
+    assert f"at once by {number(made['effects'].total, 2)}" in found["control"]
     assert "after token 4" in found["note"]
     assert found["of"] == {"layer": 1, "position": 4}
     assert widget.result is not None
@@ -141,7 +143,12 @@ def test_another_prompt_takes_the_answers_away_and_a_page_keeps_them(
         widget.save("features", "csv")
 
 
-def test_the_tuned_lens_is_the_trained_one_and_is_trained_once(model: Any) -> None:
+def test_the_tuned_lens_is_the_trained_one_and_is_trained_once(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules["neox_lab.widgets.explorer.opened.tuned"]
+    monkeypatch.setattr(module, "DOCUMENTS", 30)
+    monkeypatch.setattr(module, "STEPS", 16)
     widget = explored(model)
     found = asked(widget, "tuned")
     made = python(widget)
@@ -221,6 +228,23 @@ def test_training_says_which_checkpoints_it_needs(model: Any) -> None:
     assert "functions" in asked(explored(model, revisions=loads), "training")["missing"]
     assert "revisions=[...]" in asked(explored(random_model()), "training")["missing"]
     assert "tuned=nl.lens.TunedLens" in asked(explored(random_model()), "tuned")["missing"]
+
+
+@pytest.mark.parametrize("what", ["tuned", "features"])
+def test_what_is_stopped_half_way_is_no_answer(model: Any, what: str) -> None:
+    widget = explored(model)
+    told = widget._publish
+
+    def stops(job: Any, now: bool = False, **state: object) -> None:
+        told(job, now, **state)
+        if "progress" in state:
+            job.stop()
+
+    widget._publish = stops  # type: ignore[method-assign]
+    widget.ask(what)
+    widget.wait()
+    assert widget.phase == "stopped" and getattr(widget, what) == {}
+    assert model.hook_stack.changing == [] and widget._tools.trained == {}
 
 
 def test_the_script_and_python_know_the_same_panels() -> None:

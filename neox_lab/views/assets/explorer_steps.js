@@ -70,6 +70,7 @@ function firstSteps(live, targets) {
     count.textContent = `${step + 1} of ${steps.length}: ${name}`;
     text.textContent = said;
     back.disabled = !step;
+    node.classList.toggle("walked", walked); // then it stays in sight
     next.textContent = step === steps.length - 1 ? "done" : "next";
     for (const [which, panel] of Object.entries(targets))
       panel.classList.toggle("told", walked && !node.hidden && which === target);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from neox_lab.views.drawing import number
 from neox_lab.widgets.explorer.questions import Answer, Asked
 
 LISTED = 16  # features of a token
@@ -33,10 +34,10 @@ def features(asked: Asked) -> Answer:
         "note": f"Features of {found.site} at the selected token, the largest activation first, "
         f"and what happens to the logit of {asked.token} after token {position} when one is "
         "ablated wherever it is active.",
-        "control": f"Measured, each in a run of its own: half of the {len(effect)} features that "
-        f"are active in this prompt move it by {half:.2g} at most, all of them at once by "
-        f"{measured.total:.2f}. What the dictionary misses, {unexplained:.0%} of the variance "
-        "here, stays as it is and no feature stands for it.",
+        "control": f"Measured, each in a run of its own: the median of the {len(effect)} features "
+        f"that are active in this prompt moves it by {number(half, 2)}, all of them at once by "
+        f"{number(measured.total, 2)}. What the dictionary misses, {100 * unexplained:.0f} % of "
+        "the variance here, stays as it is and no feature stands for it.",
         "code": f"{loading}\n"
         "active = nl.features.active(model, dictionary, prompt)\n"
         f"metric = {asked.metric_code}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from neox_lab.views.drawing import number
 from neox_lab.widgets.explorer.questions import Answer, Asked
 
 if TYPE_CHECKING:
@@ -48,14 +49,15 @@ def steering(asked: Asked) -> Answer:
     found = along.evaluate(metric, prompt, positions=where, controls=CONTROLS)
     effect = found.effect
     controls = [abs(each) for kind in found.control_effects.values() for each in kind]
-    beside = f"at most {max(controls):.2f}, {sum(controls) / len(controls):.2f} on average"
+    mean = sum(controls) / len(controls)
+    beside = f"at most {number(max(controls), 2)}, {number(mean, 2)} on average"
     data = {
         "of": of,
         "curves": _drawn(found, where).data(),
         "note": said,
-        "control": f"From the lowest to the highest scale the direction moves it by {effect:.2f}; "
-        f"{len(controls)} directions at right angles to it, as long, by {beside}. One prompt, so "
-        f"there is no interval. {cost}",
+        "control": "From the lowest to the highest scale the direction moves it by "
+        f"{number(effect, 2)}; {len(controls)} directions at right angles to it, as long, by "
+        f"{beside}. One prompt, so there is no interval. {cost}",
         "code": f"{code}\nsteered = direction.evaluate(\n"
         f'    metric, {named}, positions="{where}", controls={CONTROLS}\n)',
     }

@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 SHOWN = 3  # likeliest tokens in each cell
 DOCUMENTS, STEPS, TOKENS = 80, 40, 2**8  # two seconds on one core
-TRAINING = f"""from random import Random
+TRAINING = """from random import Random
 from neox_lab.gym.training_texts import sentence
 
 random = Random(0)
-documents = [" ".join(sentence(random) for _ in range(12)) for _ in range({DOCUMENTS})]
-training = nl.lens.TunedLens.train(model, documents, steps={STEPS}, tokens_per_step={TOKENS})
+documents = [" ".join(sentence(random) for _ in range(12)) for _ in range({})]
+training = nl.lens.TunedLens.train(model, documents, steps={}, tokens_per_step={})
 tuned = training.lens"""
 
 
@@ -29,7 +29,8 @@ def tuned(asked: Asked) -> Answer:
 
     ids = asked.first.ids
     if asked.tools.tuned is None:
-        measured, code, on = _trained(asked), TRAINING, "held-out sentences of its world"
+        measured, code = _trained(asked), TRAINING.format(DOCUMENTS, STEPS, TOKENS)
+        on = "held-out sentences of its world"
     else:
         measured = asked.tools.tuned.evaluate(asked.model, ids)
         code = "# tuned: the lens that was given\ntraining = tuned.evaluate(model, prompt)"
