@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from neox_lab.checks import COUNT, check
 from neox_lab.config import GPTNeoXConfig
+from neox_lab.errors import InputError
 from neox_lab.family import tree
 from neox_lab.family.embeddings import Embeddings
 from neox_lab.family.hooked import Hooked
 from neox_lab.family.pretrained import Pretrained
 from neox_lab.family.recomputing import Recomputes
-from neox_lab.family.text import TextHelpers
+from neox_lab.family.text import Inputs, TextHelpers
 from neox_lab.family.weights import WeightViews
 from neox_lab.hooks.hooking import HookStack
 from neox_lab.hooks.table import hook_points
@@ -248,23 +250,36 @@ class GPTNeoXPreTrainedModel(
         """Bytes that the weights take."""
         return sum(p.numel() * p.element_size() for p in self.parameters())
 
-    def memory_plan(self, read_rate: float | None = None) -> MemoryPlan:
+    def memory_plan(
+        self,
+        read_rate: float | None = None,
+        *,
+        prompts: Inputs | None = None,
+        new_tokens: int = 1,
+    ) -> MemoryPlan:
         """What lives where, what a pass reads from files, and what questions cost.
 
         Args:
             read_rate: bytes a second that the disk brings; None measures it, on one layer if none
                 was read yet (what the system keeps in memory of the file comes faster).
+            prompts: a string, a list of strings, or token ids ``[batch, pos]``: what a cache, a
+                sweep or generating takes beside the weights, for these. Nothing is run.
+            new_tokens: how many tokens are to be generated, each with a pass.
 
         Returns:
             A small table: ``.frame`` has the parts of the model, ``.questions`` their passes.
 
         Raises:
-            InputError: a rate that is no number above 0.
+            InputError: a rate that is no number above 0, no prompts, or no number of tokens.
             CheckpointError: a layer that is read to measure the rate cannot be.
         """
-        from neox_lab.streaming.plan import memory_plan
+        from neox_lab.streaming.plan import Asked, memory_plan
 
-        return memory_plan(self, read_rate)
+        about = Asked(new_tokens=check("new_tokens", new_tokens, COUNT, InputError))
+        if prompts is not None:
+            batch, pos = self.prepare_inputs(prompts)["input_ids"].shape
+            about = about._replace(batch=batch, pos=pos, cache=self.cache_size(prompts))
+        return memory_plan(self, read_rate, about)
 
     @classmethod
     def can_generate(cls) -> bool:

@@ -15,7 +15,7 @@ from files_of_models import LAYERS, both, gradient, tokens, written
 import neox_lab as nl
 from neox_lab.checkpoint import loading
 from neox_lab.errors import DeviceError, InputError
-from neox_lab.streaming.plan import PASSES
+from neox_lab.experiments.patching import climb
 
 LAYER = 4 * 12 * 32 * 32
 
@@ -52,21 +52,52 @@ def test_a_plan_says_what_is_where_and_what_a_pass_reads(tmp_path: Path) -> None
         streamed.memory_plan(read_rate=0)
 
 
-def test_questions_need_no_more_passes_than_the_plan_says(tmp_path: Path) -> None:
+def test_questions_take_the_passes_that_the_plan_says(tmp_path: Path) -> None:
     _, streamed, store = both(written(tmp_path))
     metric = nl.patching.logit_difference(3, 4)
     asked: list[tuple[str, Any]] = [
         ("forward", lambda: streamed(tokens())),
+        ("cache", lambda: streamed.run_with_cache(tokens())),
         ("lens", lambda: nl.lens.logit_lens(streamed, tokens(1))),
-        ("gradient", lambda: gradient(streamed, lambda x: streamed(inputs_embeds=x)[0], tokens())),
         ("sweep", lambda: nl.patching.sweep(streamed, tokens(1), tokens(1, seed=4), metric)),
-        ("generate", lambda: streamed.generate(tokens(), max_new_tokens=1)),
+        ("generate", lambda: streamed.generate(tokens(), max_new_tokens=3, min_new_tokens=3)),
+        ("gradient", lambda: gradient(streamed, lambda x: streamed(inputs_embeds=x)[0], tokens())),
     ]
-    for name, ask in asked:
-        passes = next(number for question, number in PASSES if name in question)
-        before = store.read.layers
+    frame = streamed.memory_plan(read_rate=1, new_tokens=3).questions
+    assert len(asked) == len(frame)
+    for (name, ask), said in zip(asked, frame["bytes"], strict=True):
+        before = store.read.nbytes
         ask()
-        assert store.read.layers - before <= passes * (LAYERS - 1), name
+        # Going down begins with the layers that are still there.
+        kept = 2 * LAYER if name == "gradient" else 0
+        assert store.read.nbytes - before == said - kept, name
+
+
+@pytest.mark.parametrize("parallel", [True, False])
+def test_memory_on_top_is_what_then_stands_there(
+    parallel: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, model, _ = both(written(tmp_path, parallel=parallel))
+    ids, other = tokens(3, 7), tokens(3, 7, seed=4)
+    frame = model.memory_plan(read_rate=1, prompts=ids, new_tokens=4).questions
+    said = dict(zip(frame["question"].str.split(" at| of|:").str[0], frame["memory"], strict=True))
+    _, cache = model.run_with_cache(ids)
+    assert said["a cache"] == cache.nbytes
+    made = model.generate(
+        ids, max_new_tokens=4, min_new_tokens=4, return_dict_in_generate=True
+    ).past_key_values
+    kept = sum(each.keys.nbytes + each.values.nbytes for each in made.layers)
+    assert said["generate"] == kept
+    rows: list[int] = []
+    monkeypatch.setattr(climb.Part, "_read", lambda self, group: rows.append(len(group.variant)))
+    nl.patching.sweep(
+        model, ids, other, lambda logits: logits.mean(), "resid_pre", budget=40, progress=False
+    )
+    assert said["a sweep"] == sum(rows) * 32 * 4
+    assert "on top" in repr(model.memory_plan(read_rate=1, prompts=ids))
+    assert not model.memory_plan(read_rate=1).questions["memory"].any()
+    with pytest.raises(InputError, match="new_tokens"):
+        model.memory_plan(read_rate=1, new_tokens=0)
 
 
 def test_bfloat16_files_are_read_at_their_own_size(tmp_path: Path) -> None:
