@@ -28,7 +28,8 @@ def make_frame(
         columns: names of the columns, or which of the keys to keep.
 
     Returns:
-        The frame; columns of texts have the dtype ``str`` with Python's own strings.
+        The frame; columns of texts have the dtype ``str`` with Python's own strings (before pandas
+        2.3: ``object``).
     """
     import pandas as pd
 
@@ -65,5 +66,8 @@ def _column(values: Any) -> Any:
         return values
     column = pd.Series(values, dtype=object)
     if pd.api.types.infer_dtype(column, skipna=True) == "string":
-        return column.astype(pd.StringDtype("python", na_value=np.nan))
+        try:
+            return column.astype(pd.StringDtype("python", na_value=np.nan))
+        except TypeError:  # pandas before 2.3, which has no such texts, keeps them as objects
+            return column
     return column.infer_objects()
