@@ -12,6 +12,7 @@ from torch import Tensor
 import neox_lab as nl
 from neox_lab.errors import InputError
 from neox_lab.experiments.paths.path_patching import edge_sweep, path_patch
+from neox_lab.experiments.paths.path_runs import PathRuns
 
 PARTS = {"q": "hook_q_input", "k": "hook_k_input", "v": "hook_v_input"}
 
@@ -197,6 +198,17 @@ def test_an_interrupt_keeps_what_is_done() -> None:
             assert bool(known.any()) == (left == 3) and known.sum() < whole.values.isfinite().sum()
             assert torch.equal(part.values[known], whole.values[known])
             assert "Interrupted" in repr(part)
+
+
+def test_an_interrupt_before_anything_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_runs: object, _report: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PathRuns, "run", stop)
+    for question in (path_patch, edge_sweep):
+        part = question(build(), prompts(1), prompts(0), LM_METRIC, "heads", ["L2H0", "MLP2"])
+        assert not part.complete
+        assert part.values.isnan().all()
 
 
 def test_everything_sent_to_the_logits_is_the_clean_run() -> None:

@@ -108,8 +108,9 @@ def path_patch(
         )
     places = range(len(positions or [""]))
     sending = [Sender(tuple(nodes), place) for place in places for nodes in groups]
+    runs.prepare([Path(sender, reading) for sender in sending])
     with watched(progress, "block") as watch:
-        runs.run([Path(sender, reading) for sender in sending], watch)
+        runs.run(watch)
     labels = {} if positions is None else {"pos": [str(name) for name in positions]}
     told = receivers if isinstance(receivers, str) else ", ".join(receivers)
     if listed == ["heads"]:
@@ -166,8 +167,9 @@ def edge_sweep(
     edges = [(sending[row], readers[column]) for row, column in there.nonzero().tolist()]
     if not edges:
         raise InputError("No sender comes before a receiver: there is no edge between them.")
+    runs.prepare([Path(sender, (reader,)) for sender, reader in edges])
     with watched(progress, "block") as watch:
-        runs.run([Path(sender, (reader,)) for sender, reader in edges], watch)
+        runs.run(watch)
     samples = runs.values.new_full((*there.shape, runs.values.shape[1]), torch.nan)
     computed = torch.zeros_like(there)
     samples[there], computed[there] = runs.values, runs.computed

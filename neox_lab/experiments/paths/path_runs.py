@@ -69,6 +69,7 @@ class PathRuns:
         clean_value: the metric of the clean run; NaN before it is at the top.
         samples: the metric of the corrupted run ``[sample]``, one for each pair if it has that;
             NaN likewise.
+        paths: what is sent where, see ``prepare``.
         values: the metric of each path ``[path, sample]``, NaN likewise.
         computed: of which paths it is known.
     """
@@ -96,36 +97,41 @@ class PathRuns:
         self.samples = torch.full((rows,), torch.nan, dtype=dtype)
         self._changes: dict[Node, Tensor] = {}
 
-    @torch.no_grad()
-    def run(self, paths: Sequence[Path], watch: Watch) -> None:
-        """Send every change; fills ``values`` and ``computed``.
+    def prepare(self, paths: Sequence[Path]) -> None:
+        """Make room for what is known of each path: nothing yet, should ``run`` be interrupted.
 
         Args:
             paths: what is sent where.
-            watch: told how many blocks copies have gone through, and how many there are.
         """
+        self.paths = paths
         self.values = torch.full((len(paths), len(self.samples)), torch.nan).to(self.samples)
         self.computed = torch.zeros(len(paths), dtype=torch.bool)
+
+    @torch.no_grad()
+    def run(self, watch: Watch) -> None:
+        """Send every change; fills ``values`` and ``computed``.
+
+        Args:
+            watch: told how many blocks copies have gone through, and how many there are.
+        """
+        paths = self.paths
         order = sorted(range(len(paths)), key=lambda number: paths[number].entry)
         costs = torch.tensor([self.layers + 1 - paths[number].entry for number in order])
         total, done = int(costs.sum()), 0
         for span in stretches(self.model, costs, 2 * self.layers, self.at_once * self.layers):
-            self._climb(paths, order[span], watch, done, total)
+            self._climb(order[span], watch, done, total)
             done += int(costs[span].sum())
 
-    def _climb(
-        self, paths: Sequence[Path], order: list[int], watch: Watch, done: int, total: int
-    ) -> None:
+    def _climb(self, order: list[int], watch: Watch, done: int, total: int) -> None:
         """Both plain runs and some paths go up.
 
         Args:
-            paths: all of them.
             order: numbers of those that go up, in the order in which they enter.
             watch: see ``run``.
             done: what was done before.
             total: what there is to do.
         """
-        kept = [*_WRITTEN, "hook_resid_pre", "hook_mlp_in"]
+        paths, kept = self.paths, [*_WRITTEN, "hook_resid_pre", "hook_mlp_in"]
         self.own = Stream(self.model, self.corrupted.prompts, kept)
         self._clean = Stream(self.model, self.both.clean.prompts, _WRITTEN)
         room = Room(self.model.device)
