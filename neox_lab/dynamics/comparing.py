@@ -21,6 +21,7 @@ from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError
 from neox_lab.family.contract import LanguageModel
 from neox_lab.frames import make_frame
+from neox_lab.model.identity import numbers_of
 from neox_lab.results import Result
 
 if TYPE_CHECKING:
@@ -232,8 +233,9 @@ class _Alike:
 def _weights(model_a: LanguageModel, model_b: LanguageModel) -> Iterator[dict[str, Any]]:
     """A row for each parameter, and for each head's weights."""
     others = dict(model_b.named_parameters())
-    for name, one in model_a.named_parameters():
-        yield {"parameter": name, "layer": None, "head": None, **_apart(one, others[name])}
+    for name, weight in model_a.named_parameters():
+        one, two = numbers_of(model_a, name, weight), numbers_of(model_b, name, others[name])
+        yield {"parameter": name, "layer": None, "head": None, **_apart(one, two)}
     for layer, (block, other) in enumerate(zip(model_a.blocks, model_b.blocks, strict=True)):
         for name in HEAD_WEIGHTS:
             pairs = zip(getattr(block, name), getattr(other, name), strict=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from neox_lab.checks import plain, shown
 from neox_lab.errors import InputError
-from neox_lab.model.identity import weights_print
+from neox_lab.model.identity import numbers_of, weights_print
 from neox_lab.results import GridResult, Result
 
 Measure = Callable[[Any], object]
@@ -211,7 +211,8 @@ def _printed(value: Any) -> str:
         return str(value)
     if isinstance(value, nn.Module):
         named = [*value.named_parameters(), *value.named_buffers()]
-        return f"{type(value).__qualname__} {weights_print(named)}"
+        numbers = functools.partial(numbers_of, value)
+        return f"{type(value).__qualname__} {weights_print(named, numbers)}"
     if isinstance(value, Tensor):
         dense = value.detach().to_dense()
         dense = torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neox_lab.errors import CheckpointError, NeoxLabWarning
 
@@ -85,12 +85,12 @@ def _adapters(model: HookedModel) -> list[list[object]]:
     ]
 
 
-def numbers_of(model: HookedModel, name: str, weight: Tensor) -> Tensor:
+def numbers_of(model: HookedModel | nn.Module, name: str, weight: Tensor) -> Tensor:
     """A weight with its numbers, of one that is a mere description (``meta``): from its file.
 
     Args:
         model: whose weight.
-        name: of the parameter.
+        name: of the parameter or buffer.
         weight: the parameter.
     """
     if not weight.is_meta:

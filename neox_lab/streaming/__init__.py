@@ -18,6 +18,7 @@ from neox_lab.streaming.linear import (
     refuse_moves,
     refuse_saving,
     refuse_training,
+    refuse_writing,
     store_of,
     stream,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "refuse_moves",
     "refuse_saving",
     "refuse_training",
+    "refuse_writing",
     "store_of",
     "stream",
 ]

@@ -151,6 +151,19 @@ def refuse_loading(model: nn.Module, state_dict: Mapping[str, Tensor], prefix: s
             )
 
 
+def refuse_writing(model: nn.Module) -> None:
+    """Raise if layers of ``model`` are in files.
+
+    Raises:
+        DeviceError: they are.
+    """
+    if store_of(model) is not None:
+        raise DeviceError(
+            "Layers of this model are read from their files for each pass, so other weights cannot "
+            "be loaded into them. Load the model without max_memory= to change weights."
+        )
+
+
 def refuse_training(model: nn.Module) -> None:
     """Raise if layers of ``model`` are in files.
 

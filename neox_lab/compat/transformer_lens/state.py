@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import CheckpointError, nearest
+from neox_lab.streaming import refuse_writing
 
 if TYPE_CHECKING:
     from neox_lab.compat.transformer_lens.model import HookedTransformer
@@ -54,7 +55,9 @@ def load_state_dict(
     Raises:
         CheckpointError: weights are missing, unknown, of another shape, or biases for which this
             model has no place; nothing is written then.
+        DeviceError: layers of the model are read from their files.
     """
+    refuse_writing(model.native)
     own = state_dict(model)
     weights = {n: w for n, w in given.items() if n.rsplit(".", 1)[-1] not in _NO_WEIGHTS}
     unknown = [name for name in weights if name not in own]
