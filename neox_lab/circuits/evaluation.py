@@ -98,10 +98,12 @@ class Evaluation(FrameResult):
             names.append("random circuits (nearest to 1)")
             values.append(float(others[(others - 1).abs().argsort(kind="stable")].iloc[0]))
         own = shown.iloc[0]
+        # A metric that is a function gives one number for all prompts, and so no interval.
+        known = self.samples.shape[1] > 1
+        interval = f" [{own['low']:.2f}, {own['high']:.2f}]" if known else ", without an interval,"
         note = (
-            f"Faithfulness of the circuit {own['faithfulness']:.2f} [{own['low']:.2f}, "
-            f"{own['high']:.2f}] with {own['edges']:,} edges; outside: {self.ablation}. 1 is the "
-            "whole model, 0 is nothing."
+            f"Faithfulness of the circuit {own['faithfulness']:.2f}{interval} with "
+            f"{own['edges']:,} edges; outside: {self.ablation}. 1 is the whole model, 0 is nothing."
         )
         title, told = f"{self.name}: faithfulness", in_sample(self.seen, self.samples.shape[1])
         if told:

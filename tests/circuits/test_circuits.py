@@ -268,6 +268,16 @@ def test_faithfulness_is_a_ratio_of_means_with_its_interval() -> None:
         faithfulness(run[None], nothing + torch.randn(40, generator=generator) / 10, nothing)
 
 
+def test_where_there_is_no_interval_the_picture_says_so() -> None:
+    pairs = nl.gym.TASKS["ioi"].pairs(4)
+    metric = logit_difference([p.correct for p in pairs], [p.wrong for p in pairs])
+    both = [p.clean for p in pairs], [p.corrupted for p in pairs]
+    circuit = nl.circuits.scores(nl.load(), *both, metric).circuit(share=0.1)
+    assert "[" in circuit.evaluate(random=0).view().note
+    function = circuit.evaluate(metric=lambda logits: logits[:, -1, 900:].mean(), random=0)
+    assert "nan" not in function.view().note and "without an interval" in function.view().note
+
+
 def test_curves_and_their_areas() -> None:
     model = small(num_hidden_layers=3).double()
     clean, corrupted = prompts(5, 8, first=2)

@@ -269,3 +269,26 @@ def test_20_says_of_the_variables_what_it_prints() -> None:
     assert accuracy >= 0.98 and len(nulls) == 3
     assert all(abs(each - chance) <= 0.05 for each in nulls), "and the nulls stay at chance"
     assert "numbers [2] of 16, accuracy 1.00" in output("20_interchange", "masked = ")
+
+
+FINDINGS = {
+    "24_finding_induction": [],
+    "25_finding_indirect_object": ["another way", "another way", "another way", "nobody steps in"],
+    "26_finding_greater_than": [],
+    "27_finding_a_fact": ["no clear difference"],
+    "28_finding_a_control": [],
+}
+"""What is not as published in each, in the order of its table."""
+
+
+@pytest.mark.parametrize("name", FINDINGS)
+def test_findings_say_of_the_built_in_model_what_they_found(name: str) -> None:
+    headings = [text for cell in cells(name) if "Found again" in (text := "".join(cell["source"]))]
+    surprising = bool(FINDINGS[name])
+    assert ("Found again?" in headings[0]) == surprising, "the title asks where the answer is no"
+    table = output(name, '"published')
+    found = re.findall(r"as published|another way|nobody steps in|no clear difference", table)
+    assert [each for each in found if each != "as published"] == FINDINGS[name]
+    intervals = re.findall(r"(-?[\d.]+) \((-?[\d.]+) to (-?[\d.]+)\)", table)
+    assert intervals, "every table has intervals"
+    assert all(float(low) <= float(mean) <= float(high) for mean, low, high in intervals)
