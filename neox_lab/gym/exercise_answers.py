@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -143,6 +143,35 @@ def carries_capital(model: GPTNeoXForCausalLM) -> tuple[int, int]:
     return _strongest(swept.effect())
 
 
+def carries_country(model: GPTNeoXForCausalLM) -> tuple[int, int]:
+    """The head that changes most when it is patched from Norway into Spain at the last token."""
+    from neox_lab.experiments import patching
+
+    metric = patching.logit_difference(" Norwegian", " Spanish")
+    clean, corrupted = "The people of Norway speak", "The people of Spain speak"
+    end = {"end": -1}
+    swept = patching.sweep(model, clean, corrupted, metric, "z", positions=end, progress=False)
+    return _strongest(swept.effect()[:, 0])
+
+
+def writes_name(model: GPTNeoXForCausalLM) -> tuple[int, int]:
+    """The head with the largest direct effect on eight prompts of who receives."""
+    from neox_lab.experiments import patching
+    from neox_lab.gym.evaluation import pairs
+
+    asked = pairs(model, "ioi", 8)
+    metric = patching.logit_difference([p.correct for p in asked], [p.wrong for p in asked])
+    clean, corrupted = [p.clean for p in asked], [p.corrupted for p in asked]
+    found = patching.path_patch(model, clean, corrupted, metric, progress=False)
+    return _strongest(found.effect())
+
+
+def later_years(model: GPTNeoXForCausalLM) -> float:
+    """Probability of the even years after 1742, of 18th century."""
+    probability = _next_logits(model, "The king ruled from 1742 to").float().softmax(-1)
+    return sum(float(probability[model.to_single_token(f" {n}")]) for n in range(1744, 1800, 2))
+
+
 def finds_copy(model: GPTNeoXForCausalLM) -> tuple[int, int]:
     """The head that looks most at the earlier copy of the present token."""
     from neox_lab.experiments import detection as detect
@@ -199,11 +228,20 @@ def three_persons(model: GPTNeoXForTokenClassification, answer: str) -> bool:
 
 def first_step(model: GPTNeoXForCausalLM) -> int:
     """The first revision at which a head looks one token back at more than half."""
+    return _first_with("previous_token")
+
+
+def first_induction(model: GPTNeoXForCausalLM) -> int:
+    """The first revision at which a head looks behind the copy at more than half."""
+    return _first_with("induction")
+
+
+def _first_with(pattern: Literal["previous_token", "induction"]) -> int:
     from neox_lab.built_in import revisions
     from neox_lab.experiments import detection as detect
 
     for name in revisions():
-        if detect.heads(load(revision=name), "previous_token").values.max() > 0.5:
+        if detect.heads(load(revision=name), pattern).values.max() > 0.5:
             return int(name.removeprefix("step"))
     return -1
 

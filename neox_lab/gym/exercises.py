@@ -278,6 +278,40 @@ EXERCISES: Named[Exercise] = Named(
             "made.model and **made.question() go to nl.circuits.scores with method='exact'.",
             built_in=True,
         ),
+        "when copies are found": Exercise(
+            "26_finding_induction",
+            "At which of the built-in model's revisions does a head first pay more than half of "
+            "its attention to the token after the earlier copy? (The step alone.)",
+            COUNT,
+            right.same(right.first_induction),
+            'nl.dynamics.run(lambda model: nl.detect.heads(model, "induction"), steps="all"); its '
+            ".frame has the scores.",
+            built_in=True,
+        ),
+        "who writes the name": Exercise(
+            "27_finding_indirect_object",
+            'Which head\'s own output adds most to the answers of nl.gym.pairs(model, "ioi", 8)?',
+            PLACE,
+            right.same(right.writes_name),
+            "nl.patching.path_patch with receivers='logits'; .top(1) is the largest effect.",
+        ),
+        "chance of a later year": Exercise(
+            "28_finding_greater_than",
+            'What probability does the model give to all even years from 1744 to 1798 after "The '
+            'king ruled from 1742 to"?',
+            FINITE,
+            right.number(right.later_years),
+            "Softmax over the whole vocabulary first, then the sum over these years' tokens.",
+            built_in=True,
+        ),
+        "who carries the country": Exercise(
+            "29_finding_a_fact",
+            'Which head, patched at the last token alone from "The people of Norway speak" into '
+            '"The people of Spain speak", adds most to " Norwegian" minus " Spanish"?',
+            PLACE,
+            right.same(right.carries_country),
+            "site='z' with positions={'end': -1}.",
+        ),
     },
 )
 """Exercises by name, in the order of the notebooks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,13 @@ import torch
 import neox_lab as nl
 
 NAMES = tuple(nl.gym.exercises()["name"])
-SLOW = ("first step", "turned between layers", "most influential", "strongest edge")
+SLOW = (
+    "first step",
+    "when copies are found",
+    "turned between layers",
+    "most influential",
+    "strongest edge",
+)
 CASES = [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in NAMES]
 THOUGHTLESS: dict[str, Any] = {
     "nothing": None,
@@ -121,13 +128,53 @@ def sentence(model: Any) -> float:
     return float(loss)
 
 
-def first_step(model: Any) -> int:
+def first_step(pattern: str) -> int:
     frame = nl.dynamics.run(
-        lambda young: nl.detect.heads(young, "previous_token").values.max().item(),
+        lambda young: nl.detect.heads(young, pattern).values.max().item(),
         steps="all",
         progress=False,
     ).frame
     return int(frame[frame["value"] > 0.5]["step"].min())
+
+
+def names(model: Any) -> tuple[int, int]:
+    """Each head's own output exchanged in the sum before the last norm."""
+    found = torch.zeros(4, 4, dtype=torch.float64)
+    model = nl.load(dtype=torch.float64)
+    for pair in nl.gym.TASKS["ioi"].pairs(8):
+        (_, clean), (_, corrupted) = map(model.run_with_cache, (pair.clean, pair.corrupted))
+        ids = [model.to_single_token(name) for name in (pair.correct, pair.wrong)]
+        for layer, weights in enumerate(model.W_O):
+            apart = (clean["z", layer] - corrupted["z", layer])[0, -1]
+            for head in range(4):
+                stream = corrupted["resid_post", 3][0, -1] + apart[head] @ weights[head]
+                logits = model.get_output_embeddings()(model.gpt_neox.final_layer_norm(stream))
+                found[layer, head] += logits[ids[0]] - logits[ids[1]]
+    return divmod(int(found.argmax()), 4)
+
+
+def country(model: Any) -> tuple[int, int]:
+    _, clean = model.run_with_cache("The people of Norway speak")
+    ids = [model.to_single_token(name) for name in (" Norwegian", " Spanish")]
+    found = torch.zeros(4, 4)
+    for place in range(16):
+
+        def put(z: torch.Tensor, hook: Any, head: int = place % 4) -> None:
+            z[:, -1, head] = clean[hook.name][:, -1, head]
+
+        hooks = [(("z", place // 4), put)]
+        logits = model.run_with_hooks("The people of Spain speak", hooks).logits[0, -1]
+        found[divmod(place, 4)] = logits[ids[0]] - logits[ids[1]]
+    return divmod(int(found.argmax()), 4)
+
+
+def later(model: Any) -> float:
+    (step,) = model.stream("The king ruled from 1742 to", max_new_tokens=1, alternatives=2048)
+    return sum(
+        each.probability
+        for each in step.alternatives
+        if re.fullmatch(r" 17\d[02468]", each.text) and int(each.text) > 1742
+    )
 
 
 def start(model: Any) -> float:
@@ -208,7 +255,7 @@ ANSWERS: dict[str, Callable[[Any], Any]] = {
     "three persons": lambda model: "Mary Stone saw Peter. Then Laura went home.",
     "loss of a sentence": sentence,
     "second choice": lambda model: likeliest(model, "Mary put the key in the", 1),
-    "first step": first_step,
+    "first step": lambda model: first_step("previous_token"),
     "far from the end": start,
     "feature of the dogs": dogs,
     "nearest features": nearest,
@@ -219,6 +266,10 @@ ANSWERS: dict[str, Callable[[Any], Any]] = {
     "passes to write": lambda model: 9.0,
     "two tokens back": two_back,
     "strongest edge": edge,
+    "when copies are found": lambda model: first_step("induction"),
+    "who writes the name": names,
+    "chance of a later year": later,
+    "who carries the country": country,
 }
 FALSE: dict[str, Any] = {
     "not wonderful": "The film was not wonderful. It was awful and stupid.",
