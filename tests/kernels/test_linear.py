@@ -190,6 +190,49 @@ def test_what_does_not_gain_goes_to_pytorch(forced: list[int]) -> None:
     assert len(forced) == 1
 
 
+def test_a_few_rows_go_to_onednn_where_they_are_slow(
+    forced: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "onednn_pays", lambda: False)
+    weight, bias = torch.randn(1024, 768), torch.randn(1024)
+
+    def taken(x: Tensor, weight: Tensor = weight) -> bool:
+        forced.clear()
+        found = products.linear(x, weight, bias)
+        exact = F.linear(x.double(), weight.double(), bias.double())
+        torch.testing.assert_close(found.double(), exact, atol=2e-4, rtol=1e-5)
+        return bool(forced)
+
+    x = torch.randn(2, 7, 768)
+    for slow in (False, True):
+        monkeypatch.setattr(products, "few_rows_are_slow", lambda slow=slow: slow)
+        assert taken(x) is taken(x[:1]) is taken(torch.randn(15, 768)) is slow
+        for rows in (1, 6, 16):
+            assert not taken(torch.randn(rows, 768))
+        assert not taken(x, weight.t().contiguous().t())
+    small = torch.randn(products.LARGE_WEIGHT // 768 - 1, 768)
+    bias = torch.randn(len(small))
+    assert not taken(x, small)
+
+
+@pytest.mark.parametrize("maker", ["GenuineIntel", "AuthenticAMD"])
+@pytest.mark.parametrize("capability", ["AVX512", "AVX2"])
+@pytest.mark.parametrize("has_amx", [True, False])
+def test_which_processors_are_slow_with_a_few_rows(
+    maker: str, capability: str, has_amx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(products, "_processor", lambda: maker)
+    monkeypatch.setattr(products, "_has_onednn", lambda: capability == "AVX512")
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx, raising=False)
+    expected = (maker, capability, has_amx) == ("GenuineIntel", "AVX512", True)
+    assert products.few_rows_are_slow.__wrapped__() is expected
+    pays = (maker, capability) == ("AuthenticAMD", "AVX512")
+    assert products.onednn_pays.__wrapped__() is pays
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")  # an older PyTorch
+    assert products.few_rows_are_slow.__wrapped__() is False
+
+
 @pytest.mark.parametrize(
     ("capability", "processor", "expected"),
     [("AVX2", "AuthenticAMD", False), ("AVX512", "GenuineIntel", False), ("DEFAULT", "", False)],
@@ -202,7 +245,7 @@ def test_other_processors_keep_their_library(
     assert products.onednn_pays.__wrapped__() is expected
 
 
-@pytest.mark.parametrize("look", [products.onednn_pays, layout._bfloat16_works])
+@pytest.mark.parametrize("look", [products.onednn_pays, products.few_rows_are_slow, layout._bfloat16_works])
 def test_looking_at_the_processor_draws_no_random_numbers(look: Any) -> None:
     before = torch.get_rng_state()
     found = look.__wrapped__()
