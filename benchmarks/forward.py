@@ -6,6 +6,7 @@ Both run the same random weights of the Pythia shapes in float32, transformers b
 on a CPU (``sdpa``). The two take turns, so that whatever else the machine does hits both:
 
     4 x 128   logits of 4 texts of 128 tokens
+    1 x 14    logits of one short prompt
     1 + 128   logits of one token after 128 tokens in the key-value cache
 
 ``ratio`` is the median, over turns, of our time divided by theirs; below 1 neox_lab is faster.
@@ -62,6 +63,11 @@ def texts(model: Any, ids: torch.Tensor) -> Runs:
         yield timed(lambda: model(ids))
 
 
+def one_prompt(model: Any, ids: torch.Tensor) -> Runs:
+    """A prompt of 14 tokens, all logits."""
+    return texts(model, ids[:1, :14])
+
+
 def one_token(model: Any, ids: torch.Tensor) -> Runs:
     """One token after a cache of 128, which is cut back to 128 between the runs."""
     cache = model(ids[:1]).past_key_values
@@ -105,7 +111,8 @@ def main() -> None:
     for name, shape in list(SHAPES.items())[: 1 if options.quick else None]:
         theirs, ours = models(*shape)
         torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
-        for work, runs, turns in (("4 x 128", texts, 30), ("1 + 128", one_token, 300)):
+        works = (("4 x 128", texts, 30), ("1 x 14", one_prompt, 100), ("1 + 128", one_token, 300))
+        for work, runs, turns in works:
             turns = turns // 5 if options.quick else turns
             first, second, ratio = compare(runs(theirs, ids), runs(ours, ids), turns)
             print(f"{name:12} {work:8} {first * 1e3:10.1f} ms {second * 1e3:7.1f} ms {ratio:6.2f}")
