@@ -245,7 +245,9 @@ def test_other_processors_keep_their_library(
     assert products.onednn_pays.__wrapped__() is expected
 
 
-@pytest.mark.parametrize("look", [products.onednn_pays, products.few_rows_are_slow, layout._bfloat16_works])
+@pytest.mark.parametrize(
+    "look", [products.onednn_pays, products.few_rows_are_slow, layout._bfloat16_works]
+)
 def test_looking_at_the_processor_draws_no_random_numbers(look: Any) -> None:
     before = torch.get_rng_state()
     found = look.__wrapped__()
