@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from neox_lab.views import explorer as explorer_view
 from neox_lab.views.drawing import number
 from neox_lab.views.explorer import ExplorerView
 from neox_lab.widgets.explorer import ExplorerWidget
-from neox_lab.widgets.explorer.opened import OPENED
+from neox_lab.widgets.explorer.opened import OPENED, tuned_lens
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -146,9 +145,8 @@ def test_another_prompt_takes_the_answers_away_and_a_page_keeps_them(
 def test_the_tuned_lens_is_the_trained_one_and_is_trained_once(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules["neox_lab.widgets.explorer.opened.tuned"]
-    monkeypatch.setattr(module, "DOCUMENTS", 30)
-    monkeypatch.setattr(module, "STEPS", 16)
+    monkeypatch.setattr(tuned_lens, "DOCUMENTS", 30)
+    monkeypatch.setattr(tuned_lens, "STEPS", 16)
     widget = explored(model)
     found = asked(widget, "tuned")
     made = python(widget)

@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from neox_lab.errors import NeoxLabError
-from neox_lab.widgets.explorer.opened.circuit import circuit
-from neox_lab.widgets.explorer.opened.features import features
-from neox_lab.widgets.explorer.opened.steering import steering
-from neox_lab.widgets.explorer.opened.training import training
-from neox_lab.widgets.explorer.opened.tuned import tuned
+from neox_lab.widgets.explorer.opened.active_features import features
+from neox_lab.widgets.explorer.opened.checkpoints import training
+from neox_lab.widgets.explorer.opened.edges import circuit
+from neox_lab.widgets.explorer.opened.steered import steering
+from neox_lab.widgets.explorer.opened.tuned_lens import tuned
 from neox_lab.widgets.explorer.questions import Answer, Asked
 
 OPENED: dict[str, Callable[[Asked], Answer]] = {
