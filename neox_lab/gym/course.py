@@ -17,12 +17,12 @@ import os
 import textwrap
 from typing import TYPE_CHECKING
 
-from neox_lab.checks import TEXT, require_model, shown
+from neox_lab.checks import SWITCH, TEXT, require_model
 from neox_lab.checks import check as checked
-from neox_lab.errors import InputError
+from neox_lab.errors import InputError, NeoxLabError
 from neox_lab.family.structure import evaluating
 from neox_lab.frames import make_frame
-from neox_lab.gym.exercises import EXERCISES
+from neox_lab.gym.exercise_table import EXERCISES
 from neox_lab.model.output_heads import require_head
 
 if TYPE_CHECKING:
@@ -72,20 +72,18 @@ def claim(holds: object, sentence: str) -> None:
     false, and then are said to be.
 
     Args:
-        holds: whether it does; a number or a tensor of one entry counts as true or false.
+        holds: whether it does: True or False, or a tensor or array of one of them.
         sentence: what is claimed.
 
     Raises:
-        AssertionError: it does not hold of the built-in model.
+        NeoxLabError: it does not hold of the built-in model.
         InputError: ``sentence`` is no text, or ``holds`` neither true nor false.
     """
-    checked("sentence", sentence, TEXT, InputError)
-    try:
-        held = bool(holds)
-    except (TypeError, ValueError, RuntimeError):
-        raise InputError(f"holds={shown(holds)}; expected True or False.") from None
+    sentence = checked("sentence", sentence, TEXT, InputError)
+    sentence = sentence.encode("utf-8", "backslashreplace").decode("utf-8")
+    held = checked("holds", holds, SWITCH, InputError)
     if not held and course_model() is None:
-        raise AssertionError(f"This should hold of the built-in model: {sentence}")
+        raise NeoxLabError(f"This should hold of the built-in model: {sentence}")
     print("Holds:" if held else "Does not hold of this model:", sentence)
 
 

@@ -370,10 +370,17 @@ def test_claims_are_held_against_the_numbers(
     monkeypatch.delenv("NEOX_LAB_MODEL", raising=False)
     nl.gym.claim(torch.tensor(2) > 1, "two is more")
     assert capsys.readouterr().out == "Holds: two is more\n"
-    with pytest.raises(AssertionError, match="should hold of the built-in model: two is less"):
+    with pytest.raises(
+        nl.errors.NeoxLabError, match="should hold of the built-in model: two is less"
+    ):
         nl.gym.claim(torch.tensor(2) < 1, "two is less")
     monkeypatch.setenv("NEOX_LAB_MODEL", "somewhere")
     nl.gym.claim(False, "two is less")
     assert capsys.readouterr().out == "Does not hold of this model: two is less\n"
     with pytest.raises(nl.errors.InputError, match="expected True or False"):
         nl.gym.claim(torch.tensor([True, True]), "two")
+
+
+def test_the_list_is_there_after_an_answer_was_checked() -> None:
+    nl.gym.check("no answer", ...)
+    assert "no answer" in set(nl.gym.exercises()["name"])  # a function, no module of that name

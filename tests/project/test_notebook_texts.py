@@ -103,8 +103,8 @@ def test_22_prints_calls_that_run() -> None:
     assert shown.startswith("import neox_lab as nl\n")
 
 
-def test_06_says_of_weights_and_texts_what_it_prints() -> None:
-    shown = output("06_induction_heads", "young = nl.detect.composition")
+def test_24_says_of_weights_and_texts_what_it_prints() -> None:
+    shown = output("24_heads_in_weights_and_texts", "young = nl.detect.composition")
     before, after = map(float, re.findall(r"training: ([\d.]+) spreads", shown))
     assert before < 4 < 10 < after, "before training no pair is far from random matrices"
     pairs = re.findall(r"^\d +(L\dH\d) +(L\dH\d) ", shown, re.MULTILINE)
@@ -112,19 +112,19 @@ def test_06_says_of_weights_and_texts_what_it_prints() -> None:
     found = output("06_induction_heads", "induction.top(4)")
     finders = re.findall(r"^\d +(\d) +(\d) ", found, re.MULTILINE)
     assert {reader for _, reader in pairs} == {f"L{layer}H{head}" for layer, head in finders}
-    looks = output("06_induction_heads", 'looks.top(3, "previous_token")')
+    looks = output("24_heads_in_weights_and_texts", 'looks.top(3, "previous_token")')
     back = re.findall(r"^0 .* (L\dH\d)$", looks, re.MULTILINE)
     assert {writer for writer, _ in pairs} == set(back), "one token back in texts as well"
-    table = output("06_induction_heads", 'one = looks.frame[(looks.frame["layer"]')
+    table = output("24_heads_in_weights_and_texts", 'one = looks.frame[(looks.frame["layer"]')
     rows = re.findall(r"(entropy_bits|distance) +(True|False) +([\d.]+)", table)
     means = {(name, first): float(mean) for name, first, mean in rows}
     for name in ("entropy_bits", "distance"):
         assert means[name, "False"] < means[name, "True"], "less far back, and surer"
-    spectrum = output("06_induction_heads", "moves.spectrum()")
+    spectrum = output("24_heads_in_weights_and_texts", "moves.spectrum()")
     own = float(re.findall(r"^  OV of L1H\d +([\d.]+)", spectrum, re.MULTILINE)[0])
     drawn = float(re.findall(r"^  random matrix +([\d.]+)", spectrum, re.MULTILINE)[0])
     assert own < drawn, "less of its norm than that of a random matrix"
-    shares = output("06_induction_heads", "largest share of an induction head")
+    shares = output("24_heads_in_weights_and_texts", "largest share of an induction head")
     assert 0.2 < float(re.findall(r"neurons: ([\d.]+)", shares)[0]) < 0.3, "a quarter"
 
 
@@ -169,8 +169,11 @@ def test_17_says_of_the_circuit_what_it_prints() -> None:
     assert max(rows["mean"][0], rows["zero"][0]) < rows["mean_by_pos"][0] < faithful, (
         "against zeros or means more of the model is needed"
     )
+
+
+def test_25_says_of_estimates_what_it_prints() -> None:
     found: dict[str, list[float]] = {}  # two for each planted model: induction, two steps, names
-    for line in output("17_circuits", "scored[name, kind].recovery(").splitlines():
+    for line in output("25_where_estimates_fail", "scored[name, kind].recovery(").splitlines():
         name, *cells = re.split(r"  +", line.strip())
         if cells and re.fullmatch(r"[\d.]+", cells[0]):
             found.setdefault(name, []).extend(map(float, cells))
