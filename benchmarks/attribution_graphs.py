@@ -1,6 +1,6 @@
 """Seconds of an attribution graph, beside rows taken by autograd through copies of the prompt.
 
-Run: python benchmarks/attribution_graphs.py [--tokens N] [--features N] [--rows N] [--device D]
+Run: python benchmarks/attribution_graphs.py [--tokens N] [--features N] [--rows N] [--device cuda]
 
 A network of Pythia-160m's shape with random weights, and a transcoder of 32,768 features, 32 active
 at a token, for each of its 12 MLPs. Encoding, interventions and all are in the time of the graph.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
+from pathlib import Path
 
 import torch
 
@@ -25,6 +25,9 @@ import neox_lab as nl
 from neox_lab.circuits.attribution_graphs.replacement import LocalReplacement
 from neox_lab.circuits.attribution_graphs.transcoders import Transcoders
 from neox_lab.sae.activations import TopK
+
+sys.path.insert(0, str(Path(__file__).parent))
+from devices import add_device, header, seconds
 
 LAYERS, D_MODEL, LATENTS, K, AT_ONCE = 12, 768, 32_768, 32, 64
 
@@ -88,25 +91,15 @@ class ByAutograd:
         return list(torch.autograd.grad(total, self.written, retain_graph=True, allow_unused=True))
 
 
-def seconds(call, device: str) -> float:
-    """How long a call takes."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    call()
-    if device != "cpu":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
 def main() -> None:
     """Print the times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--features", type=int, default=2_000)
     parser.add_argument("--rows", type=int, default=256)
-    parser.add_argument("--device", default="cpu")
+    add_device(parser)
     given = parser.parse_args()
+    print(header(given.device))
     model = network(given.device)
     transcoders = [transcoder(layer, given.device) for layer in range(LAYERS)]
     ids = torch.randint(1, 50_000, (1, given.tokens), device=given.device)

@@ -1,4 +1,4 @@
-"""The price of watching, and of being watchable: python benchmarks/caching.py.
+"""The price of watching, and of being watchable: python benchmarks/caching.py [--device cuda].
 
     cache   every activation of 4 x 128 tokens, beside TransformerLens's bridge on the same weights:
             seconds, the peak of memory above the loaded model, and what the cache goes on holding
@@ -6,7 +6,7 @@
     hooks   a forward pass without any hooks, beside a twin whose code has no hook points:
             4 x 128 tokens, and one token after 128 in the key-value cache
 
-Random weights of the Pythia shapes, float32, CPU. The two sides take turns, so that whatever else
+Random weights of the Pythia shapes, float32. The two sides take turns, so that whatever else
 the machine does hits both; ``ratio`` is the median, over turns, of our time divided by the
 other's. The first part needs transformer_lens and transformers and is left out without them.
 """
@@ -22,7 +22,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -41,6 +40,9 @@ from neox_lab.model.hook_points import NO_TAP, Tap, Taps
 from neox_lab.model.key_value_cache import LayerKeysValues
 from neox_lab.model.masking import AttentionMask
 from neox_lab.model.rotary import rotate
+
+sys.path.insert(0, str(Path(__file__).parent))
+from devices import Peak, add_device, header, seconds
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -148,17 +150,10 @@ def without_hook_points(model: Any) -> Any:
 
 
 def interleaved(
-    other: Callable[[], Any], ours: Callable[[], Any], turns: int
+    other: Callable[[], Any], ours: Callable[[], Any], turns: int, device: str
 ) -> tuple[float, float, float]:
     """Median seconds of the other side and of ours, and the median ratio of neighbouring runs."""
-
-    def timed(run: Callable[[], Any]) -> float:
-        start = time.perf_counter()
-        kept = run()
-        seconds = time.perf_counter() - start
-        del kept
-        return seconds
-
+    timed = partial(seconds, device=device)
     for _ in range(2):
         other(), ours()
     times = []
@@ -203,13 +198,13 @@ def write_checkpoint(model: Any, directory: str) -> None:
     PreTrainedTokenizerFast(tokenizer_object=words, **end).save_pretrained(directory)
 
 
-def load(side: str, directory: str) -> Any:
+def load(side: str, directory: str, device: str) -> Any:
     """The checkpoint, on one side."""
     if side == "neox_lab":
-        return nl.GPTNeoXForCausalLM.from_pretrained(directory)
+        return nl.GPTNeoXForCausalLM.from_pretrained(directory).to(device)
     from transformer_lens.model_bridge import TransformerBridge
 
-    return TransformerBridge.boot_transformers(directory, device="cpu", dtype=torch.float32)
+    return TransformerBridge.boot_transformers(directory, device=device, dtype=torch.float32)
 
 
 def tokens() -> Tensor:
@@ -217,41 +212,40 @@ def tokens() -> Tensor:
     return torch.randint(VOCAB, (4, 128), generator=torch.Generator().manual_seed(0))
 
 
-def peak(side: str, directory: str, threads: str) -> dict[str, float]:
+def peak(side: str, directory: str, threads: str, device: str) -> dict[str, float]:
     """Bytes above the loaded model: what a full cache takes at its peak, and what it holds."""
     torch.set_num_threads(int(threads))
-    model = load(side, directory)
-    model.run_with_cache(tokens())  # buffers that PyTorch keeps are there from now on
+    model, ids = load(side, directory, device), tokens().to(device)
+    model.run_with_cache(ids)  # buffers that PyTorch keeps are there from now on
     gc.collect()
-    status = Path("/proc/self/status")
-
-    def resident(field: str) -> int:
-        return int(status.read_text().partition(f"{field}:")[2].split()[0]) * 1024
-
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
-    before = resident("VmRSS")
-    _, cache = model.run_with_cache(tokens())
-    highest = resident("VmHWM") - before
+    memory = Peak(device)
+    _, cache = model.run_with_cache(ids)
+    highest = memory.nbytes()
     tensors = [cache[name] for name in cache]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     held = cache.nbytes if side == "neox_lab" else sum(storages.values())
     return {"peak": highest, "held": held}
 
 
-def compare_caching(shape: str, sizes: tuple[int, int, int], turns: int, threads: int) -> None:
+def compare_caching(
+    shape: str, sizes: tuple[int, int, int], turns: int, options: argparse.Namespace
+) -> None:
     """Time and memory of caching everything, beside TransformerLens."""
-    ids = tokens()
+    device = options.device
+    ids = tokens().to(device)
     with tempfile.TemporaryDirectory() as directory:
         write_checkpoint(fresh(*sizes), directory)
-        models = [load(side, directory) for side in SIDES]
+        models = [load(side, directory, device) for side in SIDES]
         logits = models[0].run_with_cache(ids)[0], models[1].run_with_cache(ids)[0].logits
         torch.testing.assert_close(*logits, rtol=1e-4, atol=1e-4)
-        found = interleaved(*(partial(model.run_with_cache, ids) for model in models), turns)
+        runs = (partial(model.run_with_cache, ids) for model in models)
+        found = interleaved(*runs, turns, device)
         line(shape, "cache everything", found[0] * 1e3, found[1] * 1e3, found[2], "ms")
         del models, logits
         found = []
         for side in SIDES:
-            command = [sys.executable, __file__, "peak", side, directory, str(threads)]
+            command = [sys.executable, __file__, "peak", side, directory]
+            command += [str(options.threads), device]
             # Large blocks go back to the system when freed, so that the peak is what was needed.
             environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
             done = subprocess.run(
@@ -263,13 +257,13 @@ def compare_caching(shape: str, sizes: tuple[int, int, int], turns: int, threads
             line(shape, work, theirs, ours, ours / theirs, "MB")
 
 
-def compare_hooks(shape: str, sizes: tuple[int, int, int], turns: int) -> None:
+def compare_hooks(shape: str, sizes: tuple[int, int, int], turns: int, device: str) -> None:
     """Time of a forward pass without hooks, beside the twin without hook points."""
-    ours = fresh(*sizes)
+    ours = fresh(*sizes).to(device)
     twin = without_hook_points(ours)
-    ids = tokens()
+    ids = tokens().to(device)
     assert torch.equal(ours(ids).logits, twin(ids).logits)
-    found = interleaved(lambda: twin(ids), lambda: ours(ids), turns)
+    found = interleaved(lambda: twin(ids), lambda: ours(ids), turns, device)
     line(shape, "no hooks, 4 x 128", found[0] * 1e3, found[1] * 1e3, found[2], "ms")
 
     def step(model: Any) -> Callable[[], Any]:
@@ -281,7 +275,7 @@ def compare_hooks(shape: str, sizes: tuple[int, int, int], turns: int) -> None:
 
         return run
 
-    found = interleaved(step(twin), step(ours), 20 * turns)
+    found = interleaved(step(twin), step(ours), 20 * turns, device)
     line(shape, "no hooks, 1 + 128", found[0] * 1e3, found[1] * 1e3, found[2], "ms")
 
 
@@ -290,30 +284,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the smaller shape, a few turns")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add_device(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    print(header(options.device, "float32; medians") + "\n")
     torch.manual_seed(0)
     shapes = list(SHAPES.items())[: 1 if options.quick else None]
     turns = 6 if options.quick else 30
-    print(f"torch {torch.__version__}, {options.threads} threads; medians\n")
-    header = "{:12} {:22} {:>12} {:>12} {:>7}"
+    columns = "{:12} {:22} {:>12} {:>12} {:>7}"
     if importlib.util.find_spec("transformer_lens"):
-        print(header.format("shape", "work", *SIDES, "ratio"))
+        print(columns.format("shape", "work", *SIDES, "ratio"))
         for shape, sizes in shapes:
             with torch.no_grad():
-                compare_caching(shape, sizes, turns, options.threads)
+                compare_caching(shape, sizes, turns, options)
     else:
         print("transformer_lens is not installed: caching is not compared.")
-    print("\n" + header.format("shape", "work", "no points", "neox_lab", "ratio"))
+    print("\n" + columns.format("shape", "work", "no points", "neox_lab", "ratio"))
     for shape, sizes in shapes:
         with torch.inference_mode():
-            compare_hooks(shape, sizes, turns)
+            compare_hooks(shape, sizes, turns, options.device)
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["peak", side, directory, threads]:
+        case ["peak", side, directory, threads, device]:
             with torch.no_grad():
-                print(json.dumps(peak(side, directory, threads)))
+                print(json.dumps(peak(side, directory, threads, device)))
         case _:
             main()

@@ -24,7 +24,6 @@ path, over the largest score.
 from __future__ import annotations
 
 import argparse
-import platform
 import sys
 import time
 from collections.abc import Callable
@@ -45,6 +44,7 @@ from neox_lab.experiments.prompt_pairs import pair
 
 sys.path.insert(0, str(Path(__file__).parent))
 from caching import SHAPES, VOCAB, fresh
+from devices import add_device, header, wait
 from eap_ig import OnTransformerLens, PlainEdges
 
 RIGHT, WRONG = 17, 4000
@@ -66,24 +66,12 @@ def prompts(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     return clean.to(options.device), corrupted.to(options.device)
 
 
-def processor(device: str) -> str:
-    """What computes, by name."""
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name(device)
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 def clocked(run: Callable[[], Any], device: str) -> tuple[float, float]:
     """Seconds by the clock and of the processor."""
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    wait(device)
     start = time.perf_counter(), time.process_time()
     run()
-    if device.startswith("cuda"):
-        torch.cuda.synchronize()
+    wait(device)
     return time.perf_counter() - start[0], time.process_time() - start[1]
 
 
@@ -165,10 +153,11 @@ def main() -> None:
     for name, value in {"batch": 8, "length": 16, "steps": 5, "circuits": 12, "turns": 3}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
+    add_device(parser)
     parser.add_argument("--peer", choices=("plain", "transformer-lens"), default="plain")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    print(header(options.device))
     torch.manual_seed(0)
     model = fresh(*SHAPES[options.shape]).to(options.device)
     plain = peer = PlainEdges(model, their_metric)
@@ -178,7 +167,6 @@ def main() -> None:
         weights = peer.model
     edges = int(edge_table(graph.writers(model), graph.readers(model), True).sum())
     print(
-        f"torch {torch.__version__}, {processor(options.device)}, {options.threads} threads\n"
         f"{options.shape}, {edges:,} edges, {options.batch} pairs of {options.length} tokens; "
         f"medians of {options.turns} turns, in seconds\n"
     )

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+_HIGH_WATER_MARK = Path("/proc/self/clear_refs")
+
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Let the command line say where."""
@@ -93,7 +95,8 @@ def seconds(
 class Peak:
     """The most memory that is used from now on, above what is used now.
 
-    On a CPU the system's count for this process is set back, where it lets one.
+    On a CPU that is Linux's count for this process, which is set back; elsewhere the most that the
+    process ever had.
     """
 
     def __init__(self, device: str) -> None:
@@ -106,7 +109,8 @@ class Peak:
             torch.cuda.reset_peak_memory_stats(device)
             self._before = torch.cuda.memory_allocated(device)
             return
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
+        if _HIGH_WATER_MARK.exists():
+            _HIGH_WATER_MARK.write_text("5")  # it starts here
         self._before = _resident("VmRSS")
 
     def nbytes(self) -> int:
@@ -120,5 +124,9 @@ class Peak:
 
 
 def _resident(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
+    if not _HIGH_WATER_MARK.exists():
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
     return int(status.partition(f"{field}:")[2].split()[0]) * 1024

@@ -1,6 +1,7 @@
 """Seconds of encoding with a TopK dictionary, ours beside the eager paths of sparsify and SAELens.
 
     python benchmarks/dictionaries.py [--quick] [--threads N] [--dictionary DIRECTORY_OR_HUB_ID]
+                                      [--device cuda]
 
 32,768 latents, d = 512, k = 32. The others' steps are written out here as they publish them:
 
@@ -16,8 +17,8 @@ the clock; `in full` is the share of rows that screening could not decide.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
@@ -28,6 +29,9 @@ from torch import Tensor
 import neox_lab as nl
 from neox_lab.sae import screening
 from neox_lab.sae.activations import TopK
+
+sys.path.insert(0, str(Path(__file__).parent))
+from devices import add_device, header, seconds
 
 D, LATENTS, K = 512, 32_768, 32
 
@@ -55,21 +59,6 @@ def random_dictionary() -> nl.sae.Dictionary:
     return nl.sae.Dictionary(weights, TopK(K), site_in="x", subtracts_b_dec=True, kind="TopK")
 
 
-def processor_seconds(run: Callable[[], object]) -> float:
-    """Time that the processor spent on ``run``."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
-def processor() -> str:
-    """What the machine calls its processor."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else "unknown processor"
-
-
 @torch.no_grad()
 def main() -> None:
     """Measure and print everything."""
@@ -77,16 +66,18 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer rows and turns")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--dictionary", help="a trained one, as nl.sae.load takes it")
+    add_device(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    print(header(options.device))
     torch.manual_seed(0)
     made = nl.sae.load(options.dictionary) if options.dictionary else random_dictionary()
-    print(f"torch {torch.__version__}, {options.threads} threads, {processor()}")
+    made = made.to(options.device)
     print(f"{made!r}; fast bfloat16 products: {screening.is_fast()}\n")
     print(f"{'rows':>6} {'sparsify s':>11} {'SAELens s':>10} {'ours s':>8} "
           f"{'by sparsify':>12} {'by SAELens':>11} {'error':>8} {'in full':>8}")  # fmt: skip
     for rows in (256, 512) if options.quick else (256, 1024, 4096):
-        x = torch.randn(rows, made.d_in)
+        x = torch.randn(rows, made.d_in).to(options.device)
         runs = [
             lambda x=x: sparsify(made, x),
             lambda x=x: sae_lens(made, x),
@@ -106,7 +97,8 @@ def main() -> None:
         for run in runs:
             run()
         turns = range(5 if options.quick else 9)
-        times = [[processor_seconds(run) for run in runs] for _ in turns]
+        clock = time.process_time
+        times = [[seconds(run, options.device, clock) for run in runs] for _ in turns]
         theirs, lens, ours = (median(column) for column in zip(*times, strict=True))
         print(f"{rows:6} {theirs:11.3f} {lens:10.3f} {ours:8.3f} {theirs / ours:12.2f} "
               f"{lens / ours:11.2f} {error:8.0e} {full[0] / rows:8.1%}", flush=True)  # fmt: skip

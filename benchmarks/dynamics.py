@@ -1,6 +1,7 @@
 """Time and memory of one measure at every revision, a plain loop and nl.dynamics.run.
 
 Run: python benchmarks/dynamics.py [--layers N] [--d-model N] [--revisions N] [--turns N]
+     [--device cuda]
 
 Checkpoints with random weights are written once into a temporary directory. The loop loads one
 after another and measures it; the run does the same and hashes files for the audit, writes a record
@@ -9,19 +10,20 @@ of each answer and reads ahead. Both take turns, each in a process of its own, a
     loop    seconds of loading and measuring, one after another
     run     seconds of nl.dynamics.run with a folder
     ratio   run / loop, of the fastest turns
-    peak    largest resident memory above what it was after the imports, beside one model's weights
+    peak    largest memory above what was in use after the imports, beside one model's weights
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from devices import Peak, add_device, header, seconds
 
 VOCAB, TOKENS = 8192, 256
 
@@ -48,31 +50,31 @@ def write(folder: Path, layers: int, d_model: int, count: int) -> None:
         tokenizer.save_pretrained(folder / f"step{step}")
 
 
-def timed(way: str, folder: Path) -> dict[str, float]:
+def timed(way: str, folder: Path, device: str) -> dict[str, float]:
     """Seconds and peak memory of one way."""
     import torch
 
     import neox_lab as nl
 
     torch.set_num_threads(1)
-    ids = torch.arange(TOKENS * 4).reshape(4, TOKENS)
+    ids = torch.arange(TOKENS * 4).reshape(4, TOKENS).to(device)
 
     @torch.inference_mode()
     def measure(model: nl.GPTNeoXForCausalLM) -> float:
         return float(model(ids, labels=ids).loss)
 
-    nl.dynamics.run(measure, steps=[0], progress=False)  # imports
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
-    if way == "loop":
+    def loop() -> None:
         for path in sorted(folder.iterdir()):
-            measure(nl.load(path))
-    else:
+            measure(nl.load(path, device=device))
+
+    def run() -> None:
         with tempfile.TemporaryDirectory() as to:
-            nl.dynamics.run(measure, folder, "all", to=to, progress=False)
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"seconds": seconds, "peak": peak * 1024}
+            nl.dynamics.run(measure, folder, "all", to=to, device=device, progress=False)
+
+    nl.dynamics.run(measure, steps=[0], device=device, progress=False)  # imports
+    memory = Peak(device)
+    taken = seconds(loop if way == "loop" else run, device)
+    return {"seconds": taken, "peak": memory.nbytes()}
 
 
 def main() -> None:
@@ -81,10 +83,12 @@ def main() -> None:
     for name, default in (("layers", 6), ("d-model", 512), ("revisions", 8), ("turns", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
+    add_device(parser)
     options = parser.parse_args()
     if options.only:
-        print(json.dumps(timed(options.only[0], Path(options.only[1]))))
+        print(json.dumps(timed(options.only[0], Path(options.only[1]), options.device)))
         return
+    print(header(options.device))
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write(folder, options.layers, options.d_model, options.revisions)
@@ -93,6 +97,7 @@ def main() -> None:
         for _ in range(options.turns):
             for way, turns in found.items():
                 command = [sys.executable, __file__, "--only", way, place]
+                command += ["--device", options.device]
                 turns.append(json.loads(subprocess.check_output(command)))
     best = {way: min(turn["seconds"] for turn in turns) for way, turns in found.items()}
     for way, turns in found.items():

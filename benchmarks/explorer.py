@@ -2,6 +2,7 @@
 
     pip install -c constraints.txt -e '.[bench]' ; apt-get install chromium
     python benchmarks/explorer.py [--layers 12] [--heads 12] [--tokens 64] [--clicks 30]
+                                  [--device cuda]
 
 Two prompts, compared, on a model of random weights; the same as a page of its own and as a live
 widget with a stand-in for the notebook's front end (``tests/browser/stage.py``). Each kind of click
@@ -29,6 +30,8 @@ from playwright.sync_api import sync_playwright
 import neox_lab as nl
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "browser"))
+sys.path.insert(0, str(Path(__file__).parent))
+from devices import add_device, header
 from stage import Stage
 
 CHROMIUM = os.environ.get("NEOX_LAB_CHROMIUM", "/usr/bin/chromium")
@@ -80,13 +83,6 @@ def random_model(layers: int, heads: int) -> nl.GPTNeoXForCausalLM:
     return model.eval()
 
 
-def processor() -> str:
-    """Its name."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} × {names[0] if names else 'unknown'}"
-
-
 def report(kind: str, page: Any, clicks: int) -> None:
     """Print the times of every kind of click."""
     for name, selector in KINDS.items():
@@ -103,8 +99,10 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=12)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--clicks", type=int, default=30)
+    add_device(parser)
     given = parser.parse_args()
-    model = random_model(given.layers, given.heads)
+    print(header(given.device))
+    model = random_model(given.layers, given.heads).to(given.device)
     ids = torch.randint(
         300, 2000, (1, 4 * given.tokens), generator=torch.Generator().manual_seed(1)
     )
@@ -115,7 +113,7 @@ def main() -> None:
     widget.wait()
     assert widget.result is not None
     tokens = model.to_tokens(text).shape[1]
-    print(f"{processor()}; {given.layers} layers of {given.heads} heads, {tokens} tokens")
+    print(f"{given.layers} layers of {given.heads} heads, {tokens} tokens")
     print("where click          handled   painted      most   (milliseconds; medians and the most)")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)

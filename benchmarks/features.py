@@ -1,6 +1,7 @@
 """Memory and time of looking for the top examples of every feature of a dictionary.
 
 Run: python benchmarks/features.py [--tokens N] [--latents N] [--d-model N] [--turns N]
+     [--device cuda]
 
 Random weights and random tokens, made as they are read: every feature is active now and then, so
 that all tables fill. Each way is a process of its own, after its imports:
@@ -8,7 +9,7 @@ that all tables fill. Each way is a process of its own, after its imports:
     bare        seconds of the same forward passes and of encoding, and nothing else
     top         seconds of nl.features.top_examples, top 20
     ratio       bare / top; here 1 would mean that the examples cost nothing
-    peak        largest resident memory above what it was when the model had read one batch
+    peak        largest memory above what it was when the model had read one batch
     tables      of these, what is kept of every feature, whatever is read
     a token     bytes that each further token takes; they are there twice when all are joined
     10M tokens  peak + (10,000,000 - tokens read) * 2 * bytes of a token
@@ -18,17 +19,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from devices import Peak, add_device, header, timed
 
 VOCAB, LENGTH, BATCH, K, TOP = 50_304, 256, 16, 32, 20
 MANY = 10_000_000
 
 
-def measured(way: str, tokens: int, latents: int, d_model: int) -> dict[str, float]:
+def measured(way: str, tokens: int, latents: int, d_model: int, device: str) -> dict[str, float]:
     """Seconds and bytes of one way."""
     import torch
 
@@ -46,7 +50,7 @@ def measured(way: str, tokens: int, latents: int, d_model: int) -> dict[str, flo
         num_attention_heads=4,
         intermediate_size=4 * d_model,
     )
-    model = nl.GPTNeoXForCausalLM(config).eval()
+    model = nl.GPTNeoXForCausalLM(config).eval().to(device)
     site = "blocks.1.hook_resid_post"
     weights = nl.sae.Weights(
         torch.randn(d_model, latents),
@@ -54,21 +58,19 @@ def measured(way: str, tokens: int, latents: int, d_model: int) -> dict[str, flo
         torch.randn(latents, d_model),
         torch.zeros(d_model),
     )
-    dictionary = nl.sae.Dictionary(weights, TopK(K), site_in=site, kind="TopK")
+    dictionary = nl.sae.Dictionary(weights, TopK(K), site_in=site, kind="TopK").to(device)
 
     def documents() -> Iterator[list[int]]:
         generator = torch.Generator().manual_seed(1)
         for _ in range(tokens // LENGTH):
             yield torch.randint(VOCAB, (LENGTH,), generator=generator).tolist()
 
-    model.run_with_cache(torch.zeros(BATCH, LENGTH, dtype=torch.long), site, logits_to_keep=1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.process_time()
-    if way == "top":
-        found = nl.features.top_examples(
+    def top() -> nl.features.TopExamples:
+        return nl.features.top_examples(
             model, dictionary, documents(), top=TOP, context=LENGTH, progress=False
         )
-    else:
+
+    def bare() -> None:
         source = source_of(model, dictionary)
         batch: list[list[int]] = []
         for ids in documents():
@@ -76,8 +78,12 @@ def measured(way: str, tokens: int, latents: int, d_model: int) -> dict[str, flo
             if len(batch) == BATCH:
                 codes_of(model, source, batch)
                 batch = []
-    answer = {"seconds": time.process_time() - start}
-    answer["peak"] = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+    ids = torch.zeros(BATCH, LENGTH, dtype=torch.long, device=device)
+    model.run_with_cache(ids, site, logits_to_keep=1)
+    memory = Peak(device)
+    seconds, found = timed(top if way == "top" else bare, device, time.process_time)
+    answer = {"seconds": seconds, "peak": memory.nbytes()}
     if way == "top":
         kept = [found.active, found.mean, found.highest, found.histogram]
         kept += [each for split in found.splits.values() for each in split]
@@ -95,11 +101,13 @@ def main() -> None:
     parser.add_argument("--d-model", type=int, default=128)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--way", help=argparse.SUPPRESS)
+    add_device(parser)
     given = parser.parse_args()
     if given.way:
-        found = measured(given.way, given.tokens, given.latents, given.d_model)
+        found = measured(given.way, given.tokens, given.latents, given.d_model, given.device)
         sys.stdout.write(json.dumps(found))
         return
+    print(header(given.device), flush=True)
     best: dict[str, dict[str, float]] = {}
     for _ in range(given.turns):
         for way in ("bare", "top"):

@@ -1,9 +1,9 @@
 """Time of a forward pass without hooks, neox_lab beside transformers.
 
-    python benchmarks/forward.py [--quick] [--threads N]
+    python benchmarks/forward.py [--quick] [--threads N] [--device cuda]
 
 Both run the same random weights of the Pythia shapes in float32, transformers by its fastest path
-on a CPU (``sdpa``). The two take turns, so that whatever else the machine does hits both:
+(``sdpa``). The two take turns, so that whatever else the machine does hits both:
 
     4 x 128   logits of 4 texts of 128 tokens
     1 x 14    logits of one short prompt
@@ -15,8 +15,9 @@ on a CPU (``sdpa``). The two take turns, so that whatever else the machine does 
 from __future__ import annotations
 
 import argparse
-import time
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,6 +25,9 @@ import torch
 import transformers
 
 import neox_lab as nl
+
+sys.path.insert(0, str(Path(__file__).parent))
+from devices import add_device, header, seconds
 
 SHAPES = {"pythia-70m": (6, 512, 8), "pythia-160m": (12, 768, 12)}  # layers, d_model, heads
 VOCAB = 50304
@@ -50,17 +54,10 @@ def models(layers: int, d_model: int, heads: int) -> tuple[Any, Any]:
     return theirs, ours
 
 
-def timed(run: Callable[[], Any]) -> float:
-    """Seconds that ``run`` takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def texts(model: Any, ids: torch.Tensor) -> Runs:
     """Four texts at once, all logits."""
     while True:
-        yield timed(lambda: model(ids))
+        yield seconds(lambda: model(ids), str(ids.device))
 
 
 def one_prompt(model: Any, ids: torch.Tensor) -> Runs:
@@ -73,7 +70,7 @@ def one_token(model: Any, ids: torch.Tensor) -> Runs:
     cache = model(ids[:1]).past_key_values
     step = ids[1:2, :1]
     while True:
-        yield timed(lambda: model(step, past_key_values=cache))
+        yield seconds(lambda: model(step, past_key_values=cache), str(ids.device))
         cache.crop(-1)
 
 
@@ -101,15 +98,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the smaller shape, a few turns")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add_device(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    print(header(options.device, f"transformers {transformers.__version__}", "float32; medians"))
     torch.manual_seed(0)
-    ids = torch.randint(VOCAB, (4, 128))
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, float32, CPU,")
-    print(f"{options.threads} threads; medians\n")
+    ids = torch.randint(VOCAB, (4, 128)).to(options.device)
+    print()
     print(f"{'shape':12} {'work':8} {'transformers':>13} {'neox_lab':>10} {'ratio':>6}")
     for name, shape in list(SHAPES.items())[: 1 if options.quick else None]:
-        theirs, ours = models(*shape)
+        theirs, ours = (model.to(options.device) for model in models(*shape))
         torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=1e-4, atol=1e-4)
         works = (("4 x 128", texts, 30), ("1 x 14", one_prompt, 100), ("1 + 128", one_token, 300))
         for work, runs, turns in works:

@@ -18,9 +18,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
+import sys
 import warnings
-from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
@@ -29,6 +29,9 @@ import transformers
 from torch import Tensor
 
 import neox_lab as nl
+
+sys.path.insert(0, str(Path(__file__).parent))
+from devices import add_device, header, is_gpu, seconds
 
 SHAPES = {"pythia-70m": (6, 512, 8), "pythia-160m": (12, 768, 12)}  # layers, d_model, heads
 VOCAB, PROMPT = 50304, 16
@@ -59,21 +62,6 @@ def models(layers: int, d_model: int, heads: int) -> tuple[Any, Any]:
     return theirs, ours
 
 
-def wait(device: str) -> None:
-    """Let a GPU finish what it was given."""
-    if device != "cpu":
-        torch.cuda.synchronize()
-
-
-def seconds(run: Callable[[], Any], device: str) -> float:
-    """Wall-clock time of ``run``."""
-    wait(device)
-    start = time.perf_counter()
-    run()
-    wait(device)
-    return time.perf_counter() - start
-
-
 def bytes_per_second(device: str) -> float:
     """How fast this machine reads memory: the best of several sums over 512 MB."""
     large = torch.ones(128 * 2**20, device=device)
@@ -96,7 +84,7 @@ def continued(side: Side, ids: Tensor, new: int) -> Tensor:
 
 def compare(sides: list[Side], ids: Tensor, new: int, turns: int) -> dict[str, list[float]]:
     """Seconds of each side in each turn, after one turn that does not count."""
-    device = ids.device.type
+    device = str(ids.device)
     times: dict[str, list[float]] = {side.name: [] for side in sides}
     for turn in range(turns + 1):
         for side in sides if turn % 2 else sides[::-1]:
@@ -129,7 +117,7 @@ def table(shape: str, sides: list[Side], batch: int, options: Any) -> None:
         share = bytes_per_token(side.model) * speed / batch / bandwidth
         print(
             f"{shape:12} {batch:5} {side.name:22} {speed:10.1f} {gain:8.2f}x {share:9.2f}"
-            + (f" {peak(side, ids, new):8.2f} GB" if device != "cpu" else ""),
+            + (f" {peak(side, ids, new):8.2f} GB" if is_gpu(device) else ""),
             flush=True,
         )
 
@@ -139,20 +127,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the smaller shape, few turns")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--device", default="cpu")
+    add_device(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    print(header(options.device, f"transformers {transformers.__version__}"))
     torch.manual_seed(0)
     warnings.simplefilter("ignore")
     transformers.logging.set_verbosity_error()
     bandwidth = bytes_per_second(options.device)
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {options.device},")
-    print(f"{options.threads} threads, reads {bandwidth / 1e9:.1f} GB/s; greedy, {PROMPT} tokens")
-    print("of prompt; medians\n")
+    print(f"reads {bandwidth / 1e9:.1f} GB/s; greedy, {PROMPT} tokens of prompt; medians\n")
     print(f"{'shape':12} {'batch':>5} {'':22} {'tokens/s':>10} {'speed-up':>9} {'bandwidth':>9}")
     for name, shape in list(SHAPES.items())[: 1 if options.quick else None]:
         theirs, ours = models(*shape)
-        if options.device == "cpu":
+        if not is_gpu(options.device):
             half = copy.deepcopy(ours).bfloat16()
             sides = [
                 Side("transformers float32", theirs),

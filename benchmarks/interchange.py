@@ -1,7 +1,7 @@
 """Training a DAS subspace beside pyvene: python benchmarks/interchange.py (pip install pyvene).
 
-Random weights of the Pythia shapes, float32, CPU; pairs of random tokens; rank 16 at the residual
-stream of the middle layer. Both take the same number of Adam steps on batches of the same size.
+Random weights of the Pythia shapes, float32; pairs of random tokens; rank 16 at the residual stream
+of the middle layer. Both take the same number of Adam steps on batches of the same size.
 pyvene runs base and source whole in every step; ours runs both once and then only the layers above
 the site, from its position on. What running them once takes counts as ours.
 
@@ -14,8 +14,6 @@ the site, from its position on. What running them once takes counts as ours.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import sys
 import time
 from pathlib import Path
@@ -36,6 +34,7 @@ from neox_lab.interchange.training import Settings, train
 
 sys.path.insert(0, str(Path(__file__).parent))
 from caching import SHAPES, VOCAB
+from devices import add_device, header, seconds
 
 
 class Pyvene:
@@ -47,7 +46,7 @@ class Pyvene:
             layer, "block_output", "pos", 1, low_rank_dimension=rank
         )
         self.run = pyvene.IntervenableModel(pyvene.IntervenableConfig([place], kind), model)
-        self.run.set_device("cpu")
+        self.run.set_device(model.device)
         self.run.disable_model_gradients()
         (self.rotation,) = self.run.interventions.values()
         self.pos = pos
@@ -64,7 +63,7 @@ class Pyvene:
         """Steps of Adam."""
         optimizer = torch.optim.Adam(self.rotation.parameters(), lr=1e-3)
         for _ in range(epochs):
-            for rows in torch.randperm(len(base)).split(size):
+            for rows in torch.randperm(len(base)).to(base.device).split(size):
                 logits = self.logits(base[rows], source[rows])
                 loss = torch.nn.functional.cross_entropy(logits, labels[rows])
                 optimizer.zero_grad()
@@ -82,10 +81,10 @@ def compare(options: argparse.Namespace, pos: int) -> None:
         num_attention_heads=heads,
         intermediate_size=4 * width,
     )
-    theirs_model = transformers.GPTNeoXForCausalLM(config).eval()
+    theirs_model = transformers.GPTNeoXForCausalLM(config).eval().to(options.device)
     model = nl.from_transformers(theirs_model)
-    base, source = torch.randint(0, VOCAB, (2, options.pairs, options.length))
-    labels = torch.randint(0, VOCAB, (2, options.pairs))
+    base, source = torch.randint(0, VOCAB, (2, options.pairs, options.length)).to(options.device)
+    labels = torch.randint(0, VOCAB, (2, options.pairs)).to(options.device)
     pairs = Pairs(base.tolist(), source.tolist(), labels[0].tolist(), labels[1].tolist())
     layer = layers // 2
     theirs = Pyvene(theirs_model, layer, pos, options.rank)
@@ -98,16 +97,14 @@ def compare(options: argparse.Namespace, pos: int) -> None:
         train(runs, read.labels, subspace, settings)
 
     differ = difference(theirs, model, read, site, base, source)
-    seconds: dict[str, list[float]] = {"theirs": [], "ours": []}
+    times: dict[str, list[float]] = {"theirs": [], "ours": []}
     for _ in range(options.turns):
         for name, work in (
             ("theirs", lambda: theirs.train(base, source, labels[1], *settings_of(options))),
             ("ours", ours),
         ):
-            before = time.process_time()
-            work()
-            seconds[name].append(time.process_time() - before)
-    their, our = median(seconds["theirs"]), median(seconds["ours"])
+            times[name].append(seconds(work, options.device, time.process_time))
+    their, our = median(times["theirs"]), median(times["ours"])
     print(
         f"{options.shape:12} {pos:8} {their:8.2f} {our:8.2f} {our / their:7.3f} {differ:9.1e}",
         flush=True,
@@ -127,18 +124,8 @@ def difference(
     runs, rows = CachedRuns(model, read, site), torch.arange(4)
     subspace = Rotation(runs.width, theirs.rotation.rotate_layer.weight.shape[1], torch.Generator())
     subspace.free.copy_(theirs.rotation.rotate_layer.weight)
-    return float((runs.logits(rows, subspace) - theirs.logits(base[:4], source[:4])).abs().max())
-
-
-def processor() -> str:
-    """What this runs on."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    named = dict(line.split(":", 1) for line in lines if ":" in line)
-    told = {name.strip(): value.strip() for name, value in named.items()}
-    return f"{told.get('model name', 'unknown processor')} (model {told.get('model')})"
+    differ = runs.logits(rows, subspace).to(base.device) - theirs.logits(base[:4], source[:4])
+    return float(differ.abs().max())
 
 
 def main() -> None:
@@ -153,12 +140,13 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add_device(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    print(header(options.device))
     torch.manual_seed(0)
     print(
-        f"{processor()}, load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, "
-        f"{options.threads} threads\n{options.pairs} pairs of {options.length} tokens, "
+        f"{options.pairs} pairs of {options.length} tokens, "
         f"{options.epochs} epochs, batches of {options.batch_size}, rank {options.rank}; medians "
         f"of {options.turns} turns in processor seconds\n"
     )

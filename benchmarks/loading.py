@@ -1,26 +1,29 @@
 """Time and memory to load a checkpoint, neox_lab beside transformers.
 
-Run: python benchmarks/loading.py
+Run: python benchmarks/loading.py [--shapes NAME ...] [--device cuda]
 
 Checkpoints of the Pythia shapes with random weights are written once by transformers into a
 temporary directory. Each load then runs in a process of its own, after its imports:
 
-    load   seconds until from_pretrained returns
+    load   seconds until from_pretrained returns, and on a GPU until the model is there
     read   the same plus reading every weight once (mapped files are only read when used)
-    peak   largest resident memory after that, above what it was after the imports; pages of
-           mapped files count
+    peak   largest memory after that, above what was in use after the imports; pages of mapped
+           files count; on a GPU, of the GPU
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from devices import Peak, add_device, header, wait
 
 SHAPES = {"pythia-70m": (6, 512, 8), "pythia-160m": (12, 768, 12)}  # layers, d_model, heads
 CASES = (("float32", "float32"), ("float16", "float32"), ("float16", "float16"))  # file, model
@@ -44,7 +47,7 @@ def write(directory: str, layers: int, d_model: int, heads: int) -> None:
         model.to(getattr(torch, name)).save_pretrained(Path(directory, name))
 
 
-def measure(library: str, directory: str, dtype: str) -> dict[str, float]:
+def measure(library: str, directory: str, dtype: str, device: str) -> dict[str, float]:
     """Load one checkpoint; ``{"load": s, "read": s, "peak": bytes, "weights": bytes}``."""
     import torch
 
@@ -57,17 +60,19 @@ def measure(library: str, directory: str, dtype: str) -> dict[str, float]:
     else:
         from neox_lab import GPTNeoXForCausalLM
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    torch.zeros(1, device=device)  # a GPU is started
+    memory = Peak(device)
     start = time.perf_counter()
-    model = GPTNeoXForCausalLM.from_pretrained(directory, dtype=dtype)
+    model = GPTNeoXForCausalLM.from_pretrained(directory, dtype=dtype).to(device)
+    wait(device)
     load = time.perf_counter() - start
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.view(-1).max()
+    wait(device)
     read = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     weights = sum(parameter.nbytes for parameter in model.parameters())
-    return {"load": load, "read": read, "peak": peak * 1024, "weights": weights}
+    return {"load": load, "read": read, "peak": memory.nbytes(), "weights": weights}
 
 
 def run(*arguments: str) -> str:
@@ -81,16 +86,22 @@ def run(*arguments: str) -> str:
 
 def main() -> None:
     """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES), choices=list(SHAPES))
+    add_device(parser)
+    options = parser.parse_args()
+    print(header(options.device))
     columns = "shape", "file -> model", "library", "load s", "read s", "peak MB", "peak/weights"
     print("{:12} {:19} {:13} {:>7} {:>7} {:>8} {:>13}".format(*columns))
     with tempfile.TemporaryDirectory() as directory:
-        for shape, sizes in SHAPES.items():
-            folder = Path(directory, shape)
+        for shape in options.shapes:
+            sizes, folder = SHAPES[shape], Path(directory, shape)
             run("write", str(folder), *map(str, sizes))
             for stored, wanted in CASES:
                 results = {}
                 for library in LIBRARIES:
-                    answer = run("measure", library, str(folder / stored), wanted)
+                    stored_in = str(folder / stored)
+                    answer = run("measure", library, stored_in, wanted, options.device)
                     results[library] = one = json.loads(answer)
                     print(
                         f"{shape:12} {stored + ' -> ' + wanted:19} {library:13} "
@@ -109,7 +120,7 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["write", directory, *sizes]:
             write(directory, *map(int, sizes))
-        case ["measure", library, directory, dtype]:
-            print(json.dumps(measure(library, directory, dtype)))
+        case ["measure", library, directory, dtype, device]:
+            print(json.dumps(measure(library, directory, dtype, device)))
         case _:
             main()

@@ -1,8 +1,8 @@
 """Activation patching beside TransformerLens's bridge: python benchmarks/patching.py.
 
-Random weights of the Pythia shapes, float32, CPU, the same checkpoint on both sides. Prompts of 14
-and of 64 random tokens; clean and corrupted differ in the token a quarter of the way in. The metric
-is the difference of two logits at the last position.
+Random weights of the Pythia shapes, float32, the same checkpoint on both sides. Prompts of 14 and
+of 64 random tokens; clean and corrupted differ in the token a quarter of the way in. The metric is
+the difference of two logits at the last position.
 
     cells     numbers in the result
     theirs    seconds TransformerLens's own function takes. It runs the model once for each cell, so
@@ -43,13 +43,15 @@ os.environ.setdefault("TQDM_DISABLE", "1")  # theirs shows a bar for every sweep
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry, sdpa_flop_count, shape_wrapper
 
 import neox_lab as nl
 from neox_lab.kernels.linear import linear
 
 sys.path.insert(0, str(Path(__file__).parent))
 from caching import SHAPES, VOCAB, fresh, load, write_checkpoint
+from devices import Peak, add_device, header, timed
 
 TARGETS = {14: (20, 8), 64: (6, 3)}  # tokens: geometric mean, and no site under
 CORRECT, WRONG = 17, 4000
@@ -69,23 +71,25 @@ def their_metric(logits: Tensor) -> Tensor:
     return (logits[:, -1, CORRECT] - logits[:, -1, WRONG]).mean()
 
 
-def prompts(length: int) -> tuple[Tensor, Tensor]:
+def prompts(length: int, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Clean and corrupted ids ``[1, pos]``."""
     clean = torch.randint(VOCAB, (1, length), generator=torch.Generator().manual_seed(length))
     corrupted = clean.clone()
     corrupted[0, length // 4] = (clean[0, length // 4] + 1) % VOCAB
-    return clean, corrupted
+    return clean.to(device), corrupted.to(device)
 
 
 class Theirs:
     """One of TransformerLens's sweeps, a sample of its cells at a time."""
 
-    def __init__(self, bridge: Any, length: int, site: str, shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, bridge: Any, length: int, site: str, shape: tuple[int, ...], device: str
+    ) -> None:
         import pandas as pd
         from transformer_lens import patching
 
         self.patching, self.bridge = patching, bridge
-        clean, self.corrupted = prompts(length)
+        clean, self.corrupted = prompts(length, device)
         with torch.no_grad():
             _, self.cache = bridge.run_with_cache(clean)
         self.function = getattr(patching, f"get_act_patch_{SITES[site]}")
@@ -110,18 +114,11 @@ class Theirs:
             return torch.as_tensor(found)
 
 
-def clocked(run: Callable[[], Any], clock: Callable[[], float]) -> tuple[float, Any]:
-    """Seconds a call takes, and what it returns."""
-    start = clock()
-    found = run()
-    return clock() - start, found
-
-
-def rate(clock: Callable[[], float]) -> float:
+def rate(device: str, clock: Callable[[], float]) -> float:
     """Floating-point operations a second in a large matrix product, by the faster library."""
-    x, w = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    x, w = torch.randn(2, 2048, 2048, device=device)
     with torch.no_grad():
-        times = [clocked(lambda by=by: by(x, w), clock)[0] for by in (torch.mm, linear) * 4]
+        times = [timed(lambda by=by: by(x, w), device, clock)[0] for by in (torch.mm, linear) * 4]
     return 2 * x.numel() * len(w) / min(times)
 
 
@@ -138,34 +135,55 @@ def count_operations(run: Callable[[], Any]) -> tuple[int, Any]:
         torch.ops.mkldnn._linear_pointwise: of_product,
         torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: of_attention,
     }
-    with FlopCounterMode(display=False, custom_mapping=unknown) as counter:
+    with Operations(unknown) as counter:
         found = run()
-    return counter.get_total_flops(), found
+    return counter.total, found
 
 
-def peaks(shape: str, length: int, sites: list[str]) -> dict[str, float]:
+class Operations(TorchDispatchMode):
+    """Adds up floating-point operations as ``FlopCounterMode`` does, but without hooks on modules.
+
+    Those would be in the way of a sweep, which takes blocks apart.
+    """
+
+    def __init__(self, more: dict[Any, Callable[..., int]]) -> None:
+        super().__init__()
+        self.total = 0
+        self.formulas = flop_registry | {kind: shape_wrapper(f) for kind, f in more.items()}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func`` and add what it takes."""
+        kwargs = kwargs or {}
+        formula = self.formulas.get(func._overloadpacket)
+        if formula is None:
+            with self:
+                found = func.decompose(*args, **kwargs)
+            if found is not NotImplemented:
+                return found
+        found = func(*args, **kwargs)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=found)
+        return found
+
+
+def peaks(shape: str, length: int, sites: list[str], device: str) -> dict[str, float]:
     """For each site, megabytes above what was there before at the highest point of a sweep."""
-    model = fresh(*SHAPES[shape])
-    clean, corrupted = prompts(length)
-    status = Path("/proc/self/status")
-
-    def resident(field: str) -> int:
-        return int(status.read_text().partition(f"{field}:")[2].split()[0]) * 1024
-
+    model = fresh(*SHAPES[shape]).to(device)
+    clean, corrupted = prompts(length, device)
     found = {}
     nl.patching.sweep(model, clean, corrupted, METRIC, progress=False)
     for site in sites:
         gc.collect()
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
-        before = resident("VmRSS")
+        memory = Peak(device)
         nl.patching.sweep(model, clean, corrupted, METRIC, site, progress=False)
-        found[site] = (resident("VmHWM") - before) / 1e6
+        found[site] = memory.nbytes() / 1e6
     return found
 
 
-def peaks_elsewhere(shape: str, length: int, sites: list[str], threads: int) -> dict[str, float]:
+def peaks_elsewhere(shape: str, length: int, options: Any) -> dict[str, float]:
     """``peaks`` in a process of its own, in which freed memory goes back to the system."""
-    command = [sys.executable, __file__, "peaks", shape, str(length), str(threads), *sites]
+    command = [sys.executable, __file__, "peaks", shape, str(length)]
+    command += [str(options.threads), options.device, *options.sites]
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return json.loads(done.stdout.strip().rpartition("\n")[2])
@@ -175,29 +193,31 @@ def compare(
     model: Any, bridge: Any, length: int, site: str, memory: float, options: Any
 ) -> tuple[float, float]:
     """Print one line; return the speed-up, NaN without TransformerLens, and our share of rate."""
-    clean, corrupted = prompts(length)
+    device = options.device
+    clean, corrupted = prompts(length, device)
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
 
     def sweep() -> Any:
         return nl.patching.sweep(model, clean, corrupted, METRIC, site, progress=False)
 
-    warming, (flops, result) = clocked(lambda: count_operations(sweep), time.perf_counter)
+    warming, (flops, result) = timed(lambda: count_operations(sweep), device)
     values = result.values
-    theirs = None if bridge is None else Theirs(bridge, length, site, tuple(values.shape))
+    theirs = None if bridge is None else Theirs(bridge, length, site, tuple(values.shape), device)
     turns = max(1, min(options.turns, int(60 / warming)))
     few = max(2, math.ceil(options.sample / turns))
     ours_seconds, their_seconds, rates, differ = [], [], [], 0.0
     for turn in range(turns):
-        rates.append(rate(clock))
-        ours_seconds.append(clocked(sweep, clock)[0])
+        rates.append(rate(device, clock))
+        ours_seconds.append(timed(sweep, device, clock)[0])
         cells = None if options.full or theirs is None else theirs.cells[turn * few :][:few]
         if theirs is None or (options.full and turn) or (cells is not None and not len(cells)):
             continue
         theirs.run(theirs.cells[:1])
-        seconds, found = clocked(lambda cells=cells: theirs.run(cells), clock)
+        seconds, found = timed(lambda cells=cells: theirs.run(cells), device, clock)
         expected = values if cells is None else values[tuple(cells.unbind(1))]
         their_seconds.append(seconds / expected.numel() * values.numel())
-        differ = max(differ, float((found.reshape(expected.shape) - expected).abs().max()))
+        found = found.to(expected.device).reshape(expected.shape)
+        differ = max(differ, float((found - expected).abs().max()))
     ours = median(ours_seconds)
     other = median(their_seconds) if their_seconds else math.nan
     share = flops / ours / median(rates)
@@ -221,29 +241,30 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--alone", action="store_true", help="without TransformerLens")
+    add_device(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    seconds = "CPU seconds" if options.clock == "cpu" else "seconds"
+    print(header(options.device, f"{seconds}; medians of turns"))
     torch.manual_seed(0)
     there = importlib.util.find_spec("transformer_lens") is not None and not options.alone
     sampled = f"a random sample of {options.sample} cells of each sweep, scaled up to all"
     sampled = "all cells" if options.full else sampled
-    seconds = "CPU seconds" if options.clock == "cpu" else "seconds"
-    print(f"torch {torch.__version__}, {options.threads} threads, {seconds}; medians of turns")
     print(f"theirs: {sampled if there else 'transformer_lens is not used: not compared'}")
     results: dict[int, list[tuple[float, float]]] = {}
     for shape in options.shapes:
         with tempfile.TemporaryDirectory() as directory:
-            model, bridge = fresh(*SHAPES[shape]), None
+            model, bridge = fresh(*SHAPES[shape]).to(options.device), None
             if there:
                 write_checkpoint(model, directory)
-                bridge = load("TransformerLens", directory)
+                bridge = load("TransformerLens", directory, options.device)
         for length in options.lengths:
             print(f"\n{shape}, {length} tokens")
             print(
                 f"{'site':16} {'cells':>6} {'theirs':>9} {'ours':>8} {'speed-up':>9} "
                 f"{'differ':>9} {'GFLOP':>8} {'of rate':>8} {'peak MB':>8}"
             )
-            memory = peaks_elsewhere(shape, length, options.sites, options.threads)
+            memory = peaks_elsewhere(shape, length, options)
             for site in options.sites:
                 found = compare(model, bridge, length, site, memory[site], options)
                 results.setdefault(length, []).append(found)
@@ -260,8 +281,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["peaks", shape, length, threads, *sites]:
+        case ["peaks", shape, length, threads, device, *sites]:
             torch.set_num_threads(int(threads))
-            print(json.dumps(peaks(shape, int(length), sites)))
+            print(json.dumps(peaks(shape, int(length), sites, device)))
         case _:
             main()

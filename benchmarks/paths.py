@@ -1,6 +1,6 @@
-"""Edge sweeps beside one forward pass for each edge: python benchmarks/paths.py.
+"""Edge sweeps beside one forward pass for each edge: python benchmarks/paths.py [--device cuda].
 
-Random weights of the Pythia shapes, float32, CPU, a pair of prompts of 14 random tokens that differ
+Random weights of the Pythia shapes, float32, a pair of prompts of 14 random tokens that differ
 in one. An edge goes from a writer (embedding, head, MLP) to a later reader (a head's queries, keys
 or values, an MLP, the logits); patching it adds what the writer changes to that reader's input.
 
@@ -30,7 +30,8 @@ from neox_lab.experiments import graph
 
 sys.path.insert(0, str(Path(__file__).parent))
 from caching import SHAPES, fresh
-from patching import METRIC, clocked, prompts
+from devices import add_device, header, timed
+from patching import METRIC, prompts
 
 
 class OneByOne:
@@ -65,8 +66,9 @@ class OneByOne:
 def compare(shape: str, options: argparse.Namespace) -> None:
     """Print one line."""
     clock = time.process_time if options.clock == "cpu" else time.perf_counter
-    model = fresh(*SHAPES[shape])
-    clean, corrupted = prompts(options.length)
+    device = options.device
+    model = fresh(*SHAPES[shape]).to(device)
+    clean, corrupted = prompts(options.length, device)
 
     def sweep(senders: Any = "all") -> Any:
         return nl.patching.edge_sweep(model, clean, corrupted, METRIC, senders)
@@ -75,16 +77,17 @@ def compare(shape: str, options: argparse.Namespace) -> None:
     one_by_one, few = OneByOne(model, clean, corrupted), options.sample // options.turns
     ours, theirs, differ, count = [], [], 0.0, 0
     for _ in range(options.turns):
-        seconds, swept = clocked(sweep, clock)
+        seconds, swept = timed(sweep, device, clock)
         ours.append(seconds)
         every = swept.values.isfinite().nonzero()
         count = len(every)
         some = every[torch.randperm(count)[:few]]
         writers, readers = swept.labels["writer"], swept.labels["reader"]
         names = [(writers[row], readers[column]) for row, column in some.tolist()]
-        seconds, found = clocked(lambda names=names: one_by_one.run(names), clock)
+        seconds, found = timed(lambda names=names: one_by_one.run(names), device, clock)
         theirs.append(seconds / len(names) * count)
-        differ = max(differ, float((found - swept.values[tuple(some.T)]).abs().max()))
+        expected = swept.values[tuple(some.T)]
+        differ = max(differ, float((found.to(expected.device) - expected).abs().max()))
     print(
         f"{shape:12} {count:6} {median(theirs):11.1f} {median(ours):8.2f} "
         f"{median(theirs) / median(ours):7.1f} {differ:9.1e}",
@@ -101,15 +104,15 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
+    add_device(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    torch.manual_seed(0)
     seconds = "CPU seconds" if options.clock == "cpu" else "seconds"
     print(
-        f"torch {torch.__version__}, {options.threads} threads, {options.length} tokens; "
-        f"medians of {seconds}\n"
+        f"{header(options.device)}\n{options.length} tokens; medians of {seconds}\n"
         f"one by one: a random sample of {options.sample} edges, scaled up to all\n"
     )
+    torch.manual_seed(0)
     print(f"{'shape':12} {'edges':>6} {'one by one':>11} {'ours':>8} {'ratio':>7} {'differ':>9}")
     for shape in options.shapes:
         compare(shape, options)

@@ -1,4 +1,4 @@
-"""Probing every layer: python benchmarks/probing.py [--rows N] [--data FILE.csv].
+"""Probing every layer: python benchmarks/probing.py [--rows N] [--data FILE.csv] [--device D].
 
 ``nl.probing.probe`` beside the loop one would write by hand with scikit-learn: for each layer run
 the model and keep that layer's activations, then for each strength of regularisation fit a
@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import time
+import sys
 import warnings
+from pathlib import Path
 from statistics import mean
 from typing import Any
 
@@ -23,6 +24,9 @@ from sklearn.preprocessing import StandardScaler
 
 import neox_lab as nl
 from neox_lab.experiments import probing
+
+sys.path.insert(0, str(Path(__file__).parent))
+from devices import add_device, header, timed
 
 STRENGTHS = (0.0001, 0.001, 0.01, 0.1, 1.0, 10.0)
 
@@ -48,9 +52,10 @@ def layer_by_layer(model: Any, texts: list[str], layer: int) -> Any:
         batch = model.tokenizer(
             texts[start : start + 32], padding=True, padding_side="right", return_tensors="pt"
         )
-        _, cache = model.run_with_cache(batch["input_ids"], f"blocks.{layer}.hook_resid_post")
+        ids = batch["input_ids"].to(model.device)
+        _, cache = model.run_with_cache(ids, f"blocks.{layer}.hook_resid_post")
         last = batch["attention_mask"].sum(dim=1) - 1
-        found.append(cache["resid_post", layer][torch.arange(len(last)), last])
+        found.append(cache["resid_post", layer].cpu()[torch.arange(len(last)), last])
     return torch.cat(found).numpy()
 
 
@@ -80,23 +85,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", type=int, default=800)
     parser.add_argument("--data", help="a csv file with columns text and label, instead")
+    add_device(parser)
     options = parser.parse_args()
+    print(header(options.device))
     warnings.simplefilter("ignore")
     texts, labels = generated(options.rows)
     if options.data:
         frame = pd.read_csv(options.data).sample(options.rows, random_state=0)
         texts, labels = frame["text"].tolist(), frame["label"].tolist()
-    model = nl.load()
-    times: dict[str, list[float]] = {"scikit-learn loop": [], "neox_lab": []}
+    model = nl.load(device=options.device)
+    sides = {
+        "scikit-learn loop": lambda: plain(model, texts, labels),
+        "neox_lab": lambda: nl.probing.probe(model, texts, labels).frame["score"].tolist(),
+    }
+    times: dict[str, list[float]] = {side: [] for side in sides}
     scores: dict[str, list[float]] = {}
     for _ in range(3):
         for side in times:
-            start = time.perf_counter()
-            if side == "neox_lab":
-                scores[side] = nl.probing.probe(model, texts, labels).frame["score"].tolist()
-            else:
-                scores[side] = plain(model, texts, labels)
-            times[side].append(time.perf_counter() - start)
+            seconds, scores[side] = timed(lambda side=side: sides[side](), options.device)
+            times[side].append(seconds)
     print(f"{len(texts)} texts, {model.config.num_hidden_layers} layers, with control; medians\n")
     for side, taken in times.items():
         by_layer = " ".join(f"{score:.3f}" for score in scores[side])

@@ -1,6 +1,7 @@
 """Models larger than memory: in memory, mapped, and streamed from their files layer by layer.
 
 Run: python benchmarks/streaming.py [--shape NAME] [--folder DIR] [--tokens N] [--sweep]
+     [--device cuda]
 
 Random bfloat16 weights of a shape are written shard by shard into a temporary directory (after a
 look at the free disk) and deleted at the end. Each way of holding the model runs in a process of
@@ -14,7 +15,8 @@ its own; before every pass the system is told to forget the files, so that passe
             reading the same files in large pieces and doing nothing with them
     sweep   seconds of a ``resid_pre`` sweep over all layers and positions
 
-``--shape 20b`` is GPT-NeoX-20B: 41 GB of disk.
+On a GPU ``resident`` is there whole, nothing is mapped, ``streamed`` layers come through pinned
+memory, and peak is the GPU's. ``--shape 20b`` is GPT-NeoX-20B: 41 GB of disk.
 """
 
 from __future__ import annotations
@@ -29,6 +31,9 @@ import tempfile
 import threading
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+from devices import Peak, add_device, header, is_gpu, seconds
 
 SHAPES = {  # layers, d_model, heads
     "small": (8, 1024, 16),
@@ -105,7 +110,7 @@ def status(*names: str) -> int:
     return sum(int(line.split()[1]) for line in lines if line.split(":")[0] in names)
 
 
-def measure(folder: Path, way: str, tokens: int, sweep: bool) -> dict[str, float]:
+def measure(folder: Path, way: str, options: argparse.Namespace) -> dict[str, float]:
     """One way of holding the model, in this process."""
     import torch
 
@@ -113,6 +118,7 @@ def measure(folder: Path, way: str, tokens: int, sweep: bool) -> dict[str, float
     from neox_lab.streaming import store_of
     from neox_lab.streaming.placement import sizes_of
 
+    device = options.device
     before, peak, stopped = status("RssAnon"), [0], threading.Event()
 
     def watch() -> None:
@@ -120,35 +126,37 @@ def measure(folder: Path, way: str, tokens: int, sweep: bool) -> dict[str, float
             peak[0] = max(peak[0], status("RssAnon"))
 
     threading.Thread(target=watch, daemon=True).start()
+    torch.zeros(1, device=device)  # a GPU is started
+    on_gpu = Peak(device) if is_gpu(device) else None
     load = nl.GPTNeoXForCausalLM.from_pretrained
     model = load(folder)
     if way == "resident":
         for parameter in model.parameters():
-            parameter.data = parameter.data.clone()
+            parameter.data = parameter.data.to(device, copy=True)
     if way == "streamed":
         named = dict(model.named_parameters())
         sizes = sizes_of(named, model.config.num_hidden_layers, model.dtype, {})
         del named, model
-        model = load(folder, max_memory={"cpu": sizes.fixed + KEPT * sizes.layers[0]})
-    ids = torch.randint(VOCAB, (1, tokens), generator=torch.Generator().manual_seed(0))
+        where = torch.device(device).index or 0 if is_gpu(device) else "cpu"
+        model = load(folder, max_memory={where: sizes.fixed + KEPT * sizes.layers[0]})
+    ids = torch.randint(VOCAB, (1, options.tokens), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(device)
     with torch.no_grad():
         model(ids[:, :2])
         forget(folder)
         store = store_of(model)
         read = 0 if store is None else store.read.nbytes
-        start = time.perf_counter()
-        model(ids)
-        seconds = time.perf_counter() - start
+        taken = seconds(lambda: model(ids), device)
         read = 0 if store is None else store.read.nbytes - read
-        found = {"pass": seconds, "read": read}
-        if sweep:
+        found = {"pass": taken, "read": read}
+        if options.sweep:
             other, metric = ids.clone(), nl.patching.logit_difference(3, 4)
             other[0, 1] = 5
-            start = time.perf_counter()
-            nl.patching.sweep(model, ids, other, metric)
-            found["sweep"] = time.perf_counter() - start
+            found["sweep"] = seconds(lambda: nl.patching.sweep(model, ids, other, metric), device)
     stopped.set()
     found["peak"] = 1024 * (max(peak[0], status("RssAnon")) - before)
+    if on_gpu is not None:
+        found["peak"] = on_gpu.nbytes()
     found["high"] = 1024 * status("VmHWM")
     return found
 
@@ -159,23 +167,27 @@ def main() -> None:
     parser.add_argument("--shape", choices=SHAPES, default="small")
     parser.add_argument("--folder", type=Path, help="where to write the weights, for a while")
     parser.add_argument("--tokens", type=int, default=14)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS)
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
+    add_device(parser)
     options = parser.parse_args()
     if options.measure:
         folder, way = options.measure
-        print(json.dumps(measure(Path(folder), way, options.tokens, options.sweep)))
+        print(json.dumps(measure(Path(folder), way, options)))
         return
+    print(header(options.device))
+    every = [way for way in WAYS if way != "mapped" or not is_gpu(options.device)]
     with tempfile.TemporaryDirectory(dir=options.folder) as made:
         folder = Path(made)
         write(folder, options.shape)
         rate = disk_rate(folder)
         whole = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         print(f"{options.shape}: {whole / 1e9:.2f} GB, disk {rate / 1e9:.2f} GB a second")
-        for way in options.ways:
+        for way in options.ways or every:
             command = [sys.executable, __file__, "--measure", made, way]
-            command += ["--tokens", str(options.tokens), *(["--sweep"] if options.sweep else [])]
+            command += ["--tokens", str(options.tokens), "--device", options.device]
+            command += ["--sweep"] if options.sweep else []
             ran = subprocess.run(command, capture_output=True, text=True, check=True)
             found = json.loads(ran.stdout.splitlines()[-1])
             line = f"{way:>9}  peak {found['peak'] / 1e9:6.2f} GB ({found['high'] / 1e9:.2f})"

@@ -1,4 +1,4 @@
-"""Training speed and memory: python benchmarks/training.py [--quick] [--threads N].
+"""Training speed and memory: python benchmarks/training.py [--quick] [--device D].
 
 Language-model training steps (forward, backward, clipping, AdamW) on random tokens, neox_lab's
 ``tasks.training.fit`` beside a plain torch loop around transformers' model (``sdpa``), equal
@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,6 +25,9 @@ import neox_lab as nl
 from neox_lab.data.batches import padded
 from neox_lab.tasks.settings import TrainingSettings
 from neox_lab.tasks.training import fit
+
+sys.path.insert(0, str(Path(__file__).parent))
+from devices import Peak, add_device, header, seconds
 
 # layers, d_model, heads, vocabulary, batch, pos
 SHAPES = {"1m": (4, 128, 4, 2048, 16, 128), "pythia-70m": (6, 512, 8, 50304, 4, 128)}
@@ -76,50 +78,46 @@ def run(side: str, model: Any, rows: list[dict[str, Any]], shape: tuple[int, ...
     optimizer = torch.optim.AdamW(groups, lr=5e-4)
     for step in range(STEPS):
         optimizer.zero_grad()  # before the forward pass, as Trainer does: the lower peak
-        loss = model(**padded(rows[step * batch : step * batch + batch], 1)).loss
+        given = padded(rows[step * batch : step * batch + batch], 1)
+        loss = model(**{name: tensor.to(model.device) for name, tensor in given.items()}).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
 
 
-def peak(side: str, name: str, threads: str) -> float:
+def peak(side: str, name: str, threads: str, device: str) -> float:
     """Bytes above the model at the peak of a run."""
     torch.set_num_threads(int(threads))
     shape = SHAPES[name]
     tiny = (1, 128, 2, 512, 2, 64)  # large enough for every library that the whole one calls
-    run(side, make(side, tiny), examples(tiny), tiny)  # what training imports is no one's memory
-    model, rows = make(side, shape), examples(shape)
-    status = Path("/proc/self/status")
-
-    def resident(field: str) -> int:
-        return int(status.read_text().partition(f"{field}:")[2].split()[0]) * 1024
-
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
-    before = resident("VmRSS")
+    # What training imports is no one's memory.
+    run(side, make(side, tiny).to(device), examples(tiny), tiny)
+    model, rows = make(side, shape).to(device), examples(shape)
+    memory = Peak(device)
     run(side, model, rows, shape)
-    return float(resident("VmHWM") - before)
+    return float(memory.nbytes())
 
 
-def compare(name: str, turns: int, threads: int) -> None:
+def compare(name: str, turns: int, options: argparse.Namespace) -> None:
     """Print one shape's rows."""
     shape = SHAPES[name]
     rows, sides = examples(shape), ("transformers", "neox_lab")
-    models = {side: make(side, shape) for side in sides}
+    device = options.device
+    models = {side: make(side, shape).to(device) for side in sides}
     tokens = STEPS * shape[4] * shape[5]
     speeds: dict[str, list[float]] = {side: [] for side in sides}
     for turn in range(turns + 1):
         for side in sides if turn % 2 else sides[::-1]:
-            start = time.perf_counter()
-            run(side, models[side], rows, shape)
+            taken = seconds(lambda side=side: run(side, models[side], rows, shape), device)
             if turn:
-                speeds[side].append(tokens / (time.perf_counter() - start))
+                speeds[side].append(tokens / taken)
     theirs, ours = (median(speeds[side]) for side in sides)
     pairs = zip(speeds["transformers"], speeds["neox_lab"], strict=True)
     ratio = median(b / a for a, b in pairs)
     print(f"{name:12} {'tokens a second':18} {theirs:12.0f} {ours:12.0f} {ratio:7.2f}", flush=True)
     found = []
     for side in sides:
-        command = [sys.executable, __file__, "peak", side, name, str(threads)]
+        command = [sys.executable, __file__, "peak", side, name, str(options.threads), device]
         # Large blocks go back to the system when freed, so that the peak is what was needed.
         environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
         done = subprocess.run(
@@ -138,18 +136,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="the small shape, a few turns")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add_device(parser)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    print(f"torch {torch.__version__}, {options.threads} threads, float32; medians\n")
+    print(header(options.device, "float32; medians") + "\n")
     print(f"{'shape':12} {'':18} {'transformers':>12} {'neox_lab':>12} {'ratio':>7}")
     for name in list(SHAPES)[: 1 if options.quick else None]:
-        compare(name, 4 if options.quick else 12, options.threads)
+        compare(name, 4 if options.quick else 12, options)
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TQDM_DISABLE", "1")
     match sys.argv[1:]:
-        case ["peak", side, name, threads]:
-            print(json.dumps(peak(side, name, threads)))
+        case ["peak", side, name, threads, device]:
+            print(json.dumps(peak(side, name, threads, device)))
         case _:
             main()

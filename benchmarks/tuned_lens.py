@@ -2,6 +2,7 @@
 
 Run: python benchmarks/tuned_lens.py [--layers N] [--d-model N] [--vocab N] [--length N]
      [--batch N] [--steps N] [--turns N] [--threads N] [--precision float32]
+     [--device cuda]
 
 The model has random weights. Both sides begin with the same translators, read the same documents in
 the same order, ``--batch`` of ``--length`` tokens in each step and in one forward pass, and use the
@@ -12,7 +13,7 @@ bfloat16; ``--precision float32`` is the other. Both take turns, each in a proce
 
     time      processor seconds of all steps, which other work on the machine disturbs less, ours
               over the plain loop's, of the fastest turns
-    memory    largest resident memory above what it was before training, ours over the plain loop's
+    memory    largest memory above what was in use before training, ours over the plain loop's
     loss      of the last step, in bits, a mean over tokens and layers
 """
 
@@ -21,11 +22,15 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from devices import Peak, add_device, header
+from devices import timed as clocked
 
 SIZES = {"layers": 6, "d-model": 512, "vocab": 50304, "length": 256, "batch": 16, "steps": 2}
 
@@ -37,6 +42,7 @@ def plain(model: Any, ids: Any, steps: list[list[int]], precision: str) -> float
     layers, width = model.config.num_hidden_layers, model.config.hidden_size
     norm, unembed = model.gpt_neox.final_layer_norm, model.embed_out
     translators = torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(layers))
+    translators.to(ids.device)
     for parameter in translators.parameters():
         torch.nn.init.zeros_(parameter)
     model.requires_grad_(False)
@@ -50,7 +56,7 @@ def plain(model: Any, ids: Any, steps: list[list[int]], precision: str) -> float
         final = output.logits.log_softmax(-1)
         total = 0.0
         for translator, stream in zip(translators, output.hidden_states[:-1], strict=True):
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
+            with torch.autocast(ids.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
                 read = unembed(norm(stream + translator(stream))).log_softmax(-1)
                 loss = (final.exp() * (final - read)).sum(-1).mean()
             loss.backward()
@@ -83,7 +89,8 @@ def timed(way: str, options: argparse.Namespace) -> dict[str, float]:
         for name, weight in model.named_parameters():
             if "norm" not in name:
                 weight.copy_(torch.randn_like(weight) * 0.05)
-    ids = torch.randint(options.vocab, (3 * options.batch, options.length))
+    model.to(options.device)
+    ids = torch.randint(options.vocab, (3 * options.batch, options.length)).to(options.device)
     amount = options.batch * options.length
     recipe = Recipe(
         options.steps, amount, None, 0.1, 1e-3, 0.04, options.batch, 0, options.precision
@@ -91,15 +98,13 @@ def timed(way: str, options: argparse.Namespace) -> dict[str, float]:
     kept, _ = _parts(len(ids), recipe)
     order = list(_plan([options.length] * len(kept), recipe))
     model(ids[:1, :8])  # what the first call makes
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.process_time()
-    if way == "plain":
-        loss = plain(model, ids[kept], order, options.precision)
-    else:
-        loss = train(model, ids.tolist(), recipe, None, False).losses[-1]
-    seconds = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {"seconds": seconds, "peak": peak * 1024, "loss": loss}
+    sides = {
+        "plain": lambda: plain(model, ids[kept], order, options.precision),
+        "ours": lambda: train(model, ids.tolist(), recipe, None, False).losses[-1],
+    }
+    memory = Peak(options.device)
+    seconds, loss = clocked(sides[way], options.device, time.process_time)
+    return {"seconds": seconds, "peak": memory.nbytes(), "loss": loss}
 
 
 def main() -> None:
@@ -109,10 +114,12 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--precision", choices=("float32", "bfloat16"), default="bfloat16")
     parser.add_argument("--only", help=argparse.SUPPRESS)
+    add_device(parser)
     options = parser.parse_args()
     if options.only:
         print(json.dumps(timed(options.only, options)))
         return
+    print(header(options.device))
     found: dict[str, list[dict[str, float]]] = {"plain": [], "ours": []}
     for _ in range(options.turns):
         for way, turns in found.items():

@@ -2,6 +2,7 @@
 
     pip install -c constraints.txt -e '.[bench]' ; apt-get install chromium
     python benchmarks/views.py [--tokens 32 64 128] [--turns 3] [--limit 240] [--libraries FOLDER]
+                               [--device cuda]
 
 All get the same causal attention: softmax of random scores of standard deviation 2, which
 compresses worse than what a real model does. For each:
@@ -17,6 +18,8 @@ looks before every frame, in every page, and the time is that of the frame after
 opened cold, by a browser of its own with an empty profile. The programs take turns, and times are
 medians over turns.
 
+No model runs here: pages are drawn by the browser, and ``--device`` only names what is there.
+
 BertViz loads three scripts from the network each time it is shown, so offline there is no picture,
 and no time. ``--libraries`` names a folder with ``require.min.js``, ``d3.min.js`` and
 ``jquery.min.js``, such as one made with ``npm pack requirejs@2.3.6 d3@5.7.0 jquery@2.2.4``; then
@@ -31,6 +34,7 @@ import math
 import os
 import shutil
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -42,6 +46,9 @@ from playwright.sync_api import Error as BrowserError
 from playwright.sync_api import sync_playwright
 
 from neox_lab.views import AttentionView
+
+sys.path.insert(0, str(Path(__file__).parent))
+from devices import add_device, header
 
 LAYERS = HEADS = 12
 CHROMIUM = os.environ.get("NEOX_LAB_CHROMIUM", "/usr/bin/chromium")
@@ -175,7 +182,9 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--limit", type=float, default=240, help="seconds to wait for a picture")
     parser.add_argument("--libraries", type=Path, help="a folder with BertViz's three scripts")
+    add_device(parser)
     options = parser.parse_args()
+    print(header(options.device))
     print(f"{'':18} {'tokens':>6} {'bytes':>12} {'×':>6} {'first ms':>9} {'×':>6}")
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         if options.libraries is not None:

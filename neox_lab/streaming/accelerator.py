@@ -3,6 +3,10 @@
 Copies run on a stream of their own. A layer's memory is given up when nobody holds it and what was
 computed with it is done, which PyTorch's allocator sees to (``record_stream``); before the next
 copy starts the reader waits for that, so that no more than two layers are ever there.
+
+    reader     file ──► pinned buffer ──► device, in the stream of copies ──► arrived
+    computing  waits for arrived in its own stream; lets go of another layer ──► done
+    reader     waits for done, and before a buffer is filled again for the copy out of it
 """
 
 from __future__ import annotations
@@ -25,7 +29,9 @@ class Upload:
     """The way from files to one CUDA device."""
 
     def __init__(self, device: torch.device) -> None:
-        """Two pinned buffers and a stream."""
+        """Two pinned buffers and a stream; ``cuda`` is the device that is current now."""
+        if device.index is None:  # every thread has its own current device
+            device = torch.device(device.type, torch.cuda.current_device())
         self.device = device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._buffers = [torch.empty(PINNED, dtype=torch.uint8, pin_memory=True) for _ in range(2)]
@@ -33,15 +39,22 @@ class Upload:
         self._done: torch.cuda.Event | None = None
 
     def computed(self) -> None:
-        """Note that a layer is given up; called by whoever computes, in its stream."""
+        """Note how far the stream of whoever computes is, which has just let go of layers.
+
+        What it does later must not count: the allocator notes the end of a tensor's use when the
+        last one lets go of it, and the reader would wait for all that was asked for until then.
+        """
         done = _event()
         done.record(torch.cuda.current_stream(self.device))
         self._done = done
 
-    def sender(self, dtype: torch.dtype) -> Callable[[Place], Tensor]:
-        """What copies one matrix to the device, in the reader's thread."""
+    def wait(self) -> None:
+        """Let the reader's thread wait until the memory of layers that were let go of is free."""
         if self._done is not None:
             self._done.synchronize()
+
+    def sender(self, dtype: torch.dtype) -> Callable[[Place], Tensor]:
+        """What copies one matrix to the device, in the reader's thread."""
 
         def send(place: Place) -> Tensor:
             size, number = place.dtype.itemsize, 0

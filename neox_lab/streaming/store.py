@@ -215,6 +215,9 @@ class LayerStore:
         left = [self._there.pop(layer) for layer in others[:spare]]
         gone = [future for future in left if not future.cancel()]
         if left and self._upload is not None:
+            del left
+            while gone:
+                self._look_at(gone.pop())  # and let go of it here and now, see ``computed``
             self._upload.computed()
         for layer in missing:
             try:
@@ -231,7 +234,7 @@ class LayerStore:
             raise error
 
     def _look_at(self, gone: Future[_Weights]) -> None:
-        """See whether somebody wrote into a layer that was given up; the reader's work."""
+        """See whether somebody wrote into a layer that was given up."""
         if gone.exception() is not None:
             return
         weights = gone.result()
@@ -248,6 +251,8 @@ class LayerStore:
         """Read a layer over those that were given up; the reader's work."""
         while gone:
             self._look_at(gone.pop())  # and let go of it
+        if self._upload is not None:
+            self._upload.wait()
         began = time.perf_counter()
         made = self._read if self._upload is None else self._upload.sender(self.dtype)
         tensors = {name: made(place) for name, place in self.sources[layer].items()}
