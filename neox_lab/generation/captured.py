@@ -143,8 +143,10 @@ def recorded(run: Callable[[], None], device: torch.device) -> Callable[[], None
         RuntimeError: it does what cannot be recorded, such as waiting for a number.
     """
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.device(device):
-        stream, current = torch.cuda.Stream(device), torch.cuda.current_stream(device)  # type: ignore[no-untyped-call]
+    current = torch.cuda.current_stream(device)
+    # A recording that fails leaves its stream the current one; this brings the right one back.
+    with torch.cuda.device(device), torch.cuda.stream(current):
+        stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             for _ in range(3):

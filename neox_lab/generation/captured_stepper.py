@@ -74,10 +74,20 @@ class CapturedStepper(ModelStepper):
     _alone = False
     _recording: Recording | None = None
 
-    def __init__(self, model: LanguageModel, prompt: Prompt, new_tokens: int) -> None:
-        """Nothing is read yet; see ``ModelStepper``."""
+    def __init__(
+        self, model: LanguageModel, prompt: Prompt, new_tokens: int, cache_is_wanted: bool
+    ) -> None:
+        """Nothing is read yet; see ``ModelStepper``.
+
+        Args:
+            model: the model.
+            prompt: where the text begins.
+            new_tokens: how many may come, at most.
+            cache_is_wanted: whether somebody will ask for keys and values at the end.
+        """
         super().__init__(model, prompt, new_tokens)
         self._end = self._prompt_length + new_tokens
+        self._cache_is_wanted = cache_is_wanted or prompt.cache is not None
 
     @property
     def cache(self) -> KeyValueCache | None:
@@ -100,6 +110,9 @@ class CapturedStepper(ModelStepper):
             yield
         finally:
             self._alone = False
+            if self._recording is not None and not self._cache_is_wanted:
+                _KEPT[self.model] = self._recording
+                self._recording = self._cache = None  # what it lacks need not be copied
             self.cache  # noqa: B018 (ends the playing)
 
     def step(self, ids: Tensor, keep: int = 1) -> StepOutput:

@@ -145,7 +145,8 @@ class GenerateCall:
             or others.prefix_allowed_tokens_fn
         )
         if settings.use_cache and not more and records(self.model.device):
-            return CapturedStepper(self.model, self.prompt, self.new_tokens)
+            wants_cache = settings.return_dict_in_generate
+            return CapturedStepper(self.model, self.prompt, self.new_tokens, wants_cache)
         return ModelStepper(self.model, self.prompt, self.new_tokens, settings.use_cache, **wanted)
 
     @property

@@ -253,6 +253,21 @@ def test_goes_on_from_a_cache_and_extends_it(stand_in: StandIn) -> None:
     assert ours.get_seq_length() == first.shape[1] - 1
 
 
+def test_a_cache_that_nobody_wants_is_not_copied(
+    stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy at the end could be what there is no memory for."""
+
+    def refuse(self: StaticStep, cache: KeyValueCache) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(StaticStep, "give_back", refuse)
+    model = model_of()
+    for _ in range(2):
+        assert_same_text(model, **padded())
+    assert stand_in.recordings == 1
+
+
 def test_an_interruption_keeps_whole_steps(stand_in: StandIn) -> None:
     model = model_of().double()
 
