@@ -109,10 +109,11 @@ def load(
             as fit stay in memory; the others are read from their safetensors files for each pass,
             by a thread that is one layer ahead, and converted on the way if ``dtype`` says so.
             Every question gives the numbers that it gives in memory. Such a model cannot be
-            trained or saved, and ``generate`` reads those layers once a token: give it many
-            prompts at a time. Activations come on top. None: all weights in memory; or, on the CPU
-            in their files' own dtype (``dtype="auto"``), mapped: pages of the file that the system
-            brings and drops as it likes, so that a model larger than memory runs too, slower.
+            trained or saved, has no ``state_dict()``, and what is written into its layers is
+            refused. ``generate`` reads those layers once a token: give it many prompts at a time.
+            Activations come on top. None: all weights in memory; or, on the CPU in their files' own
+            dtype (``dtype="auto"``), mapped: pages of the file that the system brings and drops as
+            it likes, so that a model larger than memory runs too, slower.
 
     Returns:
         The class that ``head`` names: a ``GPTNeoXForCausalLM`` unless another is asked for.

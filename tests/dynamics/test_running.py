@@ -351,6 +351,35 @@ def test_an_executor_gives_the_same_frame(kind: Any, tmp_path: Path) -> None:
     same(run(slow_norm, steps=STEPS, to=tmp_path).frame, plain.frame)
 
 
+@pytest.mark.parametrize("how", ["shut down", "wrong answers", "interrupted"])
+def test_what_was_done_before_an_executor_failed_is_kept(tmp_path: Path, how: str) -> None:
+    class Failing(ThreadPoolExecutor):
+        """Answers twice, and fails then."""
+
+        calls = 0
+
+        def submit(self, function: Any, /, *arguments: Any, **named: Any) -> Any:
+            self.calls += 1
+            if self.calls > 2 and how == "interrupted":
+                raise KeyboardInterrupt
+            if self.calls > 2 and how == "shut down":
+                self.shutdown()
+            if self.calls > 2 and how == "wrong answers":
+                return super().submit(int)
+            return super().submit(function, *arguments, **named)
+
+    error = KeyboardInterrupt if how == "interrupted" else InputError
+    with Failing(1) as executor, pytest.raises(error):
+        run(slow_norm, steps=STEPS, executor=executor, to=tmp_path)
+    names = {path.name for path in tmp_path.iterdir()}
+    assert not [name for name in names if name.endswith(".tmp") or ".neox_lab" in name]
+    done = len(list(tmp_path.glob("*.record.json")))
+    with ThreadPoolExecutor(1) as executor:
+        found = run(slow_norm, steps=STEPS, executor=executor, to=tmp_path)
+    same(found.frame, run(slow_norm, steps=STEPS).frame)
+    assert done < len(STEPS)
+
+
 def test_a_measure_that_cannot_be_sent() -> None:
     with ProcessPoolExecutor(1) as executor:
         with pytest.raises(InputError, match="can import"):

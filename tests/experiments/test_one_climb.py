@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from errno import ENOSPC
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from patching_oracle import prompts, small
 from torch import Tensor
 
 import neox_lab as nl
+from neox_lab.errors import InputError
 from neox_lab.experiments.patching import spilling
 from neox_lab.experiments.patching.sites import SITES
 
@@ -146,3 +150,26 @@ def test_rows_that_do_not_fit_wait_in_a_file(
             part = nl.patching.sweep(*given, metric, site, budget=12, progress=False)
         assert len(files) > 1
         torch.testing.assert_close(part.values, whole.values, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["no folder", "full", "not mapped"])
+def test_no_room_for_the_rows_that_wait(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_given: Any, **_more: Any) -> None:
+        raise RuntimeError("unable to mmap") if kind == "not mapped" else OSError(ENOSPC, "full")
+
+    monkeypatch.setattr(spilling, "free_memory", lambda device: spilling.SHARE * 2000)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    if kind == "no folder":
+        monkeypatch.setattr(tempfile, "tempdir", None)
+        monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "gone")])
+    elif kind == "full":
+        monkeypatch.setattr(spilling, "reserve", fails)
+    else:
+        monkeypatch.setattr(torch.UntypedStorage, "from_file", fails)
+    model = small(num_hidden_layers=3)
+    with pytest.raises(InputError, match=r"has no room for .* TMPDIR"):
+        nl.patching.sweep(model, *prompts(3, 6, 1), difference, "z", budget=12, progress=False)
+    assert not list(tmp_path.iterdir())
+    assert not model.hook_stack.placements

@@ -64,11 +64,11 @@ def _mapped(x: Tensor) -> Tensor:
         with held(), tempfile.NamedTemporaryFile(prefix="neox_lab-") as file:
             reserve(file.name, x.nbytes)
             storage = torch.UntypedStorage.from_file(file.name, shared=True, nbytes=x.nbytes)
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # PyTorch says by the latter that it cannot map
         raise InputError(
-            f"The variants of this sweep take more memory than there is, and the folder for "
-            f"temporary files, {tempfile.gettempdir()}, has no room for {size_in_words(x.nbytes)} "
-            f"({error}). Sweep fewer positions at once, or set TMPDIR to a larger disk."
+            "The variants of this sweep take more memory than there is, and the folder for "
+            f"temporary files has no room for {size_in_words(x.nbytes)} ({error}). Sweep fewer "
+            "positions at once, or set TMPDIR to a folder on a larger disk."
         ) from error
     flat = torch.empty(0, dtype=torch.uint8).set_(storage)  # type: ignore[arg-type]
     return flat.view(x.dtype).view(x.shape)
