@@ -118,6 +118,25 @@ DICTIONARY = (
 )  # fmt: skip
 """Of a dictionary."""
 
+_DENSE = "codes.dense()"
+CODES = Names(
+    {
+        "shape": f"{_DENSE}.shape; of what is kept, codes.indices.shape",
+        "topk": "codes.indices and codes.values, the largest first",
+        "nonzero": "codes.indices, where codes.values is not 0",
+        "l0": "codes.count",
+        **dict.fromkeys(
+            ("to_dense", "max", "mean", "sum", "norm", "squeeze", "argmax", "device", "dtype"),
+            _DENSE,
+        ),
+        **dict.fromkeys(("cpu", "cuda", "to", "detach", "numpy", "float"), _DENSE),
+        **dict.fromkeys(("acts", "top_acts"), "codes.values"),
+        "top_indices": "codes.indices",
+    },
+    "SAELens", "",
+)  # fmt: skip
+"""Of the active features of tokens, which elsewhere are a matrix."""
+
 WITH_DICTIONARIES = Names(
     {
         "add_sae": _SPLICED,

@@ -142,7 +142,12 @@ PACKAGE = Names(
         "HookedTransformerKeyValueCache": "model(tokens, use_cache=True).past_key_values",
         "head_detector": "nl.detect.heads(model, 'induction')",
         "evals": "nl.gym.evaluate(model)",
-        "utils": "methods of model, such as model.to_str_tokens(text)",
+        "utils": (
+            "methods of model, such as model.to_str_tokens(text), and for get_act_name('v', 1) "
+            "the pair ('v', 1)"
+        ),
+        "get_act_name": "the pair ('v', 1), wherever a name is asked for",
+        "detect_head": "nl.detect.heads(model, 'previous_token', text)",
         "test_prompt": "nl.lens.logit_lens(model, text)",
         "ioi_dataset": "nl.gym.TASKS['ioi']",
     }

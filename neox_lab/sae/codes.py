@@ -7,12 +7,15 @@ many times the memory of the activations they were read from; as ``Codes`` they 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from neox_lab.checks import shown
 from neox_lab.errors import InputError
+from neox_lab.other_dictionary_names import CODES
+from neox_lab.other_names import ours
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,16 @@ class Codes:
                 f"indices {list(self.indices.shape)} and values {list(self.values.shape)} must "
                 "have one shape [*tokens, slot]."
             )
+
+    if not TYPE_CHECKING:  # or a type checker would take every misspelt name for one of these
+
+        def __getattr__(self, name: str) -> object:
+            """Called where there is no such attribute.
+
+            Raises:
+                AttributeError: always; what is done elsewhere to a matrix of features is told.
+            """
+            raise AttributeError(f"Codes has no attribute {name!r}.{ours(name, CODES)}")
 
     @property
     def count(self) -> Tensor:

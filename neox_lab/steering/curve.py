@@ -142,6 +142,8 @@ def evaluate_direction(
     controls = check("controls", controls, whole(least=0, most=100), InputError)
     batch_size = check("batch_size", batch_size, COUNT, InputError)
     seed = check("seed", seed, SEED, InputError)
+    if callable(inputs) and not callable(metric):
+        raise InputError("metric is prompts and inputs a metric: evaluate(metric, inputs).")
     prepared = model.prepare_inputs(inputs)
     bound = bind(metric, model, prepared)
     prompts = len(next(iter(prepared.values())))

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from neox_lab.checks import TEXT, check, or_none, several, shown
 from neox_lab.errors import InputError
-from neox_lab.files import write_bytes
+from neox_lab.files import size_in_words, write_bytes
 from neox_lab.frames import csv_text
 from neox_lab.views.drawing import FormatName, Sheet, encode, plain_style, preview
 from neox_lab.views.live import fragment
@@ -89,15 +89,15 @@ class View(ABC):
 
     def to_png(self, path: str | os.PathLike[str] | None = None, dpi: float = 200) -> bytes:
         """The picture as PNG at ``dpi`` dots an inch; also written to ``path`` (``*.png``)."""
-        return self._saved(path, ".png", self._encoded("png", dpi))
+        return FileBytes(self._saved(path, ".png", self._encoded("png", dpi)))
 
     def to_svg(self, path: str | os.PathLike[str] | None = None) -> str:
         """The picture as SVG, its letters as outlines; also written to ``path`` (``*.svg``)."""
-        return self._saved(path, ".svg", self._encoded("svg", 144)).decode("utf-8")
+        return FileText(self._saved(path, ".svg", self._encoded("svg", 144)), "utf-8")
 
     def to_pdf(self, path: str | os.PathLike[str] | None = None) -> bytes:
         """The picture as PDF with embedded TrueType; also written to ``path`` (``*.pdf``)."""
-        return self._saved(path, ".pdf", self._encoded("pdf", 144))
+        return FileBytes(self._saved(path, ".pdf", self._encoded("pdf", 144)))
 
     def to_csv(self, path: str | os.PathLike[str] | None = None) -> str:
         """``.frame`` as CSV; also written to ``path`` (``*.csv``)."""
@@ -115,7 +115,7 @@ class View(ABC):
         if standalone or path is not None:
             text = page(self.title, f"<h1>{html_text(self.title)}</h1>\n{text}")
         self._saved(path, ".html", utf8(text))
-        return text
+        return FileText(text)
 
     def _repr_mimebundle_(
         self,
@@ -163,6 +163,24 @@ class View(ABC):
         if path is not None:
             write_file(path, ending, content)
         return content
+
+
+class FileBytes(bytes):
+    """What is in a file, as bytes: a notebook that shows it gets its size and not all of it."""
+
+    def __repr__(self) -> str:
+        """How much it is."""
+        return f"<{size_in_words(len(self))}>"
+
+
+class FileText(str):
+    """What is in a file, as text: a notebook that shows it gets its size and not all of it."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """How much it is."""
+        return f"<{len(self):,} characters>"
 
 
 def write_file(path: str | os.PathLike[str], ending: str, content: bytes) -> Path:

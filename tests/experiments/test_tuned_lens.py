@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -221,6 +222,9 @@ def test_what_cannot_be_asked(model: Any, tmp_path: Path) -> None:
     for site in ("attn_out", "mlp_out", "resid_mid", "nothing"):
         with pytest.raises(InputError, match="between blocks"):
             nl.lens.tuned_lens(model, tokens(), lens, site)
+    trained = types.SimpleNamespace(lens=lens)  # as what TunedLens.train returns
+    with pytest.raises(InputError, match=r"has it as \.lens"):
+        nl.lens.tuned_lens(model, tokens(), trained)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="expected a TunedLens"):
         nl.lens.tuned_lens(model, tokens(), "lens")  # type: ignore[arg-type]
     with pytest.raises(InputError, match="repo_type"):

@@ -183,3 +183,14 @@ def test_tables_of_both_kinds_say_whose_names_they_are() -> None:
         "nl.compat.transformer_lens(model) has it by that name."
     )
     assert other_names.ours("nonsense", other_names.MODEL, *names.DICTIONARY) == ""
+
+
+def test_of_codes_that_are_taken_for_a_matrix(model: Any) -> None:
+    with torch.no_grad():
+        codes = random_dictionary(64).encode(torch.randn(2, 3, 64))
+    for name in names.CODES:
+        assert "codes." in told(lambda name=name: getattr(codes, name), AttributeError)
+    assert "codes.dense().shape" in told(lambda: codes.shape, AttributeError)
+    assert told(lambda: codes.nonsense, AttributeError).endswith("no attribute 'nonsense'.")
+    assert torch.equal(copy.deepcopy(codes).values, codes.values)
+    assert torch.equal(pickle.loads(pickle.dumps(codes)).indices, codes.indices)

@@ -348,3 +348,10 @@ def test_a_feature_and_a_probe_are_directions(model: Any) -> None:
     found = nl.steering.direction(model, probes, method="probe")
     for name, vector in found.vectors.items():
         torch.testing.assert_close(vector, probes.direction(name))
+
+
+def test_prompts_before_the_metric_are_told_so(found: nl.steering.Direction) -> None:
+    metric: Any = nl.patching.logit_difference(" good", " bad")
+    prompts: Any = ["The film was"]
+    with pytest.raises(InputError, match=r"inputs a metric: evaluate\(metric, inputs\)"):
+        found.evaluate(prompts, metric)

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import io
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -1527,3 +1528,14 @@ def test_a_long_note_of_bars_is_broken_into_lines() -> None:
     drawn = [text.get_text() for text in long.axes.texts]
     assert note in " ".join(drawn)
     assert note in repr(BarsView(["a"], [1.0], "Title", note))
+
+
+def test_a_cell_that_ends_in_a_file_is_not_flooded_by_it(tmp_path: Path) -> None:
+    view = views.BarsView(["a", "b"], [1.0, 2.0], "Title")
+    for ending in ("png", "svg", "pdf", "html"):
+        path = tmp_path / f"page.{ending}"
+        content = getattr(view, f"to_{ending}")(path)
+        assert len(repr(content)) < 40
+        written = content if isinstance(content, bytes) else content.encode()
+        assert path.read_bytes() == written
+        assert pickle.loads(pickle.dumps(content)) == content

@@ -362,7 +362,9 @@ def tuned_lens(
     """
     require_model(model)
     if not isinstance(lens, TunedLens):
-        raise InputError(f"lens={shown(lens)}; expected a TunedLens.")
+        held = isinstance(getattr(lens, "lens", None), TunedLens)
+        hint = " What TunedLens.train returned has it as .lens." if held else ""
+        raise InputError(f"lens={shown(lens)}; expected a TunedLens.{hint}")
     check("site", site, SITES, InputError)
     name = "Tuned lens" if lens.is_at_home(model) else "Tuned lens of other weights"
     first = 1 if site == "resid_post" else 0
