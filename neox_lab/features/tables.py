@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,6 +66,7 @@ class Tables:
         self.histogram = torch.zeros(latents, BINS, dtype=torch.int64, device=device)
         self.top = {split: Highest(latents, top, device) for split in SPLITS}
         self.sample = {split: Highest(latents, sample, device) for split in SPLITS}
+        self._recent = torch.zeros_like(self.total)  # of the group that is being read
         self._seed = mixed(torch.tensor(seed, device=device))
 
     @property
@@ -73,6 +75,41 @@ class Tables:
         counts = (self.active, self.total, self.highest, self.histogram)
         heaps = (*self.top.values(), *self.sample.values())
         return sum(each.nbytes for each in counts) + sum(each.bytes for each in heaps)
+
+    def group_done(self) -> None:
+        """A group was read. Sums are made group by group, whoever reads them."""
+        self.total += self._recent
+        self._recent.zero_()
+
+    def arrays(self) -> dict[str, Any]:
+        """What the tables hold once they are closed, for ``add`` of others."""
+        found: dict[str, Any] = {
+            name: getattr(self, name).cpu().numpy()
+            for name in ("active", "total", "highest", "histogram")
+        }
+        for kind, heaps in (("top", self.top), ("sample", self.sample)):
+            for split, heap in heaps.items():
+                latent, rank = (heap.place >= 0).nonzero(as_tuple=True)
+                columns = (heap.score, heap.value, heap.place)
+                entries = [latent, *(column[latent, rank] for column in columns)]
+                found[f"{kind} {split}"] = [column.cpu().numpy() for column in entries]
+        return found
+
+    def add(self, arrays: Mapping[str, Any]) -> None:
+        """What others hold, of another group."""
+        device = self.active.device
+        there = {
+            name: torch.from_numpy(arrays[name]).to(device)
+            for name in ("active", "total", "highest", "histogram")
+        }
+        self.active += there["active"]
+        self.total += there["total"]
+        self.highest = torch.maximum(self.highest, there["highest"])
+        self.histogram += there["histogram"]
+        for kind, heaps in (("top", self.top), ("sample", self.sample)):
+            for split, heap in heaps.items():
+                columns = arrays[f"{kind} {split}"]
+                heap.offer(Entries(*(torch.from_numpy(each).to(device) for each in columns)))
 
     def close(self) -> None:
         """No more are coming."""
@@ -110,7 +147,7 @@ class Tables:
     def _count(self, entries: Entries) -> None:
         latent, value, latents = entries.latent, entries.value, len(self.active)
         self.active += latent.bincount(minlength=latents)
-        self.total.index_add_(0, latent, value.double())
+        self._recent.index_add_(0, latent, value.double())
         self.highest.scatter_reduce_(0, latent, value, "amax")
         positive = value > 0
         octave = (value[positive] / LOWEST).log2() * PER_OCTAVE

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from neox_lab.activations.documents import Chunk, Documents, chunks, documents, mixed, windows
 from neox_lab.built_in import is_inside
@@ -21,18 +21,15 @@ from neox_lab.checks import (
     several,
     whole,
 )
-from neox_lab.data.batches import by_length
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError
+from neox_lab.executors import EXECUTOR, AnyExecutor
 from neox_lab.family.contract import HookedModel
 from neox_lab.features.corpus import Corpus
-from neox_lab.features.sources import What, source_of
-from neox_lab.features.tables import Tables, Tokens
-from neox_lab.features.texts_to_codes import codes_of
-from neox_lab.features.together import Together
+from neox_lab.features.sources import OfDictionary, What, source_of
+from neox_lab.features.top_reading import Choices, Group, Reading, given, read_elsewhere
 from neox_lab.features.top_result import Split, TopExamples
 from neox_lab.progress import Progress
-from neox_lab.sae.codes import Codes
 from neox_lab.selections import entry
 
 TOGETHER = 2**15
@@ -43,7 +40,7 @@ PER_QUANTILE = 5
 
 def top_examples(
     model: HookedModel,
-    what: What,
+    what: What | functools.partial[OfDictionary],
     texts: Documents,
     *,
     top: int = 20,
@@ -56,6 +53,7 @@ def top_examples(
     batch_size: int = 16,
     together: Sequence[int] | None = None,
     seed: int = 0,
+    executor: AnyExecutor | None = None,
     progress: bool = True,
 ) -> TopExamples:
     """Where features are highest in texts, from one pass over them.
@@ -72,7 +70,8 @@ def top_examples(
     Args:
         model: any of the classes, with a tokenizer if there are texts.
         what: a dictionary, a cross-layer transcoder or a ``.layer(2)`` of it, a hook name such as
-            ``"blocks.3.mlp.hook_post"``, or a ``Head``, ``Direction`` or ``Source`` of this room.
+            ``"blocks.3.mlp.hook_post"``, or a ``Head``, ``Direction`` or ``Source`` of this room;
+            or a ``functools.partial`` that loads a dictionary.
         texts: as for ``nl.activations.collect``: a list or an iterator of strings, of token ids, or
             of rows of a data set.
         top: how many highest examples of each feature.
@@ -90,6 +89,9 @@ def top_examples(
             that counts, in four bytes for each pair; None for all features of up to 4,096, and none
             of more. Of the rest ``TopExamples.together`` estimates it.
         seed: which documents and windows are drawn.
+        executor: any ``concurrent.futures.Executor``, or one of submitit, whose workers read 32,768
+            tokens at a time; they load the model for themselves (``docs/many-machines.md``). A
+            dictionary is too large to be sent: give ``functools.partial(nl.sae.load, ...)``.
         progress: show how far it is.
 
     Returns:
@@ -97,12 +99,15 @@ def top_examples(
 
     Raises:
         InputError: ``what`` has no features or does not fit the model, there is no token that
-            counts, activations are not finite, an argument is not what it can be, or dropout is on.
+            counts, activations are not finite, an argument is not what it can be, dropout is on, or
+            workers could not load the model or what has features.
         HookNameError: the model has no such site.
+        LostWorkerError: the worker of some texts was lost again and again.
     """
+    check("executor", executor, EXECUTOR, InputError)
     require_model(model)
     refuse_dropout(model)
-    source = source_of(model, what)
+    source = source_of(model, given(what))
     top, window = check("top", top, COUNT, InputError), check("window", window, COUNT, InputError)
     quantiles = check("quantiles", quantiles, COUNT, InputError)
     held_out = check("held_out", held_out, number(least=0, below=1), InputError)
@@ -113,28 +118,37 @@ def top_examples(
     batch_size = check("batch_size", batch_size, COUNT, InputError)
     seed = check("seed", seed, SEED, InputError)
     progress = check("progress", progress, SWITCH, InputError)
-    pairs = Together(source.latents, _of(source.latents, together), model.device)
-    tables = Tables(source.latents, top, PER_QUANTILE * quantiles, seed, model.device)
-    corpus, counted, held = Corpus(model.config.vocab_size), 0, 0
+    choices = Choices(
+        top,
+        PER_QUANTILE * quantiles,
+        window,
+        skip_first,
+        batch_size,
+        _of(source.latents, together),
+        seed,
+    )
+    reading = Reading(model, source, choices)
+    corpus, held = Corpus(model.config.vocab_size), 0
     read = chunks(documents(model, texts), context, max_tokens)
-    with Progress(max_tokens, "token", silent=not progress) as bar:
+
+    def groups() -> Iterator[Group]:
+        nonlocal held
         for group in windows((chunk for chunk in read if chunk.ids), TOGETHER):
-            first = corpus.add(group)
             drawn = _held_out(group, held_out, seed)
             begins = [chunk.start == 0 for chunk in group]  # a document may be cut off at its end
             held += sum(out and begin for out, begin in zip(drawn, begins, strict=True))
-            for rows in by_length(model, [len(chunk.ids) for chunk in group], batch_size):
-                ids = [group[row].ids for row in rows]
-                codes, mask = codes_of(model, source, ids)
-                tokens = _tokens(mask, [first[row] for row in rows], window, skip_first)
-                tokens = tokens._replace(
-                    held_out=torch.tensor([drawn[row] for row in rows], device=mask.device)
-                )
-                _refuse_not_finite(codes, tokens, [group[row].document for row in rows])
-                tables.take(codes, tokens, window)
-                pairs.take(codes, tokens.counted)
-                counted += int(tokens.counted.sum())
-                bar.update(sum(map(len, ids)))
+            ids, numbers = [each.ids for each in group], [each.document for each in group]
+            yield Group(ids, corpus.add(group), drawn, numbers)
+
+    with Progress(max_tokens, "token", silent=not progress) as bar:
+        if executor is None:
+            for each in groups():
+                reading.read(each, bar.update)
+        else:
+            for found in read_elsewhere(executor, model, what, choices, groups()):
+                reading.add(found)
+                bar.update(found["counted"])
+    tables, pairs, counted = reading.tables, reading.pairs, reading.counted
     if not counted:
         raise InputError(
             f"there is no token in the texts that counts; skip_first={skip_first} leaves out as "
@@ -166,12 +180,12 @@ def top_examples(
     )
 
 
-def _of(latents: int, together: Sequence[int] | None) -> list[int] | None:
+def _of(latents: int, together: Sequence[int] | None) -> tuple[int, ...] | None:
     """The features whose pairs are counted, each once."""
     if together is None:
         return None
     given = several("together", together, "numbers of features, or None", InputError)
-    return list(dict.fromkeys(entry("together", at, latents, InputError) for at in given))
+    return tuple(dict.fromkeys(entry("together", at, latents, InputError) for at in given))
 
 
 def _name(model: HookedModel) -> str:
@@ -182,35 +196,8 @@ def _name(model: HookedModel) -> str:
     return Path(given).name if Path(given).is_absolute() else given or type(model).__name__
 
 
-def _tokens(mask: Tensor, first: Sequence[int], window: int, skip_first: int) -> Tokens:
-    """Numbers of tokens and windows in the corpus; none is held out."""
-    at = torch.arange(mask.shape[1], device=mask.device)
-    start = torch.tensor(first, device=mask.device)[:, None]
-    return Tokens(
-        mask & (at >= skip_first),
-        start + at,
-        start + at // window * window,
-        torch.zeros(len(mask), dtype=torch.bool, device=mask.device),
-    )
-
-
 def _held_out(group: Sequence[Chunk], share: float, seed: int) -> list[bool]:
     """Whether the document of each chunk is held out: drawn by its number alone."""
     numbers = torch.tensor([chunk.document for chunk in group])
     drawn = mixed(mixed(mixed(torch.tensor(seed)) + 1) + numbers) >> 11 & 2**52 - 1
     return [bool(one) for one in drawn.double() / 2**52 < share]
-
-
-def _refuse_not_finite(codes: Codes, tokens: Tokens, numbers: Sequence[int]) -> None:
-    """Refuse activations that cannot be ranked.
-
-    Raises:
-        InputError: names the first document with one.
-    """
-    wrong = (~codes.values.isfinite()).any(dim=-1) & tokens.counted
-    if bool(wrong.any()):
-        document = numbers[int(wrong.any(dim=1).nonzero()[0])]
-        raise InputError(
-            f"activations are NaN or infinite in document {document}; model.check() names weights "
-            "that are"
-        )
