@@ -169,3 +169,19 @@ def test_text_is_never_markup_in_what_is_opened(model: Any, page: Any) -> None:
     assert panel(page, "Features").locator(".token", has_text="<").count() > 0
     assert page.locator(".panels b, .panels img, .panels script").count() == 0
     widget.close()
+
+
+def test_a_click_on_a_checkpoint_goes_there(model: Any, page: Any) -> None:
+    widget = nl.explore(model, PROMPT, revisions=["step0", "step1000", "step18000"])
+    stage = Stage(page, widget)
+    stage.done()
+    page.get_by_role("button", name="Over training").click()
+    stage.until(lambda: widget.training and widget.phase == "done")
+    picture = panel(page, "Over training").locator("svg.plot")
+    picture.focus()
+    page.keyboard.press("Home")
+    page.keyboard.press("Enter")
+    stage.until(lambda: widget.revision == "step0" and widget.phase == "done")
+    assert page.locator(".revision output").inner_text() == "step0"
+    assert picture.is_visible(), "the curve stays"
+    widget.close()

@@ -221,7 +221,14 @@ def test_training_follows_the_expected_token(model: Any) -> None:
 
 def test_training_says_which_checkpoints_it_needs(model: Any) -> None:
     names = ["step0", "step1000", "step18000"]
-    assert asked(explored(model, revisions=names), "training")["names"] == names
+    widget = explored(model, revisions=names)
+    found = asked(widget, "training")
+    assert found["names"] == names
+    asked(widget, "circuit")
+    widget.go_to("step1000")
+    widget.wait()
+    assert widget.training == found and widget.circuit == {}, "of all checkpoints, and of one"
+    widget.save("training", "svg")
     loads = {"a": lambda: nl.load(revision="step0"), "b": lambda: model}
     assert "functions" in asked(explored(model, revisions=loads), "training")["missing"]
     assert "revisions=[...]" in asked(explored(random_model()), "training")["missing"]

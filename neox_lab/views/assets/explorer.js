@@ -92,6 +92,7 @@ function slider({ names, chosen, readings }, run, store, emit) {
   const input = el("input", { type: "range", min: 0, max: names.length - 1, step: 1, "aria-label": "revision" });
   const shown = el("output", {}, chosen);
   const parts = run.parts;
+  const ofAll = parts.training ? { training: parts.training } : {};
   const second = run.second;
   input.value = names.indexOf(chosen);
   run.revision = chosen;
@@ -101,7 +102,7 @@ function slider({ names, chosen, readings }, run, store, emit) {
     if (emit.live) return;
     if (!readings[name]) return void (shown.textContent = `${name} (not kept here)`);
     run.revision = name;
-    [run.parts, run.second] = name === chosen ? [parts, second] : [{}, null]; // answers are of one model
+    [run.parts, run.second] = name === chosen ? [parts, second] : [ofAll, null]; // answers are of one model
     run.reading = await run.open(readings[name]);
     store.draw();
   });

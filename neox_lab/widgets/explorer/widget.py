@@ -47,6 +47,8 @@ ANSWERS: dict[str, Callable[[Asked], Answer]] = {
 }
 PARTS = ("compared", "effects", "attribution", "patching", "switched", "writing", *OPENED)
 """Traits with what was asked for, which the browser gets one by one."""
+OF_ALL = ("training",)
+"""Those that are of all checkpoints, and stay when another one is shown; as in ``explorer.js``."""
 WANTED = {name: name for name in ("ask", "save", "branch", "show")} | {
     "state": "select",
     "revision": "go_to",
@@ -271,13 +273,15 @@ class ExplorerWidget(LiveWidget):
         compared = {} if other is None else compare(self._model, reading, self._against, other)
         job.check()
         self._read_before[name] = reading
-        self._reading, self._other, self._written, self._answers = reading, other, None, {}
+        kept = () if self.revision == name else OF_ALL
+        self._reading, self._other, self._written = reading, other, None
+        self._answers = {part: found for part, found in self._answers.items() if part in kept}
         state = dict(self.state)
         if self.revision == name:  # a new prompt: its end
             last = {"position": reading.length - 1, "row": len(reading.view.lens.row_labels) - 1}
             state |= {**last, "key": None}
         self.revision = name
-        gone: dict[str, object] = {part: {} for part in PARTS}
+        gone: dict[str, object] = {part: {} for part in PARTS if part not in kept}
         self._publish(job, now=True, **{**gone, "state": state, "compared": compared})
 
     def _second(self, reading: Reading, given: SimpleNamespace) -> Reading | None:
