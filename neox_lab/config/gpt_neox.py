@@ -484,6 +484,10 @@ class GPTNeoXConfig:
     def from_dict(cls, config_dict: Mapping[str, Any], **overrides: Any) -> GPTNeoXConfig:
         """A configuration from the contents of a ``config.json``; ``overrides`` replace values.
 
+        Args:
+            config_dict: names and values; unknown names are kept.
+            overrides: replace values.
+
         Raises:
             ConfigError: they describe no GPT-NeoX.
         """
@@ -532,6 +536,10 @@ class GPTNeoXConfig:
 
     def to_json_file(self, json_file_path: StrPath, use_diff: bool = True) -> None:
         """Validate, then write ``to_json_string``; a reader never sees half a file.
+
+        Args:
+            json_file_path: where to.
+            use_diff: leave out what is as in a new configuration.
 
         Raises:
             ConfigError: the values contradict each other.

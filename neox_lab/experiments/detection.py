@@ -118,6 +118,12 @@ def repeated_tokens(model: HookedModel, length: int = 50, count: int = 8, seed: 
     Tokens are drawn from the vocabulary without the special ones, all different within a row if
     there are enough. The same seed gives the same tokens.
 
+    Args:
+        model: whose vocabulary.
+        length: of what is repeated.
+        count: how many rows.
+        seed: of the draw.
+
     Raises:
         InputError: ``length`` or ``count`` is below 1.
     """

@@ -144,8 +144,16 @@ class ProbeResult(Result):
     ) -> tuple[str, Callable[[Tensor, HookPoint], Tensor]]:
         """A hook that adds ``coefficient`` times the direction at every position.
 
+        Args:
+            site: see ``__getitem__``.
+            coefficient: how far; the direction has length 1.
+            label: see ``direction``.
+
         Returns:
             Name and function, for ``model.hooks([...])``.
+
+        Raises:
+            InputError: no such site or label.
         """
         direction = self.direction(site, label)
 
@@ -160,8 +168,15 @@ class ProbeResult(Result):
     ) -> tuple[str, Callable[[Tensor, HookPoint], Tensor]]:
         """A hook after which nothing varies along the direction: it gets the training mean there.
 
+        Args:
+            site: see ``__getitem__``.
+            label: see ``direction``.
+
         Returns:
             Name and function, for ``model.hooks([...])``.
+
+        Raises:
+            InputError: no such site or label.
         """
         direction = self.direction(site, label)
         level = float(direction @ torch.tensor(self[site].centre, dtype=torch.float32))
@@ -178,6 +193,11 @@ class ProbeResult(Result):
         self, model: HookedModel, texts: Sequence[str], site: str | int | None = None
     ) -> pd.DataFrame:
         """What the probe at ``site`` (the best one) says of new texts, as a frame.
+
+        Args:
+            model: whose activations.
+            texts: the texts.
+            site: see ``__getitem__``; None for the best one.
 
         Raises:
             InputError: no such site.

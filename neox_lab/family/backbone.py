@@ -139,8 +139,21 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
     ) -> BaseModelOutputWithPast:
         """What ``forward`` does, for a head that brings the taps of its own run.
 
-        ``taps`` are the hooks of this run; the other arguments are those of ``forward``. Names
-        that mean nothing to this model are ignored with a warning, as transformers ignores them.
+        Args:
+            taps: the hooks of this run.
+            input_ids: see ``forward``, as for the rest.
+            attention_mask: likewise.
+            position_ids: likewise.
+            inputs_embeds: likewise.
+            past_key_values: likewise.
+            use_cache: likewise.
+            output_attentions: likewise.
+            output_hidden_states: likewise.
+            start_at_layer: likewise.
+            stop_at_layer: likewise.
+            cache: likewise.
+            without_meaning: names that mean nothing to this model are ignored with a warning, as
+                transformers ignores them.
 
         Raises:
             InputError: arguments that do not fit together.

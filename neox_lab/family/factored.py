@@ -76,7 +76,7 @@ class FactoredMatrix:
 
     @property
     def pair(self) -> tuple[Tensor, Tensor]:
-        """``(A, B)``."""
+        """``(A, B)``: ``[.., ldim, mdim]`` and ``[.., mdim, rdim]``."""
         return self.A, self.B
 
     @property
@@ -174,7 +174,7 @@ class FactoredMatrix:
         return type(self)(self.U * root[..., None, :], root[..., :, None] * self.V.mT)
 
     def get_corner(self, k: int = 3) -> Tensor:
-        """The first ``k`` entries of every axis of the product, which is not made for it."""
+        """The first ``k`` entries of every axis of the product ``[.., k, k]``; it is not made."""
         corner = self.A[..., :k, :] @ self.B[..., :, :k]
         return corner[(slice(k),) * self.ndim]
 

@@ -429,6 +429,9 @@ class GPTNeoXForQuestionAnswering(GPTNeoXWithHead):
 
         Args:
             batch: arguments of ``forward``, with both positions.
+
+        Returns:
+            A scalar, in nats.
         """
         positions = ("start_positions", "end_positions")
         output = self(**{name: given for name, given in batch.items() if name not in positions})

@@ -260,6 +260,10 @@ class GenerationConfig:
     ) -> None:
         """Write the settings into a directory, which is made if need be.
 
+        Args:
+            directory: where to.
+            config_file_name: of the file in it.
+
         Raises:
             GenerationError: settings that have no effect together.
             OSError: the file cannot be written; one that was there is kept.

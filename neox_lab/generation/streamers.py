@@ -75,7 +75,7 @@ class TextStreamer(BaseStreamer):
         self.on_finalized_text(self._growing.end(), stream_end=True)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Do something with new text; override this to do something else than print it."""
+        """Print new ``text``, and at ``stream_end`` a line end; override this to do otherwise."""
         print(text, flush=True, end="\n" if stream_end else "")
 
 
@@ -102,7 +102,7 @@ class TextIteratorStreamer(TextStreamer):
         self.text_queue: Queue[str | None] = Queue()
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Put new text into the queue; None at the end."""
+        """Put ``text`` into the queue; None at ``stream_end``."""
         if text:
             self.text_queue.put(text)
         if stream_end:
@@ -148,7 +148,7 @@ class AsyncTextIteratorStreamer(TextStreamer):
         self.loop = asyncio.get_running_loop()
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        """Put new text into the queue from whatever thread generates; None at the end."""
+        """Put ``text`` into the queue from whatever thread generates; None at ``stream_end``."""
         if text:
             self.loop.call_soon_threadsafe(self.text_queue.put_nowait, text)
         if stream_end:

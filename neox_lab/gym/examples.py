@@ -72,6 +72,11 @@ class Task:
 
         They are fewer if the task has fewer.
 
+        Args:
+            count: how many.
+            part: ``"train"`` or ``"held-out"``: whose words.
+            seed: of the draw.
+
         Raises:
             InputError: ``count`` is no number of examples.
         """
@@ -86,7 +91,16 @@ class Task:
         return list(found.values())
 
     def pairs(self, count: int, part: Split = "held-out", seed: int = 0) -> list[Pair]:
-        """``count`` different pairs of prompts, fewer if the task has fewer."""
+        """``count`` different pairs of prompts, fewer if the task has fewer.
+
+        Args:
+            count: see ``examples``, as for the rest.
+            part: likewise.
+            seed: likewise.
+
+        Raises:
+            InputError: ``count`` is no number of examples.
+        """
         return [example.pair for example in self.examples(count, part, seed)]
 
 

@@ -82,7 +82,13 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
     def watchers(
         self, points: Sequence[HookPoint], keeping: Keeping, spill: files.SpillFile | None = None
     ) -> list[Watcher]:
-        """Watchers that keep what passes ``points`` in this cache, or in a file."""
+        """Watchers that keep what passes ``points`` in this cache, or in a file.
+
+        Args:
+            points: where.
+            keeping: what is kept of a tensor.
+            spill: the file; None for memory.
+        """
 
         def keep(tensor: Tensor, point: HookPoint) -> None:
             kept = keeping(tensor, point)
@@ -93,7 +99,12 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         return [Watcher(point, keep, writes=False) for point in points]
 
     def gradient_watchers(self, points: Sequence[HookPoint], keeping: Keeping) -> list[Watcher]:
-        """Watchers that keep gradients, under the name of the point followed by ``_grad``."""
+        """Watchers that keep gradients, under the name of the point followed by ``_grad``.
+
+        Args:
+            points: where.
+            keeping: what is kept of a gradient.
+        """
 
         def keep(gradient: Tensor, point: HookPoint) -> None:
             self._tensors[f"{point.name}_grad"] = keeping(gradient, point)

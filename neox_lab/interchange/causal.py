@@ -104,6 +104,10 @@ class CausalModel:
     def label_of(self, fields: Fields, **interventions: Any) -> str:
         """The answer, with some variables set to values.
 
+        Args:
+            fields: the input.
+            interventions: values that variables are set to.
+
         Raises:
             InputError: see ``values``; or the answer is no text.
         """
@@ -115,6 +119,11 @@ class CausalModel:
 
     def counterfactual(self, base: Fields, source: Fields, variable: str) -> str:
         """The answer to ``base`` with a variable as it is in ``source``.
+
+        Args:
+            base: the input.
+            source: another input.
+            variable: which one.
 
         Raises:
             InputError: see ``values``.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
+    """GELU by its tanh approximation, ``[..]`` to ``[..]``."""
     return F.gelu(x, approximate="tanh")
 
 

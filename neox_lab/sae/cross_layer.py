@@ -160,6 +160,10 @@ class CrossLayerTranscoder(Answering):
     def rows(self, source: int, target: int) -> Tensor:
         """What a feature of activation 1 writes to a layer, ``[latent, d_out]``.
 
+        Args:
+            source: the layer that reads.
+            target: the layer that is written to.
+
         Raises:
             InputError: there is no such pair of layers.
         """
@@ -173,6 +177,10 @@ class CrossLayerTranscoder(Answering):
 
     def W_dec(self, source: int, target: int) -> Tensor:  # noqa: N802
         """What features of a layer write to one that is not before it, ``[latent, d_out]``.
+
+        Args:
+            source: the layer that reads.
+            target: the layer that is written to.
 
         Raises:
             InputError: there is no such pair of layers.
@@ -318,7 +326,7 @@ class CrossLayerTranscoder(Answering):
         return self._at_scale(sums[1] - sums[0], target)
 
     def forward(self, inputs: Inputs) -> list[Tensor]:
-        """``decode(encode(inputs), inputs)``."""
+        """``decode(encode(inputs), inputs)``: for each layer ``[*tokens, d_out]``."""
         return self.decode(self.encode(inputs), inputs)
 
     def check(self, model: HookedModel, texts: str | Texts) -> SitesCheck:

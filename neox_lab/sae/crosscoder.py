@@ -212,7 +212,7 @@ class Crosscoder(Answering):
         return [y.to(x.dtype) for y, x in zip(each, self._inputs(inputs), strict=True)]
 
     def forward(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """``decode(encode(inputs), inputs)``."""
+        """``decode(encode(inputs), inputs)``: for each of the n ``[*tokens, d]``."""
         return self.decode(self.encode(inputs), inputs)
 
     def check(self, models: HookedModel | Sequence[HookedModel], texts: str | Texts) -> SitesCheck:
@@ -258,6 +258,11 @@ class Crosscoder(Answering):
         self, points: Mapping[str, HookPoint], known: Mapping[str, int], error: bool
     ) -> list[Spliced]:
         """Refuse to go into a network: no run has what the features are read from in time.
+
+        Args:
+            points: the network's hook points.
+            known: lengths of the network's own axes.
+            error: what it misses would be added.
 
         Raises:
             HookError: says what to do instead.

@@ -324,7 +324,7 @@ class Dictionary(Answering):
 
     @property
     def rows(self) -> Tensor:
-        """What a feature of activation 1 writes, before normalisation is undone."""
+        """What features of activation 1 write ``[latent, d_out]``, before the norm is restored."""
         scale = getattr(self.activation, "scale", None)
         return self.W_dec if scale is None else self.W_dec / scale[:, None]
 
@@ -397,7 +397,7 @@ class Dictionary(Answering):
         return export(self, folder, layout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``decode(encode(x), x)``."""
+        """``decode(encode(x), x)``, ``[*tokens, d_out]``."""
         return self.decode(self.encode(x), x)
 
     def __repr__(self) -> str:

@@ -62,7 +62,7 @@ class Planted:
         return float(self.cosines(dictionary).mean())
 
     def control(self, latents: int, seed: int = 0) -> float:
-        """Mean max cosine of so many random directions."""
+        """Mean max cosine of ``latents`` random directions, drawn by ``seed``."""
         generator = torch.Generator().manual_seed((seed * _OWN + 2) % 2**63)
         return self.recovered(torch.randn(latents, self.directions.shape[1], generator=generator))
 

@@ -89,13 +89,25 @@ class Recipe:
         check("threshold", self.threshold, positive, InputError)
 
     def rate(self, step: int, steps: int, latents: int) -> float:
-        """The learning rate of a step, counted from 0."""
+        """The learning rate of a step, counted from 0.
+
+        Args:
+            step: counted from 0.
+            steps: of the whole training.
+            latents: how many features there are.
+        """
         peak = self.learning_rate or 2e-4 / math.sqrt(latents / 2**14)
         fallen = min(1.0, (steps - step) / max(1, self.decay * steps))
         return peak * _risen(step, steps, self.warm_up) * fallen
 
     def penalty(self, step: int, steps: int, kind: Kind) -> float:
-        """How far the penalty has risen at a step, 0 to 1."""
+        """How far the penalty has risen at a step, 0 to 1.
+
+        Args:
+            step: counted from 0.
+            steps: of the whole training.
+            kind: of dictionary.
+        """
         share = self.penalty_warm_up
         if share is None:
             share = 0.5 if kind == "relu" else 0.05

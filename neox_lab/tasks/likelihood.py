@@ -194,6 +194,11 @@ def encoded_pair(model: LanguageModel, context: str, continuation: str) -> Score
 
     The start of a context that is too long for the model's positions is left out. A continuation
     without text has no target.
+
+    Args:
+        model: whose tokenizer and positions.
+        context: the text before.
+        continuation: the text that is scored.
     """
     spaces = len(context) - len(context.rstrip())
     if spaces:

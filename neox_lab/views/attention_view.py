@@ -74,7 +74,12 @@ class AttentionView(AttentionPatterns, View):
         return AttentionView(self.patterns[at : at + 1], self.pieces, [layer], heads=self.heads)
 
     def head(self, layer: int, head: int) -> AttentionView:
-        """Only one head, as one large map."""
+        """Only one head, as one large map.
+
+        Args:
+            layer: its number in the model.
+            head: likewise.
+        """
         at, of = _position(layer, self.layers, "layer"), _position(head, self.heads, "head")
         chosen = self.patterns[at : at + 1, of : of + 1]
         return AttentionView(chosen, self.pieces, [layer], heads=[head])

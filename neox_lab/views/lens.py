@@ -124,7 +124,12 @@ class LensView(View):
         return [Table(f"After the last token, {last}", names, rows)]
 
     def likeliest(self, row: int, pos: int) -> str:
-        """The candidates of one field with their probabilities, for a table."""
+        """The candidates of one field with their probabilities, for a table.
+
+        Args:
+            row: of the table, counted from 0.
+            pos: likewise, of its columns.
+        """
         return ", ".join(
             f"{isolated(label(piece, TABLE_LIMIT))} {number(float(probability), 2)}"
             for piece, probability in zip(

@@ -51,6 +51,10 @@ def notebook_faults(path: str | os.PathLike[str], largest: int = LARGEST) -> lis
     Widget state, timings, errors, paths of one machine in outputs, cells run out of order or not
     at all, more than ``largest`` bytes.
 
+    Args:
+        path: of the file.
+        largest: so many bytes are not too many.
+
     Raises:
         InputError: the file is no notebook.
     """

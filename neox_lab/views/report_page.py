@@ -22,8 +22,12 @@ Section = tuple[str, str | None, View | str | None]
 def report(title: str, sections: Sequence[Section]) -> str:
     """One self-contained HTML page.
 
-    Each section is (heading, paragraph or None, content or None). A content is a ``View``, shown
-    with its picture and tables, or a string, shown as it is typed. No string is taken as HTML.
+    No string is taken as HTML.
+
+    Args:
+        title: of the page.
+        sections: each is (heading, paragraph or None, content or None). A content is a ``View``,
+            shown with its picture and tables, or a string, shown as it is typed.
 
     Raises:
         InputError: a title or a section is something else.

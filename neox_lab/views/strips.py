@@ -211,6 +211,9 @@ class StripView(View):
             end: that it ends there ``[token]``.
             best: first and last token of the best answer; None if there is no answer.
             title: the headline.
+
+        Raises:
+            InputError: numbers that are none, or not as many as tokens.
         """
         starts, ends = array(start, "token", "start"), array(end, "token", "end")
         pieces = texts(pieces, len(starts), "pieces", "token")
@@ -313,7 +316,12 @@ class StripView(View):
         return self._flow()[1] * LINE
 
     def draw_on(self, sheet: Sheet, top: float) -> None:
-        """The text on a sheet that has other things too, its first line at ``top``."""
+        """Draw the text on a sheet that has other things too.
+
+        Args:
+            sheet: what is drawn on.
+            top: where its first line is, in pixels.
+        """
         for piece, text, x, y, width in self._flow()[0]:
             self._piece(sheet, piece, text, x, top + y, width)
 

@@ -42,7 +42,14 @@ class AttentionWidget(LiveWidget):
     def select(
         self, layer: int, head: int | str, token: int | None = None, panel: str = ""
     ) -> None:
-        """Note which head and token are locked; the picture itself needs no kernel for that."""
+        """Note which head and token are locked; the picture itself needs no kernel for that.
+
+        Args:
+            layer: its number in the model.
+            head: likewise, or ``"mean"``.
+            token: from which, counted from 0; None for none.
+            panel: has no meaning; the picture has one.
+        """
         self.selected = {"layer": layer, "head": head, "token": token}
 
     def _answer(self, job: Job, given: SimpleNamespace) -> None:

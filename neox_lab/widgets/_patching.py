@@ -94,6 +94,10 @@ class PatchingWidget(LiveWidget):
 
         Where a field stands for several heads, that is the head that changes most.
 
+        Args:
+            row: counted from 0, from the top.
+            column: counted from 0, from the left.
+
         Raises:
             InputError: there is no such field, or it was not measured.
         """

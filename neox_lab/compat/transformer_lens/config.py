@@ -130,7 +130,12 @@ class HookedTransformerConfig:
         return model
 
     def follow(self, model: GPTNeoXForCausalLM, *, folded: bool) -> None:
-        """Become the configuration of a model with processed weights."""
+        """Become the configuration of a model with processed weights.
+
+        Args:
+            model: whose weights they are.
+            folded: LayerNorms are without weights of their own.
+        """
         self.__dict__["_model"] = model
         self.__dict__.pop("device", None)  # it is the model's from now on
         if folded:

@@ -12,5 +12,5 @@ class FactoredMatrix(NativeMatrix):
 
     @property
     def Vh(self) -> Tensor:  # noqa: N802
-        """Right singular vectors as columns, as ``V``: there the name has never meant its h."""
+        """``V``, right singular vectors as columns ``[.., rdim, mdim]``, whatever the h says."""
         return self.V

@@ -66,7 +66,7 @@ class HookPoint(nn.Module):
         return f"HookPoint({self.name!r})"
 
     def forward(self, tensor: Tensor) -> Tensor:
-        """The tensor, or what the hooks put in its place."""
+        """The tensor ``[..]``, or what the hooks put in its place."""
         for handle in list(self.fwd_hooks):
             changed = handle.hook(tensor, hook=self)
             tensor = tensor if changed is None else changed
@@ -113,7 +113,15 @@ class HookPoint(nn.Module):
         return handle
 
     def add_perma_hook(self, hook: AnyHook, dir: Literal["fwd", "bwd"] = "fwd") -> LensHandle:
-        """``add_hook`` with ``is_permanent=True``."""
+        """``add_hook`` with ``is_permanent=True``.
+
+        Args:
+            hook: see ``add_hook``.
+            dir: ``"bwd"`` for gradients.
+
+        Raises:
+            HookError: another direction.
+        """
         return self.add_hook(hook, dir, is_permanent=True)
 
     def remove_hooks(
@@ -140,7 +148,12 @@ class HookPoint(nn.Module):
             handles[:] = [each for each in handles if each is not handle]
 
     def has_hooks(self, dir: Direction = "both", including_permanent: bool = True) -> bool:
-        """Whether there are hooks in a direction."""
+        """Whether there are hooks in a direction.
+
+        Args:
+            dir: on tensors, on gradients, or ``"both"``.
+            including_permanent: permanent ones count, too.
+        """
         handles = [handle for each in self._handles(dir) for handle in each]
         return any(including_permanent or not handle.is_permanent for handle in handles)
 

@@ -153,7 +153,12 @@ class HookedTransformer(Runs, Generates):
 
     @classmethod
     def from_pretrained_no_processing(cls, model_name: str | None = None, **arguments: Any) -> Self:
-        """``from_pretrained`` with the weights as they are in the files."""
+        """``from_pretrained`` with the weights as they are in the files.
+
+        Args:
+            model_name: see ``from_pretrained``.
+            arguments: its other arguments.
+        """
         return cls.from_pretrained(
             model_name, False, False, False, fold_value_biases=False, **arguments
         )
@@ -259,7 +264,14 @@ class HookedTransformer(Runs, Generates):
         center_unembed: bool = True,
         fold_value_biases: bool = True,
     ) -> None:
-        """Go on with a model of processed weights, see ``nl.folded``; ``native`` is a new model."""
+        """Go on with a model of processed weights, see ``nl.folded``; ``native`` is a new model.
+
+        Args:
+            fold_ln: see ``nl.folded``, as for the rest.
+            center_writing_weights: what is written has a mean of zero over d_model.
+            center_unembed: the unembedding has a mean of zero over the vocabulary.
+            fold_value_biases: ``b_V`` moves into ``b_O``.
+        """
         if not (fold_ln or center_writing_weights or center_unembed or fold_value_biases):
             return
         self.native = folded(
@@ -280,7 +292,16 @@ class HookedTransformer(Runs, Generates):
         center_unembed: bool = True,
         fold_value_biases: bool = True,
     ) -> None:
-        """``process_weights_``, unless ``no_processing``; names are as they were either way."""
+        """``process_weights_``, unless ``no_processing``; names are as they were either way.
+
+        Args:
+            disable_warnings: has no meaning, for there are none.
+            no_processing: leave the weights as they are.
+            fold_ln: see ``process_weights_``, as for the rest.
+            center_writing_weights: likewise.
+            center_unembed: likewise.
+            fold_value_biases: likewise.
+        """
         if not no_processing:
             self.process_weights_(
                 fold_ln, center_writing_weights, center_unembed, fold_value_biases
@@ -300,6 +321,10 @@ class HookedTransformer(Runs, Generates):
     def load_state_dict(self, state_dict: Mapping[str, Tensor], strict: bool = True) -> None:
         """Write weights into the model's own; see ``state_dict`` for their names.
 
+        Args:
+            state_dict: weights by name.
+            strict: refuse unknown and missing names.
+
         Raises:
             CheckpointError: they do not fit; nothing is written then.
         """
@@ -313,12 +338,23 @@ class HookedTransformer(Runs, Generates):
         center_unembed: bool = True,
         fold_value_biases: bool = True,
     ) -> None:
-        """``load_state_dict``, then ``process_weights_``."""
+        """``load_state_dict``, then ``process_weights_``.
+
+        Args:
+            state_dict: weights by name; those that are missing stay.
+            fold_ln: see ``process_weights_``, as for the rest.
+            center_writing_weights: likewise.
+            center_unembed: likewise.
+            fold_value_biases: likewise.
+
+        Raises:
+            CheckpointError: they do not fit; nothing is written then.
+        """
         self.load_state_dict(state_dict, strict=False)
         self.process_weights_(fold_ln, center_writing_weights, center_unembed, fold_value_biases)
 
     def to(self, device_or_dtype: Any, print_details: bool = True) -> Self:
-        """Move or convert the weights; ``print_details`` has no meaning."""
+        """Move or convert the weights by ``device_or_dtype``; ``print_details`` has no meaning."""
         self.native.to(device_or_dtype)
         return self
 

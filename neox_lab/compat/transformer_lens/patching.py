@@ -80,7 +80,17 @@ def generic_activation_patch(
     activation_name: str,
     **more: Any,
 ) -> Any:
-    """One run a cell, see ``nl.patching.generic_activation_patch``; added hooks act on each."""
+    """One run a cell, see ``nl.patching.generic_activation_patch``; added hooks act on each.
+
+    Args:
+        model: the model, with its hooks.
+        corrupted_tokens: ids ``[batch, pos]``.
+        clean_cache: of a run whose activations are patched in.
+        patching_metric: from logits ``[batch, pos, vocab]`` to one number.
+        patch_setter: one of the six of this module, or one of your own.
+        activation_name: short name of an activation, such as ``"resid_pre"``.
+        more: ``index_axis_names`` or ``index_df``, and ``return_index_df``.
+    """
     given = (corrupted_tokens, clean_cache, patching_metric, patch_setter, activation_name)
     with model.in_force():
         return native.generic_activation_patch(model.native, *given, **more)

@@ -73,17 +73,17 @@ def to_numpy(tensor: object) -> np.ndarray:
 
 
 def get_corner(tensor: Any, n: int = 3) -> Any:
-    """The first ``n`` entries of every axis; of a FactoredMatrix, still factored."""
+    """The first ``n`` entries of every axis of ``tensor``; of a FactoredMatrix, still factored."""
     return tensor[(slice(n),) * tensor.ndim]
 
 
 def remove_batch_dim(tensor: Tensor) -> Tensor:
-    """The tensor without its first axis if that has length 1, otherwise itself."""
+    """``[1, ..]`` without its first axis; any other tensor is itself."""
     return tensor[0] if tensor.dim() and tensor.shape[0] == 1 else tensor
 
 
 def transpose(tensor: Tensor) -> Tensor:
-    """The last two axes exchanged."""
+    """The last two axes of ``[.., row, column]`` exchanged."""
     return tensor.mT
 
 
@@ -129,7 +129,7 @@ class Slice:
             raise InputError(f"input_slice={input_slice!r}; expected a number, a tuple or a list.")
 
     def apply(self, tensor: Tensor, dim: int = 0) -> Tensor:
-        """That part of an axis of ``tensor``."""
+        """That part of axis ``dim`` of ``tensor`` ``[..]``; a single number takes the axis away."""
         return take(tensor, dim % tensor.dim(), self.slice, "input_slice", InputError)
 
     def indices(self, max_ctx: int | None = None) -> np.ndarray:
@@ -166,12 +166,31 @@ def lm_cross_entropy_loss(
     attention_mask: Tensor | None = None,
     per_token: bool = False,
 ) -> Tensor:
-    """Cross entropy of each next token, in nats; see ``text_loss``."""
+    """Cross entropy of each next token, in nats; see ``text_loss``.
+
+    Args:
+        logits: ``[batch, pos, vocab]``.
+        tokens: ids that were read, ``[batch, pos]``.
+        attention_mask: 0 for padding ``[batch, pos]``.
+        per_token: the loss of each token but the first ``[batch, pos - 1]``.
+
+    Returns:
+        The mean over tokens, a scalar, unless ``per_token``.
+    """
     return text_loss(logits, tokens, attention_mask, per_token=per_token)
 
 
 def lm_accuracy(logits: Tensor, tokens: Tensor, per_token: bool = False) -> Tensor:
-    """How often the likeliest next token is the one that follows; see ``next_token_hits``."""
+    """How often the likeliest next token is the one that follows; see ``next_token_hits``.
+
+    Args:
+        logits: ``[batch, pos, vocab]``.
+        tokens: ids that were read, ``[batch, pos]``.
+        per_token: whether, for each token but the first ``[batch, pos - 1]``.
+
+    Returns:
+        The share of hits, a scalar, unless ``per_token``.
+    """
     hits = next_token_hits(logits, tokens)
     return hits if per_token else hits.float().mean()
 
@@ -179,7 +198,13 @@ def lm_accuracy(logits: Tensor, tokens: Tensor, per_token: bool = False) -> Tens
 def logits_to_df(
     logits: Tensor, tokenizer: GPTNeoXTokenizerFast | None = None, top_k: int | None = None
 ) -> pd.DataFrame:
-    """What logits ``[vocab]`` say, the likeliest first; see ``nl.lens.predictions``."""
+    """What ``logits`` ``[vocab]`` say, the likeliest first; see ``nl.lens.predictions``.
+
+    Args:
+        logits: of one position.
+        tokenizer: adds a column of the tokens' strings.
+        top_k: only so many; None for all.
+    """
     found = predictions(logits, None, top_k)
     columns: dict[str, object] = {"token_index": found["token"]}
     if tokenizer is not None:
@@ -315,6 +340,12 @@ def get_attention_mask(
     """0 for padding, 1 for text ``[batch, pos]``; see ``mask_of``.
 
     Where padding is also the beginning-of-text token, its last one before a text is text.
+
+    Args:
+        tokenizer: which token pads.
+        tokens: ids ``[batch, pos]``.
+        prepend_bos: they begin with the beginning-of-text token.
+        padding_side: where padding is; None for the tokenizer's.
     """
     side = padding_side or tokenizer.padding_side
     mask = mask_of(tokens, tokenizer.pad_token_id, side)
@@ -326,13 +357,13 @@ def get_attention_mask(
 def get_input_with_manually_prepended_bos(
     bos_token: str | None, input: str | list[str]
 ) -> str | list[str]:
-    """A text, or several, with ``bos_token`` in front."""
+    """``input``, a text or several, with ``bos_token`` in front."""
     start = bos_token or ""
     return start + input if isinstance(input, str) else [start + text for text in input]
 
 
 def keep_single_column(dataset: Any, col_name: str) -> Any:
-    """A Hugging Face dataset with one of its columns."""
+    """A Hugging Face ``dataset`` with only the column ``col_name``."""
     return dataset.remove_columns([name for name in dataset.features if name != col_name])
 
 
@@ -399,7 +430,13 @@ def override_or_use_default_value(default_flag: object, override: object = None)
 def LocallyOverridenDefaults(  # noqa: N802 (its name there)
     model: HookedTransformer, *, prepend_bos: bool | None = None, padding_side: Side | None = None
 ) -> Iterator[None]:
-    """Other defaults for a ``with`` block: ``cfg.default_prepend_bos``, the padding side."""
+    """Other defaults for a ``with`` block: ``cfg.default_prepend_bos``, the padding side.
+
+    Args:
+        model: whose defaults.
+        prepend_bos: put the beginning-of-text token before texts; None leaves it as it is.
+        padding_side: of the tokenizer; None leaves it as it is.
+    """
     before = model.cfg.default_prepend_bos, model.tokenizer.padding_side
     if prepend_bos is not None:
         model.cfg.default_prepend_bos = prepend_bos

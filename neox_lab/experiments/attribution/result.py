@@ -67,7 +67,7 @@ class AttributionResult(GridResult):
         return f"The {self.value_name}" + (f" of rows {', '.join(rows)}" if rows else "")
 
     def normalized(self) -> Tensor:
-        """Shares as parts of ``total``, the metric's whole difference.
+        """Shares ``[*axes]`` as parts of ``total``, the metric's whole difference.
 
         Raises:
             InputError: ``total`` is zero.

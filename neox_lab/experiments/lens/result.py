@@ -74,12 +74,12 @@ class LensResult(Result):
 
     @property
     def next_probability(self) -> Tensor:
-        """Probability of the token that really follows; see ``next_log_probability``."""
+        """Of the token that really follows ``[layer, batch, pos]``; NaN where none does."""
         return self.next_log_probability.exp()
 
     @property
     def watched_probability(self) -> Tensor:
-        """Probabilities of the watched tokens; see ``watched_log_probability``."""
+        """Probabilities of the watched tokens ``[layer, batch, pos, watched]``."""
         return self.watched_log_probability.exp()
 
     @property

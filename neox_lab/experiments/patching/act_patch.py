@@ -200,7 +200,17 @@ def get_act_patch_direct_path_all_sources(
     component: Literal["q", "k", "v"] = "q",
     verbose: bool = True,
 ) -> Tensor:
-    """``get_act_patch_direct_path`` from every head, ``[layer, head, layer, head]``."""
+    """``get_act_patch_direct_path`` from every head, ``[layer, head, layer, head]``.
+
+    Args:
+        model: the model.
+        corrupted_tokens: see ``get_act_patch_direct_path``, as for the rest.
+        clean_cache: likewise.
+        corrupted_cache: likewise.
+        patching_metric: likewise.
+        component: likewise.
+        verbose: likewise.
+    """
     layers, heads = model.config.num_hidden_layers, model.config.num_attention_heads
     prompts = read_prompts(model, corrupted_tokens, "corrupted_tokens")
     warn_of_prompts(model, patching_metric, {"corrupted": prompts})

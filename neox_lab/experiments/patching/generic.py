@@ -49,6 +49,20 @@ PatchSetter = Callable[[Tensor, Sequence[int], Tensor], Tensor]
 """From the corrupted activation (which it may write into), the cell's indices and the clean
 activation to the patched one."""
 
+_SETTER_DOC = """{}
+
+Args:
+    corrupted_activation: is written into.
+    index: of the cell.
+    clean_activation: what is copied from the same place.
+
+Returns:
+    ``corrupted_activation``.
+
+Raises:
+    InputError: no such numbers or tensors.
+"""
+
 
 def _setter(indices: int, place: Callable[..., tuple[int | slice, ...]], doc: str) -> PatchSetter:
     """A setter that copies one part, told by indices behind the layer's."""
@@ -73,7 +87,7 @@ def _setter(indices: int, place: Callable[..., tuple[int | slice, ...]], doc: st
             ) from error
         return corrupted_activation
 
-    setter.__doc__ = doc
+    setter.__doc__ = _SETTER_DOC.format(doc)
     return setter
 
 
@@ -112,6 +126,10 @@ def make_df_from_ranges(
     column_max_ranges: Sequence[int], column_names: Sequence[str]
 ) -> pd.DataFrame:
     """Every combination of numbers below ``column_max_ranges``, one a row, the last fastest.
+
+    Args:
+        column_max_ranges: how far each column counts.
+        column_names: as many names.
 
     Raises:
         InputError: ranges that are no whole numbers, or not as many as names.

@@ -89,11 +89,11 @@ class PatchResult(GridResult):
         return self.corrupted if self.direction == "denoising" else self.clean
 
     def effect(self) -> Tensor:
-        """By how much each cell changes the metric."""
+        """By how much each cell changes the metric, ``[*axes]`` as ``values``."""
         return self.values - self.base
 
     def normalized(self) -> Tensor:
-        """How far each cell goes from the patched prompt (0) to the other prompt (1).
+        """How far each cell goes from the patched prompt (0) to the other prompt (1), ``[*axes]``.
 
         Raises:
             InputError: there is no other prompt, or both have the same metric.
@@ -108,7 +108,7 @@ class PatchResult(GridResult):
         return self.effect() / distance
 
     def standard_error(self) -> Tensor:
-        """Standard error of each cell's effect, mean over pairs.
+        """Standard error of each cell's effect, mean over pairs, ``[*axes]`` as ``values``.
 
         Raises:
             InputError: the metric of each pair is not known.
@@ -120,6 +120,14 @@ class PatchResult(GridResult):
     ) -> tuple[Tensor, Tensor]:
         """Bootstrap interval of each cell's effect; see ``statistics.bootstrap_interval``.
 
+        Args:
+            level: how likely each interval is to hold the effect.
+            draws: so many resamples of pairs.
+            seed: of these.
+
+        Returns:
+            Lower and upper bounds, each of the shape of ``values`` ``[*axes]``.
+
         Raises:
             InputError: the metric of each pair is unknown, or ``level`` or ``draws`` out of range.
         """
@@ -127,6 +135,13 @@ class PatchResult(GridResult):
 
     def p_values(self, draws: int = 2000, seed: int = 0) -> Tensor:
         """Permutation p-values of each cell's effect; see ``statistics.sign_flip_p_values``.
+
+        Args:
+            draws: so many draws of signs.
+            seed: of these.
+
+        Returns:
+            Of the shape of ``values`` ``[*axes]``.
 
         Raises:
             InputError: the metric of each pair is not known, or ``draws`` out of range.
