@@ -7,6 +7,8 @@ neither torch nor a kernel.
 from __future__ import annotations
 
 import ast
+import itertools
+import json
 import os
 import re
 from pathlib import Path
@@ -27,6 +29,7 @@ PLACES = {
 }
 """Where files of the repository stand on the site; ``docs/`` is its root."""
 LINK = re.compile(r"(?<=\]\()(?!https?:|#)([^)#\s]+)")
+BLOCK = re.compile(r"^```python\n.*?^```$", re.DOTALL | re.MULTILINE)
 
 
 def place(path: str) -> str:
@@ -108,9 +111,25 @@ def on_files(files: Files, config: Any) -> Files:
     return files
 
 
+def with_pictures(page: str, folder: Path = ROOT / "docs" / "gallery") -> str:
+    """The gallery with each picture below its block; as it is where none were drawn."""
+    words = folder / "words.json"
+    known = json.loads(words.read_text(encoding="utf-8")) if words.exists() else {}
+    numbers = itertools.count()
+
+    def shown(block: re.Match[str]) -> str:
+        at = f"{next(numbers):02}"
+        said = re.sub(r"[\[\]\n]", " ", known.get(at, ""))
+        return f"{block[0]}\n\n![{said}](gallery/{at}.png)" if at in known else block[0]
+
+    return BLOCK.sub(shown, page)
+
+
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Lead links to where their targets stand."""
+    """Lead links to where their targets stand, and show the gallery's pictures."""
     at = page.file.src_uri
+    if at == "gallery.md":
+        markdown = with_pictures(markdown)
     paths = {new: old for old, new in PLACES.items()}
     return moved(markdown, paths.get(at, f"docs/{at}"))
 

@@ -21,7 +21,7 @@ DOCUMENTS = sorted(
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]*)\)")
 SHOWN_BY = re.compile(r"`((?:tests|benchmarks)/[\w/.]+)`")
-PAGES = ("README.md", "docs/hooks.md", "docs/questions.md", "docs/heads.md")
+PAGES = ("README.md", *(f"docs/{each}.md" for each in ("hooks", "questions", "heads", "gallery")))
 
 
 def prose(path: Path) -> str:
