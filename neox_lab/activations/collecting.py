@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import closing, contextmanager
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -31,9 +31,10 @@ from neox_lab.errors import CheckpointError, InputError, NeoxLabWarning
 from neox_lab.executors import EXECUTOR, AnyExecutor, run_pieces
 from neox_lab.family.contract import HookedModel
 from neox_lab.family.origins import origin_of
-from neox_lab.files import StrPath, alone, path_of, remove_unfinished
+from neox_lab.files import StrPath, path_of, remove_unfinished
 from neox_lab.model.identity import identity, refuse_another
 from neox_lab.progress import Progress
+from neox_lab.work_folders import work_folder
 
 SHARD_BYTES = 2**28
 """How large a file should be."""
@@ -169,23 +170,9 @@ def _own(folder: Path, new: Manifest) -> Iterator[Manifest]:
     Raises:
         CheckpointError: it holds something else, or another process writes into it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-    if others and MANIFEST not in others:
-        raise CheckpointError(
-            f"{str(folder)!r} holds other things ({', '.join(sorted(others)[:3])}); give a new or "
-            "empty folder, or that of an earlier collection."
-        )
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(alone(folder / ".lock"))
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"Another collection writes into {str(folder)!r}; wait for it, or give another "
-                "folder."
-            ) from error
+    with work_folder(folder, MANIFEST, "collection"):
         remove_unfinished(folder)
-        if MANIFEST in others:
+        if (folder / MANIFEST).exists():
             yield _same(folder, new)
         else:
             new.write(folder)

@@ -16,7 +16,8 @@ from urllib.parse import quote
 
 from neox_lab.dynamics.sources import Revision
 from neox_lab.errors import CheckpointError
-from neox_lab.files import alone, read_json, write_text
+from neox_lab.files import read_json, write_text
+from neox_lab.work_folders import work_folder
 
 FORMAT = "neox_lab dynamics 1"
 _MANIFEST = "run.json"
@@ -110,23 +111,11 @@ def opened(to: str | os.PathLike[str] | None, manifest: dict[str, Any]) -> Itera
         yield Records(None)
         return
     folder = Path(to).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = [path.name for path in folder.iterdir() if not path.name.startswith(".")]
-        if others and _MANIFEST not in others:
-            raise CheckpointError(
-                f"{str(folder)!r} holds other things ({', '.join(sorted(others)[:3])}); give a new "
-                "or empty folder, or that of an earlier run."
-            )
-        with alone(folder / ".lock"):
-            _same_run(folder, manifest)
-            records = Records(folder)
-            records.read()
-            yield records
-    except BlockingIOError as error:
-        raise CheckpointError(
-            f"Another run writes into {str(folder)!r}; wait for it, or give another folder."
-        ) from error
+    with work_folder(folder, _MANIFEST, "run"):
+        _same_run(folder, manifest)
+        records = Records(folder)
+        records.read()
+        yield records
 
 
 def _same_run(folder: Path, manifest: dict[str, Any]) -> None:

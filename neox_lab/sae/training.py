@@ -30,7 +30,7 @@ from neox_lab.activations import Stored
 from neox_lab.checks import COUNT, SEED, SWITCH, check, number, one_of, shown
 from neox_lab.errors import CheckpointError, InputError, TrainingError
 from neox_lab.family.contract import HookedModel
-from neox_lab.files import StrPath, alone, path_of
+from neox_lab.files import StrPath, path_of
 from neox_lab.other_dictionary_names import DICTIONARY_ARGUMENTS
 from neox_lab.other_names import names_ours_of
 from neox_lab.progress import Progress
@@ -38,6 +38,7 @@ from neox_lab.sae.recipes import KINDS, Kind, Recipe, Trainee
 from neox_lab.sae.rows import SAMPLE, Rows, Site, Texts, rows_of
 from neox_lab.sae.training_result import COLUMNS, TrainedDictionary, measured
 from neox_lab.safetensors_files import FileFormat
+from neox_lab.work_folders import work_folder
 
 _FORMAT = FileFormat("training of a dictionary", "neox_lab dictionary training 1")
 _FILE = "state.safetensors"
@@ -96,7 +97,8 @@ def train(
         InputError: an argument is not what it can be.
         HookNameError: the model has no such site.
         TrainingError: the loss is not a number.
-        CheckpointError: ``to`` holds another run, a damaged file, or cannot be written.
+        CheckpointError: ``to`` holds something else, another run, a damaged file, or cannot be
+            written.
     """
     recipe = Recipe() if recipe is None else recipe
     if not isinstance(recipe, Recipe):
@@ -123,14 +125,11 @@ def train(
     if folder is None:
         return _Run(rows, settings, recipe, None).all_steps()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder / ".lock"):
+        with work_folder(folder, _FILE, "training"):
             return _Run(rows, settings, recipe, folder).all_steps()
-    except BlockingIOError as error:
-        raise CheckpointError(f"{str(folder)!r}: another process trains in it now.") from error
+    except CheckpointError:
+        raise
     except OSError as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"Cannot train in {str(folder)!r}: {error}") from error
 
 

@@ -36,6 +36,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("selections.py", "which entries of an axis, read in one way"),
     ("dropout.py", "one gate at the door of every question"),
     ("files.py", "files whole or absent, sizes in words"),
+    ("work_folders.py", "folders that one piece of work has for itself"),
     ("safetensors_files.py", "tensors with a description, in one kind of file"),
     (
         "hub_answers.py steps.py hub_models.py",

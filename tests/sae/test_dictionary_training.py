@@ -172,8 +172,15 @@ def test_a_folder_of_another_run_or_a_damaged_one_is_refused(tmp_path: Path) -> 
         small(to=tmp_path / "run")
 
 
+def test_a_folder_of_something_else_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="holds other things"):
+        small(to=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
 def test_a_folder_is_of_one_process_at_a_time(tmp_path: Path) -> None:
-    with alone(tmp_path / ".lock"), pytest.raises(CheckpointError, match="another process"):
+    with alone(tmp_path / ".lock"), pytest.raises(CheckpointError, match="Another training"):
         small(to=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] in ([], [".lock"])
     assert small(to=tmp_path) == small()

@@ -20,11 +20,12 @@ from neox_lab.errors import CheckpointError, DataError, InputError
 from neox_lab.experiments.lens.divergence import divergence, slope
 from neox_lab.experiments.lens.streams import End, piece_length, pieces, streams
 from neox_lab.experiments.lens.tuned_files import Stored, unembed_hash, write
-from neox_lab.files import alone, path_of
+from neox_lab.files import path_of
 from neox_lab.model.identity import Identity, identity
 from neox_lab.notices import tell
 from neox_lab.progress import Progress
 from neox_lab.safetensors_files import FileFormat
+from neox_lab.work_folders import work_folder
 
 if TYPE_CHECKING:
     from neox_lab.experiments.patching.progress_report import ProgressReport
@@ -300,17 +301,10 @@ def _folder(to: str | os.PathLike[str] | None) -> Iterator[Path | None]:
         return
     folder = path_of("to", to).expanduser()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        others = [p.name for p in folder.iterdir() if not p.name.startswith(".")]
-        if others and STATE not in others:
-            raise CheckpointError(
-                f"{str(folder)!r} holds other things ({', '.join(sorted(others)[:3])}); give a new "
-                "or empty folder, or that of an earlier training."
-            )
-        with alone(folder / ".lock"):
+        with work_folder(folder, STATE, "training"):
             yield folder
-    except BlockingIOError as error:
-        raise CheckpointError(f"Another training writes into {str(folder)!r}.") from error
+    except CheckpointError:
+        raise
     except OSError as error:
         raise CheckpointError(f"{str(folder)!r} cannot be used: {error}") from error
 
