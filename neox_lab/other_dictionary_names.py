@@ -16,8 +16,6 @@ _LISTED = "nl.sae.available(source)"
 _FIRST = "the first argument here, a folder or a repository on the hub"
 _IN_FILES = "needless here: the files say it"
 _OF_MODEL = "needless here: the model says it"
-_SITES = "dictionary.site_in and dictionary.site_out"
-_SAVED = "dictionary.save_pretrained(folder)"
 _WIDE, _LATENTS, _SITE = "dictionary.d_in", "dictionary.latents", "dictionary.site_in"
 
 SAE_ROOM = (

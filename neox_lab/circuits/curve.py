@@ -149,7 +149,7 @@ def checked_shares(shares: object) -> list[float]:
     Raises:
         InputError: they are none.
     """
-    listed = several("shares", shares, "shares of all edges", InputError)
+    listed = several("shares", shares, "shares of a whole", InputError)
     wanted = sorted(check("shares", s, number(above=0, most=1), InputError) for s in listed)
     if not wanted:
         raise InputError("shares is empty; give at least one, such as 0.01.")

@@ -34,7 +34,7 @@ from neox_lab.circuits.selection import counted, require_all, wanted
 from neox_lab.errors import InputError
 from neox_lab.experiments import graph
 from neox_lab.experiments.attribution import gradients
-from neox_lab.experiments.attribution.agreement import Agreement, compare
+from neox_lab.experiments.attribution.agreement import Agreement, compare_largest
 from neox_lab.experiments.attribution.gradients import MOST_STEPS
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.graph import node_of
@@ -136,7 +136,7 @@ class NodeScores(AttributionResult):
         where a node is in as a whole: the column ``edges``.
 
         Args:
-            shares: of all heads and MLPs, each from 0 to 1.
+            shares: of all heads and MLPs, each above 0, at most 1.
             helping: see ``circuit``.
             clean: see ``Circuit.evaluate``; give prompts that no score was made from.
             corrupted: see ``Circuit.evaluate``.
@@ -193,10 +193,7 @@ class NeuronScores(AttributionResult):
         count = check("neurons", neurons, COUNT, InputError)
         if self._measure is None:
             return super().check(k)
-        order = self.values.abs().nan_to_num().topk(min(count, len(self.values))).indices
-        exact = torch.full_like(self.values, torch.nan)
-        exact[order] = self._measure(order.tolist()).to(exact)
-        return compare(self, exact, k)
+        return compare_largest(self, self._measure, count, k)
 
 
 @torch.inference_mode(False)

@@ -183,7 +183,7 @@ class EdgeScores(AttributionResult):
         """How faithful circuits of many sizes are, beside random ones of the same size.
 
         Args:
-            shares: of all edges, each from 0 to 1.
+            shares: of all edges, each above 0, at most 1.
             method: see ``circuit``.
             helping: see ``circuit``; MIB's CPR ranks like this, its CMD by magnitude.
             clean: see ``Circuit.evaluate``; give prompts that no score was made from.

@@ -25,7 +25,7 @@ from torch import Tensor
 from neox_lab.checks import COUNT, SEED, check, number, one_of, several, whole
 from neox_lab.circuits.faithfulness import faithfulness
 from neox_lab.errors import InputError
-from neox_lab.experiments.attribution.agreement import Agreement, compare
+from neox_lab.experiments.attribution.agreement import Agreement, compare_largest
 from neox_lab.experiments.attribution.gradients import MOST_STEPS
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import Metric, metric_name
@@ -137,10 +137,7 @@ class FeatureCircuit(AttributionResult):
         count = check("nodes", nodes, COUNT, InputError)
         if self._measure is None:
             return super().check(k)
-        order = self.values.abs().nan_to_num().topk(min(count, len(self.values))).indices
-        exact = torch.full_like(self.values, torch.nan)
-        exact[order] = self._measure(order.tolist()).to(exact.dtype)
-        return compare(self, exact, k)
+        return compare_largest(self, self._measure, count, k)
 
     def faithfulness(
         self,

@@ -19,7 +19,7 @@ from torch import Tensor
 from neox_lab.checks import COUNT, SWITCH, check, one_of, whole
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution import gradients
-from neox_lab.experiments.attribution.agreement import Agreement, compare
+from neox_lab.experiments.attribution.agreement import Agreement, compare_largest
 from neox_lab.experiments.attribution.result import AttributionResult
 from neox_lab.experiments.metrics import Metric, metric_name
 from neox_lab.experiments.patching.progress_report import ProgressReport
@@ -76,13 +76,10 @@ class FeatureEffects(AttributionResult):
             raise InputError("These effects are measured, each in a run of its own.")
         if self._measure is None:
             return super().check(k)
-        sizes = self.values.abs().nan_to_num()
-        sizes = sizes if sizes.dim() == 1 else sizes.amax(dim=0)
-        chosen = sizes.topk(min(count, len(sizes))).indices.sort().values
-        exact = torch.full_like(self.values, torch.nan)
-        found = self._measure([int(self.labels["latent"][at]) for at in chosen.tolist()])
-        exact[..., chosen] = found.to(exact.dtype)
-        return compare(self, exact, k)
+        measure, latents = self._measure, self.labels["latent"]
+        return compare_largest(
+            self, lambda places: measure([int(latents[at]) for at in places]), count, k
+        )
 
 
 @torch.inference_mode(False)

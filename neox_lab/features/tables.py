@@ -12,9 +12,8 @@ from neox_lab.activations.documents import mixed
 from neox_lab.features.heaps import Entries, Highest, one_of_each
 from neox_lab.sae.codes import Codes
 
-PER_OCTAVE, LOWEST, HIGHEST = 2, 2.0**-16, 2.0**16
-"""Bins of the histogram: two for each factor of 2, between these activations."""
-BINS = 64
+PER_OCTAVE, LOWEST, BINS = 2, 2.0**-16, 64
+"""Bins of the histogram: two for each factor of 2, from the lowest activation to 2^16."""
 ENTRIES = 2**20
 """Activations looked at together."""
 SPLITS = ("train", "held-out")

@@ -51,18 +51,18 @@ from __future__ import annotations
 import math
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import models
 from torch import Tensor
 
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.family import GPTNeoXForCausalLM
+from neox_lab.gym.planting_tokenizers import END_OF_TEXT, byte_level
 from neox_lab.model.rotary import inverse_frequencies
 from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
 HEADS = {"previous_token": (0, 1), "induction": (1, 2)}
 """What was planted, and at which (layer, head)."""
 
-END_OF_TEXT = "<|endoftext|>"
 VOCABULARY = 96  # the end of a text, and the 95 printable characters of ASCII
 D_HEAD, N_HEADS = 128, 4
 D_MODEL = D_HEAD * N_HEADS
@@ -103,18 +103,8 @@ def tokenizer() -> GPTNeoXTokenizerFast:
     """One token a character: token 0 ends a text, token ``ord(c) - 31`` is the character c."""
     letters = ["Ġ", *map(chr, range(33, 127))]  # byte-level vocabularies write a space as Ġ
     vocabulary = {letter: number for number, letter in enumerate([END_OF_TEXT, *letters])}
-    backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token=END_OF_TEXT))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.ByteLevel(trim_offsets=True)
-    return GPTNeoXTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        unk_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        model_max_length=_configuration().max_position_embeddings,
-    )
+    letter_by_letter = models.BPE(vocab=vocabulary, merges=[], unk_token=END_OF_TEXT)
+    return byte_level(letter_by_letter, _configuration().max_position_embeddings)
 
 
 def _configuration() -> GPTNeoXConfig:

@@ -27,7 +27,7 @@ from random import Random
 from typing import Any, Literal
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import models
 from torch import Tensor
 
 from neox_lab.checks import check, whole
@@ -36,9 +36,9 @@ from neox_lab.errors import InputError
 from neox_lab.experiments.metrics import Metric, logit_difference
 from neox_lab.family import GPTNeoXForCausalLM
 from neox_lab.gym.examples import Pair
+from neox_lab.gym.planting_tokenizers import END_OF_TEXT, byte_level
 from neox_lab.tokenizer import GPTNeoXTokenizerFast
 
-END_OF_TEXT = "<|endoftext|>"
 LAYERS, N_HEADS, D_HEAD, NEURONS, POSITIONS = 4, 4, 32, 48, 16
 D_MODEL = N_HEADS * D_HEAD
 PAIRS = 8  # that turn by position; the other numbers of a head do not
@@ -250,18 +250,7 @@ def tokenizer(words: Sequence[str]) -> GPTNeoXTokenizerFast:
         words: the vocabulary.
     """
     vocabulary = {word.replace(" ", "Ġ"): number for number, word in enumerate(words)}
-    backend = Tokenizer(models.WordLevel(vocab=vocabulary, unk_token=END_OF_TEXT))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.post_processor = processors.ByteLevel(trim_offsets=True)
-    return GPTNeoXTokenizerFast(
-        tokenizer_object=backend,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        unk_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        model_max_length=POSITIONS,
-    )
+    return byte_level(models.WordLevel(vocab=vocabulary, unk_token=END_OF_TEXT), POSITIONS)
 
 
 def _configuration(vocabulary: int, parallel: bool) -> GPTNeoXConfig:

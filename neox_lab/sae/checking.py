@@ -100,14 +100,18 @@ class Check(Result):
         known += [f"{self.published.l0:g} published"] if self.published is not None else []
         beside = f" ({', '.join(known)})" if known else ""
         title = f"{self.dictionary}: FVU {self.fvu:.3f}, L0 {self.l0:.1f}{beside}"
-        note = f"variance unexplained; {self.tokens:,} tokens, the first of each text left out"
-        count = len(self.warnings)
-        note += f"; {count} warning{'s' * (count > 1)}: see .warnings" if count else ""
-        return BarsView(names, values, title, note)
+        return BarsView(names, values, title, note_of(self.tokens, self.warnings))
 
     def __repr__(self) -> str:
         """The view's text, and what is odd."""
         return "\n".join([super().__repr__(), *self.warnings])
+
+
+def note_of(tokens: int, warnings: list[str]) -> str:
+    """What stands below the bars of a check."""
+    note = f"variance unexplained; {tokens:,} tokens, the first of each text left out"
+    count = len(warnings)
+    return note + (f"; {count} warning{'s' * (count > 1)}: see .warnings" if count else "")
 
 
 def check_fit(dictionary: Dictionary, model: HookedModel, texts: str | Texts) -> Check:

@@ -16,7 +16,7 @@ from neox_lab.frames import make_frame
 from neox_lab.hooks.names import exact
 from neox_lab.hooks.table import axis_sizes, shape_at
 from neox_lab.results import Result
-from neox_lab.sae.checking import DENSE, DRAWN, number_in, place_row, short_name
+from neox_lab.sae.checking import DENSE, DRAWN, note_of, number_in, place_row, short_name
 from neox_lab.sae.rows import Texts, activations_of, ids_of
 
 if TYPE_CHECKING:
@@ -90,10 +90,7 @@ class SitesCheck(Result):
             values.append(min(number_in(row, "fvu"), DRAWN))
         l0 = [number_in(row, "l0") for _, row in self.frame.iterrows()]
         title = f"{self.dictionary}: L0 {min(l0):.1f} to {max(l0):.1f}"
-        note = f"variance unexplained; {self.tokens:,} tokens, the first of each text left out"
-        count = len(self.warnings)
-        note += f"; {count} warning{'s' * (count > 1)}: see .warnings" if count else ""
-        return BarsView(names, values, title, note)
+        return BarsView(names, values, title, note_of(self.tokens, self.warnings))
 
     def __repr__(self) -> str:
         """The view's text, and what is odd."""

@@ -110,6 +110,29 @@ def points_of(read: HookPoint, written: HookPoint, error: bool) -> list[SplicedP
     return found
 
 
+def through_points(
+    target: Tensor, recons: Tensor, after: Tensor, error: bool, tap: SiteTap
+) -> Tensor | None:
+    """Pass what features write, and what they miss, through their hook points.
+
+    Args:
+        target: what stands at the site ``[.., d]``, at least float32.
+        recons: what the features of the run write ``[.., d]``, likewise.
+        after: what they write once activations were changed by hooks; ``recons`` if none was.
+        error: add what the features of the run miss.
+        tap: of the site.
+
+    Returns:
+        What the site goes on with ``[.., d]``; None where that is its tensor.
+    """
+    written = tap(RECONS, after)
+    if not error:
+        return written
+    missing = target - recons
+    missed = tap(ERROR, missing)
+    return None if written is recons and missed is missing else written + missed
+
+
 class SplicedDictionary:
     """The function that stands at ``site_out``."""
 
@@ -139,14 +162,8 @@ class SplicedDictionary:
             return None  # what the features write and what they miss sum to what is there
         target = at_least_float32(tensor)
         recons, after = self._features(at_least_float32(x), target, tap)
-        written = tap(RECONS, after)
-        if not self.error:
-            return written.to(tensor.dtype)
-        error = target - recons
-        missed = tap(ERROR, error)
-        if written is recons and missed is error:
-            return None
-        return (written + missed).to(tensor.dtype)
+        new = through_points(target, recons, after, self.error, tap)
+        return None if new is None else new.to(tensor.dtype)
 
     def _source(self, tensor: Tensor) -> Tensor:
         """What the dictionary reads."""

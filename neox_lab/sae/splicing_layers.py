@@ -24,7 +24,7 @@ from neox_lab.model.parts import at_least_float32
 from neox_lab.sae.codes import Codes
 from neox_lab.sae.cross_layer_inputs import Passed
 from neox_lab.sae.shared_top_k import SharedTopK
-from neox_lab.sae.splicing import ACTS, ERROR, INPUT, RECONS, places, points_of
+from neox_lab.sae.splicing import ACTS, ERROR, INPUT, RECONS, places, points_of, through_points
 
 if TYPE_CHECKING:
     from neox_lab.sae.cross_layer import CrossLayerTranscoder
@@ -188,14 +188,8 @@ class SplicedLayer:
             return None if change is None else (target + change.to(target)).to(tensor.dtype)
         recons = self.run.recons(self.layer).to(target)
         after = recons if change is None else recons + change.to(target)
-        written = tap(RECONS, after)
-        if not self.error:
-            return written.to(tensor.dtype)
-        error = target - recons
-        missed = tap(ERROR, error)
-        if written is recons and missed is error:
-            return None
-        return (written + missed).to(tensor.dtype)
+        new = through_points(target, recons, after, self.error, tap)
+        return None if new is None else new.to(tensor.dtype)
 
     def _source(self, tensor: Tensor) -> Tensor:
         """What the layer reads."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from neox_lab.checks import COUNT, check, shown
@@ -67,6 +69,28 @@ class Agreement(Result):
             note=f"Correlation {self.correlation:.3f}, of ranks {self.rank_correlation:.3f}. "
             f"Largest miss {self.largest_miss:.3f}, mean {self.mean_miss:.3f}.{left}",
         )
+
+
+def compare_largest(
+    result: AttributionResult, measure: Callable[[list[int]], Tensor], count: int, k: int
+) -> Agreement:
+    """An attribution beside exact changes of those of its parts that it says are the largest.
+
+    Args:
+        result: the estimate, ``[*others, part]``.
+        measure: from places on the last axis to exact changes ``[*others, chosen]``.
+        count: how many parts are measured.
+        k: how many of the largest misses to list.
+
+    Raises:
+        InputError: nothing could be measured.
+    """
+    values = result.values.abs().nan_to_num()
+    sizes = values.reshape(-1, values.shape[-1]).amax(dim=0)
+    chosen = sizes.topk(min(count, len(sizes))).indices.sort().values
+    exact = torch.full_like(result.values, torch.nan)
+    exact[..., chosen] = measure(chosen.tolist()).to(exact)
+    return compare(result, exact, k)
 
 
 def compare(result: AttributionResult, exact: Tensor, k: int = 10) -> Agreement:
