@@ -13,8 +13,6 @@ import neox_lab as nl
 
 CELLS = range(12, 26)
 LONGER = {"23_why_a_frame_fails": "one question followed to its end"}
-OWN_FORM = re.compile("22_explorer|.._finding_.*")
-"""A tour of one widget, and published findings, whose cards say what was claimed."""
 WITHOUT_EXERCISE = {
     "22_explorer": "asks by itself",
     "23_why_a_frame_fails": "one question followed to its end",
@@ -31,8 +29,6 @@ def code(path: Path) -> list[dict[str, Any]]:
 
 
 def test_the_card_says_idea_result_and_time(path: Path) -> None:
-    if OWN_FORM.fullmatch(path.stem):
-        pytest.skip("has a form of its own")
     first = cells(path.stem)[0]
     lines = "".join(first["source"]).splitlines()
     assert first["cell_type"] == "markdown" and re.fullmatch(r"# \S.*", lines[0]), "a title"
@@ -63,9 +59,7 @@ def test_the_model_is_that_of_the_course(path: Path) -> None:
 def says_why(path: Path) -> bool:
     """Whether a text says that the built-in model itself is meant."""
     texts = ["".join(cell["source"]) for cell in cells(path.stem) if cell["cell_type"] != "code"]
-    return bool(OWN_FORM.fullmatch(path.stem)) or any(
-        "is about the built-in model" in text for text in texts
-    )
+    return any("is about the built-in model" in text for text in texts)
 
 
 def test_it_asks_something_and_has_a_hint(path: Path) -> None:
