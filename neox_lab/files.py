@@ -258,6 +258,27 @@ def read_json(path: StrPath) -> dict[str, Any]:
     return content
 
 
+@contextmanager
+def taken_apart(what: str) -> Iterator[None]:
+    """A block that takes apart what a file says; whatever it trips over makes the file damaged.
+
+    What a stranger wrote fails in more ways than anybody lists: numbers of 400 digits, lists for
+    texts, entries that are missing. Memory and interrupts are not among them.
+
+    Args:
+        what: is read from which file, in words that go on ``Cannot read``.
+
+    Raises:
+        CheckpointError: the content is not what it should be.
+    """
+    try:
+        yield
+    except NeoxLabError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as e:
+        raise CheckpointError(f"Cannot read {what}: {type(e).__name__}: {e!s:.300}") from e
+
+
 def reserve(path: StrPath, size: int) -> None:
     """Make a file as long as ``size`` bytes, all of which have their place on the disk.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from neox_lab.errors import CheckpointError
-from neox_lab.files import read_json, write_text
+from neox_lab.files import read_json, taken_apart, write_text
 from neox_lab.hub import (
     DEFAULTS,
     explained,
@@ -160,12 +160,19 @@ def _read(place: Path) -> dict[str, Files]:
     """What was kept; nothing where the file is missing or is no such file."""
     try:
         kept: dict[str, Any] = read_json(place)
-        return {
-            commit: {name: StoredFile(int(size), str(text)) for name, (size, text) in files.items()}
-            for commit, files in kept.items()
-        }
-    except (CheckpointError, AttributeError, TypeError, ValueError):
+        with taken_apart(f"the files of commits from {str(place)!r}"):
+            return {
+                commit: {name: _stored(*told) for name, told in files.items()}
+                for commit, files in kept.items()
+            }
+    except CheckpointError:
         return {}
+
+
+def _stored(size: object, content: object) -> StoredFile:
+    if type(size) is not int or size < 0 or not isinstance(content, str):
+        raise ValueError(f"{size!r:.60} bytes of {content!r:.60}")
+    return StoredFile(size, content)
 
 
 def _write(place: Path, kept: dict[str, Files]) -> None:

@@ -38,6 +38,16 @@ class Shard:
     tokens: str
     sha256: str
 
+    @property
+    def is_right(self) -> bool:
+        """Whether every entry is of its kind, and the name that of a file in the same folder."""
+        counts, texts = (self.rows, self.size), (self.file, self.tokens, self.sha256)
+        return (
+            all(type(count) is int and count >= 0 for count in counts)
+            and all(type(text) is str for text in texts)
+            and Path(self.file).name == self.file
+        )
+
 
 @dataclass
 class Manifest:
@@ -145,13 +155,11 @@ def _is_right(manifest: Manifest) -> bool:
     counts = [manifest.skip_first, manifest.context, manifest.shard_tokens]
     counts += [manifest.documents, manifest.tokens]
     counts += [] if manifest.max_tokens is None else [manifest.max_tokens]
-    for shard in manifest.shards:
-        counts += [shard.rows, shard.size]
     names = [shard.file for shard in manifest.shards]
     shapes = [size for shape in manifest.sites.values() for size in shape]
     return (
         all(type(count) is int and count >= 0 for count in [*counts, *shapes])
-        and all(type(name) is str and Path(name).name == name for name in names)
+        and all(shard.is_right for shard in manifest.shards)
         and len(set(names)) == len(names)
         and manifest.dtype in DTYPES
         and manifest.pos in ("all", "last")

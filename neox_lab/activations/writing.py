@@ -126,8 +126,8 @@ def noted(folder: Path, number: int, tokens: str) -> Shard | None:
     place = _note(folder, number)
     with suppress(CheckpointError, OSError, TypeError, ValueError):
         shard = Shard(**read_json(place)) if place.is_file() else None
-        if shard and shard.tokens == tokens and (folder / shard.file).stat().st_size == shard.size:
-            return shard
+        if shard and shard.is_right and shard.tokens == tokens:
+            return shard if (folder / shard.file).stat().st_size == shard.size else None
     return None
 
 

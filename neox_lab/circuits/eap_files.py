@@ -26,6 +26,7 @@ from neox_lab.experiments.graph import Node, readers_of, writers_of
 from neox_lab.files import path_of, read_json, staged_file, write_text
 
 ENDINGS = (".json", ".pt")
+_MOST = 2**13  # heads: GPT-NeoX-20B has 2,816, and a table of all pairs must fit into memory
 
 
 class EapFile(NamedTuple):
@@ -113,8 +114,8 @@ def read(path: str | os.PathLike[str]) -> EapFile:
         told = found["cfg"]
         layers, heads = _whole(told["n_layers"]), _whole(told["n_heads"])
         parallel = _truth(told["parallel_attn_mlp"])
-        if not (0 < layers < 10_000 and 0 < heads < 10_000):
-            raise ValueError(f"{layers} layers and {heads} heads")
+        if not (0 < layers and 0 < heads and layers * heads <= _MOST):
+            raise ValueError(f"{layers} layers of {heads} heads, above {_MOST} in all")
         writers, readers = writers_of(layers, heads), readers_of(layers, heads)
         table = edge_table(writers, readers, parallel)
         if place.suffix == ".json":

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from neox_lab.checkpoint.files import find_weights
 from neox_lab.dynamics.sources import Hub, Revision, Source, digest
-from neox_lab.files import read_json, write_text
+from neox_lab.files import read_json, taken_apart, write_text
 from neox_lab.hub import HubOptions, find_file, repository_cache
+from neox_lab.hub_answers import is_commit
 
 _NOTE = ".downloaded-{}.json"
 
@@ -38,15 +39,21 @@ class Fetcher:
         """Delete what a run that was killed had downloaded and would have deleted.
 
         Raises:
+            CheckpointError: a note of what that is was damaged.
             OSError: it cannot be deleted.
         """
         if self.keep or self.notes is None:
             return
         for note in self.notes.glob(_NOTE.format("*")):
             found = read_json(note)
-            self._before[str(found["commit"])] = {Path(path) for path in found["files"]}
-            self._blobs = {Path(path) for path in found["blobs"]}
-            self._release(str(found["commit"]))
+            with taken_apart(f"what is to be deleted from {str(note)!r}"):
+                # What is no commit could lead to a folder anywhere, whose files would be deleted.
+                commit = found["commit"]
+                if not is_commit(commit):
+                    raise ValueError(f"{commit!r:.60} is no commit")
+                self._before[commit] = {Path(path) for path in found["files"]}
+                self._blobs = {Path(path) for path in found["blobs"]}
+            self._release(commit)
         self._blobs = None
 
     def fetch(self, revision: Revision) -> str | None:

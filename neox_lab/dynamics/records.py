@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import types
+from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from neox_lab.work_folders import work_folder
 FORMAT = "neox_lab dynamics 1"
 _MANIFEST = "run.json"
 _FAULTS = "faults.json"
+_Plain = str | int | float | None
 Record = dict[str, Any]
 """What is known of one revision: ``revision``, ``step``, ``tokens``, ``version``, ``weights``,
 ``rows``, ``map`` and ``error``."""
@@ -68,7 +70,7 @@ class Records:
                 record = read_json(path)
             except CheckpointError:
                 continue
-            if isinstance(record.get("rows"), list) and isinstance(record.get("revision"), str):
+            if _is_record(record):
                 self._found[record["revision"]] = record
 
     def put_faults(self, faults: Mapping[str, Sequence[str]]) -> None:
@@ -88,11 +90,58 @@ class Records:
             found = read_json(self.folder / _FAULTS)
         except CheckpointError:
             return {}
-        return {name: list(told) for name, told in found.items() if isinstance(told, list)}
+        return {name: list(told) for name, told in found.items() if _all(told, str)}
 
     def _place(self, name: str) -> Path:
         assert self.folder is not None
         return self.folder / f"{quote(name, safe='')}.record.json"
+
+
+def _is_record(found: Record) -> bool:
+    """Whether everything in a file is what ``Run.record`` puts there."""
+    texts = (found.get("revision"), found.get("error"))
+    counts = [found[name] for name in ("step", "tokens") if found.get(name) is not None]
+    names = {"revision", "step", "tokens", "version", "weights", "rows", "map", "error"}
+    return (
+        names <= set(found)
+        and _all(texts, str)
+        and isinstance(found["weights"], str | None)
+        and all(type(count) is int and 0 <= count < 2**63 for count in counts)
+        and _all(found["rows"], dict)
+        and all(_all(row.values(), _Plain) for row in found["rows"])
+        and (found["map"] is None or _is_map(found["map"]))
+    )
+
+
+def _is_map(found: object) -> bool:
+    """Whether a heat map can be drawn of it."""
+    if not isinstance(found, dict):
+        return False
+    labels = [found.get(name) for name in ("row_labels", "column_labels")]
+    if not all(_all(each, str) for each in labels):
+        return False
+    rows, columns = (len(each) for each in labels if isinstance(each, list))
+    texts = ("row_axis", "column_axis", "value_name", "title")
+    return (
+        all(isinstance(found.get(name), str) for name in texts)
+        and type(found.get("centre")) in (int, float, types.NoneType)
+        and _is_table(found.get("values"), rows, columns, int | float)
+        and _is_table(found.get("measured"), rows, columns, bool)
+    )
+
+
+def _is_table(found: object, rows: int, columns: int, kind: Any) -> bool:
+    if not isinstance(found, list) or len(found) != rows:
+        return False
+    rows_of = [row for row in found if isinstance(row, list) and len(row) == columns]
+    return len(rows_of) == rows and all(_all(row, kind) for row in rows_of)
+
+
+def _all(found: object, kind: Any) -> bool:
+    """Whether it is a list, a tuple or the values of a mapping, all of one kind."""
+    if not isinstance(found, list | tuple | ValuesView):
+        return False
+    return all(isinstance(one, kind) for one in found)
 
 
 @contextmanager

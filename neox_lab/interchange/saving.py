@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from neox_lab.checks import plain, require_model
-from neox_lab.errors import CheckpointError, HookNameError, InputError
-from neox_lab.files import StrPath, path_of
+from neox_lab.errors import HookNameError, InputError
+from neox_lab.files import StrPath, path_of, taken_apart
 from neox_lab.frames import make_frame
 from neox_lab.hooks.table import axis_sizes, shape_at
 from neox_lab.interchange.sites import Site, find_point
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from neox_lab.interchange.outcomes import InterchangeResult
 
 FORMAT = FileFormat("result of an interchange", "neox_lab interchange 1")
+COLUMNS = ("run", "accuracy", "low", "high", "kept_base", "other")
 _NUMBERS = ("variable", "pairs", "unchanged", "chance", "base_accuracy")
 
 
@@ -48,7 +50,7 @@ def load(path: StrPath, model: HookedModel | None, same: bool) -> dict[str, Any]
     """The fields of a result; see ``InterchangeResult.load``."""
     place = path_of("path", path)
     tensors, said = FORMAT.read(place)
-    try:
+    with taken_apart(f"the result of an interchange from {str(place)!r}"):
         subspace = tensors["subspace"].clone() if "subspace" in tensors else None
         where: Any = said["site"]
         named = {name: _read(where[name]) for name in ("hook", "pos", "heads")}
@@ -62,15 +64,34 @@ def load(path: StrPath, model: HookedModel | None, same: bool) -> dict[str, Any]
         rank = 0 if subspace is None else subspace.shape[1]
         if rank != said["rank"]:
             raise ValueError(f"its subspace has {rank} directions, not {said['rank']}")
-    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        what = f"Cannot read the result of an interchange from {str(place)!r}"
-        raise CheckpointError(f"{what}: {error!r}") from error
+        _check_numbers(found, frame)
     if model is not None:
         require_model(model)
         if same:
             refuse_another(found["identity"], identity(model), "This subspace")
         _check_width(site, model)
     return found
+
+
+def _check_numbers(found: Mapping[str, Any], frame: Mapping[str, Any]) -> None:
+    """See that counts are counts, shares are shares, and the table is one of shares.
+
+    Raises:
+        ValueError: they are not.
+    """
+    counts = [found["unchanged"], found["pairs"] - 1]
+    columns = {name: frame[name] for name in COLUMNS}
+    runs = columns.pop(COLUMNS[0])
+    if not all(isinstance(each, list) and len(each) == len(runs) for each in columns.values()):
+        raise ValueError("the columns of its table are of different lengths")
+    shares = [found["chance"], found["base_accuracy"], *chain(*columns.values())]
+    right = (
+        all(type(count) is int and 0 <= count < 2**53 for count in counts)
+        and all(type(share) in (int, float) and 0 <= share <= 1 for share in shares)
+        and all(isinstance(text, str) for text in (found["variable"], *runs))
+    )
+    if not right or set(frame) != set(COLUMNS):
+        raise ValueError("a count, a share or a name is none")
 
 
 def _check_width(site: Site, model: HookedModel) -> None:

@@ -30,7 +30,7 @@ from neox_lab.activations import Stored
 from neox_lab.checks import COUNT, SEED, SWITCH, check, number, one_of, shown
 from neox_lab.errors import CheckpointError, InputError, TrainingError
 from neox_lab.family.contract import HookedModel
-from neox_lab.files import StrPath, path_of
+from neox_lab.files import StrPath, path_of, taken_apart
 from neox_lab.other_dictionary_names import DICTIONARY_ARGUMENTS
 from neox_lab.other_names import names_ours_of
 from neox_lab.progress import Progress
@@ -303,7 +303,7 @@ class _Run:
                 f"{self._differing(description.get('settings'))}. Give another folder, or the same "
                 "arguments."
             )
-        try:
+        with taken_apart(f"a training from {os.fspath(path)!r}"):
             weights = {n.removeprefix("weights."): t for n, t in tensors.items() if "weights." in n}
             self.trainee.load_state_dict(weights)
             for name, parameter in self.trainee.named_parameters():
@@ -321,8 +321,6 @@ class _Run:
             self.at = epoch, index
             self.seconds_before = float(cast(float, description["seconds"]))
             self.history[: self.step] = tensors["history"]
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{os.fspath(path)!r} is damaged: {error}") from error
 
 
 def _scale(rows: Tensor, name: str) -> float:

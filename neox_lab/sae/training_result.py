@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import CheckpointError
-from neox_lab.files import StrPath, path_of
+from neox_lab.files import StrPath, path_of, taken_apart
 from neox_lab.frames import make_frame
 from neox_lab.results import Result, typed
 from neox_lab.sae.dictionary import Dictionary
@@ -116,7 +116,7 @@ class TrainedDictionary(Result):
                 f"{str(place / FILE)!r} has no record of a training; nl.sae.load reads it."
             )
         dictionary = ours.read(source_of(place), Found(ours.NAME, "", None), Given())
-        try:
+        with taken_apart(f"a training from {str(place / FILE)!r}"):
             if not isinstance(dictionary, Dictionary):
                 raise TypeError("it holds no dictionary of one site")
             history = tensors[f"{TRAINING}.history"].clone()
@@ -127,8 +127,6 @@ class TrainedDictionary(Result):
             of_held = {field.name: field for field in dataclasses.fields(HeldOut)}
             measured = HeldOut(**typed(HeldOut, of_held, held))
             return cls(dictionary=dictionary, history=history, held_out=measured, **content)
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"{str(place / FILE)!r} is damaged: {error}") from error
 
     @property
     def frame(self) -> pd.DataFrame:

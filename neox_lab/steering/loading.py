@@ -11,18 +11,17 @@ the one class of that library, and runs nothing.
 from __future__ import annotations
 
 import math
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from neox_lab.checkpoint.reading import unpickled
 from neox_lab.checks import shown
 from neox_lab.errors import CheckpointError
-from neox_lab.files import StrPath, path_of
+from neox_lab.files import StrPath, path_of, taken_apart
 from neox_lab.model.identity import Identity
 from neox_lab.steering import gguf
 from neox_lab.steering.directions import AtSite, Direction
@@ -30,6 +29,9 @@ from neox_lab.steering.saving import FORMAT, KINDS, NUMBERS
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
+
+
+_ZIP = b"PK\x03\x04"
 
 
 class _SteeringVector:
@@ -63,7 +65,7 @@ def load(path: StrPath, model: HookedModel | None = None) -> Direction:
         raise CheckpointError(f"Cannot read a direction from {str(place)!r}: {error}") from error
     if start == gguf.MAGIC:
         found = _of_gguf(place)
-    elif zipfile.is_zipfile(place) or start[:1] == b"\x80":
+    elif start == _ZIP or start[:1] == b"\x80":
         found = _of_pickle(place)
     else:
         found = _of_ours(place)
@@ -76,10 +78,11 @@ def load(path: StrPath, model: HookedModel | None = None) -> Direction:
 
 def _of_ours(place: Path) -> Direction:
     tensors, said = FORMAT.read(place)
-    try:
+    with taken_apart(f"a direction from {str(place)!r}"):
         sites = {}
         described = said["sites"]
-        assert isinstance(described, list)
+        if not isinstance(described, list) or not described:
+            raise ValueError("it names no sites")
         for number, entry in enumerate(described):
             vector = tensors[f"vector.{number}"].float().clone()
             numbers = {key: _number(entry[key]) for key in NUMBERS}
@@ -89,10 +92,7 @@ def _of_ours(place: Path) -> Direction:
         known = said["identity"]
         identity = Identity(*known) if isinstance(known, list) and len(known) == 3 else None
         method, positions, model = (str(said[key]) for key in ("method", "positions", "model"))
-        assert sites
         return Direction(sites, method, positions, model, identity)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"Cannot read a direction from {str(place)!r}: {error!r}") from error
 
 
 def _of_gguf(place: Path) -> Direction:
@@ -110,13 +110,8 @@ def _of_gguf(place: Path) -> Direction:
 
 def _of_pickle(place: Path) -> Direction:
     known = (_SteeringVector, "steering_vectors.steering_vector.SteeringVector")
-    try:
-        with torch.serialization.safe_globals([known]):
-            content: object = torch.load(place, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, UnpicklingError, EOFError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"Cannot read {str(place)!r} as tensors alone (weights_only): {error!s:.300}"
-        ) from error
+    with torch.serialization.safe_globals([known]):
+        content = unpickled(place)
     if isinstance(content, _SteeringVector):
         content = vars(content)
     kind: object = "decoder_block"

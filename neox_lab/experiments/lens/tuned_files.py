@@ -117,6 +117,10 @@ def _stacked(
         CheckpointError: tensors are missing, too many, of another shape, or not finite.
     """
     width, layers = config["d_model"], config["num_hidden_layers"]
+    if layers > len(tensors):  # of 2**63 layers, even the names would fill the memory
+        raise CheckpointError(
+            f"{place}: the configuration says {layers} layers; there are {len(tensors)} tensors."
+        )
     shapes = {f"{layer}.weight": [width, width] for layer in range(layers)}
     if config.get("bias", True):
         shapes |= {f"{layer}.bias": [width] for layer in range(layers)}

@@ -20,7 +20,7 @@ from neox_lab.errors import CheckpointError, DataError, InputError
 from neox_lab.experiments.lens.divergence import divergence, slope
 from neox_lab.experiments.lens.streams import End, piece_length, pieces, streams
 from neox_lab.experiments.lens.tuned_files import Stored, unembed_hash, write
-from neox_lab.files import path_of
+from neox_lab.files import path_of, taken_apart
 from neox_lab.model.identity import Identity, identity
 from neox_lab.notices import tell
 from neox_lab.progress import Progress
@@ -126,7 +126,9 @@ class Translators:
         """
         for n, p in enumerate(self.parameters):
             found, momentum = state.get(str(n)), state.get(f"{n}.momentum")
-            if found is None or found.shape != p.shape:
+            if any(each is not None and each.shape != p.shape for each in (found, momentum)):
+                found = None
+            if found is None:
                 raise CheckpointError(f"{STATE} does not hold the state of this training.")
             p.copy_(found)
             if momentum is not None:
@@ -324,8 +326,9 @@ def _resumed(folder: Path | None, plan: str, translators: Translators) -> list[f
             f"{str(folder)!r} holds a training with another recipe, model, hooks or documents; "
             "give another folder."
         )
-    translators.restore(tensors)
-    return [float(loss) for loss in losses]
+    with taken_apart(f"the state of a training from {str(folder / STATE)!r}"):
+        translators.restore(tensors)
+        return [float(loss) for loss in losses]
 
 
 def _save(folder: Path | None, plan: str, translators: Translators, losses: list[float]) -> None:
