@@ -16,6 +16,7 @@ from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError
 from neox_lab.family.backbone import GPTNeoXModel, RunArguments, RunOptions
 from neox_lab.family.base import GPTNeoXPreTrainedModel
+from neox_lab.family.kept_positions import kept_positions
 from neox_lab.family.losses import IGNORED, LOSSES, Loss
 from neox_lab.generation import GenerationMixin
 from neox_lab.kernels.linear import Linear
@@ -206,9 +207,9 @@ class GPTNeoXForCausalLM(GenerationMixin, GPTNeoXWithHead):
 
         Args:
             input_ids: token ids ``[batch, pos]``.
-            attention_mask: 1 for text and 0 for padding.
-            position_ids: absolute positions.
-            inputs_embeds: vectors instead of token ids.
+            attention_mask: 1 for text and 0 for padding, ``[batch, past + pos]``.
+            position_ids: absolute positions ``[batch or 1, pos]``.
+            inputs_embeds: vectors ``[batch, pos, d_model]`` instead of token ids.
             past_key_values: cache of earlier positions.
             labels: the input tokens again ``[batch, pos]``, with -100 where no loss is wanted.
             use_cache: return a cache.
@@ -286,9 +287,10 @@ class GPTNeoXForSequenceClassification(GPTNeoXWithHead):
         Args:
             input_ids: token ids ``[batch, pos]``; the answer is read at the rightmost one that
                 is not ``config.pad_token_id``.
-            attention_mask: 1 for text and 0 for padding.
-            position_ids: absolute positions.
-            inputs_embeds: vectors instead of token ids; the answer is read at the last position.
+            attention_mask: 1 for text and 0 for padding, ``[batch, past + pos]``.
+            position_ids: absolute positions ``[batch or 1, pos]``.
+            inputs_embeds: vectors ``[batch, pos, d_model]`` instead of token ids; the answer is
+                read at the last position.
             past_key_values: cache of earlier positions.
             labels: classes ``[batch]``, numbers ``[batch]`` or ``[batch, label]`` for regression,
                 or 0/1 ``[batch, label]`` for several labels; see ``sequence_loss``.
@@ -372,10 +374,10 @@ class GPTNeoXForTokenClassification(GPTNeoXWithHead):
         Args:
             input_ids: token ids ``[batch, pos]``.
             past_key_values: cache of earlier positions; second in order, as in transformers.
-            attention_mask: 1 for text and 0 for padding.
-            token_type_ids: accepted and not used; GPT-NeoX has no token types.
-            position_ids: absolute positions.
-            inputs_embeds: vectors instead of token ids.
+            attention_mask: 1 for text and 0 for padding, ``[batch, past + pos]``.
+            token_type_ids: of any shape; not used, GPT-NeoX has no token types.
+            position_ids: absolute positions ``[batch or 1, pos]``.
+            inputs_embeds: vectors ``[batch, pos, d_model]`` instead of token ids.
             labels: tags ``[batch, pos]``, with -100 where no loss is wanted.
             use_cache: extend the given cache.
             return_dict: False returns a plain tuple.
@@ -464,10 +466,10 @@ class GPTNeoXForQuestionAnswering(GPTNeoXWithHead):
 
         Args:
             input_ids: token ids ``[batch, pos]``.
-            attention_mask: 1 for text and 0 for padding.
-            token_type_ids: accepted and not used; GPT-NeoX has no token types.
-            position_ids: absolute positions.
-            inputs_embeds: vectors instead of token ids.
+            attention_mask: 1 for text and 0 for padding, ``[batch, past + pos]``.
+            token_type_ids: of any shape; not used, GPT-NeoX has no token types.
+            position_ids: absolute positions ``[batch or 1, pos]``.
+            inputs_embeds: vectors ``[batch, pos, d_model]`` instead of token ids.
             start_positions: first token of each answer ``[batch]``.
             end_positions: last token of each answer ``[batch]``.
             past_key_values: cache of earlier positions, extended in place.
@@ -505,52 +507,6 @@ class GPTNeoXForQuestionAnswering(GPTNeoXWithHead):
 def _require_tensor(name: str, value: object) -> None:
     if not (value is None or isinstance(value, Tensor)):
         raise InputError(f"{name} is a {type(value).__name__}; expected a tensor: torch.tensor(..)")
-
-
-def kept_positions(hidden: Tensor, keep: int | Tensor) -> Tensor:
-    """The positions of ``hidden`` ``[batch, pos, d_model]`` whose logits are wanted.
-
-    Args:
-        hidden: final residual stream.
-        keep: see ``GPTNeoXForCausalLM.forward``.
-
-    Raises:
-        InputError: a selection of wrong kind.
-    """
-    if isinstance(keep, int) and not isinstance(keep, bool):
-        return hidden[:, -keep:] if keep else hidden
-    if not isinstance(keep, Tensor):
-        raise InputError(
-            f"logits_to_keep is a {type(keep).__name__}; expected an int or a tensor of positions."
-        )
-    if keep.is_meta != hidden.is_meta or keep.layout is not torch.strided:
-        raise InputError("logits_to_keep is a tensor without data, or a sparse one.")
-    if keep.dtype == torch.bool and keep.shape not in (hidden.shape[:2], hidden.shape[1:2]):
-        raise InputError(
-            f"logits_to_keep is a mask of shape {list(keep.shape)}; expected [pos] or [batch, pos] "
-            f"of {list(hidden.shape[:2])}."
-        )
-    keep = keep.to(hidden.device)
-    if keep.dtype == torch.uint8:
-        keep = keep.long()  # as an index it would be a mask
-    try:
-        return _kept(hidden, keep)
-    except IndexError as error:
-        raise InputError(f"logits_to_keep names positions that are not there: {error}") from None
-
-
-def _kept(hidden: Tensor, keep: Tensor) -> Tensor:
-    if keep.dtype == torch.bool and keep.dim() == 2:
-        return hidden[keep]
-    if keep.dim() == 1 and not keep.is_floating_point():
-        return hidden[:, keep]
-    if keep.dim() == 2 and not keep.is_floating_point():
-        rows = torch.arange(hidden.shape[0], device=hidden.device)[:, None]
-        return hidden[rows, keep]
-    raise InputError(
-        f"logits_to_keep has shape {list(keep.shape)} and dtype {keep.dtype}; expected an int, "
-        "positions [kept] or [batch, kept], or a boolean [batch, pos]."
-    )
 
 
 CLASSES: dict[str, type[GPTNeoXPreTrainedModel]] = {

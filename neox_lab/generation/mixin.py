@@ -105,7 +105,7 @@ class GenerationMixin:
             assistant_model: drafts tokens; a model of this package or of transformers.
             streamer: is shown tokens.
             negative_prompt_ids: for ``guidance_scale``, ``[batch, pos]``.
-            negative_prompt_attention_mask: its padding.
+            negative_prompt_attention_mask: 0 where it is padding, ``[batch, pos]``.
             custom_generate: a strategy of your own, called with the model, token ids
                 ``[batch, pos]``, ``logits_processor``, ``stopping_criteria``,
                 ``generation_config`` (every setting) and ``attention_mask``; its result is
@@ -264,7 +264,7 @@ class GenerationMixin:
         Args:
             sequences: ``output.sequences`` ``[batch, pos]``.
             scores: ``output.scores`` of the same call.
-            beam_indices: ``output.beam_indices``, for beam search.
+            beam_indices: ``output.beam_indices`` ``[row, new_pos]``, for beam search.
             normalize_logits: make the scores log probabilities first.
 
         Returns:

@@ -53,7 +53,7 @@ class TextStreamer(BaseStreamer):
         self._prompt_is_next = True
 
     def put(self, value: Tensor) -> None:
-        """Take token ids and hand on the text they complete.
+        """Take token ids ``[1, pos]`` or ``[pos]`` and hand on the text they complete.
 
         Raises:
             GenerationError: more than one text at a time.

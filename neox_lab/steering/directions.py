@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.checks import FINITE, SWITCH, check, one_of, require_model, shown, whole
-from neox_lab.errors import HookNameError, InputError
+from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.hooks.hooking import Placement
 from neox_lab.hooks.names import exact
@@ -21,6 +21,7 @@ from neox_lab.other_names import STEERED, names_ours_of
 from neox_lab.results import FrameResult
 from neox_lab.steering.edits import MODES, Edit, Steering
 from neox_lab.steering.places import Places, Where
+from neox_lab.steering.widths import check_widths
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -472,45 +473,3 @@ def steer(
             placement.entries.append((there, [Steering(points[there], edit, where)]))
     with model.hook_stack.placed(placement, must_fire=True):
         yield model
-
-
-def check_widths(model: HookedModel, vectors: Mapping[str, Tensor]) -> None:
-    """Refuse vectors that do not fit where they are to stand.
-
-    Args:
-        model: whose sites they are.
-        vectors: ``[d]`` of each site.
-
-    Raises:
-        InputError: a site is wider or narrower than its vector.
-        HookNameError: the model lacks a site.
-    """
-    from neox_lab.data.activations import row_shapes
-
-    missing = [name for name in vectors if name not in model.hook_points]
-    if missing:
-        raise HookNameError(f"This model has no site {missing[0]!r}, at which the direction is.")
-    for name, shape in row_shapes(model, list(vectors)).items():
-        if math.prod(shape) != len(vectors[name]):
-            raise InputError(
-                f"the direction at {name!r} has {len(vectors[name])} numbers; the site of this "
-                f"model has {math.prod(shape)}"
-            )
-
-
-def one_width(model: HookedModel, names: Sequence[str]) -> int:
-    """How wide some sites are.
-
-    Raises:
-        InputError: they differ.
-    """
-    from neox_lab.data.activations import row_shapes
-
-    widths = {name: math.prod(shape) for name, shape in row_shapes(model, names).items()}
-    if len(set(widths.values())) > 1:
-        said = ", ".join(f"{name} {width}" for name, width in widths.items())
-        raise InputError(
-            f"a direction has one width, and these sites have several ({said:.300}); find one "
-            "direction for each width"
-        )
-    return next(iter(widths.values()))

@@ -24,7 +24,8 @@ from neox_lab.sae.dictionary import Dictionary
 from neox_lab.selections import entry
 from neox_lab.steering import fitting
 from neox_lab.steering.contrast import Contrast, Reading, of_stored, of_texts, sides
-from neox_lab.steering.directions import AtSite, Direction, aside, check_widths, one_width
+from neox_lab.steering.directions import AtSite, Direction, aside
+from neox_lab.steering.widths import check_widths, one_width
 
 METHODS = (*fitting.METHODS, "probe", "feature")
 SHUFFLINGS, CONTROLS = 3, 8

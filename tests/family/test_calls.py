@@ -182,7 +182,7 @@ def test_what_calls_take_by_another_name(built_in: Any, call: str) -> None:
 
 
 TABLES = ("MODEL", "CACHE", "CONFIG", "PACKAGE", "ARGUMENTS")
-WORDS = (" here", "the first argument", "methods of", ", or ", "=,", ", which are")
+WORDS = (" here", "the first argument", "methods of", ", or ", "=,", ", which are", ", wherever")
 
 
 @pytest.mark.parametrize("table", TABLES)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 import neox_lab as nl
 
+SHAPE = r"``[^`]*\[|scalar"
+
 
 def functions_of(cls: type) -> Iterator[FunctionType]:
     """The public methods and properties that a class writes itself."""
@@ -60,16 +62,28 @@ def parameters_not_told(function: Callable[..., object], text: str) -> list[str]
     return [name for name in public if not re.search(rf"\b{name}\b", f"{quoted} {listed}")]
 
 
+def tensors_of_no_shape(function: Callable[..., object], text: str) -> list[str]:
+    """Tensors that are given or returned, and have no shape in the text."""
+    signature = inspect.signature(function)
+    found = []
+    for name, parameter in signature.parameters.items():
+        entry = re.search(rf"^ +{name}: (.+?)(?=\n *\w+:|\Z)", text, re.DOTALL | re.MULTILINE)
+        told = entry[1] if entry else text
+        is_tensor = str(parameter.annotation) in {"Tensor", "Tensor | None"}
+        if is_tensor and not re.search(SHAPE + r"|see ``|likewise|(any|same) shape", told):
+            found.append(name)
+    returned = str(signature.return_annotation)
+    one_tensor = re.search(r"\bTensor\b", returned) and "str" not in returned  # no table of them
+    return found + ["what it returns"] * bool(one_tensor and not re.search(SHAPE, text))
+
+
 def faults(function: Callable[..., object]) -> list[str]:
     """What the docstring of a function leaves out."""
     text = inspect.getdoc(function)
     if not text:
         return ["has no docstring"]
     found = [f"does not tell of {name}" for name in parameters_not_told(function, text)]
-    returned = str(inspect.signature(function).return_annotation)
-    alike = re.search(r"\bTensor\b", returned) and "str" not in returned  # no table of tensors
-    if alike and not re.search(r"``[^`]*\[|scalar", text):
-        found.append("gives a tensor of no told shape")
+    found += [f"tells no shape of {name}" for name in tensors_of_no_shape(function, text)]
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     raised = {
         ast.unparse(node.exc) for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc
@@ -79,17 +93,18 @@ def faults(function: Callable[..., object]) -> list[str]:
     return found
 
 
-def half_told(shape: int, seed: int = 0) -> Tensor:
-    """Numbers of a ``shape``."""
-    if shape < 0:
+def half_told(x: Tensor, seed: int = 0) -> Tensor:
+    """``x``, mixed."""
+    if seed < 0:
         raise ValueError(seed)
-    return Tensor(shape)
+    return x
 
 
 def test_what_a_docstring_leaves_out_is_found() -> None:
     assert faults(half_told) == [
         "does not tell of seed",
-        "gives a tensor of no told shape",
+        "tells no shape of x",
+        "tells no shape of what it returns",
         "raises and does not say so",
     ]
 

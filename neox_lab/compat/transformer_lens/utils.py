@@ -88,12 +88,12 @@ def transpose(tensor: Tensor) -> Tensor:
 
 
 def is_square(x: Tensor) -> bool:
-    """Whether ``x`` is a square matrix."""
+    """Whether ``x`` is a square matrix ``[n, n]``."""
     return x.dim() == 2 and x.shape[0] == x.shape[1]
 
 
 def is_lower_triangular(x: Tensor) -> bool:
-    """Whether ``x`` is a square matrix with zeros above its diagonal."""
+    """Whether ``x`` is a square matrix ``[n, n]`` with zeros above its diagonal."""
     return is_square(x) and x.equal(x.tril())
 
 
@@ -201,7 +201,7 @@ def logits_to_df(
     """What ``logits`` ``[vocab]`` say, the likeliest first; see ``nl.lens.predictions``.
 
     Args:
-        logits: of one position.
+        logits: of one position ``[vocab]``.
         tokenizer: adds a column of the tokens' strings.
         top_k: only so many; None for all.
     """
@@ -227,7 +227,7 @@ def sample_logits(
     """One token a row ``[batch]``, drawn from logits ``[batch, vocab]``.
 
     Args:
-        final_logits: of the last position.
+        final_logits: of the last position ``[batch, vocab]``.
         top_k: draw from so many of the likeliest.
         top_p: draw from the likeliest that hold this share; has no effect beside ``top_k``.
         temperature: divides the logits; 0 takes the likeliest token.

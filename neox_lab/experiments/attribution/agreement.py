@@ -98,7 +98,7 @@ def compare(result: AttributionResult, exact: Tensor, k: int = 10) -> Agreement:
 
     Args:
         result: the estimate.
-        exact: exact changes, over the same axes; NaN where not measured.
+        exact: exact changes ``[*axes]``, over the same axes; NaN where not measured.
         k: how many of the largest misses to list.
 
     Raises:

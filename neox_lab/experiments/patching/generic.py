@@ -52,9 +52,9 @@ activation to the patched one."""
 _SETTER_DOC = """{}
 
 Args:
-    corrupted_activation: is written into.
+    corrupted_activation: is written into, ``[batch, ..]``.
     index: of the cell.
-    clean_activation: what is copied from the same place.
+    clean_activation: what is copied, ``[batch, ..]``.
 
 Returns:
     ``corrupted_activation``.
