@@ -142,7 +142,12 @@ class Progress:
 
 def plural(unit: str) -> str:
     """Several of what is counted."""
-    return unit + ("es" if unit.endswith("ch") else "s")
+    return unit + ("es" if unit.endswith(("ch", "s")) else "s")
+
+
+def counted(count: int, unit: str) -> str:
+    """So many, in the singular where there is one: ``1 head``, ``1,024 heads``."""
+    return f"{count:,} {unit if count == 1 else plural(unit)}"
 
 
 def duration(seconds: float) -> str:

@@ -93,9 +93,9 @@ class Evaluation(FrameResult):
         names, values = shown["run"].tolist(), shown["faithfulness"].tolist()
         others = self.random["faithfulness"]
         if len(others):
-            names.append(f"random circuits (mean of {len(others)})")
+            names.append(f"random (mean of {len(others)})")
             values.append(float(others.mean()))
-            names.append("random circuits (nearest to 1)")
+            names.append("random (nearest to 1)")
             values.append(float(others[(others - 1).abs().argsort(kind="stable")].iloc[0]))
         own = shown.iloc[0]
         # A metric that is a function gives one number for all prompts, and so no interval.

@@ -41,6 +41,7 @@ from neox_lab.gym.examples import Pair
 from neox_lab.gym.words import Split
 from neox_lab.gym.world import TASKS
 from neox_lab.model.output_heads import require_head
+from neox_lab.progress import counted
 from neox_lab.results import Result
 
 if TYPE_CHECKING:
@@ -107,7 +108,8 @@ class Evaluation(Result):
             for row in asked.itertuples()
         ]
         count, out = int(self.frame["count"].sum()), int(self.frame["left_out"].sum())
-        note = f"Accuracy, with its 95 % interval, on {count} prompts; {out} were left out."
+        note = f"Accuracy, with its 95 % interval, on {counted(count, 'prompt')}"
+        note += f"; {out} left out." if out else "."
         return BarsView(names, asked["accuracy"].to_numpy(), "Tasks of the small world", note)
 
     def __repr__(self) -> str:

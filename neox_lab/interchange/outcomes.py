@@ -190,8 +190,7 @@ class InterchangeResult(FrameResult):
         note = (
             f"{own['accuracy']:.2f} [{own['low']:.2f}, {own['high']:.2f}] of {self.pairs} held-out "
             f"pairs{rank}; {self.unchanged} more were left out, whose label does not change. "
-            f"Chance (commonest label) {self.chance:.2f}; without an exchange the model answers "
-            f"{self.base_accuracy:.2f} of the bases rightly."
+            f"Without an exchange the model answers {self.base_accuracy:.2f} of the bases rightly."
         )
         if len(nulls):
             largest, name = max(zip(nulls["largest"], nulls["null"], strict=True))
@@ -210,7 +209,7 @@ class InterchangeResult(FrameResult):
         if len(whole):
             bars[WHOLE] = float(whole.iloc[0])
         title = "Interchange accuracy" + (f": {self.variable}" if self.variable else "")
-        bars |= self.nulls
+        bars |= self.nulls | {"commonest label (chance)": self.chance}
         return BarsView(list(bars), list(bars.values()), title, note)
 
     def save(self, path: StrPath) -> Path:

@@ -33,6 +33,7 @@ from neox_lab.experiments.metrics import (
 )
 from neox_lab.frames import make_frame
 from neox_lab.model.output_heads import require_head
+from neox_lab.progress import counted
 from neox_lab.results import FrameResult
 from neox_lab.steering.edits import MODES
 from neox_lab.steering.places import Places, Where
@@ -89,7 +90,7 @@ class SteeringCurve(FrameResult):
         from neox_lab.views import CurvesView, Line
 
         prompts, texts = self.counts
-        panels = {"metric": self.metric, "kl_bits": f"KL, bits a token ({texts} texts)"}
+        panels = {"metric": self.metric, "kl_bits": f"KL, bits a token ({counted(texts, 'text')})"}
         panels["bits_per_token"] = "cross-entropy, bits a token"
         lines = {}
         for measure, panel in panels.items():
@@ -101,7 +102,8 @@ class SteeringCurve(FrameResult):
         moved = [abs(effect) for effects in self.control_effects.values() for effect in effects]
         share = f" ({max(moved) / abs(self.effect):.0%})" if moved and self.effect else ""
         beside = f", controls up to {max(moved):.3g}{share}" if moved else ""
-        title = f"Steering ({self.mode}), {prompts} prompts: effect {self.effect:.3g}{beside}"
+        on = f"({self.mode}), {counted(prompts, 'prompt')}"
+        title = f"Steering {on}: effect {self.effect:.3g}{beside}"
         return CurvesView(title, lines, "scale", self.metric)
 
     def _line(self, made: Any, rows: pd.DataFrame, measure: str, panel: str, kind: str) -> Any:

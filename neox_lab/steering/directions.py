@@ -411,8 +411,8 @@ class Direction(FrameResult):
         at = range(len(frame))
         title = f"Direction by {self.method}"
         if frame["separation"].isna().all():
-            lines = {"norm of the direction": Line(at, frame["norm"])}
-            return CurvesView(title, lines, "site", "norm", names)
+            note = "How long it is. What it tells apart is unknown: four examples of each kind say."
+            return BarsView(names, frame["norm"], title, note)
         if len(frame) == 1:
             shares = {"unseen examples": "separation", "shuffled labels": "null"}
             values = [*frame[list(shares.values())].iloc[0], 0.5]

@@ -150,12 +150,13 @@ def place(sizes: Sizes, room: Sequence[Budget], *, balanced: bool = True) -> Pla
         return Placement(tuple(room[at][0] for at in devices if at is not None), frozenset(), main)
     # Some are streamed, so the first device needs room for those on their way.
     waiting = AT_A_TIME * max(sizes.layers, default=0) + sizes.passing
-    if free[0] < waiting:
+    least = sizes.fixed + waiting
+    if first < least:
         raise DeviceError(
             f"max_memory gives {main} {size_in_words(first)} for weights, which is too little: "
             f"{size_in_words(sizes.fixed)} stay in memory (embeddings, head, vectors), and two "
             f"layers of {size_in_words(max(sizes.layers))} must fit beside them, one to compute "
-            f"with and one on its way. Give at least {sizes.fixed + waiting} bytes."
+            f"with and one on its way. Give at least {size_in_words(least)} ({least} bytes)."
         )
     devices = _fill(sizes.layers, [free[0] - waiting, *free[1:]], even=False)
     return Placement(

@@ -15,6 +15,7 @@ import numpy as np
 
 from neox_lab.errors import InputError
 from neox_lab.head_names import head_words
+from neox_lab.progress import counted
 from neox_lab.selections import whole_number
 from neox_lab.views.attention_data import attention_data
 from neox_lab.views.attention_maps import draw_head, draw_heads
@@ -63,7 +64,7 @@ class AttentionView(AttentionPatterns, View):
     def _own_title(self) -> str:
         """A headline that names what is shown."""
         if len(self.layers) > 1:
-            return f"Attention of {len(self.layers)} layers × {_count(len(self.heads), 'head')}"
+            return f"Attention of {len(self.layers)} layers × {counted(len(self.heads), 'head')}"
         layer = self.layers[0]
         single = len(self.heads) == 1
         return f"Attention in {head_words(layer, self.heads[0]) if single else f'layer {layer}'}"
@@ -87,12 +88,12 @@ class AttentionView(AttentionPatterns, View):
     @property
     def alt_text(self) -> str:
         """What is drawn, and the strongest weight in it."""
-        layers, heads = _count(len(self.layers), "layer"), _count(len(self.heads), "head")
+        layers, heads = counted(len(self.layers), "layer"), counted(len(self.heads), "head")
         single = len(self.layers) == len(self.heads) == 1
         shown = "One map" if single else f"{layers} by {heads}, a map each,"
         text = (
-            f"{shown} of attention over {_count(len(self.pieces), 'token')}; a row for each query, "
-            f"a column for each key."
+            f"{shown} of attention over {counted(len(self.pieces), 'token')}; "
+            f"a row for each query, a column for each key."
         )
         if len(self.pieces) == 1:
             return text
@@ -158,7 +159,7 @@ class AttentionView(AttentionPatterns, View):
         rest = len(self.pieces) - TOKEN_LIMIT
         more = f" … and {rest} more" if rest > 0 else ""
         return (
-            f"<details><summary>The {_count(len(self.pieces), 'token')} by position</summary>"
+            f"<details><summary>The {counted(len(self.pieces), 'token')} by position</summary>"
             f"<p>{html_text(shown + more)}</p></details>\n"
         )
 
@@ -181,11 +182,6 @@ def _position(number: int, numbers: list[int], name: str) -> int:
     if number not in numbers:
         raise InputError(f"this view has no {name} {number}; it has {name}s {numbers}")
     return numbers.index(number)
-
-
-def _count(count: int, noun: str) -> str:
-    """``count`` things, in the singular where there is one."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _percent(share: float) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from neox_lab.checks import TEXT, check, several, shown
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
+from neox_lab.progress import counted
 from neox_lab.views.base import View, texts
 from neox_lab.views.drawing import HEADING, INK, LESS, MORE, SOFT, Sheet, number
 from neox_lab.views.live import rounded
@@ -171,14 +172,15 @@ class AttributionGraphView(View):
     @property
     def alt_text(self) -> str:
         """How large it is, and the nodes that matter most."""
-        counts = [sum(mark.kind == kind for mark in self.marks) for kind in KINDS]
+        kinds = [mark.kind for mark in self.marks]
+        counts = [counted(kinds.count(kind), kind) for kind in KINDS]
         best = sorted(
             (mark for mark in self.marks if mark.kind == "feature"), key=lambda m: -m.influence
         )[:3]
         named = ", ".join(isolated(label(mark.name, NAME_LIMIT)) for mark in best)
         return (
-            f"An attribution graph of {counts[0]} features, {counts[1]} errors, {counts[2]} tokens "
-            f"and {counts[3]} logits with {len(self.flows):,} edges."
+            f"An attribution graph of {', '.join(counts[:-1])} and {counts[-1]} with "
+            f"{counted(len(self.flows), 'edge')}."
             + (f" Features of the largest influence: {named}." if named else "")
         )
 

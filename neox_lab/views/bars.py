@@ -15,11 +15,9 @@ from neox_lab.views.drawing import (
     AMOUNT,
     HEADING,
     LESS,
-    LINE,
     MORE,
     SOFT,
     Sheet,
-    broken,
     number,
     text_width,
 )
@@ -179,16 +177,14 @@ class BarsView(View):
         unit = WIDE / ((high - low) or 1.0)
         zero = left + (0.55 if low < 0 else 0) - low * unit
         cut = f" The first {MOST} of {len(self.names)}." if len(self.names) > MOST else ""
-        note = broken(figure_text(self.note) + cut, 8, WIDTH)
-        top = HEADING + LINE * (len(note) - 1)
-        bottom, strip = top + len(names) * STEP, self._attributed_text()
+        bottom, strip = HEADING + len(names) * STEP, self._attributed_text()
         page = zero + high * unit + 0.7, bottom
         if strip is not None:
             page = max(page[0], WIDTH), bottom + 0.4 + strip.height
         sheet = Sheet(*page)
-        sheet.heading(0, figure_text(self.title), "\n".join(note))
+        sheet.heading(0, figure_text(self.title), figure_text(self.note) + cut)
         for row, (name, value) in enumerate(zip(names, values, strict=True)):
-            y, size = top + row * STEP, float(value) * unit
+            y, size = HEADING + row * STEP, float(value) * unit
             colour = AMOUNT if low == 0 else MORE if value >= 0 else LESS
             sheet.rectangle(
                 min(zero, zero + size), y, abs(size), STEP - 0.07, facecolor=colour, linewidth=0

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 PREVIEW_BYTES = 90_000
-TITLE_LIMIT = 90
+TITLE_LIMIT = 120
 
 
 class View(ABC):

@@ -14,7 +14,16 @@ from neox_lab.checks import FINITE, TEXT, check, shown
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.views.base import View, array
-from neox_lab.views.drawing import HEADING, SOFT, Sheet, name_ticks, number, room_for, text_width
+from neox_lab.views.drawing import (
+    HEADING,
+    SOFT,
+    Sheet,
+    fitted,
+    name_ticks,
+    number,
+    room_for,
+    text_width,
+)
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import figure_text, isolated, label, labels
@@ -206,31 +215,29 @@ class CurvesView(View):
         sheet = Sheet(WIDE + 0.6 + right, below + 0.5 + LEGEND * len(self._legend_names()))
         axes = f"{', '.join(self.panels)} over {self.x_label}."
         sheet.heading(0, figure_text(self.title), figure_text(label(axes), 2 * NAME_LIMIT))
-        width, height = sheet.size
         for panel, name in enumerate(self.panels):
             bottom = HEADING + high + apart * panel
-            corner = (0.6 + 0.15) / (width + 0.3), 1 - (bottom + 0.15) / (height + 0.3)
-            plot = sheet.figure.add_axes((*corner, WIDE / (width + 0.3), high / (height + 0.3)))
-            self._plot(plot, panel, name)
+            plot = sheet.plot(0.6, bottom - high, WIDE, high)
+            self._plot(plot, panel, name, high)
             if several:
                 self._name_ends(sheet, plot, panel, bottom, high)
         self._legend(sheet, below + 0.62)
         return sheet
 
-    def _plot(self, plot: Axes, panel: int, name: str) -> None:
-        """One panel: its lines, its scale, and the axis they share."""
+    def _plot(self, plot: Axes, panel: int, name: str, high: float) -> None:
+        """One panel, ``high`` inches: its lines, its scale, and the axis they share."""
         for at, line in zip(self._looks, self.lines.values(), strict=True):
             if self._panel(line) == panel:
                 self._line(plot, at, line)
         for value in self.levels.values() if panel == 0 else ():
             plot.axhline(value, color=SOFT, linewidth=1, linestyle=(0, (4, 3)))
         if panel == len(self.panels) - 1:
-            plot.set_xlabel(figure_text(label(self.x_label)), fontsize=8)
+            plot.set_xlabel(fitted(label(self.x_label), 8, WIDE), fontsize=8)
         xs = np.concatenate([line.x for line in self.lines.values()])
         xs = xs[np.isfinite(xs)]
         if len(self.panels) > 1 and len(xs) and xs.min() < xs.max():
             plot.set_xlim(float(xs.min()), float(xs.max()))
-        plot.set_ylabel(figure_text(label(name)), fontsize=8)
+        plot.set_ylabel(fitted(label(name), 8, high), fontsize=8)
         plot.set_ylim(*self._range(panel))
         plot.tick_params(labelsize=7)
         name_ticks(plot.yaxis)

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neox_lab import interrupts
+from neox_lab.views.tokens import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,6 +38,8 @@ LESS, MORE = "#2171b5", "#e66101"  # the middle of each half of ``diverging``
 INK, SOFT, FAINT = "#1a1a1a", "#5f6368", "#ececec"
 POINTS = 72  # a typographer's points in an inch
 MARGIN, HEADING, LINE = 0.15, 0.54, 0.16  # inches
+BOLD = 1.15  # how much wider letters are when bold
+TITLE_LINE, NARROWEST = 0.22, 5.5  # inches: a further line of a title; what is set for narrow maps
 FormatName = Literal["png", "svg", "pdf"]
 # Without dates and version numbers the same picture is the same file.
 METADATA: dict[str, dict[str, str | None]] = {
@@ -71,27 +74,40 @@ class Sheet:
         FigureCanvasAgg(self.figure)
         self.axes: Axes = self.figure.add_axes((0, 0, 1, 1))
         self.axes.set_axis_off()
-        self.size = width, height
+        self.size, self.above = (width, height), 0.0
         self._measure()
 
     def _measure(self) -> None:
         """Let the axes count in inches from the inner top left corner, whatever was drawn."""
         width, height = self.size
-        self.figure.set_size_inches(width + 2 * MARGIN, height + 2 * MARGIN)
-        self.axes.set(xlim=(-MARGIN, width + MARGIN), ylim=(height + MARGIN, -MARGIN))
+        tall = self.above + height + 2 * MARGIN
+        self.figure.set_size_inches(width + 2 * MARGIN, tall)
+        self.axes.set(xlim=(-MARGIN, width + MARGIN), ylim=(height + MARGIN, -self.above - MARGIN))
 
     def heading(self, x: float, title: str, subtitle: str) -> None:
-        """A title and a line below it, in the first ``HEADING`` inches; the page is made to fit.
+        """A title and a line below it, in the first ``HEADING`` inches.
 
-        Each further line of ``subtitle`` takes ``LINE`` inches more.
+        What is wider than the page is broken, and the further lines stand above the page's (0, 0),
+        so that nothing else moves; one word that is too wide widens the page.
         """
-        lines = subtitle.split("\n")
-        widest = x + max(1.15 * text_width(title, 11.5), *(text_width(line, 8) for line in lines))
-        self.size = max(self.size[0], widest), self.size[1]
+        room = max(self.size[0], NARROWEST) - x
+        titles, lines = broken(title, 11.5, room / BOLD), broken(subtitle, 8, room)
+        widths = [BOLD * text_width(line, 11.5) for line in titles]
+        widths += [text_width(line, 8) for line in lines]
+        self.size = max(self.size[0], x + max(widths)), self.size[1]
+        below = LINE * (len(lines) - 1)
+        self.above = TITLE_LINE * (len(titles) - 1) + below
         self._measure()
-        self.text(x, 0.14, title, 11.5, weight="bold")
-        for number, line in enumerate(lines):
-            self.text(x, 0.35 + LINE * number, line, 8, color=SOFT)
+        for y, line in enumerate(titles, 1 - len(titles)):
+            self.text(x, 0.14 - below + TITLE_LINE * y, line, 11.5, weight="bold")
+        for y, line in enumerate(lines, 1 - len(lines)):
+            self.text(x, 0.35 + LINE * y, line, 8, color=SOFT)
+
+    def plot(self, x: float, y: float, width: float, height: float) -> Axes:
+        """Axes of their own in a rectangle; the page's size is not to change any more."""
+        wide, tall = self.size[0] + 2 * MARGIN, self.above + self.size[1] + 2 * MARGIN
+        corner = (x + MARGIN) / wide, (self.size[1] + MARGIN - y - height) / tall
+        return self.figure.add_axes((*corner, width / wide, height / tall))
 
     def text(self, x: float, y: float, text: str, size: float = 8, **style: Any) -> None:
         """``text`` with its anchor (left, baseline) at a point; ``style`` is matplotlib's."""
@@ -157,6 +173,13 @@ def broken(text: str, size: float, width: float) -> list[str]:
         free = (free - space if lines[-1] else width) - wide
         lines[-1] += f" {word}" if lines[-1] else word
     return lines
+
+
+def fitted(text: str, size: float, room: float) -> str:
+    """``text`` for matplotlib, cut in its middle to at most about ``room`` inches."""
+    shown = figure_text(text)
+    wide = text_width(shown, size)
+    return shown if wide <= room else figure_text(text, int(len(text) * room / wide))
 
 
 def text_width(text: str, size: float) -> float:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from neox_lab.checks import TEXT, check, or_none, several, whole
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
+from neox_lab.progress import counted
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import HEADING, LESS, MORE, SOFT, Sheet, decimals, number
 from neox_lab.views.markup import Table
@@ -119,7 +120,7 @@ class ExamplesView(View):
             f"{one.heading}: {isolated(shorten(label(''.join(one.pieces)), 120))}"
             for one in self.examples[:5]
         ]
-        return f"{len(self.examples)} texts. {' | '.join(said)}"
+        return f"{counted(len(self.examples), 'text')}. {' | '.join(said)}"
 
     def tables(self) -> list[Table]:
         """Each example with the token that is meant."""

@@ -16,6 +16,7 @@ import numpy as np
 from neox_lab.checks import several
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
+from neox_lab.progress import counted
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import HEADING, SOFT, Sheet, ink_on, number, text_width
 from neox_lab.views.heatmap import downwards, levels
@@ -103,8 +104,9 @@ class LensView(View):
         """The size of the table and the prediction after the whole text."""
         best = isolated(label(self.candidates[-1][-1][0], TABLE_LIMIT))
         return (
-            f"A row for each of {len(self.row_labels)} layers, the first on top, and a column "
-            f"for each of {len(self.pieces)} tokens; each field holds the likeliest next token. "
+            f"A row for each of {counted(len(self.row_labels), 'layer')}, the first on top, "
+            f"and a column for each of {counted(len(self.pieces), 'token')}; "
+            "each field holds the likeliest next token. "
             f"After the last token, row {self.row_labels[-1]} says {best} with probability "
             f"{number(float(self.probabilities[-1, -1, 0]), 2)}."
         )

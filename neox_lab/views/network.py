@@ -15,6 +15,7 @@ import numpy as np
 from neox_lab.checks import FINITE, TEXT, check, several, shown, whole
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
+from neox_lab.progress import counted
 from neox_lab.views.attention_data import attention_data
 from neox_lab.views.attention_patterns import AttentionPatterns
 from neox_lab.views.base import View, array, texts
@@ -159,7 +160,8 @@ class NetworkView(View):
         largest = self.links[0]
         return (
             f"A network of {len(self.names)} parts in {len(self.row_labels)} rows with "
-            f"{len(self.links)} edges; {self.value_name}. The largest is {self._spoken(largest)} "
+            f"{counted(len(self.links), 'edge')}; {self.value_name}. "
+            f"The largest is {self._spoken(largest)} "
             f"with {number(largest.value, self._decimals())}."
         )
 
@@ -174,7 +176,7 @@ class NetworkView(View):
             for link in self.links[:LISTED]
         ]
         columns = [("writer", "l"), ("reader", "l"), (self.value_name, "r")]
-        return [Table(f"Largest of {len(self.links):,} edges", columns, rows)]
+        return [Table(f"Largest of {counted(len(self.links), 'edge')}", columns, rows)]
 
     def data(self) -> dict[str, Any]:
         """Parts and edges, the largest edges first."""

@@ -22,6 +22,7 @@ from neox_lab.views.drawing import (
     SOFT,
     Sheet,
     decimals,
+    fitted,
     name_ticks,
     number,
     text_width,
@@ -140,15 +141,7 @@ class ScatterView(View):
     def _draw(self) -> Sheet:
         sheet = Sheet(LEFT + SIDE + 0.9, HEADING + SIDE + 0.55)
         sheet.heading(0, figure_text(self.title), figure_text(self.note))
-        width, height = (size + 0.3 for size in sheet.size)
-        plot = sheet.figure.add_axes(
-            (
-                (LEFT + 0.15) / width,
-                1 - (HEADING + SIDE + 0.15) / height,
-                SIDE / width,
-                SIDE / height,
-            )
-        )
+        plot = sheet.plot(LEFT, HEADING, SIDE, SIDE)
         both = np.concatenate((self.x, self.y, [0.0]))
         low, high = float(both.min()), float(both.max())
         edge = 0.06 * (high - low or 1.0)
@@ -170,8 +163,8 @@ class ScatterView(View):
                 ha="right" if right else "left",
                 fontsize=7,
             )
-        plot.set_xlabel(figure_text(self.x_label), fontsize=8)
-        plot.set_ylabel(figure_text(self.y_label), fontsize=8)
+        plot.set_xlabel(fitted(self.x_label, 8, SIDE), fontsize=8)
+        plot.set_ylabel(fitted(self.y_label, 8, SIDE), fontsize=8)
         plot.tick_params(labelsize=7)
         name_ticks(plot.xaxis)
         name_ticks(plot.yaxis)

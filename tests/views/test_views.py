@@ -1521,15 +1521,6 @@ def test_bytes_say_which_character_they_make_and_stay_tokens() -> None:
     assert told(["日", "⟨E6⟩", "⟨97⟩"]) == ["日", "⟨E6⟩", "⟨97⟩"]
 
 
-def test_a_long_note_of_bars_is_broken_into_lines() -> None:
-    note = " ".join(f"word {number}" for number in range(120))
-    short, long = (BarsView(["a", "b"], [1.0, 2.5], "Title", said)._draw() for said in ("", note))
-    assert long.size[0] < 8 and long.size[1] > short.size[1] + 0.5
-    drawn = [text.get_text() for text in long.axes.texts]
-    assert note in " ".join(drawn)
-    assert note in repr(BarsView(["a"], [1.0], "Title", note))
-
-
 def test_a_cell_that_ends_in_a_file_is_not_flooded_by_it(tmp_path: Path) -> None:
     view = views.BarsView(["a", "b"], [1.0, 2.0], "Title")
     for ending in ("png", "svg", "pdf", "html"):
