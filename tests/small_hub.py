@@ -22,6 +22,7 @@ class Repository:
         self.sha: str | None = None  # a commit to name instead of the right one
         self.headers: dict[str, str] = {}  # to send instead of the right ones
         self.damaged: set[str] = set()  # files that arrive with other bytes of the same number
+        self.failing: dict[str, str] = {}  # files that do not arrive whole, and how: see ``fail``
         self.messages: list[str] = []
         if empty:
             self.refs = {"main": "0" * 40}
@@ -132,6 +133,8 @@ class Handler(BaseHTTPRequestHandler):
             _, _, identifier, commit, filename = path.split("/", 4)
             repository = self.server.repositories[identifier.replace("--", "/")]
             data = repository.commits[commit][filename]
+            if filename in repository.failing:
+                return self.fail(data, repository.failing[filename])
             return self.send_part(data[::-1] if filename in repository.damaged else data)
         if kind == "api" and path.endswith("/refs"):
             identifier = path.removeprefix("/api/models/").removesuffix("/refs")
@@ -159,7 +162,23 @@ class Handler(BaseHTTPRequestHandler):
         if kind == "api":
             named = repository.sha or commit
             return self.reply(200, self.listing(identifier, named, files, filename))
+        if self.command == "GET" and filename in repository.failing and filename in files:
+            if not filename.endswith(LARGE):
+                return self.fail(files[filename], repository.failing[filename])
         self.send_file(identifier, commit, files, filename, repository.headers)
+
+    def fail(self, data: bytes, how: str) -> None:
+        """A file that is ``cut`` in the middle, ``short``, ``long``, or an answer of ``500``."""
+        if how == "500":
+            return self.reply(500, b"<html>out of order</html>")
+        if how in ("short", "long"):
+            return self.reply(200, data[: len(data) // 2] if how == "short" else data + b"more")
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data[: len(data) // 2])
+            self.close_connection = True
 
     def send_part(self, data: bytes) -> None:
         """A file from another place, or the part of it that is asked for."""

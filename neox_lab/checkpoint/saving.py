@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from neox_lab.checkpoint.files import INDEX_SUFFIX, WHOLE_FILES, with_variant
@@ -28,6 +29,28 @@ from neox_lab.safetensors_files import write as write_safetensors
 
 _DTYPES = tuple(WEIGHT_DTYPES.values())
 _METADATA = {"format": "pt"}
+
+
+def write_with_torch(temporary: Path, content: object) -> None:
+    """Write one file with ``torch.save``, in place.
+
+    Given a path, PyTorch writes by itself and says of a full disk ``iostream error`` alone.
+
+    Args:
+        temporary: where, as ``files.staged_file`` gives it.
+        content: tensors and containers of them.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:  # of PyTorch's writer, which hides why it could not write
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError | KeyboardInterrupt):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or error from None
 
 
 class Saveable(Protocol):

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.checkpoint.reading import unpickled
+from neox_lab.checkpoint.saving import write_with_torch
 from neox_lab.checks import COUNT, check
 from neox_lab.circuits.edges import edge_table
 from neox_lab.errors import CheckpointError, InputError
@@ -92,7 +93,7 @@ def write(path: str | os.PathLike[str], content: EapFile, d_model: int) -> None:
             "nodes_in_graph": torch.tensor([name in inside for name in names]),
         }
         with staged_file(place) as temporary:
-            torch.save(tensors, temporary)
+            write_with_torch(temporary, tensors)
     except OSError as error:
         raise CheckpointError(f"{str(place)!r} cannot be written: {error}") from error
 

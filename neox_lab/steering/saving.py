@@ -7,8 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
+from neox_lab.checkpoint.saving import write_with_torch
 from neox_lab.checks import check, one_of
 from neox_lab.errors import CheckpointError, InputError
 from neox_lab.files import StrPath, path_of, staged_file
@@ -74,8 +73,8 @@ def export(direction: Direction, path: StrPath, layout: str) -> Path:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         with staged_file(place) as temporary:
-            torch.save(content, temporary)
-    except (OSError, RuntimeError) as error:
+            write_with_torch(temporary, content)
+    except OSError as error:
         raise CheckpointError(f"Cannot write {str(place)!r}: {error}") from error
     return place
 

@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from neox_lab.checkpoint.saving import write_with_torch
 from neox_lab.data.batches import EncodedExample
 from neox_lab.errors import CheckpointError
 from neox_lab.family.contract import HookedModel
@@ -119,7 +120,7 @@ def save(directory: Path, step: int, state: dict[str, Any]) -> None:
     try:
         with staged_files() as stage:
             temporary = stage(directory / f"{PREFIX}state.pt")
-            _write(state, temporary)
+            write_with_torch(temporary, state)
             target = directory / f"{PREFIX}{step:08d}-{_checksum(temporary)}.pt"
             stage.rename(temporary, target)
         for old in states(directory):
@@ -137,17 +138,6 @@ def states(directory: Path) -> list[Path]:
     ours = re.compile(rf"{PREFIX}\d{{8,}}-[0-9a-f]{{16}}\.pt")
     found = [path for path in directory.glob(f"{PREFIX}*.pt") if ours.fullmatch(path.name)]
     return sorted(found, key=lambda path: int(path.name.split("-")[1]))
-
-
-def _write(state: dict[str, Any], temporary: Path) -> None:
-    with open(temporary, "wb") as file:
-        try:
-            torch.save(state, file)
-        except RuntimeError as error:  # of PyTorch's writer, which hides why it could not write
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, OSError | KeyboardInterrupt):
-                cause = cause.__cause__ or cause.__context__
-            raise cause or error from None
 
 
 def _checksum(path: Path) -> str:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.checkpoint.reading import TorchFile
+from neox_lab.checkpoint.saving import write_with_torch
 from neox_lab.checks import shown
 from neox_lab.errors import CheckpointError
 from neox_lab.files import StrPath, path_of, read_json, staged_files
@@ -177,9 +178,9 @@ def write(folder: StrPath, stored: Stored, published: bool) -> None:
     try:
         place.mkdir(parents=True, exist_ok=True)
         with staged_files() as stage:
-            torch.save(tensors, stage(place / PARAMS))
+            write_with_torch(stage(place / PARAMS), tensors)
             stage(place / CONFIG).write_text(json.dumps(config), encoding="utf-8")
-    except (OSError, RuntimeError) as error:  # torch.save has errors of its own
+    except OSError as error:
         raise CheckpointError(f"Cannot write the lens to {str(place)!r}: {error}") from error
 
 
