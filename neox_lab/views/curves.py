@@ -23,6 +23,7 @@ from neox_lab.views.drawing import (
     number,
     room_for,
     text_width,
+    tick_texts,
 )
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
@@ -249,6 +250,8 @@ class CurvesView(View):
             room = max(text_width(name, 7) for name in names) + 0.12
             every = math.ceil(len(names) * room / WIDE)
             plot.set_xticks(range(0, len(names), every), names[::every])
+        elif len(xs) and xs.min() == xs.max():
+            plot.set_xticks(xs[:1], tick_texts([float(xs[0])]))
         else:
             name_ticks(plot.xaxis)
 
@@ -297,7 +300,9 @@ class CurvesView(View):
             markersize=4,
             zorder=1 if line.faint else 3,
         )
-        if np.isfinite(line.low).any():
+        if len(line.x) == 1:
+            plot.vlines(line.x, line.low, line.high, color=colour, linewidth=0.8, zorder=2)
+        elif np.isfinite(line.low).any():
             plot.fill_between(line.x, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
 
     def _legend_names(self) -> list[str]:

@@ -619,6 +619,16 @@ def test_curves_are_read_along_the_axis_and_hidden(page: Any, files: Any) -> Non
     assert live.locator("svg.plot g").first.is_hidden()
 
 
+def test_a_line_of_one_point_is_a_point_in_the_middle(page: Any, tmp_path: Path) -> None:
+    lines = {"a": Line([512], [0.25], [0.1], [0.3]), "b": Line([512], [0.5])}
+    CurvesView("x", lines, "step", "score").to_html(tmp_path / "x.html")
+    live = opened(page, tmp_path / "x.html")
+    plot, first, second = places(page, live.locator("svg.plot"), *live.locator("circle").all())
+    middle = plot["x"] + plot["width"] / 2
+    assert abs(first["x"] - middle) < 40 and abs(second["x"] - middle) < 40
+    assert first["y"] > second["y"] + 50
+
+
 def test_two_units_are_read_in_two_panels_that_share_an_axis(page: Any, tmp_path: Path) -> None:
     lines = {
         "loss": Line([0, 1, 2], [300.0, 200.0, 100.0]),

@@ -42,6 +42,14 @@ def test_long_headings_are_broken_and_move_nothing(kind: str) -> None:
     assert (long[:8] == 255).all()
 
 
+def test_one_point_stands_over_its_own_tick() -> None:
+    sheet = CurvesView("T", {"a": Line([512], [0.2], [0.1], [0.4])}, "step", "score")._draw()
+    plot = sheet.figure.axes[-1]
+    assert [tick.get_text() for tick in plot.get_xticklabels()] == ["512"]
+    interval = plot.collections[0].get_paths()[0].vertices[:, 1]
+    assert interval.min() == pytest.approx(0.1) and interval.max() == pytest.approx(0.4)
+
+
 def test_one_thing_is_one() -> None:
     assert counted(1, "error") == "1 error"
     assert counted(0, "pass") == "0 passes"

@@ -9,7 +9,8 @@ function plot(body, data, say, pick = () => {}) {
   const [HIGH, RIGHT] = several ? [180, 130] : [260, 16]; // of several, names stand at the right
   const total = HIGH * data.panels.length;
   const [first, last] = [xs[0], xs[xs.length - 1]];
-  const across = (x) => LEFT + ((x - first) / (last - first || 1)) * (WIDE - LEFT - RIGHT);
+  const share = (x) => (first === last ? 0.5 : (x - first) / (last - first));
+  const across = (x) => LEFT + share(x) * (WIDE - LEFT - RIGHT);
   const up = (y, panel) => {
     const [least, most] = data.ranges[panel];
     return HIGH * (panel + 1) - BOTTOM - ((y - least) / (most - least)) * (HIGH - TOP - BOTTOM);
@@ -150,6 +151,15 @@ function plot(body, data, say, pick = () => {}) {
     }
     const style = { stroke: line.colour, "stroke-dasharray": line.dash };
     group.append(svg("polyline", { points: path(line.y, there).join(" "), class: "curve", ...style }));
+    if (there.length === 1) {
+      const [at] = there; // one point makes no line
+      const cx = across(line.x[at]);
+      group.append(svg("circle", { cx, cy: up(line.y[at], line.panel), r: 4, fill: line.colour }));
+      if (banded.length) {
+        const [y1, y2] = [up(line.low[at], line.panel), up(line.high[at], line.panel)];
+        group.append(svg("line", { x1: cx, x2: cx, y1, y2, stroke: line.colour }));
+      }
+    }
     picture.append(group);
     return group;
   }
