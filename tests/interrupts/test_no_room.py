@@ -35,7 +35,10 @@ Folder = tuple[Path, Closing, str]
 """A folder, what closes it, and what is said then."""
 
 
-@pytest.fixture(params=["full disk", "largest file", "read-only"])
+MOUNTED = [pytest.param(name, marks=pytest.mark.slow) for name in ("full disk", "read-only")]
+
+
+@pytest.fixture(params=["largest file", *MOUNTED])
 def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Folder]:
     if request.param == "largest file":
         yield tmp_path, _no_file, "File too large"
