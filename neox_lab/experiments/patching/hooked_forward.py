@@ -149,7 +149,9 @@ class HookedGroup:
         values = self.forward.activations(site.hook, layer)[(variants.pair, *cell)]
 
         def patch(tensor: Tensor, _: HookPoint) -> None:
-            tensor[(rows, *cell)] = values.to(tensor.dtype)
+            there = tensor.device  # of the layer
+            at = tuple(part.to(there) if isinstance(part, Tensor) else part for part in cell)
+            tensor[(rows.to(there), *at)] = values.to(there, tensor.dtype)
 
         return hook_name(site.hook, layer), patch
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
 
-from neox_lab.errors import HookNameError, InputError
+from neox_lab.errors import HookNameError
+from neox_lab.experiments.patching.elsewhere import Elsewhere
 from neox_lab.experiments.patching.prompts import Prompts
 from neox_lab.family import GPTNeoXModel
 from neox_lab.hooks.hooking import Placement
@@ -81,18 +82,11 @@ class Stream:
         Args:
             model: the model.
             prompts: tokens and padding.
-            hooks: hook names relative to a block, or full ones: what is kept.
-
-        Raises:
-            InputError: the layers are on several devices.
+            hooks: hook names relative to a block, or full ones: what is kept, on the device of
+                the prompts.
         """
         network = model.backbone
         assert isinstance(network, GPTNeoXModel)
-        if network.devices is not None:
-            raise InputError(
-                "The layers of this model are on several devices, and sweeps of patches want all "
-                "on one device. Load it with device= and, if it does not fit, max_memory=."
-            )
         self.network, self.prompts, self._hooks = network, prompts, list(dict.fromkeys(hooks))
         self._blocks = len(network.layers)
         self.at_once = any(each.since is not None for each in network.hook_stack.placements)
@@ -154,7 +148,7 @@ class Stream:
         return found
 
     def _keep(self, tensor: Tensor, point: HookPoint) -> None:
-        self._found[point.name] = tensor
+        self._found[point.name] = tensor.to(self.prompts.ids.device)
 
 
 @dataclass
@@ -299,9 +293,15 @@ class PlainRun:
 
 
 def blocks_of(model: HookedModel) -> list[Block]:
-    """The network's blocks, in order."""
-    network = model.backbone
-    return [network.block(layer) for layer in range(len(network.layers))]
+    """The network's blocks, in order; of those on other devices what moves to them and back."""
+    network, home = model.backbone, model.device
+    blocks = [network.block(layer) for layer in range(len(network.layers))]
+    if network.devices is None:
+        return blocks
+    return [
+        block if device == home else cast("Block", Elsewhere(block, device, home))
+        for block, device in zip(blocks, network.devices, strict=True)
+    ]
 
 
 def hooks_to_keep(hooks: Iterable[str]) -> list[str]:

@@ -223,7 +223,8 @@ class CachedSource(Source):
         final = self.cache[name]
         if final.shape[1] != self.width or len(final) not in (1, self.batch):
             return None
-        return pairs.metric.of_run(final.expand(self.batch, -1, -1)[pairs.numbers])
+        final = final.to(pairs.prompts.ids.device).expand(self.batch, -1, -1)
+        return pairs.metric.of_run(final[pairs.numbers])
 
 
 def check_padding(cache: ActivationCache, patched: Prompts) -> None:

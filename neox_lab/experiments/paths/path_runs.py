@@ -20,7 +20,7 @@ from neox_lab.errors import InputError
 from neox_lab.experiments.graph import Node
 from neox_lab.experiments.metrics import BoundMetric
 from neox_lab.experiments.patching.progress_report import Watch
-from neox_lab.experiments.patching.runs import Stream
+from neox_lab.experiments.patching.runs import Stream, blocks_of
 from neox_lab.experiments.patching.spilling import Room
 from neox_lab.experiments.patching.stretches import stretches
 from neox_lab.experiments.prompt_pairs import Batch, Pair
@@ -88,6 +88,7 @@ class PathRuns:
         self.both, self.corrupted, self.through = both, both.corrupted, through
         self.chosen = both.chosen[..., None]
         self.model = both.corrupted.model
+        self.blocks = blocks_of(self.model)
         self.layers = self.model.config.num_hidden_layers
         tokens_at_once = check("tokens_at_once", tokens_at_once, COUNT, InputError)
         self.at_once = max(1, tokens_at_once // self.corrupted.ids.numel())
@@ -167,10 +168,15 @@ class PathRuns:
         run = self._clean if clean else self.own
         if node.kind != "head":
             return run(node.writing_hook, node.layer)
-        attention = self.model.backbone.block(node.layer).attention
+        attention = self.blocks[node.layer].attention
         own = slice(node.head * attention.d_head, (node.head + 1) * attention.d_head)
         z = run("attn.hook_z", node.layer)[:, :, node.head, None]
         return head_results(z, attention.writing().weight[:, own])[:, :, 0]
+
+    @property
+    def home(self) -> torch.device:
+        """Where tensors are between blocks; those in blocks of other devices are there."""
+        return self.own.leaving.device
 
     def at(self, hook: str, layer: int, clean: bool = False) -> Tensor:
         """What a run shows in its last block, at the columns of the corrupted batch."""
@@ -303,11 +309,11 @@ class Group:
                 values: Tensor = values,
                 whole: bool = not part,
             ) -> None:
-                rows = tensor.view(count, -1, *tensor.shape[1:])
+                rows, there = tensor.view(count, -1, *tensor.shape[1:]), tensor.device
                 if whole:
-                    rows[row] = values
+                    rows[row.to(there)] = values.to(there)
                 else:
-                    rows[row, :, :, head] = values
+                    rows[row.to(there), :, :, head.to(there)] = values.to(there)
 
             hooks.append((f"blocks.{layer}.{name}", write))
         return hooks
@@ -329,10 +335,10 @@ class Group:
         @reads_only
         def record(tensor: Tensor, point: HookPoint) -> None:
             part = next(p for p, name in _OUTPUT.items() if point.name == prefix + name)
-            received[part] = tensor.view(len(senders), -1, *tensor.shape[1:])
+            received[part] = tensor.view(len(senders), -1, *tensor.shape[1:]).to(self.runs.home)
 
         def mlp_in(tensor: Tensor, _: HookPoint) -> Tensor:
-            return changed("hook_mlp_in", Node("mlp", layer))
+            return changed("hook_mlp_in", Node("mlp", layer)).to(tensor.device)
 
         hooks: Hooks = [(prefix + name, record) for name in _OUTPUT.values()]
         hooks.insert(0, (f"{prefix}hook_mlp_in", mlp_in))
@@ -352,13 +358,15 @@ class Group:
 
         @reads_only
         def record(tensor: Tensor, _: HookPoint) -> None:
-            self._mlp_in = tensor
+            self._mlp_in = tensor.to(self.runs.home)
 
         def keep_heads(tensor: Tensor, _: HookPoint) -> Tensor:
-            return self._exchanged("head", self.runs.at("attn.hook_z", layer), "attn.hook_z", layer)
+            own = self.runs.at("attn.hook_z", layer)
+            return self._exchanged("head", own, "attn.hook_z", layer).to(tensor.device)
 
         def exchange(tensor: Tensor, _: HookPoint) -> Tensor:
-            return self._exchanged("mlp", tensor, "hook_mlp_out", layer)
+            own = tensor.to(self.runs.home)
+            return self._exchanged("mlp", own, "hook_mlp_out", layer).to(tensor.device)
 
         prefix = f"blocks.{layer}."
         hooks: Hooks = [(f"{prefix}attn.hook_z", keep_heads), (f"{prefix}hook_mlp_in", record)]
