@@ -10,9 +10,8 @@ import torch
 from files_of_models import LAYERS, both, config, tokens, written
 
 import neox_lab as nl
-from neox_lab.checkpoint.loading import to_device
 from neox_lab.checkpoint.spreading import placement_of
-from neox_lab.errors import ConfigError, DeviceError, InputError
+from neox_lab.errors import ConfigError, DeviceError
 from neox_lab.streaming import devices_of, store_of
 from neox_lab.streaming.placement import Sizes
 
@@ -117,11 +116,3 @@ def test_load_takes_maps(tmp_path: Path) -> None:
         nl.load(device="cpu", device_map="auto")
     with pytest.raises(DeviceError, match="too little"):
         nl.load(device_map="balanced", max_memory={"cpu": "1MB"})
-
-
-def test_sweeps_want_one_device() -> None:
-    model = nl.load()
-    model.backbone.devices = (ONE,) * model.config.num_hidden_layers
-    with pytest.raises(InputError, match="one device"):
-        nl.patching.sweep(model, "a dog", "a cat", nl.patching.logit_difference(3, 4))
-    assert to_device("cpu") == CPU
