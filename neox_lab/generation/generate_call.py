@@ -134,15 +134,14 @@ class GenerateCall:
     def _stepper(self) -> ModelStepper:
         """What runs the model: by recorded steps, where the device has some and no step is more."""
         settings, others = self.settings, self.companions
+        own = (others.logits_processor, others.stopping_criteria, others.prefix_allowed_tokens_fn)
         wanted = {n: getattr(settings, n) for n in ("output_hidden_states", "output_attentions")}
         more = (
             any(wanted.values())
             or settings.num_beams > 1
             or self.drafts
             or settings.guidance_scale not in (None, 1)
-            or others.logits_processor
-            or others.stopping_criteria
-            or others.prefix_allowed_tokens_fn
+            or any(each is not None and not (isinstance(each, list) and not each) for each in own)
         )
         if settings.use_cache and not more and records(self.model.device):
             wants_cache = settings.return_dict_in_generate
