@@ -57,6 +57,13 @@ class LogicalDevices(TorchFunctionMode):
             named += [self.of(args[1])] if len(args) > 1 and isinstance(args[1], Tensor) else []
             target = named[0] if named else self.of(args[0])
             return self._moved(func, args, kwargs, target)
+        if func is torch.autograd.grad:  # goes back over all devices
+            found = func(*args, **kwargs)
+            inputs = kwargs["inputs"] if "inputs" in kwargs else args[1]
+            inputs = [inputs] if isinstance(inputs, Tensor) else inputs
+            for given, gradient in zip(inputs, found, strict=True):
+                self._marked(gradient, self.of(given))
+            return found
         if func is Tensor.cpu:
             return self._moved(Tensor.clone, args, {}, HOME)
         places = {self.of(each) for each in tensors if each.dim()}

@@ -59,7 +59,7 @@ class _Masked:
         """Note what some writers would have to add to be replaced."""
         own = tensor if tensor.dim() == 4 else tensor[:, :, None]
         replaced = self.runs.replacements[self.rows[point.name]].permute(1, 2, 0, 3)
-        self.changes[point.name] = replaced - own
+        self.changes[point.name] = replaced - own.to(replaced.device)
 
     def read(self, tensor: Tensor, point: HookPoint) -> Tensor:
         """What some readers see, ``[batch, pos, reader, d_model]`` or ``[batch, pos, d_model]``."""
@@ -68,7 +68,8 @@ class _Masked:
             rows = self.rows[name]
             if self.runs.writers[rows[0]].precedes(reader, self.runs.parallel):
                 cut = self.cut[rows][:, columns]
-                tensor = tensor + torch.einsum("bpwd,wr->bprd", change, cut).view(tensor.shape)
+                seen = torch.einsum("bpwd,wr->bprd", change, cut).view(tensor.shape)
+                tensor = tensor + seen.to(tensor.device)
         return tensor
 
 

@@ -177,7 +177,7 @@ class _Run:
         """Note by how much the replacements of some writers differ from what they wrote."""
         for node, row in self.runs._rows.items():
             if node.writing_hook == point.name:
-                own = node.part_of(tensor).view(self.changes.shape[1:])
+                own = node.part_of(tensor).view(self.changes.shape[1:]).to(self.changes.device)
                 torch.sub(self.runs.replacements[row], own, out=self.changes[row])
 
     def read(self, tensor: Tensor, point: HookPoint) -> Tensor:
@@ -188,7 +188,7 @@ class _Run:
         """What readers see: the stream, with replacements along the edges that are cut."""
         if hook not in self.added:
             self.added = self._added(hook)
-        added = self.added.pop(hook)  # [circuit, reader, batch, pos, d_model]
+        added = self.added.pop(hook).to(tensor.device)  # [circuit, reader, batch, pos, d_model]
         split = tensor.view(self.count, -1, *tensor.shape[1:])
         if tensor.dim() == 4:  # [circuit * batch, pos, head, d_model]
             return (split + added.permute(0, 2, 3, 1, 4)).flatten(0, 1)

@@ -88,7 +88,7 @@ def _around(model: GPTNeoXPreTrainedModel, sample: int) -> list[Tensor]:
         @reads_only
         def add(read: Tensor, hook: HookPoint, columns: Tensor = columns) -> None:
             assert hook.layer is not None
-            sums[hook.layer] += columns @ read[:, 0].float()
+            sums[hook.layer] += columns @ read[:, 0].to(columns.device, torch.float32)
 
         with model.hook_stack.suspended(), model.hooks([("blocks.*.ln1.hook_normalized", add)]):
             model.backbone(batch[:, None], use_cache=False)

@@ -307,7 +307,7 @@ class _Sums:
     @reads_only
     def add(self, attention: Tensor, hook: HookPoint) -> None:
         """Add one layer's attention ``[batch, head, query_pos, key_pos]``."""
-        attention = attention.float()
+        attention = attention.to(self.target.device, torch.float32)
         target = self.target[:, None]
         each = {
             "on_target": ((attention * target).sum(-1), self.real),

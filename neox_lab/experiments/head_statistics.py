@@ -231,6 +231,7 @@ class _Means:
     @reads_only
     def add(self, attention: Tensor, hook: HookPoint) -> None:
         """Take one layer's attention ``[batch, head, query_pos, key_pos]``."""
+        attention = attention.to(self.weights.device)
         size = max(1, PART // (attention.numel() // attention.shape[1]))
         parts = [self._of(heads.float()) for heads in torch.split(attention, size, dim=1)]
         samples, looks = (torch.cat(each, dim=1).cpu() for each in zip(*parts, strict=True))

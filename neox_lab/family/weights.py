@@ -12,7 +12,7 @@ stored one. GPT-NeoX stores queries, keys and values in one matrix whose rows ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,8 @@ class LayerWeights:
     as their ``grad``; to write into one, use
     ``with torch.no_grad(): model.blocks[0].W_Q[2] = 0``. Biases a model does not have
     (``attention_bias=False``) read as zeros. Where an adapter (LoRA) or another module stands in
-    a matrix's place, it is the matrix that this amounts to, a copy; HookError if it is none.
+    a matrix's place, it is the matrix that this amounts to, a copy; HookError if it is none. Of a
+    block on another device than the embedding copies are brought, through which gradients flow.
     """
 
     def __init__(self, block: Block) -> None:
@@ -301,7 +302,8 @@ class WeightViews(StackedWeights):
     @property
     def blocks(self) -> tuple[LayerWeights, ...]:
         """Each layer's weights, as views."""
-        return tuple(LayerWeights(cast("Block", block)) for block in self.backbone.layers)
+        network = self.backbone
+        return tuple(LayerWeights(network.at_home(layer)) for layer in range(len(network.layers)))
 
     @property
     def output_head(self) -> nn.Module:

@@ -186,7 +186,7 @@ def maker_of(point: HookPoint, model: HookedNetwork, mask: Tensor | None) -> Mak
         The maker; it raises HookError if weights it needs have changed since this call.
     """
     assert point.layer is not None
-    block = model.backbone.block(point.layer)
+    block = model.backbone.at_home(point.layer)
     run, weights = STEPS[point.name.removeprefix(f"blocks.{point.layer}.")](block, mask)
     seen = weights_seen(weights)
 

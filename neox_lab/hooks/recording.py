@@ -150,7 +150,9 @@ class Recording:
         """
         if lean and gradients:
             raise HookError("lean=True keeps no gradients; leave out incl_bwd or lean.")
-        if keeping.device is not None and _device(keeping.device) == model.device:
+        if model.backbone.devices is not None and keeping.device is None:
+            keeping = dataclasses.replace(keeping, device=model.device)  # not here and there
+        elif keeping.device is not None and _device(keeping.device) == model.device:
             keeping = dataclasses.replace(keeping, device=None)
         self.model, self.arguments, self.keeping = model, dict(arguments), keeping
         self.gradients = gradients

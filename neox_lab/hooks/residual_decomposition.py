@@ -220,7 +220,7 @@ class CacheArithmetic(LogitShares):
             HookNameError: ``hook_post`` was not kept.
         """
         layer = entry("layer", layer, self._layers, HookError)
-        weight = self._network.block(layer).neurons().writing().weight.T  # [d_mlp, d_model]
+        weight = self._network.at_home(layer).neurons().writing().weight.T  # [d_mlp, d_model]
         (post,) = self._fetch([f"blocks.{layer}.mlp.hook_post"], pos_slice)
         post = take(post, -1, neuron_slice, "neuron_slice", HookError)
         weight = take(weight, 0, neuron_slice, "neuron_slice", HookError)
@@ -304,7 +304,7 @@ class CacheArithmetic(LogitShares):
 
     def _output_weight(self, block: int) -> Tensor:
         """``[d_model, head * d_head]``."""
-        return self._network.block(block).attention.writing().weight.detach()
+        return self._network.at_home(block).attention.writing().weight.detach()
 
     def _heads(self, layers: int, view: DecompositionView) -> tuple[list[Tensor], list[str]]:
         """What each head of the first ``layers`` blocks wrote, and labels."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from neox_lab.config import ATTENTION_PATHS, GPTNeoXConfig
 from neox_lab.errors import InputError
 from neox_lab.model.block import Block, layer_norm
+from neox_lab.model.elsewhere import Elsewhere
 from neox_lab.model.hook_points import NO_TAPS, Taps
 from neox_lab.model.key_value_cache import KeyValueCache
 from neox_lab.model.masking import attention_mask, own_positions, packed_texts
@@ -67,6 +68,16 @@ class Network(nn.Module):
         block = self.layers[layer]
         assert isinstance(block, Block)
         return block
+
+    def at_home(self, layer: int) -> Block:
+        """Block ``layer``; of one on another device what moves there and back (``elsewhere``)."""
+        block = self.block(layer)
+        if self.devices is None:
+            return block
+        home = next(self.parameters()).device  # of the embedding
+        if self.devices[layer] == home:
+            return block
+        return cast(Block, Elsewhere(block, self.devices[layer], home))
 
     def embed(self, input_ids: Tensor | None, embeds: Tensor | None, taps: Taps) -> Tensor:
         """The residual stream before block 0, ``[batch, pos, d_model]``.

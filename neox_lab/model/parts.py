@@ -25,6 +25,7 @@ from torch.nn.modules import module as every_module
 from neox_lab.dropout import has_dropout
 from neox_lab.errors import HookError
 from neox_lab.kernels.linear import Linear
+from neox_lab.model.elsewhere import Elsewhere
 
 _FAR = 64
 _LINEAR = (Linear.forward, nn.Linear.forward)
@@ -114,7 +115,7 @@ def embeddings(module: nn.Module, vocab: int, name: str = "embed_in") -> Tensor:
     return vectors
 
 
-def plain_layer_norm(module: nn.Module, name: str) -> nn.LayerNorm:
+def plain_layer_norm(module: nn.Module | Elsewhere, name: str) -> nn.LayerNorm:
     """The layer norm that stands in a place.
 
     Args:
@@ -124,6 +125,9 @@ def plain_layer_norm(module: nn.Module, name: str) -> nn.LayerNorm:
     Raises:
         HookError: something else does, or PyTorch hooks stand in it.
     """
+    if isinstance(module, Elsewhere):
+        found: nn.LayerNorm = module.through(plain_layer_norm, name)
+        return found
     refuse_hooks(module, name)
     if isinstance(module, nn.LayerNorm) and runs(module, nn.LayerNorm.forward):
         return module

@@ -164,7 +164,7 @@ class LocalReplacement:
 
     def norm(self, layer: int, which: int) -> _Norm:
         """The first or second layer norm of a layer."""
-        block = self.model.backbone.block(layer)
+        block = self.model.backbone.at_home(layer)
         module = block.input_layernorm if which == 1 else block.post_attention_layernorm
         name = f"blocks.{layer}.ln{which}"
         return _Norm(module, name, self.run[f"{name}.hook_scale"])

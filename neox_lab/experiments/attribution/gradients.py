@@ -8,7 +8,7 @@ reads from it may be the same numbers, but each has its own gradient. Weights ge
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from neox_lab.model.attention import head_results
 from neox_lab.model.hook_points import HookFunction, HookPoint
 
 if TYPE_CHECKING:
-    from neox_lab.model.block import Block
+    pass
 
 MOST_STEPS = 4096  # the places of more take longer to find than they are worth
 NO_GRADIENT = (
@@ -98,11 +98,12 @@ def run(
         gradients = torch.autograd.grad(
             value if rows is None else rows.sum(), wanted, allow_unused=True, materialize_grads=True
         )
+    home = value.device  # layers may be on others
     return Run(
         value.detach(),
         None if rows is None else rows.detach(),
-        {name: tensor.detach() for name, tensor in seen.items()},
-        dict(zip(names, gradients, strict=True)),
+        {name: tensor.detach().to(home) for name, tensor in seen.items()},
+        {name: found.to(home) for name, found in zip(names, gradients, strict=True)},
     )
 
 
@@ -119,7 +120,7 @@ def even_padding(batch: Batch, copies: int = 1) -> list[tuple[str, HookFunction]
     ahead = batch.own.cumsum(dim=1).repeat(copies, 1)[:, None, :, None] == 0
 
     def even(scores: Tensor, _: HookPoint) -> Tensor:
-        return torch.where(ahead, scores.detach(), scores)
+        return torch.where(ahead.to(scores.device), scores.detach(), scores)
 
     return [("blocks.*.attn.hook_attn_scores", even)] if bool(ahead.any()) else []
 
@@ -207,6 +208,6 @@ def activations(
     for name, made_of in kept.items():
         tensors[name] = cache[made_of]
         if name != made_of:
-            block = cast("Block", model.backbone.layers[int(name.split(".")[1])])
+            block = model.backbone.at_home(int(name.split(".")[1]))
             tensors[name] = head_results(tensors[name], block.attention.projection().weight)
     return found.mean(), rows, tensors

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from neox_lab.errors import HookNameError
-from neox_lab.experiments.patching.elsewhere import Elsewhere
 from neox_lab.experiments.patching.prompts import Prompts
 from neox_lab.family import GPTNeoXModel
 from neox_lab.hooks.hooking import Placement
@@ -293,15 +292,9 @@ class PlainRun:
 
 
 def blocks_of(model: HookedModel) -> list[Block]:
-    """The network's blocks, in order; of those on other devices what moves to them and back."""
-    network, home = model.backbone, model.device
-    blocks = [network.block(layer) for layer in range(len(network.layers))]
-    if network.devices is None:
-        return blocks
-    return [
-        block if device == home else cast("Block", Elsewhere(block, device, home))
-        for block, device in zip(blocks, network.devices, strict=True)
-    ]
+    """The network's blocks, in order, as questions use them."""
+    network = model.backbone
+    return [network.at_home(layer) for layer in range(len(network.layers))]
 
 
 def hooks_to_keep(hooks: Iterable[str]) -> list[str]:

@@ -1,16 +1,18 @@
 """Blocks on other devices, used as if they were here.
 
-Where the layers of a model are on several devices, the variants of a sweep stay on one of them, and
-what a block computes of them goes there and comes back:
+Where the layers of a model are on several devices, questions stay on one of them. What they have a
+block compute goes there and comes back, and what they look at of its weights is brought:
 
     block = Elsewhere(block, its device, home)
     block.attention.dense(z)      z moves there, is multiplied, and the product comes back
+    block.mlp.dense_h_to_4h.weight     a copy at home, through which gradients flow
 
-That makes room and not speed. Everything else about a sweep need not know.
+That makes room and not speed. The questions need not know.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -43,6 +45,14 @@ class Elsewhere:
     def __call__(self, *arguments: Any) -> Any:
         """Compute there."""
         return self._seen(self._of(*(_moved(each, self._device) for each in arguments)))
+
+    def through(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function finds of the module itself."""
+        return self._seen(function(self._of, *arguments))
+
+    def __iter__(self) -> Iterator[Any]:
+        """What it is made of, such as a weight and a bias."""
+        return map(self._seen, self._of)
 
     def _seen(self, found: Any) -> Any:
         """What was found there, as it is seen at home: what may hold tensors is of this kind."""

@@ -1,9 +1,10 @@
-"""Sweeps and ablation of models whose layers are on several devices."""
+"""Questions about models whose layers are on several devices: the numbers of one device."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from files_of_models import config
@@ -94,7 +95,7 @@ def test_so_do_hooks_splices_ablation_and_caches(what: str) -> None:
     with LogicalDevices() as devices:
         spread(model, devices)
         found = ask()
-    assert torch.equal(found.values, expected.values)
+    assert torch.allclose(found.values, expected.values, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("parallel", [True, False])
@@ -115,3 +116,95 @@ def test_so_do_paths_and_edges(through: Any, parallel: bool) -> None:
         found = ask()
     for ours, theirs in zip(found, expected, strict=True):
         assert torch.equal(ours.values.nan_to_num(), theirs.values.nan_to_num())
+
+
+@pytest.fixture(scope="module")
+def built_in() -> Any:
+    return nl.load(dtype=torch.float64)
+
+
+PAIRS = nl.gym.TASKS["ioi"].pairs(3)
+ASKED: tuple[Any, ...] = (
+    [pair.clean for pair in PAIRS],
+    [pair.corrupted for pair in PAIRS],
+    nl.patching.logit_difference([p.correct for p in PAIRS], [p.wrong for p in PAIRS]),
+)
+FIRST = PAIRS[0]
+ONE = nl.patching.logit_difference(FIRST.correct, FIRST.wrong)
+
+
+def steered(model: Any) -> Any:
+    found = nl.steering.direction(model, ["It is good"], ["It is bad"], site=("resid_post", 1))
+    with found.steer(2.0):
+        return model(model.to_tokens(FIRST.clean)).logits
+
+
+def probed(model: Any) -> Any:
+    texts = [f"{a} {b}" for a in ("The", "A", "One", "My") for b in ("key", "park", "man", "boy")]
+    return nl.probing.probe(model, texts, ["a", "b"] * 8).frame
+
+
+def unfolded(model: Any) -> Any:
+    return nl.folded(model).as_model()(model.to_tokens(FIRST.clean)).logits
+
+
+QUESTIONS: dict[str, Any] = {
+    "generate": lambda model: model.generate(model.to_tokens(FIRST.clean), max_new_tokens=4),
+    "stream": lambda model: [step.token for step in model.stream(FIRST.clean, max_new_tokens=3)],
+    "attribution patching": lambda model: nl.attribution.attribution_patch(model, *ASKED).frame,
+    "integrated gradients": lambda model: (
+        nl.attribution.integrated_gradients(model, FIRST.clean, ONE).frame
+    ),
+    "occlusion": lambda model: nl.attribution.occlusion(model, FIRST.clean, ONE).frame,
+    "direct attribution": lambda model: (
+        nl.attribution.direct_logit_attribution(
+            model, FIRST.clean, FIRST.correct, FIRST.wrong
+        ).frame
+    ),
+    "logit lens": lambda model: nl.lens.logit_lens(model, FIRST.clean).frame,
+    "direct shares": lambda model: nl.lens.direct(model, FIRST.clean, FIRST.correct).frame,
+    "svd": lambda model: nl.lens.svd(model, "OV", 1, 1).share,
+    "heads": lambda model: nl.detect.heads(model, "induction", copying=True).frame,
+    "head statistics": lambda model: nl.detect.head_statistics(model, ASKED[0]).frame,
+    "composition": lambda model: nl.detect.composition(model, "K").values,
+    "edges by gradient": lambda model: nl.circuits.scores(model, *ASKED).values,
+    "edges one by one": lambda model: nl.circuits.scores(model, *ASKED, method="exact").values,
+    "evaluation": lambda model: (
+        nl.circuits.scores(model, *ASKED).circuit(share=0.05).evaluate(random=1).frame
+    ),
+    "nodes": lambda model: nl.circuits.node_scores(model, *ASKED, method="exact").frame,
+    "neurons": lambda model: nl.circuits.neuron_scores(model, *ASKED).frame,
+    "pruning": lambda model: nl.circuits.prune_edges(model, *ASKED, edges=20, steps=3).circuit.kept,
+    "probe": probed,
+    "steering": steered,
+    "folded": unfolded,
+    "get_act_patch": lambda model: nl.patching.get_act_patch_attn_head_q_all_pos(
+        model,
+        model.to_tokens(FIRST.corrupted),
+        model.run_with_cache(FIRST.clean)[1],
+        lambda logits: logits[0, -1, 5] - logits[0, -1, 6],
+    ),
+}
+
+
+def numbers(found: Any) -> torch.Tensor:
+    if isinstance(found, pd.DataFrame):
+        found = found.select_dtypes("number").to_numpy(dtype="float64", copy=True)
+    return torch.as_tensor(found).detach().double().nan_to_num()
+
+
+@pytest.mark.filterwarnings("ignore:Edge pruning stopped")
+@pytest.mark.parametrize("name", QUESTIONS)
+def test_every_question_gives_the_same_numbers(name: str, built_in: Any) -> None:
+    expected = numbers(QUESTIONS[name](built_in))
+    with LogicalDevices() as devices:
+        for layer in (1, 3):
+            devices.put(built_in.backbone.block(layer), AWAY)
+        built_in.backbone.devices = (HOME, AWAY, HOME, AWAY)
+        try:
+            found = numbers(QUESTIONS[name](built_in))
+        finally:
+            built_in.backbone.devices = None
+        assert devices.moves
+    # Scores are float32, however exact the model is.
+    assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
