@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from neox_lab.checks import SWITCH, check, several, shown
 from neox_lab.errors import InputError
+from neox_lab.executors import EXECUTOR, AnyExecutor
 from neox_lab.features.page_parts import (
     STYLE,
     bars,
@@ -18,6 +19,7 @@ from neox_lab.features.page_parts import (
     section,
     summary,
 )
+from neox_lab.features.page_reading import looked_elsewhere
 from neox_lab.features.pictures import title as title_of
 from neox_lab.features.top_result import TopExamples
 from neox_lab.files import StrPath, path_of, write_bytes
@@ -87,6 +89,7 @@ def pages(
     folder: StrPath,
     latents: Sequence[int] | None = None,
     *,
+    executor: AnyExecutor | None = None,
     progress: bool = True,
 ) -> Path:
     """A page for each of several features in a folder, and ``index.html`` to search them.
@@ -100,6 +103,8 @@ def pages(
         found: what ``top_examples`` gave.
         folder: made if need be; pages of the same names are replaced.
         latents: which features; all that are active somewhere if None.
+        executor: any ``concurrent.futures.Executor``, or one of submitit, whose workers read the
+            examples again (``docs/many-machines.md``); None reads them here. The same pages.
         progress: show how far it is.
 
     Returns:
@@ -107,12 +112,15 @@ def pages(
 
     Raises:
         InputError: this is nothing of the kind, no feature, one that is not there, the model is not
-            what it was, or the folder has an ``index.html`` that is none of ours.
+            what it was, or the folder has an ``index.html`` that is none of ours, or
+            workers could not load the model or what has features.
+        LostWorkerError: the worker of a page was lost again and again.
         OSError: a file cannot be written.
     """
     found = _found(found)
     target = path_of("folder", folder).expanduser()
     progress = check("progress", progress, SWITCH, InputError)
+    executor = check("executor", executor, EXECUTOR, InputError)
     if latents is None:
         chosen = [int(at) for at in found.active.nonzero()]
     else:
@@ -126,14 +134,27 @@ def pages(
         raise InputError(f"{str(index)!r} is another program's; give another folder.")
     target.mkdir(parents=True, exist_ok=True)
     links = {latent: f"{latent}.html" for latent in chosen}
-    rows = []
+    rows: dict[int, list[str]] = {}
     with Progress(len(chosen), "page", silent=not progress) as bar:
-        for latent in chosen:
+        for latent in _read(found, chosen, executor):
             write_bytes(target / links[latent], utf8(_page(found, latent, links)))
-            rows.append([links[latent], *_row(found, latent)])
+            rows[latent] = [links[latent], *_row(found, latent)]
             bar.update()
-    write_bytes(index, utf8(_index(found, rows)))
+    write_bytes(index, utf8(_index(found, [rows[latent] for latent in chosen])))
     return index
+
+
+def _read(
+    found: TopExamples, latents: Sequence[int], executor: AnyExecutor | None
+) -> Iterator[int]:
+    """The features, each as soon as all is known that its page needs."""
+    if executor is None:
+        yield from latents
+        return
+    looks = map(found.look_for, latents)
+    for each in looked_elsewhere(executor, found._model, found._what, looks):
+        with found.looked(each):
+            yield each.latent
 
 
 def _found(found: object) -> TopExamples:

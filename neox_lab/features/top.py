@@ -177,6 +177,7 @@ def top_examples(
         context=context,
         seed=seed,
         _model=model,
+        _what=what,
     )
 
 

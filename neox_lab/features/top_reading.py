@@ -146,13 +146,14 @@ class Reader:
     @torch.inference_mode(False)
     def __call__(self, group: Group) -> dict[str, Any]:
         """See ``Reading.added``."""
-        reading = Reading(*_loaded(self.origin, self.what), self.choices)
+        reading = Reading(*loaded(self.origin, self.what), self.choices)
         reading.read(group, lambda tokens: None)
         return reading.added()
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(origin: Origin, what: bytes) -> tuple[HookedModel, Source]:
+def loaded(origin: Origin, what: bytes) -> tuple[HookedModel, Source]:
+    """A worker's model and what has features, kept for the next piece of work."""
     model: Any = origin.model()
     return model, source_of(model, given(pickle.loads(what)))
 
@@ -160,6 +161,27 @@ def _loaded(origin: Origin, what: bytes) -> tuple[HookedModel, Source]:
 def given(what: Any) -> Any:
     """What has features: itself, or what a ``functools.partial`` loads."""
     return what() if isinstance(what, functools.partial) else what
+
+
+def sendable(what: object) -> bytes:
+    """What has features, pickled.
+
+    Args:
+        what: as it was given.
+
+    Raises:
+        InputError: it cannot be sent, or is too large to be sent with every piece of work.
+    """
+    try:
+        made = pickle.dumps(what)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InputError(f"what={shown(what)} cannot be sent to workers: {error}") from error
+    if len(made) > LARGEST:
+        raise InputError(
+            f"what={shown(what)} has {len(made):,} bytes, too many to be sent with every piece "
+            "of work. Say how to load it: functools.partial(nl.sae.load, source, site=...)."
+        )
+    return made
 
 
 def read_elsewhere(
@@ -182,16 +204,7 @@ def read_elsewhere(
         InputError: workers could not load the model, or ``what`` cannot be sent.
         LostWorkerError: the worker of a group was lost again and again.
     """
-    try:
-        sendable = pickle.dumps(what)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise InputError(f"what={shown(what)} cannot be sent to workers: {error}") from error
-    if len(sendable) > LARGEST:
-        raise InputError(
-            f"what={shown(what)} has {len(sendable):,} bytes, too many to be sent with every piece "
-            "of work. Say how to load it: functools.partial(nl.sae.load, source, site=...)."
-        )
-    read = Reader(origin_of(model), sendable, choices)
+    read = Reader(origin_of(model), sendable(what), choices)
     ready: dict[int, dict[str, Any]] = {}
     following = 0
     with closing(run_pieces(executor, read, groups, called=lambda _: "a group of texts")) as sent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,9 +18,9 @@ from neox_lab.family.contract import HookedModel
 from neox_lab.features.corpus import Corpus
 from neox_lab.features.heaps import Highest
 from neox_lab.features.logits import logit_effects
+from neox_lab.features.page_reading import Look, Looked, counts_again, values_again
 from neox_lab.features.sources import Source
 from neox_lab.features.tables import bin_edges
-from neox_lab.features.texts_to_codes import codes_again
 from neox_lab.features.together import Pairs
 from neox_lab.frames import make_frame
 from neox_lab.results import FrameResult
@@ -92,6 +93,15 @@ class _Entry(NamedTuple):
     place: int
 
 
+@contextmanager
+def _known(looked: dict[int, Looked], found: Looked) -> Iterator[None]:
+    looked[found.latent] = found
+    try:
+        yield
+    finally:
+        looked.pop(found.latent, None)
+
+
 @dataclass(frozen=True)
 class TopExamples(FrameResult):
     """Examples and statistics of every feature.
@@ -133,6 +143,8 @@ class TopExamples(FrameResult):
     context: int
     seed: int
     _model: HookedModel = field(repr=False)
+    _what: object = field(repr=False, compare=False, default=None)  # as it was given
+    _looked: dict[int, Looked] = field(repr=False, compare=False, default_factory=dict)
 
     @property
     def density(self) -> Tensor:
@@ -252,14 +264,26 @@ class TopExamples(FrameResult):
 
     def _estimated(self, latent: int) -> tuple[Tensor, int]:
         """At how many drawn tokens each feature is active, ``[latent]``, and of how many."""
-        drawn = self._drawn("train", latent)
-        spots = [self.corpus.spot(one.place) for one in drawn]
-        counts = torch.zeros(self.source.latents, dtype=torch.int64)
-        read = [spot.ids[: spot.at + 1] for spot in spots]
-        for _, codes in codes_again(self._model, self.source, read):
-            there = codes.indices[-1][codes.values[-1] != 0]
-            counts += there.bincount(minlength=len(counts)).cpu()
-        return counts, len(drawn)
+        drawn = self._to_estimate(latent)
+        if latent in self._looked:
+            return self._looked[latent].counts.clone(), len(drawn)
+        return counts_again(self._model, self.source, drawn), len(drawn)
+
+    def _to_estimate(self, latent: int) -> list[list[int]]:
+        """Chunks up to the drawn tokens of ``train``."""
+        spots = [self.corpus.spot(one.place) for one in self._drawn("train", latent)]
+        return [spot.ids[: spot.at + 1] for spot in spots]
+
+    def look_for(self, latent: int) -> Look:
+        """What the model reads for a page of one feature, so that somebody else can."""
+        entries = list(self._entries(latent))
+        estimated = int(self.pairs.row[latent]) < 0
+        drawn = self._to_estimate(latent) if estimated else []
+        return Look(latent, [self._to_show(one) for one in entries], drawn)
+
+    def looked(self, found: Looked) -> AbstractContextManager[None]:
+        """Inside, the model is not asked again what somebody else found of a feature."""
+        return _known(self._looked, found)
 
     def logit_effects(self, latent: int, count: int = 10) -> pd.DataFrame:
         """Which tokens a feature speaks for and against, if nothing between stood in the way.
@@ -389,11 +413,12 @@ class TopExamples(FrameResult):
         Raises:
             InputError: the model no longer is what it was.
         """
+        if latent in self._looked:
+            found = self._looked[latent].values
+        else:
+            read = [self._to_show(one) for one in entries]
+            found = values_again(self._model, self.source, latent, read)
         spots = [self.corpus.spot(one.place) for one in entries]
-        read = [spot.ids[: self._around(spot.at, len(spot.ids))[1]] for spot in spots]
-        found: dict[int, NDArray[np.float32]] = {}
-        for row, codes in codes_again(self._model, self.source, read):
-            found[row] = codes.of(latent).float().cpu().numpy()
         now = [float(found[row][spot.at]) for row, spot in enumerate(spots)]
         then = [one.value for one in entries]
         wrong = sum(not abs(a - b) <= NEARLY * abs(b) for a, b in zip(now, then, strict=True))
@@ -402,7 +427,12 @@ class TopExamples(FrameResult):
                 f"{wrong} of {len(entries)} examples now have another activation: the model, its "
                 "hooks or what is spliced in are not what they were when the texts were read"
             )
-        return [found[row] for row in range(len(entries))]
+        return found
+
+    def _to_show(self, one: _Entry) -> list[int]:
+        """A chunk as far as it is shown."""
+        spot = self.corpus.spot(one.place)
+        return spot.ids[: self._around(spot.at, len(spot.ids))[1]]
 
     def _pieces(self, ids: list[int]) -> list[str]:
         """The text of each token, or its number where there is no tokenizer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,6 +50,38 @@ def test_the_tables_are_those_of_one_process(what: Any, monkeypatch: pytest.Monk
     same(read(what, executor=executor), read(what))
     assert len(executor.sent) > 3
     assert max(map(len, executor.sent)) < 30_000
+
+
+def test_pages_are_those_of_one_process(tmp_path: Path) -> None:
+    for number, together in enumerate(([], None)):
+        found = read(functools.partial(nl.sae.load, FOLDER, site=RESIDUAL), together=together)
+        latents = [int(at) for at in found.active.argsort(descending=True)[:5]]
+        executor = Backwards()
+        folders = tmp_path / f"here{number}", tmp_path / f"there{number}"
+        nl.features.pages(found, folders[0], latents, progress=False)
+        nl.features.pages(found, folders[1], latents, executor=executor, progress=False)
+        names = [sorted(path.name for path in folder.iterdir()) for folder in folders]
+        assert names[0] == names[1] and len(names[0]) == 6
+        for name in names[0]:
+            assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes(), name
+        assert len(executor.sent) == 5
+        assert max(map(len, executor.sent)) < 30_000
+        assert not found._looked
+    with pytest.raises(InputError, match="executor=3; expected an executor"):
+        nl.features.pages(found, tmp_path / "no", executor=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_pages_by_other_processes(tmp_path: Path) -> None:
+    found = read()
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as executor:
+        index = nl.features.pages(found, tmp_path / "a", range(3), executor=executor)
+    assert index.is_file()
+    nl.features.pages(found, tmp_path / "b", range(3))
+    assert all(
+        (tmp_path / "b" / path.name).read_bytes() == path.read_bytes()
+        for path in index.parent.iterdir()
+    )
 
 
 @pytest.mark.slow
