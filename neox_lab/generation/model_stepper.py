@@ -71,7 +71,8 @@ class ModelStepper:
             wanted: ``output_hidden_states``, ``output_attentions``.
         """
         self._products: Callable[[], AbstractContextManager[None]] = nullcontext
-        if copies_pay(model.dtype, new_tokens):
+        # A model with a budget of memory gets no second copy of what stays in it.
+        if model.backbone.store is None and copies_pay(model.dtype, new_tokens):
             prepare_for_decoding(model.modules(), free_memory(model.device))
             self._products = decoding
         self.model, self.wanted = model, wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -224,7 +225,9 @@ def test_no_question_takes_more_memory_than_its_budget(tmp_path: Path) -> None:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
         peaks[given] = {line.split()[0]: int(line.split()[1]) for line in ran.stdout.splitlines()}
-    activations = peaks[0] | {"generate": peaks[0]["forward"]}
+    # What was freed stays with the process, so a question has that of those before it, too.
+    most = dict(zip(peaks[0], itertools.accumulate(peaks[0].values(), max), strict=True))
+    activations = most | {"generate": max(most.values())}
     assert len(peaks[budget]) == 5
     for question, peak in peaks[budget].items():
         assert peak > budget // 2, question  # it was measured
