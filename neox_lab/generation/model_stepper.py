@@ -71,8 +71,7 @@ class ModelStepper:
             wanted: ``output_hidden_states``, ``output_attentions``.
         """
         self._products: Callable[[], AbstractContextManager[None]] = nullcontext
-        # A model with a budget of memory gets no second copy of what stays in it.
-        if model.backbone.store is None and copies_pay(model.dtype, new_tokens):
+        if not _has_a_budget(model) and copies_pay(model.dtype, new_tokens):
             prepare_for_decoding(model.modules(), free_memory(model.device))
             self._products = decoding
         self.model, self.wanted = model, wanted
@@ -217,6 +216,12 @@ class ModelStepper:
             kept = ids.shape[1] - 1 - self._ids_in_prompt + self._prompt_length
             kept += self._inserted
             self.cache.crop(min(0, kept - self.cache.get_seq_length()))
+
+
+def _has_a_budget(model: LanguageModel) -> bool:
+    """Whether memory for weights was limited: then there is no second copy of those that stay."""
+    network = getattr(model, "backbone", None)  # assistants of transformers have none
+    return network is not None and network.store is not None
 
 
 def _own_preparation(model: LanguageModel) -> Preparation | None:
