@@ -12,7 +12,8 @@ import pytest
 import torch
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-PARTS = {"devices.py", "eap_ig.py"}  # what several share, and one's other side
+# What several share, one's other side, and what runs all of them.
+PARTS = {"devices.py", "eap_ig.py", "everything.py"}
 BENCHMARKS = sorted(path for path in FOLDER.glob("*.py") if path.name not in PARTS)
 
 
@@ -43,6 +44,14 @@ def test_is_in_the_table(path: Path) -> None:
         each for each in table.splitlines() if each.startswith(f"| `python benchmarks/{path.name}")
     ]
     assert "--device cuda" in line
+
+
+def test_everything_runs_each_of_them() -> None:
+    commands = runpy.run_path(str(FOLDER / "everything.py"))["COMMANDS"].values()
+    # A machine with a GPU is asked by hand.
+    assert {command.split()[0] for command in commands} | {"on_a_gpu.py"} == {
+        path.name for path in BENCHMARKS
+    }
 
 
 def devices() -> dict[str, Any]:
