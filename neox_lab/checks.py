@@ -19,9 +19,12 @@ import math
 import numbers
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
-from neox_lab.errors import InputError, NeoxLabError, NeoxLabWarning, nearest
+from neox_lab.errors import DeviceError, InputError, NeoxLabError, NeoxLabWarning, nearest
+
+if TYPE_CHECKING:
+    import torch
 
 Value = TypeVar("Value")
 Value_co = TypeVar("Value_co", covariant=True)
@@ -132,6 +135,23 @@ def require_model(model: object) -> None:
     if isinstance(model, type) or not hasattr(model, "hook_stack"):
         raise InputError(
             f"model={shown(model)}; expected a model of this package, such as nl.load() returns."
+        )
+
+
+def require_data(device: torch.device) -> None:
+    """Refuse a model whose weights are nowhere.
+
+    Args:
+        device: where they are: ``model.device``.
+
+    Raises:
+        DeviceError: they are on the device ``meta``, which keeps shapes and no numbers.
+    """
+    if device.type == "meta":
+        raise DeviceError(
+            "The weights of this model are on the device 'meta': shapes without numbers, "
+            "which an answer needs. Load it again, nl.load(name), outside of torch.device('meta'). "
+            "What makes do with shapes is model(ids) with ids on 'meta', and model.hook_table()."
         )
 
 

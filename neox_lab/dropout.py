@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
 
-from neox_lab.checks import require_model
+from neox_lab.checks import require_data, require_model
 from neox_lab.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,9 +29,12 @@ def refuse_dropout(model: HookedNetwork) -> None:
 
     Raises:
         InputError: dropout is on, in training mode; or this is no model.
+        DeviceError: its weights are on the device ``meta``: there are no numbers to answer with.
     """
     if isinstance(model, type) or not hasattr(model, "named_modules"):
         require_model(model)
+    if (device := getattr(model, "device", None)) is not None:
+        require_data(device)
     for name, part in model.named_modules():
         if part.training and (share := _share_dropped(part)) > 0:
             raise InputError(

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,10 @@ class HubOptions:
 
 
 DEFAULTS = HubOptions()
+_ADDRESS = re.compile(
+    r"(?:https?://[^/]+/)?(\w[\w.-]*/\w[\w.-]*?)(?:/?|/(?:tree|blob|resolve)/.*)?"
+)
+"""A hub id within the address of its page, or with a slash behind it."""
 
 
 def written(source: PathOrId) -> str:
@@ -101,6 +106,11 @@ def local_directory(source: PathOrId) -> Path | None:
         raise CheckpointError(f"{text!r} is a file: give the directory that holds it.")
     looks_like_path = text.startswith(("/", ".", "~")) or "\\" in text or text.count("/") > 1
     if looks_like_path or not text or isinstance(source, Path):
+        if id_in_it := _ADDRESS.fullmatch(text):
+            raise CheckpointError(
+                f"There is no directory {shown(text)}. Of a model on the hub give the id alone: "
+                f"{id_in_it[1]!r}."
+            )
         siblings = [p.name for p in path.parent.iterdir()] if os.path.isdir(path.parent) else []
         raise CheckpointError(f"There is no directory {shown(text)}.{nearest(path.name, siblings)}")
     return None

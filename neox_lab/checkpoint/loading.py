@@ -280,12 +280,13 @@ def to_device(device_map: DeviceMap) -> torch.device:
         place = "mps" if torch.backends.mps.is_available() else place
     try:
         device = torch.device(place)
-        torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
+        torch.empty(0, device=device, dtype=torch.float32)
+    except (RuntimeError, TypeError, AssertionError, ImportError) as error:  # as back ends like
+        reason = str(error).partition("\n")[0].partition(". ")[0].removesuffix(".")
         raise ConfigError(
-            f"device_map={device_map!r} is not a device of this machine: {reason} Expected "
-            '"cpu", "cuda:0", a number, a torch.device, "auto", or {"": device}.'
+            f'{device_map!r} is not a device of this machine: {reason}. Expected "cpu", '
+            '"cuda:0", a number, a torch.device, or "auto", which is an accelerator if there is '
+            'one and else the CPU; as device_map={"": device} too.'
         ) from error
     return device
 

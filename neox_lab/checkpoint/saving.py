@@ -90,8 +90,8 @@ def save(
         beside: further files of text to write, by name.
 
     Raises:
-        CheckpointError: the directory cannot be written, or a tensor cannot be stored. A
-            checkpoint that the directory held before is kept.
+        CheckpointError: the directory cannot be written, or a tensor cannot be stored or holds
+            no numbers. A checkpoint that the directory held before is kept.
         ConfigError: ``max_shard_size`` is not a size.
     """
     tensors = _to_store(model, state_dict)
@@ -190,6 +190,12 @@ def _to_store(model: Saveable, state_dict: Mapping[str, Tensor] | None) -> dict[
             raise CheckpointError(
                 f"{name!r} cannot be stored: expected a tensor of "
                 f"{', '.join(str(dtype) for dtype in _DTYPES)} that holds data, got {what!r}."
+            )
+        if tensor.numel() == 0:
+            raise CheckpointError(
+                f"{name!r} holds no numbers: its shape is {list(tensor.shape)}. Where weights are "
+                "split over processes (ZeRO-3, FSDP) a process has them for a moment only: gather "
+                "them first and give them as state_dict=."
             )
         tensors[on_disk(name)] = tensor
     if model.config.tie_word_embeddings and {INPUT_EMBEDDING, OUTPUT_EMBEDDING} <= tensors.keys():

@@ -208,7 +208,9 @@ def curve(
     found, last = slice(2, 2 + len(requested)), 2 + len(requested)
     null = ratio.value[last:].view(len(requested), random) if random else None
     total = int(table.sum())
-    drawn = torch.tensor([float(kept.sum()) for kept in others]).view(len(circuits), random)
+    drawn = torch.tensor([float(kept.sum()) for kept in others], dtype=torch.float32).view(
+        len(circuits), random
+    )
     missing = [math.nan] * len(requested)
     edges = [circuit.edges for circuit in circuits]
     frame = make_frame(

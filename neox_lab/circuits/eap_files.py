@@ -158,7 +158,7 @@ def _of_names(
     """Scores and edges ``[writer, reader]`` of a JSON file."""
     rows = {_writer(node): row for row, node in enumerate(writers)}
     columns = {_reader(node): column for column, node in enumerate(readers)}
-    values = torch.zeros(len(writers), len(readers))
+    values = torch.zeros(len(writers), len(readers), dtype=torch.float32)
     kept = torch.zeros(len(writers), len(readers), dtype=torch.bool)
     for name, told in edges.items():
         writer, _, reader = name.partition("->")

@@ -87,7 +87,7 @@ def measured_elsewhere(
     tables = [kept[start : start + at_once].cpu() for start in range(0, len(kept), at_once)]
     pieces = [(tuple(table.shape), np.packbits(table.numpy())) for table in tables]
     measure = Measurer(origin_of(both.corrupted.model), sendable(both, ablation))
-    found: list[Tensor] = [torch.empty(0)] * len(pieces)
+    found: list[Tensor] = [torch.empty(0, dtype=torch.float32)] * len(pieces)
     with closing(
         run_pieces(executor, measure, pieces, called=lambda piece: f"{piece[0][0]} circuits")
     ) as sent:

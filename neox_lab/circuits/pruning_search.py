@@ -143,7 +143,9 @@ class Search:
             done: how far the target has come down, from 0.
         """
         target = self.total + (self.wanted.count - self.total) * min(1.0, done)
-        drawn = torch.rand(self.location.shape, generator=self.noise).to(self.location.device)
+        drawn = torch.rand(self.location.shape, generator=self.noise, dtype=torch.float32).to(
+            self.location.device
+        )
         distance = self.distance(logits_under(self.runs, masks_of(self.location, drawn)))
         expected = open_probability(self.location)[self.table].sum()
         excess = (expected - target) / self.total

@@ -387,7 +387,7 @@ class _Question:
         self, embed: Tensor, streams: list[Tensor], changes: Tensor, steps: int
     ) -> Tensor:
         """The integral for each writer by itself: its output goes from u to u', nobody else's."""
-        total, clean = torch.zeros(()), self.both.corrupted
+        total, clean = torch.zeros((), dtype=torch.float32), self.both.corrupted
         places, weights = gradients.quadrature(steps)
         for row, node in enumerate(self.writers):
             if not changes[:, row].any():

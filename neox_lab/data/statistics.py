@@ -68,7 +68,12 @@ def bootstrap_interval(
         return unknown, unknown.clone()
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randint(count, (draws, count), generator=generator)
-    weights = torch.zeros(draws, count).scatter_add_(1, drawn, torch.ones(draws, count)) / count
+    weights = (
+        torch.zeros(draws, count, dtype=torch.float32).scatter_add_(
+            1, drawn, torch.ones(draws, count, dtype=torch.float32)
+        )
+        / count
+    )
     flat = samples.reshape(count, -1).double()
     low, high = torch.empty_like(flat[0]), torch.empty_like(flat[0])
     ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)

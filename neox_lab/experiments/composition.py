@@ -321,7 +321,9 @@ def _random_scores(
     device = block.W_Q.device
 
     def draw(rows: int) -> Tensor:
-        drawn = torch.randn(RANDOM, rows, d_head, generator=generator).to(device)
+        drawn = torch.randn(RANDOM, rows, d_head, generator=generator, dtype=torch.float32).to(
+            device
+        )
         drawn[:, :d_model] -= drawn[:, :d_model].mean(dim=1, keepdim=True)  # as folding does
         return drawn
 

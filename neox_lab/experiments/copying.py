@@ -57,7 +57,9 @@ def copying_scores(model: GPTNeoXPreTrainedModel, sample: int = SAMPLE) -> Tenso
     refuse_dropout(model)
     sample = check("sample", sample, COUNT, InputError)
     config = model.config
-    scores = torch.full((config.num_hidden_layers, config.num_attention_heads), torch.nan)
+    scores = torch.full(
+        (config.num_hidden_layers, config.num_attention_heads), torch.nan, dtype=torch.float32
+    )
     if model.get_output_embeddings() is None:
         return scores
     weights = folded(model)

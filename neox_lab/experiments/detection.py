@@ -82,7 +82,9 @@ def previous_token(tokens: Tensor) -> Tensor:
         InputError: ``tokens`` is something else.
     """
     _check_row(tokens)
-    return torch.eye(len(tokens), device=tokens.device).roll(-1, dims=1).tril(-1)
+    return (
+        torch.eye(len(tokens), device=tokens.device, dtype=torch.float32).roll(-1, dims=1).tril(-1)
+    )
 
 
 def duplicate_token(tokens: Tensor) -> Tensor:
@@ -182,7 +184,7 @@ def pattern_score(
             "[.., query_pos, key_pos] and [query_pos, key_pos], of as many queries as keys."
         )
     length = len(pattern)
-    counts = torch.ones(length, length, device=attention.device)
+    counts = torch.ones(length, length, device=attention.device, dtype=torch.float32)
     if exclude_own_token:
         counts.fill_diagonal_(0)
     if exclude_first_token:
@@ -291,7 +293,7 @@ class _Sums:
         """Say what comes next: texts with their patterns, and the mask ``[batch, pos]``."""
         batch, length = mask.shape
         self.texts = texts
-        self.target = torch.zeros(batch, length, length, device=mask.device)
+        self.target = torch.zeros(batch, length, length, device=mask.device, dtype=torch.float32)
         for row, target in enumerate(targets):
             where = mask[row].nonzero().flatten()
             self.target[row, where[:, None], where] = target

@@ -214,7 +214,9 @@ class _Means:
     """
 
     def __init__(self, texts: int, layers: int, heads: int) -> None:
-        self.samples = torch.full((texts, layers, heads, len(STATISTICS), 2), torch.nan)
+        self.samples = torch.full(
+            (texts, layers, heads, len(STATISTICS), 2), torch.nan, dtype=torch.float32
+        )
         self.looks = torch.zeros(texts, layers, heads, dtype=torch.bool)
 
     def begin(self, texts: list[int], mask: Tensor) -> None:

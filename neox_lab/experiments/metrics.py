@@ -99,7 +99,9 @@ class LogitMetric:
         ]
         positions = [_columns(model, prepared, term.pos) for term in self.terms]
         return BoundMetric(
-            weights=torch.tensor([term.weight for term in self.terms], device=device),
+            weights=torch.tensor(
+                [term.weight for term in self.terms], device=device, dtype=torch.float32
+            ),
             outputs=torch.stack(outputs, dim=1).to(device),
             positions=torch.stack(positions, dim=1).to(device),
             name=self.name,
@@ -127,7 +129,9 @@ class LogitMetric:
         everywhere = torch.ones(batch, length, dtype=torch.bool)
         positions = [_places(everywhere, -1 if t.pos is None else t.pos) for t in self.terms]
         bound = BoundMetric(
-            weights=torch.tensor([term.weight for term in self.terms], device=logits.device),
+            weights=torch.tensor(
+                [term.weight for term in self.terms], device=logits.device, dtype=torch.float32
+            ),
             outputs=torch.stack(outputs, dim=1).to(logits.device),
             positions=torch.stack(positions, dim=1).to(logits.device),
             name=self.name,

@@ -57,7 +57,7 @@ class Vectors(Mapping[str, NDArray[np.float32]]):
         site = self.stored[name]
         if self._rows is not None:
             return site[self._rows].flatten(1).float().numpy()
-        total = torch.zeros(len(self._counts), *site.shape[1:])
+        total = torch.zeros(len(self._counts), *site.shape[1:], dtype=torch.float32)
         for start in range(0, len(site), _TOGETHER):
             part = slice(start, start + _TOGETHER)
             total.index_add_(0, self._number[part], site[part].float())

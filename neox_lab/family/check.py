@@ -87,7 +87,9 @@ def _try(
     shape_right = shape == shape_at(point, sizes)
     sums = None
     if seen and point.name.endswith("hook_pattern"):
-        sums = bool(torch.allclose(seen[0].float().sum(-1), torch.ones(()), atol=1e-3))
+        sums = bool(
+            torch.allclose(seen[0].float().sum(-1), torch.ones((), dtype=torch.float32), atol=1e-3)
+        )
     return {
         "name": point.name,
         "shape": shape,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, overload
 import torch
 from torch import Tensor
 
-from neox_lab.checks import shown
+from neox_lab.checks import require_data, shown
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError, TokenizerError
 from neox_lab.notices import tell_of_length
@@ -131,6 +131,7 @@ class TextHelpers:
         Raises:
             InputError: neither text, ids ``[batch, pos]`` nor vectors, or an empty text.
             TokenizerError: text, and the model has no tokenizer.
+            DeviceError: text, and the model's weights hold no numbers.
         """
         if isinstance(inputs, Tensor):
             if inputs.is_floating_point():
@@ -154,6 +155,7 @@ class TextHelpers:
         if isinstance(inputs, str) or (
             isinstance(inputs, list | tuple) and inputs and all(isinstance(t, str) for t in inputs)
         ):
+            require_data(self.device)
             return self._encode(inputs if isinstance(inputs, str) else list(inputs))
         raise InputError(
             f"inputs is {shown(inputs, 80)}; expected a string, a list of strings, or a LongTensor "

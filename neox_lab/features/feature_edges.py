@@ -334,7 +334,8 @@ def feature_edges(
         f"{len(found):,} edges between {len(chosen):,} nodes",
         f"estimated change of {metric_name(runs.run.metric)}",
         with_same_splices(
-            runs.run.model, lambda count: torch.tensor(_measured(runs, kept, found[:count]))
+            runs.run.model,
+            lambda count: torch.tensor(_measured(runs, kept, found[:count]), dtype=torch.float32),
         ),
     )
 

@@ -444,7 +444,7 @@ def _into_stream(model: HookedModel, site: str, vectors: Tensor | None) -> Tenso
     elif kind.startswith("hook_resid") or kind in ("hook_embed", "hook_attn_out", "hook_mlp_out"):
         if vectors is not None:
             return vectors
-        return torch.eye(model.config.hidden_size, device=model.device)
+        return torch.eye(model.config.hidden_size, device=model.device, dtype=torch.float32)
     if matrix is None:
         return None
     matrix = matrix.detach().float()

@@ -185,7 +185,10 @@ def _check_sampled(draft: Draft, p: Tensor) -> tuple[int, Tensor]:
     q, tokens = draft.probabilities, draft.tokens
     assert q is not None
     each = torch.arange(tokens.shape[0], device=tokens.device)
-    keep = torch.rand(tokens.shape[0], device=p.device) * q[each, tokens] <= p[each, tokens]
+    keep = (
+        torch.rand(tokens.shape[0], device=p.device, dtype=torch.float32) * q[each, tokens]
+        <= p[each, tokens]
+    )
     accepted = int(keep.long().cumprod(dim=0).sum())
     rest = p[accepted]
     if accepted < tokens.shape[0]:

@@ -112,7 +112,9 @@ class SequenceBias(LogitsProcessor):
         input_ids = without_padding(input_ids, self.padding)
         for group in self._groups:
             sequences = torch.tensor([list(s) for s, _ in group], device=scores.device)
-            amounts = torch.tensor([float(a) for _, a in group], device=scores.device)
+            amounts = torch.tensor(
+                [float(a) for _, a in group], device=scores.device, dtype=torch.float32
+            )
             if int(sequences.max()) >= scores.shape[1]:
                 raise GenerationError(
                     f"A sequence to be biased or banned holds token {int(sequences.max())}; the "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 
-from neox_lab.checks import shown
+from neox_lab.checks import require_data, shown
 from neox_lab.errors import GenerationError, TokenizerError, nearest
 from neox_lab.generation.generation_config import GenerationConfig
 from neox_lab.generation.settings import IGNORED, REFUSED, SETTINGS
@@ -129,7 +129,9 @@ def prepare(
     Raises:
         GenerationError: arguments that contradict each other or do not fit.
         TokenizerError: a text without a tokenizer.
+        DeviceError: the model's weights hold no numbers.
     """
+    require_data(model.device)
     given = {name: value for name, value in model_arguments.items() if value is not None}
     if inputs is not None and "input_ids" in given:
         raise GenerationError("The prompt was given twice, as inputs and as input_ids.")

@@ -148,7 +148,7 @@ class Eta(LogitsProcessor):
         probabilities = scores.softmax(dim=-1)
         lowest = torch.finfo(scores.dtype).min
         entropy = -(probabilities * log_probabilities.clamp(min=lowest)).sum(dim=-1, keepdim=True)
-        epsilon = torch.tensor(self.epsilon, device=scores.device)
+        epsilon = torch.tensor(self.epsilon, device=scores.device, dtype=torch.float32)
         eta = torch.minimum(epsilon, epsilon.sqrt() * (-entropy).exp())
         unlikely = probabilities < eta
         return scores.masked_fill(unlikely & ~_keep_best(scores, self.at_least), NEVER)

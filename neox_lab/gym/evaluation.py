@@ -282,7 +282,7 @@ def logit_differences(
 
     Float32 on the CPU. The model is in evaluation mode meanwhile.
     """
-    found = torch.zeros(len(prompts), 2)
+    found = torch.zeros(len(prompts), 2, dtype=torch.float32)
     pad = pad_token(model)
     with evaluating(model):
         for side in range(2):

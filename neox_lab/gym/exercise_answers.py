@@ -35,7 +35,7 @@ GIVING = "When Mary and Tom went to the park, Tom gave the key to"
 def as_row(value: object) -> Tensor:
     """What has numbers as entries, as one row of them; errors of many kinds if it has not."""
     entries = several("answer", value, "numbers", InputError)
-    return torch.tensor([float(entry) for entry in entries])
+    return torch.tensor([float(entry) for entry in entries], dtype=torch.float32)
 
 
 def number(compute: Callable[[Any], float]) -> Judge:
@@ -130,7 +130,7 @@ def surprise_before_last_layer(model: GPTNeoXForCausalLM) -> float:
     stream = cache["resid_pre", model.config.num_hidden_layers - 1]
     normed = model.gpt_neox.final_layer_norm(stream[0, -2])
     read = (model.get_output_embeddings()(normed)).float().log_softmax(-1)
-    return float(-read[tokens[0, -1]] / torch.log(torch.tensor(2.0)))
+    return float(-read[tokens[0, -1]] / torch.log(torch.tensor(2.0, dtype=torch.float32)))
 
 
 def carries_capital(model: GPTNeoXForCausalLM) -> tuple[int, int]:

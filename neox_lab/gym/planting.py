@@ -87,7 +87,7 @@ def planted() -> GPTNeoXForCausalLM:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-        identity = torch.eye(VOCABULARY)
+        identity = torch.eye(VOCABULARY, dtype=torch.float32)
         model.W_E[:, CURRENT] = identity
         model.W_U[PREDICTION] = identity
         _plant_previous_token(model)
@@ -134,7 +134,7 @@ def _read_token(weight: Tensor, bias: Tensor, area: slice, ones: int, size: floa
 
     ``ones`` are the ones in the residual stream, by which layer norm scales.
     """
-    weight[area, PLAIN] += size / _step(ones) * torch.eye(VOCABULARY)
+    weight[area, PLAIN] += size / _step(ones) * torch.eye(VOCABULARY, dtype=torch.float32)
     bias[PLAIN] += size * ones / D_MODEL  # layer norm took away the mean
 
 
@@ -150,7 +150,7 @@ def _plant_previous_token(model: GPTNeoXForCausalLM) -> None:
     block.b_Q[head, :pairs] = math.sqrt(amplitude)
     block.b_K[head, : 2 * pairs] = math.sqrt(amplitude) * torch.cat((cos, sin))
     _read_token(block.W_V[head], block.b_V[head], CURRENT, ones=1, size=1.0)
-    block.W_O[head][PLAIN, PREVIOUS] = torch.eye(VOCABULARY)
+    block.W_O[head][PLAIN, PREVIOUS] = torch.eye(VOCABULARY, dtype=torch.float32)
 
 
 def _plant_induction(model: GPTNeoXForCausalLM) -> None:
@@ -162,4 +162,4 @@ def _plant_induction(model: GPTNeoXForCausalLM) -> None:
     _read_token(block.W_K[head], block.b_K[head], PREVIOUS, ones=2, size=size)
     _read_token(block.W_K[head], block.b_K[head], CURRENT, ones=2, size=-size / 2)
     _read_token(block.W_V[head], block.b_V[head], CURRENT, ones=2, size=1.0)
-    block.W_O[head][PLAIN, PREDICTION] = STRENGTH * torch.eye(VOCABULARY)
+    block.W_O[head][PLAIN, PREDICTION] = STRENGTH * torch.eye(VOCABULARY, dtype=torch.float32)

@@ -120,7 +120,7 @@ def _plant_duplicate_token(planting: Planting) -> None:
 def _plant_rest(planting: Planting, layer: int, head: int) -> None:
     """Whoever finds nothing looks at "When", which counts half a match."""
     size, at = _size(SHARPNESS), len(NAMES)
-    when = torch.zeros(len(planting.words), at + 1)
+    when = torch.zeros(len(planting.words), at + 1, dtype=torch.float32)
     when[planting.numbers(["When"]), at] = size
     planting.head(layer, head, "K", "token", when)
     planting.model.blocks[layer].b_Q[head, PLAIN.start + at] = size
@@ -129,10 +129,10 @@ def _plant_rest(planting: Planting, layer: int, head: int) -> None:
 def _plant_inhibition(planting: Planting) -> None:
     layer, head = INHIBITION
     at, match = len(NAMES), _size(SHARPNESS)
-    any_name = torch.zeros(at, at + 1)
+    any_name = torch.zeros(at, at + 1, dtype=torch.float32)
     any_name[:, at] = 2 * match
     planting.head(layer, head, "K", "duplicate", any_name)
-    planting.head(layer, head, "V", "duplicate", torch.eye(at))
+    planting.head(layer, head, "V", "duplicate", torch.eye(at, dtype=torch.float32))
     planting.head_writes(layer, head, "inhibited", 1.0)
     _plant_rest(planting, layer, head)
 
@@ -142,7 +142,9 @@ def _plant_mover(planting: Planting, layer: int, head: int, size: float) -> None
     names = planting.chosen(NAMES)
     block = planting.model.blocks[layer]
     block.b_Q[head, PLAIN.start : PLAIN.start + len(NAMES)] = match
-    planting.head(layer, head, "Q", "inhibited", -2 * match * torch.eye(len(NAMES)))
+    planting.head(
+        layer, head, "Q", "inhibited", -2 * match * torch.eye(len(NAMES), dtype=torch.float32)
+    )
     planting.head(layer, head, "K", "token", match * names)
     planting.head(layer, head, "V", "token", names)
     planting.head_writes(layer, head, "prediction", size)

@@ -148,7 +148,7 @@ class Planting:
             parameter.requires_grad_(False)
             parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
         self.model.W_E[:, ANCHOR] = SIZE_OF_ANCHOR
-        self.model.W_E[:, self.areas["token"]] = torch.eye(len(self.words))
+        self.model.W_E[:, self.areas["token"]] = torch.eye(len(self.words), dtype=torch.float32)
         self.model.tokenizer = tokenizer(self.words)
 
     def numbers(self, words: Sequence[str]) -> list[int]:
@@ -157,7 +157,7 @@ class Planting:
 
     def chosen(self, words: Sequence[str]) -> Tensor:
         """From tokens to their numbers among ``words``, ``[token, word]``."""
-        return torch.eye(len(self.words))[:, self.numbers(words)]
+        return torch.eye(len(self.words), dtype=torch.float32)[:, self.numbers(words)]
 
     def reads(self, weight: Tensor, area: str, matrix: Tensor) -> None:
         """Add to a weight that reads the stream ``[d_model, any]``: ``matrix`` times an area.
@@ -177,7 +177,7 @@ class Planting:
         self.taken.add((layer, head))
         block = self.model.blocks[layer]
         weight = {"Q": block.W_Q, "K": block.W_K, "V": block.W_V}[part][head]
-        wide = torch.zeros(len(matrix), D_HEAD)
+        wide = torch.zeros(len(matrix), D_HEAD, dtype=torch.float32)
         wide[:, PLAIN.start : PLAIN.start + matrix.shape[1]] = matrix
         self.reads(weight, area, wide)
 
@@ -186,7 +186,9 @@ class Planting:
         where = self.areas[area]
         count = where.stop - where.start
         weight = self.model.blocks[layer].W_O[head]
-        weight[PLAIN.start : PLAIN.start + count, where] = size * torch.eye(count)
+        weight[PLAIN.start : PLAIN.start + count, where] = size * torch.eye(
+            count, dtype=torch.float32
+        )
 
     def neuron(
         self, layer: int, read: dict[str, Tensor], threshold: float, area: str, wrote: Tensor
@@ -210,14 +212,14 @@ class Planting:
 
     def answers(self, area: str, words: Sequence[str]) -> None:
         """Let the unembedding read an area as words."""
-        wide = torch.zeros(len(words), len(self.words))
+        wide = torch.zeros(len(words), len(self.words), dtype=torch.float32)
         wide[range(len(words)), self.numbers(words)] = STRENGTH
         self.reads(self.model.W_U, area, wide)
 
     def finished(self) -> GPTNeoXForCausalLM:
         """The model, with distractors wherever the circuit is not."""
         generator = torch.Generator().manual_seed(SEED)
-        everything = torch.zeros(D_MODEL)
+        everything = torch.zeros(D_MODEL, dtype=torch.float32)
         for where in self.areas.values():
             everything[where] = LEAK
         everything[self.areas["waste"]] = 1
@@ -226,18 +228,20 @@ class Planting:
                 if (layer, head) not in self.taken:
                     for weight in (block.W_Q, block.W_K, block.W_V):
                         self._reads_at_random(weight[head], generator)
-                    drawn = torch.randn(D_HEAD, D_MODEL, generator=generator)
+                    drawn = torch.randn(D_HEAD, D_MODEL, generator=generator, dtype=torch.float32)
                     block.W_O[head][:] = drawn * everything / math.sqrt(D_HEAD)
             first = self.neurons.get(layer, 0)
             self._reads_at_random(block.W_in[:, first:], generator)
-            drawn = torch.randn(NEURONS - first, D_MODEL, generator=generator)
+            drawn = torch.randn(NEURONS - first, D_MODEL, generator=generator, dtype=torch.float32)
             block.W_out[first:] = drawn * everything / math.sqrt(NEURONS)
         self.model.requires_grad_(True)
         return self.model.eval()
 
     def _reads_at_random(self, weight: Tensor, generator: torch.Generator) -> None:
         for name, where in self.areas.items():
-            drawn = torch.randn(where.stop - where.start, weight.shape[1], generator=generator)
+            drawn = torch.randn(
+                where.stop - where.start, weight.shape[1], generator=generator, dtype=torch.float32
+            )
             if name == "waste":  # not one-hot: many parts have written to it
                 drawn /= WASTE
             self.reads(weight, name, drawn)

@@ -81,7 +81,7 @@ def planted_two_step(parallel: bool = True) -> PlantedCircuit:
     planting = Planting(WORDS, sizes, parallel)
     with torch.no_grad():
         _plant_first_look_up(planting)
-        to_lands, asks = torch.eye(lands), planting.chosen(tuple(ANSWERS))
+        to_lands, asks = torch.eye(lands, dtype=torch.float32), planting.chosen(tuple(ANSWERS))
         _plant_mover(planting, MOVER, "bridge", to_lands, "moved")
         _plant_mover(planting, ASKER, "token", asks, "relation")
         _plant_second_look_up(planting)
@@ -100,7 +100,7 @@ def planted_two_step(parallel: bool = True) -> PlantedCircuit:
 
 
 def _plant_first_look_up(planting: Planting) -> None:
-    lands = torch.eye(len(LANDS))
+    lands = torch.eye(len(LANDS), dtype=torch.float32)
     for at, sights in enumerate(LANDS.values()):
         for sight in sights:
             read = {"token": planting.chosen([sight])[:, 0]}
@@ -112,7 +112,7 @@ def _plant_mover(planting: Planting, at: tuple[int, int], area: str, read: Tenso
     layer, head = at
     count = read.shape[1]
     size = math.sqrt(SHARPNESS * math.sqrt(D_HEAD))
-    anything = torch.zeros(len(read), count + 1)
+    anything = torch.zeros(len(read), count + 1, dtype=torch.float32)
     anything[:, count] = size * read.sum(dim=1)
     planting.model.blocks[layer].b_Q[head, PLAIN.start + count] = size
     planting.head(layer, head, "K", area, anything)
@@ -121,9 +121,13 @@ def _plant_mover(planting: Planting, at: tuple[int, int], area: str, read: Tenso
 
 
 def _plant_second_look_up(planting: Planting) -> None:
-    answers, lands, relations = torch.eye(len(OUTCOMES)), len(LANDS), torch.eye(len(ANSWERS))
+    answers, lands, relations = (
+        torch.eye(len(OUTCOMES), dtype=torch.float32),
+        len(LANDS),
+        torch.eye(len(ANSWERS), dtype=torch.float32),
+    )
     for relation, asked in enumerate(relations):
-        for at, land in enumerate(torch.eye(lands)):
+        for at, land in enumerate(torch.eye(lands, dtype=torch.float32)):
             wrote = answers[relation * lands + at]
             planting.neuron(SECOND, {"moved": land, "relation": asked}, 1.5, "prediction", wrote)
 

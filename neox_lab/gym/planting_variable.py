@@ -37,7 +37,9 @@ STRENGTH = 2.0
 
 def _directions() -> tuple[Tensor, Tensor]:
     """Directions of variables in the embedding and after layer 0, each ``[d_model, 10]``."""
-    drawn = torch.randn(D_MODEL, 2 * len(VARIABLES), generator=torch.Generator().manual_seed(7))
+    drawn = torch.randn(
+        D_MODEL, 2 * len(VARIABLES), generator=torch.Generator().manual_seed(7), dtype=torch.float32
+    )
     drawn -= drawn.mean(dim=0)  # layer norm takes the mean away, so there is none
     found = torch.linalg.qr(drawn.double()).Q.float()
     return found[:, : len(VARIABLES)], found[:, len(VARIABLES) :]

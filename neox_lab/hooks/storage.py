@@ -80,7 +80,7 @@ class Keeping:
         axis = pos_axis(point)
         if self.pos_slice is None or axis is None:
             return shape
-        empty = torch.empty(shape, device="meta")
+        empty = torch.empty(shape, device="meta", dtype=torch.float32)
         return tuple(take(empty, axis, self.pos_slice, "pos_slice", HookError).shape)
 
 

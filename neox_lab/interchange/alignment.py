@@ -56,7 +56,9 @@ def accuracy(
     else:
         rows = {FOUND: of_directions(runs, site.subspace, batch_size)}
         rows |= random_rows(runs, site.subspace.shape[1], batch_size, seed)
-    return result_of(runs, rows, site, pairs.variable, pairs.chance, torch.zeros(0))
+    return result_of(
+        runs, rows, site, pairs.variable, pairs.chance, torch.zeros(0, dtype=torch.float32)
+    )
 
 
 @names_ours_of(*INTERCHANGED)

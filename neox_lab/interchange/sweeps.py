@@ -156,17 +156,19 @@ def sweep(
                 bar.update(note=f"accuracy {found.accuracy:.2f}")
     shape = (len(numbers), len(places))
     by_name = [cell.frame.set_index("run")["accuracy"] for cell in cells]
-    null_cells = torch.tensor([list(cell.nulls.values()) for cell in cells])
+    null_cells = torch.tensor([list(cell.nulls.values()) for cell in cells], dtype=torch.float32)
     subspaces = [cell.site.subspace for cell in cells]
     widths = {tuple(each.shape) for each in subspaces if each is not None}
     if len(widths) > 1:
         raise InputError(f"positions={shown(positions, 80)} have different numbers of places.")
     stacked = torch.stack([each for each in subspaces if each is not None])
     return InterchangeMap(
-        values=torch.tensor([cell.accuracy for cell in cells]).view(shape),
+        values=torch.tensor([cell.accuracy for cell in cells], dtype=torch.float32).view(shape),
         axes=("layer", "pos"),
         labels={"layer": list(map(str, numbers)), "pos": list(places)},
-        whole=torch.tensor([float(each[WHOLE]) for each in by_name]).view(shape),
+        whole=torch.tensor([float(each[WHOLE]) for each in by_name], dtype=torch.float32).view(
+            shape
+        ),
         nulls=null_cells.T.reshape(-1, *shape),
         directions=stacked.view(*shape, *stacked.shape[1:]),
         hook=hook,

@@ -119,7 +119,8 @@ class Network(nn.Module):
             size = getattr(self.embed_in, "num_embeddings", "unknown")
             raise InputError(
                 f"input_ids goes from {int(input_ids.min())} to {int(input_ids.max())}, but ids "
-                f"must be at least 0 and below vocab_size, which is {size}."
+                f"must be at least 0 and below vocab_size, which is {size}. If tokens were added "
+                "to the tokenizer: model.resize_token_embeddings(len(tokenizer))."
             ) from None
 
     def run_layers(

@@ -71,7 +71,7 @@ def affine(module: nn.Module, width: int, name: str) -> Affine:
     try:
         bias = module(like.new_zeros(1, 1, width))[0, 0]
         # Far from the bias, so that little is lost in rounding; a power of two loses nothing.
-        far = _FAR * torch.eye(width).to(like)
+        far = _FAR * torch.eye(width, dtype=torch.float32).to(like)
         weight = ((module(far[None])[0] - bias) / _FAR).T
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise HookError(

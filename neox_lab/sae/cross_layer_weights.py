@@ -69,7 +69,7 @@ class CrossLayerWeights(NamedTuple):
             ConfigError: names the tensor.
         """
         layers = len(self.W_enc)
-        first = self.W_enc[0] if layers else torch.empty(0)
+        first = self.W_enc[0] if layers else torch.empty(0, dtype=torch.float32)
         if first.dim() != 2 or not self.b_dec or self.b_dec[0].dim() != 1:
             raise ConfigError("W_enc[0] must be [d_in, latent] and b_dec[0] [d_out].")
         (d_in, latents), d_out = first.shape, len(self.b_dec[0])

@@ -64,7 +64,9 @@ class Planted:
     def control(self, latents: int, seed: int = 0) -> float:
         """Mean max cosine of ``latents`` random directions, drawn by ``seed``."""
         generator = torch.Generator().manual_seed((seed * _OWN + 2) % 2**63)
-        return self.recovered(torch.randn(latents, self.directions.shape[1], generator=generator))
+        return self.recovered(
+            torch.randn(latents, self.directions.shape[1], generator=generator, dtype=torch.float32)
+        )
 
 
 def planted(
@@ -99,16 +101,18 @@ def planted(
     seed = check("seed", seed, SEED, InputError)
     # Numbers of its own: a training of the same seed must not begin with the planted directions.
     generator = torch.Generator().manual_seed((seed * _OWN + 1) % 2**63)
-    directions = torch.randn(features, d_model, generator=generator)
+    directions = torch.randn(features, d_model, generator=generator, dtype=torch.float32)
     directions /= directions.norm(dim=1, keepdim=True)
     parts, sums = [], []
     for start in range(0, rows, 8192):
         size = min(8192, rows - start), features
-        on = torch.rand(size, generator=generator) < share
-        much = (0.5 + torch.rand(size, generator=generator)) * on
+        on = torch.rand(size, generator=generator, dtype=torch.float32) < share
+        much = (0.5 + torch.rand(size, generator=generator, dtype=torch.float32)) * on
         sums.append(much @ directions)
         parts.append(much.to_sparse())
     activations = torch.cat(sums)
     if noise:
-        activations += noise * torch.randn(activations.shape, generator=generator)
+        activations += noise * torch.randn(
+            activations.shape, generator=generator, dtype=torch.float32
+        )
     return Planted(activations, directions, torch.cat(parts))

@@ -185,11 +185,11 @@ class Trainee(nn.Module):
         self.subtracts_b_dec = autoencoder and kind in ("topk", "batchtopk")
         self.sparsity = {"relu": 5.0}.get(kind, 1.0) if recipe.sparsity is None else recipe.sparsity
         d_in, d_out = x.shape[1], y.shape[1]
-        rows = _unit(torch.randn(latents, d_out, generator=generator))
+        rows = _unit(torch.randn(latents, d_out, generator=generator, dtype=torch.float32))
         written = rows * 0.1 if kind == "relu" else rows  # Anthropic's begin small
         read = written
         if not autoencoder:  # directions in another space have no transpose
-            read = _unit(torch.randn(latents, d_in, generator=generator))
+            read = _unit(torch.randn(latents, d_in, generator=generator, dtype=torch.float32))
         # A batch of a row or two, as an epoch may end with, varies by nothing or nearly nothing.
         each = (y - y.mean(0)).square().sum(1)  # a few rows may be far away: the median is usual
         self.least = max(1e-30, 0.5 * float(each.median()), 1e-6 * float(each.mean()))

@@ -202,7 +202,9 @@ def activations_of(
     names = list(dict.fromkeys(names))
     layers = [model.hook_points[name].layer for name in names]
     last = None if None in layers else max(layer for layer in layers if layer is not None) + 1
-    found: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(ids) for name in names}
+    found: dict[str, list[Tensor]] = {
+        name: [torch.empty(0, dtype=torch.float32)] * len(ids) for name in names
+    }
     for rows in by_length(model, [max(1, length) for length in lengths], batch_size):
         rows = [row for row in rows if lengths[row]]
         if not rows:

@@ -174,7 +174,7 @@ def _activations(
         held, text = activations_of(models[0], ids, [*sites_in, *sites_out])
         return [held[name] for name in sites_in], [held[name].cpu() for name in sites_out], text
     x, y = [], []
-    text = torch.empty(0)
+    text = torch.empty(0, dtype=torch.float32)
     for model, read, written in zip(models, sites_in, sites_out, strict=True):
         held, text = activations_of(model, ids, [read, written])
         x.append(held[read])

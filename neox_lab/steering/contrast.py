@@ -159,7 +159,9 @@ def of_texts(
     refuse("There is nothing to read", empty, "Leave these texts out.")
     check_lengths(ids, model.config.max_position_embeddings, "Shorten these texts.")
     pick, said = _places(model, ids, positions)
-    found: dict[str, list[Tensor]] = {name: [torch.empty(0)] * len(ids) for name in names}
+    found: dict[str, list[Tensor]] = {
+        name: [torch.empty(0, dtype=torch.float32)] * len(ids) for name in names
+    }
     sums, count = dict.fromkeys(names, 0.0), 0
     with torch.no_grad():
         for rows in by_length(model, [len(line) for line in ids], batch_size):
@@ -300,7 +302,7 @@ def _later_means(stored: Stored, name: str) -> Tensor:
     number = torch.arange(len(counts)).repeat_interleave(counts)
     kept = ((stored.pos > 0) | (counts[number] == 1)).nonzero()[:, 0]
     site, number = stored[name], number[kept]
-    total = torch.zeros(len(counts), *site.shape[1:])
+    total = torch.zeros(len(counts), *site.shape[1:], dtype=torch.float32)
     for start in range(0, len(kept), _TOGETHER):
         part = slice(start, start + _TOGETHER)
         total.index_add_(0, number[part], site[kept[part]].float())

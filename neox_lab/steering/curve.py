@@ -168,7 +168,7 @@ def evaluate_direction(
                         for batch, before in zip(batches, plain, strict=True)
                     ]
                 rows.append({"kind": kind, "draw": draw, "scale": scale})
-                nothing = torch.full((1, 2), math.nan)
+                nothing = torch.full((1, 2), math.nan, dtype=torch.float32)
                 measured.append((effects, torch.cat(costs) if costs else nothing))
     frame = make_frame(_columns(rows, measured, seed))
     count = sum(len(ids) for ids, _ in batches)

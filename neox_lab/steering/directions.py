@@ -62,7 +62,7 @@ class AtSite:
     origin: float = math.nan
     separation: float = math.nan
     null: float = math.nan
-    shuffled: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    shuffled: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.float32))
 
     @property
     def norm(self) -> float:
@@ -188,7 +188,7 @@ class Direction(FrameResult):
         for number, (name, at) in enumerate(self.sites.items()):
             if kind == "random":
                 generator = torch.Generator().manual_seed(902_653 + draw * 100_003 + number)
-                vector = torch.randn(at.vector.shape, generator=generator)
+                vector = torch.randn(at.vector.shape, generator=generator, dtype=torch.float32)
             elif draw < len(at.shuffled):
                 vector = at.shuffled[draw]
             else:

@@ -177,7 +177,7 @@ def _judged(vector: Tensor, found: Contrast, name: str, method: str, seed: int) 
         float((n @ (vector / length)).double().mean()),
         fitting.separation(method, p, n, paired, generator),
         fitting.null_separation(method, p, n, paired, generator, SHUFFLINGS),
-        torch.stack(draws) if draws else torch.empty(0, len(vector)),
+        torch.stack(draws) if draws else torch.empty(0, len(vector), dtype=torch.float32),
     )
 
 

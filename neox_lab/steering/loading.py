@@ -86,7 +86,7 @@ def _of_ours(place: Path) -> Direction:
         for number, entry in enumerate(described):
             vector = tensors[f"vector.{number}"].float().clone()
             numbers = {key: _number(entry[key]) for key in NUMBERS}
-            none = torch.empty(0, len(vector))
+            none = torch.empty(0, len(vector), dtype=torch.float32)
             drawn = tensors.get(f"shuffled.{number}", none).float().clone()
             sites[str(entry["site"])] = AtSite(vector, shuffled=drawn, **numbers)
         known = said["identity"]

@@ -119,10 +119,10 @@ def _along(activation: Tensor, direction: Direction, name: str) -> Tensor:
 def _counted(direction: Direction, components: Tensor, known: bool) -> Tensor:
     """Components ``[site, pos]`` in the units of the examples."""
     sites = list(direction.sites.values())
-    norms = torch.tensor([at.norm for at in sites])[:, None]
+    norms = torch.tensor([at.norm for at in sites], dtype=torch.float32)[:, None]
     if not known:
         return components / norms
-    origins = torch.tensor([at.origin for at in sites])[:, None]
+    origins = torch.tensor([at.origin for at in sites], dtype=torch.float32)[:, None]
     return 2 * (components - origins) / norms - 1
 
 

@@ -191,7 +191,11 @@ def predict(
     logits = _logits(model, windows)
     found = _ranked(windows, logits, frame)[0]
     heat = _heat(windows, logits)
-    chances = torch.tensor([answer.score for answer in found]).softmax(dim=0).tolist()
+    chances = (
+        torch.tensor([answer.score for answer in found], dtype=torch.float32)
+        .softmax(dim=0)
+        .tolist()
+    )
     rows = [
         {"answer": a.text, "start": a.start, "end": a.end, "score": a.score, "probability": p}
         for a, p in zip(found, chances, strict=True)
@@ -342,7 +346,11 @@ def _view(
     """The text with its best answer marked, and the runners-up as a table."""
     from neox_lab.views.strips import Piece, StripView
 
-    chances = torch.tensor([answer.score for answer in found]).softmax(dim=0).tolist()
+    chances = (
+        torch.tensor([answer.score for answer in found], dtype=torch.float32)
+        .softmax(dim=0)
+        .tolist()
+    )
     table = [
         {"answer": a.text or "(no answer)", "start": a.start, "end": a.end, "probability": p}
         for a, p in zip(found[:5], chances, strict=False)

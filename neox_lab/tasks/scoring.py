@@ -96,7 +96,10 @@ def log_probabilities_of_groups(
         for rows in by_length(model, [len(each.read) for each in group], batch_size)
     ]
     batches = [[groups[number][row] for row in rows] for number, rows in places]
-    found = [[(torch.empty(0), torch.empty(0))] * len(group) for group in groups]
+    found = [
+        [(torch.empty(0, dtype=torch.float32), torch.empty(0, dtype=torch.float32))] * len(group)
+        for group in groups
+    ]
     made = _here(model, batches) if executor is None else _elsewhere(model, batches, executor)
     for at, answers in made:
         number, rows = places[at]

@@ -172,7 +172,7 @@ class _Run:
         size = settings.batch_size * settings.accumulate
         self.steps_in_epoch = math.ceil(len(examples) / size)
         self.steps = settings.steps or math.ceil(settings.epochs * self.steps_in_epoch)
-        self.order = -1, torch.empty(0)  # an epoch and its examples' order
+        self.order = -1, torch.empty(0, dtype=torch.float32)  # an epoch and its examples' order
         self.history: list[dict[str, float]] = []
         self.best_metrics: dict[str, float] = {}
         self.best_weights: dict[str, Tensor] = {}

@@ -212,8 +212,26 @@ def test_save_pretrained_by_upstream_names(tmp_path: Path) -> None:
 
 def test_a_device_may_be_auto() -> None:
     assert nl.load(device="auto").device.type in ("cpu", "cuda", "mps")
-    with pytest.raises(ConfigError, match="'nowhere'"):
+    with pytest.raises(ConfigError, match="'nowhere' is not a device of this machine"):
         nl.load(device="nowhere")
+
+
+def test_the_reason_why_there_is_no_such_device_is_one_sentence() -> None:
+    """PyTorch tells of a missing back end in thousands of characters."""
+    absent = [name for name in ("mps", "xpu", "hpu", "cuda:77") if not _is_there(name)]
+    assert absent
+    for name in absent:
+        with pytest.raises(ConfigError, match=f'^.{name}. is not .*"auto", which is') as told:
+            nl.load(device=name)
+        assert len(str(told.value)) < 600
+
+
+def _is_there(device: str) -> bool:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ImportError):
+        return False
+    return True
 
 
 # --- weights by either name ------------------------------------------------------------------

@@ -144,6 +144,20 @@ def test_paths_to_nothing_never_reach_the_hub(source: str) -> None:
         find_file(source, "config.json")
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "https://huggingface.co/EleutherAI/pythia-70m",
+        "https://huggingface.co/EleutherAI/pythia-70m/",
+        "https://huggingface.co/EleutherAI/pythia-70m/tree/step3000",
+        "EleutherAI/pythia-70m/",
+    ],
+)
+def test_the_address_of_a_page_is_told_from_its_id(address: str) -> None:
+    with pytest.raises(CheckpointError, match=r"give the id alone: 'EleutherAI/pythia-70m'\.$"):
+        find_file(address, "config.json")
+
+
 @pytest.mark.parametrize("source", [5, True, ["a"], b"a", None])
 def test_what_is_no_source_is_named(source: Any) -> None:
     with pytest.raises(CheckpointError, match="names no checkpoint: give a directory"):

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import neox_lab as nl
 from neox_lab.errors import InputError
@@ -166,6 +167,11 @@ def test_what_cannot_be_read_is_said(model: Any, prompt: str, words: str | None)
 def test_a_model_that_does_not_write_is_refused(model: Any) -> None:
     with pytest.raises(InputError, match="does not predict tokens"):
         nl.explore(nl.load(head="sequence-classification"), PROMPT)  # type: ignore[arg-type]
+
+
+def test_a_compiled_model_is_asked_for_what_was_compiled(model: Any) -> None:
+    with pytest.raises(InputError, match=r"torch\.compile.* GPTNeoXForCausalLM .*_orig_mod"):
+        nl.explore(torch.compile(model, backend="eager"), PROMPT)
 
 
 def test_one_prompt_says_what_a_second_is_for(model: Any) -> None:

@@ -129,7 +129,7 @@ def detect_head(
         detection_pattern = _PATTERNS[detection_pattern](tokens)
     if cache is None:
         _, cache = model.run_with_cache(tokens, names_filter="blocks.*.attn.hook_pattern")
-    found = -torch.ones(model.cfg.n_layers, model.cfg.n_heads)
+    found = -torch.ones(model.cfg.n_layers, model.cfg.n_heads, dtype=torch.float32)
     for layer, chosen_heads in _by_layer(heads, model.cfg.n_layers, model.cfg.n_heads).items():
         attention = cache["pattern", layer]
         attention = attention[0] if attention.dim() == 4 else attention

@@ -160,7 +160,10 @@ def _decomposed(factors: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
 def _random_values(factors: list[Tensor], norm: Tensor, seed: int) -> Tensor:
     """Singular values of Gaussian factors of the same shapes, scaled to the norm."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.randn(factor.shape, generator=generator).to(factor) for factor in factors]
+    drawn = [
+        torch.randn(factor.shape, generator=generator, dtype=torch.float32).to(factor)
+        for factor in factors
+    ]
     values = FactoredMatrix(*drawn).S if len(drawn) == 2 else torch.linalg.svdvals(drawn[0])
     return values * (norm / values.norm())
 

@@ -140,7 +140,7 @@ def _stacked(
         if not tensor.isfinite().all():
             raise CheckpointError(f"{place}: {name} holds NaN or infinite numbers.")
     weight = torch.stack([tensors[f"{layer}.weight"].float() for layer in range(layers)])
-    zero = torch.zeros(width)
+    zero = torch.zeros(width, dtype=torch.float32)
     bias = torch.stack([tensors.get(f"{n}.bias", zero).float() for n in range(layers)])
     return weight, bias
 

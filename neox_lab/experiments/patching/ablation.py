@@ -156,5 +156,5 @@ def _draw(inputs: Prompts, texts: Prompts, themselves: bool, seed: int, alike: b
             "reference=[...]."
         )
     generator = torch.Generator().manual_seed(seed)
-    lots = torch.rand(fits.shape, generator=generator).to(fits.device)
+    lots = torch.rand(fits.shape, generator=generator, dtype=torch.float32).to(fits.device)
     return lots.masked_fill(~fits, -1).argmax(dim=1)

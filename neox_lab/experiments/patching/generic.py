@@ -238,7 +238,9 @@ def generic_activation_patch(
             with model.hooks([(name, patch)]):
                 found.append(evaluate(metric, output_logits(model(**prepared))).float())
             bar.update()
-    values = torch.stack(found) if found else torch.zeros(0, device=model.device)
+    values = (
+        torch.stack(found) if found else torch.zeros(0, device=model.device, dtype=torch.float32)
+    )
     values = values.reshape(shape)
     return (values, index_df) if return_index_df else values
 

@@ -105,7 +105,9 @@ class PathRuns:
             paths: what is sent where.
         """
         self.paths = paths
-        self.values = torch.full((len(paths), len(self.samples)), torch.nan).to(self.samples)
+        self.values = torch.full(
+            (len(paths), len(self.samples)), torch.nan, dtype=torch.float32
+        ).to(self.samples)
         self.computed = torch.zeros(len(paths), dtype=torch.bool)
 
     @torch.no_grad()

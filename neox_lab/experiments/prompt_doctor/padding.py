@@ -44,7 +44,9 @@ def _rows(metric: object, prompts: Prompts, vocab: int) -> list[bool]:
     """Rows of one batch; none where no gradient tells."""
     device = prompts.ids.device
     generator = torch.Generator(device="cpu").manual_seed(0)
-    drawn = torch.randn(*prompts.ids.shape, vocab, generator=generator).to(device)
+    drawn = torch.randn(*prompts.ids.shape, vocab, generator=generator, dtype=torch.float32).to(
+        device
+    )
     try:
         with torch.inference_mode(False), torch.enable_grad():
             logits = drawn.requires_grad_()

@@ -58,7 +58,7 @@ def tensors(source: Source, folder: str) -> list[Tensors]:
         file.check(needed, [f"{name}_{layer}" for name in ("threshold", "W_skip")])
         short = {name.removesuffix(f"_{layer}"): tensor for name, tensor in file.items()}
         named = {_NAMES.get(name, name): tensor for name, tensor in short.items()}
-        named["W_dec"] = torch.empty(0, 0)
+        named["W_dec"] = torch.empty(0, 0, dtype=torch.float32)
         made.append(Tensors(file.path, named))
     return made
 

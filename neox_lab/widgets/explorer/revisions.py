@@ -17,6 +17,11 @@ def check_writes(model: object) -> None:
     Raises:
         InputError: a model that does not predict tokens, or has no tokenizer.
     """
+    if isinstance(compiled := getattr(model, "_orig_mod", None), GPTNeoXForCausalLM):
+        raise InputError(
+            "This model is wrapped by torch.compile, which has nothing to win here: give the "
+            f"explorer the {type(compiled).__name__} that went in, model._orig_mod."
+        )
     if not isinstance(model, GPTNeoXForCausalLM):
         raise InputError(
             f"{type(model).__name__} does not predict tokens; the explorer needs a "
