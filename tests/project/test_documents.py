@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,11 @@ import pytest
 from rooms import ROOT
 
 import neox_lab as nl
+from neox_lab.built_in import weights_directory
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+SITE_PAGES = (ROOT / "docs" / "site_pages.py").read_text(encoding="utf-8")
+NAVIGATION = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
 DOCUMENTS = sorted(
     path.relative_to(ROOT)
     for folder in ("", "docs", "benchmarks", "neox_lab")
@@ -20,8 +26,16 @@ DOCUMENTS = sorted(
 )
 FENCED = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:|mailto:)([^)\s]*)\)")
+OURS = re.compile(r"nl(\.\w+)+")
 SHOWN_BY = re.compile(r"`((?:tests|benchmarks)/[\w/.]+)`")
-PAGES = ("README.md", *(f"docs/{each}.md" for each in ("hooks", "questions", "heads", "gallery")))
+PAGES_OF_DOCS = ("hooks", "questions", "heads", "gallery", "differences")
+PAGES = ("README.md", *(f"docs/{each}.md" for each in PAGES_OF_DOCS))
+ELSEWHERE = {
+    "docs/coming-from.md": "tests/project/test_coming_from.py",
+    "docs/many-machines.md": "tests/project/test_documents.py",  # what needs no cluster
+    "docs/prompts.md": "tests/experiments/test_prompt_doctor.py",
+}
+"""Pages whose Python another test runs, and which."""
 
 
 def prose(path: Path) -> str:
@@ -105,6 +119,49 @@ def test_a_function_is_shown_with_what_it_takes(document: Path) -> None:
                 assert not named.startswith("nl.") or not callable(eval(named, {"nl": nl})), named
 
 
+def test_every_page_with_code_is_run_by_some_test() -> None:
+    assert {str(page) for page in DOCUMENTS if blocks_of(page)} == {*PAGES, *ELSEWHERE}
+    for page, test in ELSEWHERE.items():
+        assert Path(page).name in (ROOT / test).read_text(encoding="utf-8"), page
+
+
+def calls_that_do_not_fit(block: str) -> list[str]:
+    """Calls of ours in lines of Python that name what there is not, or give it what it refuses."""
+    found = []
+    for call in ast.walk(ast.parse(block)):
+        if not isinstance(call, ast.Call) or not OURS.fullmatch(ast.unparse(call.func)):
+            continue
+        names = [each.arg for each in call.keywords if each.arg]
+        try:
+            function = eval(ast.unparse(call.func), {"nl": nl})
+            given = [each for each in call.args if not isinstance(each, ast.Starred)]
+            inspect.signature(function).bind_partial(*given, **dict.fromkeys(names))
+        except (AttributeError, TypeError) as error:
+            found.append(f"{ast.unparse(call)}: {error}")
+    return found
+
+
+def test_calls_that_do_not_fit_are_found() -> None:
+    assert (
+        calls_that_do_not_fit("nl.load('a', revision='b')\nnl.lens.logit_lens(model, *texts)") == []
+    )
+    wrong = "model = nl.loads()\nprint(nl.load(size=3))\nnl.activations.open(1, 2, 3)"
+    assert len(calls_that_do_not_fit(wrong)) == 3
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=str)
+def test_calls_on_a_page_fit_what_they_call(document: Path) -> None:
+    """For lines too that no test runs, because they want a cluster or a model of 20B."""
+    assert [each for block in blocks_of(document) for each in calls_that_do_not_fit(block)] == []
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    places = dict(re.findall(r'^    "(\S+\.md)": "(\S+\.md)",$', SITE_PAGES, re.MULTILINE))
+    listed = re.findall(r"^ +- (?:[\w ]+: )?([\w-]+\.md)$", NAVIGATION, re.MULTILINE)
+    pages = [str(page) for page in DOCUMENTS]
+    assert sorted(places.get(page, page.removeprefix("docs/")) for page in pages) == sorted(listed)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("page", PAGES)
@@ -117,4 +174,27 @@ def test_code_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     names: dict[str, Any] = {}
     assert blocks_of(page)
     for block in blocks_of(page):
-        exec(compile(block, page, "exec"), names)
+        exec(compile(on_the_built_in_model(block), page, "exec"), names)
+
+
+def on_the_built_in_model(block: str) -> str:
+    """Lines for a model of 20B and a GPU, as they are for one that is here."""
+    return block.replace("EleutherAI/gpt-neox-20b", str(weights_directory())).replace(".cuda()", "")
+
+
+@pytest.mark.slow
+def test_a_pool_of_many_machines_runs(tmp_path: Path) -> None:
+    """``measures.py`` and what the section on this machine shows, on the built-in model."""
+    measures, run = blocks_of("docs/many-machines.md")[:2]
+    (tmp_path / "texts.txt").write_text("The cat saw Mary.\n\nThe dog saw John.", encoding="utf-8")
+    (tmp_path / "measures.py").write_text(measures.replace("/shared/", ""), encoding="utf-8")
+    here = {'"EleutherAI/pythia-160m"': "None", '"all"': "[0, 18000]", "Executor(4": "Executor(2"}
+    for shown, made in here.items():
+        assert shown in run
+        run = run.replace(shown, made)
+    (tmp_path / "run.py").write_text(run, encoding="utf-8")
+    printed = subprocess.run(
+        [sys.executable, "run.py"], cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout
+    assert "step18000" in printed
+    assert len(list((tmp_path / "runs" / "160m").iterdir())) > 2, printed
