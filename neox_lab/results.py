@@ -183,12 +183,12 @@ class GridResult(FrameResult):
     """Numbers over named axes.
 
     Attributes:
-        values: a number for each cell, float32 or float64 on the CPU, an axis for each of ``axes``;
-            NaN where none was computed, and where NaN was. Cells of the latter kind are named in
-            a warning when the result is made.
+        values: a number for each cell ``[*axes]``, float32 or float64 on the CPU; NaN where none
+            was computed, and where NaN was. Cells of the latter kind are named in a warning when
+            the result is made.
         axes: names of the axes, such as ``("layer", "pos")``.
         labels: of each axis, a name for each index.
-        computed: True for each cell that was computed; None if all were.
+        computed: True for each cell that was computed ``[*axes]``; None if all were.
     """
 
     values: Tensor

@@ -102,10 +102,17 @@ class Stored:
     """
 
     def __init__(self, folder: Path, manifest: Manifest, documents: Tensor | None = None) -> None:
-        """The rows of a folder; see ``open``."""
+        """The rows of a folder; see ``open``.
+
+        Args:
+            folder: where they lie.
+            manifest: what was collected.
+            documents: numbers of the documents whose rows these are ``[document]``, sorted; None
+                for all.
+        """
         self.folder, self.manifest = folder, manifest
         self._shards = Shards(folder, manifest)
-        self._chosen = documents  # numbers, sorted; None for all
+        self._chosen = documents
 
     @property
     def sites(self) -> list[str]:

@@ -152,6 +152,10 @@ class GPTNeoXConfig:
     updated or saved. Unknown names are kept and saved again, unless they look like a misspelt
     field. Settings of text generation are kept apart, in ``generation_defaults``.
 
+    Args:
+        args: values in the order of transformers 4, from ``vocab_size`` on.
+        kwargs: values by name.
+
     Raises:
         ConfigError: a value is wrong, two spellings disagree, or a name looks misspelt.
         TypeError: positional arguments are too many, or given by name as well.

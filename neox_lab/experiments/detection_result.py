@@ -41,12 +41,13 @@ class HeadsResult(GridResult):
     Attributes:
         pattern: name of what was looked for.
         measure: how ``values`` compare attention with the pattern, see ``nl.detect.heads``.
-        values: the scores.
-        copying: copying score of the OV circuit, -1 to 1; NaN where there is nothing to measure;
-            None if it was not asked for.
-        entropy: of attention, in nats; in ``frame`` and in pictures ``entropy_bits``, in bits.
-        distance: mean number of tokens that a head looks back.
-        first_token: share of attention on the first token of the text.
+        values: the scores ``[layer, head]``.
+        copying: copying score of the OV circuit ``[layer, head]``, -1 to 1; NaN where there is
+            nothing to measure; None if it was not asked for.
+        entropy: of attention ``[layer, head]``, in nats; in ``frame`` and in pictures
+            ``entropy_bits``, in bits.
+        distance: mean number of tokens that a head looks back ``[layer, head]``.
+        first_token: share of attention on the first token of the text ``[layer, head]``.
         queries: how many queries had something to look at.
         samples: the score of each text by itself ``[text, layer, head]``; NaN for a text in which
             no query has anything to look at; None in a result saved before there were any.

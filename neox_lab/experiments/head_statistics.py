@@ -68,8 +68,9 @@ class HeadStatisticsResult(GridResult):
 
     Attributes:
         values: mean over texts ``[layer, head, statistic, with_first]``, float64.
-        low: lower end of the 95 % bootstrap interval over texts; NaN of a single text.
-        high: its upper end.
+        low: lower end of the 95 % bootstrap interval over texts, of the same shape; NaN of a single
+            text.
+        high: its upper end, likewise.
         samples: of each text ``[text, layer, head, statistic, with_first]``, float32; NaN for a
             head that looks at the first token of a text and nowhere else, without that token. Such
             texts are left out of that head's mean.

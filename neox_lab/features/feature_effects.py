@@ -41,7 +41,8 @@ class FeatureEffects(AttributionResult):
     """By how much each feature changes a metric, where its activation is another.
 
     Attributes:
-        before: its activation, mean over texts; where effects are summed, sum over positions.
+        before: its activation ``[*axes]``, mean over texts; where effects are summed, sum over
+            positions.
         after: the activation that it is given, likewise.
         method: ``"exact"`` or ``"gradient"``.
     """

@@ -105,7 +105,11 @@ class GenerationCache(Mapping[str, Tensor]):
     """
 
     def __init__(self, points: Mapping[str, HookPoint]) -> None:
-        """An empty cache; it is a hook function that keeps what it is called with."""
+        """An empty cache; it is a hook function that keeps what it is called with.
+
+        Args:
+            points: every hook point of the model, by name.
+        """
         self.points = points
         self.steps: list[dict[str, Tensor]] = []
         self.pieces: list[str] | None = None

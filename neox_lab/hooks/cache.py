@@ -54,7 +54,7 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
             such a mask, or texts packed by their positions; or None.
         pieces: the token strings of the first row, or None where no tokenizer was at hand.
         input_ids: ``[batch, pos]``, or None where the run began with vectors.
-        position_ids: the positions that were given, or None.
+        position_ids: the positions that were given ``[batch, pos]``, or None.
         has_batch_dim: False for one row without the axis ``batch``, see apply_slice_to_batch_dim.
     """
 

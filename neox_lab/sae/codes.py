@@ -29,6 +29,9 @@ class Codes:
         indices: which feature, ``[*tokens, slot]``, int64.
         values: its activation, of the same shape; 0 where the slot is empty.
         latents: how many features the dictionary has.
+
+    Raises:
+        InputError: indices and values of different shapes, or of none.
     """
 
     indices: Tensor

@@ -143,7 +143,7 @@ class Dictionary(Answering):
         sources: Mapping[str, str] | None = None,
         expected_l0: float | None = None,
     ) -> None:
-        """Check that the tensors fit together; see the class for what they are.
+        """Check that the tensors, ``weights``, fit together; see the class for what they are.
 
         Raises:
             ConfigError: shapes that do not fit, or numbers that are not finite.

@@ -20,9 +20,17 @@ from neox_lab.widgets.worker import Job
 class ProbingWidget(LiveWidget):
     """Scores by site, the mistakes of one probe, and every probe's answer to a text.
 
+    Args:
+        result: the probes, as ``nl.probing.probe`` returns them.
+        model: what reads the text that they are asked about; None for no such text.
+        text: what stands there first.
+
     Attributes:
         site: whose mistakes are shown.
         text: for a widget with a model, what the probes are asked about.
+
+    Raises:
+        InputError: ``result`` is something else.
     """
 
     kinds = ("curves", "grid")

@@ -108,6 +108,9 @@ class Slice:
     def __init__(self, input_slice: SliceInput = None) -> None:
         """Read what was given.
 
+        Args:
+            input_slice: the part, as the class says.
+
         Raises:
             InputError: it is none of these.
         """

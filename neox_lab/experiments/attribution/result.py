@@ -30,9 +30,8 @@ class AttributionResult(GridResult):
     """Shares of a metric, over named axes.
 
     Attributes:
-        values: the shares, float32 on the CPU, one axis for each of ``axes``; the mean over rows
-            of the batch. Not computed where there is nothing, as between a writer and an earlier
-            reader.
+        values: the shares ``[*axes]``, float32 on the CPU; the mean over rows of the batch. Not
+            computed where there is nothing, as between a writer and an earlier reader.
         axes: names of the axes, such as ``("layer", "pos")``.
         labels: of each axis, a name for each entry.
         total: what the shares are shares of: the metric, or its difference between two runs.

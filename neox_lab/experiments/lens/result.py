@@ -45,12 +45,13 @@ class LensResult(Result):
         next_log_probability: logarithm, in nats, of the probability of the token that really
             follows ``[layer, batch, pos]``; NaN where none does: at the last token of each text,
             and at padding.
-        next_rank: how many tokens were likelier than it, int64; -1 where none follows, and where
-            the prediction is NaN.
+        next_rank: how many tokens were likelier than it ``[layer, batch, pos]``, int64; -1 where
+            none follows, and where the prediction is NaN.
         watched: ids of the watched tokens.
         watched_log_probability: logarithms, in nats, of their probabilities
             ``[layer, batch, pos, watched]``.
-        watched_rank: how many tokens were likelier, int64; -1 where the prediction is NaN.
+        watched_rank: how many tokens were likelier, of the same shape, int64; -1 where the
+            prediction is NaN.
         piece_of: the string of every token of ``top`` and ``watched``, by its id.
     """
 

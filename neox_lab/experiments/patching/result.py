@@ -36,9 +36,9 @@ class PatchResult(GridResult):
     """What the metric becomes when one thing is replaced, cell by cell.
 
     Attributes:
-        values: the metric of each cell, mean over pairs, float32 (or float64) on the CPU. Of an
-            interrupted sweep: the mean over the pairs that are done; ``computed`` is False where
-            none is. A pair that is NaN makes the mean NaN.
+        values: the metric of each cell ``[*axes]``, mean over pairs, float32 (or float64) on the
+            CPU. Of an interrupted sweep: the mean over the pairs that are done; ``computed`` is
+            False where none is. A pair that is NaN makes the mean NaN.
         axes: names of the axes of ``values``, such as ``("layer", "pos")``.
         clean: the metric on the clean prompts; NaN if unknown.
         corrupted: the metric on the corrupted prompts; NaN if there are none.
