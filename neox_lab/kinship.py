@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 import types
-from typing import Any, ClassVar
+from typing import Any, ClassVar, SupportsIndex
 
 
 class _NothingToDeclare:
@@ -110,7 +110,7 @@ class Kin:
     def __class__(self, changed: type) -> None:
         object.__dict__["__class__"].__set__(self, _own(changed))
 
-    def __reduce_ex__(self, protocol: Any) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         """Pickled and copied by the type, which is the class that can be imported."""
         reduced = super().__reduce_ex__(max(int(protocol), 2))
         # Pickle compares what this name is called with to ``__class__``.

@@ -434,7 +434,7 @@ def typed(
     return arguments
 
 
-def _as(value: object, hint: Any) -> Any:
+def _as(value: object, hint: object) -> Any:
     """What was read, as the type ``hint``; lists of JSON become tuples where one is expected.
 
     Raises:

@@ -12,13 +12,16 @@ import types
 from collections.abc import Iterator, Mapping, Sequence, ValuesView
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import quote
 
 from neox_lab.dynamics.sources import Revision
 from neox_lab.errors import CheckpointError
 from neox_lab.files import read_json, write_text
 from neox_lab.work_folders import work_folder
+
+Kind: TypeAlias = "type | types.UnionType"
+"""What ``isinstance`` takes."""
 
 FORMAT = "neox_lab dynamics 1"
 _MANIFEST = "run.json"
@@ -130,14 +133,14 @@ def _is_map(found: object) -> bool:
     )
 
 
-def _is_table(found: object, rows: int, columns: int, kind: Any) -> bool:
+def _is_table(found: object, rows: int, columns: int, kind: Kind) -> bool:
     if not isinstance(found, list) or len(found) != rows:
         return False
     rows_of = [row for row in found if isinstance(row, list) and len(row) == columns]
     return len(rows_of) == rows and all(_all(row, kind) for row in rows_of)
 
 
-def _all(found: object, kind: Any) -> bool:
+def _all(found: object, kind: Kind) -> bool:
     """Whether it is a list, a tuple or the values of a mapping, all of one kind."""
     if not isinstance(found, list | tuple | ValuesView):
         return False

@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neox_lab.checkpoint.files import INDEX_SUFFIX, WHOLE_FILES, find_weights, read_index
 from neox_lab.checkpoint.reading import open_weights
@@ -44,7 +44,7 @@ class TensorMeasure:
         """The function's."""
         return str(getattr(self.function, "__name__", "measure"))
 
-    def __call__(self, model: Any) -> object:
+    def __call__(self, model: nn.Module) -> object:
         """The measure of a model that is loaded.
 
         Args:
@@ -93,7 +93,7 @@ def tensor_measure(*names: str, function: Callable[..., object]) -> TensorMeasur
     return TensorMeasure(names, function)
 
 
-def _require(names: tuple[str, ...], known: Any) -> None:
+def _require(names: tuple[str, ...], known: Collection[str]) -> None:
     """See that all names are known.
 
     Raises:

@@ -158,7 +158,7 @@ def loaded(origin: Origin, what: bytes) -> tuple[HookedModel, Source]:
     return model, source_of(model, given(pickle.loads(what)))
 
 
-def given(what: Any) -> Any:
+def given(what: object) -> Any:
     """What has features: itself, or what a ``functools.partial`` loads."""
     return what() if isinstance(what, functools.partial) else what
 

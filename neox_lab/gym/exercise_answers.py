@@ -282,7 +282,7 @@ def nearest_features(model: GPTNeoXForCausalLM) -> float:
     return float((rows @ rows.T).fill_diagonal_(-1).max())
 
 
-def _largest(frame: pd.DataFrame, column: str) -> Any:
+def _largest(frame: pd.DataFrame, column: str) -> pd.Series[Any]:
     """The row with the largest size in a column."""
     return frame.iloc[int(frame[column].abs().to_numpy().argmax())]
 

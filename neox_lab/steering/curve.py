@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from neox_lab.steering.directions import Direction
-    from neox_lab.views import CurvesView
+    from neox_lab.views import CurvesView, Line
 
 SCALES = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 MEASURES = ("metric", "kl_bits", "bits_per_token")
@@ -87,7 +87,7 @@ class SteeringCurve(FrameResult):
 
     def view(self) -> CurvesView:
         """Metric, KL and perplexity over the scales; of controls their mean and their range."""
-        from neox_lab.views import CurvesView, Line
+        from neox_lab.views import CurvesView
 
         prompts, texts = self.counts
         panels = {"metric": self.metric, "kl_bits": f"KL, bits a token ({counted(texts, 'text')})"}
@@ -98,7 +98,7 @@ class SteeringCurve(FrameResult):
                 continue
             for kind, rows in self.frame.groupby("kind", sort=False):
                 name = f"{kind}: {panel.split(',')[0]}"
-                lines[name] = self._line(Line, rows, measure, panel, str(kind))
+                lines[name] = self._line(rows, measure, panel, str(kind))
         moved = [abs(effect) for effects in self.control_effects.values() for effect in effects]
         share = f" ({max(moved) / abs(self.effect):.0%})" if moved and self.effect else ""
         beside = f", controls up to {max(moved):.3g}{share}" if moved else ""
@@ -106,8 +106,10 @@ class SteeringCurve(FrameResult):
         title = f"Steering {on}: effect {self.effect:.3g}{beside}"
         return CurvesView(title, lines, "scale", self.metric)
 
-    def _line(self, made: Any, rows: pd.DataFrame, measure: str, panel: str, kind: str) -> Any:
+    def _line(self, rows: pd.DataFrame, measure: str, panel: str, kind: str) -> Line:
         """One line with its band: the interval of the direction, the range of controls."""
+        from neox_lab.views import Line
+
         by_scale = rows.groupby("scale")
         mean = by_scale[measure].mean()
         draws = rows["draw"].nunique()
@@ -115,7 +117,7 @@ class SteeringCurve(FrameResult):
         low = by_scale[f"{measure}_low" if alone else measure].min()
         high = by_scale[f"{measure}_high" if alone else measure].max()
         kind = f"{kind} (mean of {draws})" if draws > 1 else kind
-        return made(list(mean.index), mean, low, high, y_label=panel, kind=kind)
+        return Line(list(mean.index), mean, low, high, y_label=panel, kind=kind)
 
 
 def evaluate_direction(

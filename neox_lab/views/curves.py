@@ -337,7 +337,7 @@ def _dash(at: int) -> str:
     return DASHES[(at + at // len(COLOURS)) % len(DASHES)]
 
 
-def _style(at: int) -> Any:
+def _style(at: int) -> tuple[int, tuple[float, ...]] | str:
     """The same for matplotlib."""
     lengths = tuple(int(length) / 2 for length in _dash(at).split())
     return (0, lengths) if lengths else "-"

@@ -36,6 +36,7 @@ from neox_lab.views.tokens import figure_text, isolated, label
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.path import Path
 
 EDGES = 1_000  # of a live view
 DRAWN = 300  # of a picture
@@ -358,7 +359,7 @@ def _link(given: object) -> Link:
     return Link(begin, end, value, note)
 
 
-def _curve(places: list[tuple[float, float]], link: Link, high: float) -> Any:
+def _curve(places: list[tuple[float, float]], link: Link, high: float) -> Path:
     """A line from below one box to above another, upright at both ends."""
     from matplotlib.path import Path
 

@@ -353,7 +353,9 @@ class HookedTransformer(Runs, Generates):
         self.load_state_dict(state_dict, strict=False)
         self.process_weights_(fold_ln, center_writing_weights, center_unembed, fold_value_biases)
 
-    def to(self, device_or_dtype: Any, print_details: bool = True) -> Self:
+    def to(
+        self, device_or_dtype: torch.device | torch.dtype | str | int, print_details: bool = True
+    ) -> Self:
         """Move or convert the weights by ``device_or_dtype``; ``print_details`` has no meaning."""
         self.native.to(device_or_dtype)
         return self

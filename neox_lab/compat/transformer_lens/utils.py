@@ -315,7 +315,11 @@ test_prompt.__test__ = False  # type: ignore[attr-defined]  # pytest would take 
 
 
 def _print_position(
-    model: HookedTransformer, several: bool, rows: Any, named: Any, best: pd.DataFrame
+    model: HookedTransformer,
+    several: bool,
+    rows: Sequence[pd.Series[Any]],
+    named: Sequence[object],
+    best: pd.DataFrame,
 ) -> None:
     """The lines about one position."""
     print(f"Performance on answer token{'s' if several else ''}:")

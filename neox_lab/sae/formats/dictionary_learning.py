@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -214,7 +215,7 @@ def _of_linear(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
     return tensors["encoder.weight"].T, tensors["encoder.bias"], tensors["decoder.weight"].T
 
 
-def _tensors(path: Any, content: object) -> Tensors:
+def _tensors(path: Path, content: object) -> Tensors:
     """The state dict in a file.
 
     Raises:
