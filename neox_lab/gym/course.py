@@ -114,7 +114,8 @@ def check(exercise: str, answer: object = ..., model: LanguageModel | None = Non
         model: the model it is about; by default ``course_model()``, or what the exercise names.
 
     Returns:
-        A verdict, which is shown in words: right, or not yet and a hint.
+        A verdict, which is shown in words: right, or not yet, what is missing where that can be
+        told, and a hint.
 
     Raises:
         InputError: no such exercise, an answer that is of another kind than what is asked for, or
@@ -131,7 +132,8 @@ def check(exercise: str, answer: object = ..., model: LanguageModel | None = Non
     answer = checked("answer", answer, asked.kind, InputError)
     model = asked.model(course_model()) if model is None else model
     with evaluating(model):
-        right = asked.judge(model, answer)
-    if right:
+        found = asked.judge(model, answer)
+    if found is True:
         return Verdict(True, "Right.")
-    return Verdict(False, f"Not yet. Hint: {asked.hint}")
+    missing = f"{found} " if isinstance(found, str) else ""
+    return Verdict(False, f"Not yet. {missing}Hint: {asked.hint}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from math import log
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
         GPTNeoXForTokenClassification,
     )
 
-Judge = Callable[[Any, Any], bool]
-"""A model and an answer of the right kind; whether it is right."""
+Judge = Callable[[Any, Any], bool | str]
+"""A model and an answer of the right kind; whether it is right, or what about it is not."""
 BEGINNING = "The people of the United"
 GIVING = "When Mary and Tom went to the park, Tom gave the key to"
 
@@ -39,23 +40,42 @@ def as_row(value: object) -> Tensor:
 
 
 def number(compute: Callable[[Any], float]) -> Judge:
-    """Right within one in a hundred."""
+    """Right within one in a hundred; what is off by its sign, unit or a logarithm is told so."""
 
-    def judge(model: GPTNeoXForCausalLM, answer: float) -> bool:
+    def judge(model: GPTNeoXForCausalLM, answer: float) -> bool | str:
         expected = compute(model)
-        return abs(answer - expected) <= 0.01 * abs(expected)
+        return _close(answer, expected) or _almost(answer, expected)
 
     return judge
+
+
+def _close(answer: float, expected: float) -> bool:
+    return abs(answer - expected) <= 0.01 * abs(expected)
+
+
+def _almost(answer: float, expected: float) -> bool | str:
+    """What would make a number right; False where none of these would."""
+    if _close(-answer, expected):
+        return "With the other sign it would be right."
+    if _close(answer * log(2), expected) or _close(answer / log(2), expected):
+        return "In the other unit it would be right: a bit is 0.693 nats."
+    nats = abs(log(answer)) if answer > 0 else 0.0
+    if _close(nats, abs(expected)) or _close(nats / log(2), abs(expected)):
+        return "Take its logarithm, with the sign and in the unit that are asked for."
+    return False
 
 
 def same(compute: Callable[[Any], object]) -> Judge:
     """Right if it is the same; texts whatever space stands around them."""
 
-    def judge(model: GPTNeoXForCausalLM, answer: object) -> bool:
+    def judge(model: GPTNeoXForCausalLM, answer: object) -> bool | str:
         expected = compute(model)
         if isinstance(expected, str) and isinstance(answer, str):
             return answer.strip() == expected.strip()
-        return (tuple(answer) if isinstance(answer, list) else answer) == expected
+        answer = tuple(answer) if isinstance(answer, list) else answer
+        if isinstance(answer, tuple) and answer != expected and answer[::-1] == expected:
+            return "Turned round it would be right."
+        return answer == expected
 
     return judge
 
@@ -100,7 +120,7 @@ def losses(model: GPTNeoXForCausalLM, tokens: Tensor) -> Tensor:
 @torch.no_grad()
 def silenced(
     model: GPTNeoXForCausalLM, hooks: Sequence[tuple[str, Callable[..., Tensor | None]]]
-) -> bool:
+) -> bool | str:
     """Whether under the hooks layer 1 lacks what head 1 writes, and nothing else has changed."""
     _, plain = model.run_with_cache(BEGINNING)
     with model.hooks(list(hooks)):
@@ -111,7 +131,12 @@ def silenced(
     same_below = torch.allclose(cache["resid_pre", 1], plain["resid_pre", 1], atol=scale)
     same_mlp = torch.allclose(cache["mlp_out", 1], plain["mlp_out", 1], atol=scale)
     written = torch.allclose(cache["attn_out", 1], expected, atol=scale)
-    return same_below and same_mlp and written
+    if written and not (same_below and same_mlp):
+        return "The head is silent, but something beside it has changed."
+    changed = not torch.allclose(cache["attn_out", 1], plain["attn_out", 1], atol=scale)
+    if changed and not written:
+        return "What the heads of layer 1 write has changed, but not by that of head 1 alone."
+    return written
 
 
 @torch.no_grad()
@@ -173,57 +198,60 @@ def later_years(model: GPTNeoXForCausalLM) -> float:
 
 
 def finds_copy(model: GPTNeoXForCausalLM) -> tuple[int, int]:
-    """The head that looks most at the earlier copy of the present token."""
+    """The head that looks most at the earlier copy of the present token, on random tokens."""
     from neox_lab.experiments import detection as detect
 
     return _strongest(detect.heads(model, "duplicate_token").values)
 
 
 @torch.no_grad()
-def tells_women(model: GPTNeoXForCausalLM, answer: object) -> bool:
+def tells_women(model: GPTNeoXForCausalLM, answer: object) -> bool | str:
     """Whether women lie higher along a direction in at least nine of ten unseen texts."""
     from neox_lab.gym.world import TASKS
 
     direction = as_row(answer)
     if len(direction) != model.config.hidden_size:
-        return False
+        return f"It has {len(direction)} numbers, the stream {model.config.hidden_size}."
     pairs = TASKS["pronouns"].pairs(80, "train", seed=11)
     site = f"blocks.{model.config.num_hidden_layers - 1}.hook_resid_post"
     streams = [model.run_with_cache(pair.clean, site)[1][site][0, -1] for pair in pairs]
     along = torch.stack(streams).float().cpu() @ direction
     women = torch.tensor([pair.correct == " she" for pair in pairs])
     middle = (along[women].mean() + along[~women].mean()) / 2
-    return float(((along > middle) == women).float().mean()) >= 0.9
+    share = float(((along > middle) == women).float().mean())
+    return share >= 0.9 or f"It tells women from men in {share:.0%} of sentences like those above."
 
 
-def praised(model: GPTNeoXForSequenceClassification, answer: str) -> bool:
+def praised(model: GPTNeoXForSequenceClassification, answer: str) -> bool | str:
     """Whether a word of praise after ``not`` is called positive all the same."""
     from neox_lab.gym.words import POSITIVE
     from neox_lab.tasks import classification
 
     if not re.search(rf"\bnot ({'|'.join(POSITIVE)})\b", answer):
-        return False
-    return bool(classification.predict(model, answer).frame["prediction"][0] == "positive")
+        return f'It has no "not" right before one of {", ".join(POSITIVE)}.'
+    said = str(classification.predict(model, answer).frame["prediction"][0])
+    return said == "positive" or f"The head calls it {said}."
 
 
-def unanswered(model: GPTNeoXForQuestionAnswering, answer: str) -> bool:
+def unanswered(model: GPTNeoXForQuestionAnswering, answer: str) -> bool | str:
     """Whether a text has a key in it and the reader cannot tell where."""
     from neox_lab.tasks import answering
 
     if not re.search(r"\bkey\b", answer):
-        return False
-    found = answering.predict(model, "Where is the key?", answer).frame["answer"][0]
-    return bool(found == "")
+        return 'The word "key" is not in it.'
+    found = str(answering.predict(model, "Where is the key?", answer).frame["answer"][0])
+    return not found or f"The reader answers {found!r}."
 
 
-def three_persons(model: GPTNeoXForTokenClassification, answer: str) -> bool:
+def three_persons(model: GPTNeoXForTokenClassification, answer: str) -> bool | str:
     """Whether exactly three persons are found."""
     from neox_lab.tasks import tagging
 
     if not answer.strip():
-        return False
-    found = tagging.predict(model, answer).frame
-    return int((found["label"] == "PER").sum()) == 3
+        return "It is empty."
+    frame = tagging.predict(model, answer).frame
+    found = frame[frame["label"] == "PER"]["entity"].tolist()
+    return len(found) == 3 or f"The tagger finds {', '.join(found) or 'nobody'}."
 
 
 def first_step(model: GPTNeoXForCausalLM) -> int:

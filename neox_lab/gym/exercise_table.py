@@ -125,15 +125,17 @@ EXERCISES: Named[Exercise] = Named(
         ),
         "who finds the copy": Exercise(
             "06_induction_heads",
-            "Which head looks most at the earlier copy of the present token itself?",
+            "On random tokens, shown twice, which head looks most at the earlier copy of the "
+            "present token itself?",
             PLACE,
             right.same(right.finds_copy),
             'nl.detect.heads knows the pattern "duplicate_token"; .top(1) has the highest score.',
         ),
         "a direction for women": Exercise(
             "07_probing",
-            "Give a direction of the stream after the last layer along which texts about women lie "
-            "higher at the last word than those about men, nine times out of ten.",
+            "Give a direction of the stream after the last layer that tells women from men at the "
+            "last word: of sentences such as those above, nine in ten must lie above the middle if "
+            "the name is a woman's, and below it if it is a man's.",
             DIRECTION,
             right.tells_women,
             "method='difference' has the mean of each class in .weight, a row for each label, in "

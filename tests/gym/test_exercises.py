@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -305,7 +306,7 @@ def test_right_and_wrong_answers_are_told_apart(model: Any, name: str) -> None:
     assert repr(nl.gym.check(name, right)) == "Right."
     wrong = nl.gym.check(name, spoilt(name, right))
     assert not wrong.right
-    assert wrong.words.startswith("Not yet. Hint: ")
+    assert re.match(r"Not yet\. (?:\S.*\S )?Hint: \S", wrong.words)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -320,6 +321,38 @@ def test_nothing_answered_is_the_question() -> None:
     assert not verdict
     assert "which head looks most" in verdict.words and "a layer and a head" in verdict.words
     assert max(map(len, repr(verdict).splitlines())) < 90
+
+
+def near(name: str, answer: Any, model: Any = None) -> str:
+    verdict = nl.gym.check(name, answer, model)
+    assert not verdict.right
+    return verdict.words
+
+
+def test_what_is_nearly_right_is_told_so(model: Any) -> None:
+    loss = sentence(model)
+    assert "other sign" in near("loss of a sentence", -loss, model)
+    assert "other unit" in near("loss of a sentence", loss / math.log(2), model)
+    assert "logarithm" in near("loss of a sentence", math.exp(loss), model)
+    assert near("loss of a sentence", loss * 5, model).startswith("Not yet. Hint")
+    layer, head = looks(model)
+    assert layer != head
+    assert "Turned round" in near("who looks at Mary", (head, layer), model)
+    assert "128" in near("a direction for women", [1.0], model)
+    assert "in 0% of sentences" in near("a direction for women", [-x for x in women(model)], model)
+    both = [(("z", 1), lambda z, hook: torch.zeros_like(z))]
+    assert "not by that of head 1 alone" in near("one head silenced", both, model)
+    more = [*silenced(model), ("blocks.1.hook_mlp_out", lambda x, hook: x * 0.5)]
+    assert "beside it" in near("one head silenced", more, model)
+
+
+def test_what_a_text_lacks_is_said() -> None:
+    assert '"not" right before one of wonderful' in near("not wonderful", "It was not so good.")
+    assert "calls it negative" in near("not wonderful", FALSE["not wonderful"])
+    assert '"key" is not in it' in near("no answer", "A monkey ran.")
+    assert "answers 'drawer'" in near("no answer", FALSE["no answer"])
+    assert "finds Mary Stone, Peter." in near("three persons", FALSE["three persons"])
+    assert "finds nobody" in near("three persons", "The")
 
 
 def test_what_cannot_be_an_answer_is_an_error(model: Any) -> None:
