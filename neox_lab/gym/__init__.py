@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from neox_lab.gym import labelled, sealed
     from neox_lab.gym.built_in_dictionaries import dictionaries, dictionary_card, named_features
     from neox_lab.gym.causal import CAUSAL, CausalTask
-    from neox_lab.gym.course import check, claim, course_model, exercises
+    from neox_lab.gym.course import check, claim, course_model, course_training, exercises
     from neox_lab.gym.evaluation import Evaluation, evaluate, pairs, repeat_loss, tasks
     from neox_lab.gym.examples import Example, Pair, Task
     from neox_lab.gym.planting import planted
@@ -55,6 +55,7 @@ _HOME = {
     "check": "course",
     "claim": "course",
     "course_model": "course",
+    "course_training": "course",
     "dictionaries": "built_in_dictionaries",
     "dictionary_card": "built_in_dictionaries",
     "evaluate": "evaluation",
@@ -82,6 +83,7 @@ __all__ = [
     "check",
     "claim",
     "course_model",
+    "course_training",
     "dictionaries",
     "dictionary_card",
     "evaluate",

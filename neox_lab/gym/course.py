@@ -4,6 +4,7 @@
     nl.gym.check("likeliest token", ...)       # the question; nothing is answered yet
     nl.gym.check("likeliest token", " Rome")   # right, or not yet and a hint
     nl.gym.exercises()                         # all of them
+    name, steps = nl.gym.course_training()     # the same over training, or the built-in model's
     nl.gym.claim(score > 0.5, "a head does it")  # a sentence that is held against the numbers
 
 Right answers are not written down anywhere: each is computed from the model, so that an exercise
@@ -19,10 +20,11 @@ from typing import TYPE_CHECKING
 
 from neox_lab.checks import SWITCH, TEXT, require_model
 from neox_lab.checks import check as checked
-from neox_lab.errors import InputError, NeoxLabError
+from neox_lab.errors import CheckpointError, InputError, NeoxLabError
 from neox_lab.family.structure import evaluating
 from neox_lab.frames import make_frame
 from neox_lab.gym.exercise_table import EXERCISES
+from neox_lab.hub import local_directory
 from neox_lab.model.output_heads import require_head
 
 if TYPE_CHECKING:
@@ -65,6 +67,31 @@ def course_model() -> str | None:
     return os.environ.get(VARIABLE) or None
 
 
+def course_training() -> tuple[str | None, str]:
+    """The training that the notebooks look into: that of ``course_model()`` where it has revisions.
+
+    A directory that holds one checkpoint has none. Then it is the built-in model's, and a printed
+    sentence says so.
+
+    Returns:
+        What to give to ``nl.dynamics``: a directory of checkpoints, a hub id or None, the built-in
+        model; and which of its steps, ``"all"`` of the built-in model and ``"log"`` of others.
+    """
+    from neox_lab.dynamics import revisions
+
+    name = course_model()
+    if name is not None and local_directory(name) is not None:
+        try:
+            revisions(name)
+        except CheckpointError:  # a checkpoint without revisions
+            print(
+                f"{name} is one checkpoint, without revisions of its training; what can be shown "
+                "over training is the built-in model."
+            )
+            name = None
+    return name, "all" if name is None else "log"
+
+
 def claim(holds: object, sentence: str) -> None:
     """Print a sentence about the model with whether it holds of this one.
 
@@ -99,7 +126,7 @@ def exercises() -> pd.DataFrame:
             "notebook": each.notebook,
             "name": name,
             "question": each.question,
-            "answer": each.kind.words,
+            "answer": each.form.kind.words,
         }
         for name, each in EXERCISES.items()
     )
@@ -110,7 +137,8 @@ def check(exercise: str, answer: object = ..., model: LanguageModel | None = Non
 
     Args:
         exercise: its name; ``nl.gym.exercises()`` lists them.
-        answer: yours; without one, or with ``...``, the question is asked.
+        answer: yours, also as pictures and tables write it, such as ``"L1H2"`` for ``(1, 2)``;
+            without one, or with ``...``, the question is asked.
         model: the model it is about; by default ``course_model()``, or what the exercise names.
 
     Returns:
@@ -127,9 +155,9 @@ def check(exercise: str, answer: object = ..., model: LanguageModel | None = Non
         require_head(model.head, asked.head)
     if answer is ...:
         return Verdict(
-            False, f"{asked.question} (Your answer, {asked.kind.words}, in place of ...)"
+            False, f"{asked.question} (Your answer, {asked.form.kind.words}, in place of ...)"
         )
-    answer = checked("answer", answer, asked.kind, InputError)
+    answer = checked("answer", asked.form.read(answer), asked.form.kind, InputError)
     model = asked.model(course_model()) if model is None else model
     with evaluating(model):
         found = asked.judge(model, answer)

@@ -168,23 +168,23 @@ def carries_capital(model: GPTNeoXForCausalLM) -> tuple[int, int]:
     return _strongest(swept.effect())
 
 
-def carries_country(model: GPTNeoXForCausalLM) -> tuple[int, int]:
-    """The head that changes most when it is patched from Norway into Spain at the last token."""
+def reads_country(model: GPTNeoXForCausalLM) -> tuple[int, int]:
+    """The head that changes most when it is patched from Norway into Spain at the country."""
     from neox_lab.experiments import patching
 
     metric = patching.logit_difference(" Norwegian", " Spanish")
     clean, corrupted = "The people of Norway speak", "The people of Spain speak"
-    end = {"end": -1}
-    swept = patching.sweep(model, clean, corrupted, metric, "z", positions=end, progress=False)
+    at = {"country": -2}
+    swept = patching.sweep(model, clean, corrupted, metric, "z", positions=at, progress=False)
     return _strongest(swept.effect()[:, 0])
 
 
-def writes_name(model: GPTNeoXForCausalLM) -> tuple[int, int]:
-    """The head with the largest direct effect on eight prompts of who receives."""
+def writes_verb(model: GPTNeoXForCausalLM) -> tuple[int, int]:
+    """The head with the largest direct effect on eight prompts of singular and plural."""
     from neox_lab.experiments import patching
     from neox_lab.gym.evaluation import pairs
 
-    asked = pairs(model, "ioi", 8)
+    asked = pairs(model, "agreement", 8)
     metric = patching.logit_difference([p.correct for p in asked], [p.wrong for p in asked])
     clean, corrupted = [p.clean for p in asked], [p.corrupted for p in asked]
     found = patching.path_patch(model, clean, corrupted, metric, progress=False)
@@ -293,11 +293,11 @@ def highest_feature(model: GPTNeoXForCausalLM) -> int:
 
 
 @torch.no_grad()
-def looks_two_back(model: GPTNeoXForCausalLM) -> tuple[int, int]:
-    """The head that looks most, on average, at the token two before its own."""
+def looks_four_back(model: GPTNeoXForCausalLM) -> tuple[int, int]:
+    """The head that looks most, on average, at the token four before its own."""
     _, cache = model.run_with_cache(GIVING, "*.hook_pattern")
     layers = range(model.config.num_hidden_layers)
-    back = [cache["pattern", n][0].diagonal(-2, dim1=-2, dim2=-1).mean(dim=-1) for n in layers]
+    back = [cache["pattern", n][0].diagonal(-4, dim1=-2, dim2=-1).mean(dim=-1) for n in layers]
     return _strongest(torch.stack(back))
 
 
@@ -346,7 +346,7 @@ def influential(model: GPTNeoXForCausalLM) -> str:
     from neox_lab.gym.built_in_dictionaries import dictionaries
 
     transcoders = {name: each for name, each in dictionaries(model).items() if each.is_transcoder}
-    graph = attribution_graph(model, transcoders, "The doctors near the tree")
+    graph = attribution_graph(model, transcoders, "The cat by the rivers")
     features = graph.frame[graph.frame["kind"] == "feature"]
     return str(_largest(features, "influence")["name"])
 

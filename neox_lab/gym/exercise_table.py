@@ -5,11 +5,21 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from neox_lab.checks import FINITE, TEXT, Kind, whole
-from neox_lab.errors import NeoxLabError
 from neox_lab.family import load
 from neox_lab.gym import exercise_answers as right
 from neox_lab.gym.exercise_answers import BEGINNING, GIVING, Judge
+from neox_lab.gym.exercise_forms import (
+    COUNT,
+    DIGIT,
+    DIRECTION,
+    EDGE,
+    HOOKS,
+    NEARLY,
+    PART,
+    PLACE,
+    WORDS,
+    Form,
+)
 from neox_lab.named import Named
 
 
@@ -20,7 +30,7 @@ class Exercise:
     Attributes:
         notebook: the name of the notebook it belongs to.
         question: what is asked.
-        kind: what an answer looks like.
+        form: what an answer looks like.
         judge: whether an answer is right.
         hint: what to try.
         head: the head of the model that it is about.
@@ -29,7 +39,7 @@ class Exercise:
 
     notebook: str
     question: str
-    kind: Kind[Any]
+    form: Form
     judge: Judge
     hint: str
     head: str = "causal-lm"
@@ -41,46 +51,13 @@ class Exercise:
         return load(None if own else name, head=self.head)
 
 
-def _is_place(value: object) -> bool:
-    return (
-        isinstance(value, tuple | list)
-        and len(value) == 2
-        and all(whole(least=0).accepts(part) for part in value)
-    )
-
-
-def _is_edge(value: object) -> bool:
-    return isinstance(value, tuple | list) and len(value) == 2 and all(map(TEXT.accepts, value))
-
-
-def _is_hooks(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(hook, tuple) and len(hook) == 2 and callable(hook[1]) for hook in value
-    )
-
-
-def _is_direction(value: object) -> bool:
-    try:
-        row = right.as_row(value)
-    except (NeoxLabError, TypeError, ValueError, RuntimeError):
-        return False
-    return row.dim() == 1 and bool(row.isfinite().all())
-
-
-PLACE: Kind[Any] = Kind("a layer and a head such as (1, 2)", _is_place)
-EDGE: Kind[Any] = Kind('who writes and who reads, such as ("L0H1", "L1H2.k")', _is_edge)
-HOOKS: Kind[Any] = Kind("a list of hooks (name, function)", _is_hooks)
-DIRECTION: Kind[Any] = Kind("a row of d_model finite numbers", _is_direction)
-COUNT = whole(least=0)
-
-
 EXERCISES: Named[Exercise] = Named(
     "exercise",
     {
         "likeliest token": Exercise(
             "00_start_here",
             'Which token does the model find likeliest after "The capital of Norway is"?',
-            TEXT,
+            WORDS,
             right.ranked("The capital of Norway is", 0),
             "model(prompt).logits[0, -1].argmax() is its number; model.to_string writes it out.",
         ),
@@ -88,7 +65,7 @@ EXERCISES: Named[Exercise] = Named(
             "01_generate",
             'Greedy search writes 8 tokens after "It is the duty of". What is the sum of their '
             "log probabilities, in nats?",
-            FINITE,
+            NEARLY,
             right.number(right.written),
             "compute_transition_scores with normalize_logits=True gives one number a token.",
         ),
@@ -111,7 +88,7 @@ EXERCISES: Named[Exercise] = Named(
             "04_logit_lens",
             f'How surprising, in bits, is " States" after "{BEGINNING}", read off the stream '
             "before the last layer?",
-            FINITE,
+            NEARLY,
             right.number(right.surprise_before_last_layer),
             "watch=[' States'] follows its probability; take −log2 in the row before the last.",
         ),
@@ -145,7 +122,7 @@ EXERCISES: Named[Exercise] = Named(
             "08_sequence_classification",
             'Write a text of blame, with "not" right before a word of praise from '
             "neox_lab.gym.words.POSITIVE, that the shipped head calls positive.",
-            TEXT,
+            WORDS,
             right.praised,
             "The head has learned words more than sentences; .explain() says which ones it counts.",
             head="sequence-classification",
@@ -154,7 +131,7 @@ EXERCISES: Named[Exercise] = Named(
             "09_question_answering",
             'Write a text with the word "key" in it to which the reader answers "Where is the '
             'key?" with nothing.',
-            TEXT,
+            WORDS,
             right.unanswered,
             "Let the text say something else of the key than where it is.",
             head="question-answering",
@@ -162,7 +139,7 @@ EXERCISES: Named[Exercise] = Named(
         "three persons": Exercise(
             "10_token_tagging",
             "Write a text in which the shipped tagger finds three persons, no more and no fewer.",
-            TEXT,
+            WORDS,
             right.three_persons,
             "One sentence for each, as in the texts at the top.",
             head="token-classification",
@@ -170,7 +147,7 @@ EXERCISES: Named[Exercise] = Named(
         "loss of a sentence": Exercise(
             "11_language_modelling",
             'What is the mean loss, in nats per token, of "The capital of Spain is Madrid."?',
-            FINITE,
+            NEARLY,
             right.number(
                 lambda model: float(
                     right.losses(model, model.to_tokens("The capital of Spain is Madrid.")).mean()
@@ -182,7 +159,7 @@ EXERCISES: Named[Exercise] = Named(
             "12_live_widgets",
             'Write on from "Mary put the key in the" in a widget: what is the second likeliest '
             "first token?",
-            TEXT,
+            WORDS,
             right.ranked("Mary put the key in the", 1),
             "writing.branches[0].tokens[0].alternatives, the likeliest first.",
         ),
@@ -200,7 +177,7 @@ EXERCISES: Named[Exercise] = Named(
             "14_tuned_lens",
             f'Read "{GIVING}" through the logit lens: how far, in bits and on average over '
             "positions, is the row 0_pre from the end?",
-            FINITE,
+            NEARLY,
             right.number(right.read_at_start),
             "The column kl_bits of .frame; group it by layer.",
         ),
@@ -209,14 +186,14 @@ EXERCISES: Named[Exercise] = Named(
             'Which feature of resid_post_1 is highest at the last token of "Then the dogs"?',
             COUNT,
             right.same(right.highest_feature),
-            "nl.features.active(model, dictionary, text) has the activations; or encode the cache.",
+            "nl.features.active(model, dictionary, text).frame has the activations of each token.",
             built_in=True,
         ),
         "nearest features": Exercise(
             "16_training_a_dictionary",
             "In the dictionary resid_post_2, how large is the largest cosine between what two "
             "features write?",
-            FINITE,
+            NEARLY,
             right.number(right.nearest_features),
             "Rows of W_dec, normalized; the product with themselves, without the diagonal.",
             built_in=True,
@@ -224,16 +201,16 @@ EXERCISES: Named[Exercise] = Named(
         "strongest part": Exercise(
             "17_circuits",
             'Which head or MLP has the largest exact node score in nl.gym.pairs(model, "ioi", 8)? '
-            "(Its name.)",
-            TEXT,
+            "(Its name, such as MLP1.)",
+            PART,
             right.same(right.strongest_part),
             "nl.circuits.node_scores(..., method='exact'); its .top() or .frame.",
         ),
         "most influential": Exercise(
             "18_attribution_graphs",
-            'Which feature has the largest influence in the graph of "The doctors near the tree"? '
-            "(Its name.)",
-            TEXT,
+            'Which feature has the largest influence in the graph of "The cat by the rivers"? '
+            "(Its name, such as L1F18@1.)",
+            PART,
             right.same(right.influential),
             "graph.frame, rows whose kind is feature; the largest influence.",
             built_in=True,
@@ -242,7 +219,7 @@ EXERCISES: Named[Exercise] = Named(
             "19_steering",
             "What is the cosine between the directions from blame to praise after layers 1 and 2, "
             'found in two_kinds("train", 60)?',
-            FINITE,
+            NEARLY,
             right.number(right.turned),
             "everywhere.vectors has one for each layer, by the name of its site.",
         ),
@@ -251,26 +228,27 @@ EXERCISES: Named[Exercise] = Named(
             "In nl.gym.planted_variable(), take from the run on AbcdefghiJ= into the run on "
             "aBcdEfghij= what stands after layer 0 at the last position along the direction of a. "
             "What does the model answer?",
-            TEXT,
+            DIGIT,
             right.same(right.exchanged),
-            "A Site with subspace=DIRECTIONS[:, :1]; nl.interchange.run has the logits.",
+            'A Site at ("resid_post", 0) with subspace=nl.gym.planted_variable.DIRECTIONS[:, :1]; '
+            "nl.interchange.run has the logits, model.to_string the token.",
             built_in=True,
         ),
         "passes to write": Exercise(
             "21_large_models",
             "With 3.4 MB, how often is every layer read to write nine tokens after one prompt of "
             f'a few tokens, such as "{BEGINNING}"?',
-            FINITE,
+            NEARLY,
             right.number(right.passes),
             "read_by counts it; the first token comes with the pass over the prompt.",
             built_in=True,
         ),
-        "two tokens back": Exercise(
+        "four tokens back": Exercise(
             "24_heads_in_weights_and_texts",
-            f'In "{GIVING}", which head looks most, on average, at the token two before its own?',
+            f'In "{GIVING}", which head looks most, on average, at the token four before its own?',
             PLACE,
-            right.same(right.looks_two_back),
-            "two_back is a pattern; give the text to nl.detect.heads beside it.",
+            right.same(right.looks_four_back),
+            "A pattern as two_back is, with four; give [text] to nl.detect.heads beside it.",
         ),
         "strongest edge": Exercise(
             "25_where_estimates_fail",
@@ -290,29 +268,31 @@ EXERCISES: Named[Exercise] = Named(
             ".frame has the scores.",
             built_in=True,
         ),
-        "who writes the name": Exercise(
+        "who writes the verb": Exercise(
             "27_finding_indirect_object",
-            'Which head\'s own output adds most to the answers of nl.gym.pairs(model, "ioi", 8)?',
+            "The same of another task: which head's own output adds most to the answers of "
+            'nl.gym.pairs(model, "agreement", 8)?',
             PLACE,
-            right.same(right.writes_name),
+            right.same(right.writes_verb),
             "nl.patching.path_patch with receivers='logits'; .top(1) is the largest effect.",
         ),
         "chance of a later year": Exercise(
             "28_finding_greater_than",
             'What probability does the model give to all even years from 1744 to 1798 after "The '
             'king ruled from 1742 to"?',
-            FINITE,
+            NEARLY,
             right.number(right.later_years),
             "Softmax over the whole vocabulary first, then the sum over these years' tokens.",
             built_in=True,
         ),
-        "who carries the country": Exercise(
+        "who reads the country": Exercise(
             "29_finding_a_fact",
-            'Which head, patched at the last token alone from "The people of Norway speak" into '
-            '"The people of Spain speak", adds most to " Norwegian" minus " Spanish"?',
+            'Which head, patched at the country alone (the token before the last) from "The people '
+            'of Norway speak" into "The people of Spain speak", adds most to " Norwegian" minus '
+            '" Spanish"?',
             PLACE,
-            right.same(right.carries_country),
-            "site='z' with positions={'end': -1}.",
+            right.same(right.reads_country),
+            "site='z' with positions={'country': -2}.",
         ),
     },
 )

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 from textwrap import wrap
 
+from neox_lab.progress import counted
 from neox_lab.views.live import policy
 from neox_lab.views.tokens import display_width, html_text
 
@@ -60,7 +61,7 @@ class Table:
         after = f"<p><small>{' '.join(notes)}</small></p>" if notes else ""
         if self.folded or len(self.rows) > OPEN_ROWS or len(self.columns) > OPEN_ROWS:
             return (
-                f"<details><summary>{caption} ({len(self.rows)} rows)</summary>"
+                f"<details><summary>{caption} ({counted(len(self.rows), 'row')})</summary>"
                 f"{table}{after}</details>"
             )
         return f"<p><strong>{caption}</strong></p>{table}{after}"

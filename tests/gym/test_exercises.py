@@ -138,11 +138,11 @@ def first_step(pattern: str) -> int:
     return int(frame[frame["value"] > 0.5]["step"].min())
 
 
-def names(model: Any) -> tuple[int, int]:
+def verbs(model: Any) -> tuple[int, int]:
     """Each head's own output exchanged in the sum before the last norm."""
     found = torch.zeros(4, 4, dtype=torch.float64)
     model = nl.load(dtype=torch.float64)
-    for pair in nl.gym.TASKS["ioi"].pairs(8):
+    for pair in nl.gym.TASKS["agreement"].pairs(8):
         (_, clean), (_, corrupted) = map(model.run_with_cache, (pair.clean, pair.corrupted))
         ids = [model.to_single_token(name) for name in (pair.correct, pair.wrong)]
         for layer, weights in enumerate(model.W_O):
@@ -161,7 +161,7 @@ def country(model: Any) -> tuple[int, int]:
     for place in range(16):
 
         def put(z: torch.Tensor, hook: Any, head: int = place % 4) -> None:
-            z[:, -1, head] = clean[hook.name][:, -1, head]
+            z[:, -2, head] = clean[hook.name][:, -2, head]
 
         hooks = [(("z", place // 4), put)]
         logits = model.run_with_hooks("The people of Spain speak", hooks).logits[0, -1]
@@ -212,9 +212,9 @@ def part(model: Any) -> str:
     return next(name for name in scores.top(3)["component"] if name != "embed")
 
 
-def two_back(model: Any) -> tuple[int, int]:
+def four_back(model: Any) -> tuple[int, int]:
     def pattern(tokens: Any) -> torch.Tensor:
-        return torch.eye(len(tokens)).roll(-2, dims=1).tril(-2)
+        return torch.eye(len(tokens)).roll(-4, dims=1).tril(-4)
 
     text = "When Mary and Tom went to the park, Tom gave the key to"
     row = nl.detect.heads(model, pattern, [text]).top(1).iloc[0]
@@ -225,7 +225,7 @@ def influential(model: Any) -> str:
     transcoders = {
         name: each for name, each in nl.gym.dictionaries(model).items() if each.is_transcoder
     }
-    graph = nl.circuits.attribution_graph(model, transcoders, "The doctors near the tree")
+    graph = nl.circuits.attribution_graph(model, transcoders, "The cat by the rivers")
     features = graph.frame.query("kind == 'feature'").sort_values("influence")
     return str(features["name"].iloc[-1])
 
@@ -265,12 +265,12 @@ ANSWERS: dict[str, Callable[[Any], Any]] = {
     "turned between layers": turned,
     "one digit exchanged": lambda model: "<19>",  # b is 2, e is 16, and a, from the other run, 1
     "passes to write": lambda model: 9.0,
-    "two tokens back": two_back,
+    "four tokens back": four_back,
     "strongest edge": edge,
     "when copies are found": lambda model: first_step("induction"),
-    "who writes the name": names,
+    "who writes the verb": verbs,
     "chance of a later year": later,
-    "who carries the country": country,
+    "who reads the country": country,
 }
 FALSE: dict[str, Any] = {
     "not wonderful": "The film was not wonderful. It was awful and stupid.",
@@ -316,6 +316,63 @@ def test_thoughtless_answers_are_not_right(name: str) -> None:
             assert not nl.gym.check(name, answer), answer
 
 
+@pytest.mark.parametrize(
+    ("name", "same"),
+    [
+        ("who looks at Mary", lambda at: ["L{}H{}".format(*at), "{}.{}".format(*at), [*at]]),
+        (
+            "who reads the country",
+            lambda at: ["layer {}, head {}".format(*at), [float(n) for n in at]],
+        ),
+        ("feature of the dogs", lambda number: [f"f{number}", str(number), float(number)]),
+        ("loss of a sentence", lambda loss: [f"{loss:.3f}", torch.tensor(loss), round(loss, 2)]),
+        ("strongest part", lambda name: [name.lower(), f" {name} "]),
+        ("one digit exchanged", lambda token: [19, "19", " <19> "]),
+    ],
+)
+def test_answers_are_right_as_pictures_and_tables_write_them(
+    model: Any, name: str, same: Callable[[Any], list[Any]]
+) -> None:
+    right = ANSWERS[name](model)
+    for answer in same(right):
+        assert nl.gym.check(name, answer), answer
+    for answer in same(spoilt(name, right)) if name != "one digit exchanged" else [18, "18"]:
+        assert not nl.gym.check(name, answer), answer
+
+
+@pytest.mark.slow  # it scores every edge exactly
+@pytest.mark.parametrize("arrow", ["{} → {}", "{} -> {}", "{}, {}"])
+def test_an_edge_is_one_with_an_arrow(model: Any, arrow: str) -> None:
+    ends = edge(model)
+    assert nl.gym.check("strongest edge", arrow.format(*ends))
+    assert not nl.gym.check("strongest edge", arrow.format(*reversed(ends)))
+
+
+def test_a_revision_is_one_by_its_name() -> None:
+    from neox_lab.gym.exercise_forms import COUNT, EDGE, PART
+
+    assert [COUNT.read(answer) for answer in ("step1250", 1250.0, "1250")] == [1250] * 3
+    assert EDGE.read("MLP2 → logits") == EDGE.read("MLP2 -> logits") == ("MLP2", "logits")
+    assert PART.read((3, 2)) == PART.read("l3h2") == "L3H2"
+    for form in (COUNT, EDGE, PART):
+        assert form.read(None) is None, "what is no answer is handed on"
+
+
+@pytest.mark.parametrize(
+    ("name", "printed"),
+    [
+        pytest.param("most influential", "L3F191@4", marks=pytest.mark.slow),  # the graph of 18
+        ("four tokens back", (0, 1)),  # the first row of two_back in 24
+        ("who writes the verb", (3, 2)),  # of path_patch in 27
+        ("who reads the country", (1, 0)),  # what carries it to the end in 29
+    ],
+)
+def test_what_the_notebook_prints_of_another_prompt_is_not_the_answer(
+    name: str, printed: Any
+) -> None:
+    assert not nl.gym.check(name, printed)
+
+
 def test_nothing_answered_is_the_question() -> None:
     verdict = nl.gym.check("who looks at Mary", ...)
     assert not verdict
@@ -356,8 +413,10 @@ def test_what_a_text_lacks_is_said() -> None:
 
 
 def test_what_cannot_be_an_answer_is_an_error(model: Any) -> None:
-    with pytest.raises(nl.errors.InputError, match=r"answer='L1H2'; expected a layer and a head"):
-        nl.gym.check("who looks at Mary", "L1H2")
+    with pytest.raises(nl.errors.InputError, match=r"answer='L1'; expected a layer and a head"):
+        nl.gym.check("who looks at Mary", "L1")
+    with pytest.raises(nl.errors.InputError, match=r"answer='half'; expected a number, right to"):
+        nl.gym.check("loss of a sentence", "half")
     with pytest.raises(KeyError, match=r"No exercise is called 'who looks'.*Did you mean"):
         nl.gym.check("who looks", (1, 2))
     reviewer = nl.load(head="sequence-classification")
@@ -388,6 +447,20 @@ def test_the_course_is_about_what_the_variable_names(
     assert nl.gym.check("loss of a sentence", sentence(young))
     # What is about the built-in model's own parts stays so.
     assert nl.gym.check("nearest features", nearest(nl.load()))
+
+
+def test_training_is_the_built_in_models_where_the_course_has_no_revisions(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("NEOX_LAB_MODEL", raising=False)
+    assert nl.gym.course_training() == (None, "all")
+    nl.load(revision="step512").save_pretrained(tmp_path / "run" / "step512")
+    monkeypatch.setenv("NEOX_LAB_MODEL", str(tmp_path / "run"))
+    assert nl.gym.course_training() == (str(tmp_path / "run"), "log")
+    assert capsys.readouterr().out == ""
+    monkeypatch.setenv("NEOX_LAB_MODEL", str(tmp_path / "run" / "step512"))
+    assert nl.gym.course_training() == (None, "all")
+    assert "without revisions of its training" in capsys.readouterr().out
 
 
 def test_pairs_are_those_that_can_be_asked(model: Any) -> None:

@@ -27,6 +27,7 @@ ELSEWHERE = {
     "page": "writes; called as _page",
     "pages": "writes; called for a new folder, as _pages",
     "course_model": "takes nothing",
+    "course_training": "takes nothing",
     "dictionary_card": "takes nothing",
     "exercises": "takes nothing",
     "named_features": "takes nothing",

@@ -53,7 +53,8 @@ def test_the_model_is_that_of_the_course(path: Path) -> None:
     assert "os.environ.get" not in source or "NEOX_LAB_MODEL" not in source, (
         "course_model() reads it"
     )
-    assert "course_model()" in source or "nl.load(" not in source or says_why(path)
+    asked = "course_model()" in source or "course_training()" in source
+    assert asked or "nl.load(" not in source or says_why(path)
 
 
 def says_why(path: Path) -> bool:
@@ -77,6 +78,11 @@ def test_the_last_words_say_what_it_does_not_show_and_lead_on(path: Path) -> Non
     links = re.findall(r"\]\((\d\d_\w+\.ipynb)\)", text)
     assert links and all((FOLDER / link).exists() for link in links)
     assert path.name not in links, "to another one"
+    after = re.findall(r"\]\((\d\d_\w+\.ipynb)\)", text[text.index("Next") :])
+    place = NOTEBOOKS.index(path)
+    assert after[0] == NOTEBOOKS[(place + 1) % len(NOTEBOOKS)].name, (
+        "first to the next of the course"
+    )
 
 
 def test_claims_hold(path: Path) -> None:

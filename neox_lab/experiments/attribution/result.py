@@ -131,8 +131,8 @@ class AttributionResult(GridResult):
         count = int(self.is_computed.sum())
         added = float(self.values[self.is_computed].sum())
         note = (
-            f"{self.value_name}; the {len(top)} largest of {count}, which sum to "
-            f"{number(added, 3)}; total {number(self.total, 3)}"
+            f"{self.value_name}; the {len(top)} largest of {count}. The sum of all is "
+            f"{number(added, 3)}; what they are shares of is {number(self.total, 3)}."
         )
         return BarsView(names, top["value"].tolist(), self.title, note)
 

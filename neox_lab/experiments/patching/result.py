@@ -213,7 +213,7 @@ class PatchResult(GridResult):
         only = ["share" if normalized else "change"]  # the label of a single row
         rows, columns = (self.labels.get(axis, only) for axis in axes)
         end = "corrupted" if self.direction == "noising" else "clean"
-        name = f"change of the {self.metric}"
+        name = f"change of the {self.metric.removeprefix('the ')}"  # a function has no name
         if normalized:
             name = f"{self.metric}, share of the way to {end}"
         words = {"pos": "position", "source_pos": "source position"}
