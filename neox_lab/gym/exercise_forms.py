@@ -97,9 +97,8 @@ def _edge(value: object) -> object:
 
 def _part(value: object) -> object:
     value = plain(value)
-    if _is_place(value):
-        layer, head = value  # type: ignore[misc]
-        return head_name(layer, head)
+    if isinstance(value, tuple | list) and _is_place(value):
+        return head_name(*value)
     return value.strip().upper() if isinstance(value, str) else value
 
 
