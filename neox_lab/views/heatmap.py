@@ -29,7 +29,7 @@ from neox_lab.views.drawing import (
 )
 from neox_lab.views.marks import Marks
 from neox_lab.views.markup import Table
-from neox_lab.views.tokens import figure_text, isolated, label
+from neox_lab.views.tokens import figure_text, isolated, label, labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,14 +149,12 @@ class HeatmapView(View):
 
     def tables(self) -> list[Table]:
         """The cells that stand out, and all of them if they are few."""
+        top = self._top(TOP)
+        found = _told_apart([self.row_labels[row] for row, _ in top])
+        beside = _told_apart([self.column_labels[column] for _, column in top])
         rows = [
-            [
-                isolated(label(self.row_labels[row], LABEL_LIMIT)),
-                str(column),
-                isolated(label(self.column_labels[column], LABEL_LIMIT)),
-                self._number(row, column),
-            ]
-            for row, column in self._top(TOP)
+            [name, str(column), other, self._number(row, column)]
+            for (row, column), name, other in zip(top, found, beside, strict=True)
         ]
         apart = "Largest values" if self.centre is None else f"Farthest from {self.centre:g}"
         names = [self.row_axis, f"{self.column_axis} index", self.column_axis, self.value_name]
@@ -165,13 +163,10 @@ class HeatmapView(View):
 
     def _grid(self) -> Table:
         """All numbers, laid out as in the picture."""
-        names = [(isolated(label(name, LABEL_LIMIT)), "r") for name in self.column_labels]
+        names = [(name, "r") for name in _told_apart(self.column_labels)]
         rows = [
-            [
-                isolated(label(name, LABEL_LIMIT)),
-                *(self._number(row, at) for at in range(len(names))),
-            ]
-            for row, name in enumerate(self.row_labels)
+            [name, *(self._number(row, at) for at in range(len(names)))]
+            for row, name in enumerate(_told_apart(self.row_labels))
         ]
         columns = [(f"{self.row_axis} ╲ {self.column_axis}", "l"), *names]
         return Table("All values", columns, rows, folded=True)
@@ -321,7 +316,12 @@ def downwards(axis: str) -> str:
     return f"{axis}, first on top" if axis.startswith("layer") else axis
 
 
-def _name(labels: list[str], at: int) -> str:
-    """A label for running text, with its place if another one looks the same."""
-    name = isolated(label(labels[at], LABEL_LIMIT))
-    return name if labels.count(labels[at]) == 1 else f"{name}@{at}"
+def _told_apart(names: list[str]) -> list[str]:
+    """Names for tables, cut so that different ones are not alike."""
+    return list(map(isolated, labels(names, LABEL_LIMIT)))
+
+
+def _name(names: list[str], at: int) -> str:
+    """A name for running text, with its place if another one looks the same."""
+    name = isolated(label(names[at], LABEL_LIMIT))
+    return name if names.count(names[at]) == 1 else f"{name}@{at}"

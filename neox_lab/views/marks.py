@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from neox_lab.views.drawing import POINTS, Sheet, text_width
-from neox_lab.views.tokens import figure_text, label
+from neox_lab.views.tokens import figure_texts
 
 LARGEST_TYPE, SMALLEST_TYPE = 8.5, 5.4  # points; names that need smaller type are thinned out
 SPARSE_TYPE = 6.5
@@ -37,10 +37,8 @@ class Marks:
             size, names = SPARSE_TYPE, sparse or names
             steps = (lead * 10**power for power in range(9) for lead in (1, 2, 5))
             step = next(step for step in steps if step * cell >= 0.25)
-        shown = [
-            (at, figure_text(label(names[at]), LABEL_LIMIT)) for at in range(0, len(names), step)
-        ]
-        return cls(shown, size, cell)
+        texts = figure_texts(names[::step], LABEL_LIMIT)  # cut so that none are alike
+        return cls(list(zip(range(0, len(names), step), texts, strict=True)), size, cell)
 
     @property
     def widest(self) -> float:
