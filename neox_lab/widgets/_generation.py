@@ -11,12 +11,12 @@ import traitlets
 from neox_lab.errors import InputError
 from neox_lab.family.contract import LanguageModel
 from neox_lab.widgets.branches import Branch, Branches
-from neox_lab.widgets.live import LiveWidget
+from neox_lab.widgets.branching import Branching
 from neox_lab.widgets.panels import choices, panel
 from neox_lab.widgets.worker import Job
 
 
-class GenerationWidget(LiveWidget):
+class GenerationWidget(Branching):
     """A prompt, its continuation as it is written, and at each place what else might have come.
 
     ``run`` continues the prompt; ``branch`` goes back to a token, puts another one there and writes
@@ -33,7 +33,6 @@ class GenerationWidget(LiveWidget):
     """
 
     kinds = ("trace",)
-    actions = (*LiveWidget.actions, "branch", "show")
     prompt = traitlets.Unicode().tag(sync=True, control="text", label="Prompt")
     temperature = traitlets.CFloat(0.0, min=0.0, max=2.0).tag(
         sync=True, control="slider", step=0.05, label="Temperature (0: likeliest)"
@@ -52,7 +51,6 @@ class GenerationWidget(LiveWidget):
                 "nl.load(name)."
             )
         self._model = model
-        self._written: Branches | None = None
         super().__init__(heading="Generation", verb="Write", prompt=prompt)
 
     @property
@@ -64,52 +62,6 @@ class GenerationWidget(LiveWidget):
     def shown(self) -> int:
         """Which of them is shown."""
         return 0 if self._written is None else self._written.shown
-
-    def branch(self, position: int, rank: int) -> None:
-        """Put another token at a place of the branch shown, and write on from there.
-
-        A branch that already begins so is shown instead of writing it again.
-
-        Args:
-            position: number of the token to replace, 0 for the first after the prompt.
-            rank: which of its alternatives to put there, 0 for the likeliest.
-
-        Raises:
-            InputError: there is no such token or alternative.
-        """
-        written = self._begun()
-        made = written.fork(position, rank)
-        known = written.same(made)
-        given = self._given()
-
-        def work(job: Job) -> None:
-            if known is None:
-                written.add(made)
-            else:
-                written.show(known)
-            self._write(job, written, given)
-
-        self._start(work)
-
-    def show(self, choice: int) -> None:
-        """Show another branch.
-
-        Raises:
-            InputError: there is none with this number.
-        """
-        written = self._begun()
-        written.check(choice)
-
-        def work(job: Job) -> None:
-            written.show(choice)
-            self._draw(job, written, now=True)
-
-        self._start(work)
-
-    def _begun(self) -> Branches:
-        if self._written is None:
-            raise InputError("Nothing is written yet.")
-        return self._written
 
     def _answer(self, job: Job, given: SimpleNamespace) -> None:
         self._written = Branches(self._model, given.prompt)
@@ -129,6 +81,9 @@ class GenerationWidget(LiveWidget):
             done = len(written.branches[written.shown].tokens)
             if done:
                 self._draw(job, written, now=True, progress=[done, given.length])
+
+    def _tell_written(self, job: Job, written: Branches, done: int | None = None) -> None:
+        self._draw(job, written, now=True)
 
     def _draw(
         self, job: Job, written: Branches, now: bool = False, progress: Sequence[int] = (0, 0)

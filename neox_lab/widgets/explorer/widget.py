@@ -18,6 +18,7 @@ from neox_lab.views import View, label
 from neox_lab.views.explorer import ExplorerView, ReadingView
 from neox_lab.views.tokens import sentence
 from neox_lab.widgets.branches import Branches
+from neox_lab.widgets.branching import Branching
 from neox_lab.widgets.explorer import questions
 from neox_lab.widgets.explorer.calls import as_python, continued
 from neox_lab.widgets.explorer.examples import examples
@@ -28,7 +29,6 @@ from neox_lab.widgets.explorer.revisions import check_writes
 from neox_lab.widgets.explorer.saving import FORMS, panel_view
 from neox_lab.widgets.explorer.selection import Selection
 from neox_lab.widgets.explorer.tools import Tools
-from neox_lab.widgets.live import LiveWidget
 from neox_lab.widgets.panels import choices
 from neox_lab.widgets.panels import panel as picture
 from neox_lab.widgets.worker import Job, Stopped
@@ -57,7 +57,7 @@ NEW_TOKENS = 16
 EXAMPLE_LIMIT = 36
 
 
-class ExplorerWidget(LiveWidget):
+class ExplorerWidget(Branching):
     """One run of a model in linked panels; see ``nl.explore``.
 
     Attributes:
@@ -84,7 +84,8 @@ class ExplorerWidget(LiveWidget):
     """
 
     kinds = ("explorer",)
-    actions = (*LiveWidget.actions, "select", "ask", "save", "branch", "show", "go_to", "example")
+    actions = (*Branching.actions, "select", "ask", "save", "go_to", "example")
+    unwritten = "Nothing is written yet: use the button “write on”."
     prompt = traitlets.Unicode().tag(sync=True, control="text", label="Prompt")
     second = traitlets.Unicode().tag(
         sync=True, control="text", label="Second prompt, to compare (may be empty)"
@@ -122,7 +123,6 @@ class ExplorerWidget(LiveWidget):
         self._read_before: dict[str, Reading] = {}
         self._reading: Reading | None = None
         self._other: Reading | None = None
-        self._written: Branches | None = None
         self._answers: dict[str, Result | View] = {}
         super().__init__(heading="Explorer", verb="Run", prompt=prompt, second=second)
         self.run()
@@ -154,48 +154,15 @@ class ExplorerWidget(LiveWidget):
         """
         reading = self._read()
         if what == "writing":
-            self._written = Branches(self._model, reading.prompt)
-            self._start(self._write)
+            self._written = written = Branches(self._model, reading.prompt)
+            given = self._given()
+            self._start(lambda job: self._write(job, written, given))
         elif what in ANSWERS:
             chosen, other = self._chosen(), self._other
             self._start(lambda job: self._find(job, what, reading, other, chosen))
         else:
             known = ", ".join([*ANSWERS, "writing"])
             raise InputError(f"unknown question {what!r}; expected one of {known}")
-
-    def branch(self, position: int, rank: int) -> None:
-        """Write another token at a place of the continuation, and on from there.
-
-        Raises:
-            InputError: there is no such token or alternative.
-        """
-        written = self._begun()
-        made = written.fork(position, rank)
-        known = written.same(made)
-
-        def work(job: Job) -> None:
-            if known is None:
-                written.add(made)
-            else:
-                written.show(known)
-            self._write(job)
-
-        self._start(work)
-
-    def show(self, choice: int) -> None:
-        """Show another branch.
-
-        Raises:
-            InputError: there is none with this number.
-        """
-        written = self._begun()
-        written.check(choice)
-
-        def work(job: Job) -> None:
-            written.show(choice)
-            self._tell_written(job, written)
-
-        self._start(work)
 
     def go_to(self, name: str) -> None:
         """Show another checkpoint.
@@ -318,9 +285,8 @@ class ExplorerWidget(LiveWidget):
         self._publish(job, now=True, **told)
         self._keep(job)
 
-    def _write(self, job: Job) -> None:
+    def _write(self, job: Job, written: Branches, given: SimpleNamespace) -> None:
         """Continue the branch shown."""
-        written = self._begun()
         try:
             for done in written.write(NEW_TOKENS, do_sample=False):
                 if self._due:
@@ -329,12 +295,7 @@ class ExplorerWidget(LiveWidget):
         finally:
             self._tell_written(job, written)
 
-    def _begun(self) -> Branches:
-        if self._written is None:
-            raise InputError("Nothing is written yet: use the button “write on”.")
-        return self._written
-
-    def _tell_written(self, job: Job, written: Branches, done: int = NEW_TOKENS) -> None:
+    def _tell_written(self, job: Job, written: Branches, done: int | None = None) -> None:
         tokens = [
             {
                 "text": label(token.piece, 24),
@@ -352,7 +313,7 @@ class ExplorerWidget(LiveWidget):
         found = {"tokens": tokens, "branches": written.names(), "shown": written.shown}
         found["code"] = code
         self._answers["writing"] = written.view()
-        self._publish(job, now=True, writing=found, progress=[done, NEW_TOKENS])
+        self._publish(job, now=True, writing=found, progress=[done or NEW_TOKENS, NEW_TOKENS])
         self._keep(job)
 
     def _keep(self, job: Job) -> None:
