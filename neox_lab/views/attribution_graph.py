@@ -7,6 +7,7 @@ what its target gets, times how much of the logits goes back to that target.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,7 +18,18 @@ from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.progress import counted
 from neox_lab.views.base import View, texts
-from neox_lab.views.drawing import HEADING, INK, LESS, MORE, SOFT, Sheet, number
+from neox_lab.views.drawing import (
+    DASHES,
+    HEADING,
+    INK,
+    LESS,
+    MORE,
+    SOFT,
+    Sheet,
+    dashed,
+    number,
+    text_width,
+)
 from neox_lab.views.live import rounded
 from neox_lab.views.markup import Table
 from neox_lab.views.tokens import figure_text, isolated, label
@@ -244,6 +256,7 @@ class AttributionGraphView(View):
             "pinned": [number_of[at] for at in self.pinned if at in number_of],
             "begin": [number_of[f.begin] for f in flows],
             "end": [number_of[f.end] for f in flows],
+            "dashed": self._dashed(),
             "weight": rounded(np.array([f.weight for f in flows]), 4),
             "share": rounded(np.array([f.share for f in flows]), 3),
         }
@@ -311,6 +324,7 @@ class AttributionGraphView(View):
             note += f"The {len(drawn)} edges that carry most, of {len(self.flows):,}."
         sheet.heading(0, figure_text(self.title), figure_text(note.strip()))
         most = max((self._carried(flow) for flow in drawn), default=1.0) or 1.0
+        broken = self._dashed()
         for sign, colour in ((-1, LESS), (1, MORE)):
             own = [flow for flow in reversed(drawn) if (flow.weight >= 0) == (sign > 0)]
             shares = [self._carried(flow) / most for flow in own]
@@ -318,6 +332,7 @@ class AttributionGraphView(View):
                 LineCollection(
                     [(places[flow.begin], places[flow.end]) for flow in own],
                     colors=colour,
+                    linestyles=DASHES if broken == ("more" if sign > 0 else "less") else "solid",
                     linewidths=[0.3 + 2.2 * share**0.5 for share in shares],
                     alpha=[0.2 + 0.6 * share**0.5 for share in shares],
                 )
@@ -332,6 +347,10 @@ class AttributionGraphView(View):
         self._draw_legend(sheet, height)
         sheet._measure()
         return sheet
+
+    def _dashed(self) -> str:
+        """Which kind of edges is dashed; see ``dashed``."""
+        return dashed([math.copysign(self._carried(flow), flow.weight) for flow in self.flows])
 
     def _draw_marks(self, sheet: Sheet, places: list[tuple[float, float]]) -> None:
         colours = ["white"] * len(self.marks)
@@ -361,11 +380,14 @@ class AttributionGraphView(View):
 
     def _draw_legend(self, sheet: Sheet, height: float) -> None:
         y = height - 0.05
-        sheet.text(0, y, "adds", 7.5, color=MORE, weight="bold")
-        sheet.text(0.4, y, "takes away", 7.5, color=LESS, weight="bold")
+        x, broken = 0.0, self._dashed()
+        for kind, words, colour in (("more", "adds", MORE), ("less", "takes away", LESS)):
+            words += " (dashed)" if kind == broken else ""
+            sheet.text(x, y, words, 7.5, color=colour, weight="bold")
+            x += 1.15 * text_width(words, 7.5) + 0.1
         said = "dots: features, squares: what they miss; the larger, the more influence"
-        sheet.text(1.15, y, said, 7.5, color=SOFT)
+        sheet.text(x, y, said, 7.5, color=SOFT)
         for at, name in enumerate(self.groups):
-            left = 5.2 + 1.6 * at
+            left = x + text_width(said, 7.5) + 0.2 + 1.6 * at
             sheet.rectangle(left, y - 0.09, 0.1, 0.1, facecolor=GROUPS[at % len(GROUPS)])
             sheet.text(left + 0.15, y, figure_text(label(name, 18)), 7.5)

@@ -18,6 +18,7 @@ from neox_lab.views.drawing import (
     MORE,
     SOFT,
     Sheet,
+    decimals,
     number,
     text_width,
 )
@@ -166,7 +167,11 @@ class BarsView(View):
                 notes.append(f"Only the first {shown} of {len(self.pieces)} tokens.")
             made["pieces"] = [label(piece, 2 * NAME_LIMIT) for piece in told(self.pieces[:shown])]
             made["attributions"] = rounded(self.attributions[kept, :shown], 3)
-            made["most"] = largest_of(self.attributions)
+            most = made["most"] = largest_of(self.attributions)
+            made["said"] = [
+                [number(float(value), decimals(most)) for value in line]
+                for line in self.attributions[kept, :shown]
+            ]
         return made
 
     def _draw(self) -> Sheet:

@@ -40,6 +40,7 @@ POINTS = 72  # a typographer's points in an inch
 MARGIN, HEADING, LINE = 0.15, 0.54, 0.16  # inches
 BOLD = 1.15  # how much wider letters are when bold
 TITLE_LINE, NARROWEST = 0.22, 5.5  # inches: a further line of a title; what is set for narrow maps
+DASHES = (0, (3.0, 1.5))  # widths of a line: on, off
 FormatName = Literal["png", "svg", "pdf"]
 # Without dates and version numbers the same picture is the same file.
 METADATA: dict[str, dict[str, str | None]] = {
@@ -226,6 +227,20 @@ def ink_on(colour: Sequence[float] | NDArray[np.float64]) -> str:
     linear = [((c + 0.055) / 1.055) ** 2.4 if c > 0.04045 else c / 12.92 for c in colour[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "black" if luminance > 0.179 else "white"  # one of them always reaches 4.5 to 1
+
+
+def dashed(carried: Sequence[float]) -> str:
+    """Which edges are dashed, so that a print in grey tells both kinds apart: those with less.
+
+    Args:
+        carried: how much each edge counts, less or more than 0.
+
+    Returns:
+        ``"less"`` or ``"more"``; ``""`` where all edges are of one kind.
+    """
+    less = -sum(each for each in carried if each < 0)
+    more = sum(each for each in carried if each > 0)
+    return "" if not less or not more else "less" if less < more else "more"
 
 
 def decimals(largest: float) -> int:

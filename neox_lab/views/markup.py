@@ -131,7 +131,8 @@ STYLE = """
   --line: #3a3f46; --stripe: #1e2126; } }
 body { margin: 0 auto; max-width: 62rem; padding: 2rem 1.25rem 4rem; background: var(--paper);
   color: var(--ink); font: 16px/1.55 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.25; } h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin: 2.6rem 0 .4rem; }
 body:has(> .neox-view[data-kind="explorer"]) { max-width: 80rem; }
 section > p { max-width: 44rem; }
 img { border-radius: 6px; border: 1px solid var(--line); box-sizing: border-box; }

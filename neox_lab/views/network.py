@@ -1,8 +1,9 @@
 """A network in rows, from where it reads to where it answers: parts as boxes, edges between them.
 
 The first row is on top. An edge is as wide as its number is large, blue where that is below zero
-and orange where it is above. One whose note is q, k or v ends at that letter of its reader. In a
-browser, a head that is pointed at or clicked shows where it looks, and a feature links to its page.
+and orange where it is above; of both kinds the one that counts less in all is dashed. One whose
+note is q, k or v ends at that letter of its reader. In a browser, a head that is pointed at or
+clicked shows where it looks, and a feature links to its page.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from neox_lab.views.attention_data import attention_data
 from neox_lab.views.attention_patterns import AttentionPatterns
 from neox_lab.views.base import View, array, texts
 from neox_lab.views.drawing import (
+    DASHES,
     HEADING,
     INK,
     LESS,
     MORE,
     SOFT,
     Sheet,
+    dashed,
     decimals,
     number,
     text_width,
@@ -204,6 +207,7 @@ class NetworkView(View):
             "note": [label(link.note, NAME_LIMIT) if link.note else "" for link in shown],
             "value_name": self.value_name,
             "signs": self.signs,
+            "dashed": dashed([link.value for link in self.links]),
             "pages": self.pages,
             "attention": looks,
         }
@@ -272,6 +276,7 @@ class NetworkView(View):
         most = abs(self.links[0].value) or 1.0
         ports = {(link.end, link.note) for link in drawn if link.note in PORTS}
         high = HIGH_WITH_PORTS if ports else HIGH
+        broken = dashed([link.value for link in self.links])
         for sign, colour in ((-1, LESS), (1, MORE)):
             links = [link for link in reversed(drawn) if (link.value >= 0) == (sign > 0)]
             if not links:
@@ -282,6 +287,7 @@ class NetworkView(View):
                 paths,
                 facecolors="none",
                 edgecolors=colour,
+                linestyles=DASHES if broken == ("more" if sign > 0 else "less") else "solid",
                 linewidths=[0.3 + 3.2 * share for share in shares],
                 alpha=[0.25 + 0.6 * share**0.5 for share in shares],
             )
@@ -301,8 +307,8 @@ class NetworkView(View):
         bottom = HEADING + len(self.row_labels) * ROW - 0.1
         sheet.text(LEFT, bottom, figure_text(self.value_name), 7.5, color=SOFT)
         x = LEFT
-        for words, colour in zip(self.signs, (LESS, MORE), strict=True):
-            shown = figure_text(words)
+        for kind, words, colour in zip(("less", "more"), self.signs, (LESS, MORE), strict=True):
+            shown = figure_text(words) + (" (dashed)" if kind == broken else "")
             sheet.text(x, bottom + 0.16, shown, 7.5, color=colour, weight="bold")
             x += 1.15 * text_width(shown, 7.5) + 0.2
         sheet.size = max(sheet.size[0], x), sheet.size[1] + 0.16

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pytest
 from stage import Stage
@@ -144,6 +144,47 @@ def test_the_keyboard_is_enough(page: Any, file: Path) -> None:
     assert page.evaluate(f"{FOCUSED}.title").startswith("L1H1"), "focus stays"
     page.keyboard.press("5")  # the lens
     assert page.evaluate(f"{FOCUSED}.closest('section.card').ariaLabel") == "Logit lens"
+
+
+def test_the_keyboard_reaches_every_panel_and_keeps_the_focus(page: Any, file: Path) -> None:
+    opened(page, file)
+    lines = page.get_by_role("button", name="lines")
+    lines.focus()
+    page.keyboard.press("Enter")
+    assert page.evaluate(f"{FOCUSED}.textContent") == "lines", "though it was drawn anew"
+    assert page.locator("svg.lines").count() == 1
+    page.get_by_role("button", name="map").focus()
+    page.keyboard.press("Enter")
+    page.locator('[aria-label="the prompt"] .token').nth(3).click()
+
+    field = page.get_by_role("application")
+    field.focus()
+    for key in ("ArrowDown", "ArrowLeft", "ArrowLeft"):
+        page.keyboard.press(key)
+    read = page.locator('[aria-label="The selected head"] .note').last.inner_text()
+    assert "@4" in read.split("→")[0] and "@1" in read.split("→")[1]
+    page.keyboard.press("Enter")
+    assert selected(page)["position"] == 4 and selected(page)["key"] == 1
+    assert page.evaluate(f"{FOCUSED}.className") == "field"
+
+    page.locator('[aria-label="patching"] td[tabindex="0"]').focus()
+    for key in ("Home", "ArrowDown", "ArrowRight", "Enter"):
+        page.keyboard.press(key)
+    assert selected(page)["layer"] == 1 and selected(page)["position"] == 1
+    assert page.evaluate(f"{FOCUSED}.ariaCurrent") == "true"
+    marked = page.locator('[aria-label="patching"] [aria-current="true"]')
+    assert marked.count() == 1 and marked.get_attribute("aria-label").startswith("layer 1, ")
+
+    page.locator('[aria-label="Which tokens matter"] .token').nth(2).focus()
+    page.keyboard.press("Enter")
+    assert selected(page)["key"] == 2
+    assert page.evaluate(f"{FOCUSED}.className") == "token"
+
+
+def selected(page: Any) -> dict[str, Any]:
+    """The state that the page's address keeps."""
+    found: dict[str, Any] = json.loads(unquote(page.evaluate("location.hash.slice(1)")))
+    return found
 
 
 def test_compare_and_walk_over_training(page: Any, file: Path) -> None:

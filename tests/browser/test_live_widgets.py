@@ -115,6 +115,38 @@ def test_click_a_cell_and_read_on(model: Any, staged: Any, page: Any) -> None:
     assert widget.wrong == " of the"
 
 
+def test_lines_and_tabs_are_seen_and_kept(model: Any, staged: Any, page: Any) -> None:
+    text = "The king\r\n\twent to\nthe"
+    widget = nl.widgets.logit_lens(model, text)
+    stage = staged(widget)
+    field = page.get_by_label("Text")
+    assert len(field.input_value().splitlines()) == 3
+    high = field.evaluate(
+        "node => node.clientHeight / parseFloat(getComputedStyle(node).lineHeight)"
+    )
+    assert 3 <= high < 4, "all its lines are in sight"
+    field.focus()
+    page.keyboard.press("Enter")
+    stage.done()
+    assert widget.text == text, "what nobody changed is what it was"
+    page.keyboard.press("End")
+    page.keyboard.press("Control+End")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("end")
+    page.keyboard.press("Enter")
+    stage.until(lambda: widget.text.endswith("the\nend") and widget.phase == "done")
+
+
+def test_tokens_of_lines_and_tabs_are_seen(model: Any, staged: Any, page: Any) -> None:
+    patching = staged(nl.widgets.patching(model, CLEAN, CORRUPTED, "\n", "\t")).widget
+    assert page.get_by_label("Correct token").input_value() == "⏎"
+    page.get_by_label("Wrong token").fill("⏎")
+    page.get_by_label("Correct token").fill("⇥")
+    page.keyboard.press("Enter")
+    page.wait_for_timeout(100)
+    assert (patching.correct, patching.wrong) == ("\t", "\n")
+
+
 def test_probes_of_a_site_and_of_a_text(model: Any, staged: Any, page: Any) -> None:
     texts = [f"{a} {b} home" for a in ("The king", "A dog") for b in "abcdefgh"]
     found = nl.probing.probe(model, texts, ["king"] * 8 + ["dog"] * 8, sites="resid_post")

@@ -906,6 +906,24 @@ def test_a_network_marks_the_inputs_of_heads_and_what_its_signs_mean() -> None:
         NetworkView(["a", "b"], [0, 1], [0, 0], ["x"] * 2, links[:1], "score", signs=("one",))
 
 
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [([-3.0, 1.0, 1.0], "more"), ([-1.0, 4.0, -1.0], "less"), ([2.0, 1.0], ""), ([-2.0], "")],
+)
+def test_a_print_in_grey_tells_edges_apart(values: list[float], kind: str) -> None:
+    links = [Link(0, 1, value) for value in values]
+    network = NetworkView(["a", "b"], [0, 1], [0, 0], ["x", "y"], links, "score")
+    marks = [Mark("a", "token", -1, 0, 1.0), Mark("b", "logit", 1, 0, 1.0)]
+    flows = [Flow(0, 1, value, abs(value) / 10) for value in values]
+    graph = AttributionGraphView(["a"], 1, marks, flows)
+    for view in (network, graph):
+        assert view.data()["dashed"] == kind
+        styles = [
+            style[1] for each in view._draw().axes.collections for style in each.get_linestyle()
+        ]
+        assert any(style is not None for style in styles) == bool(kind)
+
+
 def test_a_network_takes_where_its_heads_look_and_keeps_it_small() -> None:
     rng = np.random.default_rng(0)
     given = rng.uniform(size=(2, 3, 3)).astype("float32") * np.tri(3, dtype="float32")

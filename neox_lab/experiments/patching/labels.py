@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from neox_lab.experiments.patching.prompts import Prompts
+from neox_lab.views.tokens import label as piece_label
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -36,7 +37,8 @@ def axis_labels(
 def token_labels(model: HookedModel, sides: Sequence[Prompts]) -> list[str]:
     """What stands in each column: its token if all pairs agree, otherwise how far from the end.
 
-    Where clean and corrupted prompts have different tokens, both: ``"clean/corrupted"``.
+    Where clean and corrupted prompts have different tokens, the labels of both, so that their
+    spaces are seen: ``"·clean/·corrupted"``.
     """
     length = max(side.ids.shape[1] for side in sides)
     ids = [side.ids for side in sides]
@@ -52,4 +54,5 @@ def _label(model: HookedModel, columns: Iterable[Tensor], from_end: int) -> str:
     ids = list(dict.fromkeys(next(iter(ids)) for ids in found))
     if model.tokenizer is None:
         return "/".join(map(str, ids))
-    return "/".join(str(model.tokenizer.piece_text(token)) for token in ids)
+    pieces = [str(model.tokenizer.piece_text(token)) for token in ids]
+    return pieces[0] if len(pieces) == 1 else "/".join(map(piece_label, pieces))

@@ -97,11 +97,12 @@ async function mount(element, data, host) {
 
   function describe(query, key) {
     const head = `${panel().name}: ${measured(panel())}.`;
-    const lock = heads.state.locked ? " Locked; Esc unlocks." : "";
-    if (query === null || key === undefined) return say(head + lock);
+    const { locked } = heads.state;
+    if (query === null || key === undefined) return say(ending(head, locked));
     const from = named(query);
     const share = panel().weight(query, key).toFixed(3);
-    say(`${head} ${from} → ${named(key)}: ${share} ± ${(data.top / 510).toFixed(3)}${lock}`);
+    const weight = `${share} ± ${(data.top / 510).toFixed(3)}`;
+    say(ending(`${head} ${from} → ${named(key)}: ${weight}`, locked));
   }
 }
 
@@ -111,7 +112,7 @@ function headGrid(data, items, columns) {
   const grid = el("div", { class: "heads", role: "group", "aria-label": "attention heads" });
   grid.style.gridTemplateColumns = `auto repeat(${columns}, ${side}px)`;
   const names = [...data.heads.map(String), ...(columns > data.heads.length ? ["mean"] : [])];
-  grid.append(el("span", {}, "layer ↓ ╲ head →"), ...names.map((name) => el("span", {}, name)));
+  grid.append(el("span", {}, axisNames("layer", "head")), ...names.map((name) => el("span", {}, name)));
   data.layers.forEach((layer, row) => {
     grid.append(el("span", {}, String(layer)));
     for (const item of items.slice(row * columns, (row + 1) * columns)) {

@@ -3,7 +3,7 @@
 //
 // data: title, notes, tokens, columns (their places), rows, row_labels, size, names, kinds (0 feature, 1 error, 2 token, 3 logit),
 // x, y, influence, said, page, group (-1: none), group_names, group_colours, pinned, begin, end, weight,
-// share (edges, those that carry most first). Places are inches.
+// share (edges, those that carry most first), dashed (the kind of edges that is). Places are inches.
 
 const INCH = 96;
 const LISTED = 12; // edges of a node, each way
@@ -24,7 +24,7 @@ function mount(element, data) {
   }));
   const top = Math.min(...data.rows) * INCH - 78;
   const [wide, high] = [data.size[0] * INCH + 10, data.size[1] * INCH - top];
-  const picture = svg("svg", { viewBox: `0 ${top} ${wide} ${high}`, class: "network graph" });
+  const picture = svg("svg", { viewBox: `0 ${top} ${wide} ${high}`, class: `network graph dashes-${data.dashed}` });
   picture.setAttribute("role", "listbox");
   picture.setAttribute("aria-label", "nodes of the graph");
   picture.style.width = `${wide}px`;
@@ -66,7 +66,7 @@ function mount(element, data) {
   const shown = el("output");
   const control = el("div", { class: "slider" }, el("span", {}, "edges"), slider, shown);
   const legend = el("p", { class: "hint" });
-  const swatch = (kind) => el("i", { class: `swatch ${kind}` });
+  const swatch = (kind) => el("i", { class: `swatch ${kind}${kind === data.dashed ? " dashed" : ""}` });
   legend.append(swatch("more"), " adds ", swatch("less"), " takes away · ○ feature □ what features miss △ token ◇ logit");
   data.group_names.forEach((group, at) => {
     const patch = el("i", { class: "swatch group", style: { background: data.group_colours[at] } });
@@ -127,8 +127,7 @@ function mount(element, data) {
     pin.hidden = false;
     pin.textContent = pinned.has(place) ? "Unpin" : "Pin";
     lists.replaceChildren(...list("gets from", node.into, "from", true), ...list("adds to", node.out, "to", false));
-    const how = locked ? ". Locked; Esc unlocks." : "";
-    say(`${isolate(node.name)}: ${node.into.length} edges in, ${node.out.length} out${how}`);
+    say(ending(`${isolate(node.name)}: ${node.into.length} edges in, ${node.out.length} out`, locked));
   }
 
   /** Edges among pinned nodes. */

@@ -1,7 +1,7 @@
 // Named numbers as bars; with pieces, how much each token of a text speaks for the chosen one.
 //
 // data: title, notes, names, values, texts (the values printed); pieces and attributions
-//   ([name][piece], may be missing) with the largest of them, most.
+//   ([name][piece], may be missing) with the largest of them, most, and each as printed, said.
 
 function mount(element, data) {
   const { body, say } = frame(element, data);
@@ -31,19 +31,19 @@ function mount(element, data) {
   const choice = selection((place, locked) => {
     items.forEach((item, at) => item.setAttribute("aria-selected", String(at === place && locked)));
     items.forEach((item, at) => item.classList.toggle("shown", at === place));
-    say(`${isolate(data.names[place])}: ${data.texts[place]}${locked ? " Locked; Esc unlocks." : ""}`);
-    if (data.pieces) attribute(data.attributions[place]);
+    say(ending(`${isolate(data.names[place])}: ${data.texts[place]}`, locked));
+    if (data.pieces) attribute(data.attributions[place], data.said[place]);
   }, null);
   roving(chart, items, 1, choice);
   if (!data.pieces) say("Point at a bar, or move to one with Tab and the arrow keys.");
   else choice.show(data.values.indexOf(Math.max(...data.values)));
 
   /** The text, each token orange where it speaks for the class and blue where against. */
-  function attribute(shares) {
+  function attribute(shares, said) {
     const tokens = data.pieces.map((piece, at) => {
       const token = el("span", { class: "token" }, el("bdi", {}, piece));
       fill(token, signedTint(shares[at], data.most));
-      token.append(el("small", {}, shares[at] === null ? "–" : print(shares[at])));
+      token.append(el("small", {}, said[at]));
       return token;
     });
     strip.replaceChildren(...tokens);

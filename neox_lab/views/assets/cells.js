@@ -22,7 +22,7 @@ function cells(body, say, data, host) {
     const name = isolate(data.columns[column]);
     return repeated.has(data.columns[column]) ? `${name}@${column + (data.first || 0)}` : name;
   };
-  const corner = el("th", { class: "corner" }, `${data.row_axis} ↓ ╲ ${data.column_axis} →`);
+  const corner = el("th", { class: "corner" }, axisNames(data.row_axis, data.column_axis));
   const lines = data.rows.map((text, row) => {
     const name = el("th", { scope: "row", title: text }, el("bdi", {}, text));
     return el("tr", {}, name, ...data.columns.map((_, column) => cell(row, column)));
@@ -73,7 +73,7 @@ function cells(body, say, data, host) {
     nodes.forEach((node, at) => node.classList.toggle("shown", at === chosen));
     details(row, column);
     if (asked) return;
-    say(words(row, column) + (locked ? " Locked; Esc unlocks." : ""));
+    say(ending(words(row, column), locked));
     if (locked && host && host.emit) host.emit("cell", { row, column });
     if (host && host.looked) host.looked(row, column);
   }, null);

@@ -202,6 +202,16 @@ const headWords = (layer, head) => `layer ${layer}, head ${head}`;
 /** A token inside a sentence, kept from turning its neighbours around. */
 const isolate = (text) => `\u2068${text}\u2069`;
 
+/** What is said of an item, and whether it is locked. */
+const ending = (text, locked) =>
+  locked ? `${text}${text.endsWith(".") ? "" : "."} Locked; Esc unlocks.` : text;
+
+/** What stands in the corner of a table: in one line, or in two where there is little room. */
+const axisNames = (down, across) => `${down}\u00a0↓\u00a0╲ ${across}\u00a0→`;
+
+/** How wide a drawing becomes: `most`, or less where there is less room; its letters keep their size. */
+const room = (body, most) => Math.max(Math.min(280, most), Math.min(most, body.clientWidth || most));
+
 /** Rows of a name, a bar of `share` (0 to 1) and a printed value. */
 function bars(rows, colour) {
   const cells = rows.map(([name, share, value]) => {

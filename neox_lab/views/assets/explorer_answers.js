@@ -3,12 +3,12 @@
 /** The selected head: a map or lines, of the first prompt, the second, or their difference. */
 function patternPanel(run, store, save) {
   const { node, body, say } = card("The selected head", "", {
-    keys: "Click a cell of the map to select its query and its key.",
+    keys: "Click a cell of the map to select its query and its key; or arrows move there, and Enter selects both.",
     save: save("pattern"),
   });
   const forms = switches("form", () => [[false, "map"], [true, "lines"]], false, (lines) => store.set({ lines }));
   const stage = el("div");
-  const reading = el("p", { class: "note", "aria-live": "off" }, "");
+  const reading = el("p", { class: "note", "aria-live": "polite" }, "");
   body.append(forms.group, stage, reading);
   const pick = (query, key) => store.set({ position: query, key });
   const point = (query, key) => {
@@ -133,8 +133,9 @@ function attributionPanel(run, store, save, live) {
     }
     say(`${found.note} Orange speaks for it, blue against; full colour is ±${number(Math.max(...found.values.map(Math.abs)))}.`);
     const most = Math.max(...found.values.map(Math.abs)) || 1;
-    strip.replaceChildren(
-      ...found.values.map((value, at) => {
+    refill(
+      strip,
+      found.values.map((value, at) => {
         const item = el("button", { type: "button", class: "token" }, el("bdi", {}, run.reading.pieces[at]), el("small", {}, number(value)));
         fill(item, signedTint(value, most));
         item.addEventListener("click", () => store.set({ key: at }));
@@ -147,9 +148,11 @@ function attributionPanel(run, store, save, live) {
 
 /** Where the difference between two prompts travels. */
 function patchingPanel(run, store, save, live) {
-  const sentence = "Give a second prompt of as many tokens to see where the difference travels.";
-  const { node, body, say } = card("Patching from the second prompt", sentence, {
-    keys: "Click a cell to select its layer and its position.",
+  const needs = "Give a second prompt of as many tokens to see where the difference travels.";
+  const asks = "Where the difference to the second prompt travels: choose what is taken from it, at each layer and token.";
+  const sentence = () => (run.second && run.second.pieces.length === run.reading.pieces.length ? asks : needs);
+  const { node, body, say } = card("Patching from the second prompt", "", {
+    keys: "Arrows move, Enter or a click selects a cell: its layer and its position.",
     save: save("patching"),
     wide: true,
   });
@@ -162,28 +165,31 @@ function patchingPanel(run, store, save, live) {
     const found = run.parts.patching;
     if (drawn !== found) draw(found);
     drawn = found;
-    cells.forEach(([cell, layer, position]) => cell.classList.toggle("at", layer === state.layer && position === state.position));
+    if (!found) say(sentence());
+    cells.forEach(([cell, layer, position]) => current(cell, "at", layer === state.layer && position === state.position));
     scroll.reveal();
   });
 
   function draw(found) {
     cells = [];
-    say(found ? found.note : sentence);
     if (!found) return stage.replaceChildren(); // of another prompt
+    say(found.note);
     const rows = found.values.map((line, layer) => {
       const own = line.map((value, position) => {
-        const cell = el("td", { title: `layer ${layer}, ${isolate(run.reading.pieces[position])}@${position}: ${value === null ? "not measured" : number(value)}` },
+        const title = `layer ${layer}, ${isolate(run.reading.pieces[position])}@${position}: ${value === null ? "not measured" : number(value)}`;
+        const cell = el("td", { role: "gridcell", title, "aria-label": title },
           value === null || found.values[0].length > 24 ? "" : number(value));
         fill(cell, value === null ? [217, 217, 217] : signed(0.5 + value / 2));
-        cell.addEventListener("click", () => store.set({ layer, position }));
         cells.push([cell, layer, position]);
         return cell;
       });
       return el("tr", {}, el("th", { scope: "row" }, String(layer)), ...own);
     });
     const heads = run.reading.pieces.map((piece) => el("th", { scope: "col" }, el("bdi", {}, piece)));
-    const table = el("table", { class: "grid upright", "aria-label": "patching" },
-      el("thead", {}, el("tr", {}, el("th", { class: "corner" }, "layer ↓ ╲ token →"), ...heads)), el("tbody", {}, ...rows));
+    const table = el("table", { role: "grid", class: "grid upright", "aria-label": "patching" },
+      el("thead", {}, el("tr", {}, el("th", { class: "corner" }, axisNames("layer", "token")), ...heads)), el("tbody", {}, ...rows));
+    const pick = (place) => store.set({ layer: cells[place][1], position: cells[place][2] });
+    roving(table, cells.map(([cell]) => cell), found.values[0].length, { show: () => {}, lock: pick, unlock: () => {} });
     stage.replaceChildren(table, el("div", { class: "scale" }, "−1", rampBar(signed), "1", " share of the difference that comes back"));
   }
   return node;
@@ -197,6 +203,7 @@ function writingPanel(run, store, save, live, emit) {
   const branches = el("div");
   body.append(...live, branches, strip, side);
   let drawn = null;
+  let opened = 0; // the token whose alternatives were looked at last
   store.on(() => {
     const found = run.parts.writing;
     if (drawn === found) return;
@@ -206,6 +213,7 @@ function writingPanel(run, store, save, live, emit) {
       branches.replaceChildren(switches("branches", () => found.branches.map((name, at) => [at, name]), found.shown, (choice) => emit("show", { choice })).group);
     else branches.replaceChildren();
     const open = (at) => {
+      opened = at;
       const { text, alternatives } = found.tokens[at];
       const buttons = alternatives.map(([other, share], rank) => {
         const button = el("button", { type: "button", class: "mini choose" }, `${isolate(other)} ${percent(share)}`);
@@ -221,8 +229,10 @@ function writingPanel(run, store, save, live, emit) {
       item.addEventListener("click", () => open(at));
       return item;
     });
-    strip.replaceChildren(...items);
+    const chosen = side.contains(side.getRootNode().activeElement); // a branch that now is shown
+    refill(strip, items);
     side.replaceChildren();
+    if (chosen) items[opened]?.focus();
   });
   return node;
 }

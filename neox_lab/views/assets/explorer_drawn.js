@@ -41,10 +41,10 @@ function drawFeatures(stage, found, run, store) {
     }
     const values = found.rows.map((row) => (row.find(([latent]) => latent === chosen) || [0, 0])[1]);
     where.textContent = chosen === null ? "No feature is active at this token." : `Where ${title(chosen)} is among the largest; full colour is ${number(largest)}.`;
-    strip.replaceChildren(...values.map((value, at) => {
+    refill(strip, values.map((value, at) => {
       const item = el("button", { type: "button", class: "token" }, el("bdi", {}, run.reading.pieces[at]), el("small", {}, value ? number(value) : ""));
       fill(item, value ? amount((DEEPEST * Math.abs(value)) / largest) : null);
-      item.classList.toggle("chosen", at === state.position);
+      current(item, "chosen", at === state.position);
       item.addEventListener("click", () => store.set({ position: at }));
       return item;
     }));
@@ -72,7 +72,7 @@ function drawTuned(stage, found, run, store) {
   });
   const heads = pieces.map((piece) => el("th", { scope: "col", title: piece }, el("bdi", {}, piece)));
   const table = el("table", { role: "grid", class: "grid lens", "aria-label": "tuned lens" },
-    el("thead", {}, el("tr", {}, el("th", {}, "layer ↓ ╲ after →"), ...heads)), el("tbody", {}, ...lines));
+    el("thead", {}, el("tr", {}, el("th", { class: "corner" }, axisNames("layer", "after")), ...heads)), el("tbody", {}, ...lines));
   const at = (row, position) => {
     const layer = Math.max(0, Math.min(row - 1, run.layers - 1));
     store.set({ row, position, layer });
@@ -85,9 +85,9 @@ function drawTuned(stage, found, run, store) {
   stage.append(el("div", {}, scroll.node, scale), closeness);
   plot(closeness, found.curves, heard(closeness), (row) => at(row, store.state.position));
   return (state) => {
-    marked?.classList.remove("at");
+    if (marked) current(marked, "at", false);
     marked = cells[state.row * pieces.length + state.position];
-    marked?.classList.add("at");
+    if (marked) current(marked, "at", true);
     scroll.reveal();
   };
 }

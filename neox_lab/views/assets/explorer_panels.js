@@ -41,18 +41,32 @@ function card(name, sentence, { keys, save, wide } = {}) {
   return { node, body, say: (text) => (said.textContent = text) };
 }
 
+/** Mark what is selected, for the eye by a class and for the ear too. */
+function current(node, name, chosen) {
+  node.classList.toggle(name, chosen);
+  if (chosen) node.setAttribute("aria-current", "true");
+  else node.removeAttribute("aria-current");
+}
+
+/** New children for a node; what now stands where the focus was has it again. */
+function refill(node, children) {
+  const focused = [...node.children].indexOf(node.getRootNode().activeElement);
+  node.replaceChildren(...children);
+  children[focused]?.focus();
+}
+
 /** A row of buttons of which one is pressed. */
 function switches(name, options, chosen, choose) {
   const group = el("div", { class: "switches", role: "group", "aria-label": name });
-  const draw = (now) =>
-    group.replaceChildren(
-      ...options().map(([value, text, why]) => {
-        const button = el("button", { type: "button", "aria-pressed": String(value === now) }, text);
-        if (why) Object.assign(button, { disabled: true, title: why });
-        button.addEventListener("click", () => choose(value));
-        return button;
-      }),
-    );
+  const draw = (now) => {
+    const buttons = options().map(([value, text, why]) => {
+      const button = el("button", { type: "button", "aria-pressed": String(value === now) }, text);
+      if (why) Object.assign(button, { disabled: true, title: why });
+      button.addEventListener("click", () => choose(value));
+      return button;
+    });
+    refill(group, buttons);
+  };
   draw(chosen);
   return { group, draw };
 }
@@ -86,12 +100,12 @@ function tokensPanel(run, store) {
     first.items.forEach((item, at) => {
       const weight = panel ? panel.weight(state.position, at) : 0;
       fill(item, weight > 0.02 ? mix(ground, BLUE, Math.sqrt(weight)) : null);
-      item.classList.toggle("chosen", at === state.position);
+      current(item, "chosen", at === state.position);
       item.classList.toggle("key", at === state.key);
       item.classList.toggle("unseen", at > state.position && run.reading.attention.causal);
     });
     second?.items.forEach((item, at) => {
-      item.classList.toggle("chosen", at === state.position);
+      current(item, "chosen", at === state.position);
       item.classList.toggle("other", run.second.pieces[at] !== run.reading.pieces[at]);
     });
   };
@@ -141,7 +155,7 @@ function lensPanel(run, store, save) {
   const cells = [];
   const table = el("table", { role: "grid", class: "grid lens", "aria-label": "logit lens" });
   const heads = run.reading.pieces.map((piece) => el("th", { scope: "col", title: piece }, el("bdi", {}, piece)));
-  table.append(el("thead", {}, el("tr", {}, el("th", {}, "layer ↓ ╲ after →"), ...heads)));
+  table.append(el("thead", {}, el("tr", {}, el("th", { class: "corner" }, axisNames("layer", "after")), ...heads)));
   const names = rows.map((row) => el("th", { scope: "row" }, row));
   const lines = names.map((name) => {
     const own = run.reading.pieces.map(() => {
@@ -167,9 +181,9 @@ function lensPanel(run, store, save) {
     const token = [shown, run.reading, run.second];
     if (!drawn || token.some((part, at) => part !== drawn[at])) fillCells(shown);
     drawn = token;
-    if (marked) marked.classList.remove("at");
+    if (marked) current(marked, "at", false);
     marked = cells[state.row * count + state.position];
-    marked.classList.add("at");
+    current(marked, "at", true);
     scroll.reveal();
     heads.forEach((head, at) => head.classList.toggle("at", at === state.position));
     names.forEach((name, at) => name.classList.toggle("at", at === state.row));
@@ -240,7 +254,7 @@ function headsPanel(run, store, save, live) {
   const { layers, heads } = run.reading.attention;
   const grid = el("div", { class: "headgrid", role: "group", "aria-label": "heads" });
   grid.style.gridTemplateColumns = `max-content repeat(${heads.length}, minmax(12px, 44px))`;
-  grid.append(el("span", {}, "layer ↓ ╲ head →"), ...heads.map((head) => el("span", {}, String(head))));
+  grid.append(el("span", {}, axisNames("layer", "head")), ...heads.map((head) => el("span", {}, String(head))));
   const places = layers.flatMap((layer) => heads.map((head) => ({ layer, head })));
   const items = places.map(() => el("button", { type: "button", class: "cell" }));
   layers.forEach((layer, row) =>
@@ -272,7 +286,7 @@ function headsPanel(run, store, save, live) {
       item.textContent = known && heads.length <= 8 ? number(value, Math.abs(measure.most) >= 10 ? 1 : 2) : "";
       item.title = `${headName(places[at].layer, places[at].head)}: ${known ? number(value, 3) : "not measured"}`;
       item.setAttribute("aria-label", item.title);
-      item.classList.toggle("at", places[at].layer === state.layer && places[at].head === state.head);
+      current(item, "at", places[at].layer === state.layer && places[at].head === state.head);
     });
     const ends = measure.signed ? [number(-measure.most), number(measure.most)] : ["0", number(measure.most)];
     key.replaceChildren(el("div", { class: "scale" }, ends[0], rampBar(measure.signed ? (s) => colour(2 * s - 1) : colour), ends[1], ` ${measure.name}`));
@@ -309,7 +323,7 @@ function partsPanel(run, store, save) {
         el("span", { class: "value" }, number(values[part])));
       const at = shares.where[part];
       line.classList.toggle("faint", !written(part));
-      line.classList.toggle("shown", Boolean(at) && at[0] === state.layer && at[1] === state.head);
+      current(line, "shown", Boolean(at) && at[0] === state.layer && at[1] === state.head);
       return [line, at];
     });
     chart.replaceChildren(...items.map(([line]) => line));

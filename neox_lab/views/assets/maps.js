@@ -102,7 +102,7 @@ function largeMap(data, point, { pick, most = 400, scale = rampBar(), ends } = {
   const [low, high] = ends || ["0", `${data.top.toPrecision(3) * 1}`];
   const node = el(
     "div",
-    { class: "large", "aria-hidden": "true" },
+    { class: "large", "aria-hidden": String(!pick) },
     caption,
     el("div", { class: "rows", style: { height: `${side}px`, width: `${room}px` } }, ...names("rows")),
     field,
@@ -113,7 +113,9 @@ function largeMap(data, point, { pick, most = 400, scale = rampBar(), ends } = {
     mark.style.display = at === null ? "none" : "block";
     if (at !== null) Object.assign(mark.style, style(`${at * cell}px`, `${Math.max(2, cell)}px`));
   };
+  let seen = [0, 0]; // where the cross is
   const cross = (query, key = query) => {
+    seen = [query ?? 0, key ?? 0];
     stripe(row, query, (top, height) => ({ top, height, left: 0, width: "100%" }));
     stripe(column, key, (left, width) => ({ left, width, top: 0, height: "100%" }));
   };
@@ -122,12 +124,15 @@ function largeMap(data, point, { pick, most = 400, scale = rampBar(), ends } = {
     const at = (offset) => Math.max(0, Math.min(count - 1, Math.floor(offset / cell)));
     return [at(event.clientY - box.top), at(event.clientX - box.left)];
   };
-  field.addEventListener("pointermove", (event) => {
-    const [query, key] = under(event);
+  const look = (query, key) => {
     point(query, key);
     cross(query, key);
-  });
-  if (pick) field.addEventListener("click", (event) => pick(...under(event)));
+  };
+  field.addEventListener("pointermove", (event) => look(...under(event)));
+  if (pick) {
+    field.addEventListener("click", (event) => pick(...under(event)));
+    steered(field, count, () => seen, look, pick);
+  }
   return {
     node,
     cross,
@@ -137,4 +142,22 @@ function largeMap(data, point, { pick, most = 400, scale = rampBar(), ends } = {
       cross(token);
     },
   };
+}
+
+/** Let arrows walk through a map from where the cross is, and Enter pick what it is at. */
+function steered(field, count, seen, look, pick) {
+  const steps = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
+  const said = "attention map: arrows move from query to query and from key to key, Enter selects both";
+  field.tabIndex = 0;
+  field.setAttribute("role", "application");
+  field.setAttribute("aria-label", said);
+  field.addEventListener("keydown", (event) => {
+    const step = steps[event.key];
+    const within = (at, axis) => Math.max(0, Math.min(count - 1, at + step[axis]));
+    if (step) look(...seen().map(within));
+    else if (event.key === "Enter" || event.key === " ") pick(...seen());
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  });
 }

@@ -3,7 +3,7 @@
 //
 // data: title, notes, names, boxes (what stands in them), rows, columns (-1: the middle), row_labels,
 // begin, end, value, note (of edges, the largest first), value_name, signs (what a number below and
-// one above 0 means), pages (of parts, "" for none), attention (null, or that of heads: what
+// one above 0 means), dashed ("less" or "more", the kind of edges that is), pages (of parts, "" for none), attention (null, or that of heads: what
 // attention.js reads of one layer, and parts (which they are); its title says on what text).
 
 async function mount(element, data) {

@@ -26,7 +26,7 @@ function tell(group, marked, said, say) {
   if (!marked.length) return;
   const choice = selection((place, locked) => {
     marked.forEach((node, at) => node.setAttribute("aria-pressed", String(at === place && locked)));
-    say(said[place] + (locked ? " Locked; Esc unlocks." : ""));
+    say(ending(said[place], locked));
   }, null);
   marked.forEach((node, at) => node.setAttribute("aria-label", said[at]));
   roving(group, marked, 0, choice);

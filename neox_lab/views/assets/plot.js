@@ -2,11 +2,12 @@
 
 /** Fill `body` with a plot: `say` reads a place aloud, `pick` is told which one was clicked. */
 function plot(body, data, say, pick = () => {}) {
-  const [WIDE, LEFT, TOP, BOTTOM] = [560, 52, 24, 46];
+  const [WIDE, LEFT, TOP, BOTTOM] = [room(body, 560), 52, 24, 46];
   const xs = [...new Set(data.lines.flatMap((line) => line.x))].sort((a, b) => a - b);
   const levels = Object.entries(data.levels);
   const several = data.panels.length > 1;
-  const [HIGH, RIGHT] = several ? [180, 130] : [260, 16]; // of several, names stand at the right
+  const named = several && WIDE > 480; // at their ends; else only below
+  const [HIGH, RIGHT] = [several ? 180 : 260, named ? 130 : 16];
   const total = HIGH * data.panels.length;
   const [first, last] = [xs[0], xs[xs.length - 1]];
   const share = (x) => (first === last ? 0.5 : (x - first) / (last - first));
@@ -18,6 +19,7 @@ function plot(body, data, say, pick = () => {}) {
 
   const picture = svg("svg", { viewBox: `0 0 ${WIDE} ${total}`, class: "plot", role: "img" });
   picture.setAttribute("aria-label", `${data.y_label} over ${data.x_label}; arrow keys read it`);
+  picture.style.width = `${WIDE}px`;
   picture.tabIndex = 0;
   data.panels.forEach((name, panel) => axes(name, panel));
   for (const [, value] of levels) {
@@ -25,7 +27,7 @@ function plot(body, data, say, pick = () => {}) {
     picture.append(svg("line", { x1: LEFT, x2: WIDE - RIGHT, y1: y, y2: y, class: "level" }));
   }
   const groups = data.lines.map((line) => draw(line));
-  if (several) data.panels.forEach((_, panel) => nameEnds(panel));
+  if (named) data.panels.forEach((_, panel) => nameEnds(panel));
   const cursor = svg("line", { y1: TOP, y2: total - BOTTOM, class: "cursor" });
   picture.append(cursor);
 
@@ -66,7 +68,7 @@ function plot(body, data, say, pick = () => {}) {
       values[number].textContent = text + around;
       return `${isolate(line.name)} ${text}${around}`;
     });
-    say(`${place.textContent}: ${spoken.join("; ")}${locked ? ". Locked; Esc unlocks." : ""}`);
+    say(ending(`${place.textContent}: ${spoken.join("; ")}`, locked));
   };
   picture.addEventListener("pointermove", (event) => {
     if (locked) return;
@@ -105,11 +107,12 @@ function plot(body, data, say, pick = () => {}) {
       picture.append(svg("line", { x1: LEFT, x2: WIDE - RIGHT, y1: y, y2: y, class: "rule" }));
       label(LEFT - 6, y + 4, texts[at], "end");
     }
-    const named = data.x_names && data.x_names.map((_, x) => x);
-    const longest = named && Math.max(...data.x_names.map((name) => name.length));
-    const every = named && Math.ceil((named.length * (longest + 2) * 6) / (WIDE - LEFT - RIGHT));
-    const places = named ? named.filter((x) => x % every === 0) : ticks(first, last, 6);
-    const said = named ? places.map((x) => data.x_names[x]) : tickTexts(places);
+    const [full, names] = [WIDE - LEFT - RIGHT, data.x_names];
+    const longest = names && Math.max(...names.map((text) => text.length));
+    const every = names && Math.ceil((names.length * (longest + 2) * 6) / full);
+    const few = Math.max(2, Math.round((6 * full) / 492));
+    const places = names ? [...names.keys()].filter((x) => x % every === 0) : ticks(first, last, few);
+    const said = names ? places.map((x) => names[x]) : tickTexts(places);
     for (const [at, x] of places.entries()) {
       const anchor = across(x) > WIDE - RIGHT - 40 ? "end" : across(x) < LEFT + 20 ? "start" : "middle";
       label(across(x), end - BOTTOM + 15, said[at], anchor);

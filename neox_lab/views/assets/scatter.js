@@ -2,10 +2,11 @@
 //
 // data: title, notes, x_label, y_label, names, x, y: points, the farthest from equality first.
 
-const [SIDE, LEFT, TOP, BOTTOM, ROOM] = [400, 60, 24, 46, 16];
+const [LEFT, TOP, BOTTOM, ROOM] = [60, 24, 46, 16];
 
 function mount(element, data) {
   const { body, say } = frame(element, data);
+  const SIDE = room(body, LEFT + 400 + ROOM) - LEFT - ROOM;
   const all = [...data.x, ...data.y, 0];
   const [low, high] = [Math.min(...all), Math.max(...all)];
   const edge = 0.06 * (high - low || 1);
@@ -16,6 +17,7 @@ function mount(element, data) {
 
   const box = `0 0 ${LEFT + SIDE + ROOM} ${TOP + SIDE + BOTTOM}`;
   const picture = svg("svg", { viewBox: box, class: "plot scatter", role: "listbox" });
+  picture.style.width = `${LEFT + SIDE + ROOM}px`;
   picture.setAttribute("aria-label", `${data.y_label} over ${data.x_label}`);
   const shown = ticks(least, most, 5);
   const texts = tickTexts(shown);
@@ -48,7 +50,7 @@ function mount(element, data) {
     x.textContent = print(data.x[place]);
     y.textContent = print(data.y[place]);
     apart.textContent = print(data.y[place] - data.x[place]);
-    say(`${spoken(place)}${locked ? ". Locked; Esc unlocks." : ""}`);
+    say(ending(spoken(place), locked));
   }, 0);
   roving(picture, items, 1, choice);
   choice.show(0);

@@ -26,7 +26,7 @@ function mount(element, data, host) {
     const name = `${isolate(piece.text)}@${place + data.first}`;
     const caption = data.next ? `After ${name}` : `At ${name}`;
     const there = piece.alternatives;
-    say(`${caption}: ${spoken(piece)}${locked ? " Locked; Esc unlocks." : ""}`);
+    say(ending(`${caption}: ${spoken(piece)}`, locked));
     if (!there.length) return side.replaceChildren();
     const shown = bars(
       there.map(([label, share, text, came]) => [label, share, came ? `${text} ✓` : text]),

@@ -9,7 +9,7 @@ const PORTS = { q: -16, k: 0, v: 16 }; // where an edge to one of a head's input
 function network(body, data, looks, say, pick = () => {}) {
   const parts = data.names.map((name, at) => ({ name, box: data.boxes[at], row: data.rows[at], edges: [] }));
   const columns = Math.max(0, ...data.columns) + 1;
-  const wide = Math.max(520, columns * (BOX + GAP));
+  const wide = Math.max(room(body, 520 + LEFT + 8) - LEFT - 8, columns * (BOX + GAP));
   parts.forEach((part, at) => {
     const share = data.columns[at] < 0 ? 0.5 : (data.columns[at] + 0.5) / columns;
     part.x = LEFT + share * wide;
@@ -20,7 +20,7 @@ function network(body, data, looks, say, pick = () => {}) {
   const most = Math.max(...data.value.map(Math.abs)) || 1;
 
   const high = TOP + (data.row_labels.length - 1) * ROW + HIGH + 8;
-  const picture = svg("svg", { viewBox: `0 0 ${LEFT + wide + 8} ${high}`, class: "network" });
+  const picture = svg("svg", { viewBox: `0 0 ${LEFT + wide + 8} ${high}`, class: `network dashes-${data.dashed}` });
   picture.setAttribute("role", "listbox");
   picture.setAttribute("aria-label", "parts of the network");
   picture.style.width = `${LEFT + wide + 8}px`;
@@ -67,7 +67,7 @@ function network(body, data, looks, say, pick = () => {}) {
   const shown = el("output");
   const control = el("div", { class: "slider" }, el("span", {}, "edges"), slider, shown);
   const legend = el("p", { class: "hint" });
-  const swatch = (kind) => el("i", { class: `swatch ${kind}` });
+  const swatch = (kind) => el("i", { class: `swatch ${kind}${kind === data.dashed ? " dashed" : ""}` });
   const [less, more] = data.signs;
   const [below, above] = [el("br"), el("br")];
   legend.append(swatch("less"), ` ${less}`, below, swatch("more"), ` ${more}`, above, data.value_name);
@@ -105,8 +105,7 @@ function network(body, data, looks, say, pick = () => {}) {
     where.style.display = panel ? "" : "none";
     if (panel) map.show(panel, null);
     lists.replaceChildren(...list("reads", read, "from"), ...list("is read by", write, "to"));
-    const how = locked ? ". Locked; Esc unlocks." : "";
-    say(`${isolate(part.name)}: ${read.length} edges in, ${write.length} out${how}`);
+    say(ending(`${isolate(part.name)}: ${read.length} edges in, ${write.length} out`, locked));
   }
 
   slider.addEventListener("input", () => limit(Number(slider.value)));

@@ -216,12 +216,15 @@ function render({ model, el }) {
   };
 }
 
+/** What belongs to tokens and must be seen in a field, and the signs that stand for it. */
+const SIGNS = [[" ", "·"], ["\n", "⏎"], ["\t", "⇥"]];
+
 /** A control with its label; its value goes to the kernel when it is entered. */
 function field(model, control, on, ask) {
   const { name, label, kind, min, max, step, options, runs } = { kind: control.control, ...control };
   let input;
   if (kind === "choice") input = make("select", {}, ...options.map((o) => make("option", {}, o)));
-  else if (kind === "area") input = make("textarea", { rows: 4 });
+  else if (kind === "area" || kind === "text") input = make("textarea", { rows: kind === "area" ? 4 : 1 });
   else input = make("input", { type: { slider: "range", number: "number" }[kind] || "text" });
   if (kind === "slider" || kind === "number") {
     const limits = { min, max, step: step || "any" };
@@ -232,16 +235,15 @@ function field(model, control, on, ask) {
   input.setAttribute("aria-label", label); // without a select's options, which its label contains
   input.spellcheck = false;
   input.dir = "auto";
-  // A leading space, which belongs to most tokens, must be seen: it is shown as a dot.
+  const signed = (text, from, to) => SIGNS.reduce((now, pair) => now.replaceAll(pair[from], pair[to]), text);
   const [read, write] =
-    kind === "token"
-      ? [(text) => text.replaceAll("·", " "), (text) => text.replaceAll(" ", "·")]
-      : [(text) => text, String];
+    kind === "token" ? [(text) => signed(text, 1, 0), (text) => signed(text, 0, 1)] : [(text) => text, String];
   const numeric = kind === "slider" || kind === "number";
   const shown = make("output", {});
   const say = () => kind === "slider" && (shown.textContent = Number(input.value).toFixed(2));
+  let given; // as the field has it, which may lack what no field can hold
   const enter = () => {
-    model.set(name, numeric ? Number(input.value) : read(input.value));
+    if (input.value !== given) model.set(name, numeric ? Number(input.value) : read(input.value));
     if (runs) ask("run");
     else model.save_changes();
   };
@@ -249,7 +251,8 @@ function field(model, control, on, ask) {
   input.addEventListener("change", enter);
   input.addEventListener("keydown", (event) => {
     event.stopPropagation();
-    if (event.key !== "Enter" || (kind === "area" && !event.ctrlKey && !event.metaKey)) return;
+    const newLine = kind === "area" ? !event.ctrlKey && !event.metaKey : event.shiftKey;
+    if (event.key !== "Enter" || newLine) return;
     event.preventDefault();
     enter();
     if (!runs) ask("run");
@@ -257,6 +260,7 @@ function field(model, control, on, ask) {
   on(`change:${name}`, () => {
     const value = write(model.get(name));
     if (input.value !== value) input.value = value;
+    given = input.value;
     say();
   });
   return make("label", { class: kind }, make("span", {}, label), input, ...(kind === "slider" ? [shown] : []));
