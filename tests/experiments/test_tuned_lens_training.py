@@ -317,7 +317,7 @@ def test_over_training() -> None:
         (tokens(), {"steps": -1}, InputError, "steps=-1"),
         (tokens(), {"tokens_per_step": 0}, InputError, "tokens_per_step=0"),
         (tokens(), {"held_out": 1.0}, InputError, "held_out=1.0"),
-        (tokens(), {"lr": 0}, InputError, "lr=0"),
+        (tokens(), {"learning_rate": 0}, InputError, "learning_rate=0"),
         (tokens(), {"precision": "float16"}, InputError, "precision='float16'"),
         (tokens(), {"batch_size": "8"}, InputError, "batch_size='8'"),
         (tokens(1), {}, DataError, "1 documents"),

@@ -219,7 +219,7 @@ class TunedLens:
         steps: int = 250,
         tokens_per_step: int = 2**12,
         length: int | None = None,
-        lr: float = 0.1,
+        learning_rate: float = 0.1,
         weight_decay: float = 1e-3,
         held_out: float = 0.1,
         batch_size: int = 8,
@@ -252,7 +252,7 @@ class TunedLens:
             tokens_per_step: at least so many; published 2**18.
             length: tokens that the model reads at once; None for as many as it was made for, 2,048
                 at most.
-            lr: learning rate of the first step.
+            learning_rate: of the first step.
             weight_decay: as of ``torch.optim.SGD``.
             held_out: share of the documents that is kept to measure with.
             batch_size: sequences in one forward pass.
@@ -277,7 +277,15 @@ class TunedLens:
         from neox_lab.experiments.lens.tuned_training import Recipe, train
 
         recipe = Recipe(
-            steps, tokens_per_step, length, lr, weight_decay, held_out, batch_size, seed, precision
+            steps,
+            tokens_per_step,
+            length,
+            learning_rate,
+            weight_decay,
+            held_out,
+            batch_size,
+            seed,
+            precision,
         ).checked()
         require_end(model)
         if not callable(progress):

@@ -44,7 +44,7 @@ class Recipe:
     steps: int
     tokens_per_step: int
     length: int | None
-    lr: float
+    learning_rate: float
     weight_decay: float
     held_out: float
     batch_size: int
@@ -62,7 +62,7 @@ class Recipe:
             "steps": whole(least=0),
             "tokens_per_step": COUNT,
             "length": or_none(COUNT),
-            "lr": above,
+            "learning_rate": above,
             "weight_decay": number(least=0, below=math.inf),
             "held_out": share,
             "batch_size": COUNT,
@@ -90,7 +90,7 @@ class Translators:
         self.parameters = [p.requires_grad_() for p in (*self.weights, *self.biases)]
         self.optimiser = torch.optim.SGD(
             self.parameters,
-            lr=recipe.lr,
+            lr=recipe.learning_rate,
             momentum=MOMENTUM,
             nesterov=True,
             weight_decay=recipe.weight_decay,
@@ -100,11 +100,11 @@ class Translators:
         """The stream before a layer, ``[token, d_model]``, in the language of the last one."""
         return stream + torch.addmm(self.biases[layer], stream, self.weights[layer].T)
 
-    def step(self, lr: float) -> None:
+    def step(self, learning_rate: float) -> None:
         """Use the gradient that was gathered, and forget it."""
         torch.nn.utils.clip_grad_norm_(self.parameters, CLIP)
         for group in self.optimiser.param_groups:
-            group["lr"] = lr
+            group["lr"] = learning_rate
         self.optimiser.step()
         self.optimiser.zero_grad()
 
@@ -209,10 +209,10 @@ def train(
                 losses.append(_step(model, translators, end, [parts[n] for n in chosen], recipe))
                 if not math.isfinite(losses[-1]):
                     raise InputError(
-                        f"The loss is {losses[-1]} at step {step}; a smaller lr may help. "
-                        "model.check() names weights that are not finite."
+                        f"The loss is {losses[-1]} at step {step}; a smaller learning_rate may "
+                        "help. model.check() names weights that are not finite."
                     )
-                translators.step(recipe.lr * (1 - step / recipe.steps))
+                translators.step(recipe.learning_rate * (1 - step / recipe.steps))
                 bar.update(note=f"{losses[-1]:.3g} bits")
                 if told is not None:
                     told(len(losses), recipe.steps)
