@@ -16,7 +16,8 @@ step is made of what stays where it is:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -145,7 +146,7 @@ def recorded(run: Callable[[], None], device: torch.device) -> Callable[[], None
     graph = torch.cuda.CUDAGraph()
     current = torch.cuda.current_stream(device)
     # A recording that fails leaves its stream the current one; this brings the right one back.
-    with torch.cuda.device(device), torch.cuda.stream(current):
+    with torch.cuda.device(device), torch.cuda.stream(current), draws_go_on(device):
         stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
@@ -156,6 +157,29 @@ def recorded(run: Callable[[], None], device: torch.device) -> Callable[[], None
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             run()
     return graph.replay
+
+
+@contextmanager
+def draws_go_on(device: torch.device) -> Iterator[None]:
+    """Let random numbers be drawn on ``device`` after a recording that fails inside, too.
+
+    PyTorch takes the generator of the device part in every recording, and before version 2.13 one
+    that fails leaves it so: every draw would raise until the process ends. Then it gets the state
+    that it had before; one from which numbers can be drawn is left alone, because recordings of
+    somebody else's may share its state.
+    """
+    generator = torch.cuda.default_generators[device.index]
+    before = generator.clone_state()
+    try:
+        yield
+    except BaseException:
+        try:
+            torch.empty(1, dtype=torch.float32, device=device).uniform_()
+        except RuntimeError:
+            generator.graphsafe_set_state(before)
+        else:
+            generator.set_state(before.get_state())
+        raise
 
 
 def difference(played: Tensor, plain: Tensor, dtype: torch.dtype) -> str | None:

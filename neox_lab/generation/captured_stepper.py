@@ -19,18 +19,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary, WeakSet
 
-import torch
-from torch import Tensor, nn
-from torch.nn.modules import module as every_module
+from torch import Tensor
 
 from neox_lab.generation import captured
 from neox_lab.generation.captured import StaticStep, difference
 from neox_lab.generation.model_stepper import ModelStepper, StepOutput
 from neox_lab.generation.prompt import Prompt
-from neox_lab.kernels.linear import Linear
+from neox_lab.generation.recordable import runs_as_built, state_of
 from neox_lab.memory import free_memory
-from neox_lab.model.attention import Attention
-from neox_lab.model.block import MLP, Block
 from neox_lab.model.key_value_cache import KeyValueCache
 from neox_lab.notices import tell
 
@@ -41,8 +37,6 @@ LEAST = 128  # positions of the smallest buffers
 SPARE = 8  # positions beyond the text that recording may write to
 PAYS_FROM = 16  # new tokens: recording takes the time of several plain steps
 PROVEN = 2  # steps: the second shows that a recording goes on and does not stand still
-_PLAIN = (nn.ModuleList, nn.Embedding, nn.LayerNorm, nn.Dropout, nn.Linear, Linear)
-_PARTS = (*_PLAIN, Block, Attention, MLP)
 
 
 @dataclass
@@ -163,7 +157,7 @@ class CapturedStepper(ModelStepper):
             return None
         # Nothing but the text changes inside ``alone``, so one refusal is enough.
         self._alone = False
-        if model in _GIVEN_UP or not runs_as_built(model):
+        if model in _GIVEN_UP or self._prepare is not None or not runs_as_built(model):
             return None
         state, batch = state_of(model), ids.shape[0]
         capacity = _room(past, self._end)
@@ -214,56 +208,3 @@ def _fits(cache: KeyValueCache, capacity: int) -> bool:
     needed = 2 * len(cache) * keys[:, :, :1].numel() * capacity * keys.element_size()
     free = free_memory(keys.device)
     return free is None or 2 * needed <= free
-
-
-def runs_as_built(model: LanguageModel) -> bool:
-    """Whether a step of ``model`` is nothing but kernels: nobody watches and nothing was put in.
-
-    Hooks, adapters, modules of somebody's own, training, autocast, layers read from files or spread
-    over devices, and rotary embeddings that depend on the length need Python in every step.
-    """
-    if not _is_ours(model):
-        return False
-    network, config = model.backbone, model.config
-    of_torch = (every_module._global_forward_hooks, every_module._global_forward_pre_hooks)
-    if (
-        model.hook_stack.placements
-        or model.hook_stack.everywhere
-        or any(of_torch)
-        or torch.is_grad_enabled()
-        or torch.is_autocast_enabled(model.device.type)
-        or torch._C._len_torch_dispatch_stack() > 0
-        or config.output_attentions
-        or config.output_hidden_states
-        or network.store is not None
-        or network.devices is not None
-        or network.rotary.depends_on_length
-    ):
-        return False
-    tensors = [*model.parameters()]
-    return all(t.device == model.device and type(t) is nn.Parameter for t in tensors) and all(
-        (type(module) in _PARTS or _is_ours(module))
-        and not (module.training or module._forward_hooks or module._forward_pre_hooks)
-        and "forward" not in vars(module)
-        and module._compiled_call_impl is None
-        for module in model.modules()
-    )
-
-
-def _is_ours(module: object) -> bool:
-    return type(module).__module__.startswith("neox_lab.family.")
-
-
-def state_of(model: LanguageModel) -> tuple[Any, ...]:
-    """What a recording of ``model`` depends on: where weights are, and what modules are set to.
-
-    Numbers in the weights may change: the recording reads them where they are.
-    """
-    found: list[Any] = [model.backbone.rotary]
-    for module in model.modules():
-        numbers = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str)}
-        found += (type(module), getattr(module, "act", None), numbers)
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is not None:
-                found += (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-    return tuple(found)
