@@ -35,8 +35,14 @@ class StreamedLinear(Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The weight ``[out, in]``, read if it is not there; it stays for as long as it is held."""
-        return self.store.take(self.layer, self.key)
+        """The weight ``[out, in]``, read if it is not there; it stays for as long as it is held.
+
+        Where ``torch.func.functional_call`` puts another in its place for a call, that one.
+        """
+        given = self._parameters.get("weight")
+        if given is None or given.is_meta:
+            return self.store.take(self.layer, self.key)
+        return given
 
     def __setattr__(self, name: str, value: Tensor | nn.Module) -> None:
         """Set an attribute.

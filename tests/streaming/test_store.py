@@ -18,6 +18,7 @@ import torch
 from files_of_models import LAYERS, both, config, gradient, tokens, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 import neox_lab as nl
 from neox_lab.errors import CheckpointError, ConfigError, DeviceError, HookError, TrainingError
@@ -244,6 +245,24 @@ def test_gradients_of_gradients(models: Any) -> None:
         slope.square().sum().backward()
         made.append(x.grad)
     assert torch.equal(*made)
+
+
+def test_other_weights_for_one_call(models: Any) -> None:
+    """``functional_call`` puts them where the description is, which nobody looked at."""
+    whole, streamed, _ = models
+    name = "gpt_neox.layers.3.mlp.dense_h_to_4h.weight"
+    weight = dict(whole.named_parameters())[name].detach()
+
+    def loss(model: Any, other: Tensor) -> Tensor:
+        return torch.func.functional_call(model, {name: other}, (tokens(),)).logits.square().sum()
+
+    for model in (whole, streamed):
+        assert torch.equal(loss(model, 2 * weight), loss(whole, 2 * weight))
+        assert torch.equal(loss(model, weight), whole(tokens()).logits.square().sum())
+    gradients = [torch.func.grad(lambda w, m=m: loss(m, w))(weight) for m in (whole, streamed)]
+    assert torch.equal(*gradients)
+    assert not torch.equal(loss(whole, 2 * weight), loss(whole, weight))
+    assert torch.equal(streamed(tokens()).logits, whole(tokens()).logits), "only for one call"
 
 
 def test_changes_in_place_are_seen_by_the_backward_pass(models: Any) -> None:
