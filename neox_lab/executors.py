@@ -13,12 +13,21 @@ A piece is small (names, revisions, ranges), never a model. One whose worker is 
 
 from __future__ import annotations
 
+import os
 import pickle
+import threading
 import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    Executor,
+    Future,
+    ThreadPoolExecutor,
+    wait,
+)
 from concurrent.futures.process import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
@@ -112,10 +121,12 @@ def run_pieces(
         The number of a piece, and its answer.
 
     Raises:
-        InputError: the executor cannot send the function, a piece or an answer, or is shut down.
+        InputError: the executor cannot send the function, a piece or an answer, or is shut down;
+            or this is one of its own threads.
         LostWorkerError: a piece was lost again and again.
         Exception: whatever the function raised for a piece.
     """
+    _refuse_own_worker(executor)
     post = _Post(executor)
     fresh = (_Sent(number, piece) for number, piece in enumerate(pieces))
     again: deque[_Sent[Piece]] = deque()
@@ -149,6 +160,33 @@ def run_pieces(
             with suppress(Exception):  # it may have ended by now
                 promise.cancel()  # type: ignore[attr-defined]
         post.close()
+
+
+def _refuse_own_worker(executor: AnyExecutor) -> None:
+    """Refuse a pool of threads that this one belongs to.
+
+    Raises:
+        InputError: with all of its threads here, they would wait for themselves without end.
+    """
+    if isinstance(executor, ThreadPoolExecutor) and _name_here(executor) in _WORKING.sent_by:
+        raise InputError(
+            "This runs in a thread of the executor that it is to give work to, and would wait for "
+            "itself. Give what a worker does no executor=, or another one."
+        )
+
+
+class _Working(threading.local):
+    """The executors, by ``_name_here``, for which this thread is doing a piece."""
+
+    sent_by: tuple[tuple[int, int], ...] = ()
+
+
+_WORKING = _Working()
+
+
+def _name_here(executor: AnyExecutor) -> tuple[int, int]:
+    """What tells an executor from others in all processes, while it lives."""
+    return os.getpid(), id(executor)
 
 
 class _Post:
@@ -185,10 +223,10 @@ class _Post:
 
     def _sent(self, function: Callable[[Piece], object], sent: _Sent[Piece]) -> Promise:
         try:
-            promise = self._executor.submit(_attempt, function, sent.piece, sent.losses)
+            promise = self._submitted(function, sent)
         except BrokenExecutor as error:
             self.mend(error)
-            return self._executor.submit(_attempt, function, sent.piece, sent.losses)
+            return self._submitted(function, sent)
         except Exception as error:
             _refuse_unsendable(error)
             raise InputError(
@@ -200,6 +238,10 @@ class _Post:
                 "such as a concurrent.futures.Future."
             )
         return promise
+
+    def _submitted(self, function: Callable[[Piece], object], sent: _Sent[Piece]) -> Promise:
+        name = _name_here(self._executor)
+        return self._executor.submit(_attempt, function, sent.piece, sent.losses, name)
 
     def mend(self, error: Exception) -> None:
         """Replace a pool of processes that broke; others find new workers themselves.
@@ -289,12 +331,13 @@ def _opened(found: object) -> Any:
 
 
 def _attempt(
-    function: Callable[[Piece], object], piece: Piece, losses: int
+    function: Callable[[Piece], object], piece: Piece, losses: int, sent_by: tuple[int, int]
 ) -> _Answered | _Failure:
     """What a worker does; ``losses`` makes each attempt a call of its own.
 
     The function's own errors are answers, so any other error is of the worker or of the way there.
     """
+    before, _WORKING.sent_by = _WORKING.sent_by, (*_WORKING.sent_by, sent_by)
     try:
         return _Answered(function(piece))
     except (Exception, SystemExit) as error:  # an exit would end the process that asked
@@ -303,6 +346,8 @@ def _attempt(
         sent = sent or RuntimeError(f"{type(error).__name__}: {error}")
         sent.add_note(f"In a worker:\n{told}")
         return _Failure(sent)
+    finally:
+        _WORKING.sent_by = before
 
 
 def _survives(error: Exception) -> bool:

@@ -102,6 +102,18 @@ def test_every_answer_once(make: Callable[[], Executor]) -> None:
         assert list(run_pieces(executor, square, [])) == []
 
 
+def test_a_worker_that_asks_its_own_executor_is_told_so() -> None:
+    """It waited for itself without end."""
+    with ThreadPoolExecutor(1) as executor, ThreadPoolExecutor(1) as other:
+
+        def inner(which: Executor) -> list[tuple[int, int]]:
+            return sorted(run_pieces(which, square, range(3)))
+
+        with pytest.raises(InputError, match="would wait for itself"):
+            list(run_pieces(executor, inner, [executor]))
+        assert list(run_pieces(executor, inner, [other])) == [(0, SQUARES[:3])]
+
+
 def test_what_only_has_submit() -> None:
     jobs = Jobs()
     assert sorted(run_pieces(jobs, square, range(8))) == SQUARES
