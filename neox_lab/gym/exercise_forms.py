@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeGuard
 
 from neox_lab.checks import FINITE, TEXT, Kind, plain, whole
 from neox_lab.errors import NeoxLabError
@@ -19,6 +19,7 @@ from neox_lab.head_names import head_name
 
 _PLACE = re.compile(r"\W*(?:layer|l)?\s*(\d+)\W*(?:head|h|[.,])\s*(\d+)\W*", re.IGNORECASE)
 _NUMBERED = re.compile(r"[a-z]*\s*(\d+)", re.IGNORECASE)
+_LONGEST = 100  # characters of a name; longer texts are no answers, and would take long to read
 _ARROW = re.compile(r"\s*(?:→|->|,)\s*")
 
 
@@ -55,11 +56,17 @@ def _is_hooks(value: object) -> bool:
 
 
 def _is_direction(value: object) -> bool:
+    if isinstance(value, Iterator):  # its numbers are gone once they were looked at
+        return False
     try:
         row = right.as_row(value)
-    except (NeoxLabError, TypeError, ValueError, RuntimeError):
+    except (NeoxLabError, TypeError, ValueError, OverflowError, RuntimeError):
         return False
     return row.dim() == 1 and bool(row.isfinite().all())
+
+
+def _is_short(value: object) -> TypeGuard[str]:
+    return isinstance(value, str) and len(value) <= _LONGEST
 
 
 def _whole(value: object) -> object:
@@ -69,14 +76,14 @@ def _whole(value: object) -> object:
 
 def _place(value: object) -> object:
     value = plain(value)
-    if isinstance(value, str) and (found := _PLACE.fullmatch(value)):
+    if _is_short(value) and (found := _PLACE.fullmatch(value)):
         return int(found[1]), int(found[2])
     return tuple(map(_whole, value)) if isinstance(value, tuple | list) else value
 
 
 def _count(value: object) -> object:
     value = plain(value)
-    if isinstance(value, str) and (found := _NUMBERED.fullmatch(value.strip())):
+    if _is_short(value) and (found := _NUMBERED.fullmatch(value.strip())):
         return int(found[1])
     return _whole(value)
 
@@ -90,7 +97,7 @@ def _number(value: object) -> object:
 
 
 def _edge(value: object) -> object:
-    if isinstance(value, str) and len(ends := _ARROW.split(value.strip())) == 2:
+    if _is_short(value) and len(ends := _ARROW.split(value.strip())) == 2:
         return tuple(ends)
     return value
 
@@ -104,7 +111,7 @@ def _part(value: object) -> object:
 
 def _digit(value: object) -> object:
     value = plain(value)
-    if isinstance(value, int) and not isinstance(value, bool):
+    if whole().accepts(value):  # Python writes out no number of thousands of digits
         return f"<{value}>"
     return f"<{value}>" if isinstance(value, str) and value.isdecimal() else value
 

@@ -424,6 +424,40 @@ def test_what_cannot_be_an_answer_is_an_error(model: Any) -> None:
         nl.gym.check("who looks at Mary", (1, 2), reviewer)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [[10**400] * 128, [float("nan")] * 128, ["a"] * 128, torch.zeros(128, device="meta")],
+    ids=("too large for a float", "NaN", "texts", "no numbers"),
+)
+def test_what_is_no_direction_is_an_error(answer: Any) -> None:
+    with pytest.raises(nl.errors.InputError, match="expected a row of d_model finite numbers"):
+        nl.gym.check("a direction for women", answer)
+
+
+def test_numbers_that_can_be_read_once_are_no_answer(model: Any) -> None:
+    """They were gone before they were judged, and a right answer was not yet right."""
+    right = women(model)
+    assert nl.gym.check("a direction for women", torch.tensor(right, requires_grad=True), model)
+    with pytest.raises(nl.errors.InputError, match="expected a row of d_model finite numbers"):
+        nl.gym.check("a direction for women", (entry for entry in right), model)
+
+
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("who looks at Mary", f"L{'9' * 5000}H1"),
+        ("who looks at Mary", " " * 300_000),
+        ("feature of the dogs", "f" + "9" * 5000),
+        ("strongest edge", " " * 300_000),
+        ("one digit exchanged", 10**5000),
+    ],
+    ids=("place", "spaces", "feature", "spaces for an edge", "digit"),
+)
+def test_names_without_end_are_no_answer(name: str, answer: Any) -> None:
+    with pytest.raises(nl.errors.InputError, match="expected"):
+        nl.gym.check(name, answer)
+
+
 def test_answers_are_those_of_the_model_that_is_given(model: Any) -> None:
     young = nl.load(revision="step512")
     old, new = sentence(model), sentence(young)
