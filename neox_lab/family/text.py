@@ -156,7 +156,18 @@ class TextHelpers:
             isinstance(inputs, list | tuple) and inputs and all(isinstance(t, str) for t in inputs)
         ):
             require_data(self.device)
-            return self._encode(inputs if isinstance(inputs, str) else list(inputs))
+            prepared = self._encode(inputs if isinstance(inputs, str) else list(inputs))
+            if (
+                empty := (~prepared["attention_mask"].bool().any(dim=1))
+                .nonzero()
+                .flatten()
+                .tolist()
+            ):
+                raise InputError(
+                    f"Texts {empty[:5]} of this batch are empty: there is no token to run the "
+                    "model on. Leave them out."
+                )
+            return prepared
         raise InputError(
             f"inputs is {shown(inputs, 80)}; expected a string, a list of strings, or a LongTensor "
             "[batch, pos]."

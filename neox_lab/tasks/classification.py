@@ -24,7 +24,7 @@ import torch
 from neox_lab.data.batches import EncodedExample, collate_for, outputs
 from neox_lab.data.encoding import token_ids
 from neox_lab.data.statistics import Floats
-from neox_lab.data.tables import Table, check_lengths, read_table, texts_of
+from neox_lab.data.tables import Table, check_lengths, read_table, refuse, texts_of
 from neox_lab.errors import DataError, InputError
 from neox_lab.frames import make_frame
 from neox_lab.model.output_heads import require_head
@@ -142,7 +142,7 @@ def predict(
         tokens a text's labels rest on.
 
     Raises:
-        DataError: no text, or texts longer than the model can read.
+        DataError: no text, an empty one, or texts longer than the model can read.
         InputError: the model has another head.
     """
     require_head(model.head, HEAD)
@@ -231,6 +231,8 @@ def _tokenized(
 ) -> list[EncodedExample]:
     longest = model.config.max_position_embeddings
     rows = token_ids(model, texts)
+    empty = [(number, "has no token") for number, row in enumerate(rows) if not row]
+    refuse("There is nothing to classify", empty, "Leave these texts out.")
     if truncate:
         rows = [row[-longest:] for row in rows]
     check_lengths(rows, longest, "Pass truncate=True to keep their ends.")

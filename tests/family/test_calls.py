@@ -214,3 +214,13 @@ def test_every_line_of_ours_runs(built_in: Any, table: str) -> None:
             built_in.tokenizer.padding_side = before
         ran += 1
     assert ran >= 3
+
+
+def test_an_empty_text_in_a_batch_is_refused_as_one_alone_is() -> None:
+    """Its row would be padding, and every number of it a number about nothing."""
+    model = nl.load()
+    for ask in (model, model.run_with_cache, lambda texts: nl.lens.logit_lens(model, texts)):
+        with pytest.raises(InputError, match="The text is empty"):
+            ask("")
+        with pytest.raises(InputError, match=r"Texts \[1, 3\] of this batch are empty"):
+            ask(["The man", "", "A cat", ""])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from oracle import CLASSES, pair, tokens
 
+import neox_lab as nl
 from neox_lab.model.attention import Attention
 from neox_lab.model.block import MLP
 from neox_lab.model.hook_points import NO_TAP
@@ -24,6 +25,13 @@ def test_every_hook_point_of_every_class_is_alive(name: str, parallel: bool) -> 
     sums = report.set_index("name").rows_sum_to_one.dropna()
     assert set(sums.index) == {n for n in model.hook_names if n.endswith("pattern")}
     assert model.check(tokens(2, 3)).ok.all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_fault(dtype: torch.dtype) -> None:
+    """Weights of a pattern are rounded one by one: a row sums to 1 but for that."""
+    report = nl.load(dtype=dtype).check()
+    assert report.ok.all(), report[~report.ok]
 
 
 def test_dead_points_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,14 @@ def test_a_classifier_learns_and_transformers_reads_it(tmp_path: Path) -> None:
         torch.testing.assert_close(model(ids).logits, back(ids).logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("texts", ["", [""], ["The man", ""]])
+def test_an_empty_text_is_not_classified(texts: str | list[str]) -> None:
+    model = nl.load(head="sequence-classification")
+    row = 1 if len(texts) == 2 else 0
+    with pytest.raises(DataError, match=f"nothing to classify in 1 rows\\.\n  row {row}: has no"):
+        nl.tasks.classification.predict(model, texts)
+
+
 def test_a_prediction_says_which_tokens_it_rests_on() -> None:
     torch.manual_seed(0)
     model = head("sequence-classification", labels=["bad", "good", "so so"])
