@@ -94,12 +94,19 @@ def _next_logits(model: GPTNeoXForCausalLM, text: str) -> Tensor:
 
 
 def ranked(text: str, rank: int) -> Judge:
-    """The piece of the token of a rank, 0 being the likeliest, after a text."""
-    return same(
-        lambda model: model.tokenizer.piece_text(
-            int(_next_logits(model, text).sort(descending=True, stable=True).indices[rank])
-        )
-    )
+    """The token of a rank, 0 being the likeliest, after a text: its number, or its piece."""
+    piece = same(lambda model: model.tokenizer.piece_text(_ranked(model, text, rank)))
+
+    def judge(model: GPTNeoXForCausalLM, answer: str | int) -> bool | str:
+        if isinstance(answer, str):
+            return piece(model, answer)
+        return answer == _ranked(model, text, rank)
+
+    return judge
+
+
+def _ranked(model: GPTNeoXForCausalLM, text: str, rank: int) -> int:
+    return int(_next_logits(model, text).sort(descending=True, stable=True).indices[rank])
 
 
 def written(model: GPTNeoXForCausalLM) -> float:

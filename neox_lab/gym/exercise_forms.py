@@ -109,6 +109,18 @@ def _part(value: object) -> object:
     return value.strip().upper() if isinstance(value, str) else value
 
 
+def _is_hook(value: object) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2 and callable(value[1])
+
+
+def _hooks(value: object) -> object:
+    """Hooks as a list of pairs, also where there is one without a list around it."""
+    if not isinstance(value, tuple | list):
+        return value
+    hooks = [value] if _is_hook(value) else value
+    return [tuple(hook) if isinstance(hook, list) else hook for hook in hooks]
+
+
 def _digit(value: object) -> object:
     value = plain(value)
     if whole().accepts(value):  # Python writes out no number of thousands of digits
@@ -119,8 +131,14 @@ def _digit(value: object) -> object:
 WORDS = Form(TEXT)
 PLACE = Form(Kind("a layer and a head such as (1, 2)", _is_place), _place)
 EDGE = Form(Kind('who writes and who reads, such as ("L0H1", "L1H2.k")', _is_edge), _edge)
-HOOKS = Form(Kind("a list of hooks (name, function)", _is_hooks), lambda value: value)
+HOOKS = Form(Kind("a list of hooks (name, function)", _is_hooks), _hooks)
 DIRECTION = Form(Kind("a row of d_model finite numbers", _is_direction), lambda value: value)
+TOKEN = Form(
+    Kind(
+        "a token, its text or its number",
+        lambda value: TEXT.accepts(value) or whole(least=0).accepts(value),
+    )
+)
 COUNT = Form(whole(least=0), _count)
 NEARLY = Form(Kind("a number, right to within 1 %", FINITE.accepts), _number)
 PART = Form(TEXT, _part)

@@ -17,6 +17,7 @@ from neox_lab.gym.exercise_forms import (
     NEARLY,
     PART,
     PLACE,
+    TOKEN,
     WORDS,
     Form,
 )
@@ -57,7 +58,7 @@ EXERCISES: Named[Exercise] = Named(
         "likeliest token": Exercise(
             "00_start_here",
             'Which token does the model find likeliest after "The capital of Norway is"?',
-            WORDS,
+            TOKEN,
             right.ranked("The capital of Norway is", 0),
             "model(prompt).logits[0, -1].argmax() is its number; model.to_string writes it out.",
         ),
@@ -159,7 +160,7 @@ EXERCISES: Named[Exercise] = Named(
             "12_live_widgets",
             'Write on from "Mary put the key in the" in a widget: what is the second likeliest '
             "first token?",
-            WORDS,
+            TOKEN,
             right.ranked("Mary put the key in the", 1),
             "writing.branches[0].tokens[0].alternatives, the likeliest first.",
         ),

@@ -326,6 +326,7 @@ def test_thoughtless_answers_are_not_right(name: str) -> None:
         ),
         ("feature of the dogs", lambda number: [f"f{number}", str(number), float(number)]),
         ("loss of a sentence", lambda loss: [f"{loss:.3f}", torch.tensor(loss), round(loss, 2)]),
+        ("one head silenced", lambda hooks: [hooks[0], tuple(hooks), [list(hooks[0])]]),
         ("strongest part", lambda name: [name.lower(), f" {name} "]),
         ("one digit exchanged", lambda token: [19, "19", " <19> "]),
     ],
@@ -338,6 +339,14 @@ def test_answers_are_right_as_pictures_and_tables_write_them(
         assert nl.gym.check(name, answer), answer
     for answer in same(spoilt(name, right)) if name != "one digit exchanged" else [18, "18"]:
         assert not nl.gym.check(name, answer), answer
+
+
+def test_a_token_is_right_by_its_number(model: Any) -> None:
+    (step,) = model.stream("The capital of Norway is", max_new_tokens=1)
+    first, second = step.alternatives[:2]
+    assert nl.gym.check("likeliest token", torch.tensor(first.token), model)
+    assert not nl.gym.check("likeliest token", second.token, model)
+    assert not nl.gym.check("likeliest token", str(first.token), model)
 
 
 @pytest.mark.slow  # it scores every edge exactly

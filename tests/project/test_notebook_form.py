@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_notebook_texts import FOLDER, NOTEBOOKS, cells
+from test_notebook_texts import FOLDER, NOTEBOOKS, cells, said
 
 import neox_lab as nl
 
@@ -68,6 +68,12 @@ def test_it_asks_something_and_has_a_hint(path: Path) -> None:
     known = nl.gym.exercises()
     assert asked == known[known["notebook"] == path.stem]["name"].tolist()
     assert bool(asked) != (path.stem in WITHOUT_EXERCISE)
+
+
+def test_the_question_shown_is_the_one_that_is_asked(path: Path) -> None:
+    for cell in code(path):
+        if asked := re.search(r'nl\.gym\.check\("([^"]+)", \.\.\.', "".join(cell["source"])):
+            assert said(cell) == repr(nl.gym.check(asked[1])), "run this cell again"
 
 
 def test_the_last_words_say_what_it_does_not_show_and_lead_on(path: Path) -> None:
