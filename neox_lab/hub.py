@@ -42,7 +42,8 @@ class HubOptions:
     """How to fetch files from the hub; everything but ``subfolder`` is idle for a directory.
 
     Attributes:
-        revision: branch, tag (``"step3000"``) or commit; None means ``"main"``.
+        revision: branch, tag (``"step3000"``) or commit; None means ``"main"``. A directory has no
+            other.
         subfolder: folder below the source that holds the files.
         cache_dir: where downloads are kept; None means huggingface_hub's own cache.
         force_download: fetch again even what the cache holds.
@@ -124,13 +125,14 @@ def pin(source: PathOrId, options: HubOptions = DEFAULTS) -> HubOptions:
     commits that are already cached, need nothing.
 
     Raises:
-        CheckpointError: neither the hub nor the cache knows the id and revision.
+        CheckpointError: neither the hub nor the cache knows the id and revision, or a revision of
+            a directory is asked for.
     """
     if options.pinned:
         return options
-    if local_directory(source) is not None:
-        if options.revision not in (None, "main"):
-            logger.warning("%s is a directory: revision=%r is ignored.", source, options.revision)
+    directory = local_directory(source)
+    if directory is not None:
+        refuse_revision(directory, options)
         return options
     check("revision", options.revision, or_none(TEXT), CheckpointError)
     repository, revision = os.fspath(source), options.revision or "main"
@@ -159,6 +161,34 @@ def pin(source: PathOrId, options: HubOptions = DEFAULTS) -> HubOptions:
     return dataclasses.replace(options, revision=commit, pinned=True)
 
 
+def refuse_revision(path: Path, options: HubOptions) -> None:
+    """See that no revision is asked of what lies on the disk, which is one and no other.
+
+    Args:
+        path: a directory, or a file.
+        options: how it is asked for.
+
+    Raises:
+        CheckpointError: says where the revision may be.
+    """
+    revision = options.revision
+    if options.pinned or revision is None or revision == "main":
+        return
+    named = isinstance(revision, str) and revision not in ("", ".", "..")
+    inside = path / revision if named else None
+    if inside is not None and inside.is_dir():
+        hint = f"It has a folder of that name: give {os.fspath(inside)!r} instead."
+    else:
+        hint = (
+            "Leave revision= out, or give the directory of that checkpoint, or the model's id on "
+            "the hub."
+        )
+    raise CheckpointError(
+        f"revision={shown(revision)} of {os.fspath(path)!r}: what lies on the disk is one "
+        f"revision, and only the hub knows others by name. {hint}"
+    )
+
+
 def find_file(
     source: PathOrId, filename: str, options: HubOptions = DEFAULTS, required: bool = True
 ) -> Path | None:
@@ -175,11 +205,13 @@ def find_file(
 
     Raises:
         CheckpointError: the source or a required file is missing, access is refused, the hub
-            cannot be reached and the cache does not hold the file, or a save was killed half-way.
+            cannot be reached and the cache does not hold the file, a save was killed half-way, or
+            a revision of a directory is asked for.
     """
     directory = local_directory(source)
     check_name(filename, "file")
     if directory is not None:
+        refuse_revision(directory, options)
         path = directory / options.subfolder / filename
         if path.is_file():
             return path

@@ -64,6 +64,8 @@ class LogicalDevices(TorchFunctionMode):
             for given, gradient in zip(inputs, found, strict=True):
                 self._marked(gradient, self.of(given))
             return found
+        if func is Tensor.__deepcopy__:  # what was copied before it lies in its second argument
+            return self._marked(func(*args, **kwargs), self.of(args[0]))
         if func is Tensor.cpu:
             return self._moved(Tensor.clone, args, {}, HOME)
         places = {self.of(each) for each in tensors if each.dim()}

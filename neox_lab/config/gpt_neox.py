@@ -57,7 +57,7 @@ from neox_lab.config.spellings import (
 )
 from neox_lab.errors import CheckpointError, ConfigError, nearest
 from neox_lab.files import StrPath, read_json, write_text
-from neox_lab.hub import HubOptions, PathOrId, find_file, written
+from neox_lab.hub import HubOptions, PathOrId, find_file, refuse_revision, written
 from neox_lab.other_names import CONFIG, ours
 
 ACTIVATIONS = (
@@ -482,6 +482,8 @@ class GPTNeoXConfig:
             found = find_file(pretrained_model_name_or_path, "config.json", options)
             assert found is not None  # find_file raises where a required file is missing
             path = found
+        else:
+            refuse_revision(path, options)
         return read_json(path), kwargs
 
     @classmethod

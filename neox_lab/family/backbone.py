@@ -202,7 +202,7 @@ class GPTNeoXModel(GPTNeoXPreTrainedModel, Network):
             last_hidden_state=residual,
             past_key_values=kept.owner if isinstance(kept, BorrowedCache) else kept,
             hidden_states=watch.all_states(residual),
-            attentions=watch.patterns,
+            attentions=watch.all_patterns(residual),
         )
 
     def wants_dict(self, return_dict: bool | None) -> bool:
@@ -263,11 +263,12 @@ class _Recorder:
         return self._at("hook_resid_pre", keep, layers)
 
     def all_states(self, residual: Tensor) -> tuple[Tensor | None, ...] | None:
-        """What was kept, None where nothing was to be, and ``residual`` at the end."""
+        """What was kept, None where nothing was to be, and ``residual`` at the end, where it is."""
         if self.wanted is None:
             return None
+        kept = {layer: state.to(residual.device) for layer, state in self.states.items()}
         ending = residual if self.layers.stop in self.wanted else None
-        return (*(self.states.get(layer) for layer in self.layers), ending)
+        return (*(kept.get(layer) for layer in self.layers), ending)
 
     def attentions(self) -> list[Watcher]:
         self.patterns = ()
@@ -277,6 +278,10 @@ class _Recorder:
             self.patterns = (*self.patterns, tensor)
 
         return self._at("attn.hook_pattern", keep, self.layers)
+
+    def all_patterns(self, residual: Tensor) -> tuple[Tensor, ...] | None:
+        """What was kept, where ``residual`` is."""
+        return self.patterns and tuple(pattern.to(residual.device) for pattern in self.patterns)
 
     def _at(
         self, name: str, keep: Callable[[Tensor, HookPoint], None], layers: Iterable[int]

@@ -22,6 +22,7 @@ from neox_lab.hooks.splicing import (
     Spliceable,
     SplicedFunction,
     SplicedPoint,
+    brought,
     splice,
     spliced_in,
 )
@@ -179,7 +180,10 @@ class Hooked:
         check("error", error, SWITCH, HookError)
         with ExitStack() as stack:
             for each in _flat(dictionaries):
-                for spliced in each.splice(self.hook_points, known, error):
+                parts = each.splice(self.hook_points, known, error)
+                if self.backbone.devices is not None:
+                    parts = brought(parts, {self.device, *self.backbone.devices})
+                for spliced in parts:
                     placement = spliced_in(self.hook_points, spliced, known)
                     stack.enter_context(self.hook_stack.placed(placement, must_fire))
             yield self

@@ -93,7 +93,8 @@ def load(
         head: ``base``, ``causal-lm``, ``question-answering``, ``sequence-classification`` or
             ``token-classification``.
         revision: branch, tag or commit on the hub; for the built-in model one of
-            ``nl.gym.revisions()``, such as ``step512``.
+            ``nl.gym.revisions()``, such as ``step512``. A directory is one revision: of those of a
+            training, give the directory of each.
         dtype: of the weights; None means float32 on a CPU, where half precision is slow and
             coarse, and the checkpoint's own dtype elsewhere.
         device: where to; ``"auto"`` means an accelerator if there is one, None the CPU.
@@ -102,9 +103,10 @@ def load(
         device_map: instead of ``device``: ``"auto"`` or ``"balanced"`` spread the layers over all
             accelerators, ``"sequential"`` fills one after the other, and ``{layer: device}`` says
             where each goes (``"disk"``: read from its file for each pass; ``""``: all the rest).
-            The residual stream moves from device to device, activations stay where their layer
-            is, and what is no layer is on the first. Runs of the whole model work so (generation,
-            caches, hooks, lenses, gradients); sweeps of patches want one device.
+            The residual stream moves from device to device, and what is no layer is on the first.
+            Every question gives the numbers of one device: hooks see tensors where their layer is,
+            and caches, hidden states and weights by name are brought to the first, which is
+            ``model.device``. Dictionaries of features belong there, too.
         max_memory: how many bytes of weights a device may hold: ``{"cpu": "8GB"}``. As many layers
             as fit stay in memory; the others are read from their safetensors files for each pass,
             by a thread that is one layer ahead, and converted on the way if ``dtype`` says so.
@@ -120,7 +122,8 @@ def load(
 
     Raises:
         ConfigError: an unknown head or device, or labels for a head that has none.
-        CheckpointError: a file is missing, damaged or does not fit, or there is no such revision.
+        CheckpointError: a file is missing, damaged or does not fit, there is no such revision, or
+            one of a directory is asked for.
         DeviceError: ``max_memory`` is too little for what must stay and two layers.
     """
     check("head", head, one_of(*CLASSES), ConfigError)

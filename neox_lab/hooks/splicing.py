@@ -30,9 +30,10 @@ below a function at ``ln_final.hook_normalized``, refuses it by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from neox_lab.errors import HookError, nearest
@@ -167,6 +168,32 @@ class Spliceable(Protocol):
         Raises:
             HookError: it does not fit.
         """
+
+
+def brought(parts: list[Spliced], devices: Collection[torch.device]) -> list[Spliced]:
+    """The same for a model whose layers are on several devices.
+
+    The tensor of a site moves to where the weights of what is spliced in are, and back. What has no
+    weights, or weights that are on none of these devices, is left as it is.
+
+    Args:
+        parts: what goes into the network together.
+        devices: where parts of the model are.
+    """
+    place = next((weight.device for part in parts for weight in part.weights), None)
+    return [_moving(part, place) for part in parts] if place in devices else parts
+
+
+def _moving(part: Spliced, place: torch.device | None) -> Spliced:
+    def function(tensor: Tensor, tap: SiteTap) -> Tensor | None:
+        new = part.function(tensor.to(place), tap)
+        return None if new is None else new.to(tensor.device)
+
+    reading = part.reading
+    if reading is not None:
+        keep = reading.function
+        reading = Reading(reading.site, lambda tensor: keep(tensor.to(place)))
+    return part._replace(function=function, reading=reading)
 
 
 class _Splice(Watcher):

@@ -120,7 +120,10 @@ class CachedRuns:
         else:
             hooks.append((placed.point.name, exchange))
         if self.start < self.layers:
-            before = [(keys[rows], values[rows]) for keys, values in self._before]
+            before = []
+            for keys, values in self._before:  # where their layers are
+                there = rows.to(keys.device)
+                before.append((keys[there], values[there]))
             none: list[tuple[None, None]] = [(None, None)] * self.start
             mask = self.pairs.base.mask
             stream = self.model.run_with_hooks(

@@ -88,24 +88,29 @@ class PlacedSite:
         Args:
             tensor: what passes the hook point.
             columns: where, ``[batch, place]``.
+
+        Returns:
+            A copy, on the device of ``columns`` (layers may be on others).
         """
-        return self._by_pos(tensor)[self._index(columns)].flatten(1)
+        found = self._by_pos(tensor)[self._index(columns, tensor.device)].flatten(1)
+        return found.to(columns.device)
 
     def write(self, tensor: Tensor, columns: Tensor, values: Tensor) -> None:
         """Put ``values`` ``[batch, width]`` there, in place."""
         stood = self._by_pos(tensor)
-        index = self._index(columns)
-        stood[index] = values.view(stood[index].shape).to(tensor.dtype)
+        index = self._index(columns, tensor.device)
+        stood[index] = values.view(stood[index].shape).to(tensor)
 
     def _by_pos(self, tensor: Tensor) -> Tensor:
         """A view with the axes batch, pos, and the rest."""
         return tensor.transpose(1, 2) if self.point.axes == _PATTERN else tensor
 
-    def _index(self, columns: Tensor) -> tuple[Tensor, ...]:
-        rows = torch.arange(len(columns), device=columns.device)[:, None]
+    def _index(self, columns: Tensor, device: torch.device) -> tuple[Tensor, ...]:
+        columns = columns.to(device)
+        rows = torch.arange(len(columns), device=device)[:, None]
         if self.heads is None:
             return rows, columns
-        heads = torch.tensor(self.heads, device=columns.device)
+        heads = torch.tensor(self.heads, device=device)
         return rows[..., None], columns[..., None], heads
 
 

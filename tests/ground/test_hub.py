@@ -131,11 +131,18 @@ def test_missing_file_in_a_directory(tmp_path: Path) -> None:
         find_file(tmp_path, "config.json")
 
 
-def test_revision_of_a_directory_is_ignored_with_a_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    pin(tmp_path, HubOptions(revision="step3000"))
-    assert "revision='step3000' is ignored" in caplog.text
+@pytest.mark.parametrize("ask", [pin, lambda at, how: find_file(at, "config.json", how, False)])
+def test_a_directory_has_no_revision_but_itself(tmp_path: Path, ask: Any) -> None:
+    (tmp_path / "step1000").mkdir()
+    for fine in (None, "main"):
+        ask(tmp_path, HubOptions(revision=fine))
+    for wrong in ("step3000", "", ".", "../x", 5):
+        with pytest.raises(CheckpointError, match=r"one revision.*Leave revision= out") as caught:
+            ask(tmp_path, HubOptions(revision=wrong))  # type: ignore[arg-type]
+        assert repr(wrong) in str(caught.value) and str(tmp_path) in str(caught.value)
+    with pytest.raises(CheckpointError) as caught:
+        ask(tmp_path, HubOptions(revision="step1000"))
+    assert f"give {str(tmp_path / 'step1000')!r} instead" in str(caught.value)
 
 
 @pytest.mark.parametrize("source", ["./nowhere", "/nowhere/at/all", "a/b/c", "~/nowhere", ""])

@@ -149,14 +149,15 @@ class _Runs:
     @reads_only
     def _keep(self, tensor: Tensor, point: HookPoint) -> None:
         assert point.layer is not None
-        self.read[point.layer] = at_least_float32(tensor)
+        home = self.run.embeddings.device  # layers may be on others
+        self.read[point.layer] = at_least_float32(tensor).to(home)
 
     def _write(self, tensor: Tensor, point: HookPoint) -> Tensor:
         layer = point.layer
         assert layer is not None
         if self.hold:
             return self._rebuilt(layer).to(tensor)
-        return (at_least_float32(tensor) - self._lost(layer)).to(tensor)
+        return (at_least_float32(tensor) - self._lost(layer).to(tensor.device)).to(tensor)
 
     def _lost(self, into: int) -> Tensor:
         """What the removed features wrote into a layer, ``[removed, pos, d_model]``."""

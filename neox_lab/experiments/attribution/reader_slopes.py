@@ -212,14 +212,15 @@ class _Sums:
             self.alongs.setdefault(name, []).append(along)
 
     def slope(self, name: str) -> Tensor:
-        """The weighted sum of gradients at readers of one hook."""
+        """The weighted sum of gradients at readers of one hook; layers may be on other devices."""
+        home = self.batch.ids.device
         if name in self.direct:
-            return self.direct[name]
+            return self.direct[name].to(home)
         head = self.heads[name]
         alongs, normalized = torch.cat(self.alongs[name]), torch.cat(self.normalized[head.layer])
         slope = torch.einsum("bphe,hed->hbpd", self.scaled[name], head.weight)
         slope -= torch.einsum("sbph,sbpd->hbpd", alongs, normalized)
-        return slope.permute(1, 2, 0, 3)
+        return slope.permute(1, 2, 0, 3).to(home)
 
 
 class _Head(NamedTuple):

@@ -71,6 +71,7 @@ def explore(
     Raises:
         InputError: a model that cannot write or has no tokenizer, a prompt that is no text, or
             fewer than two revisions, or something of another kind.
+        CheckpointError: names of revisions of a model that came from a directory, which is one.
     """
     for name, text in (("prompt", prompt), ("second", second)):
         check(name, text, TEXT, InputError)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from neox_lab.built_in import is_inside
 from neox_lab.errors import InputError
 from neox_lab.family import GPTNeoXForCausalLM, load
+from neox_lab.hub import HubOptions, refuse_revision
 
 Load = Callable[[], GPTNeoXForCausalLM]
 
@@ -46,6 +49,7 @@ class Revisions:
 
     Raises:
         InputError: fewer than two names.
+        CheckpointError: names of revisions, and the model came from a directory, which is one.
     """
 
     def __init__(
@@ -70,9 +74,16 @@ class Revisions:
 
 
 def _by_name(model: GPTNeoXForCausalLM, names: Sequence[str]) -> dict[str, Load]:
-    """Revisions of the repository that ``model`` came from, or of the built-in model."""
+    """Revisions of the repository that ``model`` came from, or of the built-in model.
+
+    Raises:
+        CheckpointError: it came from a directory, which is one revision.
+    """
     source = model.name_or_path
     built_in = is_inside(source)
+    if not built_in and os.path.isdir(source):
+        for name in names[:-1]:  # the last one is loaded already
+            refuse_revision(Path(source), HubOptions(revision=name))
 
     def loading(name: str) -> Load:
         return lambda: load(None if built_in else source, revision=name)
