@@ -51,15 +51,35 @@ def require_dictionary(dictionary: object) -> None:
         )
 
 
+def require_device(model: HookedModel, what: object, device: torch.device) -> None:
+    """Refuse what is on another device than the model, or than its first one.
+
+    Raises:
+        InputError: it is.
+    """
+    if device != model.device:
+        raise InputError(
+            f"{what!r} is on {device}, the model on {model.device}; move one: "
+            f"dictionary.to({str(model.device)!r})."
+        )
+
+
 def written_site(model: HookedModel, dictionary: OfOneSite) -> str:
     """Full name of the hook point that a dictionary writes, where its own points stand.
 
     Raises:
-        InputError: no model, or no dictionary.
+        InputError: no model, no dictionary, or one that is where its layer is instead of on the
+            first of the model's devices.
         HookNameError: the model has no such site.
     """
     require_model(model)
     require_dictionary(dictionary)
+    if model.backbone.devices is not None:  # on one device the splice refuses it
+        if isinstance(dictionary, Dictionary):
+            weight = dictionary.W_dec
+        else:
+            weight = dictionary.transcoder.b_dec[0]
+        require_device(model, dictionary, weight.device)
     return exact(dictionary.site_out, model.hook_points)
 
 

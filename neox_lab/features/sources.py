@@ -27,6 +27,7 @@ from torch import Tensor
 from neox_lab.checks import COUNT, TEXT, check, number, one_of, or_none, shown
 from neox_lab.errors import InputError
 from neox_lab.family.contract import HookedModel
+from neox_lab.features.reading import require_device
 from neox_lab.head_names import head_name
 from neox_lab.hooks.names import exact
 from neox_lab.hooks.table import axis_sizes, shape_at
@@ -191,7 +192,7 @@ def _of_dictionary(model: HookedModel, dictionary: Dictionary) -> Source:
     site, out = (exact(s, model.hook_points) for s in (dictionary.site_in, dictionary.site_out))
     for name, width in ((site, dictionary.d_in), (out, dictionary.d_out)):
         _fit(model, name, width, "This dictionary")
-    _on_device(model, dictionary, dictionary.W_dec.device)
+    require_device(model, dictionary, dictionary.W_dec.device)
 
     def read(cache: Mapping[str, Tensor], ids: Tensor) -> Codes:
         return dictionary.encode(cache[site].flatten(2))
@@ -219,7 +220,7 @@ def _of_layers(
         _fit(model, site, transcoder.d_in, "This transcoder")
     for site in out:
         _fit(model, site, transcoder.d_out, "This transcoder")
-    _on_device(model, transcoder, transcoder.b_dec[0].device)
+    require_device(model, transcoder, transcoder.b_dec[0].device)
     if isinstance(transcoder.activation, SharedTopK):
         raise InputError(
             f"{transcoder!r} chooses its features among tokens that are encoded together, so what "
@@ -252,19 +253,6 @@ def _of_layers(
         {"kind": transcoder.kind, "reads": where, "writes": f"{out[0]} and later ones"}
         | transcoder.sources,
     )
-
-
-def _on_device(model: HookedModel, what: object, device: torch.device) -> None:
-    """Refuse what is on another device than the model.
-
-    Raises:
-        InputError: it is.
-    """
-    if device != model.device:
-        raise InputError(
-            f"{what!r} is on {device}, the model on {model.device}; move one: "
-            f"dictionary.to({str(model.device)!r})."
-        )
 
 
 def _of_axis(model: HookedModel, site: str) -> Source:

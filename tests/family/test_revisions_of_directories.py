@@ -24,7 +24,9 @@ DOORS: dict[str, Callable[[Path, Any], object]] = {
     ),
     "tokenizer": lambda at, which: GPTNeoXTokenizerFast.from_pretrained(at, revision=which),
     "generation": lambda at, which: GenerationConfig.from_pretrained(at, revision=which),
-    "tuned lens": lambda at, which: nl.lens.TunedLens.from_pretrained(at / "lens", revision=which),
+    "tuned lens": lambda at, which: nl.lens.TunedLens.from_pretrained(
+        at / "lens", nl.load(), revision=which
+    ),
     "dictionary": lambda at, which: nl.sae.load(at / "sae", revision=which),
     "dictionaries": lambda at, which: nl.sae.available(at / "sae", revision=which),
     "TransformerLens": lambda at, which: transformer_lens.HookedTransformer.from_pretrained(
