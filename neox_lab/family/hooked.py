@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -178,11 +178,13 @@ class Hooked:
         """
         known = axis_sizes(self.config, batch=1, pos=1)
         check("error", error, SWITCH, HookError)
+        model = cast("HookedModel", self)
+        devices = model.backbone.devices
         with ExitStack() as stack:
             for each in _flat(dictionaries):
                 parts = each.splice(self.hook_points, known, error)
-                if self.backbone.devices is not None:
-                    parts = brought(parts, {self.device, *self.backbone.devices})
+                if devices is not None:
+                    parts = brought(parts, {model.device, *devices})
                 for spliced in parts:
                     placement = spliced_in(self.hook_points, spliced, known)
                     stack.enter_context(self.hook_stack.placed(placement, must_fire))
