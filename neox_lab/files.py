@@ -1,4 +1,4 @@
-"""How files are written safely and JSON is read, and sizes of memory as people write them.
+"""How files are written safely, and JSON is read.
 
 A file that is written in place is half a file whenever the disk is full or the program is stopped.
 So everything is written beside its place first, and takes its name when it is on disk: whoever
@@ -45,10 +45,6 @@ from neox_lab.errors import CheckpointError, InputError, NeoxLabError
 
 StrPath = str | os.PathLike[str]
 """Where a file or directory is."""
-
-_UNITS = {"": 1}
-_UNITS |= {letter: 1000**power for power, letter in enumerate("KMGTP", start=1)}
-_UNITS |= {f"{letter}I": 1024**power for power, letter in enumerate("KMGTP", start=1)}
 
 _TEMPORARY, _OLD = ".tmp", ".old"
 _LEFT_OVER = 3600.0  # seconds; what nobody has touched for so long, nobody is writing any more
@@ -420,30 +416,3 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
-
-
-def parse_size(size: int | str, name: str, error: type[NeoxLabError]) -> int:
-    """Bytes from a number, ``"5GB"``, ``"1.5 kb"`` (powers of 1000) or ``"2MiB"`` (of 1024).
-
-    Args:
-        size: what the user gave.
-        name: which argument it was given for.
-        error: what to raise.
-
-    Raises:
-        NeoxLabError: ``error``, if it is no size.
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGTP]?I?)B?", str(size).strip().upper())
-    if not found or found[2] not in _UNITS:
-        raise error(f"{name}={size!r} is not a size such as 10**9, '2 GB' or '2MiB'.")
-    number, unit = found[1], _UNITS[found[2]]
-    return int(float(number) * unit) if "." in number else int(number) * unit
-
-
-def size_in_words(size: float) -> str:
-    """A number of bytes as a person writes it, to three digits: ``"1.23 GB"``."""
-    for unit in ("B", "KB", "MB", "GB", "TB"):
-        if size < 999.5:  # from here on, three digits are 1000
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} PB"

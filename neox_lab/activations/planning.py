@@ -15,7 +15,8 @@ from neox_lab.checks import COUNT, check, one_of, or_none, require_model, whole
 from neox_lab.data.activations import row_shapes, site_names
 from neox_lab.errors import CheckpointError, InputError
 from neox_lab.family.contract import HookedModel
-from neox_lab.files import StrPath, free_space, path_of, size_in_words
+from neox_lab.files import StrPath, free_space, path_of
+from neox_lab.sizes import size_in_words
 
 
 @dataclass(frozen=True)

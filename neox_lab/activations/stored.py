@@ -17,9 +17,10 @@ from neox_lab.activations.shuffling import Order
 from neox_lab.checks import COUNT, SEED, SWITCH, check, number, or_none, plain, shown
 from neox_lab.errors import InputError, nearest
 from neox_lab.family.contract import HookedModel
-from neox_lab.files import StrPath, path_of, size_in_words
+from neox_lab.files import StrPath, path_of
 from neox_lab.model.identity import identity, refuse_another
 from neox_lab.selections import Selection, entries
+from neox_lab.sizes import size_in_words
 
 Site = str | tuple[str, int]
 """A hook name, or the last part of one with a layer: ``("resid_post", 2)``."""

@@ -47,11 +47,11 @@ from neox_lab.checkpoint.spreading import (
 from neox_lab.checks import check, one_of
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import CheckpointError, ConfigError, DeviceError, ShapeError
-from neox_lab.files import size_in_words
 from neox_lab.hub import DEFAULTS, HubOptions, PathOrId, pin
 from neox_lab.memory import free_memory
 from neox_lab.model.output_heads import OUTPUT_HEADS
 from neox_lab.notices import mention
+from neox_lab.sizes import size_in_words
 from neox_lab.streaming.placement import Sizes, sizes_of
 
 logger = logging.getLogger("neox_lab")

@@ -24,8 +24,9 @@ from neox_lab.checkpoint.names import INPUT_EMBEDDING, OUTPUT_EMBEDDING, in_tran
 from neox_lab.checkpoint.reading import WEIGHT_DTYPES
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import CheckpointError, ConfigError
-from neox_lab.files import StrPath, parse_size, staged_files
+from neox_lab.files import StrPath, staged_files
 from neox_lab.safetensors_files import write as write_safetensors
+from neox_lab.sizes import parse_size
 
 _DTYPES = tuple(WEIGHT_DTYPES.values())
 _METADATA = {"format": "pt"}

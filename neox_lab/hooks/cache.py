@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import HookError, HookNameError, NeoxLabWarning
-from neox_lab.files import size_in_words
 from neox_lab.frames import make_frame
 from neox_lab.hooks import cache_files as files
 from neox_lab.hooks.derived import Maker, maker_of, unchanged, weights_seen
@@ -36,6 +35,7 @@ from neox_lab.model.identity import identity, refuse_another
 from neox_lab.model.outputs import ModelOutput
 from neox_lab.other_names import CACHE, ours
 from neox_lab.selections import Selection, read, take
+from neox_lab.sizes import size_in_words
 
 if TYPE_CHECKING:
     import pandas as pd

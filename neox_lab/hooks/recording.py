@@ -23,7 +23,6 @@ from torch import Tensor
 
 from neox_lab.checks import shown
 from neox_lab.errors import HookError
-from neox_lab.files import parse_size, size_in_words
 from neox_lab.hooks.cache import ActivationCache, run_backward
 from neox_lab.hooks.cache_files import SpillFile, spilled
 from neox_lab.hooks.derived import follows, is_made_as_in_the_run, maker_of
@@ -38,6 +37,7 @@ from neox_lab.model.key_value_cache import given_cache, is_cache
 from neox_lab.model.masking import packed_texts
 from neox_lab.model.network import layer_span
 from neox_lab.model.parts import takes_tap
+from neox_lab.sizes import parse_size, size_in_words
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel

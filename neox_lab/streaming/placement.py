@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import ConfigError, DeviceError
-from neox_lab.files import parse_size, size_in_words
 from neox_lab.model.network import Network
+from neox_lab.sizes import parse_size, size_in_words
 from neox_lab.streaming.store import AT_A_TIME, CONVERTED
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.(.+)$")

@@ -10,10 +10,10 @@ from torch import nn
 from neox_lab.checks import check, number, or_none
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError
-from neox_lab.files import size_in_words
 from neox_lab.frames import make_frame
 from neox_lab.model.network import Network
 from neox_lab.results import FrameResult
+from neox_lab.sizes import size_in_words
 from neox_lab.streaming.linear import store_of
 from neox_lab.streaming.placement import Sizes, sizes_of
 from neox_lab.streaming.store import AT_A_TIME

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from neox_lab.checks import TEXT, check, or_none, several, shown
 from neox_lab.errors import InputError
-from neox_lab.files import size_in_words, write_bytes
+from neox_lab.files import write_bytes
 from neox_lab.frames import csv_text
+from neox_lab.sizes import size_in_words
 from neox_lab.views.drawing import FormatName, Sheet, encode, plain_style, preview
 from neox_lab.views.live import fragment
 from neox_lab.views.markup import Table, image, page

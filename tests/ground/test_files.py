@@ -24,11 +24,9 @@ from torch import Tensor
 
 from neox_lab.errors import CheckpointError, ConfigError, HookError
 from neox_lab.files import (
-    parse_size,
     read_json,
     reserve,
     set_aside,
-    size_in_words,
     staged_file,
     staged_files,
     write_bytes,
@@ -36,6 +34,7 @@ from neox_lab.files import (
 )
 from neox_lab.interrupts import held
 from neox_lab.safetensors_files import DTYPES, FileFormat, layout, write
+from neox_lab.sizes import parse_size, size_in_words
 
 # --- files --------------------------------------------------------------------------------------
 

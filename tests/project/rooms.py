@@ -35,7 +35,8 @@ FLOORS: tuple[tuple[str, str], ...] = (
     ("interrupts.py", "Ctrl-C, kept waiting for a moment"),
     ("selections.py", "which entries of an axis, read in one way"),
     ("dropout.py", "one gate at the door of every question"),
-    ("files.py", "files whole or absent, sizes in words"),
+    ("sizes.py", "sizes of memory and files, as people write them"),
+    ("files.py", "files whole or absent"),
     ("work_folders.py", "folders that one piece of work has for itself"),
     ("safetensors_files.py", "tensors with a description, in one kind of file"),
     (

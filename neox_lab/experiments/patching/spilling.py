@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from neox_lab.errors import InputError
-from neox_lab.files import reserve, size_in_words
+from neox_lab.files import reserve
 from neox_lab.interrupts import held
 from neox_lab.memory import free_memory
+from neox_lab.sizes import size_in_words
 
 SHARE = 4
 """Residual streams may take one part in so many of the memory that is free at the beginning."""
