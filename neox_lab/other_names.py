@@ -93,9 +93,36 @@ MODEL = Names(
         "n_params_total": "model.num_parameters()",
         "tl_parameters": "dict(model.named_parameters())",
         "get_params": "model.blocks",
+        "hook_embed": "model.hook_points['hook_embed']",
     }
 )
 """Of a model: what it is here."""
+
+_PART = "model.blocks[layer].block"
+
+BLOCK = Names(
+    {
+        "attn": f"{_PART}.attention, whose weights are model.blocks[layer].W_Q and so on",
+        "mlp": f"{_PART}.mlp, whose weights are model.blocks[layer].W_in and so on",
+        "ln1": f"{_PART}.input_layernorm",
+        "ln2": f"{_PART}.post_attention_layernorm",
+    }
+    | {
+        hook: f"model.hook_points[f'blocks.{{layer}}.{hook}']"
+        for hook in (
+            "hook_resid_pre",
+            "hook_resid_post",
+            "hook_attn_in",
+            "hook_attn_out",
+            "hook_mlp_in",
+            "hook_mlp_out",
+            "hook_q_input",
+            "hook_k_input",
+            "hook_v_input",
+        )
+    }
+)
+"""Of one of ``model.blocks``."""
 
 CACHE = Names(
     {

@@ -12,7 +12,7 @@ stored one. GPT-NeoX stores queries, keys and values in one matrix whose rows ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from neox_lab.model.block import Block
 from neox_lab.model.network import Network
 from neox_lab.model.output_heads import OUTPUT_HEADS
 from neox_lab.model.parts import Affine, affine, embeddings, refuse_hooks
+from neox_lab.other_names import BLOCK, ours
 
 
 class LayerWeights:
@@ -42,6 +43,14 @@ class LayerWeights:
     def __init__(self, block: Block) -> None:
         """The weights of ``block``."""
         self.block = block
+
+    def __getattr__(self, name: str) -> NoReturn:
+        """Called for what is not there.
+
+        Raises:
+            AttributeError: always; what TransformerLens's blocks have by that name is told.
+        """
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.{ours(name, BLOCK)}")
 
     def _qkv(self, part: int) -> Tensor:
         attention = self.block.attention

@@ -142,6 +142,7 @@ def test_unknown_attributes_stay_unknown(built_in: Any) -> None:
         (other_names.CACHE, cache),
         (other_names.CONFIG, built_in.config),
         (other_names.HOOK, built_in.hook_points["hook_embed"]),
+        (other_names.BLOCK, built_in.blocks[0]),
         (other_names.PACKAGE, nl),
     ):
         for name in table:
@@ -181,8 +182,17 @@ def test_what_calls_take_by_another_name(built_in: Any, call: str) -> None:
     assert "TransformerLens" not in str(caught.value)
 
 
-TABLES = ("MODEL", "CACHE", "CONFIG", "PACKAGE", "ARGUMENTS")
-WORDS = (" here", "the first argument", "methods of", ", or ", "=,", ", which are", ", wherever")
+TABLES = ("MODEL", "BLOCK", "CACHE", "CONFIG", "PACKAGE", "ARGUMENTS")
+WORDS = (
+    " here",
+    "the first argument",
+    "methods of",
+    ", or ",
+    "=,",
+    ", which are",
+    ", wherever",
+    ", whose",
+)
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -197,6 +207,7 @@ def test_every_line_of_ours_runs(built_in: Any, table: str) -> None:
         "text": TEXTS[0],
         "piece": built_in.to_str_tokens(TEXTS[0])[1],
         "token": int(ids[0, 1]),
+        "layer": 1,
         "name": "blocks.0.hook_resid_pre",
         "function": lambda *given: given[0].logits.sum() if len(given) == 1 else None,
         "weights": built_in.state_dict(),
