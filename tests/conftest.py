@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -20,6 +21,9 @@ from newer_transformers import (  # noqa: F401  pytest finds its hooks here
 )
 from small_hub import SmallHub
 
+# A shell that starts something in the background lets it ignore Ctrl-C, and some tests press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 # Two cores, shared with the other workers if pytest-xdist has some.
 torch.set_num_threads(max(1, 2 // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 # Machines that run tests are shared and slow; how long an example takes is not what is tested.

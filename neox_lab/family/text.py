@@ -157,12 +157,8 @@ class TextHelpers:
         ):
             require_data(self.device)
             prepared = self._encode(inputs if isinstance(inputs, str) else list(inputs))
-            if (
-                empty := (~prepared["attention_mask"].bool().any(dim=1))
-                .nonzero()
-                .flatten()
-                .tolist()
-            ):
+            with_tokens = prepared["attention_mask"].any(dim=1)
+            if empty := [row for row, some in enumerate(with_tokens.tolist()) if not some]:
                 raise InputError(
                     f"Texts {empty[:5]} of this batch are empty: there is no token to run the "
                     "model on. Leave them out."

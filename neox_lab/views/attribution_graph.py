@@ -327,6 +327,8 @@ class AttributionGraphView(View):
         broken = self._dashed()
         for sign, colour in ((-1, LESS), (1, MORE)):
             own = [flow for flow in reversed(drawn) if (flow.weight >= 0) == (sign > 0)]
+            if not own:
+                continue
             shares = [self._carried(flow) / most for flow in own]
             sheet.axes.add_collection(
                 LineCollection(

@@ -83,7 +83,5 @@ def test_frame_and_files(model: Any, tmp_path: Any) -> None:
 
 
 def test_a_text_without_a_token_is_named() -> None:
-    result = nl.lens.logit_lens(nl.load(), ["", "The cat"])
-    with pytest.raises(InputError, match="Text 0 has no token"):
-        result.view()
-    assert result.view(1).pieces == result.pieces[1][-len(result.view(1).pieces) :]
+    with pytest.raises(InputError, match=r"Texts \[0\] of this batch are empty"):
+        nl.lens.logit_lens(nl.load(), ["", "The cat"])

@@ -898,7 +898,10 @@ def test_a_network_marks_the_inputs_of_heads_and_what_its_signs_mean() -> None:
         ]
         assert any(abs(end - x) < 1e-6 and 0 < y - top < 0.1 for end, top in ends)
     assert "w" not in written  # no input of a head
-    assert (written["helps"].get_color(), written["hurts"].get_color()) == (LESS, MORE)
+    assert (
+        written["helps"].get_color(),
+        written["hurts (dashed)"].get_color(),
+    ) == (LESS, MORE)
     assert view.data()["signs"] == ["helps", "hurts"]
     plain = NetworkView(["a", "b"], [0, 1], [0, 0], ["x"] * 2, [Link(0, 1, 1.0)], "score")
     assert {"below 0", "above 0"} <= {text.get_text() for text in plain._draw().axes.texts}

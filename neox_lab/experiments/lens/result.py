@@ -144,16 +144,12 @@ class LensResult(Result):
         """The picture of one text: a row a layer, the likeliest token in each cell.
 
         Raises:
-            InputError: there is no such text, or it has no token.
+            InputError: there is no such text.
         """
         from neox_lab.views import LensView
 
         text = entry("text", text, len(self.pieces), InputError)
         kept = self.mask[text].nonzero().flatten()
-        if not len(kept):
-            raise InputError(
-                f"Text {text} has no token, so there is nothing to draw; view(text=…)."
-            )
         top, probability = self.top[:, text, kept], self.top_probability[:, text, kept]
         return LensView(
             candidates=[[[self.piece_of[int(t)] for t in cell] for cell in row] for row in top],
