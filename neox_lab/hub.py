@@ -174,10 +174,10 @@ def refuse_revision(path: Path, options: HubOptions) -> None:
     revision = options.revision
     if options.pinned or revision is None or revision == "main":
         return
-    named = isinstance(revision, str) and revision not in ("", ".", "..")
-    inside = path / revision if named else None
-    if inside is not None and inside.is_dir():
-        hint = f"It has a folder of that name: give {os.fspath(inside)!r} instead."
+    inside = os.path.join(path, revision) if isinstance(revision, str) else ""
+    # Of any text, ``os.path.isdir`` says no where a path would raise.
+    if revision not in ("", ".", "..") and os.path.isdir(inside):
+        hint = f"It has a folder of that name: give {inside!r} instead."
     else:
         hint = (
             "Leave revision= out, or give the directory of that checkpoint, or the model's id on "

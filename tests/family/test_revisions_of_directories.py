@@ -60,6 +60,13 @@ def test_another_revision_is_refused(folder: Path, door: str) -> None:
         DOORS[door](folder, "step1000")
 
 
+@pytest.mark.parametrize("revision", ["ab " * 5000, "a\0b", "\ud800", ".", "..", ""])
+def test_names_that_no_folder_can_have(folder: Path, revision: str) -> None:
+    with pytest.raises(CheckpointError, match="is one revision") as caught:
+        nl.load(folder, revision=revision)
+    assert "folder of that name" not in str(caught.value) and len(str(caught.value)) < 600
+
+
 def test_an_adapter_too(folder: Path) -> None:
     pytest.importorskip("peft")
     with pytest.raises(CheckpointError, match="one revision"):
