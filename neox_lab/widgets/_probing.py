@@ -87,7 +87,7 @@ class ProbingWidget(LiveWidget):
         kinds = [str(name) for name in self._probes.labels] or ["value"]
         return HeatmapView(
             scores,
-            [name.removeprefix("blocks.").replace(".hook_", " ", 1) for name in names],
+            names,
             kinds,
             row_axis="site",
             column_axis="label",
