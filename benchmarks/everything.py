@@ -5,7 +5,7 @@
 Runs the commands below one after another, each in a process of its own, and keeps what each prints
 in ``build/figures/NAME.txt`` with its command and its time. What fails does not stop the others;
 the last lines say what did, and the status is 1. Leave the machine alone meanwhile: on two cores
-it takes about an hour. ``large`` needs 42 GB of disk, ``interchange`` the package ``pyvene``,
+it takes an hour and a half. ``large`` needs 42 GB of disk, ``interchange`` the package ``pyvene``,
 ``views`` and ``explorer`` Chromium, and all of them ``pip install -e '.[bench]'``.
 """
 
