@@ -31,13 +31,15 @@ from concurrent.futures import (
 from concurrent.futures.process import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from neox_lab.checks import Kind, or_none, shown
 from neox_lab.errors import InputError, LostWorkerError
 
 Piece = TypeVar("Piece")
 Answer = TypeVar("Answer")
+Chain: TypeAlias = tuple[tuple[int, int], ...]
+"""Executors that wait for a piece, each by its process and its ``id`` there."""
 
 ATTEMPTS = 3
 """How often a piece is sent whose worker is lost."""
@@ -163,12 +165,16 @@ def run_pieces(
 
 
 def _refuse_own_worker(executor: AnyExecutor) -> None:
-    """Refuse a pool of threads that this one belongs to.
+    """Refuse a pool of threads that this one belongs to, or that waits for it.
 
     Raises:
         InputError: with all of its threads here, they would wait for themselves without end.
     """
-    if isinstance(executor, ThreadPoolExecutor) and _name_here(executor) in _WORKING.sent_by:
+    if not isinstance(executor, ThreadPoolExecutor):
+        return
+    # A piece knows who sent it; what a user gave to the pool himself is known by its thread.
+    its_threads = getattr(executor, "_threads", ())
+    if _name_here(executor) in _WORKING.sent_by or threading.current_thread() in its_threads:
         raise InputError(
             "This runs in a thread of the executor that it is to give work to, and would wait for "
             "itself. Give what a worker does no executor=, or another one."
@@ -176,9 +182,9 @@ def _refuse_own_worker(executor: AnyExecutor) -> None:
 
 
 class _Working(threading.local):
-    """The executors, by ``_name_here``, for which this thread is doing a piece."""
+    """The executors, by ``_name_here``, that wait for the piece which this thread is doing."""
 
-    sent_by: tuple[tuple[int, int], ...] = ()
+    sent_by: Chain = ()
 
 
 _WORKING = _Working()
@@ -240,8 +246,8 @@ class _Post:
         return promise
 
     def _submitted(self, function: Callable[[Piece], object], sent: _Sent[Piece]) -> Promise:
-        name = _name_here(self._executor)
-        return self._executor.submit(_attempt, function, sent.piece, sent.losses, name)
+        chain = (*_WORKING.sent_by, _name_here(self._executor))
+        return self._executor.submit(_attempt, function, sent.piece, sent.losses, chain)
 
     def mend(self, error: Exception) -> None:
         """Replace a pool of processes that broke; others find new workers themselves.
@@ -331,13 +337,13 @@ def _opened(found: object) -> Any:
 
 
 def _attempt(
-    function: Callable[[Piece], object], piece: Piece, losses: int, sent_by: tuple[int, int]
+    function: Callable[[Piece], object], piece: Piece, losses: int, chain: Chain
 ) -> _Answered | _Failure:
     """What a worker does; ``losses`` makes each attempt a call of its own.
 
     The function's own errors are answers, so any other error is of the worker or of the way there.
     """
-    before, _WORKING.sent_by = _WORKING.sent_by, (*_WORKING.sent_by, sent_by)
+    before, _WORKING.sent_by = _WORKING.sent_by, chain
     try:
         return _Answered(function(piece))
     except (Exception, SystemExit) as error:  # an exit would end the process that asked

@@ -114,7 +114,9 @@ class Search:
         self.distance = distance_to_clean(runs, wanted.objective)
         self.table = runs.table.to(runs.replacements.device)
         self.total = int(runs.table.sum())
-        location = torch.full(runs.table.shape, BEGIN, device=self.table.device)
+        location = torch.full(
+            runs.table.shape, BEGIN, device=self.table.device, dtype=torch.float32
+        )
         self.location = location.requires_grad_()
         self.learned = Learned(seed, self.location)
         self.adam = torch.optim.Adam([self.location], lr=wanted.rate)

@@ -180,7 +180,7 @@ class SplicedRuns:
         listed = list(exchanged if kept is None else kept)
         for number, site in enumerate(self.sites):
             own = [node.latent for node in listed if node.site == number]
-            keep = torch.full((site.dictionary.latents,), kept is None)
+            keep = torch.full((site.dictionary.latents,), kept is None, dtype=torch.bool)
             keep[[latent for latent in own if latent >= 0]] = kept is not None
             if not bool(keep.all()):
                 hooks.append((f"{site.name}.{ACTS}", _put_features(site, keep)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from neox_lab.checks import several, shown
 from neox_lab.errors import GenerationError
@@ -322,10 +322,23 @@ def _rules_for_drafting(
     ]
     assistant = companions.assistant_model
     if assistant is not None:
+        rules.append(
+            (
+                not _predicts_tokens(assistant),
+                f"assistant_model is a {type(assistant).__name__}, which predicts no tokens; "
+                "expected a model with head='causal-lm', or one of transformers that generates.",
+            )
+        )
         own, other = companions.tokenizer, getattr(assistant, "tokenizer", None)
         differ = own is not None and other is not None and own.get_vocab() != other.get_vocab()
         rules.append((differ, "assistant_model has another vocabulary than this model."))
     return rules
+
+
+def _predicts_tokens(model: object) -> bool:
+    """Whether it is a model that writes text; one that does not say so is believed."""
+    says = getattr(model, "can_generate", None)
+    return isinstance(model, nn.Module) and (bool(says()) if callable(says) else True)
 
 
 def stopping_criteria(

@@ -83,7 +83,7 @@ def planted() -> GPTNeoXForCausalLM:
     On distinct tokens that come again, it gives the right next token a probability above 0.99.
     """
     with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and none is kept
-        model = GPTNeoXForCausalLM(_configuration())
+        model = GPTNeoXForCausalLM(_configuration()).float()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)

@@ -138,7 +138,8 @@ class Planting:
             self.areas[name] = slice(start, start + size)
             start += size
         with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and none is kept
-            self.model = GPTNeoXForCausalLM(_configuration(len(self.words), parallel))
+            configuration = _configuration(len(self.words), parallel)
+            self.model = GPTNeoXForCausalLM(configuration).float()
         share = SIZE_OF_ANCHOR / D_MODEL
         variance = SIZE_OF_ANCHOR * share - share**2
         self.step = 1 / math.sqrt(variance + self.model.config.layer_norm_eps)

@@ -68,7 +68,7 @@ def planted_variable() -> GPTNeoXForCausalLM:
         pad_token_id=0,
     )
     with torch.random.fork_rng(devices=[]):  # its first weights are drawn, and none is kept
-        model = GPTNeoXForCausalLM(config)
+        model = GPTNeoXForCausalLM(config).float()
     model.tokenizer = tokenizer()
     model.tokenizer.backend_tokenizer.add_tokens([f"<{number}>" for number in range(ANSWERS)])
     step = 1 / math.sqrt(
@@ -84,7 +84,7 @@ def planted_variable() -> GPTNeoXForCausalLM:
         model.blocks[0].W_O[HEAD][: len(VARIABLES)] = DIRECTIONS.T
         bits = torch.arange(ANSWERS)[:, None] >> torch.arange(len(VARIABLES)) & 1
         size = STRENGTH * math.sqrt(len(VARIABLES) / D_MODEL)
-        model.W_U[:, VOCABULARY:] = size * DIRECTIONS @ (2.0 * bits - 1).T
+        model.W_U[:, VOCABULARY:] = size * DIRECTIONS @ (2 * bits.float() - 1).T
     return model.eval()
 
 

@@ -265,7 +265,7 @@ def initial(recipe: Recipe, vocab_size: int) -> GPTNeoXForCausalLM:
     the embedding: a head that copies then does so for every token at once, the rare ones too.
     """
     torch.manual_seed(recipe.seed)
-    model = GPTNeoXForCausalLM(configuration(recipe, vocab_size))
+    model = GPTNeoXForCausalLM(configuration(recipe, vocab_size)).float()
     for name, parameter in model.named_parameters():
         if name.endswith("query_key_value.bias"):
             # Stored per head as queries, keys, values.

@@ -231,7 +231,7 @@ class Trainee(nn.Module):
             self._follow(values.detach()[positive])
         none = torch.zeros_like(variance)
         missed = self._auxiliary(read, error.detach(), variance) if self.training else none
-        l0 = positive.sum() / len(x)
+        l0 = positive.sum().float() / len(x)
         return Terms(error.square().sum() / variance, missed, none, l0, active)
 
     def _dense(

@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 
 from neox_lab.errors import CheckpointError, TokenizerError
 from neox_lab.files import StrPath
-from neox_lab.hub import HubOptions, PathOrId, written
+from neox_lab.hub import HubOptions, PathOrId, refuse_revision, written
 from neox_lab.hub_upload import upload
 from neox_lab.kinship import Kin
 from neox_lab.tokenizer import files, pipeline
@@ -149,6 +149,7 @@ class GPTNeoXTokenizerFast(Kin, ChatEncoder):
         drop_of_others(kwargs, [*SETTINGS, *hub_names], f"{cls.__name__}.from_pretrained")
         path = Path(written(pretrained_model_name_or_path)).expanduser()
         if path.is_file():
+            refuse_revision(path, options)
             backend = pipeline.load_backend(tokenizer_file=path)
             saved = files.interpret({}, {}, {})
         else:

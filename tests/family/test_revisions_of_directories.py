@@ -23,6 +23,9 @@ DOORS: dict[str, Callable[[Path, Any], object]] = {
         at / "config.json", revision=which
     ),
     "tokenizer": lambda at, which: GPTNeoXTokenizerFast.from_pretrained(at, revision=which),
+    "tokenizer's file": lambda at, which: GPTNeoXTokenizerFast.from_pretrained(
+        at / "tokenizer.json", revision=which
+    ),
     "generation": lambda at, which: GenerationConfig.from_pretrained(at, revision=which),
     "tuned lens": lambda at, which: nl.lens.TunedLens.from_pretrained(
         at / "lens", nl.load(), revision=which

@@ -264,6 +264,15 @@ def test_prompt_lookup_changes_nothing(models: tuple[Any, Any], size: int, count
     assert guessed.tolist() == plain.tolist()
 
 
+@pytest.mark.parametrize(
+    "head", ["base", "sequence-classification", "token-classification", "text"]
+)
+def test_what_predicts_no_tokens_is_no_assistant(head: str) -> None:
+    other = "a name" if head == "text" else nl.load(head=head)
+    with pytest.raises(GenerationError, match="predicts no tokens"):
+        nl.load().generate("The people of", max_new_tokens=3, assistant_model=other)
+
+
 @pytest.mark.parametrize("schedule", ["constant", "heuristic"])
 @pytest.mark.parametrize("threshold", [0.0, 0.9])
 def test_an_assistant_changes_nothing(

@@ -111,6 +111,10 @@ def test_a_worker_that_asks_its_own_executor_is_told_so() -> None:
 
         with pytest.raises(InputError, match="would wait for itself"):
             list(run_pieces(executor, inner, [executor]))
+        with pytest.raises(InputError, match="would wait for itself"):  # by way of another pool
+            list(run_pieces(executor, lambda _: list(run_pieces(other, inner, [executor])), [0]))
+        with pytest.raises(InputError, match="would wait for itself"):  # a job of one's own
+            executor.submit(inner, executor).result(timeout=30)
         assert list(run_pieces(executor, inner, [other])) == [(0, SQUARES[:3])]
 
 

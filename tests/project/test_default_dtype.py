@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,27 @@ def left_to_the_default(source: str) -> Iterator[str]:
         module, _, name = ast.unparse(node.func).rpartition(".")
         if module != "torch" or {word.arg for word in node.keywords} & {"dtype", "out"}:
             continue
-        fill = ast.unparse(node.args[1]) if name == "full" and len(node.args) > 1 else ""
-        if name in MAKERS or any(part in fill for part in (".", "nan", "inf")):
+        filled = name == "full" and not isinstance(ast.literal_eval(_number(node)), bool | int)
+        if name in MAKERS or filled:
             yield ast.unparse(node)
+
+
+def _number(call: ast.Call) -> ast.expr:
+    """What a tensor is filled with; where only running tells, a number with a fraction."""
+    fill = call.args[1] if len(call.args) > 1 else None
+    try:
+        ast.literal_eval(fill or "")
+    except (ValueError, SyntaxError):
+        return ast.Constant(0.5)
+    assert fill is not None
+    return fill
 
 
 def test_calls_are_recognised() -> None:
     source = "torch.zeros(3); torch.full((2,), -1.0); torch.full((2,), -1); torch.eye(2, dtype=d)"
-    assert list(left_to_the_default(source)) == ["torch.zeros(3)", "torch.full((2,), -1.0)"]
+    source += "; torch.full((2,), BEGIN); torch.full((2,), True)"
+    expected = ["torch.zeros(3)", "torch.full((2,), -1.0)", "torch.full((2,), BEGIN)"]
+    assert list(left_to_the_default(source)) == expected
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
@@ -83,3 +96,46 @@ def test_a_question_has_the_same_answer(
         assert other.dtype == usual.dtype
     else:
         assert repr(other) == repr(usual)
+
+
+def _trained(kind: str) -> dict[str, torch.Tensor]:
+    found = nl.sae.train(ROWS, latents=32, kind=kind, steps=10)
+    return {"history": found.history, "W_dec": found.dictionary.W_dec.detach()}
+
+
+def _pruned() -> dict[str, torch.Tensor]:
+    model = nl.load()
+    pairs = nl.gym.pairs(model, "agreement", 2)
+    metric = nl.patching.logit_difference([p.correct for p in pairs], [p.wrong for p in pairs])
+    clean, corrupted = [p.clean for p in pairs], [p.corrupted for p in pairs]
+    found = nl.circuits.prune_edges(model, clean, corrupted, metric, 200, steps=10, progress=False)
+    return {"masks": found.masks}
+
+
+ROWS = torch.randn(2000, 16, generator=torch.Generator().manual_seed(0))
+MADE: dict[str, Any] = {
+    "planted": lambda: nl.gym.planted().state_dict(),
+    "planted_ioi": lambda: nl.gym.planted_ioi().model.state_dict(),
+    "planted_two_step": lambda: nl.gym.planted_two_step().model.state_dict(),
+    "planted_variable": lambda: nl.gym.planted_variable().state_dict(),
+    **{
+        f"sae.train, {kind}": partial(_trained, kind)
+        for kind in ("topk", "batchtopk", "jumprelu", "relu")
+    },
+    "prune_edges": _pruned,
+}
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", MADE)
+def test_what_is_made_is_the_same(name: str, default: torch.dtype) -> None:
+    usual = MADE[name]()
+    torch.set_default_dtype(default)
+    try:
+        other = MADE[name]()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert list(usual) == list(other)
+    for key, tensor in usual.items():
+        assert other[key].dtype == tensor.dtype, key
+        assert torch.equal(other[key], tensor), key
