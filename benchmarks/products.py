@@ -42,10 +42,10 @@ def ratio(one: Callable[[], object], other: Callable[[], object], turns: int, de
     return median(seconds(one, device) / seconds(other, device) for _ in range(turns))
 
 
-def training(product: Product, x: Tensor, weight: Tensor, bias: Tensor) -> None:
-    """Forwards and backwards."""
+def training(product: Product, x: Tensor, weight: Tensor, bias: Tensor, above: Tensor) -> None:
+    """Forwards and backwards, from a gradient ``above`` of the product."""
     leaves = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
-    product(*leaves).sum().backward()
+    product(*leaves).backward(above)
 
 
 def main() -> None:
@@ -64,6 +64,7 @@ def main() -> None:
     for rows in ROWS:
         for out, read in SIZES[: 3 if options.quick else None]:
             x, weight, bias = random(rows, read), random(out, read), random(out)
+            above = random(rows, out)
             with torch.no_grad():
                 forward = ratio(
                     lambda: products.linear(x, weight, bias),  # noqa: B023
@@ -77,8 +78,8 @@ def main() -> None:
                     for product in (products.linear, F.linear)
                 ]
             both = ratio(
-                lambda: training(products.linear, x, weight, bias),  # noqa: B023
-                lambda: training(F.linear, x, weight, bias),  # noqa: B023
+                lambda: training(products.linear, x, weight, bias, above),  # noqa: B023
+                lambda: training(F.linear, x, weight, bias, above),  # noqa: B023
                 1 + turns // 4,
                 options.device,
             )

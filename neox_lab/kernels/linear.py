@@ -4,9 +4,10 @@
 
 On a CPU ``F.linear`` calls a BLAS, and PyTorch's own builds for x86 bring Intel's MKL. On AMD
 processors MKL leaves half of the vector width unused. oneDNN, which the same builds bring for
-bfloat16, uses all of it: float32 products of 14 rows and more take 0.45 to 0.6 of the time (the
-measurement is ``benchmarks/products.py``). So ``linear`` gives float32 products of some size to
-oneDNN there, forwards and backwards, and everything else to ``F.linear``.
+bfloat16, uses all of it: float32 products of 14 rows and more take 0.45 to 0.6 of the time on one
+such processor and 0.6 to 1 of it on a later one (the measurement is ``benchmarks/products.py``). So
+``linear`` gives float32 products of some size to oneDNN there, forwards and backwards, and
+everything else to ``F.linear``.
 
 On Intel processors with AMX the two are alike, but for the length of one short prompt: from 7 to 15
 rows MKL reads a large weight several times, so that 15 rows take longer than 16. These products go
@@ -176,7 +177,6 @@ class _Product(torch.autograd.Function):
         """The product, and what its gradients need."""
         for_x, for_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(x if for_weight else None, weight if for_x else None)
-        ctx.is_tall = weight.shape[0] > weight.shape[1]
         return _multiply(x, weight, bias)
 
     @staticmethod
@@ -190,8 +190,9 @@ class _Product(torch.autograd.Function):
         rows = above.reshape(-1, above.shape[-1])
         if x is not None:
             read = x.reshape(-1, x.shape[-1])
-            # oneDNN lays its second factor out anew, and does that best with the larger one.
-            if ctx.is_tall:
+            # oneDNN lays its second factor out anew, and does that best with the larger one. But
+            # PyTorch copies a gradient that lies otherwise than its weight: many rows are worth it.
+            if rows.shape[1] > read.shape[1] < read.shape[0]:
                 for_weight = linear(read.t(), rows.t()).t()
             else:
                 for_weight = linear(rows.t(), read.t())

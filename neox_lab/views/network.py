@@ -307,7 +307,10 @@ class NetworkView(View):
         bottom = HEADING + len(self.row_labels) * ROW - 0.1
         sheet.text(LEFT, bottom, figure_text(self.value_name), 7.5, color=SOFT)
         x = LEFT
+        kinds = {"less" if link.value < 0 else "more" for link in self.links}
         for kind, words, colour in zip(("less", "more"), self.signs, (LESS, MORE), strict=True):
+            if kind not in kinds:
+                continue
             shown = figure_text(words) + (" (dashed)" if kind == broken else "")
             sheet.text(x, bottom + 0.16, shown, 7.5, color=colour, weight="bold")
             x += 1.15 * text_width(shown, 7.5) + 0.2

@@ -553,6 +553,14 @@ def test_a_network_is_saved_as_it_stands(page: Any, tmp_path: Path, scheme: str)
     assert len(np.unique(pixels, axis=0)) > 50
 
 
+def test_the_legend_of_a_network_names_signs_that_are_drawn(page: Any, tmp_path: Path) -> None:
+    links = [Link(0, 1, 2.0), Link(0, 1, 1.0)]
+    view = NetworkView(["a", "b"], [0, 1], [0, 0], ["x", "y"], links, "in how many orders")
+    view.to_html(tmp_path / "network.html")
+    opened(page, tmp_path / "network.html")
+    assert "above 0" in shown(page) and "below 0" not in shown(page)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_head_of_a_network_shows_where_it_looks(page: Any, tmp_path: Path, scheme: str) -> None:
     links = [Link(0, 1, -2.0, "q"), Link(0, 2, 1.0, "v"), Link(1, 3, -1.0), Link(2, 3, 0.5)]

@@ -68,9 +68,11 @@ function network(body, data, looks, say, pick = () => {}) {
   const control = el("div", { class: "slider" }, el("span", {}, "edges"), slider, shown);
   const legend = el("p", { class: "hint" });
   const swatch = (kind) => el("i", { class: `swatch ${kind}${kind === data.dashed ? " dashed" : ""}` });
-  const [less, more] = data.signs;
-  const [below, above] = [el("br"), el("br")];
-  legend.append(swatch("less"), ` ${less}`, below, swatch("more"), ` ${more}`, above, data.value_name);
+  const drawn = [data.value.some((value) => value < 0), data.value.some((value) => !(value < 0))];
+  ["less", "more"].forEach((kind, at) => {
+    if (drawn[at]) legend.append(swatch(kind), ` ${data.signs[at]}`, el("br"));
+  });
+  legend.append(data.value_name);
   const name = el("h4", { dir: "auto" }, "");
   const lists = el("div", { class: "edges" });
   const map = looks && largeMap(data.attention, pointed, { most: MAP });
