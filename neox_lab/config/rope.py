@@ -130,6 +130,10 @@ def check_rope(rope: Mapping[str, Any]) -> None:
             _say_unused(kind, str(key))
     if kind == "llama3" and rope["high_freq_factor"] <= rope["low_freq_factor"]:
         raise ConfigError("high_freq_factor of rope type 'llama3' must exceed low_freq_factor.")
+    if kind == "longrope" and rope[_ORIGINAL] == 1 and rope.get("attention_factor") is None:
+        raise ConfigError(  # its formula divides by the logarithm
+            f"rope type 'longrope' needs an attention_factor where {_ORIGINAL} is 1."
+        )
 
 
 @functools.cache  # once is enough

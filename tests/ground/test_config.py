@@ -327,6 +327,15 @@ def test_the_callers_dicts_are_neither_changed_nor_kept() -> None:
         ({"rope_type": "longrope", "long_factor": [1.0] * 12}, "needs 'short_factor'"),
         ({"rope_type": "longrope", "long_factor": [1.0] * 12, "short_factor": [1.0] * 11}, "12"),
         ({"rope_type": "longrope", "long_factor": [0.0], "short_factor": [1.0]}, "numbers above 0"),
+        (
+            {
+                "rope_type": "longrope",
+                "long_factor": [1.0] * 12,
+                "short_factor": [1.0] * 12,
+                "original_max_position_embeddings": 1,
+            },
+            "attention_factor",
+        ),
         ({"rope_theta": 0.0}, "number above 1"),
         ({"rope_type": ["linear"]}, r"rope_type=\['linear'\]; expected one of"),
         ("linear", "='linear'; expected a dict or None"),
