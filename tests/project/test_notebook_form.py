@@ -10,6 +10,7 @@ import pytest
 from test_notebook_texts import FOLDER, NOTEBOOKS, cells, said
 
 import neox_lab as nl
+from neox_lab.views import live
 
 CELLS = range(12, 26)
 LONGER = {"23_why_a_frame_fails": "one question followed to its end"}
@@ -55,6 +56,15 @@ def test_the_model_is_that_of_the_course(path: Path) -> None:
     )
     asked = "course_model()" in source or "course_training()" in source
     assert asked or "nl.load(" not in source or says_why(path)
+
+
+def test_stored_pictures_are_of_todays_scripts(path: Path) -> None:
+    today = {live.script(kind) for kind in live.kinds()}
+    for cell in code(path):
+        for output in cell["outputs"]:
+            page = "".join(output.get("data", {}).get("text/html", ""))
+            stored = re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+            assert set(stored) <= today, "run it again: make notebooks"
 
 
 def says_why(path: Path) -> bool:
