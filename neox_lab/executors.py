@@ -35,6 +35,7 @@ from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from neox_lab.checks import Kind, or_none, shown
 from neox_lab.errors import InputError, LostWorkerError
+from neox_lab.interrupts import whole_answers
 
 Piece = TypeVar("Piece")
 Answer = TypeVar("Answer")
@@ -345,7 +346,8 @@ def _attempt(
     """
     before, _WORKING.sent_by = _WORKING.sent_by, chain
     try:
-        return _Answered(function(piece))
+        with whole_answers():  # Ctrl-C in a terminal reaches its workers, too
+            return _Answered(function(piece))
     except (Exception, SystemExit) as error:  # an exit would end the process that asked
         told = "".join(traceback.format_exception(error))
         sent = error if isinstance(error, Exception) and _survives(error) else None

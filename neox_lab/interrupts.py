@@ -6,6 +6,12 @@ together (files that take their names, modules that change places), it waits unt
     with held():
         os.replace(first, second)
         os.replace(third, fourth)
+
+Questions that take long return what there is when they are interrupted, and say that it is a part.
+Where somebody builds on the answer it would pass for the whole, so there it is asked for as one::
+
+    with whole_answers():
+        row = measure(model)
 """
 
 from __future__ import annotations
@@ -35,6 +41,33 @@ def held() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
         if waiting:
             before(signal.SIGINT, waiting[0])
+
+
+class _Asked(threading.local):
+    """What this thread wants of a question that is interrupted."""
+
+    whole = False
+
+
+_ASKED = _Asked()
+
+
+@contextmanager
+def whole_answers() -> Iterator[None]:
+    """Let an interrupt end the questions of this block: nobody here can do with part of an answer.
+
+    It is a decorator of functions, too.
+    """
+    before, _ASKED.whole = _ASKED.whole, True
+    try:
+        yield
+    finally:
+        _ASKED.whole = before
+
+
+def part_is_welcome() -> bool:
+    """Whether an interrupted question may return what there is; else it raises the interrupt."""
+    return not _ASKED.whole
 
 
 @contextmanager

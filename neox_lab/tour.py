@@ -18,6 +18,7 @@ from neox_lab import views
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError
 from neox_lab.family.tree import headline
+from neox_lab.interrupts import whole_answers
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import LanguageModel
@@ -59,6 +60,7 @@ class Tour:
     patching: views.HeatmapView
 
 
+@whole_answers()
 @torch.no_grad()
 def take(model: LanguageModel, prompt: str, new_tokens: int = 20) -> Tour:
     """Look into ``model`` while it reads ``prompt``.

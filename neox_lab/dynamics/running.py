@@ -29,6 +29,7 @@ from neox_lab.family.heads import CLASSES
 from neox_lab.family.loading import load
 from neox_lab.files import path_of
 from neox_lab.hub import PathOrId
+from neox_lab.interrupts import whole_answers
 from neox_lab.progress import Progress
 from neox_lab.steps import nearest_revisions
 
@@ -88,7 +89,8 @@ class Job:
             else:
                 model = self._model(revision)
                 found["measured"] = True
-                answer = self.measure(model)
+                with whole_answers():
+                    answer = self.measure(model)
             found["rows"], found["map"] = recorded(answer)
         except Exception as error:  # any measure may fail in any way; the run goes on
             found["error"] = in_words(error)

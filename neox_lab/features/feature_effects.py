@@ -144,7 +144,10 @@ def effects(
     per_row = None
     if found.samples is not None and found.base_samples is not None:
         per_row = found.samples - found.base_samples.view(-1, *[1] * found.values.dim())
-    return _result(exchange, summed, found.effect(), per_row, found.computed, "exact", found.base)
+    result = _result(exchange, summed, found.effect(), per_row, found.computed, "exact", found.base)
+    if found.complete:
+        return result
+    return dataclasses.replace(result, title=f"{result.title} (interrupted: not all is measured)")
 
 
 def _estimated(exchange: Exchange, summed: bool, steps: int) -> FeatureEffects:

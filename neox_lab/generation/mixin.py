@@ -26,6 +26,7 @@ from neox_lab.generation.stopping import Criterion
 from neox_lab.generation.stream import Describer, StreamStep
 from neox_lab.generation.streamers import BaseStreamer, new_tokens
 from neox_lab.hub import HubOptions, PathOrId, find_file
+from neox_lab.interrupts import part_is_welcome
 from neox_lab.model.key_value_cache import KeyValueCache
 from neox_lab.progress import Progress
 
@@ -319,6 +320,8 @@ def _run(call: GenerateCall) -> Generated:
                     for tokens in new_tokens(step.ids, step.new):
                         streamer.put(tokens)
         except KeyboardInterrupt:
+            if not part_is_welcome():
+                raise
             count = builder.ids.shape[1] - call.prompt.ids.shape[1]
             _log.warning("Generation was interrupted; returning the %d tokens there are.", count)
             call.stepper.forget_beyond(builder.ids)

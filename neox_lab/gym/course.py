@@ -25,6 +25,7 @@ from neox_lab.family.structure import evaluating
 from neox_lab.frames import make_frame
 from neox_lab.gym.exercise_table import EXERCISES
 from neox_lab.hub import local_directory
+from neox_lab.interrupts import whole_answers
 from neox_lab.model.output_heads import require_head
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def check(exercise: str, answer: object = ..., model: LanguageModel | None = Non
         )
     answer = checked("answer", asked.form.read(answer), asked.form.kind, InputError)
     model = asked.model(course_model()) if model is None else model
-    with evaluating(model):
+    with evaluating(model), whole_answers():
         found = asked.judge(model, answer)
     if found is True:
         return Verdict(True, "Right.")

@@ -196,6 +196,8 @@ class _Run:
                 interrupted = True
         if self.folder is not None:
             self._save(self.folder / _FILE)
+        if interrupted and not interrupts.part_is_welcome():
+            raise KeyboardInterrupt
         return self._result(interrupted)
 
     def _batches(self) -> Iterator[tuple[tuple[int, int], Tensor, Tensor]]:

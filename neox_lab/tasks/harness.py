@@ -22,6 +22,7 @@ from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError
 from neox_lab.executors import EXECUTOR, AnyExecutor, run_pieces
 from neox_lab.family.origins import Origin, origin_of
+from neox_lab.interrupts import whole_answers
 from neox_lab.model.output_heads import require_head
 from neox_lab.tasks.likelihood import continuations, windows
 from neox_lab.tasks.scoring import log_probabilities_of_groups
@@ -167,12 +168,13 @@ def _goes_on(model: LanguageModel, context: str, wanted: Mapping[str, Any]) -> s
         settings = {"do_sample": False}
     tokenizer = tokenizer_of(model)
     ids = token_ids(model, [context])[0][-room:] or [start_of_text(model)]
-    written = model.generate(
-        torch.tensor([ids], device=model.device),
-        max_new_tokens=length,
-        stop_strings=stops or None,
-        **settings,
-    )
+    with whole_answers():
+        written = model.generate(
+            torch.tensor([ids], device=model.device),
+            max_new_tokens=length,
+            stop_strings=stops or None,
+            **settings,
+        )
     assert isinstance(written, torch.Tensor)  # nothing else was asked for
     text = tokenizer.decode(written[0, len(ids) :].tolist(), skip_special_tokens=True)
     for stop in stops:

@@ -204,6 +204,8 @@ class _Run:
                 interrupted = True
         if self.directory is not None and self.between_steps:
             self._save()  # also a run that is done, so that the same call again has nothing to do
+        if interrupted and not interrupts.part_is_welcome():
+            raise KeyboardInterrupt
         if self.best_weights and not interrupted:
             self._put_back(self.best_weights)
         return TrainingResult(

@@ -266,6 +266,52 @@ def test_killed_twenty_times_it_ends_with_the_same_frame(tmp_path: Path) -> None
     same(nl.dynamics.read(tmp_path / "run").frame, whole)
 
 
+LONG = {
+    "sweep": lambda model, told: nl.patching.sweep(*prompts(model), progress=told).values.sum(),
+    "edges": lambda model, told: nl.patching.edge_sweep(
+        *prompts(model), progress=told
+    ).values.nansum(),
+    "text": lambda model, told: written(model, told).shape[1],
+}
+
+
+def prompts(model: Any) -> tuple[Any, ...]:
+    (pair,) = nl.gym.TASKS["ioi"].pairs(1)
+    return model, pair.clean, pair.corrupted, nl.patching.logit_difference(" a", " the")
+
+
+def written(model: Any, told: Callable[[int, int], None]) -> torch.Tensor:
+    class Streamer:
+        def put(self, value: torch.Tensor) -> None:
+            told(0, 0)
+
+        def end(self) -> None:
+            pass
+
+    return model.generate("The king", max_new_tokens=4, do_sample=False, streamer=Streamer())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("question", LONG)
+def test_an_interrupted_question_is_no_answer(question: str) -> None:
+    """Asked alone it would return what there is; here that would stand for all of it."""
+    asked: list[int] = []
+
+    def told(done: int, total: int) -> None:
+        asked[-1] += 1
+        if len(asked) == 2 and asked[-1] == 2:
+            raise KeyboardInterrupt
+
+    def measure(model: Any) -> float:
+        asked.append(0)
+        return float(LONG[question](model, told))
+
+    with pytest.raises(KeyboardInterrupt):
+        run(measure, steps=STEPS)
+    assert len(asked) == 2
+    found = run(measure, steps=STEPS).frame["value"]
+    assert len(found) == len(STEPS) and found.notna().all()
+
+
 def test_a_folder_keeps_what_was_asked(tmp_path: Path) -> None:
     few = run(embedding_norm, steps=[0, 512], to=tmp_path)
     assert len(few.frame) == 2

@@ -136,6 +136,20 @@ def test_a_terminal_without_our_letters_gets_escapes(tmp_path: Path) -> None:
     assert (tmp_path / "neox-lab-tour.html").is_file()
 
 
+def test_ctrl_c_is_for_the_tour_and_not_for_a_question_in_it() -> None:
+    """Alone, generation returns what there is."""
+    model, runs = nl.load(), 0
+
+    def interrupt(value: Any, hook: Any) -> None:
+        nonlocal runs
+        runs += 1
+        if runs == 3:
+            raise KeyboardInterrupt
+
+    with model.hooks([("blocks.0.hook_resid_pre", interrupt)]), pytest.raises(KeyboardInterrupt):
+        take(model, DEFAULT_PROMPT)
+
+
 def test_ctrl_c_and_a_reader_who_leaves_are_no_errors(tmp_path: Path) -> None:
 
     def hears_ctrl_c() -> None:  # background jobs of a shell begin deaf to it

@@ -22,6 +22,7 @@ import neox_lab as nl
 from neox_lab.data.batches import by_length, outputs, padded
 from neox_lab.errors import CheckpointError, InputError, NeoxLabWarning, TrainingError
 from neox_lab.family.losses import IGNORED
+from neox_lab.interrupts import whole_answers
 from neox_lab.tasks import TrainingSettings, checkpoints
 from neox_lab.tasks.optimisation import rate
 from neox_lab.tasks.training import TrainingResult, fit
@@ -182,6 +183,23 @@ def test_interrupting_returns_what_there_is() -> None:
     assert (result.interrupted, result.steps, ours.training) == (True, 3, False)
     assert "interrupted" in repr(result)
     assert len(result.frame) == 3
+
+
+def test_part_of_a_training_is_no_answer_where_all_is_asked_for(tmp_path: Path) -> None:
+    name, settings = "GPTNeoXForCausalLM", TrainingSettings(steps=6, batch_size=4, save_every=9)
+    ours, calls = pair(name)[1], []
+
+    def interrupting(rows: Any) -> dict[str, Tensor]:
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return collate(rows)
+
+    with pytest.raises(KeyboardInterrupt), whole_answers():
+        fit(ours, examples(name), interrupting, settings, directory=tmp_path)
+    result = fit(pair(name)[1], examples(name), interrupting, settings, directory=tmp_path)
+    assert len(calls) == 4 + 3, "what was done was saved"
+    assert (result.interrupted, result.steps) == (False, 6)
 
 
 def test_interrupting_before_the_first_step() -> None:

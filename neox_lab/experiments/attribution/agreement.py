@@ -14,6 +14,7 @@ from neox_lab.checks import COUNT, check, shown
 from neox_lab.data.statistics import correlation
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution.labels import part_names
+from neox_lab.interrupts import whole_answers
 from neox_lab.results import GridResult, Result
 
 if TYPE_CHECKING:
@@ -89,7 +90,8 @@ def compare_largest(
     sizes = values.reshape(-1, values.shape[-1]).amax(dim=0)
     chosen = sizes.topk(min(count, len(sizes))).indices.sort().values
     exact = torch.full_like(result.values, torch.nan)
-    exact[..., chosen] = measure(chosen.tolist()).to(exact)
+    with whole_answers():
+        exact[..., chosen] = measure(chosen.tolist()).to(exact)
     return compare(result, exact, k)
 
 

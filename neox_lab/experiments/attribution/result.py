@@ -16,6 +16,7 @@ from neox_lab.experiments.attribution.agreement import Agreement, compare
 from neox_lab.experiments.attribution.labels import part_names
 from neox_lab.files import parse_json
 from neox_lab.head_names import head_name
+from neox_lab.interrupts import whole_answers
 from neox_lab.results import GridResult, bad_rows
 
 if TYPE_CHECKING:
@@ -92,7 +93,8 @@ class AttributionResult(GridResult):
                 "Only a result that still knows its model can be checked, and this one came from "
                 "a file. Compute it again, or use attribution.compare(result, exact_values)."
             )
-        return compare(self, self._exact(), k)
+        with whole_answers():
+            return compare(self, self._exact(), k)
 
     def view(self) -> View:
         """A map for two and three axes, bars (the largest shares) for one."""

@@ -26,6 +26,7 @@ from neox_lab.experiments.patching.sweeps import sweep
 from neox_lab.experiments.prompt_doctor.inside import warn_of_prompts
 from neox_lab.experiments.splices import check_splices
 from neox_lab.head_names import head_name
+from neox_lab.interrupts import whole_answers
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -55,7 +56,8 @@ def _sweep_of(*sites: str) -> ActPatch:
         patching_metric: Metric,
     ) -> Tensor:
         asked = sites[0] if len(sites) == 1 else list(sites)
-        return sweep(model, clean_cache, corrupted_tokens, patching_metric, asked).values
+        with whole_answers():  # see ``_direct_paths``
+            return sweep(model, clean_cache, corrupted_tokens, patching_metric, asked).values
 
     get_act_patch.__doc__ = (
         f"The metric after patching {', '.join(sites)}; see ``sweep``.\n\n"
@@ -146,6 +148,7 @@ def get_act_patch_direct_path(
     return _direct_paths(model, prompts, caches, patching_metric, [sender], component, verbose)[0]
 
 
+@whole_answers()  # a tensor cannot say that it is a part
 @torch.no_grad()
 def _direct_paths(
     model: HookedModel,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from neox_lab.checks import SWITCH, check
 from neox_lab.errors import InputError
+from neox_lab.interrupts import part_is_welcome
 from neox_lab.progress import Progress
 
 ProgressReport = Callable[[int, int], None]
@@ -62,4 +63,6 @@ def watched(wanted: bool | ProgressReport, unit: str) -> Iterator[Watch]:
         try:
             yield watch
         except KeyboardInterrupt:
+            if not part_is_welcome():
+                raise
             watch.complete = False
