@@ -56,7 +56,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Returns:
         ``[.., out]``.
     """
-    if not _suits(x, weight):
+    if not _suits(x, weight) or not _reads(bias, weight):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and not torch.is_inference_mode_enabled():
         product: Tensor = _Product.apply(x, weight, bias)  # type: ignore[no-untyped-call]
@@ -75,6 +75,7 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         # What torch.export records is no plain tensor, and its sizes must decide nothing.
         type(x) is Tensor
         and x.dtype == weight.dtype == torch.float32
+        and weight.dim() == 2
         and x.numel() * weight.shape[0] >= SMALLEST
         # A slice, as one head's part of a weight, takes oneDNN a thousand times longer:
         and (weight.is_contiguous() or weight.t().is_contiguous())
@@ -86,6 +87,17 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         and not torch._C._are_functorch_transforms_active()
         and forward_ad._current_level < 0
         and (onednn_pays() or _is_read_several_times(x, weight))
+    )
+
+
+def _reads(bias: Tensor | None, weight: Tensor) -> bool:
+    """Whether oneDNN adds this bias as it lies.
+
+    It takes ``[out]`` numbers side by side, whatever the strides say: of a slice, or of one number
+    expanded, it would add others that lie there, without an error.
+    """
+    return bias is None or (
+        bias.shape == weight.shape[:1] and bias.dtype == weight.dtype and bias.is_contiguous()
     )
 
 
@@ -149,7 +161,8 @@ class Linear(nn.Linear):
         if copy is None or x.dtype != weight.dtype or torch.is_grad_enabled():
             return linear(x, weight, self.bias)
         if not copy.is_current(weight):
-            self.decoding_copy = None
+            self.decoding_copy = copy = None
+        if copy is None or not _reads(self.bias, weight):
             return linear(x, weight, self.bias)
         return copy.linear(x, self.bias)
 

@@ -87,6 +87,33 @@ def test_slices_of_weights_stay_where_they_are(forced: list[int]) -> None:
     assert len(forced) == 1
 
 
+BIASES: dict[str, Callable[[int], Tensor]] = {
+    "every second number": lambda size: torch.arange(2.0 * size)[::2],
+    "one number, expanded": lambda size: torch.ones(1).expand(size),
+    "a column": lambda size: torch.arange(3.0 * size).view(size, 3)[:, 1],
+    "one for all": lambda size: torch.ones(1),
+    "no axis": lambda size: torch.tensor(2.0),
+    "one a row": lambda size: torch.arange(3.0 * size).view(3, size),
+}
+
+
+@pytest.mark.parametrize("made", BIASES.values(), ids=BIASES)
+def test_biases_of_any_stride_and_shape(made: Callable[[int], Tensor], forced: list[int]) -> None:
+    x, weight, bias = torch.randn(3, 8), torch.randn(10, 8), made(10)
+    torch.testing.assert_close(products.linear(x, weight, bias), x @ weight.t() + bias)
+    module = products.Linear(8, 12)
+    module.bias = torch.nn.Parameter(made(12))
+    layout.prepare_for_decoding([module.eval()])
+    assert module.decoding_copy is not None
+    with torch.no_grad(), products.decoding():
+        torch.testing.assert_close(module(x), x @ module.weight.t() + made(12))
+
+
+def test_a_weight_of_one_axis_goes_to_pytorch(forced: list[int]) -> None:
+    x, weight = torch.randn(3, 8), torch.randn(8)
+    torch.testing.assert_close(products.linear(x, weight), x @ weight)
+
+
 def example() -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     made = (torch.randn(*s, generator=generator) for s in ((2, 6, 8), (10, 8), (10,)))
