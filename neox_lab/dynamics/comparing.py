@@ -40,9 +40,9 @@ class ComparisonResult(Result):
 
     Attributes:
         weights: one row a parameter, and one for each head's query, key, value and output weights:
-            ``parameter``, ``layer`` and ``head`` (missing for whole parameters), ``difference``
-            (the norm of second minus first), ``relative`` (that, as a share of the first's norm)
-            and ``cosine``.
+            ``parameter``, ``layer`` and ``head`` (missing for whole parameters), ``norm`` (of the
+            first), ``difference`` (the norm of second minus first), ``relative`` (that, as a share
+            of ``norm``; NaN where that is 0) and ``cosine``.
         activations: one row a site, over all tokens of the texts: ``site``, ``layer``, ``cka`` and
             ``squared_difference`` (mean over tokens and entries).
         predictions: one row a token: ``text``, ``pos``, ``token``, and ``kl_bits``, KL(first ‖
@@ -96,10 +96,11 @@ class ComparisonResult(Result):
         from neox_lab.views import HeatmapView
 
         rows = self.weights.dropna(subset=["head"])
-        squares = rows.assign(
-            moved=rows["difference"] ** 2, own=(rows["difference"] / rows["relative"]) ** 2
+        squares = rows.assign(moved=rows["difference"] ** 2, own=rows["norm"] ** 2)
+        # pandas' own sum would leave NaN out.
+        sums = squares.groupby(["layer", "head"])[["moved", "own"]].agg(
+            lambda v: v.to_numpy().sum()
         )
-        sums = squares.groupby(["layer", "head"])[["moved", "own"]].sum()
         table = (sums["moved"] / sums["own"]).pow(0.5).unstack()
         return HeatmapView(
             table.to_numpy(float),
@@ -248,6 +249,7 @@ def _apart(one: Tensor, other: Tensor) -> dict[str, float]:
     difference, size = float((second - first).norm()), float(first.norm())
     product = size * float(second.norm())
     return {
+        "norm": size,
         "difference": difference,
         "relative": difference / size if size else math.nan,
         "cosine": float(first @ second) / product if product else math.nan,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -81,6 +82,23 @@ def test_a_model_and_itself_and_pictures(models: list[Any]) -> None:
         result.view(text=3)
     with pytest.raises(InputError, match="Did you mean 'weights'"):
         result.view("weight")
+
+
+@torch.no_grad()
+def test_heads_of_which_some_weights_are_the_same(models: list[Any]) -> None:
+    one, two, lost = models[0], copy.deepcopy(models[0]), copy.deepcopy(models[0])
+    size = one.config.hidden_size // one.config.num_attention_heads
+    rows = slice(2 * 3 * size, 2 * 3 * size + size)  # the queries of head 2
+    two.gpt_neox.layers[1].attention.query_key_value.weight[rows] *= 1.5
+    lost.gpt_neox.layers[1].attention.query_key_value.weight[rows][0, 0] = math.nan
+    names = ("W_Q", "W_K", "W_V", "W_O")
+    parts = [getattr(one.blocks[1], name)[2].double().norm().square() for name in names]
+    heads = nl.dynamics.compare(one, two, TEXTS[:1]).view("weights").values
+    assert heads[1, 2] == pytest.approx(0.5 * math.sqrt(parts[0] / sum(parts)), rel=1e-5)
+    heads[1, 2] = 0
+    np.testing.assert_array_equal(heads, np.zeros_like(heads))
+    heads = nl.dynamics.compare(one, lost, TEXTS[:1]).view("weights").values
+    assert math.isnan(heads[1, 2]) and np.isnan(heads).sum() == 1
 
 
 def test_what_cannot_be_compared(models: list[Any]) -> None:
