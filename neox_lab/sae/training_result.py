@@ -35,6 +35,8 @@ _DRAWS = 1000
 class HeldOut:
     """A dictionary on rows that it was not trained on, with bootstrap intervals over documents.
 
+    Ends of intervals are NaN where all rows are of one document, which says nothing about others.
+
     Attributes:
         rows: how many.
         fvu: ``sum |y - ŷ|² / sum |y - mean y|²``; NaN of rows that are all the same.
@@ -150,14 +152,14 @@ class TrainedDictionary(Result):
         }
         held = self.held_out
         stopped = f"stopped at step {len(frame)}; " if self.interrupted else ""
-        title = (
-            f"{stopped}{self.dictionary.kind} at {self.dictionary.site_out}, {len(frame)} steps: "
-            + (
-                "held-out rows are all the same"
-                if math.isnan(held.fvu)
-                else f"held-out FVU {held.fvu:.3f} ({held.fvu_low:.3f} to {held.fvu_high:.3f})"
-            )
-        )
+        if math.isnan(held.fvu):
+            found = "held-out rows are all the same"
+        elif math.isnan(held.fvu_low):
+            found = f"held-out FVU {held.fvu:.3f} (one document, no interval)"
+        else:
+            found = f"held-out FVU {held.fvu:.3f} ({held.fvu_low:.3f} to {held.fvu_high:.3f})"
+        kind, site = self.dictionary.kind, self.dictionary.site_out
+        title = f"{stopped}{kind} at {site}, {len(frame)} steps: {found}"
         return CurvesView(title, lines, "step", "FVU")
 
 
@@ -191,6 +193,8 @@ def measured(dictionary: Dictionary, part: Part, seed: int = 0) -> HeldOut:
     drawn_sums = sums[:, drawn].sum(-1)
     ends = torch.tensor([0.025, 0.975], dtype=torch.float64)
     fvu, l0 = drawn_sums[0] / drawn_sums[1], drawn_sums[2] / drawn_sums[3]
+    if groups == 1:
+        fvu, l0 = torch.full_like(fvu, math.nan), torch.full_like(l0, math.nan)
     (fvu_low, fvu_high), (l0_low, l0_high) = fvu.quantile(ends), l0.quantile(ends)
     return HeldOut(
         len(part.x),

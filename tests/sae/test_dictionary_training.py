@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from neox_lab.errors import CheckpointError, HookNameError, InputError, Training
 from neox_lab.files import alone
 from neox_lab.sae import Recipe, TrainedDictionary, saving, train, training
 from neox_lab.sae.recipes import KINDS
-from neox_lab.sae.rows import rows_of, tokens_of
+from neox_lab.sae.rows import Part, rows_of, tokens_of
 from neox_lab.sae.training_result import measured
 
 TEXTS = [f"The {word} is in the box. Mary has the {word}." for word in ("key", "map", "pen", "cup")]
@@ -257,6 +258,19 @@ def test_a_transcoder_learns_what_a_layer_does() -> None:
         assert trained.dictionary.is_transcoder and trained.dictionary.W_skip is not None
         assert trained.frame["fvu"].iloc[-1] < 0.5 * trained.frame["fvu"].iloc[0]
         assert measured(trained.dictionary, part).fvu < 0.6
+
+
+def test_one_document_says_nothing_about_others() -> None:
+    trained = small()
+    x = activations()
+    one = Part(x, x, torch.zeros(len(x), dtype=torch.long))
+    found = measured(trained.dictionary, one)
+    ends = [found.fvu_low, found.fvu_high, found.l0_low, found.l0_high]
+    assert all(map(math.isnan, ends)) and math.isfinite(found.fvu) and math.isfinite(found.l0)
+    title = dataclasses.replace(trained, held_out=found).view().title
+    assert title.endswith(f"held-out FVU {found.fvu:.3f} (one document, no interval)")
+    own = measured(trained.dictionary, Part(x, x, torch.arange(len(x))))
+    assert own.fvu_low < own.fvu < own.fvu_high
 
 
 def test_the_result_is_a_frame_and_curves() -> None:
