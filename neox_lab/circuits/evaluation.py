@@ -6,6 +6,7 @@ import dataclasses
 from random import Random
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,11 +77,14 @@ class Evaluation(FrameResult):
 
     @property
     def better_than_random(self) -> float:
-        """Share of random circuits that are less faithful: further from 1; NaN without any."""
-        if self.random.empty:
+        """Share of random circuits that are less faithful: further from 1.
+
+        NaN without any, and where the faithfulness of one or of the circuit is NaN.
+        """
+        others = self.random["faithfulness"].to_numpy(dtype=float)
+        if not len(others) or np.isnan([self.faithfulness, *others]).any():
             return float("nan")
-        own = abs(self.faithfulness - 1)
-        return float(((self.random["faithfulness"] - 1).abs() > own).mean())
+        return float((abs(others - 1) > abs(self.faithfulness - 1)).mean())
 
     def _of(self, run: str) -> float:
         return float(self.frame.loc[self.frame["run"] == run, "faithfulness"].iloc[0])
@@ -91,12 +95,12 @@ class Evaluation(FrameResult):
 
         shown = self.frame[self.frame["run"].isin([CIRCUIT, REST])]
         names, values = shown["run"].tolist(), shown["faithfulness"].tolist()
-        others = self.random["faithfulness"]
+        others = self.random["faithfulness"].to_numpy(dtype=float)  # pandas would leave NaN out
         if len(others):
             names.append(f"random (mean of {len(others)})")
             values.append(float(others.mean()))
             names.append("random (nearest to 1)")
-            values.append(float(others[(others - 1).abs().argsort(kind="stable")].iloc[0]))
+            values.append(float(others[abs(others - 1).argmin()]))
         own = shown.iloc[0]
         # A metric that is a function gives one number for all prompts, and so no interval.
         known = self.samples.shape[1] > 1

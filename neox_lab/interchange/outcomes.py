@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from neox_lab.checks import SWITCH, check
+from neox_lab.checks import SWITCH, check, name_not_finite
 from neox_lab.data.statistics import student_interval
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
@@ -44,6 +44,7 @@ FOUND, WHOLE = "subspace", "whole site"
 RANDOM, PERMUTED, UNTRAINED = "random subspace", "permuted labels", "random model"
 NULLS = (RANDOM, PERMUTED, UNTRAINED)
 NULL_COLUMNS = ("null", "draws", "mean", "low", "high", "largest", "reached", "p")
+NO_ANSWER = -1
 MISSED = 0.2
 """What a subspace may lack of the whole site before that is said."""
 
@@ -53,8 +54,8 @@ class Outcome:
     """What one exchange did to the pairs whose label changes.
 
     Attributes:
-        right: share that answers as the causal model says.
-        kept: share that still gives the base's label.
+        right: share that answers as the causal model says; NaN where an answer is.
+        kept: share that still gives the base's label, likewise.
         count: how many pairs.
     """
 
@@ -64,7 +65,9 @@ class Outcome:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """A 95 % interval of ``right`` (Wilson, J. Am. Stat. Assoc. 22, 1927)."""
+        """A 95 % interval of ``right`` (Wilson, J. Am. Stat. Assoc. 22, 1927); NaNs of NaN."""
+        if math.isnan(self.right):
+            return math.nan, math.nan
         z, n, share = 1.959964, self.count, self.right
         middle = (share + z * z / (2 * n)) / (1 + z * z / n)
         half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
@@ -79,7 +82,7 @@ class Outcome:
             "low": low,
             "high": high,
             "kept_base": self.kept,
-            "other": max(0.0, 1 - self.right - self.kept),
+            "other": max(1 - self.right - self.kept, 0.0),  # NaN stays NaN in this order
         }
 
 
@@ -94,19 +97,26 @@ def outcome(runs: CachedRuns, change: Change, batch_size: int) -> Outcome:
     pairs = runs.pairs
     numbers = pairs.changes.nonzero().flatten()
     answered = _answered(runs, numbers, change, batch_size)
-    right = (answered == pairs.labels[numbers]).double().mean()
-    kept = (answered == pairs.base_labels[numbers]).double().mean()
-    return Outcome(float(right), float(kept), len(numbers))
+    right = _share(answered, pairs.labels[numbers])
+    return Outcome(right, _share(answered, pairs.base_labels[numbers]), len(numbers))
 
 
 @torch.no_grad()
 def _answered(runs: CachedRuns, numbers: Tensor, change: Change, batch_size: int) -> Tensor:
-    """What the model answers to some bases, ``[pair]``."""
-    parts: list[Tensor] = [
-        runs.logits(rows, change).argmax(dim=-1)
-        for rows in numbers.split(batch_size)  # type: ignore[no-untyped-call]
-    ]
+    """What the model answers to some bases, ``[pair]``; ``NO_ANSWER`` where a logit is NaN."""
+    parts: list[Tensor] = []
+    for rows in numbers.split(batch_size):  # type: ignore[no-untyped-call]
+        logits = runs.logits(rows, change)
+        unknown = logits.isnan().any(dim=-1)
+        parts.append(logits.argmax(dim=-1).masked_fill(unknown, NO_ANSWER))
     return torch.cat(parts)
+
+
+def _share(answered: Tensor, labels: Tensor) -> float:
+    """Share of pairs with this answer; NaN where there is none to one of them."""
+    if bool((answered == NO_ANSWER).any()):
+        return math.nan
+    return float((answered == labels).double().mean())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +166,7 @@ class InterchangeResult(FrameResult):
         ``null``; ``draws``, how many; ``mean`` accuracy with ``low`` and ``high`` (95 %: Student's
         over draws, or Wilson's over pairs where that is wider); the ``largest`` draw; how many
         draws ``reached`` the finding; and ``p``, the chance of that where there is nothing to find:
-        (reached + 1) / (draws + 1).
+        (reached + 1) / (draws + 1). What is compared with NaN is NaN.
         """
         rows, by_name = [], dict[str, list[float]]()
         for run, accuracy in zip(self.frame["run"], self.frame["accuracy"], strict=True):
@@ -165,14 +175,15 @@ class InterchangeResult(FrameResult):
         for name, values in by_name.items():
             mean = sum(values) / len(values)
             low, high = Outcome(mean, 0.0, self.pairs).interval
-            if len(values) > 1:
+            known = not any(map(math.isnan, [self.accuracy, *values]))
+            if len(values) > 1 and not math.isnan(mean):
                 within = student_interval(values)
                 low, high = max(0.0, min(low, within[0])), min(1.0, max(high, within[1]))
             reached = sum(value >= self.accuracy for value in values)
             rows.append({
                 "null": name, "draws": len(values), "mean": mean, "low": low, "high": high,
-                "largest": max(values), "reached": reached,
-                "p": (reached + 1) / (len(values) + 1),
+                "largest": max(values) if not math.isnan(mean) else mean, "reached": reached,
+                "p": (reached + 1) / (len(values) + 1) if known else math.nan,
             })  # fmt: skip
         return make_frame(rows, list(NULL_COLUMNS))
 
@@ -262,7 +273,12 @@ def result_of(
     changes = runs.pairs.changes
     every = torch.arange(len(runs), device=changes.device)
     unchanged = _answered(runs, every, lambda own, other: own, BATCH)
-    base_accuracy = (unchanged == runs.pairs.base_labels).double().mean()
+    unknown = (unchanged == NO_ANSWER).nonzero().flatten().tolist()
+    name_not_finite("What the model says to the base", (f"pair {row}" for row in unknown))
+    if not unknown:
+        name_not_finite(
+            "The accuracy", [name for name, found in rows.items() if math.isnan(found.right)]
+        )
     return InterchangeResult(
         make_frame([found.row(name) for name, found in rows.items()]),
         site,
@@ -270,7 +286,7 @@ def result_of(
         int(changes.sum()),
         int((~changes).sum()),
         chance,
-        float(base_accuracy),
+        _share(unchanged, runs.pairs.base_labels),
         losses,
         identity(runs.model),
     )

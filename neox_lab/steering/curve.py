@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -100,8 +101,9 @@ class SteeringCurve(FrameResult):
                 name = f"{kind}: {panel.split(',')[0]}"
                 lines[name] = self._line(rows, measure, panel, str(kind))
         moved = [abs(effect) for effects in self.control_effects.values() for effect in effects]
-        share = f" ({max(moved) / abs(self.effect):.0%})" if moved and self.effect else ""
-        beside = f", controls up to {max(moved):.3g}{share}" if moved else ""
+        most = float(np.max(moved)) if moved else 0.0  # NaN, if one is
+        share = f" ({most / abs(self.effect):.0%})" if moved and self.effect else ""
+        beside = f", controls up to {most:.3g}{share}" if moved else ""
         on = f"({self.mode}), {counted(prompts, 'prompt')}"
         title = f"Steering {on}: effect {self.effect:.3g}{beside}"
         return CurvesView(title, lines, "scale", self.metric)
@@ -111,11 +113,12 @@ class SteeringCurve(FrameResult):
         from neox_lab.views import Line
 
         by_scale = rows.groupby("scale")
-        mean = by_scale[measure].mean()
+        # pandas' own means and ends would leave NaN out.
+        mean = by_scale[measure].agg(lambda v: v.to_numpy().mean())
         draws = rows["draw"].nunique()
         alone = draws == 1
-        low = by_scale[f"{measure}_low" if alone else measure].min()
-        high = by_scale[f"{measure}_high" if alone else measure].max()
+        low = by_scale[f"{measure}_low" if alone else measure].agg(lambda v: v.to_numpy().min())
+        high = by_scale[f"{measure}_high" if alone else measure].agg(lambda v: v.to_numpy().max())
         kind = f"{kind} (mean of {draws})" if draws > 1 else kind
         return Line(list(mean.index), mean, low, high, y_label=panel, kind=kind)
 

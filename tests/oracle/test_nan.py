@@ -18,7 +18,10 @@ from network64 import Network64
 from torch import Tensor
 
 import neox_lab as nl
+from neox_lab.circuits.evaluation import CIRCUIT, NOTHING, REST, WHOLE, Evaluation
 from neox_lab.errors import InputError, NeoxLabWarning
+from neox_lab.interchange.outcomes import InterchangeResult
+from neox_lab.steering.curve import SteeringCurve
 
 GOOD, BAD = "The cat sat on the mat", "The dog sat on the mat"
 METRIC = nl.patching.logit_difference(5, 6)
@@ -314,3 +317,72 @@ def test_a_sound_model_is_not_warned_of(recwarn: pytest.WarningsRecorder) -> Non
     nl.load().check()
     nl.load().half().check()
     assert not [w for w in recwarn if issubclass(w.category, NeoxLabWarning)]
+
+
+def test_interchange() -> None:
+    model = poisoned()
+    texts = [f"The {animal} sat on the mat" for animal in ("cat", "man", "dog", "boy")]
+    answers = [int(model.to_tokens(text)[0, 1]) for text in ("a cat", "a man")]
+    choices = {"x": answers[:1], "y": answers[1:]}
+    site = nl.interchange.Site(("resid_post", 1), 1)
+
+    def asked(base: list[str], source: list[str]) -> Any:
+        labels = (["x"] * len(base), ["y"] * len(base))
+        pairs = nl.interchange.Pairs(base, source, *labels, choices=choices)
+        return nl.interchange.accuracy(model, pairs, site)
+
+    with pytest.warns(NeoxLabWarning, match="says to the base is NaN or infinite at pair 2"):
+        found = asked(texts, texts[1:] + texts[:1])
+    assert math.isnan(found.base_accuracy) and math.isnan(found.accuracy)
+    assert found.frame[["low", "high", "kept_base", "other"]].isna().all(axis=None)
+    with pytest.warns(NeoxLabWarning, match="The accuracy is NaN or infinite at whole site"):
+        found = asked(texts[:2], texts[2:])
+    assert math.isfinite(found.base_accuracy) and math.isnan(found.accuracy)
+    sound = asked([texts[0], texts[3]], [texts[1], texts[0]])
+    assert math.isfinite(sound.accuracy)
+
+
+def test_a_finding_that_is_nan_has_no_p_value() -> None:
+    runs = ["subspace", "random subspace 1", "random subspace 2"]
+
+    def nulls(*accuracies: float) -> Any:
+        frame = pd.DataFrame({"run": runs, "accuracy": accuracies})
+        site = nl.interchange.Site(("resid_post", 1), 1)
+        found = InterchangeResult(frame, site, "", 10, 0, 0.5, 1.0, torch.empty(0))
+        return found.null_frame.iloc[0]
+
+    assert nulls(0.9, 0.1, 0.2)["p"] == pytest.approx(1 / 3)
+    assert math.isnan(nulls(math.nan, 0.1, 0.2)["p"])
+    for broken_null in (nulls(0.9, math.nan, 0.2), nulls(0.9, 0.2, math.nan)):
+        assert broken_null[["mean", "low", "high", "largest", "p"]].isna().all()
+
+
+def test_circuits_beside_random_ones() -> None:
+    def evaluated(circuit: float, *others: float) -> Evaluation:
+        runs = [WHOLE, CIRCUIT, REST, NOTHING, "random 1", "random 2"]
+        frame = pd.DataFrame({"run": runs, "faithfulness": [1, circuit, 0, 0, *others]})
+        frame[["edges", "low", "high"]] = 1
+        return Evaluation(frame, torch.zeros(6, 2), "", "zero", "")
+
+    assert evaluated(0.9, 0.2, 0.5).better_than_random == 1
+    assert evaluated(0.6, 0.2, 0.9).better_than_random == 0.5
+    for found in (evaluated(math.nan, 0.2, 0.5), evaluated(0.9, 0.2, math.nan)):
+        assert math.isnan(found.better_than_random)
+    bars = evaluated(0.9, 0.2, math.nan).view()
+    assert np.isnan(np.asarray(bars.values[2:], dtype=float)).all() and len(bars.values) == 4
+
+
+def test_controls_of_a_steering_curve() -> None:
+    rows = [("direction", 0, scale, scale) for scale in (-1.0, 1.0)]
+    rows += [("random", 0, -1.0, 0.0), ("random", 0, 1.0, 0.5)]
+    rows += [("random", 1, -1.0, 0.0), ("random", 1, 1.0, math.nan)]
+    frame = pd.DataFrame(rows, columns=["kind", "draw", "scale", "metric"])
+    for name in ("kl_bits", "bits_per_token"):
+        frame[name] = math.nan
+    for name in ("metric", "kl_bits", "bits_per_token"):
+        frame[f"{name}_low"] = frame[f"{name}_high"] = frame[name]
+    view = SteeringCurve(frame, "metric", "add", (2, 0)).view()
+    assert "controls up to nan" in view.title
+    (random,) = (line for name, line in view.lines.items() if name.startswith("random"))
+    assert np.isnan([random.y[1], random.low[1], random.high[1]]).all()  # type: ignore[index]
+    assert random.y[0] == 0
