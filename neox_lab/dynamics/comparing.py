@@ -97,10 +97,7 @@ class ComparisonResult(Result):
 
         rows = self.weights.dropna(subset=["head"])
         squares = rows.assign(moved=rows["difference"] ** 2, own=rows["norm"] ** 2)
-        # pandas' own sum would leave NaN out.
-        sums = squares.groupby(["layer", "head"])[["moved", "own"]].agg(
-            lambda v: v.to_numpy().sum()
-        )
+        sums = squares.groupby(["layer", "head"])[["moved", "own"]].agg(_sum)
         table = (sums["moved"] / sums["own"]).pow(0.5).unstack()
         return HeatmapView(
             table.to_numpy(float),
@@ -242,6 +239,11 @@ def _weights(model_a: LanguageModel, model_b: LanguageModel) -> Iterator[dict[st
             pairs = zip(getattr(block, name), getattr(other, name), strict=True)
             for head, (one, two) in enumerate(pairs):
                 yield {"parameter": name, "layer": layer, "head": head, **_apart(one, two)}
+
+
+def _sum(values: pd.Series[float]) -> float:
+    """The sum; pandas' own would leave NaN out."""
+    return float(values.to_numpy().sum())
 
 
 def _apart(one: Tensor, other: Tensor) -> dict[str, float]:
