@@ -16,11 +16,11 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
-from neox_lab.checks import SEED, check, one_of, whole
+from neox_lab.checks import SEED, check, whole
 from neox_lab.errors import InputError
 from neox_lab.gym.examples import Draw
 from neox_lab.gym.planting_variable import VARIABLES
-from neox_lab.gym.words import NAMES, OBJECTS, PLACES, YEARS, Split
+from neox_lab.gym.words import NAMES, OBJECTS, PART, PLACES, YEARS, Split
 from neox_lab.gym.world import ASKED, BEGINNINGS, GIVING, GOT, SPANS
 from neox_lab.interchange import CausalModel, Pairs
 from neox_lab.named import Named
@@ -56,7 +56,7 @@ class CausalTask:
             InputError: no number of inputs, or another part.
         """
         count = check("count", count, _COUNT, InputError)
-        check("part", part, one_of("train", "held-out"), InputError)
+        check("part", part, PART, InputError)
         random = Random(f"{self.name}/{part}/{check('seed', seed, SEED, InputError)}")
         return [self.draw(random, part) for _ in range(count)]
 

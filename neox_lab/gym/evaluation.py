@@ -38,7 +38,7 @@ from neox_lab.errors import InputError
 from neox_lab.family.structure import evaluating
 from neox_lab.frames import make_frame
 from neox_lab.gym.examples import Pair
-from neox_lab.gym.words import Split
+from neox_lab.gym.words import PART, Split
 from neox_lab.gym.world import TASKS
 from neox_lab.model.output_heads import require_head
 from neox_lab.progress import counted
@@ -163,7 +163,7 @@ def evaluate(
     """
     names = task_names(tasks)
     count = check("count", count, COUNT, InputError)
-    check("part", part, one_of("train", "held-out"), InputError)
+    check("part", part, PART, InputError)
     check("seed", seed, whole(), InputError)
     return ask(model, {name: TASKS[name].pairs(count, part, seed) for name in names}, batch_size)
 
@@ -193,7 +193,7 @@ def pairs(
     require_model(model)
     (name,) = task_names([task])
     count = check("count", count, whole(least=1, most=10_000), InputError)
-    check("part", part, one_of("train", "held-out"), InputError)
+    check("part", part, PART, InputError)
     check("seed", seed, whole(), InputError)
     found: list[Pair] = []
     reason = ""

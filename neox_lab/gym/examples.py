@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import NamedTuple
 
-from neox_lab.checks import check, whole
+from neox_lab.checks import SEED, check, whole
 from neox_lab.errors import InputError
-from neox_lab.gym.words import Item, Split, split
+from neox_lab.gym.words import PART, Item, Split, split
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +78,11 @@ class Task:
             seed: of the draw.
 
         Raises:
-            InputError: ``count`` is no number of examples.
+            InputError: no number of examples, another part, or no seed.
         """
         count = check("count", count, whole(least=0, most=100_000), InputError)
-        random = Random(f"{self.name}/{part}/{seed}")
+        part = check("part", part, PART, InputError)
+        random = Random(f"{self.name}/{part}/{check('seed', seed, SEED, InputError)}")
         found: dict[Pair, Example] = {}
         for _ in range(50 * count):
             example = self.draw(random, part)
@@ -99,7 +100,7 @@ class Task:
             seed: likewise.
 
         Raises:
-            InputError: ``count`` is no number of examples.
+            InputError: no number of examples, another part, or no seed.
         """
         return [example.pair for example in self.examples(count, part, seed)]
 

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from random import Random
 from typing import Any, TypeVar
 
+from neox_lab.checks import SEED, check, whole
+from neox_lab.errors import InputError
 from neox_lab.gym.examples import Draw, Templates
 from neox_lab.gym.words import (
     CONTAINERS,
@@ -23,6 +25,7 @@ from neox_lab.gym.words import (
     NEGATIVE,
     NOUNS,
     OBJECTS,
+    PART,
     PLACES,
     POSITIVE,
     REVIEWED,
@@ -65,7 +68,11 @@ _PARTS = ("story", "end", "beginning", "music", "voice", "hall")
 
 
 def reviews(part: Split, count: int, seed: int = 0) -> list[dict[str, str]]:
-    """Reviews of two to four sentences, with ``text`` and ``label``: negative or positive."""
+    """Reviews of two to four sentences, with ``text`` and ``label``: negative or positive.
+
+    Raises:
+        InputError: another part than ``"train"`` and ``"held-out"``, no count, or no seed.
+    """
     return _draw(_review, part, count, seed)
 
 
@@ -164,6 +171,9 @@ def questions(part: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
     ``answers`` is a list of (first character, text), as in ``tasks.squad``; it is empty for one
     question in eight, which the story does not answer. A GPT-NeoX reads forward only, so what
     tells that a word is the answer always stands before it.
+
+    Raises:
+        InputError: another part than ``"train"`` and ``"held-out"``, no count, or no seed.
     """
     rows = _draw(_question, part, count, seed)
     return [{"id": str(number), **row} for number, row in enumerate(rows)]
@@ -174,6 +184,9 @@ def rephrased(part: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
 
     Half of the time any words stand for people and things. For training: with two ways of asking
     and some names, what is learned is the wording, and each name by itself.
+
+    Raises:
+        InputError: another part than ``"train"`` and ``"held-out"``, no count, or no seed.
     """
     rows = _draw(_rephrased, part, count, seed)
     return [{"id": f"rephrased {number}", **row} for number, row in enumerate(rows)]
@@ -252,6 +265,9 @@ def sentences(part: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Texts with ``entities``: people with or without surname, places, and dates.
 
     Each entity has ``start``, ``end`` (characters) and ``label``: PER, LOC or DATE.
+
+    Raises:
+        InputError: another part than ``"train"`` and ``"held-out"``, no count, or no seed.
     """
     return _draw(_sentence, part, count, seed)
 
@@ -267,6 +283,9 @@ def fragments(part: Split, count: int, seed: int = 0) -> list[dict[str, Any]]:
     """Rows as those of ``sentences``, but bits of sentences in any order.
 
     For training: here only the words themselves tell what they are, not the sentence they are in.
+
+    Raises:
+        InputError: another part than ``"train"`` and ``"held-out"``, no count, or no seed.
     """
     return _draw(_fragment, part, count, seed)
 
@@ -310,5 +329,7 @@ def _entity(draw: Draw, label: str) -> str:
 
 
 def _draw(draw: Callable[[Random, Split], Row], part: Split, count: int, seed: int) -> list[Row]:
-    random = Random(f"{draw.__name__}/{part}/{seed}")
+    check("part", part, PART, InputError)
+    count = check("count", count, whole(least=0), InputError)
+    random = Random(f"{draw.__name__}/{part}/{check('seed', seed, SEED, InputError)}")
     return [draw(random, part) for _ in range(count)]

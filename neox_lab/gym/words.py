@@ -12,7 +12,11 @@ import zlib
 from collections.abc import Sequence
 from typing import Literal, TypeVar
 
+from neox_lab.checks import one_of
+
 Split = Literal["train", "held-out"]
+PART = one_of("train", "held-out")
+"""What ``part=`` takes: another word would mean the words of training, unsaid."""
 Item = TypeVar("Item")
 
 WOMEN = tuple(

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 
 import neox_lab as nl
 from neox_lab.data.squad import read_squad
+from neox_lab.errors import InputError
 from neox_lab.family.losses import IGNORED
 from neox_lab.gym import corpus, labelled, training_texts, words, world
 from neox_lab.gym.examples import Example
@@ -304,3 +305,21 @@ def test_division_keeps_every_character_and_whole_lines(text: str) -> None:
     training, held_out = corpus.divide(text, 0.5)
     assert training + held_out == text
     assert training.endswith("\n")
+
+
+@pytest.mark.parametrize("part", ["held_out", "test", "Train", None, 0])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda part: world.TASKS["pronouns"].pairs(2, part),
+        lambda part: world.TASKS["induction"].examples(2, part),
+        lambda part: labelled.reviews(part, 2),
+        lambda part: labelled.questions(part, 2),
+        lambda part: labelled.rephrased(part, 2),
+        lambda part: labelled.sentences(part, 2),
+        lambda part: labelled.fragments(part, 2),
+    ],
+)
+def test_another_part_is_refused_where_it_would_be_words_of_training(ask: Any, part: Any) -> None:
+    with pytest.raises(InputError, match=r"part=.*expected one of train, held-out"):
+        ask(part)
