@@ -446,6 +446,21 @@ def test_baselines() -> None:
     close(torch.tensor(frame["exact"].to_numpy()), torch.tensor(exact.frame["value"].to_numpy()))
 
 
+def test_ranks_are_of_parts_where_something_happens() -> None:
+    """Left of the first difference both sides are rounding, whose order says nothing."""
+    model, clean = build(), tokens(3, 30, SMALL["vocab_size"], 0)
+    corrupted = clean.clone()
+    corrupted[:, 27] = (clean[:, 27] + 7) % SMALL["vocab_size"]
+    metric = metrics.logit_difference([3, 4, 5], [6, 7, 8])
+    found = nl.attribution.attribution_patch(model, clean, corrupted, metric).check()
+    numbers = found.frame[["exact", "estimated"]]
+    happens = numbers[(numbers.abs() > 1e-4).any(axis=1)]
+    assert 3 < len(happens) < len(numbers) / 8
+    expected = happens.rank().corr().iloc[0, 1]
+    assert found.rank_correlation == pytest.approx(expected)
+    assert abs(found.rank_correlation - numbers.rank().corr().iloc[0, 1]) > 0.1
+
+
 # Results
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.checks import COUNT, check, shown
-from neox_lab.data.statistics import correlation
+from neox_lab.data.statistics import Floats, correlation
 from neox_lab.errors import InputError
 from neox_lab.experiments.attribution.labels import part_names
 from neox_lab.interrupts import whole_answers
@@ -19,9 +19,13 @@ from neox_lab.results import GridResult, Result
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
     from neox_lab.experiments.attribution.result import AttributionResult
     from neox_lab.views import ScatterView
+
+_ROUNDING = 1e-6
+"""Of the largest number: what sums in float32, of some 1e-7 each step, do not tell from 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Agreement(Result):
 
     Attributes:
         correlation: Pearson's, from -1 to 1; NaN if one side is constant.
-        rank_correlation: Spearman's: Pearson's of the ranks.
+        rank_correlation: Spearman's, of the parts where something happens, see ``compare``; NaN if
+            one side is constant there.
         largest_miss: the largest absolute difference, in the metric's unit.
         mean_miss: the mean absolute difference.
         frame: one row for each part: its place, ``estimated``, ``exact``, ``miss`` (estimated minus
@@ -98,6 +103,11 @@ def compare_largest(
 def compare(result: AttributionResult, exact: Tensor, k: int = 10) -> Agreement:
     """An attribution beside exact changes of the metric.
 
+    Left of the first difference of two prompts nothing can change, and what is computed there is
+    rounding: 1e-9 on one side, -1e-6 on the other. In a long prompt these are most of all parts,
+    and their order, which says nothing, would hide that of the others. So ranks are those of the
+    parts at which either side is at least ``_ROUNDING`` of its largest number.
+
     Args:
         result: the estimate.
         exact: exact changes ``[*axes]``, over the same axes; NaN where not measured.
@@ -128,12 +138,19 @@ def compare(result: AttributionResult, exact: Tensor, k: int = 10) -> Agreement:
     order = frame["miss"].abs().sort_values(ascending=False, kind="stable").index
     frame = frame.loc[order].reset_index(drop=True)
     estimated, known = (frame[name].to_numpy(dtype=float) for name in ("estimated", "exact"))
+    happens = _more_than_rounding(estimated) | _more_than_rounding(known)
     return Agreement(
         correlation=correlation(estimated, known),
-        rank_correlation=correlation(estimated, known, ranks=True),
+        rank_correlation=correlation(estimated[happens], known[happens], ranks=True),
         largest_miss=float(frame["miss"].abs().max(skipna=False)),
         mean_miss=float(frame["miss"].abs().mean(skipna=False)),
         frame=frame,
         k=k,
         title=result.title,
     )
+
+
+def _more_than_rounding(numbers: Floats) -> NDArray[np.bool_]:
+    """Which of ``[part]`` are something beside the largest of them; NaN is."""
+    largest = np.abs(numbers[np.isfinite(numbers)]).max(initial=0)
+    return ~(np.abs(numbers) < _ROUNDING * largest)
