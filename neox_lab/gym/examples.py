@@ -81,7 +81,7 @@ class Task:
             InputError: no number of examples, another part, or no seed.
         """
         count = check("count", count, whole(least=0, most=100_000), InputError)
-        part = check("part", part, PART, InputError)
+        check("part", part, PART, InputError)
         random = Random(f"{self.name}/{part}/{check('seed', seed, SEED, InputError)}")
         found: dict[Pair, Example] = {}
         for _ in range(50 * count):
