@@ -203,12 +203,16 @@ class _Alike:
 
     def __init__(self) -> None:
         self.count, self.squares = 0, 0.0
+        self.first: Tensor | None = None
         self.means: Tensor | None = None
         self.products: Tensor | None = None
 
     def add(self, one: Tensor, other: Tensor) -> None:
         """Add the vectors ``[pos, d]`` of a text."""
         both = torch.cat([one, other], dim=1)
+        # Taken from the first vector: of what hardly varies, large sums would leave rounding alone.
+        self.first = both[:1] if self.first is None else self.first
+        both = both - self.first
         products, means = both.T @ both, both.sum(0)
         self.products = products if self.products is None else self.products + products
         self.means = means if self.means is None else self.means + means

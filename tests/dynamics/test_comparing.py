@@ -101,6 +101,22 @@ def test_heads_of_which_some_weights_are_the_same(models: list[Any]) -> None:
     assert math.isnan(heads[1, 2]) and np.isnan(heads).sum() == 1
 
 
+@torch.no_grad()
+def test_activations_that_hardly_vary(models: list[Any]) -> None:
+    one, two = copy.deepcopy(models)
+    for model in (one, two):
+        model.gpt_neox.layers[1].attention.dense.weight.zero_()
+    one.gpt_neox.layers[2].attention.dense.bias += 1e5
+    found = nl.dynamics.compare(one, two, TEXTS).activations.query("site == 'attn_out'")["cka"]
+    assert math.isnan(found.iloc[1]) and not math.isnan(found.iloc[0])  # the same everywhere
+    ids = [one.to_tokens(text) for text in TEXTS]
+    name = "blocks.2.hook_attn_out"
+    x, y = (torch.cat([m.run_with_cache(i)[1][name][0] for i in ids]).double() for m in (one, two))
+    x, y = x - x.mean(0), y - y.mean(0)
+    expected = (x.T @ y).norm() ** 2 / ((x.T @ x).norm() * (y.T @ y).norm())
+    assert found.iloc[2] == pytest.approx(float(expected), rel=1e-9)
+
+
 def test_what_cannot_be_compared(models: list[Any]) -> None:
     small = nl.GPTNeoXForCausalLM(
         nl.GPTNeoXConfig(
