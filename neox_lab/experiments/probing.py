@@ -14,6 +14,7 @@ direction shows whether anything downstream listens.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,7 +28,7 @@ from neox_lab.checks import COUNT, check, one_of, several, whole
 from neox_lab.data.activations import collected, site_names
 from neox_lab.data.encoding import token_ids
 from neox_lab.data.positions import TextPosition
-from neox_lab.data.statistics import mean_interval, statistic_interval
+from neox_lab.data.statistics import Integers, mean_interval, statistic_interval
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import DataError, InputError, NeoxLabWarning
 from neox_lab.experiments.probing_result import Array, Probe, ProbeResult
@@ -227,6 +228,10 @@ def _fitted(
     def score(weight: Array, bias: Array, part: Array, wanted: Array) -> float:
         return _score(part @ weight.T + bias, wanted, bool(kinds))
 
+    def chosen_by(weight: Array, bias: Array) -> float:
+        outputs = validation @ weight.T + bias
+        return _score(outputs, right[1], True) if kinds else -_error(outputs, right[1])
+
     def fit(wantings: list[Array]) -> list[tuple[Array, Array, float | None]]:
         """A probe for each labelling; those of one strength are one regression."""
         if method == "difference":
@@ -240,7 +245,7 @@ def _fitted(
         return [
             max(
                 ((w[part], b[part], alpha) for w, b, alpha in maps),
-                key=lambda found: score(found[0], found[1], validation, right[1]),
+                key=lambda found: chosen_by(found[0], found[1]),
             )
             for part in mine
         ]
@@ -298,14 +303,28 @@ def _means(x: Array, wanted: Array, classes: int) -> tuple[Array, Array]:
 
 
 def _score(outputs: Array, wanted: Array, classes: bool) -> float:
-    """Accuracy, or R² for numbers."""
+    """Accuracy, or R² for numbers, which numbers that are all the same do not have: NaN."""
     if classes:
         return float((outputs.argmax(axis=1) == wanted).mean())
-    error = ((outputs[:, 0] - wanted) ** 2).sum()
-    return float(1 - error / max(1e-12, ((wanted - wanted.mean()) ** 2).sum()))
+    if np.ptp(wanted) == 0:
+        return math.nan
+    return float(1 - _error(outputs, wanted) / ((wanted - wanted.mean()) ** 2).sum())
+
+
+def _error(outputs: Array, wanted: Array) -> float:
+    return float(((outputs[:, 0] - wanted) ** 2).sum())
 
 
 def _interval(outputs: Array, wanted: Array, classes: bool) -> tuple[float, float]:
     if classes:
         return mean_interval((outputs.argmax(axis=1) == wanted).astype(float))
-    return statistic_interval(len(wanted), lambda rows: _score(outputs[rows], wanted[rows], False))
+    if np.ptp(wanted) == 0:
+        return math.nan, math.nan
+
+    def score(rows: Integers) -> float:
+        found = _score(outputs[rows], wanted[rows], False)
+        return -math.inf if math.isnan(found) else found
+
+    with np.errstate(invalid="ignore"):
+        low, high = statistic_interval(len(wanted), score)
+    return low if math.isfinite(low) else math.nan, high

@@ -38,8 +38,8 @@ class Probe:
         bias: ``[label]``.
         centre: mean activation of the training texts ``[d]``.
         alpha: regularisation chosen; None where there is none.
-        score: accuracy (R² for numbers) on the test texts.
-        low: lower end of its 95 % bootstrap interval.
+        score: accuracy on the test texts; for numbers R², NaN where these are all the same.
+        low: lower end of its 95 % bootstrap interval; NaN where so few texts give none.
         high: upper end.
         control: score of the same probe trained on shuffled labels, the mean of three shufflings.
         confusion: counts ``[true, predicted]`` on the test texts; None for numbers.

@@ -101,12 +101,12 @@ def regression(targets: Floats, predicted: Floats) -> dict[str, float]:
     """Metrics of numbers ``[row]``: ``r2``, ``mean_absolute_error``, ``pearson``, ``spearman``.
 
     ``loss`` is the mean squared error. ``r2`` is 1 minus the error over that of always saying the
-    mean; the correlations are NaN where one side is constant.
+    mean, NaN where targets are all the same; the correlations are NaN where one side is constant.
     """
     error = predicted - targets
     spread = ((targets - targets.mean()) ** 2).mean()
     return {
-        "r2": float(1 - (error**2).mean() / spread) if spread else float("nan"),
+        "r2": float(1 - (error**2).mean() / spread) if np.ptp(targets) else float("nan"),
         "mean_absolute_error": float(np.abs(error).mean()),
         "pearson": correlation(targets, predicted),
         "spearman": correlation(targets, predicted, ranks=True),

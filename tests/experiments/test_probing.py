@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from functools import cache
 from typing import Any
 
@@ -123,6 +124,18 @@ def test_directions_change_what_the_probe_says() -> None:
         _, cache = model().run_with_cache(TEXTS[:5], name)
     along = cache[name] @ result().direction(site)
     assert along.std() < 1e-3
+
+
+def test_numbers_of_few_texts() -> None:
+    texts, site = TEXTS[:5], "blocks.0.hook_resid_post"
+    found = nl.probing.probe(model(), texts, [0.1, 0.7, 0.3, 0.9, 0.5], sites=site).frame
+    assert found[["score", "control", "low", "high"]].isna().all(axis=None)  # one text is tested
+    said, right = np.array([[1.0], [2.1], [3.0]]), np.array([1.0, 2.0, 3.0])
+    low, high = probing._interval(said, right, False)  # a ninth of all draws are one text
+    assert math.isnan(low) and high <= 1
+    said, right = np.arange(12.0)[:, None] + 0.1 * np.cos(np.arange(12))[:, None], np.arange(12.0)
+    low, high = probing._interval(said, right, False)
+    assert 0.9 < low < probing._score(said, right, False) < high <= 1
 
 
 def test_numbers_and_groups() -> None:

@@ -291,6 +291,8 @@ def test_metrics_are_those_of_their_formulas() -> None:
     numbers = metrics.regression(np.array([1.0, 2, 3]), np.array([1.0, 2, 5]))
     assert numbers["r2"] == pytest.approx(1 - 4 / 2)
     assert numbers["spearman"] == pytest.approx(1.0)
+    alike = metrics.regression(np.full(3, 0.1), np.array([0.2, 0.1, 0.3]))  # their mean is rounded
+    assert np.isnan([alike["r2"], alike["pearson"]]).all() and alike["loss"] > 0
 
 
 # ---------------------------------------------------------------------------------- answering
