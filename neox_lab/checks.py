@@ -109,6 +109,30 @@ def several(name: str, values: object, words: str, error: type[NeoxLabError]) ->
     raise error(f"{name}={shown(values)}; expected {words}.")
 
 
+def listed_texts(value: object) -> object:
+    """A column of texts (pandas, polars, NumPy) as the list it stands for; all else as it is.
+
+    Frames, tensors, columns of other things and empty ones stay what they are, and a list may hold
+    what is no text, such as the NaN of an empty cell: whoever asks refuses these in its words.
+    """
+    if isinstance(value, str | type) or hasattr(value, "requires_grad"):  # no tensor is texts
+        return value
+    as_list = getattr(value, "tolist", None) or getattr(value, "to_list", None)
+    texts = as_list() if callable(as_list) else None
+    known = isinstance(texts, list) and any(isinstance(text, str) for text in texts)
+    return texts if known else value
+
+
+def ids_to_tensor(value: object) -> str:
+    """What to do where token ids came as a list or an array: a sentence; empty for all else."""
+    ids = plain(value)
+    nested = isinstance(ids, list) and bool(ids) and isinstance(ids[0], list)
+    row = ids[0] if isinstance(ids, list) and nested else ids
+    if not isinstance(row, list) or not row or not all(type(one) is int for one in row):
+        return ""
+    return f" Make token ids a tensor: torch.tensor({'ids' if nested else '[ids]'})."
+
+
 def shown(value: object, most: int = 200) -> str:
     """A value as messages show it: whatever it is, in not too many characters.
 

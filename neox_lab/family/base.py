@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from neox_lab.checks import COUNT, check
+from neox_lab.checks import COUNT, check, listed_texts
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError
 from neox_lab.family import tree
@@ -83,8 +83,9 @@ class GPTNeoXPreTrainedModel(
             InputError: no text and no tensor, or an empty text.
             TokenizerError: a text, and the model has no tokenizer.
         """
-        if arguments and isinstance(arguments[0], str | list | tuple):
-            prepared = self.prepare_inputs(arguments[0])  # type: ignore[arg-type]
+        first = listed_texts(arguments[0]) if arguments else None
+        if isinstance(first, str | list | tuple):
+            prepared = self.prepare_inputs(first)  # type: ignore[arg-type]
             arguments = (prepared.pop("input_ids"), *arguments[1:])
             named = prepared | named
         return super().__call__(*arguments, **named)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Protocol, TypeAlias, overload
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast, overload
 
 import torch
 from torch import Tensor
 
-from neox_lab.checks import require_data, shown
+from neox_lab.checks import ids_to_tensor, listed_texts, require_data, shown
 from neox_lab.config import GPTNeoXConfig
 from neox_lab.errors import InputError, TokenizerError
 from neox_lab.notices import tell_of_length
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger("neox_lab")
 
 Inputs: TypeAlias = "str | list[str] | Tensor"
-"""A string, a list of strings (padded, masked), token ids ``[batch, pos]``, or, to start at a
-layer, a residual stream ``[batch, pos, d_model]``."""
+"""A string, a list or column of strings (padded, masked), token ids ``[batch, pos]``, or, to start
+at a layer, a residual stream ``[batch, pos, d_model]``."""
 
 
 class TextHelpers:
@@ -81,6 +81,7 @@ class TextHelpers:
                 return tokenizer.pieces(text.tolist())
             rows = [tokenizer.pieces(row) for row in text.tolist()]
             return rows[0] if len(rows) == 1 else rows
+        text = cast("list[str]", listed_texts(text))
         if not isinstance(text, list | tuple):
             raise InputError(
                 f"{shown(text, 80)} is neither text nor token ids [pos] or [batch, pos]."
@@ -133,6 +134,7 @@ class TextHelpers:
             TokenizerError: text, and the model has no tokenizer.
             DeviceError: text, and the model's weights hold no numbers.
         """
+        inputs = cast(Inputs, listed_texts(inputs))
         if isinstance(inputs, Tensor):
             if inputs.is_floating_point():
                 if inputs.dim() != 3:
@@ -166,7 +168,7 @@ class TextHelpers:
             return prepared
         raise InputError(
             f"inputs is {shown(inputs, 80)}; expected a string, a list of strings, or a LongTensor "
-            "[batch, pos]."
+            f"[batch, pos].{ids_to_tensor(inputs)}"
         )
 
     def last_token(self, input_ids: Tensor | None, logits: Tensor) -> Tensor | int:
@@ -204,7 +206,7 @@ class TextHelpers:
             InputError: there is no token, or no text.
             TokenizerError: the model has no tokenizer.
         """
-        texts = [text] if isinstance(text, str) else text
+        texts = [text] if isinstance(text, str) else listed_texts(text)
         if not isinstance(texts, list | tuple):
             raise InputError(
                 f"{shown(text, 80)} is no text; expected a string or a list of strings."

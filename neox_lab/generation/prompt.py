@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import torch
 from torch import Tensor
 
-from neox_lab.checks import require_data, shown
+from neox_lab.checks import listed_texts, require_data, shown
 from neox_lab.errors import GenerationError, TokenizerError, nearest
 from neox_lab.generation.generation_config import GenerationConfig
 from neox_lab.generation.settings import IGNORED, REFUSED, SETTINGS
@@ -135,7 +135,7 @@ def prepare(
     given = {name: value for name, value in model_arguments.items() if value is not None}
     if inputs is not None and "input_ids" in given:
         raise GenerationError("The prompt was given twice, as inputs and as input_ids.")
-    source = inputs if inputs is not None else given.get("input_ids")
+    source = listed_texts(inputs) if inputs is not None else given.get("input_ids")
     mask = given.get("attention_mask")
     embeds = given.get("inputs_embeds")
     if _is_text(source):
@@ -198,7 +198,13 @@ def _token_ids(
             )
         rows = 1 if mask is None else mask.shape[0]
         return torch.full((rows, 1), settings.bos_token_id, dtype=torch.long, device=device)
-    ids = source if isinstance(source, Tensor) else torch.tensor(source)
+    try:
+        ids = source if isinstance(source, Tensor) else torch.tensor(source)
+    except (TypeError, ValueError, RuntimeError):
+        raise GenerationError(
+            f"inputs is {shown(source, 80)}; expected a string, a list of strings, or token ids "
+            "[batch, pos]."
+        ) from None
     if ids.is_floating_point():
         raise GenerationError(
             f"inputs holds {ids.dtype}; expected token ids. Vectors are passed as inputs_embeds."

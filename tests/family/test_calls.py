@@ -7,6 +7,8 @@ import pickle
 import warnings
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from oracle import CLASSES, SIZES, randomize
@@ -235,3 +237,31 @@ def test_an_empty_text_in_a_batch_is_refused_as_one_alone_is() -> None:
             ask("")
         with pytest.raises(InputError, match=r"Texts \[1, 3\] of this batch are empty"):
             ask(["The man", "", "A cat", ""])
+
+
+@pytest.mark.parametrize("column", [np.array, lambda texts: pd.Series(texts, index=[7, 3])])
+def test_a_column_of_texts_is_read_as_the_list(built_in: Any, column: Any) -> None:
+    given, other = column(TEXTS), column(["The king came to the city", "John"])
+    model, metric = built_in, nl.patching.logit_difference(" he", " she")
+    assert torch.equal(model.to_tokens(given), model.to_tokens(TEXTS))
+    assert model.to_str_tokens(given) == model.to_str_tokens(TEXTS)
+    assert torch.equal(model(given).logits, model(TEXTS).logits)
+    written = (model.generate(texts, max_new_tokens=3, do_sample=False) for texts in (given, TEXTS))
+    assert torch.equal(*written)
+    swept = [
+        nl.patching.sweep(model, *pair, metric) for pair in ((given, other), (TEXTS, list(other)))
+    ]
+    assert torch.equal(swept[0].values, swept[1].values)
+
+
+def test_a_column_with_an_empty_cell_says_what_is_in_it(built_in: Any) -> None:
+    column = pd.Series(["The king", float("nan")], dtype=object)
+    metric = nl.patching.logit_difference(" he", " she")
+    for ask in (
+        built_in,
+        lambda texts: built_in.generate(texts, max_new_tokens=1),
+        lambda texts: nl.patching.sweep(built_in, texts, texts, metric),
+        lambda texts: nl.lens.logit_lens(built_in, texts),
+    ):
+        with pytest.raises((InputError, GenerationError), match=r"\['The king', nan\]"):
+            ask(column)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -19,7 +20,9 @@ from neox_lab.checks import (
     TEXT,
     Kind,
     check,
+    ids_to_tensor,
     list_of,
+    listed_texts,
     number,
     one_of,
     or_none,
@@ -150,3 +153,44 @@ def test_a_warning_can_be_sent_and_written_whatever_it_names() -> None:
     with pytest.warns(NeoxLabWarning) as told:
         warnings.warn("\ud800 é is NaN", NeoxLabWarning, stacklevel=1)
     assert str(told[0].message) == "\\ud800 é is NaN"
+
+
+def test_columns_of_texts_are_lists_and_nothing_else_changes() -> None:
+    texts = ["a b", "c"]
+    columns = (
+        pd.Series(texts, index=[7, 3]),
+        pd.Index(texts),
+        np.array(texts),
+        np.array(texts, dtype=object),
+    )
+    for column in columns:
+        assert listed_texts(column) == texts
+    holed = listed_texts(pd.Series(["a", float("nan")], dtype=object))
+    assert isinstance(holed, list) and holed[0] == "a"
+    others = (
+        "a",
+        np.str_("a"),
+        ("a", "b"),
+        None,
+        torch.tensor([1]),
+        np.array([1]),
+        np.array("a"),
+        pd.Series(dtype=object),
+        pd.DataFrame({"a": texts}),
+        {"a": texts},
+        list,
+    )
+    for other in others:
+        assert listed_texts(other) is other
+
+
+def test_a_column_of_polars_is_a_list() -> None:
+    polars = pytest.importorskip("polars")
+    assert listed_texts(polars.Series(["a b", "c"])) == ["a b", "c"]
+
+
+def test_ids_in_lists_and_arrays_are_told_how_to_become_tensors() -> None:
+    assert ids_to_tensor([1, 2]).endswith("torch.tensor([ids]).")
+    assert ids_to_tensor(np.array([[1, 2]])).endswith("torch.tensor(ids).")
+    for other in ("a", ["a"], [], [[]], [1.5], [True], None, np.array([0.5]), pd.Series(["a"])):
+        assert ids_to_tensor(other) == ""

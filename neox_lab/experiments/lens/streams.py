@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from neox_lab.checks import require_model, shown
+from neox_lab.checks import listed_texts, require_model, shown
 from neox_lab.data.batches import by_length
 from neox_lab.data.encoding import pad_rows, token_ids
 from neox_lab.dropout import refuse_dropout
@@ -122,7 +122,7 @@ def documents(model: LanguageModel, texts: Texts) -> list[list[int]]:
             )
         found = [row[kept].tolist() for row, kept in zip(ids, own, strict=True)]
     else:
-        listed = [texts] if isinstance(texts, str) else texts
+        listed = [texts] if isinstance(texts, str) else listed_texts(texts)
         if not isinstance(listed, list | tuple) or not all(isinstance(t, str) for t in listed):
             raise InputError(
                 f"texts={shown(texts)}; expected a list of texts, token ids [batch, pos], or a "

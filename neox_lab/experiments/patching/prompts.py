@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import torch
 from torch import Tensor
 
-from neox_lab.checks import shown
+from neox_lab.checks import ids_to_tensor, listed_texts, shown
 from neox_lab.data.positions import TokenPosition
 from neox_lab.errors import InputError
 from neox_lab.notices import tell_of_length
@@ -90,6 +90,7 @@ def read_prompts(model: HookedModel, given: PromptsLike, name: str) -> Prompts:
         TokenizerError: texts and no tokenizer.
     """
     prepared: Mapping[str, Tensor] = {}
+    given = cast(PromptsLike, listed_texts(given))
     if isinstance(given, Mapping):
         try:
             prepared = {key: torch.as_tensor(value) for key, value in given.items()}
@@ -111,7 +112,7 @@ def read_prompts(model: HookedModel, given: PromptsLike, name: str) -> Prompts:
     ):
         raise InputError(
             f"{name} must be a string, a list of strings, token ids [batch, pos], or a mapping "
-            f"with input_ids and attention_mask; got {shown(given, 80)}."
+            f"with input_ids and attention_mask; got {shown(given, 80)}.{ids_to_tensor(given)}"
         )
     ids = ids.to(model.device).long()
     if "position_ids" in prepared:
