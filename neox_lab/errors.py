@@ -107,8 +107,16 @@ class GenerationError(NeoxLabError, ValueError):
 
 
 def nearest(name: object, known: Iterable[str], count: int = 3) -> str:
-    """A sentence naming the entries of ``known`` closest to ``name``; empty if none is close."""
+    """A sentence naming the entries of ``known`` closest to ``name``; empty if none is close.
+
+    Capitals count as other letters, unless nothing is close with them: ``'ov'`` is near ``'OV'``.
+    """
     if not isinstance(name, str) or len(name) > 100:  # comparing pages of text takes long
         return ""
-    matches = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
+    names = list(known)
+    matches = difflib.get_close_matches(name, names, n=count, cutoff=0.5)
+    if not matches:
+        folded = {entry.casefold(): entry for entry in names}
+        close = difflib.get_close_matches(name.casefold(), folded, n=count, cutoff=0.5)
+        matches = [folded[entry] for entry in close]
     return f" Did you mean {' or '.join(repr(match) for match in matches)}?" if matches else ""

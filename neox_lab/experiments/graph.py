@@ -186,11 +186,14 @@ def _find(names: str | Iterable[str], known: list[Node], what: str) -> list[Node
     return list(dict.fromkeys(found))
 
 
-def _unknown(name: object, known: list[Node], what: str) -> str:
+def _unknown(name: str, known: list[Node], what: str) -> str:
     layers = 1 + max(node.layer for node in known if node.kind == "mlp")
     heads = 1 + max(node.head for node in known)
     hint = ""
-    if isinstance(name, str) and _NAME.fullmatch(name):
+    there = {node.name.split(".")[0].casefold(): node.name.split(".")[0] for node in known}
+    if meant := there.get(name.split(".")[0].casefold()):  # 'l1h2', or a part that nobody writes
+        hint = f" Did you mean {meant!r}?"
+    elif _NAME.fullmatch(name):
         hint = f" The model has {layers} layers and {heads} heads in each, counted from 0."
     names = "embed, L0H1 (a head), MLP0" if what == "writer" else "L0H1.q, L0H1, MLP0, logits"
     return (

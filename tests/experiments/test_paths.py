@@ -269,6 +269,13 @@ def test_mistakes_are_explained() -> None:
     given = (model, clean, corrupted, LM_METRIC)
     with pytest.raises(InputError, match="No writer 'L0H9'"):
         path_patch(*given, ["L0H9"])
+    with pytest.raises(InputError, match="heads in each, counted from 0"):
+        path_patch(*given, ["L0H9"])
+    for name in ("l0h1", "L0h1", "L0H1.q"):  # a head writes as a whole
+        with pytest.raises(InputError, match=r"Did you mean 'L0H1'\?"):
+            path_patch(*given, [name])
+    with pytest.raises(InputError, match=r"Did you mean 'L1H0'\?"):
+        path_patch(*given, ["L0H1"], ["L1H0.x"])
     with pytest.raises(InputError, match="No reader 'embed'"):
         path_patch(*given, ["L0H1"], ["embed"])
     with pytest.raises(InputError, match="No sender comes before"):

@@ -249,7 +249,8 @@ def test_a_column_of_texts_is_read_as_the_list(built_in: Any, column: Any) -> No
     written = (model.generate(texts, max_new_tokens=3, do_sample=False) for texts in (given, TEXTS))
     assert torch.equal(*written)
     swept = [
-        nl.patching.sweep(model, *pair, metric) for pair in ((given, other), (TEXTS, list(other)))
+        nl.patching.sweep(model, clean, corrupted, metric)
+        for clean, corrupted in ((given, other), (TEXTS, list(other)))
     ]
     assert torch.equal(swept[0].values, swept[1].values)
 

@@ -71,6 +71,9 @@ def test_each_kind_takes_what_its_words_say(
 def test_a_misspelt_name_is_told_the_nearest_one_and_the_error_is_the_callers() -> None:
     with pytest.raises(ConfigError, match=r"kind='linaer'; expected .* Did you mean 'linear'\?"):
         check("kind", "linaer", one_of("linear", "constant"), ConfigError)
+    for value, meant in (("ov", "OV"), ("k", "K"), ("EAP", "eap")):  # capitals of another kind
+        with pytest.raises(InputError, match=rf"Did you mean '{meant}'"):
+            check("kind", value, one_of("OV", "QK", "K", "eap"), InputError)
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,7 @@ def test_columns_of_texts_are_lists_and_nothing_else_changes() -> None:
         assert listed_texts(column) == texts
     holed = listed_texts(pd.Series(["a", float("nan")], dtype=object))
     assert isinstance(holed, list) and holed[0] == "a"
-    others = (
+    others: tuple[Any, ...] = (
         "a",
         np.str_("a"),
         ("a", "b"),
