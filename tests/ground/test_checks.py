@@ -195,5 +195,6 @@ def test_a_column_of_polars_is_a_list() -> None:
 def test_ids_in_lists_and_arrays_are_told_how_to_become_tensors() -> None:
     assert ids_to_tensor([1, 2]).endswith("torch.tensor([ids]).")
     assert ids_to_tensor(np.array([[1, 2]])).endswith("torch.tensor(ids).")
-    for other in ("a", ["a"], [], [[]], [1.5], [True], None, np.array([0.5]), pd.Series(["a"])):
+    others: tuple[Any, ...] = ("a", ["a"], [], [[]], [1.5], [True], None, np.array([0.5]))
+    for other in others:
         assert ids_to_tensor(other) == ""
