@@ -1,4 +1,4 @@
-"""Ctrl-C, kept waiting while it would leave something half done.
+"""Ctrl-C: kept waiting where it would leave something half done, raised where a part misleads.
 
 Python raises KeyboardInterrupt between any two steps of the main thread. Where a few steps belong
 together (files that take their names, modules that change places), it waits until they are done::

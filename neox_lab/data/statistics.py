@@ -204,8 +204,10 @@ def _percentiles(
     return float(found.low), float(found.high)
 
 
-def wilson_interval(right: int, count: int, level: float = 0.95) -> tuple[float, float]:
+def wilson_interval(right: float, count: int, level: float = 0.95) -> tuple[float, float]:
     """Wilson's interval of a share, ``right`` of ``count`` (JASA 22, 1927); NaNs of nothing.
+
+    ``right`` may be a mean over several draws, which SciPy's intervals do not take.
 
     Raises:
         InputError: ``level`` is no share.
@@ -213,10 +215,13 @@ def wilson_interval(right: int, count: int, level: float = 0.95) -> tuple[float,
     from scipy import stats
 
     level = check("level", level, _LEVEL, InputError)
-    if not count:
+    if not count or math.isnan(right):
         return math.nan, math.nan
-    found = stats.binomtest(right, count).proportion_ci(level, method="wilson")
-    return float(found.low), float(found.high)
+    square, share = float(stats.norm.ppf((1 + level) / 2)) ** 2 / count, right / count
+    middle = share + square / 2
+    half = math.sqrt(square * (share * (1 - share) + square / 4))
+    low, high = ((middle + side) / (1 + square) for side in (-half, half))
+    return max(0.0, low), min(1.0, high)
 
 
 def normal_interval(values: Sequence[float] | Floats, level: float = 0.95) -> tuple[float, float]:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.checks import SWITCH, check, name_not_finite
-from neox_lab.data.statistics import student_interval
+from neox_lab.data.statistics import student_interval, wilson_interval
 from neox_lab.errors import InputError
 from neox_lab.frames import make_frame
 from neox_lab.interchange.cached_runs import BATCH, CachedRuns, Change
@@ -45,6 +45,7 @@ RANDOM, PERMUTED, UNTRAINED = "random subspace", "permuted labels", "random mode
 NULLS = (RANDOM, PERMUTED, UNTRAINED)
 NULL_COLUMNS = ("null", "draws", "mean", "low", "high", "largest", "reached", "p")
 NO_ANSWER = -1
+"""Among answers: of a pair whose logits are NaN."""
 MISSED = 0.2
 """What a subspace may lack of the whole site before that is said."""
 
@@ -66,12 +67,7 @@ class Outcome:
     @property
     def interval(self) -> tuple[float, float]:
         """A 95 % interval of ``right`` (Wilson, J. Am. Stat. Assoc. 22, 1927); NaNs of NaN."""
-        if math.isnan(self.right):
-            return math.nan, math.nan
-        z, n, share = 1.959964, self.count, self.right
-        middle = (share + z * z / (2 * n)) / (1 + z * z / n)
-        half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-        return max(0.0, middle - half), min(1.0, middle + half)
+        return wilson_interval(self.right * self.count, self.count)
 
     def row(self, name: str) -> dict[str, object]:
         """A line of a table."""

@@ -198,7 +198,8 @@ class _Run:
         with Progress(total=self.steps, unit="step", done=len(self.history)) as bar:
             try:
                 while len(self.history) < self.steps and not self._has_stopped_improving():
-                    record = self._step(len(self.history))
+                    with interrupts.whole_answers():  # what evaluates may ask questions
+                        record = self._step(len(self.history))
                     bar.update(note=f"loss {record['loss']:.3f}")
             except KeyboardInterrupt:
                 interrupted = True

@@ -92,8 +92,19 @@ def test_wilson_interval(right: int, count: int, low: float, high: float) -> Non
     assert statistics.wilson_interval(right, count) == pytest.approx((low, high), abs=1e-3)
 
 
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.999])
+@pytest.mark.parametrize("count", [1, 7, 54, 400])
+def test_wilson_interval_is_scipys(count: int, level: float) -> None:
+    for right in {0, 1, count // 3, count - 1, count}:
+        known = stats.binomtest(right, count).proportion_ci(level, method="wilson")
+        ours = statistics.wilson_interval(right, count, level)
+        assert ours == pytest.approx((known.low, known.high), abs=1e-12)
+        assert 0 <= ours[0] <= ours[1] <= 1
+
+
 def test_intervals_of_too_little_are_not_numbers() -> None:
-    assert all(map(math.isnan, statistics.wilson_interval(0, 0)))
+    for interval in (statistics.wilson_interval(0, 0), statistics.wilson_interval(math.nan, 5)):
+        assert all(map(math.isnan, interval))
     assert all(map(math.isnan, statistics.normal_interval([1.0])))
     assert bool(statistics.standard_error(torch.ones(1, 2)).isnan().all())
 

@@ -119,6 +119,20 @@ def test_exact_effects_are_those_of_a_run_each(
     assert torch.equal(found.is_computed, differs.any(dim=0) if summed else differs)
 
 
+def test_interrupted_effects_say_so() -> None:
+    """Cells that were not measured look like cells where no activation differs."""
+
+    def leave(done: int, total: int) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    asked = small(), dictionary(), left_padded(prompts(2, 6, 2)[0]), METRICS["causal-lm"]
+    whole = nl.features.effects(*asked, progress=False)
+    part = nl.features.effects(*asked, progress=leave, budget=1)
+    assert part.title == f"{whole.title} (interrupted: not all is measured)"
+    assert int(part.is_computed.sum()) < int(whole.is_computed.sum())
+
+
 @pytest.mark.parametrize("head", CLASSES)
 @torch.no_grad()
 def test_every_class_with_a_head(head: str) -> None:

@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, str], ...] = (
         "checks.py memory.py padding.py progress.py",
         "small tools: values in range, memory, rows of one length, bars",
     ),
-    ("interrupts.py", "Ctrl-C, kept waiting for a moment"),
+    ("interrupts.py", "Ctrl-C: kept waiting for a moment, or ending what needs the whole"),
     ("executors.py", "independent pieces of work, sent to other processes and machines"),
     ("notices.py", "what must be known about an answer"),
     ("named.py", "mappings that say what they have"),

@@ -202,6 +202,33 @@ def test_part_of_a_training_is_no_answer_where_all_is_asked_for(tmp_path: Path) 
     assert (result.interrupted, result.steps) == (False, 6)
 
 
+def test_an_evaluation_that_was_interrupted_is_no_evaluation() -> None:
+    """Generation alone would return what there is, and training would go on."""
+    name = "GPTNeoXForCausalLM"
+    ours = pair(name)[1]
+
+    def evaluate() -> dict[str, float]:
+        written = ours.generate(torch.tensor([[3, 4]]), max_new_tokens=6, streamer=Leaving())
+        return {"tokens": float(written.shape[1])}
+
+    class Leaving:
+        """Is told the prompt, then tokens."""
+
+        told = 0
+
+        def put(self, value: Tensor) -> None:
+            self.told += 1
+            if self.told == 3:
+                raise KeyboardInterrupt
+
+        def end(self) -> None:
+            pass
+
+    settings = TrainingSettings(steps=3, batch_size=4, evaluate_every=1)
+    result = fit(ours, examples(name), collate, settings, evaluate=evaluate)
+    assert result.interrupted and not any("validation" in column for column in result.frame)
+
+
 def test_interrupting_before_the_first_step() -> None:
     def interrupting(rows: Any) -> dict[str, Tensor]:
         raise KeyboardInterrupt

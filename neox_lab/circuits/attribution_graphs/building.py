@@ -227,7 +227,7 @@ def _made(
     replacement, completeness = scores(nodes, links)
     changes = interventions_of(run, traced, logits, nodes, links, count)
     return AttributionGraph(
-        nodes, links, tokens, run.layers, changes, replacement, completeness, max(0.0, unexplored)
+        nodes, links, tokens, run.layers, changes, replacement, completeness, max(unexplored, 0.0)
     )
 
 
