@@ -29,6 +29,7 @@ from neox_lab.files import write_text
 from neox_lab.gym import corpus
 from neox_lab.gym.built_in_dictionaries import write
 from neox_lab.gym.dictionary_evaluation import classes, named, quality
+from neox_lab.interrupts import whole_answers
 from neox_lab.model.identity import identity
 from neox_lab.sae import Dictionary, Recipe, train
 from neox_lab.sae import load as load_dictionary
@@ -101,18 +102,19 @@ def trained(
     )
     found = {}
     for name, (site_in, site_out) in sites(model.config.num_hidden_layers).items():
-        result = train(
-            stored,
-            site=site_in,
-            site_out=site_out,
-            latents=LATENTS,
-            k=K,
-            steps=steps,
-            batch_size=BATCH,
-            seed=SEED,
-            to=run / name,
-            recipe=RECIPE,
-        )
+        with whole_answers():  # the next would be trained, and this one written as it is
+            result = train(
+                stored,
+                site=site_in,
+                site_out=site_out,
+                latents=LATENTS,
+                k=K,
+                steps=steps,
+                batch_size=BATCH,
+                seed=SEED,
+                to=run / name,
+                recipe=RECIPE,
+            )
         _log.info("%s: held-out FVU %.3f", name, result.held_out.fvu)
         found[name] = result.dictionary
     return found

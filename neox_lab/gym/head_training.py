@@ -29,6 +29,7 @@ from neox_lab.frames import make_frame
 from neox_lab.gym import labelled
 from neox_lab.gym.train import save_half
 from neox_lab.gym.words import Split
+from neox_lab.interrupts import whole_answers
 from neox_lab.tasks import TrainingSettings, answering, classification, tagging
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ def train(head: str, rows: int, settings: TrainingSettings | None = None) -> GPT
     torch.manual_seed(settings.seed)
     # A revision comes without trained heads, so that this one is new.
     model = load(head=head, revision=revisions()[-1], labels=labelled.LABELS.get(head))
-    RECIPES[head].task.train(model, examples(head, "train", rows), settings=settings)
+    with whole_answers():  # it is saved and measured as a trained one
+        RECIPES[head].task.train(model, examples(head, "train", rows), settings=settings)
     return model
 
 

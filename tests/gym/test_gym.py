@@ -206,6 +206,24 @@ def test_shipped_heads_work_at_once(head: str) -> None:
         assert list(trained.config.id2label.values()) == labelled.LABELS[head]
 
 
+def test_a_head_whose_training_was_stopped_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there would be saved and measured as a trained head."""
+    kind = type(nl.load(head="sequence-classification"))
+    own, steps = kind.training_loss, []
+
+    def leave(model: Any, batch: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+        return own(model, batch)
+
+    monkeypatch.setattr(kind, "training_loss", leave)
+    settings = nl.tasks.TrainingSettings(steps=4, batch_size=4)
+    with pytest.raises(KeyboardInterrupt):
+        head_training.train("sequence-classification", 20, settings)
+    assert len(steps) == 2
+
+
 def test_own_labels_and_revisions_give_a_new_head(model: Any) -> None:
     fresh = nl.load(head="sequence-classification", labels=["a", "b", "c"])
     assert fresh.config.num_labels == 3

@@ -62,6 +62,30 @@ def test_the_card_says_what_the_script_does() -> None:
     assert (residual["ce_recovered"] > 0.9).all()
 
 
+def test_a_stopped_run_writes_nothing_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would train the next dictionary and write this one as if it were done."""
+    from neox_lab.sae.training import _Run
+
+    own, steps = _Run._take, []
+
+    def leave(run: Any, *step: Any) -> None:
+        steps.append(run.step)
+        own(run, *step)
+        if len(steps) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Run, "_take", leave)
+    asked = ["--out", str(tmp_path), "--steps", "3", "--share", "0.01"]
+    with pytest.raises(KeyboardInterrupt):
+        script.main(asked)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    script.main(asked)
+    assert steps[:3] == [0, 1, 2] and steps[3:] == [0, 1, 2] * (len(script.sites(4)) - 1)
+    assert (tmp_path / "card.json").exists() and not (tmp_path / "run").exists()
+
+
 def test_the_card_is_right_about_fresh_contexts(model: Any, found: Any) -> None:
     rows = script.contexts(model, 24, 6, seed=77)
     ids = torch.tensor([row for row, _ in rows])
