@@ -26,7 +26,7 @@ from neox_lab.generation.stopping import Criterion
 from neox_lab.generation.stream import Describer, StreamStep
 from neox_lab.generation.streamers import BaseStreamer, new_tokens
 from neox_lab.hub import HubOptions, PathOrId, find_file
-from neox_lab.interrupts import part_is_welcome
+from neox_lab.interrupts import part_is_welcome, whole_answers
 from neox_lab.model.key_value_cache import KeyValueCache
 from neox_lab.progress import Progress
 
@@ -311,16 +311,17 @@ def _run(call: GenerateCall) -> Generated:
                 f"streamer={shown(streamer)}; expected an object with put() and end()."
             )
         streamer.put(call.prompt.ids.cpu())
-    alone = call.stepper.alone() if streamer is None else nullcontext()
+    alone, welcome = call.stepper.alone() if streamer is None else nullcontext(), part_is_welcome()
     with alone, _counted(call) as steps:
         try:
-            for step in steps:
-                builder.add(step)
-                if streamer is not None:
-                    for tokens in new_tokens(step.ids, step.new):
-                        streamer.put(tokens)
+            with whole_answers():  # of hooks and processors that ask a question themselves
+                for step in steps:
+                    builder.add(step)
+                    if streamer is not None:
+                        for tokens in new_tokens(step.ids, step.new):
+                            streamer.put(tokens)
         except KeyboardInterrupt:
-            if not part_is_welcome():
+            if not welcome:
                 raise
             count = builder.ids.shape[1] - call.prompt.ids.shape[1]
             _log.warning("Generation was interrupted; returning the %d tokens there are.", count)

@@ -229,6 +229,40 @@ def test_an_interrupt_keeps_what_is_done(all_logits: bool) -> None:
     assert len(got.top(1000)) == int(known.sum())
 
 
+def test_a_question_in_a_metric_is_no_answer_when_interrupted() -> None:
+    """Alone the inner sweep would return what there is, and a cell of the outer one be of that."""
+    model = small()
+    clean, corrupted = prompts(2, 5, 1)
+    asked: list[int] = []
+
+    def leave(done: int, total: int) -> None:
+        asked[-1] += 1
+        if len(asked) == 4 and asked[-1] == 2:
+            raise KeyboardInterrupt
+
+    def metric(logits: Any) -> Any:
+        asked.append(0)
+        found = nl.patching.sweep(model, clean, corrupted, difference, progress=leave, budget=9)
+        return found.values.sum() + 0 * logits.sum()
+
+    got = swept(model, clean, corrupted, metric)
+    known = got.values[~got.values.isnan()]
+    assert len(asked) == 4 and not got.complete
+    assert bool((known == known[0]).all())
+    asked.clear()  # whoever asks next may have a part again
+    found = nl.patching.sweep(
+        model, clean, corrupted, difference, budget=9, progress=lambda *_: swept_twice(asked)
+    )
+    assert not found.complete
+
+
+def swept_twice(asked: list[int]) -> None:
+    """Interrupt the second time."""
+    asked.append(0)
+    if len(asked) == 2:
+        raise KeyboardInterrupt
+
+
 def test_result(tmp_path: Path) -> None:
     model = small()
     clean, corrupted = prompts(4, 5, 1)

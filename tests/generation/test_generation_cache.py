@@ -341,6 +341,21 @@ def test_an_interruption_returns_what_there_is(
         assert again.tolist() == model.generate(ids, max_length=25).tolist()
 
 
+def test_a_text_written_for_another_is_written_to_its_end_or_not_at_all(model: Any) -> None:
+    """A processor that generates would go on with a part of what it asked for."""
+    ids, parts = tokens(1, 5), []
+
+    def looks_ahead(input_ids: Tensor, scores: Tensor) -> Tensor:
+        inner = [Interrupting(2)] if len(parts) == 3 else []
+        parts.append(0)
+        parts[-1] = model.generate(input_ids, max_new_tokens=4, logits_processor=inner).shape[1]
+        return scores
+
+    out = model.generate(ids, max_new_tokens=20, logits_processor=[looks_ahead])
+    assert parts == [9, 10, 11, 0]
+    assert out.shape[1] == 5 + 3, "the outer one returns what there is"
+
+
 def test_an_interruption_in_the_middle_of_the_network(model: Any) -> None:
     """Some layers have stored the step's keys and values, others have not."""
     ids, calls = tokens(1, 5), []

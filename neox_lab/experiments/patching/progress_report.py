@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from neox_lab.checks import SWITCH, check
 from neox_lab.errors import InputError
-from neox_lab.interrupts import part_is_welcome
+from neox_lab.interrupts import part_is_welcome, whole_answers
 from neox_lab.progress import Progress
 
 ProgressReport = Callable[[int, int], None]
@@ -59,10 +59,11 @@ def watched(wanted: bool | ProgressReport, unit: str) -> Iterator[Watch]:
             bar.total = total
             bar.update(done - bar.done, watch.at)
 
-        watch = Watch(wanted if callable(wanted) else report)
+        watch, welcome = Watch(wanted if callable(wanted) else report), part_is_welcome()
         try:
-            yield watch
+            with whole_answers():  # of a metric that asks a question itself
+                yield watch
         except KeyboardInterrupt:
-            if not part_is_welcome():
+            if not welcome:
                 raise
             watch.complete = False
