@@ -221,7 +221,8 @@ def wilson_interval(right: float, count: int, level: float = 0.95) -> tuple[floa
     middle = share + square / 2
     half = math.sqrt(square * (share * (1 - share) + square / 4))
     low, high = ((middle + side) / (1 + square) for side in (-half, half))
-    return max(0.0, low), min(1.0, high)
+    # Rounding may not leave the share outside: none of 10 begins at 0, 10 of 10 end at 1.
+    return max(0.0, min(low, share)), min(1.0, max(high, share))
 
 
 def normal_interval(values: Sequence[float] | Floats, level: float = 0.95) -> tuple[float, float]:

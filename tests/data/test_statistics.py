@@ -99,7 +99,14 @@ def test_wilson_interval_is_scipys(count: int, level: float) -> None:
         known = stats.binomtest(right, count).proportion_ci(level, method="wilson")
         ours = statistics.wilson_interval(right, count, level)
         assert ours == pytest.approx((known.low, known.high), abs=1e-12)
-        assert 0 <= ours[0] <= ours[1] <= 1
+        assert 0 <= ours[0] <= right / count <= ours[1] <= 1
+
+
+def test_wilson_interval_ends_where_shares_end() -> None:
+    """Rounding would leave 10 of 10 right outside of their own interval."""
+    for count in range(1, 200):
+        assert statistics.wilson_interval(0, count)[0] == 0
+        assert statistics.wilson_interval(count, count)[1] == 1
 
 
 def test_intervals_of_too_little_are_not_numbers() -> None:
