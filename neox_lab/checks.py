@@ -115,10 +115,15 @@ def listed_texts(value: object) -> object:
     Frames, tensors, columns of other things and empty ones stay what they are, and a list may hold
     what is no text, such as the NaN of an empty cell: whoever asks refuses these in its words.
     """
-    if isinstance(value, str | type) or hasattr(value, "requires_grad"):  # no tensor is texts
+    if isinstance(value, str | type):
         return value
-    as_list = getattr(value, "tolist", None) or getattr(value, "to_list", None)
-    texts = as_list() if callable(as_list) else None
+    try:
+        if hasattr(value, "requires_grad"):  # no tensor is texts
+            return value
+        as_list = getattr(value, "tolist", None) or getattr(value, "to_list", None)
+        texts = as_list() if callable(as_list) else None
+    except Exception:  # its method of that name means something else, or it is broken
+        return value
     known = isinstance(texts, list) and any(isinstance(text, str) for text in texts)
     return texts if known else value
 

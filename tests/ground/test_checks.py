@@ -198,3 +198,22 @@ def test_ids_in_lists_and_arrays_are_told_how_to_become_tensors() -> None:
     others: tuple[Any, ...] = ("a", ["a"], [], [[]], [1.5], [True], None, np.array([0.5]))
     for other in others:
         assert ids_to_tensor(other) == ""
+
+
+def test_what_cannot_be_listed_stays_for_whoever_refuses_it() -> None:
+    class Broken:
+        def tolist(self) -> list[str]:
+            raise RuntimeError("broken")
+
+    class Other:
+        def tolist(self, name: str) -> list[str]:
+            return [name]
+
+    class Guarded:
+        def __getattr__(self, name: str) -> object:
+            raise RuntimeError("closed")
+
+    for value in (Broken(), Other(), Guarded()):
+        assert listed_texts(value) is value
+        with pytest.raises(InputError, match="expected"):
+            nl.load()(value)
