@@ -44,9 +44,10 @@ def held() -> Iterator[None]:
 
 
 class _Asked(threading.local):
-    """What this thread wants of a question that is interrupted."""
+    """The blocks this thread is in that want whole answers."""
 
-    whole = False
+    def __init__(self) -> None:
+        self.blocks: set[object] = set()
 
 
 _ASKED = _Asked()
@@ -58,16 +59,19 @@ def whole_answers() -> Iterator[None]:
 
     It is a decorator of functions, too.
     """
-    before, _ASKED.whole = _ASKED.whole, True
+    # An interrupt may come just before a block is left. It ends with its traceback then, at any
+    # time and in any thread, so each block takes back its own and nothing else.
+    block, blocks = object(), _ASKED.blocks
+    blocks.add(block)
     try:
         yield
     finally:
-        _ASKED.whole = before
+        blocks.discard(block)
 
 
 def part_is_welcome() -> bool:
     """Whether an interrupted question may return what there is; else it raises the interrupt."""
-    return not _ASKED.whole
+    return not _ASKED.blocks
 
 
 @contextmanager

@@ -311,7 +311,8 @@ def _run(call: GenerateCall) -> Generated:
                 f"streamer={shown(streamer)}; expected an object with put() and end()."
             )
         streamer.put(call.prompt.ids.cpu())
-    alone, welcome = call.stepper.alone() if streamer is None else nullcontext(), part_is_welcome()
+    alone = call.stepper.alone() if streamer is None else nullcontext()
+    welcome = part_is_welcome()
     with alone, _counted(call) as steps:
         try:
             with whole_answers():  # of hooks and processors that ask a question themselves

@@ -183,7 +183,7 @@ class _Run:
 
     def all_steps(self) -> TrainedDictionary:
         """Take all steps that are left, and measure."""
-        interrupted = False
+        interrupted, welcome = False, interrupts.part_is_welcome()
         with Progress(total=self.steps, unit="step", done=self.step) as bar:
             try:
                 for place, x, y in self._batches():
@@ -196,7 +196,7 @@ class _Run:
                 interrupted = True
         if self.folder is not None:
             self._save(self.folder / _FILE)
-        if interrupted and not interrupts.part_is_welcome():
+        if interrupted and not welcome:
             raise KeyboardInterrupt
         return self._result(interrupted)
 

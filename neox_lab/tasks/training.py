@@ -194,7 +194,7 @@ class _Run:
 
     def all_steps(self) -> TrainingResult:
         """Take all steps that are left."""
-        interrupted = False
+        interrupted, welcome = False, interrupts.part_is_welcome()
         with Progress(total=self.steps, unit="step", done=len(self.history)) as bar:
             try:
                 while len(self.history) < self.steps and not self._has_stopped_improving():
@@ -205,7 +205,7 @@ class _Run:
                 interrupted = True
         if self.directory is not None and self.between_steps:
             self._save()  # also a run that is done, so that the same call again has nothing to do
-        if interrupted and not interrupts.part_is_welcome():
+        if interrupted and not welcome:
             raise KeyboardInterrupt
         if self.best_weights and not interrupted:
             self._put_back(self.best_weights)

@@ -1,9 +1,9 @@
 """Ctrl-C at a chosen moment of the package's code, and at a random one.
 
-Python looks for signals after a call, at the start of a function and at the end of a loop's turn.
-``strike`` counts these moments in the package's own code and interrupts at one of them, so the same
-number is the same moment again. ``strike_by_clock`` sends the signal from another thread, at any
-moment of anybody's code.
+Python looks for signals after a call, at the start of a function and at the end of a loop's turn,
+and raises what comes of them there. ``strike`` counts these moments in the package's own code and
+interrupts at one of them, so the same number is the same moment again. ``strike_by_clock`` sends
+the signal from another thread, at any moment of anybody's code.
 """
 
 from __future__ import annotations
@@ -40,6 +40,15 @@ def _bytes(code: CodeType) -> bytes:
     return code.co_code
 
 
+@functools.cache
+def _handlers(code: CodeType) -> dict[int, int]:
+    """Where an exception goes on, for each place of a function where that is in it."""
+    entries = dis.Bytecode(code).exception_entries
+    return {
+        at: entry.target for entry in reversed(entries) for at in range(entry.start, entry.end, 2)
+    }
+
+
 class _Striker:
     """Counts moments, and interrupts at one of them."""
 
@@ -51,18 +60,22 @@ class _Striker:
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        code, before = _bytes(frame.f_code), -1
+        code, before, handlers = _bytes(frame.f_code), -1, _handlers(frame.f_code)
         name = frame.f_code.co_filename.removeprefix(PACKAGE)
 
         def step(frame: FrameType, event: str, argument: Any) -> Any:
             nonlocal before
             if event == "opcode":
-                if before in _LOOKS_FOR_SIGNALS:
+                at = frame.f_lasti
+                # What is raised here is raised at the next place. Where that is out of a block that
+                # the call was in, Python itself never raises: the block would not be left.
+                same = handlers.get(before) == handlers.get(at)
+                if before >= 0 and code[before] in _LOOKS_FOR_SIGNALS and same:
                     self.files.append(name)
                     if len(self.files) == self.at + 1:
                         self.where = f"{name}:{frame.f_lineno} in {frame.f_code.co_name}"
                         signal.raise_signal(signal.SIGINT)
-                before = code[frame.f_lasti]
+                before = at
             return step
 
         return step
@@ -70,7 +83,7 @@ class _Striker:
 
 def strike(action: Callable[[], object], at: int) -> str:
     """Do something and interrupt it at its moment number ``at``; where that was, "" if nowhere."""
-    striker = _Striker(at)
+    striker, gradients = _Striker(at), torch.is_grad_enabled()
     before = sys.gettrace()
     sys.settrace(striker.enter)
     try:
@@ -79,6 +92,8 @@ def strike(action: Callable[[], object], at: int) -> str:
         pass
     finally:
         sys.settrace(before)
+    assert torch.is_grad_enabled() == gradients, f"interrupted at {striker.where}: gradients"
+    assert sys.exc_info()[0] is None
     return striker.where
 
 
