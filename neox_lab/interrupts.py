@@ -16,8 +16,12 @@ Where somebody builds on the answer it would pass for the whole, so there it is 
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import signal
+import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -44,10 +48,10 @@ def held() -> Iterator[None]:
 
 
 class _Asked(threading.local):
-    """The blocks this thread is in that want whole answers."""
+    """The blocks of a thread that want whole answers, each with the frame that runs it."""
 
     def __init__(self) -> None:
-        self.blocks: set[object] = set()
+        self.blocks: dict[object, FrameType] = {}
 
 
 _ASKED = _Asked()
@@ -59,19 +63,36 @@ def whole_answers() -> Iterator[None]:
 
     It is a decorator of functions, too.
     """
-    # An interrupt may come just before a block is left. It ends with its traceback then, at any
-    # time and in any thread, so each block takes back its own and nothing else.
     block, blocks = object(), _ASKED.blocks
-    blocks.add(block)
+    blocks[block] = _runs_the_block(_stack(sys._getframe()))
     try:
         yield
     finally:
-        blocks.discard(block)
+        blocks.pop(block, None)
 
 
 def part_is_welcome() -> bool:
     """Whether an interrupted question may return what there is; else it raises the interrupt."""
+    # An interrupt may come just before a block takes itself back, but its frame has ended then.
+    running = set(_stack(sys._getframe()))
+    for block, frame in list(_ASKED.blocks.items()):
+        if frame not in running:
+            del _ASKED.blocks[block]
     return not _ASKED.blocks
+
+
+def _stack(frame: FrameType) -> list[FrameType]:
+    """A frame, the one that called it, and so on."""
+    return [there for there, _ in traceback.walk_stack(frame)]
+
+
+def _runs_the_block(stack: list[FrameType]) -> FrameType:
+    """The frame with the ``with``: generators that were made context managers wait meanwhile."""
+    ours = [frame.f_globals.get("__name__") == contextlib.__name__ for frame in stack]
+    at = 0
+    while stack[at].f_code.co_flags & inspect.CO_GENERATOR and ours[at + 1]:
+        at = ours.index(False, at + 1)
+    return stack[at]
 
 
 @contextmanager

@@ -31,6 +31,16 @@ settings.register_profile("shared", deadline=None, suppress_health_check=[Health
 settings.load_profile("shared")
 
 
+@pytest.fixture(autouse=True)
+def _gradients_stay_on(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that left them off would be no fault of the next one, which fails by it."""
+    yield
+    on = torch.is_grad_enabled()
+    torch.set_grad_enabled(True)
+    # What PyTorch itself leaves when it is interrupted (see ``strike_by_clock``) is no fault.
+    assert on or "interrupts" in request.path.parts, "the test left gradients switched off"
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of texts, tokenizers and labelled data that stands beside the checkout."""

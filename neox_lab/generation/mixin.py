@@ -313,14 +313,14 @@ def _run(call: GenerateCall) -> Generated:
         streamer.put(call.prompt.ids.cpu())
     alone = call.stepper.alone() if streamer is None else nullcontext()
     welcome = part_is_welcome()
-    with alone, _counted(call) as steps:
+    # Hooks and processors that ask a question themselves want all of its answer.
+    with alone, _counted(call) as steps, whole_answers():
         try:
-            with whole_answers():  # of hooks and processors that ask a question themselves
-                for step in steps:
-                    builder.add(step)
-                    if streamer is not None:
-                        for tokens in new_tokens(step.ids, step.new):
-                            streamer.put(tokens)
+            for step in steps:
+                builder.add(step)
+                if streamer is not None:
+                    for tokens in new_tokens(step.ids, step.new):
+                        streamer.put(tokens)
         except KeyboardInterrupt:
             if not welcome:
                 raise

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import pytest
 
@@ -31,18 +34,60 @@ def test_other_threads_are_asked_by_nobody() -> None:
     assert seen == [True]
 
 
-def test_a_block_that_ends_late_ends_alone() -> None:
-    """An interrupt just before its end leaves a block to the collector, which may be anywhere."""
-    late, later = whole_answers(), whole_answers()
-    late.__enter__()
+def leaving() -> Any:
+    """A block that an interrupt comes to just before its end: its traceback keeps it."""
+    block = whole_answers()
+    block.__enter__()
+    assert not part_is_welcome()
+    return block
+
+
+def test_a_block_that_was_not_left_ends_with_the_function_it_is_in() -> None:
+    late = leaving()
+    assert part_is_welcome()
     with whole_answers():
-        del late  # as its traceback is
-        assert not part_is_welcome(), "the other block is still there"
+        del late  # takes nothing back but what is its own
+        assert not part_is_welcome()
     assert part_is_welcome()
-    later.__enter__()
-    rest = [later]
-    del later
-    other = threading.Thread(target=rest.clear)
-    other.start()
-    other.join()
+    rest = [leaving()]
+    with whole_answers():
+        other = threading.Thread(target=rest.clear)
+        other.start()
+        other.join()
+        assert not part_is_welcome()
     assert part_is_welcome()
+
+
+def test_blocks_within_blocks_of_others() -> None:
+    """A generator with a block, made a context manager: it waits while what it is around runs."""
+
+    @contextmanager
+    def outer() -> Iterator[None]:
+        with whole_answers():
+            yield
+
+    @contextmanager
+    def outermost() -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(outer())
+            yield
+
+    def within(block: Any) -> list[bool]:
+        seen = [part_is_welcome()]
+        with block:
+            seen.append((lambda: part_is_welcome())())
+        return [*seen, part_is_welcome()]
+
+    assert within(outer()) == within(outermost()) == [True, False, True]
+    assert within(whole_answers()) == [True, False, True]
+    with outer():
+        assert within(outermost()) == [False, False, False]
+
+    def generator() -> Iterator[bool]:
+        with whole_answers():
+            yield part_is_welcome()
+            yield part_is_welcome()
+
+    going = generator()
+    assert not next(going)
+    assert part_is_welcome(), "nobody here has asked for it"

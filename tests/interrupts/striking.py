@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import gc
 import os
 import random
 import signal
@@ -122,7 +123,8 @@ def strike_by_clock(action: Callable[[], object], seconds: float) -> None:
     """Do something and interrupt it after a time, or when it is done already.
 
     A signal within PyTorch's own ``no_grad().__exit__`` leaves gradients switched off for the
-    process, which nobody outside of it can mend; the next test begins as this one did.
+    process, which nobody outside of it can mend, and so does one within ``inference_mode``'s as
+    soon as its traceback is collected; the next test begins as this one did.
     """
     gradients = torch.is_grad_enabled()
     main = threading.main_thread().ident
@@ -141,4 +143,5 @@ def strike_by_clock(action: Callable[[], object], seconds: float) -> None:
     except KeyboardInterrupt:
         sender.join()
     finally:
+        gc.collect(0)
         torch.set_grad_enabled(gradients)

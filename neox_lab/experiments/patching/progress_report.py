@@ -60,10 +60,10 @@ def watched(wanted: bool | ProgressReport, unit: str) -> Iterator[Watch]:
             bar.update(done - bar.done, watch.at)
 
         watch, welcome = Watch(wanted if callable(wanted) else report), part_is_welcome()
-        try:
-            with whole_answers():  # of a metric that asks a question itself
+        with whole_answers():  # of a metric that asks a question itself
+            try:
                 yield watch
-        except KeyboardInterrupt:
-            if not welcome:
-                raise
-            watch.complete = False
+            except KeyboardInterrupt:
+                if not welcome:
+                    raise
+                watch.complete = False
