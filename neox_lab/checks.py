@@ -109,6 +109,25 @@ def several(name: str, values: object, words: str, error: type[NeoxLabError]) ->
     raise error(f"{name}={shown(values)}; expected {words}.")
 
 
+def one_or_several_texts(name: str, texts: object) -> list[str]:
+    """The texts of an argument that takes one or several.
+
+    Args:
+        name: what the user calls it.
+        texts: what the user gave.
+
+    Raises:
+        InputError: something else, or a list that holds something else.
+    """
+    if isinstance(texts, str):
+        return [texts]
+    listed = several(name, texts, "a text or a list of texts", InputError)
+    for at, text in enumerate(listed):
+        if not isinstance(text, str):
+            raise InputError(f"{name}[{at}]={shown(text)}; expected a text.")
+    return listed
+
+
 def listed_texts(value: object) -> object:
     """A column of texts (pandas, polars, NumPy) as the list it stands for; all else as it is.
 

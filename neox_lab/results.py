@@ -75,7 +75,7 @@ class Result(ABC):
             dpi: dots an inch.
 
         Raises:
-            InputError: ``path`` has another ending.
+            InputError: ``path`` has another ending, or ``dpi`` is no number of dots up to 1200.
         """
         return self.view().to_png(path, dpi)
 
@@ -290,11 +290,14 @@ class GridResult(FrameResult):
         order = self._rank(frame).dropna().sort_values(ascending=False, kind="stable").index
         return frame.loc[order[:count]].reset_index(drop=True)
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str]) -> Path:
         """Write everything, but no model, to a safetensors file.
 
         Args:
             path: where; a file that is there is replaced when the new one is complete.
+
+        Returns:
+            The file's path.
 
         Raises:
             CheckpointError: the file cannot be written.
@@ -303,6 +306,7 @@ class GridResult(FrameResult):
         tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
         fields = {name: value for name, value in content.items() if name not in tensors}
         _FORMAT.write(path, tensors, {"kind": type(self).__name__, "fields": fields})
+        return Path(path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -48,7 +48,10 @@ def site_names(model: HookedModel, sites: str | Sequence[str]) -> list[str]:
         wanted = several("sites", sites, "names of sites", InputError)
     for site in wanted:
         if not isinstance(site, str):
-            raise InputError(f"sites holds {shown(site)}; expected names.")
+            raise InputError(
+                f"sites holds {shown(site)}; expected names: 'resid_post' is that site of every "
+                "layer, 'blocks.3.hook_resid_post' that of one."
+            )
         everywhere = [name for name in model.hook_points if name.endswith(f".hook_{site}")]
         names += everywhere or [point.name for point in find_all(site, model.hook_points)]
     for name in names:

@@ -270,6 +270,7 @@ def choose(source: Source, there: Sequence[Revision], steps: object) -> list[Rev
             raise CheckpointError(
                 f"{source.shown} has no revision {name!r}."
                 f"{nearest_revisions(name, [r.name for r in there])}"
+                f"{' A step is a number, not a text.' * name.isdecimal()}"
             )
         chosen |= {revision.name: revision for revision in found}
     return [each for each in there if each.name in chosen]

@@ -173,7 +173,9 @@ def _find(names: str | Iterable[str], known: list[Node], what: str) -> list[Node
     found: list[Node] = []
     for name in wanted:
         if not isinstance(name, str):
-            raise InputError(f"{what}s holds {shown(name)}; expected names such as 'L0H1'.")
+            raise InputError(
+                f"{what}s holds {shown(name)}; expected names such as 'L1H2', head 2 of layer 1."
+            )
         kind = {"heads": "head", "mlps": "mlp"}.get(name)
         same = [
             node

@@ -189,6 +189,9 @@ def logit_difference(
         correct: a token, as text or id; or one for each row.
         wrong: the token it competes with; None for the bare logit.
         pos: where the prediction is read, in each text's own tokens; or one for each row.
+
+    Raises:
+        InputError: both tokens are given as one tuple.
     """
     return head_logit("causal-lm", correct, wrong, pos)
 
@@ -249,8 +252,13 @@ def head_logit(
             answer a text is read where it gives it.
 
     Raises:
-        InputError: there is no such head.
+        InputError: there is no such head, or both outputs are given as one tuple.
     """
+    if other is None and isinstance(output, tuple) and len(output) == 2:
+        raise InputError(
+            f"{shown(output)} is a tuple of two: give them as two arguments for their difference, "
+            "or as a list for the outputs of two rows."
+        )
     if head not in OUTPUT_HEADS:
         raise InputError(
             f"A metric reads logits of a head, and {head!r} is none; expected one of "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,12 +35,15 @@ class ActiveFeatures(Result):
         pieces: the tokens of each text, padding left out.
         site: where the dictionary writes.
         latents: how many features it has.
+        missed: the share of the squared norm of what stands there that the features miss in these
+            texts, first tokens left out; NaN where there are no others.
     """
 
     frame: pd.DataFrame
     pieces: list[list[str]]
     site: str
     latents: int
+    missed: float = math.nan
 
     @property
     def features(self) -> pd.DataFrame:
@@ -110,6 +114,10 @@ class ActiveFeatures(Result):
             "activation",
             centre=0.0 if (values < 0).any() else None,
             title=f"Active features of {self.site}{total}",
+            note=""
+            if math.isnan(self.missed)
+            else f"They miss {100 * self.missed:.0f} % of what stands there (squared norm, first "
+            "tokens left out).",
         )
 
 
@@ -133,7 +141,7 @@ def active(model: HookedModel, dictionary: OfOneSite, inputs: PromptsLike) -> Ac
     site = written_site(model, dictionary)
     refuse_dropout(model)
     prompts = read_prompts(model, inputs, "inputs")
-    codes = encoded(model, dictionary, prompts)
+    codes, missed = encoded(model, dictionary, prompts)
     own, tokenizer = prompts.own.cpu(), model.tokenizer
     pieces = []
     for ids, mask in zip(prompts.ids.cpu(), own, strict=True):
@@ -152,4 +160,5 @@ def active(model: HookedModel, dictionary: OfOneSite, inputs: PromptsLike) -> Ac
             "activation": values[text, column, slot].float().numpy(),
         }
     )
-    return ActiveFeatures(frame, [list(map(str, row)) for row in pieces], site, dictionary.latents)
+    listed = [list(map(str, row)) for row in pieces]
+    return ActiveFeatures(frame, listed, site, dictionary.latents, missed)

@@ -40,6 +40,7 @@ class Exchange:
         latents: the features that are active in text on either side.
         before: their activations in the run, 0 in padding, ``[batch, pos, latent]``.
         after: the other activations, likewise.
+        missed: share of what stands there that the dictionary misses in the run.
     """
 
     dictionary: OfOneSite
@@ -49,6 +50,7 @@ class Exchange:
     latents: list[int]
     before: Tensor
     after: Tensor
+    missed: float
 
     @classmethod
     def of(
@@ -74,14 +76,16 @@ class Exchange:
             both = pair(model, inputs, corrupted, metric)
             run, other = both.clean, both.corrupted.prompts
         sides = [run.prompts] if other is None else [run.prompts, other]
-        codes = [_of_text(encoded(model, dictionary, side), side) for side in sides]
+        read = [encoded(model, dictionary, side) for side in sides]
+        codes = [_of_text(each, side) for (each, _), side in zip(read, sides, strict=True)]
         active = torch.cat([one.indices[one.values != 0] for one in codes])
         latents = torch.unique(active)
         if not len(latents):
             raise InputError(f"No feature of {dictionary!r} is active in these texts.")
         found = [_among(one, latents) for one in codes]
         after = found[1] if other is not None else torch.zeros_like(found[0])
-        return cls(dictionary, run, other, metric, latents.tolist(), found[0], after)
+        missed = read[0][1]
+        return cls(dictionary, run, other, metric, latents.tolist(), found[0], after, missed)
 
     @property
     def acts(self) -> str:

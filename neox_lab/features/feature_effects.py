@@ -124,7 +124,8 @@ def effects(
     Returns:
         Effects over ``(pos, latent)``, or ``latent`` alone if summed, mean over texts; only cells
         whose activation differs count as computed. ``total`` is the effect of exchanging all of
-        them at once. ``facts`` hold the metric of both runs.
+        them at once. ``facts`` hold the metric of both runs, and ``missed``: the share of what
+        stands there that the dictionary misses (see ``ActiveFeatures``).
 
     Raises:
         InputError: no feature is active, inputs that are no prompts or do not pair up, a metric
@@ -211,7 +212,7 @@ def _result(
         per_row=per_row,
         title=f"{doing} each feature of {site}",
         value_name=f"{said} of {metric_name(exchange.metric)}",
-        facts={"base": base, "all exchanged": other} | (facts or {}),
+        facts={"base": base, "all exchanged": other, "missed": exchange.missed} | (facts or {}),
         before=before.mean(dim=0),
         after=after.mean(dim=0),
         method=method,

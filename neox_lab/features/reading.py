@@ -10,6 +10,7 @@ import torch
 from neox_lab.checks import require_model, shown
 from neox_lab.errors import InputError
 from neox_lab.experiments.patching.prompts import Prompts
+from neox_lab.features.misses import missed_share, tell_of_misfit
 from neox_lab.hooks.names import exact
 from neox_lab.sae import (
     Codes,
@@ -19,7 +20,7 @@ from neox_lab.sae import (
     TrainedDictionary,
     TranscoderLayer,
 )
-from neox_lab.sae.splicing import INPUT
+from neox_lab.sae.splicing import ERROR, INPUT, RECONS
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -84,14 +85,18 @@ def written_site(model: HookedModel, dictionary: OfOneSite) -> str:
 
 
 @torch.no_grad()
-def encoded(model: HookedModel, dictionary: OfOneSite, prompts: Prompts) -> Codes:
-    """Codes ``[batch, pos, slot]`` of texts, padding included.
+def encoded(model: HookedModel, dictionary: OfOneSite, prompts: Prompts) -> tuple[Codes, float]:
+    """Codes ``[batch, pos, slot]`` of texts, padding included, and the share that they miss.
 
     Raises:
         InputError: no dictionary.
         HookError: it does not fit the model.
     """
-    name = f"{written_site(model, dictionary)}.{INPUT}"
+    site = written_site(model, dictionary)
+    names = [f"{site}.{part}" for part in (INPUT, RECONS, ERROR)]
     with model.spliced(dictionary):
-        _, cache = model.run_with_cache(prompts.ids, name, attention_mask=prompts.mask)
-    return dictionary.encode(cache[name].flatten(2))
+        _, cache = model.run_with_cache(prompts.ids, names, attention_mask=prompts.mask)
+    read, written, error = (cache[name] for name in names)
+    missed = missed_share(written, error, prompts.own)
+    tell_of_misfit(dictionary, site, missed)
+    return dictionary.encode(read.flatten(2)), missed

@@ -19,10 +19,11 @@ from neox_lab.experiments.attribution import gradients
 from neox_lab.experiments.metrics import BoundMetric, Metric, output_logits
 from neox_lab.experiments.patching.prompts import PromptsLike
 from neox_lab.experiments.prompt_pairs import Batch, batch, pair
+from neox_lab.features.misses import missed_share, tell_of_misfit
 from neox_lab.features.reading import written_site
 from neox_lab.model.hook_points import HookFunction, HookPoint
 from neox_lab.sae import Codes, Dictionary, TranscoderLayer
-from neox_lab.sae.splicing import ACTS, ERROR, INPUT
+from neox_lab.sae.splicing import ACTS, ERROR, INPUT, RECONS
 
 if TYPE_CHECKING:
     from neox_lab.family.contract import HookedModel
@@ -139,11 +140,13 @@ class SplicedRuns:
             both = pair(model, inputs, corrupted, metric)
             run, other = both.clean, both.corrupted
         with model.spliced([*places.values()]):
-            own = _kept(run, order, (INPUT,))
+            own = _kept(run, order, (INPUT, RECONS, ERROR))
             theirs = None if other is None else _kept(other, order, (INPUT, ERROR))
         sites = []
         for name in order:
             dictionary, error = places[name], None
+            missed = missed_share(own[f"{name}.{RECONS}"], own[f"{name}.{ERROR}"], run.own)
+            tell_of_misfit(dictionary, name, missed)
             codes = [dictionary.encode(own[f"{name}.{INPUT}"].flatten(2))]
             if theirs is not None:
                 codes.append(dictionary.encode(theirs[f"{name}.{INPUT}"].flatten(2)))

@@ -288,16 +288,20 @@ class ActivationCache(CacheArithmetic, Mapping[str, Tensor]):
         known = {"_weights_seen": None, "_stored_identity": self._identity()}
         return self.__dict__ | {"_tensors": tensors, "_makers": {}} | known
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the stored tensors, names and token strings to a safetensors file.
 
         Activations that are made on access are not written; name them in ``names_filter`` to
         store them.
 
+        Returns:
+            The file's path.
+
         Raises:
             CheckpointError: the file cannot be written.
         """
         files.write(Path(path), self._tensors | self.read_by_run(), self.description())
+        return Path(path)
 
     def read_by_run(self) -> dict[str, Tensor]:
         """What the run read besides weights: ids, positions and mask, those that there are."""

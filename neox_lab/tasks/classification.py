@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from neox_lab.checks import one_or_several_texts
 from neox_lab.data.batches import EncodedExample, collate_for, outputs
 from neox_lab.data.encoding import token_ids
 from neox_lab.data.statistics import Floats
@@ -146,7 +147,7 @@ def predict(
         InputError: the model has another head.
     """
     require_head(model.head, HEAD)
-    rows = [texts] if isinstance(texts, str) else list(texts)
+    rows = one_or_several_texts("texts", texts)
     if not rows:
         raise DataError("there is no text to classify")
     examples = _tokenized(model, rows, truncate)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from neox_lab.checks import check, name_not_finite, one_of, whole
+from neox_lab.checks import check, name_not_finite, one_of, one_or_several_texts, whole
 from neox_lab.data.encoding import start_of_text, token_ids, tokenizer_of
 from neox_lab.data.tables import refuse
 from neox_lab.errors import DataError, InputError
@@ -93,7 +93,7 @@ def perplexity(
         InputError: ``stride`` or ``context`` makes no sense, or workers could not load the model.
         LostWorkerError: a worker was lost again and again.
     """
-    listed = [texts] if isinstance(texts, str) else list(texts)
+    listed = one_or_several_texts("texts", texts)
     context, stride = _sizes(model, context, stride)
     rows = token_ids(model, listed)
     short = [(at, f"{len(row)} tokens") for at, row in enumerate(rows) if len(row) < 2]

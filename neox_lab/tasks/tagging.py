@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from neox_lab.checks import one_or_several_texts
 from neox_lab.data import conll
 from neox_lab.data.batches import EncodedExample, collate_for, outputs
 from neox_lab.data.encoding import token_spans
@@ -115,7 +116,7 @@ def predict(model: GPTNeoXForTokenClassification, texts: str | Sequence[str]) ->
         InputError: the model has another head, or labels that are no tags.
     """
     _check_head(model)
-    listed_texts = [texts] if isinstance(texts, str) else list(texts)
+    listed_texts = one_or_several_texts("texts", texts)
     sentences = [Sentence(text, words_of(text), []) for text in listed_texts]
     empty = [(row, "has no word") for row, s in enumerate(sentences) if not s.words]
     refuse("There is nothing to tag", empty, "Leave these texts out.")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from neox_lab.checks import TEXT, check, or_none, several, shown
+from neox_lab.checks import TEXT, check, number, or_none, several, shown
 from neox_lab.errors import InputError
 from neox_lab.files import write_bytes
 from neox_lab.frames import csv_text
@@ -89,7 +89,12 @@ class View(ABC):
         return ""
 
     def to_png(self, path: str | os.PathLike[str] | None = None, dpi: float = 200) -> bytes:
-        """The picture as PNG at ``dpi`` dots an inch; also written to ``path`` (``*.png``)."""
+        """The picture as PNG at ``dpi`` dots an inch; also written to ``path`` (``*.png``).
+
+        Raises:
+            InputError: ``dpi`` is no number of dots up to 1200, or ``path`` has another ending.
+        """
+        dpi = check("dpi", dpi, number(above=0, most=1200), InputError)
         return FileBytes(self._saved(path, ".png", self._encoded("png", dpi)))
 
     def to_svg(self, path: str | os.PathLike[str] | None = None) -> str:
@@ -185,7 +190,7 @@ class FileText(str):
 
 
 def write_file(path: str | os.PathLike[str], ending: str, content: bytes) -> Path:
-    """Write ``content`` to ``path`` so that nobody ever sees half of it.
+    """Write ``content`` to ``path`` so that nobody ever sees half of it; its folder is made.
 
     Raises:
         InputError: ``path`` does not end in ``ending``.
@@ -198,6 +203,7 @@ def write_file(path: str | os.PathLike[str], ending: str, content: bytes) -> Pat
             f"{str(target)!r}. Files: to_png .png, to_svg .svg, to_pdf .pdf, to_html .html, "
             f"to_csv .csv"
         )
+    target.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(target, content)
     return target
 

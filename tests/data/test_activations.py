@@ -48,6 +48,8 @@ def test_what_does_not_fit_into_memory_is_the_same_in_files() -> None:
 
 def test_sites_and_texts_that_cannot_be_read() -> None:
     model = nl.load()
+    with pytest.raises(InputError, match=r"sites holds -1.*'resid_post' is that site of every"):
+        site_names(model, ("resid_post", -1))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="has no axis 'pos'"):
         site_names(model, "attn_scores")
     with pytest.raises(HookNameError):

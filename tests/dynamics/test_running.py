@@ -148,6 +148,7 @@ def test_doubling_steps() -> None:
         ([1100], "no revision 'step1100'.*'step1000' and 'step1250'"),
         (["step1100"], "'step1000' and 'step1250'"),
         (["mian"], "Did you mean 'main'"),
+        (["0"], "no revision '0'.*A step is a number, not a text"),
         ([True], "steps has True"),
         ([], "expected 'log', 'all' or a list"),
         ("al", "Did you mean 'all'"),

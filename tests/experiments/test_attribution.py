@@ -535,6 +535,18 @@ def test_graph_names() -> None:
         graph.find_writers(model, "L7H2")
     with pytest.raises(InputError, match="No writer 'logits'"):
         graph.find_writers(model, ["logits"])
+    with pytest.raises(InputError, match=r"holds \(1, 2\).*'L1H2', head 2 of layer 1"):
+        graph.find_writers(model, [(1, 2)])  # type: ignore[list-item]
+
+
+def test_two_outputs_in_one_tuple_are_not_those_of_two_rows() -> None:
+    """Their difference is meant; the mean of the two logits would be a number like any other."""
+    for one in (nl.patching.logit_difference, nl.patching.class_logit):
+        with pytest.raises(InputError, match="two arguments for their difference, or as a list"):
+            one((3, 7))
+    logits = torch.randn(2, 4, 9)
+    rows = logits[[0, 1], -1, [3, 7]].mean()
+    assert torch.equal(nl.patching.logit_difference([3, 7])(logits), rows)
 
 
 def test_mistakes_are_explained() -> None:

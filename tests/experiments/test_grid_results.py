@@ -138,7 +138,7 @@ def test_a_file_gives_back_the_very_same_result(
 ) -> None:
     result = data.draw(results(kind))
     path = tmp_path_factory.mktemp("results") / "new folder" / "result.safetensors"
-    result.save(path)
+    assert result.save(str(path)) == path
     again = kind.load(path)
     assert type(again) is kind
     assert contents(again) == contents(result)

@@ -253,8 +253,9 @@ def test_a_run_that_fails_leaves_no_file(model: Any, tmp_path: Path) -> None:
 
 def test_saving_and_loading(model: Any, tmp_path: Path) -> None:
     _, cache = model.run_with_cache(tokens(), attention_mask=masked())
-    cache.save(tmp_path / "deep" / "cache.safetensors")
-    again = ActivationCache.load(tmp_path / "deep" / "cache.safetensors", model)
+    path = cache.save(str(tmp_path / "deep" / "cache.safetensors"))
+    assert path == tmp_path / "deep" / "cache.safetensors"
+    again = ActivationCache.load(path, model)
     assert again.nbytes == cache.nbytes, "shared memory is written once"
     assert torch.equal(again.attention_mask, masked())
     for name in again:

@@ -223,6 +223,18 @@ def test_long_texts_keep_their_ends() -> None:
             function.predict(head(f"{kind}-classification", labels=["O", "B-X"]), [])
 
 
+@pytest.mark.parametrize("texts", [None, 3, b"a", {"a": "b"}, Path("a"), [1], ["a", None], [["a"]]])
+def test_what_is_no_text_is_named(texts: Any) -> None:
+    asked = {
+        "sequence-classification": classification.predict,
+        "token-classification": tagging.predict,
+        "causal-lm": nl.tasks.likelihood.perplexity,
+    }
+    for name, ask in asked.items():
+        with pytest.raises(InputError, match=r"^texts(\[[01]\])?=.*; expected a text"):
+            ask(nl.load(head=name), texts)
+
+
 def test_calibration_of_an_evaluation() -> None:
     model = head("sequence-classification", labels=["bad", "good"])
     report = classification.evaluate(model, reviews())

@@ -335,6 +335,24 @@ def test_hostile_tokens_stay_text_in_every_view(view: View) -> None:
     assert view.title in bundle["text/plain"]
 
 
+@pytest.mark.parametrize("dpi", ["200", 0, -1, float("nan"), 1e9, None, True])
+def test_dots_an_inch_that_nobody_can_draw(small: AttentionView, dpi: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^dpi=.*expected a number above 0"):
+        small.to_png(tmp_path / "a.png", dpi=dpi)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_a_picture_is_made(small: AttentionView, tmp_path: Path) -> None:
+    small.to_png(tmp_path / "new" / "deep" / "a.png", dpi=50)
+    small.to_csv(tmp_path / "other" / "a.csv")
+    with pytest.raises(InputError, match="ending"):
+        small.to_svg(tmp_path / "none" / "a.png")
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*")) == [
+        "new/deep/a.png",
+        "other/a.csv",
+    ]
+
+
 def test_every_format_is_what_it_says(small: AttentionView, tmp_path: Path) -> None:
     png = small.to_png(tmp_path / "a.png", dpi=60)
     assert (tmp_path / "a.png").read_bytes() == png
