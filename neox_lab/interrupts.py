@@ -55,13 +55,14 @@ class _Asked(threading.local):
 
 
 _ASKED = _Asked()
+_WAITS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
 
 
 @contextmanager
 def whole_answers() -> Iterator[None]:
     """Let an interrupt end the questions of this block: nobody here can do with part of an answer.
 
-    It is a decorator of functions, too.
+    It is a decorator of functions, too. What enters it in a method has it until that method ends.
     """
     block, blocks = object(), _ASKED.blocks
     blocks[block] = _runs_the_block(_stack(sys._getframe()))
@@ -73,12 +74,13 @@ def whole_answers() -> Iterator[None]:
 
 def part_is_welcome() -> bool:
     """Whether an interrupted question may return what there is; else it raises the interrupt."""
+    running = set(_stack(sys._getframe(1)))  # without this frame: what holds itself stays
     # An interrupt may come just before a block takes itself back, but its frame has ended then.
-    running = set(_stack(sys._getframe()))
+    # That of a generator or a coroutine may also wait, and takes its block back when it goes on.
     for block, frame in list(_ASKED.blocks.items()):
-        if frame not in running:
+        if frame not in running and not frame.f_code.co_flags & _WAITS:
             del _ASKED.blocks[block]
-    return not _ASKED.blocks
+    return running.isdisjoint(_ASKED.blocks.values())
 
 
 def _stack(frame: FrameType) -> list[FrameType]:
@@ -88,7 +90,11 @@ def _stack(frame: FrameType) -> list[FrameType]:
 
 def _runs_the_block(stack: list[FrameType]) -> FrameType:
     """The frame with the ``with``: generators that were made context managers wait meanwhile."""
-    ours = [frame.f_globals.get("__name__") == contextlib.__name__ for frame in stack]
+    enters = ("__enter__", "enter_context")  # not the function that a decorator makes
+    ours = [
+        frame.f_globals.get("__name__") == contextlib.__name__ and frame.f_code.co_name in enters
+        for frame in stack
+    ]
     at = 0
     while stack[at].f_code.co_flags & inspect.CO_GENERATOR and ours[at + 1]:
         at = ours.index(False, at + 1)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
+import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -91,3 +95,73 @@ def test_blocks_within_blocks_of_others() -> None:
     going = generator()
     assert not next(going)
     assert part_is_welcome(), "nobody here has asked for it"
+
+
+def test_blocks_that_wait_are_still_there_when_they_go_on() -> None:
+    """Somebody else asks meanwhile; what goes on would take a part for the whole."""
+
+    def generator() -> Iterator[bool]:
+        with whole_answers():
+            yield part_is_welcome()
+            yield part_is_welcome()
+        yield part_is_welcome()
+
+    going = generator()
+    assert [(next(going), part_is_welcome()) for _ in range(3)] == [
+        (False, True),
+        (False, True),
+        (True, True),
+    ]
+
+    async def asks(block: Any) -> list[bool]:
+        with block:
+            before = part_is_welcome()
+            await asyncio.sleep(0)
+            return [before, part_is_welcome()]
+
+    async def both() -> list[list[bool]]:
+        return await asyncio.gather(asks(whole_answers()), asks(ExitStack()))
+
+    assert asyncio.run(both()) == [[False, False], [True, True]]
+
+
+def test_a_block_of_a_decorator_ends_with_the_function() -> None:
+    """An interrupt just before its end is kept by its traceback, and the caller goes on."""
+
+    @whole_answers()
+    def asked() -> bool:
+        return part_is_welcome()
+
+    def strike(frame: Any, event: str, argument: Any) -> None:
+        if frame.f_code.co_name == "__exit__" and frame.f_globals["__name__"] == "contextlib":
+            sys.settrace(None)
+            raise KeyboardInterrupt
+
+    before = sys.gettrace()
+    sys.settrace(strike)
+    try:
+        with pytest.raises(KeyboardInterrupt) as kept:
+            asked()
+    finally:
+        sys.settrace(before)
+    assert kept.traceback and part_is_welcome()
+
+
+def test_who_asks_keeps_nothing_of_its_callers() -> None:
+    """A frame in its own variables keeps all of its callers, with models and activations."""
+
+    class Large:
+        pass
+
+    def asks() -> weakref.ref[Large]:
+        large = Large()
+        with whole_answers():
+            part_is_welcome()
+        assert part_is_welcome()
+        return weakref.ref(large)
+
+    gc.disable()
+    try:
+        assert asks()() is None
+    finally:
+        gc.enable()
