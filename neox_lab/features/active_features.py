@@ -12,6 +12,7 @@ from neox_lab.checks import check, whole
 from neox_lab.dropout import refuse_dropout
 from neox_lab.errors import InputError
 from neox_lab.experiments.patching.prompts import PromptsLike, read_prompts
+from neox_lab.features.misses import tell_of_misfit
 from neox_lab.features.reading import OfOneSite, encoded, written_site
 from neox_lab.frames import make_frame
 from neox_lab.results import Result
@@ -142,6 +143,7 @@ def active(model: HookedModel, dictionary: OfOneSite, inputs: PromptsLike) -> Ac
     refuse_dropout(model)
     prompts = read_prompts(model, inputs, "inputs")
     codes, missed = encoded(model, dictionary, prompts)
+    tell_of_misfit(dictionary, site, missed, prompts.own)
     own, tokenizer = prompts.own.cpu(), model.tokenizer
     pieces = []
     for ids, mask in zip(prompts.ids.cpu(), own, strict=True):

@@ -16,6 +16,7 @@ from neox_lab.experiments.patching.progress_report import ProgressReport
 from neox_lab.experiments.patching.prompts import Prompts, PromptsLike
 from neox_lab.experiments.patching.runner import BUDGET
 from neox_lab.experiments.prompt_pairs import Batch, batch, pair
+from neox_lab.features.misses import tell_of_misfit
 from neox_lab.features.reading import OfOneSite, encoded, written_site
 from neox_lab.notices import gathered
 from neox_lab.sae import Codes
@@ -68,7 +69,7 @@ class Exchange:
                 that does not fit.
             HookError: the dictionary does not fit the model.
         """
-        written_site(model, dictionary)
+        site = written_site(model, dictionary)
         other = None
         if corrupted is None:
             run = batch(model, inputs, metric)
@@ -77,6 +78,8 @@ class Exchange:
             run, other = both.clean, both.corrupted.prompts
         sides = [run.prompts] if other is None else [run.prompts, other]
         read = [encoded(model, dictionary, side) for side in sides]
+        missed = read[0][1]
+        tell_of_misfit(dictionary, site, missed, run.own)  # once, not of each side
         codes = [_of_text(each, side) for (each, _), side in zip(read, sides, strict=True)]
         active = torch.cat([one.indices[one.values != 0] for one in codes])
         latents = torch.unique(active)
@@ -84,7 +87,6 @@ class Exchange:
             raise InputError(f"No feature of {dictionary!r} is active in these texts.")
         found = [_among(one, latents) for one in codes]
         after = found[1] if other is not None else torch.zeros_like(found[0])
-        missed = read[0][1]
         return cls(dictionary, run, other, metric, latents.tolist(), found[0], after, missed)
 
     @property

@@ -10,7 +10,7 @@ import torch
 from neox_lab.checks import require_model, shown
 from neox_lab.errors import InputError
 from neox_lab.experiments.patching.prompts import Prompts
-from neox_lab.features.misses import missed_share, tell_of_misfit
+from neox_lab.features.misses import missed_share
 from neox_lab.hooks.names import exact
 from neox_lab.sae import (
     Codes,
@@ -97,6 +97,4 @@ def encoded(model: HookedModel, dictionary: OfOneSite, prompts: Prompts) -> tupl
     with model.spliced(dictionary):
         _, cache = model.run_with_cache(prompts.ids, names, attention_mask=prompts.mask)
     read, written, error = (cache[name] for name in names)
-    missed = missed_share(written, error, prompts.own)
-    tell_of_misfit(dictionary, site, missed)
-    return dictionary.encode(read.flatten(2)), missed
+    return dictionary.encode(read.flatten(2)), missed_share(written, error, prompts.own)

@@ -146,7 +146,7 @@ class SplicedRuns:
         for name in order:
             dictionary, error = places[name], None
             missed = missed_share(own[f"{name}.{RECONS}"], own[f"{name}.{ERROR}"], run.own)
-            tell_of_misfit(dictionary, name, missed)
+            tell_of_misfit(dictionary, name, missed, run.own)
             codes = [dictionary.encode(own[f"{name}.{INPUT}"].flatten(2))]
             if theirs is not None:
                 codes.append(dictionary.encode(theirs[f"{name}.{INPUT}"].flatten(2)))

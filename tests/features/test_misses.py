@@ -67,6 +67,28 @@ def test_one_of_another_model_is_warned_of_wherever_it_is_asked() -> None:
         nl.features.circuit(model, ours, TEXTS[0], metric)
 
 
+def test_two_sides_of_a_question_are_one_warning() -> None:
+    model, ours = nl.load(revision="step0"), nl.gym.dictionaries()["resid_post_1"]
+    metric = nl.patching.logit_difference(" the", " a")
+    for ask in (nl.features.effects, nl.features.circuit):
+        with pytest.warns(NeoxLabWarning) as told:
+            ask(model, ours, "Mary has the key.", metric, "John has the key.")
+        assert len([one for one in told if "misses" in str(one.message)]) == 1
+
+
+def test_a_token_that_is_missed_is_no_dictionary_of_another_model() -> None:
+    """The last MLP writes little for some words, and its dictionary may miss all of that."""
+    model, ours = nl.load(), nl.gym.dictionaries()["mlp_3"]
+    metric = nl.patching.logit_difference(" the", " a")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = nl.features.active(model, ours, "Yes")
+        nl.features.effects(model, ours, "Yes", metric, method="gradient")
+        nl.features.circuit(model, ours, "Yes", metric)
+    assert found.missed > 0.75
+    assert "They miss 92 %" in repr(found)
+
+
 def test_first_tokens_alone_say_nothing() -> None:
     model, ours = nl.load(revision="step0"), nl.gym.dictionaries()["resid_post_1"]
     with warnings.catch_warnings():
