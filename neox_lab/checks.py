@@ -92,6 +92,8 @@ def check(name: str, value: object, kind: Kind[Value], error: type[NeoxLabError]
 def several(name: str, values: object, words: str, error: type[NeoxLabError]) -> list[Any]:
     """What a list, a tuple, an array or whatever else has several entries holds; a text has none.
 
+    Mappings and frames are refused: they would be lists of their names.
+
     Args:
         name: what the user calls it.
         values: what the user gave.
@@ -102,7 +104,7 @@ def several(name: str, values: object, words: str, error: type[NeoxLabError]) ->
         NeoxLabError: ``error``, if it has no entries.
     """
     try:
-        if not isinstance(values, str | bytes | Mapping):
+        if not isinstance(values, str | bytes | Mapping) and not hasattr(values, "columns"):
             return list(cast(Iterable[Any], values))
     except (TypeError, RuntimeError):  # no entries, or those of a tensor without data
         pass

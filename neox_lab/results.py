@@ -75,7 +75,7 @@ class Result(ABC):
             dpi: dots an inch.
 
         Raises:
-            InputError: ``path`` has another ending, or ``dpi`` is no number of dots up to 1200.
+            InputError: ``path`` has another ending, or ``dpi`` is no number from 10 to 1200.
         """
         return self.view().to_png(path, dpi)
 

@@ -92,9 +92,9 @@ class View(ABC):
         """The picture as PNG at ``dpi`` dots an inch; also written to ``path`` (``*.png``).
 
         Raises:
-            InputError: ``dpi`` is no number of dots up to 1200, or ``path`` has another ending.
+            InputError: ``dpi`` is no number from 10 to 1200, or ``path`` has another ending.
         """
-        dpi = check("dpi", dpi, number(above=0, most=1200), InputError)
+        dpi = check("dpi", dpi, number(least=10, most=1200), InputError)
         return FileBytes(self._saved(path, ".png", self._encoded("png", dpi)))
 
     def to_svg(self, path: str | os.PathLike[str] | None = None) -> str:

@@ -223,7 +223,13 @@ def test_long_texts_keep_their_ends() -> None:
             function.predict(head(f"{kind}-classification", labels=["O", "B-X"]), [])
 
 
-@pytest.mark.parametrize("texts", [None, 3, b"a", {"a": "b"}, Path("a"), [1], ["a", None], [["a"]]])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        *(None, 3, b"a", {"a": "b"}, Path("a"), [1], ["a", None], [["a"]]),
+        pd.DataFrame({"text": ["The king is good."]}),  # a list of it is one of its columns' names
+    ],
+)
 def test_what_is_no_text_is_named(texts: Any) -> None:
     asked = {
         "sequence-classification": classification.predict,
@@ -231,7 +237,7 @@ def test_what_is_no_text_is_named(texts: Any) -> None:
         "causal-lm": nl.tasks.likelihood.perplexity,
     }
     for name, ask in asked.items():
-        with pytest.raises(InputError, match=r"^texts(\[[01]\])?=.*; expected a text"):
+        with pytest.raises(InputError, match=r"(?s)^texts(\[[01]\])?=.*; expected a text"):
             ask(nl.load(head=name), texts)
 
 

@@ -335,11 +335,12 @@ def test_hostile_tokens_stay_text_in_every_view(view: View) -> None:
     assert view.title in bundle["text/plain"]
 
 
-@pytest.mark.parametrize("dpi", ["200", 0, -1, float("nan"), 1e9, None, True])
+@pytest.mark.parametrize("dpi", ["200", 0, -1, 1, float("nan"), 1e9, None, True])
 def test_dots_an_inch_that_nobody_can_draw(small: AttentionView, dpi: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"^dpi=.*expected a number above 0"):
+    with pytest.raises(InputError, match=r"^dpi=.*expected a number from 10 to 1200"):
         small.to_png(tmp_path / "a.png", dpi=dpi)
     assert not list(tmp_path.iterdir())
+    assert small.to_png(dpi=10)
 
 
 def test_the_folder_of_a_picture_is_made(small: AttentionView, tmp_path: Path) -> None:
