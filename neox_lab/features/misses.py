@@ -12,8 +12,11 @@ decide alone.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
+from neox_lab.model.parts import at_least_float32
 from neox_lab.notices import tell
 
 # Dictionaries of the built-in model miss up to 0.65 of short texts, odd ones included. That of its
@@ -31,8 +34,8 @@ def missed_share(written: Tensor, error: Tensor, own: Tensor) -> float:
         own: True for the tokens of texts, False for padding ``[batch, pos]``.
     """
     later = _later(own)
-    missing = error.flatten(2)[later.to(error.device)].double()
-    there = written.flatten(2)[later.to(written.device)].double().to(missing) + missing
+    missing = at_least_float32(error.flatten(2)[later.to(error.device)])
+    there = written.flatten(2)[later.to(written.device)].to(missing) + missing
     return float(missing.square().sum() / there.square().sum())
 
 
@@ -45,7 +48,7 @@ def tell_of_misfit(dictionary: object, site: str, share: float, own: Tensor) -> 
         share: what it misses.
         own: True for the tokens of texts, False for padding ``[batch, pos]``.
     """
-    if share > FAR and int(_later(own).sum()) >= FEWEST:
+    if FAR < share < math.inf and int(_later(own).sum()) >= FEWEST:
         tell(
             f"{dictionary!r} misses {100 * share:.0f} % of what stands at {site} in these texts "
             "(of the squared norm, first tokens left out), so its features say little about this "
