@@ -37,7 +37,8 @@ class ActiveFeatures(Result):
         site: where the dictionary writes.
         latents: how many features it has.
         missed: the share of the squared norm of what stands there that the features miss in these
-            texts, first tokens left out; NaN where there are no others.
+            texts, first tokens left out; NaN where there are no others, infinite where nothing
+            stands.
     """
 
     frame: pd.DataFrame
@@ -116,7 +117,7 @@ class ActiveFeatures(Result):
             centre=0.0 if (values < 0).any() else None,
             title=f"Active features of {self.site}{total}",
             note=""
-            if math.isnan(self.missed)
+            if not math.isfinite(self.missed)
             else f"They miss {100 * self.missed:.0f} % of what stands there (squared norm, first "
             "tokens left out).",
         )

@@ -114,3 +114,12 @@ def test_features_of_a_layer_that_write_to_several() -> None:
         expected = float((y - written[:, 1:]).square().sum() / y.square().sum())
         found = nl.features.active(model, clt.layer(layer), ids)
         assert found.missed == pytest.approx(expected, rel=1e-4)
+
+
+def test_where_nothing_stands_no_share_of_it_is_told() -> None:
+    model, ours = nl.load(), nl.gym.dictionaries()["resid_post_1"]
+    with model.hooks([(SITE, lambda x, hook: torch.zeros_like(x))]), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = nl.features.active(model, ours, TEXTS[0])
+    assert found.missed == math.inf
+    assert "miss" not in repr(found)
