@@ -33,12 +33,13 @@ settings.load_profile("shared")
 
 @pytest.fixture(autouse=True)
 def _gradients_stay_on(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test that left them off would be no fault of the next one, which fails by it."""
+    """A test that switched them off would be no fault of the next one, which fails by it."""
+    before = torch.is_grad_enabled()  # some modules are without gradients from end to end
     yield
-    on = torch.is_grad_enabled()
-    torch.set_grad_enabled(True)
+    after = torch.is_grad_enabled()
+    torch.set_grad_enabled(before)
     # What PyTorch itself leaves when it is interrupted (see ``strike_by_clock``) is no fault.
-    assert on or "interrupts" in request.path.parts, "the test left gradients switched off"
+    assert after == before or "interrupts" in request.path.parts, "the test switched gradients off"
 
 
 @pytest.fixture(scope="session")
