@@ -104,11 +104,16 @@ def several(name: str, values: object, words: str, error: type[NeoxLabError]) ->
         NeoxLabError: ``error``, if it has no entries.
     """
     try:
-        if not isinstance(values, str | bytes | Mapping) and not hasattr(values, "columns"):
+        if not isinstance(values, str | bytes) and not holds_names(values):
             return list(cast(Iterable[Any], values))
     except (TypeError, RuntimeError):  # no entries, or those of a tensor without data
         pass
     raise error(f"{name}={shown(values)}; expected {words}.")
+
+
+def holds_names(value: object) -> bool:
+    """Whether a value's entries are names of what it holds: a mapping, or a frame of columns."""
+    return isinstance(value, Mapping) or hasattr(value, "columns")
 
 
 def one_or_several_texts(name: str, texts: object) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neox_lab.checks import plain, shown
+from neox_lab.checks import holds_names, plain, shown
 from neox_lab.data.encoding import token_ids
 from neox_lab.errors import InputError
 from neox_lab.family.contract import HookedModel
@@ -62,8 +62,8 @@ def documents(model: HookedModel, texts: Documents) -> Iterator[list[int]]:
     """
     if isinstance(texts, str):
         texts = [texts]
-    single = isinstance(texts, Mapping | bytes) or (isinstance(texts, Tensor) and not texts.dim())
-    if single or not isinstance(texts, Iterable):
+    number = isinstance(texts, Tensor) and not texts.dim()
+    if number or isinstance(texts, bytes) or holds_names(texts) or not isinstance(texts, Iterable):
         raise InputError(
             f"texts={shown(texts)}; expected a text, several in a list or an iterator, or token "
             "ids [batch, pos]."

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from neox_lab.checks import check, one_of, require_model, several, shown
+from neox_lab.checks import check, one_of, one_or_several_texts, require_model, shown
 from neox_lab.data.activations import site_names
 from neox_lab.data.encoding import token_ids
 from neox_lab.dropout import refuse_dropout
@@ -140,7 +140,7 @@ def compare(
         require_model(model)
         refuse_dropout(model)
     _check_shapes(model_a, model_b)
-    listed = [texts] if isinstance(texts, str) else several("texts", texts, "texts", InputError)
+    listed = one_or_several_texts("texts", texts)
     ids = token_ids(model_a, listed)
     if not ids or not all(ids):
         raise InputError(f"texts={shown(texts)}; expected texts of at least one token.")

@@ -134,7 +134,9 @@ def active(model: HookedModel, dictionary: OfOneSite, inputs: PromptsLike) -> Ac
             ``input_ids`` and ``attention_mask``. Padding is left out.
 
     Returns:
-        A table of features by token; ``strip(latent)`` shows one of them in its text.
+        A table of features by token; ``strip(latent)`` shows one of them in its text, and
+        ``missed`` is what they leave out. Most of it is warned of: the dictionary may be another
+        model's.
 
     Raises:
         InputError: inputs that are no texts, no model, no dictionary, or dropout is on.

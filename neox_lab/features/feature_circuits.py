@@ -232,7 +232,8 @@ def circuit(
     Returns:
         Effects, mean over texts: what the metric would become with the node's other value, minus
         what it is. ``total`` is the effect of exchanging all nodes. ``nodes(threshold)`` chooses,
-        ``check()`` measures, ``faithfulness()`` tests, ``edges()`` joins.
+        ``check()`` measures, ``faithfulness()`` tests, ``edges()`` joins. A dictionary that misses
+        most of what stands at its site is warned of, as in ``active``.
 
     Raises:
         InputError: no dictionaries or two at one site, prompts that do not pair up, or a metric

@@ -125,7 +125,7 @@ def effects(
         Effects over ``(pos, latent)``, or ``latent`` alone if summed, mean over texts; only cells
         whose activation differs count as computed. ``total`` is the effect of exchanging all of
         them at once. ``facts`` hold the metric of both runs, and ``missed``: the share of what
-        stands there that the dictionary misses (see ``ActiveFeatures``).
+        stands there that the dictionary misses (see ``active``, which warns of it likewise).
 
     Raises:
         InputError: no feature is active, inputs that are no prompts or do not pair up, a metric

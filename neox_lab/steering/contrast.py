@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from neox_lab.activations.stored import Stored
-from neox_lab.checks import plain, several, shown
+from neox_lab.checks import one_or_several_texts, plain, several, shown
 from neox_lab.data.activations import read_batch
 from neox_lab.data.batches import by_length
 from neox_lab.data.encoding import token_ids
@@ -42,8 +42,8 @@ def token(text: str | Sequence[str]) -> Token:
     Raises:
         InputError: no text.
     """
-    given = [text] if isinstance(text, str) else several("text", text, "tokens", InputError)
-    if not given or not all(isinstance(one, str) for one in given):
+    given = one_or_several_texts("text", text)
+    if not given:
         raise InputError(f"text={shown(text)}; expected a token as text, or several.")
     return Token(tuple(given))
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neox_lab.checks import COUNT, FINITE, SEED, check, one_of, several, whole
+from neox_lab.checks import COUNT, FINITE, SEED, check, one_of, one_or_several_texts, several, whole
 from neox_lab.data.batches import by_length
 from neox_lab.data.encoding import pad_rows, pad_token, token_ids
 from neox_lab.data.statistics import bootstrap_interval
@@ -225,8 +225,8 @@ def _batches(
         DataError: texts of fewer than two tokens, or longer than the model can read.
     """
     model = direction.model
-    listed = [texts] if isinstance(texts, str) else several("texts", texts, "texts", InputError)
-    if not listed or not all(isinstance(text, str) for text in listed):
+    listed = one_or_several_texts("texts", texts)
+    if not listed:
         raise InputError("texts must be a list of texts, at least one")
     ids = token_ids(model, listed)
     short = [(row, "has fewer than two tokens") for row, line in enumerate(ids) if len(line) < 2]

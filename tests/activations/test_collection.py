@@ -222,6 +222,7 @@ def test_nothing_to_read_leaves_no_folder(tmp_path: Path, texts: Any) -> None:
         ([[3], [1.5]], "document 1 is"),
         ([[3], {"content": "x"}], "document 1 is"),
         ({"text": ["a"]}, "texts="),
+        (pd.DataFrame({"text": ["a"]}), "texts="),  # else the names of its columns were read
         (7, "texts=7"),
         (torch.ones(2, 3), "document 0 is"),
     ],

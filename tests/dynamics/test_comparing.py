@@ -129,6 +129,8 @@ def test_what_cannot_be_compared(models: list[Any]) -> None:
         nl.dynamics.compare(models[0], small.eval(), TEXTS)
     with pytest.raises(InputError, match="expected texts"):
         nl.dynamics.compare(*models, [])
+    with pytest.raises(InputError, match=r"texts\[1\]=3; expected a text"):
+        nl.dynamics.compare(*models, ["a", 3])  # type: ignore[list-item]
     with pytest.raises(InputError, match="'step512' is a text; expected a model that is loaded"):
         nl.dynamics.compare("step512", models[1], TEXTS)
     with pytest.raises(InputError, match="expected a model"):

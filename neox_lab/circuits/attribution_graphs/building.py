@@ -226,8 +226,9 @@ def _made(
     nodes["influence"] = links.influence(weights(nodes), layers).numpy()
     replacement, completeness = scores(nodes, links)
     changes = interventions_of(run, traced, logits, nodes, links, count)
+    unexplored = max(unexplored, 0.0)  # in this order NaN stays NaN
     return AttributionGraph(
-        nodes, links, tokens, run.layers, changes, replacement, completeness, max(unexplored, 0.0)
+        nodes, links, tokens, run.layers, changes, replacement, completeness, unexplored
     )
 
 
