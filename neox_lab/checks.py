@@ -112,8 +112,13 @@ def several(name: str, values: object, words: str, error: type[NeoxLabError]) ->
 
 
 def holds_names(value: object) -> bool:
-    """Whether a value's entries are names of what it holds: a mapping, or a frame of columns."""
-    return isinstance(value, Mapping) or hasattr(value, "columns")
+    """Whether a value's entries are names of what it holds: a mapping, or a frame of columns.
+
+    A row, a column or a data set may have something of the name ``columns``; only frames have rows
+    and columns.
+    """
+    shape = getattr(value, "shape", None) if hasattr(value, "columns") else None
+    return isinstance(value, Mapping) or (isinstance(shape, tuple) and len(shape) == 2)
 
 
 def one_or_several_texts(name: str, texts: object) -> list[str]:

@@ -62,7 +62,7 @@ def documents(model: HookedModel, texts: Documents) -> Iterator[list[int]]:
     """
     if isinstance(texts, str):
         texts = [texts]
-    number = isinstance(texts, Tensor) and not texts.dim()
+    number = isinstance(texts, Tensor | np.ndarray) and not texts.ndim
     if number or isinstance(texts, bytes) or holds_names(texts) or not isinstance(texts, Iterable):
         raise InputError(
             f"texts={shown(texts)}; expected a text, several in a list or an iterator, or token "

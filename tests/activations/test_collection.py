@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -223,6 +224,7 @@ def test_nothing_to_read_leaves_no_folder(tmp_path: Path, texts: Any) -> None:
         ([[3], {"content": "x"}], "document 1 is"),
         ({"text": ["a"]}, "texts="),
         (pd.DataFrame({"text": ["a"]}), "texts="),  # else the names of its columns were read
+        (np.array("The king"), "texts="),
         (7, "texts=7"),
         (torch.ones(2, 3), "document 0 is"),
     ],

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import warnings
+from collections import namedtuple
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from neox_lab.checks import (
     TEXT,
     Kind,
     check,
+    holds_names,
     ids_to_tensor,
     list_of,
     listed_texts,
@@ -27,6 +30,7 @@ from neox_lab.checks import (
     one_of,
     or_none,
     plain,
+    several,
     whole,
 )
 from neox_lab.errors import ConfigError, InputError, NeoxLabWarning
@@ -198,6 +202,24 @@ def test_ids_in_lists_and_arrays_are_told_how_to_become_tensors() -> None:
     others: tuple[Any, ...] = ("a", ["a"], [], [[]], [1.5], [True], None, np.array([0.5]))
     for other in others:
         assert ids_to_tensor(other) == ""
+
+
+def test_frames_hold_names_and_what_has_a_part_called_columns_holds_content() -> None:
+    class DataSet:
+        columns = ("text",)
+
+        def __iter__(self) -> Iterator[str]:
+            return iter(("a", "b"))
+
+    row = namedtuple("row", ["rows", "columns"])("a", "b")
+    for value in (DataSet(), row, pd.Series(["a", "b"], index=["rows", "columns"]), ["a", "b"]):
+        assert not holds_names(value)
+        assert several("texts", value, "texts", InputError) == ["a", "b"]
+    frame = pd.DataFrame({"columns": ["a"], "b": ["c"]})
+    for value in (frame, frame.iloc[:0], {"a": "b"}):
+        assert holds_names(value)
+        with pytest.raises(InputError, match="expected texts"):
+            several("texts", value, "texts", InputError)
 
 
 def test_what_cannot_be_listed_stays_for_whoever_refuses_it() -> None:
